@@ -1,0 +1,378 @@
+"""Static, escaped HTML from untrusted text: visible tokens, colours, tables.
+
+Result classes build their ``_repr_html_`` from these functions, so everything here must also show in an
+*untrusted* notebook. JupyterLab then keeps only some tags, attributes and style values: no script, no
+``<style>``, no ``id`` or ``data-*``, no ``var(...)``. Styles are therefore inline, with plain values.
+"""
+
+import html
+import math
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+SPACE = "\u2423"
+"""How a space is shown where it could be overlooked: the open box, as in ``␣Oslo``."""
+
+NEGATIVE, POSITIVE = "#b35806", "#2166ac"
+"""Colours of the two ends of every scale, told apart under all common colour blindnesses; zero is white."""
+
+PALE = ("#f4a05a", "#6baed6")
+"""Lighter ends for text: black has a contrast of at least 7:1 on every colour of the scale."""
+
+UNKNOWN = "#d9d9d9"
+"""Colour of a value that is not finite."""
+
+MONO = "font-family:ui-monospace,Menlo,Consolas,monospace"
+
+_NAMED_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+# Letters and marks that Unicode calls visible but every font draws as nothing.
+_BLANK = frozenset(
+    "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0"
+    + "".join(map(chr, range(0xFE00, 0xFE10)))
+    + "".join(map(chr, range(0xE0100, 0xE01F0)))
+)
+_EMPTY = "\u27e8empty\u27e9"
+_CIRCLE = "\u25cc"  # the dotted circle that character tables put a lone combining mark on
+_ESCAPE_LETTERS = "\\nrtxuU"
+_MARKS_IN_A_ROW = 4  # more combining marks than any script needs would be drawn over the neighbouring lines
+
+
+def escape(text: str) -> str:
+    """`text` as HTML: safe between tags and inside a quoted attribute."""
+    return html.escape(text, quote=True)
+
+
+def _escape_code(char: str) -> str:
+    code = ord(char)
+    if char in _NAMED_ESCAPES:
+        return _NAMED_ESCAPES[char]
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _is_invisible(char: str) -> bool:
+    category = unicodedata.category(char)
+    return char in _BLANK or category[0] == "C" or (category[0] == "Z" and char != " ")
+
+
+def _is_escaped(char: str) -> bool:
+    return char == SPACE or _is_invisible(char)
+
+
+def visible_text(text: str) -> str:
+    """Plain text in which nothing hides: each control, bidi, zero-width or unpaired character as its code.
+
+    Ordinary spaces and backslashes stay as they are, so applying it twice changes nothing.
+    """
+    units, marks = [], 0
+    for position, char in enumerate(text):
+        is_mark = unicodedata.category(char)[0] == "M"
+        marks = marks + 1 if is_mark else 0
+        if _is_invisible(char) or marks > _MARKS_IN_A_ROW:
+            units.append(_escape_code(char))
+        elif is_mark and position == 0:
+            units.append(_CIRCLE + char)
+        else:
+            units.append(char)
+    return "".join(units)
+
+
+def visible_token(token: str, limit: int | None = None) -> str:
+    r"""Return a token string as plain text (not yet HTML) in which every character can be seen.
+
+    - Leading, trailing and repeated spaces are shown as ``␣``; a single space inside stays a space.
+    - ``\n \t \r``, other controls, NUL, zero-width and bidi controls, odd spaces and lone surrogates are
+      shown as Python escapes (``\n``, ``\x00``, ``\u202e``).
+    - A backslash that would read as such an escape is doubled and a real ``␣`` is shown as ``\u2423``: no two
+      tokens give the same string.
+    - The empty token is shown as ``⟨empty⟩``.
+
+    With `limit`, at most that many characters are returned, the last one ``…``; give readers the whole token
+    elsewhere (`token_html` does).
+    """
+    if not token:
+        return _EMPTY
+    if token == _EMPTY or (token[0] == _CIRCLE and unicodedata.category(token[1:2] or " ")[0] == "M"):
+        return _escape_code(token[0]) + token[1:]
+    units: list[str] = []
+    last = len(token) - 1
+    for i, char in enumerate(token):
+        if char == " ":
+            beside_space = i in (0, last) or " " in (token[i - 1], token[i + 1])
+            units.append(SPACE if beside_space else " ")
+        elif char == "\\":
+            following = token[i + 1 : i + 2]
+            reads_as_escape = following and (following in _ESCAPE_LETTERS or _is_escaped(following))
+            units.append("\\\\" if reads_as_escape else "\\")
+        elif char == SPACE:
+            units.append(_escape_code(char))
+        else:
+            units.append(char)
+    # Escaping marks and controls must see the neighbours, so it comes after the spaces are replaced.
+    text = visible_text("".join(units))
+    if limit is None or len(text) <= limit:
+        return text
+    cut = max(limit - 1, 0)
+    # Do not leave half an escape, which would read as other text.
+    escape_start = text.rfind("\\", max(cut - 9, 0), cut)
+    if escape_start > 0 and text[escape_start + 1] in "xuU" and text[escape_start + 2 : cut].isalnum():
+        cut = escape_start
+    return text[:cut] + "\u2026"
+
+
+def token_html(token: str, limit: int | None = 40) -> str:
+    """One token as HTML: visible, escaped, isolated from its neighbours' writing direction.
+
+    Longer than `limit` characters, it is cut and the whole of it is in the hover title.
+    """
+    shown = visible_token(token, limit)
+    full = visible_token(token)
+    title = f' title="{escape(full)}"' if shown != full else ""
+    return f"<bdi{title}>{escape(shown)}</bdi>"
+
+
+def format_number(value: float | int) -> str:
+    """Four significant digits; whole numbers in full."""
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.4g}"
+
+
+# Colours
+
+
+def _to_lab(color: str) -> tuple[float, float, float]:
+    def linear(channel: int) -> float:
+        c = channel / 255
+        return c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+
+    def f(t: float) -> float:
+        return t ** (1 / 3) if t > 216 / 24389 else (24389 / 27 * t + 16) / 116
+
+    r, g, b = (linear(int(color[i : i + 2], 16)) for i in (1, 3, 5))
+    x = f((0.4124564 * r + 0.3575761 * g + 0.1804375 * b) / 0.95047)
+    y = f(0.2126729 * r + 0.7151522 * g + 0.0721750 * b)
+    z = f((0.0193339 * r + 0.1191920 * g + 0.9503041 * b) / 1.08883)
+    return 116 * y - 16, 500 * (x - y), 200 * (y - z)
+
+
+def _from_lab(lightness: float, a: float, b: float) -> str:
+    def inverse(t: float) -> float:
+        return t**3 if t**3 > 216 / 24389 else (116 * t - 16) * 27 / 24389
+
+    def gamma(c: float) -> int:
+        c = 12.92 * c if c <= 0.0031308 else 1.055 * max(c, 0.0) ** (1 / 2.4) - 0.055
+        return round(255 * min(max(c, 0.0), 1.0))
+
+    fy = (lightness + 16) / 116
+    x, y, z = 0.95047 * inverse(fy + a / 500), inverse(fy), 1.08883 * inverse(fy - b / 200)
+    rgb = (
+        gamma(3.2404542 * x - 1.5371385 * y - 0.4985314 * z),
+        gamma(-0.9692660 * x + 1.8760108 * y + 0.0415560 * z),
+        gamma(0.0556434 * x - 0.2040259 * y + 1.0572252 * z),
+    )
+    return "#" + "".join(f"{c:02x}" for c in rgb)
+
+
+def color_for(value: float, bound: float, ends: tuple[str, str] = (NEGATIVE, POSITIVE)) -> str:
+    """Background colour ``#rrggbb`` of a value: -`bound` is orange, 0 white, `bound` blue.
+
+    Values without a sign use the upper half alone. Mixed in CIELAB, as circuitsvis does it, so that equal
+    steps look equal and one legend serves all. Values beyond the bound get the end's colour, NaN grey.
+    """
+    if math.isnan(value):
+        return UNKNOWN
+    share = min(abs(value) / bound, 1.0) if bound > 0 else float(value != 0)
+    lab = _to_lab(ends[1] if value >= 0 else ends[0])
+    return _from_lab(*(w + share * (c - w) for w, c in zip(_to_lab("#ffffff"), lab, strict=True)))
+
+
+def text_color(background: str) -> str:
+    """``#000000`` or ``#ffffff``, whichever has the higher contrast (at least 4.5:1) on `background`."""
+    luminance = ((_to_lab(background)[0] + 16) / 116) ** 3
+    return "#000000" if (luminance + 0.05) / 0.05 >= 1.05 / (luminance + 0.05) else "#ffffff"
+
+
+def scale_bound(values: Iterable[float | None]) -> float:
+    """Return the largest finite absolute value, 1.0 if there is none: the ends of a symmetric scale."""
+    return max((abs(v) for v in values if v is not None and math.isfinite(v)), default=0.0) or 1.0
+
+
+def legend(
+    label: str, bound: float, *, signed: bool = False, ends: tuple[str, str] = (NEGATIVE, POSITIVE)
+) -> str:
+    """Draw a colour bar from 0 (-`bound` if `signed`) to `bound`; `label` says quantity, unit and sign."""
+    steps = range(-4, 5) if signed else range(0, 9)
+    shares = [step / (4 if signed else 8) for step in steps]
+    boxes = "".join(
+        f'<span style="display:inline-block;width:14px;height:12px;background-color:'
+        f'{color_for(share * bound, bound, ends)}"></span>'
+        for share in shares
+    )
+    low = f"\u2212{format_number(bound)}" if signed else "0"
+    return (
+        '<div style="font-size:12px;margin:4px 0;white-space:normal">'
+        f"{escape(visible_text(label))}: {low} "
+        f'<span style="display:inline-block;border:1px solid #888888;height:12px;line-height:0;'
+        f'vertical-align:middle;white-space:nowrap">{boxes}</span> {format_number(bound)}</div>'
+    )
+
+
+# Tables
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One coloured table cell. Nothing in it is trusted; all of it is escaped and made visible."""
+
+    text: str
+    """The token (raw) in the cell."""
+    sub: str | None = None
+    """A second token (raw), below the first and smaller."""
+    title: tuple[str, ...] = ()
+    """Lines shown on hover, as plain text; pass tokens through `visible_token` when composing them."""
+    value: float | None = None
+    """What the background shows; ``None`` for no colour."""
+
+
+TableCell = str | int | float | Cell | None
+
+_BORDER = "border:1px solid #9a9a9a"
+_TD = f"{_BORDER};padding:2px 6px;text-align:left;vertical-align:top;white-space:pre;font-size:12px"
+# Opaque, so that scrolled cells do not shine through; dropped by the sanitizer together with "sticky".
+_STICKY = "position:sticky;left:0;z-index:1;background-color:Canvas;color:CanvasText"
+
+
+def _title(lines: Sequence[str]) -> str:
+    text = "&#10;".join(escape(visible_text(line)) for line in lines)
+    return f' title="{text}"' if text else ""
+
+
+def _cell_html(cell: TableCell, bound: float, limit: int) -> str:
+    if isinstance(cell, Cell):
+        lines = list(cell.title)
+        tokens = [cell.text] + ([] if cell.sub is None else [cell.sub])
+        # The cut tokens' own titles would hide the cell's, so the full ones lead its lines.
+        lines[:0] = [visible_token(t) for t in tokens if len(visible_token(t)) > limit]
+        body = f"<bdi>{escape(visible_token(cell.text, limit))}</bdi>"
+        if cell.sub is not None:
+            body += (
+                f'<br><bdi style="font-size:10px;opacity:.8">{escape(visible_token(cell.sub, limit))}</bdi>'
+            )
+        style = f"{_TD};{MONO}"
+        if cell.value is not None:
+            background = color_for(cell.value, bound)
+            style += f";background-color:{background};color:{text_color(background)}"
+        return f'<td style="{style}"{_title(lines)}>{body}</td>'
+    if cell is None:
+        return f'<td style="{_TD}"></td>'
+    if isinstance(cell, str):
+        text = visible_text(cell)
+        short = text if len(text) <= 3 * limit else text[: 3 * limit - 1] + "\u2026"
+        title = _title([text]) if short != text else ""
+        return f'<td style="{_TD}"{title}><bdi>{escape(short)}</bdi></td>'
+    return f'<td style="{_TD};text-align:right"{_title([repr(cell)])}>{format_number(cell)}</td>'
+
+
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[TableCell]],
+    *,
+    row_names: Sequence[str] | None = None,
+    caption: str = "",
+    corner: str = "",
+    bound: float | None = None,
+    limit: int = 18,
+) -> str:
+    """Make a static table that scrolls sideways inside its own box and can be selected and copied.
+
+    `columns` and `row_names` are plain text. Strings and numbers in `rows` are shown as they are, numbers
+    with four digits and the exact value on hover; a `Cell` is coloured by its `value`, on a scale whose ends
+    are +-`bound` (default: the largest absolute value in the table). Tokens longer than `limit` are cut, with
+    the whole of them on hover.
+    """
+    if any(len(row) != len(columns) for row in rows) or (
+        row_names is not None and len(row_names) != len(rows)
+    ):
+        raise ValueError(
+            f"A table needs one cell per column in every row and one name per row: got {len(columns)} "
+            f"columns, {len(rows)} rows of {sorted({len(row) for row in rows})} cells and "
+            f"{'no' if row_names is None else len(row_names)} row names."
+        )
+    if bound is None:
+        bound = scale_bound(cell.value for row in rows for cell in row if isinstance(cell, Cell))
+    th = f"{_TD};font-weight:bold"
+    head = "".join(_header(name, f'scope="col" style="{th}"', limit) for name in columns)
+    if row_names is not None:
+        head = f'<th style="{th};{_STICKY}">{escape(visible_text(corner))}</th>{head}'
+    body = []
+    for i, row in enumerate(rows):
+        name = (
+            "" if row_names is None else _header(row_names[i], f'scope="row" style="{th};{_STICKY}"', limit)
+        )
+        body.append(f"<tr>{name}{''.join(_cell_html(cell, bound, limit) for cell in row)}</tr>")
+    above = (
+        f'<div style="font-size:12px;margin:4px 0">{escape(visible_text(caption))}</div>' if caption else ""
+    )
+    return (
+        f'{above}<div style="overflow-x:auto;max-width:100%;margin:4px 0">'
+        f'<table style="border-collapse:collapse"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _header(name: str, attributes: str, limit: int) -> str:
+    text = visible_text(name)
+    short = text if len(text) <= limit else text[: limit - 1] + "\u2026"
+    return f"<th {attributes}{_title([text]) if short != text else ''}><bdi>{escape(short)}</bdi></th>"
+
+
+def lens_table(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    cells: Sequence[Sequence[Cell]],
+    *,
+    value_label: str = "",
+    caption: str = "",
+    corner: str = "layer",
+    signed: bool = False,
+    bound: float | None = None,
+) -> str:
+    """Make a table of rows (layers, plain text) x columns (the prompt's tokens, raw), with a colour legend.
+
+    `value_label` names what the colour shows, its unit and, if `signed`, which sign convention.
+    """
+    if bound is None:
+        bound = scale_bound(cell.value for row in cells for cell in row)
+    names = [visible_token(token) for token in columns]
+    shown = table(names, cells, row_names=rows, caption=caption, corner=corner, bound=bound)
+    coloured = any(cell.value is not None for row in cells for cell in row)
+    return (legend(value_label or "colour", bound, signed=signed) if coloured else "") + shown
+
+
+def token_strip(
+    tokens: Sequence[str],
+    values: Sequence[float],
+    *,
+    value_label: str,
+    signed: bool = False,
+    bound: float | None = None,
+    with_legend: bool = True,
+) -> str:
+    """Show the tokens (raw) of one text, coloured by `values`, in lines that wrap; exact values on hover."""
+    if len(tokens) != len(values):
+        raise ValueError(f"Need one value per token: got {len(tokens)} tokens and {len(values)} values.")
+    if bound is None:
+        bound = scale_bound(values)
+    spans = []
+    for token, value in zip(tokens, values, strict=True):
+        background = color_for(value, bound, PALE)
+        title = _title([visible_token(token), repr(float(value))])
+        spans.append(
+            f'<bdi style="display:inline-block;max-width:100%;overflow-wrap:break-word;white-space:pre-wrap;'
+            f"border:1px solid #c8c8c8;padding:2px 1px;margin:1px 0;background-color:{background};"
+            f'color:{text_color(background)}"{title}>{escape(visible_token(token, 200))}</bdi>'
+        )
+    body = "".join(spans)
+    strip = f'<div style="{MONO};font-size:13px;margin:4px 0;max-width:100%">{body}</div>'
+    return (legend(value_label, bound, signed=signed, ends=PALE) if with_legend else "") + strip

@@ -1,0 +1,37 @@
+"""Safe offline HTML: coloured tokens, attention, tables, figures, and the page that holds them.
+
+Token strings are untrusted. The functions here take them raw, make every character visible and escape them;
+nothing is fetched from a network, and nothing is displayed by itself. plotly and the circuitsvis bundle are
+loaded only when something is drawn with them.
+"""
+
+from tl_backward._html import Cell, visible_token
+from tl_backward.render.circuits import attention, tokens
+from tl_backward.render.export import csv_text, data_block
+from tl_backward.render.figures import Curve, curves, figure_fragment, heatmap, plot_text, plot_token
+from tl_backward.render.page import Fragment, Page, setup_notebook
+from tl_backward.render.tables import lens_table, table
+
+__all__ = [
+    # pages
+    "Fragment",
+    "Page",
+    "setup_notebook",
+    # tokens
+    "Cell",
+    "attention",
+    "lens_table",
+    "table",
+    "tokens",
+    # plotly
+    "Curve",
+    "curves",
+    "figure_fragment",
+    "heatmap",
+    "plot_text",
+    "plot_token",
+    # text and data
+    "csv_text",
+    "data_block",
+    "visible_token",
+]

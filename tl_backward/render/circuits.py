@@ -1,0 +1,144 @@
+"""circuitsvis components, called safely: coloured tokens and attention patterns."""
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_backward._html import (
+    NEGATIVE,
+    PALE,
+    POSITIVE,
+    legend,
+    scale_bound,
+    token_strip,
+    visible_text,
+    visible_token,
+)
+from tl_backward.render.page import Fragment
+from tl_backward.render.scripts import draw_script, place, place_key, to_json
+from tl_backward.render.static import heat_image
+
+_MOST_SQUARES = 300_000  # the chart holds one object per square; beyond this a browser tab stalls
+
+CARD = "position:relative;background-color:#ffffff;color:#1a1a1a;color-scheme:light;padding:8px;margin:6px 0;"
+"""circuitsvis and plotly draw for a white page, so in a dark theme they stand on a white card."""
+
+
+def isolate(text: str) -> str:
+    """`text` that cannot reorder its neighbours, for places without markup (canvas, SVG)."""
+    rtl = any(unicodedata.bidirectional(char) in ("R", "AL", "AN") for char in text)
+    return f"\u2068{text}\u2069" if rtl else text
+
+
+def component_token(token: str, limit: int = 200) -> str:
+    """Turn a raw token into a string that circuitsvis shows as it is.
+
+    Its React code sets tokens as inner HTML. A ``<`` or ``&`` starts markup only together with the character
+    that follows, so an invisible U+2060 after each keeps it text; entities would show up in the hover boxes,
+    which are not inner HTML.
+    """
+    text = visible_token(token, limit)
+    return text.replace("<", "<\u2060").replace("&", "&\u2060")
+
+
+def circuitsvis(component: str, props: Mapping[str, object], static: str, style: str = CARD) -> Fragment:
+    """One circuitsvis component with `props`; `static` is trusted HTML shown until (and unless) it is drawn.
+
+    Token strings in `props` must have gone through `component_token`. `component` is trusted.
+    """
+    data = to_json(props)
+    key = place_key(component, data)
+    body = f"CircuitsVis.render(place.id, CircuitsVis.{component}, data);"
+    script = draw_script(key, "CircuitsVis", data, body)
+    return Fragment(place(key, static, style), (script,), frozenset({"circuitsvis"}))
+
+
+def tokens(
+    tokens: Sequence[str],
+    values: Float[Tensor, "pos"] | Sequence[float],
+    *,
+    value_label: str,
+    signed: bool = False,
+    bound: float | None = None,
+) -> Fragment:
+    """Show the tokens of one text, coloured by one value each (exact value on hover), with a legend.
+
+    `value_label` names the value, its unit and, if `signed`, the sign convention. Colours run from -`bound`
+    (orange) over 0 (white) to `bound` (blue); the default bound is the largest absolute value.
+    """
+    numbers = [float(value) for value in values]
+    if len(numbers) != len(tokens):
+        raise ValueError(f"Need one value per token: got {len(tokens)} tokens and {len(numbers)} values.")
+    if bound is None:
+        bound = scale_bound(numbers)
+    static = token_strip(
+        tokens, numbers, value_label=value_label, signed=signed, bound=bound, with_legend=False
+    )
+    props = {
+        "tokens": [component_token(token) for token in tokens],
+        "values": numbers,
+        "minValue": -bound,
+        "maxValue": bound,
+        "negativeColor": PALE[0],
+        "positiveColor": PALE[1],
+        "paddingBottom": 4,
+    }
+    drawn = circuitsvis("ColoredTokens", props, static, CARD + "line-height:1.7;overflow-wrap:anywhere;")
+    return Fragment(legend(value_label, bound, signed=signed, ends=PALE)) + drawn
+
+
+def attention(
+    tokens: Sequence[str],
+    patterns: Float[Tensor, "head query key"],
+    *,
+    value_label: str = "attention",
+    signed: bool = False,
+    bound: float | None = None,
+    head_names: Sequence[str] | None = None,
+    causal: bool = True,
+) -> Fragment:
+    """Show a small square per head and the chosen one in full: rows attend (query) to columns (key).
+
+    `patterns` are probabilities, scores or gradients, on the scale of `tokens`; the default bound is the
+    largest absolute value, shared by all heads, counting only keys up to the query if `causal` (the rest is
+    masked in grey).
+    """
+    heads, queries, keys = patterns.shape
+    if queries != keys or keys != len(tokens) or heads == 0 or keys == 0:
+        raise ValueError(
+            f"Expected patterns of shape [head, query, key] with one query and one key per token, got "
+            f"{list(patterns.shape)} for {len(tokens)} tokens."
+        )
+    if patterns.numel() > _MOST_SQUARES:
+        raise ValueError(
+            f"{heads} heads x {queries} x {keys} tokens are {patterns.numel()} squares; a browser can draw "
+            f"about {_MOST_SQUARES}. Show fewer heads, or slice the tokens and both pattern axes."
+        )
+    if head_names is not None and len(head_names) != heads:
+        raise ValueError(f"Need one name per head: got {len(head_names)} names for {heads} heads.")
+    shown = patterns.detach().to("cpu", torch.float64)
+    if causal:
+        shown = shown.tril()
+    # Six digits are what hovering shows anyone can use, and a third of the size.
+    rows = [[[float(f"{v:.6g}") for v in row] for row in head] for head in shown.tolist()]
+    if bound is None:
+        bound = scale_bound(v for head in rows for row in head for v in row)
+    names = [visible_text(name) for name in head_names] if head_names else [f"Head {i}" for i in range(heads)]
+    props = {
+        "attention": rows,
+        "tokens": [isolate(component_token(token, 24)) for token in tokens],
+        "attentionHeadNames": names,
+        "minValue": -bound,
+        "maxValue": bound,
+        "negativeColor": NEGATIVE,
+        "positiveColor": POSITIVE,
+        "maskUpperTri": causal,
+    }
+    images = "".join(
+        heat_image(head, bound=bound, label=name, pixels=160) + " "
+        for head, name in zip(rows, names, strict=True)
+    )
+    return Fragment(legend(value_label, bound, signed=signed)) + circuitsvis("AttentionHeads", props, images)

@@ -1,0 +1,276 @@
+"""plotly figures of untrusted text: heat maps, named curves, and a fragment that draws any figure offline."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_backward._html import UNKNOWN, color_for, escape, scale_bound, visible_text, visible_token
+from tl_backward.render.circuits import CARD, isolate
+from tl_backward.render.page import Fragment
+from tl_backward.render.scripts import draw_script, escape_json, place, place_key, to_json
+
+if TYPE_CHECKING:
+    import plotly.graph_objects
+
+Numbers = Float[Tensor, "x"] | Sequence[float] | Sequence[int]
+
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Okabe and Ito's colours, told apart under all common colour blindnesses."""
+
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross")
+_FONT = {"family": "system-ui, sans-serif", "size": 12, "color": "#1a1a1a"}
+_GRID = {"gridcolor": "#dddddd", "zerolinecolor": "#aaaaaa", "linecolor": "#888888", "showline": True}
+
+
+def plot_text(text: str) -> str:
+    """Turn plain text into a string that plotly shows as it is.
+
+    plotly reads a subset of HTML in every text, and TeX between dollar signs where MathJax is loaded.
+    """
+    return escape(isolate(visible_text(text))).replace("$", "&#36;")
+
+
+def plot_token(token: str, limit: int | None = None) -> str:
+    """Turn a raw token into a string that plotly shows as it is: visible and escaped."""
+    return plot_text(visible_token(token, limit))
+
+
+def _layout(title: str, height: int) -> dict[str, object]:
+    return {
+        "title": {"text": plot_text(title), "x": 0, "xanchor": "left", "xref": "paper", "font": {"size": 14}},
+        "font": _FONT,
+        "height": height,
+        "margin": {"l": 60, "r": 20, "t": 48, "b": 50},
+        "paper_bgcolor": "#ffffff",
+        "plot_bgcolor": "#ffffff",
+        "template": "none",
+        "autosize": True,
+    }
+
+
+def heatmap(
+    z: Float[Tensor, "row column"],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    value_title: str,
+    row_title: str = "layer",
+    column_title: str = "token",
+    signed: bool = False,
+    bound: float | None = None,
+) -> "plotly.graph_objects.Figure":
+    """Draw values as coloured squares, first row at the bottom (layers rise); exact values on hover.
+
+    `rows` and `columns` are raw token strings or labels. Colours run from 0 (or -`bound` if `signed`) to
+    `bound`, by default the largest absolute value; NaN stays grey. `value_title` says quantity, unit, sign.
+    """
+    import plotly.graph_objects as go
+
+    if tuple(z.shape) != (len(rows), len(columns)):
+        raise ValueError(
+            f"Expected one row and one column name per value: got values of shape {list(z.shape)}, "
+            f"{len(rows)} rows and {len(columns)} columns."
+        )
+    values = z.detach().to("cpu", torch.float64).tolist()
+    if bound is None:
+        bound = scale_bound(value for row in values for value in row)
+    shares = [step / 10 for step in range(-10 if signed else 0, 11)]
+    low = -bound if signed else 0.0
+    span = shares[-1] - shares[0]
+    colorscale = [[(share - shares[0]) / span, color_for(share, 1.0)] for share in shares]
+    full_columns = [plot_token(name) for name in columns]
+    names = [[[plot_token(row), column] for column in full_columns] for row in rows]
+    figure = go.Figure(
+        go.Heatmap(
+            z=values,
+            customdata=names,
+            hovertemplate=f"{plot_text(row_title)}: %{{customdata[0]}}<br>{plot_text(column_title)}: "
+            f"%{{customdata[1]}}<br>{plot_text(value_title)}: %{{z:.6g}}<extra></extra>",
+            hoverongaps=False,
+            zmin=low,
+            zmax=bound,
+            colorscale=colorscale,
+            colorbar={
+                "title": {"text": plot_text(value_title), "side": "right"},
+                "thickness": 14,
+                "outlinewidth": 1,
+                "outlinecolor": "#888888",
+            },
+            xgap=1,
+            ygap=1,
+        )
+    )
+    figure.update_layout(_layout(title, 170 + 26 * max(len(rows), 3)))
+    figure.update_layout(
+        # The categories are positions, because a text can hold the same token twice.
+        xaxis=_label_axis(column_title, [plot_token(name, 16) for name in columns], angle=-60),
+        yaxis=_label_axis(row_title, [plot_token(name, 16) for name in rows], angle=0),
+        plot_bgcolor=UNKNOWN,
+        # For figure_fragment: below this, the columns' names would run into each other.
+        meta={"min_width": max(300, 150 + 13 * len(columns))},
+    )
+    return figure
+
+
+def _label_axis(title: str, labels: Sequence[str], angle: int) -> dict[str, object]:
+    return {
+        "title": {"text": plot_text(title), "standoff": 8},
+        "tickvals": list(range(len(labels))),
+        "ticktext": list(labels),
+        "tickangle": angle,
+        "tickfont": {"size": 11},
+        "showgrid": False,
+        "zeroline": False,
+        "automargin": True,
+    }
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One named line of a `curves` figure."""
+
+    name: str
+    """Plain text, for the legend."""
+    values: Numbers
+    """[x]; NaN leaves a gap."""
+    control_of: str | None = None
+    """Name of the curve that this one is the control of: it gets that curve's colour, dashed."""
+    low: Numbers | None = None
+    """[x]; with `high`, the edges of a band around the line."""
+    high: Numbers | None = None
+    """[x]"""
+
+
+def _floats(values: Numbers) -> list[float]:
+    return [float(value) for value in values]
+
+
+def curves(
+    lines: Sequence[Curve],
+    *,
+    title: str,
+    x_title: str,
+    y_title: str,
+    x: Numbers | None = None,
+    x_labels: Sequence[str] | None = None,
+    log_y: bool = False,
+    reverse_y: bool = False,
+) -> "plotly.graph_objects.Figure":
+    """Draw named lines over `x` (default 0, 1, ...), each with a colour and a marker; controls are dashed.
+
+    `x_labels` (raw tokens or labels) replace the numbers below the axis. A log axis cannot show zero: plot
+    ranks as rank + 1. `reverse_y` puts small values, such as rank 1, on top.
+    """
+    import plotly.graph_objects as go
+
+    positions = list(range(len(lines[0].values))) if x is None and lines else _floats(x or ())
+    _check_curves(lines, len(positions), x_labels, log_y)
+    figure = go.Figure()
+    solid = [line.name for line in lines if line.control_of is None]
+    for line in lines:
+        index = solid.index(line.control_of or line.name)
+        color = PALETTE[index % len(PALETTE)]
+        if line.low is not None and line.high is not None:
+            figure.add_scatter(
+                x=[*positions, *reversed(positions)],
+                y=[*_floats(line.high), *reversed(_floats(line.low))],
+                fill="toself",
+                fillcolor=color,
+                opacity=0.18,
+                line={"width": 0},
+                hoverinfo="skip",
+                showlegend=False,
+                legendgroup=str(index),
+                mode="lines",
+            )
+        is_control = line.control_of is not None
+        figure.add_scatter(
+            x=positions,
+            y=_floats(line.values),
+            name=plot_text(line.name),
+            mode="lines+markers",
+            line={"color": color, "width": 2, "dash": "dash" if is_control else "solid"},
+            marker={
+                "symbol": _SYMBOLS[index % len(_SYMBOLS)] + ("-open" if is_control else ""),
+                "size": 7,
+                "color": color,
+            },
+            customdata=[plot_token(label) for label in x_labels] if x_labels else None,
+            hovertemplate=f"%{{y:.6g}} at {plot_text(x_title)} %{{{'customdata' if x_labels else 'x'}}}",
+        )
+    figure.update_layout(_layout(title, 380))
+    x_axis = _label_axis(x_title, [plot_token(name, 16) for name in x_labels], -60) if x_labels else {}
+    figure.update_layout(
+        xaxis={"title": {"text": plot_text(x_title)}, **_GRID, **x_axis},
+        yaxis={
+            "title": {"text": plot_text(y_title)},
+            **_GRID,
+            "automargin": True,
+            "type": "log" if log_y else "linear",
+            **({"dtick": 1} if log_y else {}),
+            "autorange": "reversed" if reverse_y else True,
+        },
+        hovermode="x unified",
+        # Below the plot, so that long names take no width from it on a narrow screen.
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
+    )
+    return figure
+
+
+def _check_curves(lines: Sequence[Curve], length: int, x_labels: Sequence[str] | None, log_y: bool) -> None:
+    names = [line.name for line in lines]
+    if not lines or len(set(names)) != len(names):
+        raise ValueError(f"Expected at least one curve, each with a name of its own, got {names}.")
+    solid = {line.name for line in lines if line.control_of is None}
+    for line in lines:
+        if line.control_of is not None and line.control_of not in solid:
+            raise ValueError(
+                f"{line.name!r} is the control of {line.control_of!r}, which is not in {sorted(solid)}."
+            )
+        for part in (line.values, line.low, line.high):
+            if part is not None and len(part) != length:
+                raise ValueError(f"Expected {length} values for {line.name!r}, one per x, got {len(part)}.")
+        if log_y and any(value <= 0 for value in _floats(line.values)):
+            raise ValueError(
+                f"A log axis needs values above 0, got {line.name!r} with others; plot rank + 1."
+            )
+    if x_labels is not None and len(x_labels) != length:
+        raise ValueError(f"Expected {length} labels, one per x, got {len(x_labels)}.")
+
+
+def figure_fragment(figure: "plotly.graph_objects.Figure", *, min_width: int | None = None) -> Fragment:
+    """Draw any plotly figure from data inside the page: no cloud button, no logo, no request.
+
+    It fills the width it gets, down to `min_width` pixels (default: enough for a heat map's columns), below
+    which it scrolls. Texts in a figure of your own must have gone through `plot_text` or `plot_token`.
+    """
+    # plotly's own JSON: it knows arrays, dates and NaN.
+    text = str(figure.to_json())
+    layout = json.loads(text)["layout"]
+    if min_width is None:
+        min_width = int((layout.get("meta") or {}).get("min_width", 300))
+    data = escape_json(text)
+    config = to_json(
+        {
+            "responsive": True,
+            "displaylogo": False,
+            "plotlyServerURL": "",
+            "showSendToCloud": False,
+            "showEditInChartStudio": False,
+            "typesetMath": False,
+            "toImageButtonOptions": {"format": "png", "scale": 2},
+        }
+    )
+    key = place_key("plotly", data)
+    body = f"place.textContent = ''; Plotly.newPlot(place, data.data, data.layout, {config});"
+    note = '<span style="font-size:12px">This figure is drawn by a script.</span>'
+    height = int(layout.get("height") or 450)
+    box = place(key, note, f"min-width:{min_width}px;min-height:{height}px")
+    html = f'<div style="{CARD}overflow-x:auto">{box}</div>'
+    return Fragment(html, (draw_script(key, "Plotly", data, body),), frozenset({"plotly"}))

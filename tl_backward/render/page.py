@@ -1,0 +1,202 @@
+"""Fragments of HTML, and the one self-contained file that a set of them makes."""
+
+import base64
+import hashlib
+import os
+import secrets
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tl_backward._html import escape, visible_text
+from tl_backward.render.libraries import LIBRARIES, Library, inline, library_source
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A piece of a page. `html` and `scripts` are trusted: make them with this package's functions.
+
+    In a notebook it shows itself. Where scripts run but the library is missing, and in an untrusted notebook,
+    its static part stays. Load a library once per notebook with `setup_notebook`.
+    """
+
+    html: str
+    """Static HTML; what scripts draw later replaces a part of it."""
+    scripts: tuple[str, ...] = ()
+    """JavaScript to run after `html` is in the document and the libraries are loaded."""
+    needs: frozenset[Library] = field(default_factory=frozenset)
+    """Libraries that the scripts use."""
+
+    def __add__(self, other: "Fragment") -> "Fragment":
+        """Both, one below the other."""
+        scripts = tuple(dict.fromkeys(self.scripts + other.scripts))
+        return Fragment(self.html + other.html, scripts, self.needs | other.needs)
+
+    def _repr_html_(self) -> str:
+        # Colab shows every output in a frame of its own, so there each must bring its libraries.
+        libraries = _libraries(self.needs) if "google.colab" in sys.modules else ()
+        return self.html + "".join(f"<script>{inline(s)}</script>" for s in (*libraries, *self.scripts))
+
+    def __repr__(self) -> str:
+        """Sizes, not contents."""
+        return (
+            f"Fragment(html={len(self.html)} chars, scripts={len(self.scripts)}, needs={sorted(self.needs)})"
+        )
+
+
+def setup_notebook(*libraries: Library) -> Fragment:
+    """Make an output that loads libraries (default: circuitsvis, 1.3 MB): show it once, early in a notebook.
+
+    Every later `Fragment` in the notebook uses this copy. ``"plotly"`` (4.8 MB) is needed only for
+    `figure_fragment`; plotly figures returned from a cell are shown by plotly itself.
+    """
+    chosen = libraries or ("circuitsvis",)
+    note = f'<div style="font-size:12px">Loaded for this notebook: {", ".join(chosen)}.</div>'
+    return Fragment(note, tuple(library_source(name) for name in chosen))
+
+
+def _libraries(needs: Iterable[Library]) -> tuple[str, ...]:
+    needed = set(needs)
+    return tuple(library_source(name) for name in LIBRARIES if name in needed)
+
+
+_STYLE = """
+:root { color-scheme: light dark; }
+body { margin: 0; font: 16px/1.5 system-ui, sans-serif; background: #ffffff; color: #1a1a1a; }
+main { max-width: 1240px; margin: 0 auto; padding: 16px; }
+h1 { font-size: 1.7em; line-height: 1.2; margin: .4em 0; }
+h2 { font-size: 1.25em; margin: 1.6em 0 .3em; }
+h1, h2, p { overflow-wrap: anywhere; }
+p { max-width: 80ch; margin: .4em 0; }
+footer { margin-top: 2.5em; font-size: .8em; opacity: .75; }
+a { color: #1f5fa8; }
+@media (prefers-color-scheme: dark) {
+  body { background: #16181c; color: #e4e4e4; }
+  a { color: #8ab8ec; }
+}
+"""
+
+
+@dataclass(frozen=True)
+class _Section:
+    heading: str
+    paragraphs: tuple[str, ...]
+    fragments: tuple[Fragment, ...]
+
+    def html(self) -> str:
+        heading = f"<h2>{_text(self.heading)}</h2>" if self.heading else ""
+        paragraphs = "".join(f"<p>{_text(paragraph)}</p>" for paragraph in self.paragraphs)
+        return f"<section>{heading}{paragraphs}{''.join(f.html for f in self.fragments)}</section>"
+
+
+def _text(text: str) -> str:
+    return escape(visible_text(text))
+
+
+class Page:
+    """One self-contained HTML file, built section by section.
+
+    It holds one copy of each library that a fragment needs, requests nothing, and carries a
+    Content-Security-Policy that lets only its own scripts run (by hash), so that markup which slipped into it
+    stays dead. Titles, headings and paragraphs are plain text.
+
+    ::
+
+        page = Page("Backward Lens", intro="One prompt, read backwards.")
+        page.section("Prompt", "Darker tokens got the larger gradient.", tokens(strings, norms, ...))
+        page.save("report.html")
+    """
+
+    def __init__(self, title: str, *, intro: str = "", footer: str = "") -> None:
+        self.title, self.intro, self.footer = title, intro, footer
+        self._sections: list[_Section] = []
+
+    def section(self, heading: str, explanation: str = "", *fragments: Fragment) -> "Page":
+        """Append a section; a blank line in `explanation` starts a new paragraph. Returns the page."""
+        paragraphs = tuple(part.strip() for part in explanation.split("\n\n") if part.strip())
+        self._sections.append(
+            _Section(heading, tuple(" ".join(p.split("\n")) for p in paragraphs), fragments)
+        )
+        return self
+
+    def _scripts(self) -> list[str]:
+        fragments = [fragment for section in self._sections for fragment in section.fragments]
+        libraries = _libraries(name for fragment in fragments for name in fragment.needs)
+        own = dict.fromkeys(inline(script) for fragment in fragments for script in fragment.scripts)
+        return [*libraries, *own]
+
+    def to_html(self) -> str:
+        """Return the whole file as text."""
+        scripts = self._scripts()
+        hashes = [base64.b64encode(hashlib.sha256(_encode(s)).digest()).decode("ascii") for s in scripts]
+        # style: inline styles, and those that the libraries add; img: plotly saves a figure through a blob.
+        policy = "; ".join(
+            [
+                "default-src 'none'",
+                "script-src " + (" ".join(f"'sha256-{h}'" for h in hashes) or "'none'"),
+                "style-src 'unsafe-inline'",
+                "img-src data: blob:",
+                "base-uri 'none'",
+                "form-action 'none'",
+            ]
+        )
+        intro = f"<p>{_text(self.intro)}</p>" if self.intro else ""
+        footer = f"<footer>{_text(self.footer)}</footer>" if self.footer else ""
+        return "\n".join(
+            [
+                "<!DOCTYPE html>",
+                '<html lang="en"><head><meta charset="utf-8">',
+                f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+                '<meta name="viewport" content="width=device-width, initial-scale=1">',
+                '<meta name="referrer" content="no-referrer">',
+                '<link rel="icon" href="data:,">',
+                f"<title>{_text(self.title)}</title><style>{_STYLE}</style></head>",
+                f"<body><main><h1>{_text(self.title)}</h1>{intro}",
+                *(section.html() for section in self._sections),
+                f"{footer}</main>",
+                *(f"<script>{script}</script>" for script in scripts),
+                "</body></html>\n",
+            ]
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the file in one step: a reader sees the old file or the new one, never half of one."""
+        target = Path(path)
+        data = _encode(self.to_html())
+        if not target.parent.is_dir():
+            raise FileNotFoundError(
+                f"Cannot write {str(target)!r}: there is no folder {str(target.parent)!r}; create it first."
+            )
+        temporary = target.with_name(f".{target.name[:64]}.{secrets.token_hex(6)}.tmp")
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        return target
+
+    def __str__(self) -> str:
+        """Return `to_html()`."""
+        return self.to_html()
+
+    def __repr__(self) -> str:
+        """Title and number of sections."""
+        return f"Page({self.title!r}, sections={len(self._sections)})"
+
+    def _repr_html_(self) -> str:
+        fragments = (f for section in self._sections for f in section.fragments)
+        joined = sum(fragments, start=Fragment(""))
+        body = "".join(section.html() for section in self._sections)
+        intro = f"<p>{_text(self.intro)}</p>" if self.intro else ""
+        html = f"<div><h1>{_text(self.title)}</h1>{intro}{body}</div>"
+        return Fragment(html, joined.scripts, joined.needs)._repr_html_()
+
+
+def _encode(text: str) -> bytes:
+    # A lone surrogate can only come from outside this package's functions; it must not stop the page.
+    return text.encode("utf-8", "backslashreplace")

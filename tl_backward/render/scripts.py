@@ -1,0 +1,61 @@
+"""Data for scripts: JSON that cannot end its script element, and the call that draws it into its place."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+
+_UNSAFE = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
+
+
+def escape_json(text: str) -> str:
+    r"""JSON text with ``< > &`` and U+2028, U+2029 as ``\uXXXX``: same value, no way out of a script."""
+    return text.translate(_UNSAFE)
+
+
+def to_json(value: Mapping[str, object]) -> str:
+    """`value` as escaped JSON in pure ASCII (so lone surrogates survive); NaN and infinities become null."""
+    return escape_json(json.dumps(_finite(value), allow_nan=False, separators=(",", ":")))
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_finite(item) for item in value]
+    return value
+
+
+# Draws into every place of this key that is still empty of it, so that the same fragment may be shown twice.
+# In a notebook the output with the library can come later than this one: wait for it, then give up and leave
+# the static picture.
+_DRAW = """(function (key, library, data, draw) {
+  var tries = 0;
+  function attempt() {
+    if (!window[library]) { if (++tries < 150) { setTimeout(attempt, 200); } return; }
+    document.querySelectorAll('[data-tlb="' + key + '"]').forEach(function (place) {
+      if (place.id) { return; }
+      window.tlbCount = (window.tlbCount || 0) + 1;
+      place.id = "tlb-" + window.tlbCount;
+      draw(place, data);
+    });
+  }
+  attempt();
+})"""
+
+
+def place_key(*parts: str) -> str:
+    """Name the place where a fragment draws, by its content: the same input gives the same page."""
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def place(key: str, static: str, style: str = "") -> str:
+    """Make the closed element that the script draws into; `static` is trusted HTML to show until then."""
+    return f'<div data-tlb="{key}" style="{style}">{static}</div>'
+
+
+def draw_script(key: str, library: str, data: str, body: str) -> str:
+    """Make a script that runs trusted JavaScript `body` with ``place`` (the element) and ``data`` (JSON)."""
+    return f'{_DRAW}("{key}", "{library}", {data}, function (place, data) {{ {body} }});'

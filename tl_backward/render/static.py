@@ -1,0 +1,53 @@
+"""Heat maps as small pictures inside the HTML: they show where scripts do not run."""
+
+import base64
+import math
+import struct
+import zlib
+from collections.abc import Sequence
+
+from tl_backward._html import UNKNOWN, color_for, escape, visible_text
+
+_STEPS = 100  # palette entries on either side of zero
+_GREY = 2 * _STEPS + 1
+
+
+def heat_image(values: Sequence[Sequence[float]], *, bound: float, label: str, pixels: int = 200) -> str:
+    """Make an ``<img>`` with a block per value, first row on top, coloured by `color_for`; NaN is grey.
+
+    `label` is the alternative text. The picture is about `pixels` wide, drawn with whole blocks.
+    """
+    width = max(len(row) for row in values)
+    block = max(1, pixels // width)
+    lines = []
+    for row in values:
+        line = b"".join(bytes([_index(value, bound)]) * block for value in row)
+        lines.append((b"\0" + line) * block)  # each line of a PNG starts with its filter, 0 = none
+    header = struct.pack(">IIBBBBB", width * block, len(values) * block, 8, 3, 0, 0, 0)
+    colors = [color_for(step / _STEPS, 1.0) for step in range(-_STEPS, _STEPS + 1)] + [UNKNOWN]
+    palette = b"".join(bytes.fromhex(color[1:]) for color in colors)
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(
+        _chunk(kind, data)
+        for kind, data in (
+            (b"IHDR", header),
+            (b"PLTE", palette),
+            (b"IDAT", zlib.compress(b"".join(lines), 9)),
+            (b"IEND", b""),
+        )
+    )
+    source = base64.b64encode(png).decode("ascii")
+    alt = escape(visible_text(label))
+    return (
+        f'<img alt="{alt}" title="{alt}" src="data:image/png;base64,{source}" '
+        f'style="border:1px solid #9a9a9a;max-width:100%">'
+    )
+
+
+def _index(value: float, bound: float) -> int:
+    if math.isnan(value):
+        return _GREY
+    return _STEPS + round(_STEPS * min(max(value / bound, -1.0), 1.0))
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
