@@ -1,0 +1,125 @@
+"""Validation at the public boundary, and the wording of every error.
+
+An error is one sentence: what was expected, what came, what to do.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from tl_backward._typing import TransformerLensModel
+
+KNOWN_MODELS = ("HookedTransformer", "TransformerBridge")
+
+
+def nearest(word: str, names: Iterable[str], n: int = 3) -> str:
+    """The `n` names most like `word`, quoted, for the end of an error message."""
+    close = difflib.get_close_matches(word, list(names), n=n, cutoff=0.4)
+    return ", ".join(repr(name) for name in close) if close else "nothing similar"
+
+
+def model_kind(model: object) -> str:
+    """Which TransformerLens world a model lives in; a subclass counts as its parent.
+
+    Raises:
+        TypeError: `model` is neither a HookedTransformer nor a TransformerBridge.
+    """
+    for cls in type(model).__mro__:
+        if cls.__name__ in KNOWN_MODELS and cls.__module__.startswith("transformer_lens"):
+            return cls.__name__
+    if hasattr(model, "_orig_mod"):
+        raise TypeError(
+            "Expected an uncompiled TransformerLens model, got the result of torch.compile, whose hooks cannot "
+            "fire; pass the model you compiled (compiled._orig_mod)."
+        )
+    raise TypeError(
+        f"Expected a TransformerLens model (HookedTransformer or TransformerBridge), got {type(model).__name__}; "
+        "wrap a Hugging Face model with TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=...)."
+    )
+
+
+def check_model(model: TransformerLensModel) -> None:
+    """Refuse anything that is not an uncompiled TransformerLens model.
+
+    Raises:
+        TypeError: see `model_kind`; also when a submodule was compiled, since its hooks cannot fire.
+    """
+    model_kind(model)
+    for name, module in model.named_modules():
+        if getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod"):
+            raise TypeError(
+                f"Expected an uncompiled model, got one whose {name or 'root'!r} was compiled with torch.compile, "
+                "so its hooks cannot fire; capture on the uncompiled model instead."
+            )
+
+
+def check_grad_enabled() -> None:
+    """Refuse to capture where autograd records nothing.
+
+    Raises:
+        RuntimeError: under `torch.inference_mode()` or `torch.no_grad()`.
+    """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "Expected autograd to be on, got torch.inference_mode(); leave inference_mode before capturing gradients."
+        )
+    if not torch.is_grad_enabled():
+        raise RuntimeError(
+            "Expected autograd to be on, got torch.no_grad(); call inside torch.enable_grad() or outside the "
+            "no_grad block (a model whose parameters are frozen is fine)."
+        )
+
+
+def check_loss(loss: object) -> torch.Tensor:
+    """The loss as a finite scalar tensor that depends on something differentiable.
+
+    Raises:
+        TypeError: not a tensor.
+        ValueError: not a scalar, not finite, or without a graph.
+    """
+    if not isinstance(loss, torch.Tensor):
+        raise TypeError(
+            f"Expected the loss to return a scalar tensor, got {type(loss).__name__}; "
+            "return a torch tensor computed from the logits."
+        )
+    if loss.numel() != 1:
+        raise ValueError(
+            f"Expected the loss to return a scalar, got shape {tuple(loss.shape)}; reduce it with .mean() or .sum()."
+        )
+    if not torch.isfinite(loss).all():
+        raise ValueError(
+            f"Expected a finite loss, got {loss.item()}; look for masked targets, overflow, or a hook that divides by 0."
+        )
+    if not loss.requires_grad:
+        raise ValueError(
+            "Expected a loss that depends on the logits, got one without a gradient; compute it from the `logits` "
+            "argument without .detach(), .item() or integer operations."
+        )
+    return loss.reshape(())
+
+
+def check_layers(layers: int | Sequence[int] | None, n_layers: int) -> list[int]:
+    """Layers as a list of non-negative indices, in the order given; None means all, negative counts from the end.
+
+    Raises:
+        IndexError: a layer is out of range.
+    """
+    if layers is None:
+        return list(range(n_layers))
+    wanted = [layers] if isinstance(layers, int) else list(layers)
+    for layer in wanted:
+        if not -n_layers <= layer < n_layers:
+            raise IndexError(
+                f"Expected layers in [-{n_layers}, {n_layers}), got {layer}; the model has {n_layers} layers."
+            )
+    if not wanted:
+        raise ValueError("Expected at least one layer, got an empty list; pass layers=None for all of them.")
+    return [layer % n_layers for layer in wanted]
+
+
+def check_k(k: int, d_vocab: int) -> int:
+    """A number of top tokens between 1 and the size of the vocabulary."""
+    if not 1 <= k <= d_vocab:
+        raise ValueError(f"Expected 1 <= k <= {d_vocab} (the vocabulary), got k={k}; choose a smaller k.")
+    return k

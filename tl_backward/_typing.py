@@ -1,0 +1,70 @@
+"""The model Protocol and the run-time checks of public tensor functions."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+
+import torch
+from beartype import beartype
+from jaxtyping import Float, Int, jaxtyped
+from torch import Tensor, nn
+
+F = TypeVar("F", bound=Callable)
+
+
+def typed(function: F) -> F:
+    """Check a public function's tensor shapes and dtypes on every call (jaxtyping + beartype)."""
+    return jaxtyped(typechecker=beartype)(function)
+
+
+class Config(Protocol):
+    """The part of TransformerLens's model configuration that both worlds share."""
+
+    n_layers: int
+    n_heads: int
+    d_model: int
+    d_head: int
+    d_vocab: int
+    n_ctx: int
+    device: str | torch.device | None
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that is used here."""
+
+    pad_token_id: int | None
+    unk_token_id: int | None
+    bos_token_id: int | None
+    padding_side: str
+
+    def decode(self, token_ids: list[int]) -> str: ...
+    def get_vocab(self) -> dict[str, int]: ...
+
+
+if TYPE_CHECKING:
+
+    class TransformerLensModel(Protocol):
+        """What HookedTransformer and TransformerBridge have in common."""
+
+        cfg: Config
+        tokenizer: Tokenizer | None
+        training: bool
+        W_U: Float[Tensor, "d_model d_vocab"]
+        b_U: Float[Tensor, "d_vocab"]
+        blocks: nn.ModuleList
+
+        @property
+        def hook_dict(self) -> Mapping[str, nn.Module]: ...
+        def __call__(self, *args: object, **kwargs: object) -> Tensor: ...
+        def to_tokens(self, input: str | list[str], prepend_bos: bool | None = ...) -> Tensor: ...
+        def modules(self) -> "list[nn.Module]": ...
+        def named_modules(self) -> "list[tuple[str, nn.Module]]": ...
+        def parameters(self) -> "list[nn.Parameter]": ...
+
+else:
+    # At run time a TransformerLens model is a torch module; `check_model` says more when it is not.
+    TransformerLensModel: TypeAlias = nn.Module
+
+Tokens: TypeAlias = Int[Tensor, "batch pos"]
+Prompts: TypeAlias = str | list[str] | Int[Tensor, "batch pos"] | Int[Tensor, "pos"]
+HookFn: TypeAlias = Callable[..., Tensor | None]
+NamesFilter: TypeAlias = Callable[[str], bool] | str | list[str] | tuple[str, ...] | None

@@ -1,0 +1,356 @@
+"""One forward pass and one activation-only backward pass: every chosen weight's x and delta, and no trace left.
+
+Each delta is torch.autograd.grad(loss, edge of y), so the engine runs only the backward steps that lead to some y and
+never the matrix product that would form a weight's gradient. x is kept by reference.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from inspect import signature
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils.hooks import RemovableHandle
+
+from tl_backward._checks import check_grad_enabled, check_loss, check_model, model_kind, nearest
+from tl_backward._typing import HookFn, NamesFilter, Prompts, TransformerLensModel
+from tl_backward.gradient_cache import FactorMap, GradientCache
+from tl_backward.losses import Loss
+from tl_backward.prompts import Batch, encode_prompts, extend
+from tl_backward.sites import Read, WeightSite, select_sites, weight_sites
+
+HookList: TypeAlias = Sequence[tuple[str | Callable[[str], bool], HookFn]]
+
+
+def run_with_gradient_cache(
+    model: TransformerLensModel,
+    prompts: Prompts,
+    loss: Loss,
+    *,
+    weights: object = None,
+    names_filter: NamesFilter = None,
+    fwd_hooks: HookList = (),
+    bwd_hooks: HookList = (),
+    prepend_bos: bool | None = None,
+    attention_mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"] | None = None,
+) -> tuple[Float[Tensor, ""], GradientCache]:
+    """The loss, and the rank-1 factors of its gradient with respect to every chosen weight.
+
+    For a weight used as y = x @ W, dL/dW = sum_i outer(x_i, delta_i) with delta_i = dL/dy_i (Katz et al. 2024, sec. 4).
+    One forward and one backward pass yield all x_i and delta_i; no weight gradient is formed. Raw sign: a descent step
+    subtracts. Hooks already on the model (`with model.hooks(...)`, `add_hook`) and those given here take part, and the
+    factors are those of the hooked computation. The model, its hooks, flags, `.grad` and the RNG are left as found.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge; frozen parameters are fine.
+        prompts: text, a list of texts (padded and masked), or tokens [batch, pos].
+        loss: `loss(logits, tokens) -> scalar`, see `tl_backward.losses`.
+        weights: whose factors to keep: None for all MLP and attention matrices, a name ("W_out",
+            "blocks.3.mlp.W_out"), a list of names, or a predicate on the full name. W_E, W_pos, W_U, biases and norm
+            weights come when named.
+        names_filter: hook points whose gradients to keep, as TransformerLens's: None for all, a name, a list, or a
+            predicate; [] for none, which saves memory.
+        fwd_hooks: (name or predicate, hook) pairs for this pass, as in `run_with_hooks`.
+        bwd_hooks: the same for the backward pass; they may replace gradients.
+        prepend_bos: as in `model.to_tokens`; None for the model's default.
+        attention_mask: [batch, pos], 1 at real tokens; with tokens only.
+
+    Returns:
+        (loss, cache): the detached loss and a GradientCache.
+
+    Raises:
+        RuntimeError: under torch.no_grad() or inference_mode; a weight or named hook point that never ran; an x that
+            was overwritten in place after it was read.
+        TypeError: not a TransformerLens model, a compiled one, or arguments of the wrong kind.
+        ValueError: an unknown name, an empty prompt or target, too many tokens, or a loss that is no finite scalar
+            depending on the logits.
+    """
+    check_model(model)
+    check_grad_enabled()
+    batch = encode_prompts(model, prompts, prepend_bos=prepend_bos, attention_mask=attention_mask)
+    bind = getattr(loss, "bind", None)
+    if bind is not None:
+        loss = bind(model, batch.n_examples)
+        batch = extend(model, batch, getattr(loss, "continuation", ()))
+    sites = select_sites(weight_sites(model), weights)
+    recorder = _Recorder()
+    with ExitStack() as stack:
+        stack.enter_context(_rng_untouched(model))
+        stack.enter_context(user_hooks(model, fwd_hooks, bwd_hooks))
+        stack.callback(recorder.detach)
+        for site in sites.values():
+            recorder.watch(site)
+        points = _hook_points(model, names_filter)
+        for point in {id(point): point for point in points.values()}.values():
+            recorder.watch_hook_point(point)
+        value, logits = _forward(model, batch, loss)
+        calls, gradients = recorder.differentiate(value)
+    factors = {name: site.factors(calls[name]) for name, site in sites.items()}
+    shorts = {site.key: name for name, site in sites.items()}
+    n_layers = model.cfg.n_layers
+    kept = {name: gradients[id(point)] for name, point in points.items() if id(point) in gradients}
+    if points and isinstance(names_filter, str | list | tuple) and not kept:
+        raise RuntimeError(
+            f"Expected the hook points {sorted(points)} to run, but none did; the model's flags (use_attn_result, ...) may "
+            "have them switched off."
+        )
+    cache = GradientCache(
+        value.detach(), batch.tokens, batch.mask, logits.detach(), FactorMap(factors, shorts, n_layers), kept, n_layers
+    )
+    return cache.loss, cache
+
+
+def _forward(model: TransformerLensModel, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor]:
+    """Loss and logits of one pass; the loss has been checked."""
+    options: dict[str, object] = {"return_type": "logits"}
+    if batch.mask is not None:
+        options["attention_mask"] = batch.mask.long()
+    if model_kind(model) == "TransformerBridge":
+        options["use_cache"] = False
+    logits = model(batch.tokens, **options)
+    if not logits.requires_grad:
+        # A user's hook cut every path from the watched weights to the logits: their deltas are zeros.
+        logits = logits.detach().requires_grad_().clone()
+    origin = logits.grad_fn
+    named = {"attention_mask": batch.mask} if _takes_mask(loss) else {}
+    value = check_loss(loss(logits, batch.tokens, **named))
+    if not _depends_on(value, origin):
+        raise ValueError(
+            "Expected a loss that depends on the logits, got one that does not; compute it from the `logits` argument."
+        )
+    return value, logits
+
+
+def _takes_mask(loss: Loss) -> bool:
+    try:
+        return "attention_mask" in signature(loss).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def _depends_on(value: Tensor, origin: object) -> bool:
+    """Whether the graph of `value` reaches the node `origin`, looking no further than it."""
+    stack, seen = [value.grad_fn], set()
+    while stack:
+        node = stack.pop()
+        if node is origin:
+            return True
+        if node is not None and node not in seen:
+            seen.add(node)
+            stack.extend(parent for parent, _ in node.next_functions)
+    return False
+
+
+@contextmanager
+def _rng_untouched(model: TransformerLensModel) -> Iterator[None]:
+    """Dropout in a training-mode model draws numbers; give them back."""
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(index for index in devices if index is not None)):
+        yield
+
+
+@contextmanager
+def user_hooks(model: TransformerLensModel, fwd_hooks: HookList, bwd_hooks: HookList) -> Iterator[None]:
+    """`model.hooks(...)` that refuses a name the model lacks, in both worlds."""
+    if not fwd_hooks and not bwd_hooks:
+        yield
+        return
+    names = list(model.hook_dict)
+    for where, _ in [*fwd_hooks, *bwd_hooks]:
+        if isinstance(where, str) and where not in names:
+            raise ValueError(
+                f"Expected the name of a hook point, got {where!r}; the nearest are {nearest(where, names)}."
+            )
+    with model.hooks(fwd_hooks=list(fwd_hooks), bwd_hooks=list(bwd_hooks)):
+        yield
+
+
+def _hook_points(model: TransformerLensModel, names_filter: NamesFilter) -> dict[str, nn.Module]:
+    """The hook points that `names_filter` keeps, under all their names."""
+    if names_filter is not None and not callable(names_filter) and not names_filter:
+        return {}
+    points = dict(model.hook_dict)
+    if names_filter is None:
+        return points
+    if callable(names_filter):
+        kept = {name: point for name, point in points.items() if names_filter(name)}
+        if not kept:
+            raise ValueError(
+                f"Expected names_filter to match at least one of {len(points)} hook points, got one that matches none; "
+                f"names look like {next(iter(points))!r}."
+            )
+        return kept
+    wanted = [names_filter] if isinstance(names_filter, str) else list(names_filter)
+    for name in wanted:
+        if name not in points:
+            raise ValueError(
+                f"Expected the name of a hook point, got {name!r}; the nearest are {nearest(name, points)}."
+            )
+    return {name: points[name] for name in wanted}
+
+
+@dataclass
+class _Written:
+    """One write of a y: the edge its gradient flows through (None off the tape), and how to tell that it still does."""
+
+    edge: GradientEdge | None
+    like: Tensor
+    """A detached alias of y, for its shape and version."""
+    version: int | None
+    """y's version, where an in-place change of it would silently cut the edge off; None where it cannot."""
+
+
+@dataclass
+class _Recorder:
+    """The hooks of one capture, and what they saw."""
+
+    handles: list[RemovableHandle] = field(default_factory=list)
+    sites: list[WeightSite] = field(default_factory=list)
+    reads: dict[int, list[tuple[Tensor, int]]] = field(default_factory=dict)
+    writes: dict[tuple[int, str], list[_Written]] = field(default_factory=dict)
+    points: dict[int, list[_Written]] = field(default_factory=dict)
+    converters: dict[int, nn.Module] = field(default_factory=dict)
+
+    def detach(self) -> None:
+        """Remove every hook."""
+        for handle in self.handles:
+            handle.remove()
+
+    def watch(self, site: WeightSite) -> None:
+        """Record the site's x and y on every call; a bias shares its matrix's y."""
+        self.sites.append(site)
+        key = (id(site.write.module), site.write.at)
+        if key not in self.writes:
+            written = self.writes[key] = []
+            if site.write.at == "input":
+                self._before(site.write.module, written)
+            else:
+                self._first(site.write.module, written)
+        for read in (site.read, site.otherwise):
+            if read is not None and id(read) not in self.reads:  # a gate reads what its W_in does
+                self._read(read, self.reads.setdefault(id(read), []))
+
+    def _read(self, read: Read, seen: list[tuple[Tensor, int]]) -> None:
+        def keep(args: tuple, kwargs: dict, output: object) -> None:
+            x = read.take(args, kwargs, output)
+            seen.append((x, x._version))
+
+        self._last(read.module, keep)
+
+    def _seen(self, site: WeightSite) -> list[tuple[Tensor, int]]:
+        """The x of each call of a site, by whichever way the model took."""
+        ways = [self.reads[id(read)] for read in (site.read, site.otherwise) if read is not None]
+        return next((seen for seen in ways if seen), [])
+
+    def watch_hook_point(self, point: nn.Module) -> None:
+        """Record the gradient at a HookPoint's output, as TransformerLens's own bwd hooks see it."""
+        written = self.points[id(point)] = []
+        self.converters[id(point)] = point
+
+        def keep(args: tuple, kwargs: dict, output: object) -> Tensor | None:
+            if not isinstance(output, Tensor) or not output.is_floating_point() or not torch.is_grad_enabled():
+                return None
+            entry, replacement = _trace(output, private=False)
+            written.append(entry)
+            return replacement
+
+        self._last(point, keep)
+
+    def _before(self, module: nn.Module, written: list[_Written]) -> None:
+        def hook(module: nn.Module, args: tuple) -> tuple | None:
+            entry, replacement = _trace(args[0], private=True)
+            written.append(entry)
+            return None if replacement is None else (replacement, *args[1:])
+
+        self.handles.append(module.register_forward_pre_hook(hook, prepend=True))
+
+    def _first(self, module: nn.Module, written: list[_Written]) -> None:
+        def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+            entry, replacement = _trace(output, private=True)
+            written.append(entry)
+            return replacement
+
+        self.handles.append(module.register_forward_hook(hook, prepend=True))
+
+    def _last(self, module: nn.Module, keep: Callable[[tuple, dict, object], Tensor | None]) -> None:
+        """Call `keep` after every other forward hook, also those that are added while we wait."""
+        handle = module.register_forward_hook(lambda _, args, kwargs, out: keep(args, kwargs, out), with_kwargs=True)
+        mover = module.register_forward_pre_hook(lambda module, _: module._forward_hooks.move_to_end(handle.id))
+        self.handles += [handle, mover]
+
+    def differentiate(self, loss: Tensor) -> tuple[dict[str, list[tuple[Tensor | None, Tensor]]], dict[int, Tensor]]:
+        """(x, delta) of every call of every site, and the gradient at every hook point that ran, by its id."""
+        entries = [entry for written in [*self.writes.values(), *self.points.values()] for entry in written]
+        self._check_complete(entries)
+        edges = [entry.edge for entry in entries if entry.edge is not None]
+        found = iter(torch.autograd.grad(loss, edges, allow_unused=True) if edges else ())
+        deltas = {id(entry): _delta(entry, None if entry.edge is None else next(found)) for entry in entries}
+        calls: dict[str, list[tuple[Tensor | None, Tensor]]] = {}
+        for site in self.sites:
+            wrote = [deltas[id(entry)] for entry in self.writes[id(site.write.module), site.write.at]]
+            read = [None] * len(wrote) if site.read is None else [x.detach() for x, _ in self._seen(site)]
+            if len(read) != len(wrote):
+                raise RuntimeError(
+                    f"Expected {site.name} to write once for each time it reads, got {len(read)} reads and {len(wrote)} "
+                    "writes; the model calls it in a way that is not known here."
+                )
+            calls[site.name] = list(zip(read, wrote, strict=True))
+        gradients = {}
+        for key, written in self.points.items():
+            parts = [deltas[id(entry)] for entry in written]
+            if parts and len({part.shape for part in parts}) == 1:
+                total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)  # ln1 runs for q, k and v
+                conversion = getattr(self.converters[key], "hook_conversion", None)
+                gradients[key] = total if conversion is None else conversion.convert(total)
+        return calls, gradients
+
+    def _check_complete(self, entries: list[_Written]) -> None:
+        for site in self.sites:
+            if not self.writes[id(site.write.module), site.write.at] and not site.may_be_silent:
+                raise RuntimeError(
+                    f"Expected {site.name} to run in the forward pass, but it never did; a user's hook or the model's flags "
+                    "bypass it, or it is called in a way that is not known here. Choose others with weights=..."
+                )
+            for x, version in self._seen(site):
+                if x._version != version:
+                    raise RuntimeError(
+                        f"Expected the input of {site.name} to stay as it was read, but it was overwritten in place later in "
+                        "the forward pass; make the hook that does so return a new tensor."
+                    )
+        for entry in entries:
+            if entry.version is not None and entry.like._version != entry.version:
+                raise RuntimeError(
+                    f"Expected a tensor of shape {list(entry.like.shape)} to stay as it was written, but it was changed in "
+                    "place later in the forward pass; make the hook that does so return a new tensor."
+                )
+
+
+def _trace(y: Tensor, *, private: bool) -> tuple[_Written, Tensor | None]:
+    """The edge that dL/dy flows through, and what must replace y where nothing upstream of it is differentiable.
+
+    In-place changes of a view re-write its history, and an edge of the view itself would silently get no gradient; a
+    matrix product's output is often such a view, of a whole buffer that nobody else sees (`private`), whose edge stays.
+    """
+    if not torch.is_grad_enabled():
+        return _Written(None, y.detach(), None), None
+    if not y.requires_grad:
+        leaf = y.detach().requires_grad_()
+        return _Written(get_gradient_edge(leaf), y.detach(), None), leaf.clone()  # a clone may be changed in place
+    base = y._base if y._is_view() else None
+    if base is None:
+        return _Written(get_gradient_edge(y), y.detach(), None), None
+    whole = base.numel() == y.numel() and base.is_contiguous() and y.is_contiguous() and base.requires_grad
+    if private and whole:
+        return _Written(get_gradient_edge(base), y.detach(), None), None
+    return _Written(get_gradient_edge(y), y.detach(), y._version), None
+
+
+def _delta(entry: _Written, gradient: Tensor | None) -> Tensor:
+    """dL/dy in y's shape; zeros, without memory of their own, where the loss does not depend on y."""
+    if gradient is None:
+        return torch.zeros((), dtype=entry.like.dtype, device=entry.like.device).expand(entry.like.shape)
+    return gradient.reshape(entry.like.shape)

@@ -1,0 +1,278 @@
+"""The gradient of a weight as a sum of outer products, and what can be asked of it without forming it.
+
+For a weight used as `y = x @ W` at tokens i, with delta_i = dL/dy_i (its VJP),
+
+    dL/dW = sum_i outer(x_i, delta_i)            (Katz et al. 2024, eq. 6 and sec. 4)
+
+so a gradient over n tokens has rank at most n, and n (d_in + d_out) numbers say all that d_in d_out do. Everything
+here is tensors only: no model, no autograd. The sign is that of the raw gradient; a descent step subtracts it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformer_lens import FactoredMatrix
+
+# Rows of a Gram matrix computed at once: bounds the float64 scratch of norm() and inner() for long batches.
+_GRAM_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the [d_in, d_out] matrix of a gradient maps to TransformerLens's shape and to the stored parameter's."""
+
+    shape: tuple[int, ...]
+    """TransformerLens's shape, e.g. [head_index, d_model, d_head] for W_Q."""
+    heads: Literal["in", "out"] | None = None
+    """Which side of the matrix runs over (head_index d_head); None where the weight has no head axis."""
+    stored: Literal["tl", "in_out", "out_in"] = "tl"
+    """The stored parameter: in TL's own shape, or a 2-D [in, out] (Conv1D) or [out, in] (nn.Linear) matrix."""
+    stored_shape: tuple[int, ...] = ()
+    """The stored parameter's shape; () where it is TL's."""
+
+    def to_tl(self, matrix: Float[Tensor, "d_in d_out"]) -> Float[Tensor, "..."]:
+        """A [d_in, d_out] matrix in TransformerLens's shape."""
+        if len(self.shape) == 3 and self.heads == "out":  # [d_model, (head d_head)] -> [head, d_model, d_head]
+            head, d_model, d_head = self.shape
+            return matrix.reshape(d_model, head, d_head).transpose(0, 1)
+        return matrix.reshape(self.shape)
+
+    def to_stored(self, matrix: Float[Tensor, "d_in d_out"]) -> Float[Tensor, "..."]:
+        """A [d_in, d_out] matrix in the layout of the parameter behind the weight."""
+        if self.stored == "tl":
+            return self.to_tl(matrix)
+        return (matrix.T if self.stored == "out_in" else matrix).reshape(self.stored_shape)
+
+
+class SVD(NamedTuple):
+    """The singular value decomposition of a gradient, `U @ diag(S) @ V.T`."""
+
+    U: Float[Tensor, "d_in k"]
+    S: Float[Tensor, " k"]
+    V: Float[Tensor, "d_out k"]
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class GradientFactors:
+    """One weight's gradient, sum over tokens of outer(inputs, deltas); raw sign, a descent step subtracts it.
+
+    All methods but `gradient()` work on the factors: cost and memory grow with the number of tokens, never with
+    d_in x d_out. Sums and inner products are accumulated in float64.
+
+    Where every head has an input of its own (split_qkv_input, use_attn_in, use_attn_result) both factors carry a
+    `head_index` axis before the last. A bias or norm weight is a matrix with d_in = 1: its inputs are ones, its
+    deltas each token's contribution. An embedding's inputs are the row ids, standing for one-hot vectors.
+    """
+
+    inputs: Float[Tensor, "batch pos *head d_in"] | Int[Tensor, "batch pos"]
+    """x_i, what the matrix read: [batch, pos, d_in]; row ids [batch, pos] for an embedding."""
+    deltas: Float[Tensor, "batch pos *head d_out"]
+    """delta_i = dL/dy_i, the raw gradient at what the matrix wrote: [batch, pos, d_out]."""
+    layout: Layout
+    """Where the matrix goes in TransformerLens's shape and in the stored parameter's."""
+
+    def __repr__(self) -> str:
+        return (
+            f"GradientFactors(inputs={list(self.inputs.shape)}, deltas={list(self.deltas.shape)}, "
+            f"gradient={list(self.layout.shape)}, dtype={self.deltas.dtype}, device={self.deltas.device})"
+        )
+
+    # --- shape ---------------------------------------------------------------------------------------------
+
+    @property
+    def is_lookup(self) -> bool:
+        """Whether the inputs are row ids (W_E, W_pos) rather than vectors."""
+        return not self.inputs.is_floating_point()
+
+    @property
+    def per_head(self) -> bool:
+        """Whether the factors carry a head axis: one block of the matrix per head, each with its own input."""
+        return self.deltas.ndim == 4
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens summed over: an upper bound on the rank (times the heads, where factors are per head)."""
+        return self.deltas.shape[0] * self.deltas.shape[1]
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """[d_in, d_out] of the whole matrix, head axes flattened as (head_index d_head)."""
+        d_in = self.layout.shape[0] if self.is_lookup else self.inputs.shape[-1]
+        d_out = self.deltas.shape[-1]
+        if self.per_head:
+            heads = self.deltas.shape[2]
+            return (d_in * heads, d_out) if self.layout.heads == "in" else (d_in, d_out * heads)
+        return d_in, d_out
+
+    # --- dense ---------------------------------------------------------------------------------------------
+
+    def gradient(self, layout: Literal["tl", "parameter"] = "tl") -> Float[Tensor, "..."]:
+        """The dense gradient dL/dW = sum_i outer(x_i, delta_i), raw sign.
+
+        Args:
+            layout: "tl" for TransformerLens's shape of the weight (e.g. [head_index, d_model, d_head]);
+                "parameter" for the stored parameter's own (nn.Linear keeps [out, in], Conv1D [in, out]).
+        """
+        matrix = self._matrix()
+        return self.layout.to_tl(matrix) if layout == "tl" else self.layout.to_stored(matrix)
+
+    def _matrix(self) -> Float[Tensor, "d_in d_out"]:
+        if self.is_lookup:
+            matrix = self.deltas.new_zeros(self.matrix_shape)
+            return matrix.index_add_(0, self.inputs.flatten(), self.deltas.flatten(0, 1))
+        if not self.per_head:
+            return self.inputs.flatten(0, 1).T @ self.deltas.flatten(0, 1)
+        blocks = torch.einsum("bphi,bpho->hio", self.inputs, self.deltas)
+        if self.layout.heads == "in":
+            return blocks.flatten(0, 1)
+        return blocks.transpose(0, 1).flatten(1, 2)
+
+    # --- without the dense gradient ------------------------------------------------------------------------
+
+    def norm(self) -> Float[Tensor, ""]:
+        """Frobenius norm |dL/dW|, from the Gram matrices of the factors: sqrt(sum_ij (x_i.x_j)(delta_i.delta_j))."""
+        return self._inner64(self).clamp(min=0).sqrt().to(self.deltas.dtype)
+
+    def token_norms(self) -> Float[Tensor, "batch pos"]:
+        """Each token's share before they are summed: |outer(x_i, delta_i)| = |x_i| |delta_i|."""
+        sizes = self.deltas.norm(dim=-1)
+        if not self.is_lookup:
+            sizes = sizes * self.inputs.norm(dim=-1)
+        return sizes.norm(dim=-1) if self.per_head else sizes
+
+    def inner(self, other: "GradientFactors") -> Float[Tensor, ""]:
+        """Frobenius inner product <dL/dW, dL'/dW> = sum_ij (x_i.x'_j)(delta_i.delta'_j).
+
+        Raises:
+            ValueError: `other` belongs to a weight of another shape.
+        """
+        return self._inner64(other).to(self.deltas.dtype)
+
+    def cosine(self, other: "GradientFactors") -> Float[Tensor, ""]:
+        """Cosine between two gradients of the same weight; 0 where one of them is 0."""
+        scale = (self._inner64(self) * other._inner64(other)).clamp(min=0).sqrt()
+        inner = self._inner64(other)
+        return torch.where(scale > 0, inner / scale, torch.zeros_like(inner)).to(self.deltas.dtype)
+
+    def svd(self, k: int | None = None) -> SVD:
+        """Singular value decomposition of the whole [d_in, d_out] matrix, largest first.
+
+        By QR of both thin factors: G = X^T D = Q_x (R_x R_d^T) Q_d^T, so the SVD is of an n x n matrix. In float32
+        at least.
+
+        Args:
+            k: how many components; None for all min(n_tokens, d_in, d_out).
+        """
+        x, d, rows = self._thin()
+        q_x, r_x = torch.linalg.qr(x.T)
+        q_d, r_d = torch.linalg.qr(d.T)
+        u, s, vh = torch.linalg.svd(r_x @ r_d.T, full_matrices=False)
+        u = q_x @ u[:, :k]
+        if rows is not None:
+            u = u.new_zeros(self.matrix_shape[0], u.shape[1]).index_copy_(0, rows, u)
+        return SVD(u, s[:k], q_d @ vh.T[:, :k])
+
+    def rank(self, tol: float | None = None) -> int:
+        """Numerical rank: singular values above `tol`, an absolute size.
+
+        Args:
+            tol: None for torch.linalg.matrix_rank's default, max(d_in, d_out) * eps * the largest singular value.
+        """
+        s = self.svd().S
+        if s.numel() == 0:
+            return 0
+        if tol is None:
+            eps = torch.finfo(s.dtype).eps if self.deltas.element_size() > 2 else torch.finfo(self.deltas.dtype).eps
+            tol = max(self.matrix_shape) * eps * float(s[0])
+        return int((s > tol).sum())
+
+    def to_factored_matrix(self) -> "FactoredMatrix":
+        """TransformerLens's FactoredMatrix, A = X^T [d_in, n] and B = D [n, d_out]."""
+        from transformer_lens import FactoredMatrix
+
+        x, d = self._rows()
+        if self.is_lookup:
+            x = torch.nn.functional.one_hot(self.inputs.flatten(), self.matrix_shape[0]).to(d.dtype)
+        return FactoredMatrix(x.T, d)
+
+    # --- parts ---------------------------------------------------------------------------------------------
+
+    def __getitem__(self, index: object) -> "GradientFactors":
+        """Keep some tokens: `f[:, 3:5]`, `f[:, -1]`, `f[mask]` (mask [batch, pos]); the rest leave the sum.
+
+        Integers keep their axis, so the result is again a GradientFactors.
+        """
+        if isinstance(index, Tensor) and index.dtype == torch.bool:
+            return replace(self, inputs=self.inputs[index][None], deltas=self.deltas[index][None])
+        parts = index if isinstance(index, tuple) else (index,)
+        if len(parts) > 2 or not all(isinstance(part, int | slice | list | Tensor) for part in parts):
+            raise IndexError(
+                f"Expected an index over [batch, pos], got {index!r}; slice tokens as factors[:, 3:5] or with a "
+                "boolean mask [batch, pos]."
+            )
+        inputs, deltas = self.inputs, self.deltas
+        for axis, part in enumerate(parts):
+            if isinstance(part, int):
+                size = deltas.shape[axis]
+                if not -size <= part < size:
+                    raise IndexError(f"Expected an index in [-{size}, {size}), got {part}; axis {axis} has {size}.")
+                part = slice(part % size, part % size + 1)
+            where = (slice(None),) * axis + (part,)
+            inputs, deltas = inputs[where], deltas[where]
+        return replace(self, inputs=inputs, deltas=deltas)
+
+    def per_example(self) -> list["GradientFactors"]:
+        """One GradientFactors per example of the batch; their gradients sum to this one's."""
+        return [self[i] for i in range(self.deltas.shape[0])]
+
+    # --- inner workings ------------------------------------------------------------------------------------
+
+    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(x [n, ...], delta [n, d_out]) for each block of the matrix that has an input of its own."""
+        x, d = self.inputs.flatten(0, 1), self.deltas.flatten(0, 1)
+        if self.per_head:
+            yield from zip(x.unbind(1), d.unbind(1), strict=True)
+        else:
+            yield x, d
+
+    def _inner64(self, other: "GradientFactors") -> Float[Tensor, ""]:
+        if self.matrix_shape != other.matrix_shape or self.per_head != other.per_head:
+            raise ValueError(
+                f"Expected two gradients of the same weight, got matrices {list(self.matrix_shape)} and "
+                f"{list(other.matrix_shape)} (per head: {self.per_head}, {other.per_head}); capture both with the "
+                "same model flags."
+            )
+        total = torch.zeros((), dtype=torch.float64, device=self.deltas.device)
+        for (x, d), (x2, d2) in zip(self._blocks(), other._blocks(), strict=True):
+            d2 = d2.double()
+            x2 = x2 if self.is_lookup else x2.double()
+            for rows in range(0, x.shape[0], _GRAM_ROWS):
+                x_rows, d_rows = x[rows : rows + _GRAM_ROWS], d[rows : rows + _GRAM_ROWS].double()
+                gram = (x_rows[:, None] == x2[None]).double() if self.is_lookup else x_rows.double() @ x2.T
+                total += (gram * (d_rows @ d2.T)).sum()
+        return total
+
+    def _rows(self) -> tuple[Tensor, Tensor]:
+        """(x [n, d_in], delta [n, d_out]) of the whole matrix; per-head blocks padded with zeros to its width."""
+        x, d = self.inputs.flatten(0, 1), self.deltas.flatten(0, 1)
+        if not self.per_head:
+            return x, d
+        eye = torch.eye(d.shape[1], dtype=d.dtype, device=d.device)
+        if self.layout.heads == "in":
+            return torch.einsum("nhi,hg->nhgi", x, eye).flatten(2).flatten(0, 1), d.flatten(0, 1)
+        return x.flatten(0, 1), torch.einsum("nho,hg->nhgo", d, eye).flatten(2).flatten(0, 1)
+
+    def _thin(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`_rows` in float32 at least, and for a lookup only the matrix rows that occur (their ids last)."""
+        x, d = self._rows()
+        d = d if d.dtype == torch.float64 else d.float()
+        if not self.is_lookup:
+            return x.to(d.dtype), d, None
+        rows, index = x.unique(return_inverse=True)
+        return torch.nn.functional.one_hot(index, rows.numel()).to(d.dtype), d, rows

@@ -1,0 +1,126 @@
+"""GradientCache: what one backward pass said, addressed the way TransformerLens addresses activations."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tl_backward._checks import nearest
+from tl_backward.factors import GradientFactors
+
+if TYPE_CHECKING:
+    import pandas
+
+Key = str | tuple[str, int]
+
+
+class FactorMap(Mapping[Key, GradientFactors]):
+    """GradientFactors by weight: `["blocks.3.mlp.W_out"]`, `["W_out", 3]`, `["W_out", -1]`, `["unembed.W_U"]`.
+
+    Iterating gives full names in the model's order.
+    """
+
+    def __init__(self, factors: dict[str, GradientFactors], short_names: dict[Key, str], n_layers: int) -> None:
+        self._factors = factors
+        self._short_names = short_names
+        self._n_layers = n_layers
+
+    def __getitem__(self, key: Key) -> GradientFactors:
+        if isinstance(key, tuple) and key[1] < 0:
+            key = (key[0], key[1] + self._n_layers)
+        name = self._short_names.get(key, key)
+        if name not in self._factors:
+            raise KeyError(
+                f"Expected a captured weight, got {key!r}; captured nearest to it: "
+                f"{nearest(str(key if isinstance(key, str) else key[0]), self._factors)} (choose with weights=...)."
+            )
+        return self._factors[str(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._factors)
+
+    def __len__(self) -> int:
+        return len(self._factors)
+
+    def __repr__(self) -> str:
+        return f"FactorMap({len(self)} weights: {', '.join(list(self)[:3])}{', ...' if len(self) > 3 else ''})"
+
+
+class GradientCache(Mapping[Key, Tensor]):
+    """The result of a capture: gradients at hook points, and the factors of every chosen weight's gradient.
+
+    `cache["resid_post", 3]` or `cache["blocks.3.hook_resid_post"]` is dL/d(activation) at that hook point, raw sign,
+    in the activation's shape; `cache.factors["W_out", 3]` the rank-1 factors of a weight's gradient. Everything is
+    detached; activations are references, not copies.
+    """
+
+    loss: Float[Tensor, ""]
+    """The loss that was differentiated."""
+    tokens: Int[Tensor, "batch pos"]
+    """The tokens the model read, BOS and teacher-forced target tokens included."""
+    mask: Bool[Tensor, "batch pos"] | None
+    """True at real tokens; None where nothing was padded."""
+    logits: Float[Tensor, "batch pos d_vocab"]
+    """What the model said."""
+    factors: FactorMap
+    """GradientFactors by weight name."""
+
+    def __init__(
+        self,
+        loss: Float[Tensor, ""],
+        tokens: Int[Tensor, "batch pos"],
+        mask: Bool[Tensor, "batch pos"] | None,
+        logits: Float[Tensor, "batch pos d_vocab"],
+        factors: FactorMap,
+        gradients: dict[str, Tensor],
+        n_layers: int,
+    ) -> None:
+        self.loss, self.tokens, self.mask, self.logits, self.factors = loss, tokens, mask, logits, factors
+        self._gradients = gradients
+        self._n_layers = n_layers
+
+    def __getitem__(self, key: Key) -> Tensor:
+        from transformer_lens.utilities import get_act_name
+
+        if isinstance(key, tuple):
+            name, layer, *rest = key
+            name = get_act_name(name, layer + self._n_layers if layer < 0 else layer, *rest)
+        else:
+            name = key if key in self._gradients else get_act_name(key)
+        if name not in self._gradients:
+            raise KeyError(
+                f"Expected a hook point whose gradient was kept, got {key!r}; kept nearest to it: "
+                f"{nearest(name, self._gradients)} (choose with names_filter=...)."
+            )
+        return self._gradients[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._gradients)
+
+    def __len__(self) -> int:
+        return len(self._gradients)
+
+    def __repr__(self) -> str:
+        return (
+            f"GradientCache(loss={self.loss.item():.4g}, tokens={list(self.tokens.shape)}, "
+            f"factors of {len(self.factors)} weights, gradients at {len(self)} hook points)"
+        )
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One row a captured weight: its gradient's norm, numerical rank, tokens and shape."""
+        import pandas
+
+        return pandas.DataFrame(
+            [
+                {
+                    "weight": name,
+                    "gradient_norm": factors.norm().item(),
+                    "rank": factors.rank(),
+                    "n_tokens": factors.n_tokens,
+                    "shape": factors.layout.shape,
+                }
+                for name, factors in self.factors._factors.items()
+            ]
+        )

@@ -1,0 +1,242 @@
+"""Scalar losses of (logits, tokens), to be differentiated.
+
+A loss is any callable `loss(logits [batch pos d_vocab], tokens [batch pos]) -> scalar`. One that names a third
+parameter `attention_mask` is given the mask of real tokens too (bool [batch pos], True where real). The losses here
+that name their target in words (`target_loss(" Oslo")`) learn its ids from the model they are used with.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Loss: TypeAlias = Callable[..., Float[Tensor, ""]]
+Reduction: TypeAlias = Literal["mean", "sum"]
+Target: TypeAlias = str | int | Sequence[str] | Sequence[int] | Int[Tensor, "pos"] | Int[Tensor, "batch pos"]
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What turns target words into ids: a TransformerLens model."""
+
+    def to_tokens(self, input: str, prepend_bos: bool | None = ...) -> Tensor: ...
+
+
+def next_token_loss(
+    logits: Float[Tensor, "batch pos d_vocab"],
+    tokens: Int[Tensor, "batch pos"],
+    attention_mask: Bool[Tensor, "batch pos"] | None = None,
+) -> Float[Tensor, ""]:
+    """The language-model loss: mean over real tokens of -log p(token[i+1] | token[:i+1]), in nats.
+
+    Raises:
+        ValueError: no position has a real next token.
+    """
+    log_probs = logits[:, :-1].log_softmax(-1)
+    nats = -log_probs.gather(-1, tokens[:, 1:, None])[..., 0]
+    if attention_mask is None:
+        attention_mask = torch.ones_like(tokens, dtype=torch.bool)
+    real = attention_mask[:, 1:] & attention_mask[:, :-1]
+    if not real.any():
+        raise ValueError(
+            f"Expected at least two real tokens for a next-token loss, got tokens of shape {list(tokens.shape)}; "
+            "use a longer prompt or target_loss(...)."
+        )
+    return nats[real].mean()
+
+
+@dataclass(frozen=True)
+class TargetLoss:
+    """See `target_loss`."""
+
+    target: Target
+    positions: int | tuple[int, ...] = -1
+    reduction: Reduction = "mean"
+    ids: tuple[tuple[int, ...], ...] | None = None
+    """The target's token ids, one tuple an example (or one for all), once bound to a model."""
+
+    def bind(self, model: Encoder, n_examples: int) -> "TargetLoss":
+        """The same loss with the target encoded by `model`, one row an example."""
+        rows = _encode(self.target, model, n_examples)
+        if len({len(row) for row in rows} | {1}) > 1 and self.positions != -1:
+            raise ValueError(
+                f"Expected a single-token target with positions={self.positions}, got {rows} token ids; a target of "
+                "several tokens is teacher-forced after the prompt, which needs positions=-1."
+            )
+        return replace(self, ids=rows)
+
+    @property
+    def continuation(self) -> tuple[tuple[int, ...], ...]:
+        """What is appended to each prompt so that every target token is predicted (teacher forcing)."""
+        return tuple(row[:-1] for row in self.ids or ())
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "batch pos d_vocab"],
+        tokens: Int[Tensor, "batch pos"],
+        attention_mask: Bool[Tensor, "batch pos"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Mean (or sum) over examples of the mean over target tokens of -log p(target token), in nats."""
+        rows = self.ids or _encode(self.target, None, tokens.shape[0])
+        losses = []
+        for example, ids in enumerate(rows):
+            real = _real_positions(tokens, attention_mask, example)
+            at = real[-len(ids) :] if len(ids) > 1 else _select(real, self.positions)
+            if len(at) < len(ids):
+                raise ValueError(
+                    f"Expected the prompt to be followed by the target's first {len(ids) - 1} tokens, got "
+                    f"{len(real)} real tokens; pass the loss to run_with_gradient_cache, which appends them."
+                )
+            wanted = torch.tensor(ids if len(ids) > 1 else ids * len(at), device=logits.device)
+            losses.append(torch.nn.functional.cross_entropy(logits[example, at], wanted))
+        stacked = torch.stack(losses)
+        return stacked.mean() if self.reduction == "mean" else stacked.sum()
+
+
+def target_loss(target: Target, positions: int | Sequence[int] = -1, reduction: Reduction = "mean") -> TargetLoss:
+    """Cross-entropy of a target after the prompt: -log p(target | prompt) in nats, averaged over its tokens.
+
+    A target of several tokens is teacher-forced: all but its last token are appended to the prompt, and the loss is
+    the mean over the target's positions. This is the loss of Katz et al. 2024, sec. 5 (one new answer, one prompt).
+
+    Args:
+        target: text (its leading space counts: " Oslo"), a token id, ids, a list of texts (one an example), or an
+            integer tensor [pos] or [batch, pos].
+        positions: where the (single-token) target is predicted, counted over real tokens, padding left out; -1 is the
+            last. Several positions are averaged.
+        reduction: over the examples of a batch; "sum" gives each example the gradient it has alone.
+    """
+    where = positions if isinstance(positions, int) else tuple(positions)
+    return TargetLoss(target=target, positions=where, reduction=reduction)
+
+
+@dataclass(frozen=True)
+class LogitDifference:
+    """See `logit_difference`."""
+
+    answer: Target
+    other: Target
+    positions: int | tuple[int, ...] = -1
+    reduction: Reduction = "mean"
+    ids: tuple[tuple[int, int], ...] | None = None
+
+    def bind(self, model: Encoder, n_examples: int) -> "LogitDifference":
+        """The same difference with both answers encoded by `model`."""
+        pairs = []
+        both = (_encode(self.answer, model, n_examples), _encode(self.other, model, n_examples))
+        for answer, other in zip(*both, strict=True):
+            if len(answer) != 1 or len(other) != 1:
+                raise ValueError(
+                    f"Expected single-token answers, got ids {answer} and {other}; logits of several tokens cannot be "
+                    "subtracted, use target_loss for a longer target."
+                )
+            pairs.append((answer[0], other[0]))
+        return replace(self, ids=tuple(pairs))
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "batch pos d_vocab"],
+        tokens: Int[Tensor, "batch pos"],
+        attention_mask: Bool[Tensor, "batch pos"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Mean (or sum) over examples of logit(answer) - logit(other)."""
+        pairs = self.ids or self.bind(_NoModel(), tokens.shape[0]).ids or ()
+        values = []
+        for example, (answer, other) in enumerate(pairs):
+            at = _select(_real_positions(tokens, attention_mask, example), self.positions)
+            values.append((logits[example, at, answer] - logits[example, at, other]).mean())
+        stacked = torch.stack(values)
+        return stacked.mean() if self.reduction == "mean" else stacked.sum()
+
+
+def logit_difference(
+    answer: Target, other: Target, positions: int | Sequence[int] = -1, reduction: Reduction = "mean"
+) -> LogitDifference:
+    """The metric logit(answer) - logit(other) at a position, TransformerLens's usual one (larger is better).
+
+    Its raw gradient points uphill: adding it favours `answer`, a descent step (which subtracts) favours `other`.
+    Arguments as in `target_loss`; both answers must be single tokens.
+    """
+    where = positions if isinstance(positions, int) else tuple(positions)
+    return LogitDifference(answer=answer, other=other, positions=where, reduction=reduction)
+
+
+class _NoModel:
+    """Stands in for a model when a loss given in words is called without one."""
+
+    def to_tokens(self, input: str, prepend_bos: bool | None = None) -> Tensor:
+        raise ValueError(
+            f"Expected token ids when a loss is called directly, got the text {input!r}; pass the loss to "
+            "run_with_gradient_cache, or call loss.bind(model, n_examples) first."
+        )
+
+
+def _encode(target: Target, model: Encoder | None, n_examples: int) -> tuple[tuple[int, ...], ...]:
+    """Token ids of the target, one row for each of `n_examples` examples."""
+    if isinstance(target, Tensor):
+        rows = target.tolist() if target.ndim == 2 else [target.reshape(-1).tolist()]
+    elif isinstance(target, int):
+        rows = [[target]]
+    elif isinstance(target, str):
+        rows = [encode_text(target, model or _NoModel())]
+    else:
+        words = [item for item in target if isinstance(item, str)]
+        if words and len(words) == len(target):
+            rows = [encode_text(word, model or _NoModel()) for word in words]
+        else:
+            rows = [[int(item) for item in target]]
+    if any(not row for row in rows) or not rows:
+        raise ValueError(f"Expected a target of at least one token, got {target!r}; give text or ids that are not empty.")
+    d_vocab = getattr(getattr(model, "cfg", None), "d_vocab", None)
+    for row in rows:
+        if min(row) < 0 or (d_vocab is not None and max(row) >= d_vocab):
+            raise ValueError(
+                f"Expected target ids in [0, {d_vocab or 'd_vocab'}), got {row}; the model's vocabulary has "
+                f"{d_vocab or 'fewer'} tokens."
+            )
+    if len(rows) == 1:
+        rows = rows * n_examples
+    if len(rows) != n_examples:
+        raise ValueError(
+            f"Expected one target, or one for each of the {n_examples} examples, got {len(rows)}; pair every prompt with "
+            "its target."
+        )
+    return tuple(tuple(row) for row in rows)
+
+
+def encode_text(text: str, model: Encoder) -> list[int]:
+    """Token ids of `text` without a BOS.
+
+    Raises:
+        ValueError: the text encodes to nothing, or to the tokenizer's unknown token.
+    """
+    ids = [int(i) for i in model.to_tokens(text, prepend_bos=False).flatten()] if text else []
+    if not ids:
+        raise ValueError(f"Expected a target that encodes to at least one token, got {text!r}; give a word.")
+    unknown = getattr(getattr(model, "tokenizer", None), "unk_token_id", None)
+    # GPT-2's tokenizer names <|endoftext|> as unknown, yet never produces it for text: its bytes cover everything.
+    if unknown is not None and unknown in ids:
+        raise ValueError(
+            f"Expected a target in the model's vocabulary, got {text!r}, which contains an unknown word; mind the "
+            "leading space (' Oslo' and 'Oslo' are different tokens), or pass token ids."
+        )
+    return ids
+
+
+def _real_positions(tokens: Tensor, attention_mask: Tensor | None, example: int) -> list[int]:
+    if attention_mask is None:
+        return list(range(tokens.shape[1]))
+    return attention_mask[example].nonzero().flatten().tolist()
+
+
+def _select(real: list[int], positions: int | tuple[int, ...]) -> list[int]:
+    wanted = (positions,) if isinstance(positions, int) else positions
+    for position in wanted:
+        if not -len(real) <= position < len(real):
+            raise IndexError(
+                f"Expected positions in [-{len(real)}, {len(real)}), got {position}; the prompt has {len(real)} tokens."
+            )
+    return [real[position] for position in wanted]

@@ -1,0 +1,128 @@
+"""Prompts in: text, several texts, or tokens; tokens and an exact mask of the real ones out."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from tl_backward._typing import Prompts, TransformerLensModel
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens as the model is given them."""
+
+    tokens: Int[Tensor, "batch pos"]
+    mask: Bool[Tensor, "batch pos"] | None
+    """True at real tokens; None where nothing is padded."""
+
+    @property
+    def n_examples(self) -> int:
+        """Rows of the batch."""
+        return self.tokens.shape[0]
+
+    def rows(self) -> list[list[int]]:
+        """Each example's real token ids."""
+        if self.mask is None:
+            return self.tokens.tolist()
+        return [row[real].tolist() for row, real in zip(self.tokens, self.mask, strict=True)]
+
+
+def encode_prompts(
+    model: TransformerLensModel,
+    prompts: Prompts,
+    *,
+    prepend_bos: bool | None = None,
+    attention_mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"] | None = None,
+) -> Batch:
+    """Tokenise `prompts` as the model does; several texts are padded on the tokenizer's side, with their mask.
+
+    Raises:
+        ValueError: an empty prompt, one longer than n_ctx, ids outside the vocabulary, text without a tokenizer, or a
+            mask that does not fit the tokens.
+        TypeError: anything but text, a list of texts or integer tokens.
+    """
+    if isinstance(prompts, Tensor):
+        return _checked(model, _given_tokens(prompts, attention_mask))
+    if attention_mask is not None:
+        raise ValueError(
+            "Expected attention_mask only together with tokens, got one with text; leave it out, padding of text is "
+            "masked exactly."
+        )
+    texts = [prompts] if isinstance(prompts, str) else prompts
+    if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
+        raise TypeError(
+            f"Expected a prompt as text, a non-empty list of texts or an integer tensor [batch, pos], got "
+            f"{type(prompts).__name__}; convert it first."
+        )
+    if getattr(model, "tokenizer", None) is None:
+        raise ValueError(
+            "Expected a model with a tokenizer, got text for one without; pass token ids (an integer tensor "
+            "[batch, pos]) or set model.tokenizer."
+        )
+    options = {} if prepend_bos is None else {"prepend_bos": prepend_bos}
+    rows = []
+    for text in texts:
+        if not text:
+            raise ValueError("Expected a prompt with at least one token, got an empty text; write something.")
+        rows.append([int(i) for i in model.to_tokens(text, truncate=False, **options).flatten()])
+    return _checked(model, pad(model, rows))
+
+
+def extend(model: TransformerLensModel, batch: Batch, continuation: tuple[tuple[int, ...], ...]) -> Batch:
+    """The batch with ids appended to each example's real tokens (teacher forcing of a longer target)."""
+    if not any(continuation):
+        return batch
+    rows = [row + list(extra) for row, extra in zip(batch.rows(), continuation, strict=True)]
+    return _checked(model, pad(model, rows))
+
+
+def pad(model: TransformerLensModel, rows: list[list[int]]) -> Batch:
+    """Rows of ids as one tensor, padded on the tokenizer's side with its pad token."""
+    tokenizer = getattr(model, "tokenizer", None)
+    side: Literal["left", "right"] = "left" if getattr(tokenizer, "padding_side", "right") == "left" else "right"
+    fill = getattr(tokenizer, "pad_token_id", None) or 0
+    width = max(len(row) for row in rows)
+    tokens = torch.full((len(rows), width), fill, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        where = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        tokens[i, where] = torch.tensor(row, dtype=torch.long)
+        mask[i, where] = True
+    device = model.W_U.device
+    return Batch(tokens.to(device), None if mask.all() else mask.to(device))
+
+
+def _given_tokens(tokens: Tensor, attention_mask: Tensor | None) -> Batch:
+    if tokens.ndim == 1:
+        tokens = tokens[None]
+        attention_mask = None if attention_mask is None else attention_mask.reshape(1, -1)
+    if tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
+        raise TypeError(
+            f"Expected integer tokens [batch, pos] or [pos], got {tokens.dtype} of shape {list(tokens.shape)}; token ids "
+            "come from model.to_tokens(text)."
+        )
+    if attention_mask is not None and attention_mask.shape != tokens.shape:
+        raise ValueError(
+            f"Expected attention_mask of the tokens' shape {list(tokens.shape)}, got {list(attention_mask.shape)}; one "
+            "entry a token, 1 where real."
+        )
+    return Batch(tokens, None if attention_mask is None else attention_mask.bool())
+
+
+def _checked(model: TransformerLensModel, batch: Batch) -> Batch:
+    n_tokens, n_ctx, d_vocab = batch.tokens.shape[1], model.cfg.n_ctx, model.cfg.d_vocab
+    if batch.tokens.numel() == 0:
+        raise ValueError(f"Expected at least one token, got shape {list(batch.tokens.shape)}; the prompt is empty.")
+    if n_tokens > n_ctx:
+        raise ValueError(
+            f"Expected at most n_ctx={n_ctx} tokens (target included), got {n_tokens}; shorten the prompt."
+        )
+    if int(batch.tokens.min()) < 0 or int(batch.tokens.max()) >= d_vocab:
+        raise ValueError(
+            f"Expected token ids in [0, {d_vocab}), got {int(batch.tokens.min())} to {int(batch.tokens.max())}; the tokens "
+            "come from another vocabulary."
+        )
+    return batch

@@ -1,0 +1,175 @@
+"""WeightSite: a weight, the tensor it reads and the tensor it writes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+
+from tl_backward.factors import GradientFactors, Layout
+
+ModuleArgs: TypeAlias = tuple[object, ...]
+ModuleKwargs: TypeAlias = dict[str, object]
+Calls: TypeAlias = list[tuple[Tensor | None, Tensor]]
+
+
+@dataclass(frozen=True)
+class Read:
+    """Where x is read: a module, and how its input or output gives x once every user hook has run."""
+
+    module: nn.Module
+    take: Callable[[ModuleArgs, ModuleKwargs, object], Tensor]
+    """(args, kwargs, output) of the module's call -> x."""
+
+
+def output(args: ModuleArgs, kwargs: ModuleKwargs, out: object) -> Tensor:
+    """Take what a module returned, after every user hook."""
+    return cast(Tensor, out)
+
+
+def first_input(args: ModuleArgs, kwargs: ModuleKwargs, out: object) -> Tensor:
+    """Take a module's first argument, as its forward received it."""
+    return cast(Tensor, args[0] if args else next(iter(kwargs.values())))
+
+
+@dataclass(frozen=True)
+class Write:
+    """Where y is written: a module's first input or its output, before any user hook."""
+
+    module: nn.Module
+    at: Literal["input", "output"]
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class WeightSite:
+    """One weight of a model: its live parameter, where it reads x and where it writes y."""
+
+    name: str
+    """TransformerLens's name: "blocks.3.mlp.W_out"."""
+    kind: Literal["matrix", "bias", "norm", "embedding"]
+    parameter: nn.Parameter
+    """The live parameter behind the weight; its own layout may differ from TransformerLens's shape."""
+    layout: Layout
+    read: Read | None
+    """Where x is read; None for a bias, which reads nothing."""
+    write: Write
+    combine: Callable[[Tensor | None, Tensor], tuple[Tensor, Tensor]] | None = None
+    """(x, delta) of one call -> (inputs, deltas) of the factors, where the default does not fit."""
+    otherwise: Read | None = None
+    """Where x is read in passes in which `read` never fires: a layer that the model may compute in two ways."""
+    may_be_silent: bool = False
+    """Whether a forward pass may leave the weight unused (an expert no token was routed to)."""
+
+    def __repr__(self) -> str:
+        return f"WeightSite({self.name!r}, {self.kind}, shape={list(self.layout.shape)})"
+
+    @property
+    def layer(self) -> int | None:
+        """The block's index; None outside the blocks."""
+        parts = self.name.split(".")
+        return int(parts[1]) if parts[0] == "blocks" else None
+
+    @property
+    def short_name(self) -> str:
+        """The name without block and container, as TransformerLens's shorthand has it: "W_out", "ln1.w", "W_E"."""
+        parts = self.name.split(".")
+        if parts[0] == "blocks":
+            parts = parts[2:]
+        return ".".join(parts[1:] if parts[0] in ("attn", "mlp", "embed", "pos_embed", "unembed") else parts)
+
+    @property
+    def key(self) -> str | tuple[str, int]:
+        """The shorthand that addresses the weight in a cache: ("W_out", 3), or "W_U" outside the blocks."""
+        return self.short_name if self.layer is None else (self.short_name, self.layer)
+
+    @property
+    def is_default(self) -> bool:
+        """Whether a capture takes it unasked: the MLP and attention matrices."""
+        return self.kind == "matrix" and self.layer is not None
+
+    def factors(self, calls: Calls) -> GradientFactors:
+        """The factors from the (x, delta) of every call of the weight in one forward pass.
+
+        A weight used several times in a pass is summed over its calls: an elementwise one call by call, a matrix by
+        more tokens.
+        """
+        parts = [self._factor(x, delta) for x, delta in calls]
+        if not parts:  # an expert that saw no token
+            parts = [self._factor(*self._no_tokens())]
+        if len(parts) == 1:
+            inputs, deltas = parts[0]
+        elif self.kind in ("bias", "norm") and len({delta.shape for _, delta in parts}) == 1:
+            inputs, deltas = parts[0][0], torch.stack([delta for _, delta in parts]).sum(0)
+        else:
+            inputs, deltas = (torch.cat(side, dim=1) for side in zip(*parts, strict=True))
+        return GradientFactors(inputs=inputs, deltas=deltas, layout=self.layout)
+
+    def _no_tokens(self) -> tuple[Tensor, Tensor]:
+        d_in, d_out = self.layout.shape[-2:]
+        return self.parameter.new_zeros(1, 0, d_in), self.parameter.new_zeros(1, 0, d_out)
+
+    def _factor(self, x: Tensor | None, delta: Tensor) -> tuple[Tensor, Tensor]:
+        if self.combine is not None:
+            return self.combine(x, delta)
+        if self.kind in ("bias", "norm"):
+            delta = delta if x is None else x * delta
+            if self.layout.heads == "out":  # b_K and b_V of ungrouped grouped-query attention
+                heads, d_head = self.layout.shape
+                delta = delta.reshape(*delta.shape[:2], heads, -1, d_head).sum(3)
+            delta = delta.reshape(*_batch_pos(delta, self.layout.shape), -1)
+            return delta.new_ones(*delta.shape[:2], 1), delta
+        if x is None:
+            raise AssertionError(f"the matrix {self.name} has no input")
+        if self.kind == "embedding":
+            return x.expand(delta.shape[:2]), delta
+        if self.layout.heads == "in":
+            x = x.reshape(*delta.shape[:-1], -1)
+        elif self.layout.heads == "out":
+            x, delta = _shared_kv_heads(x, delta, self.layout.shape)
+        return _with_batch(x), _with_batch(delta)
+
+
+class WeightSites(dict[str, WeightSite]):
+    """Sites by name; `missing` maps the names of weights that cannot be captured to the reason."""
+
+    missing: dict[str, str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.missing = {}
+
+    def add(self, *sites: WeightSite) -> None:
+        """Insert sites under their names."""
+        self.update({site.name: site for site in sites})
+
+
+def _batch_pos(delta: Tensor, shape: tuple[int, ...]) -> tuple[int, int]:
+    """[batch, pos] of a delta whose trailing axes are the weight's; a missing batch axis counts as 1."""
+    n = delta.numel() // max(1, torch.Size(shape).numel())
+    return (delta.shape[0], n // delta.shape[0]) if delta.ndim > 2 and n % delta.shape[0] == 0 else (1, n)
+
+
+def _with_batch(tensor: Tensor) -> Tensor:
+    """Give a [tokens, d] tensor a batch axis of 1: experts and flattened norms see tokens without their batch."""
+    return tensor[None] if tensor.ndim == 2 else tensor
+
+
+def _shared_kv_heads(x: Tensor, delta: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Factors of W_Q, W_K or W_V of `shape` [head, d_model, d_head] from x [b p (h) d] and delta [b p h d_head].
+
+    With ungrouped grouped-query attention a stored key/value head serves several: their deltas add up where they share
+    x, and count as further tokens where each has its own.
+    """
+    heads, _, d_head = shape
+    batch, pos = delta.shape[:2]
+    delta = delta.reshape(batch, pos, -1, d_head)
+    group = delta.shape[2] // heads
+    if x.ndim == 3:
+        if group > 1:
+            delta = delta.reshape(batch, pos, heads, group, d_head).sum(3)
+        return x, delta.reshape(batch, pos, heads * d_head)
+    if group > 1:
+        x = x.reshape(batch, pos, heads, group, -1).transpose(2, 3).reshape(batch, pos * group, heads, -1)
+        delta = delta.reshape(batch, pos, heads, group, d_head).transpose(2, 3).reshape(batch, pos * group, heads, -1)
+    return x, delta

@@ -1,0 +1,180 @@
+"""Where each weight of a HookedTransformer reads and writes (TransformerLens 3).
+
+Verified against autograd in float64, weight by weight, in tests/test_capture.py. Two things are not what the names
+suggest: the attention and MLP modules' own inputs and outputs are the exact places (hook_mlp_out may come after a
+further norm, and an unfolded LayerNorm's output has no HookPoint at all), and hook_z / hook_post must be read after
+the user's hooks.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from tl_backward._typing import TransformerLensModel
+from tl_backward.factors import Layout
+from tl_backward.sites._site import ModuleArgs, ModuleKwargs, Read, WeightSite, WeightSites, Write, first_input, output
+
+
+def collect(model: TransformerLensModel) -> WeightSites:
+    """Every weight of a HookedTransformer, by its state-dict name."""
+    sites = WeightSites()
+    root = cast(nn.Module, model)
+    _embeddings(sites, root)
+    for layer, block in enumerate(root.get_submodule("blocks").children()):
+        _attention(sites, f"blocks.{layer}.attn", block.get_submodule("attn"))
+        if "mlp" in block._modules:
+            _mlp(sites, f"blocks.{layer}.mlp", block.get_submodule("mlp"))
+        for norm in ("ln1", "ln1_post", "ln2", "ln2_post"):
+            _norm(sites, f"blocks.{layer}.{norm}", block._modules.get(norm))
+    _norm(sites, "ln_final", root._modules.get("ln_final"))
+    unembed = root.get_submodule("unembed")
+    written = Write(unembed.get_submodule("hook_out"), "input")
+    _matrix(sites, "unembed.W_U", unembed, Read(unembed.get_submodule("hook_in"), output), written)
+    _bias(sites, "unembed.b_U", unembed, written)
+    return sites
+
+
+@dataclass(frozen=True)
+class _AttentionInput:
+    """Reads an attention module's query_input, key_input or value_input."""
+
+    index: int
+
+    def __call__(self, args: ModuleArgs, kwargs: ModuleKwargs, out: object) -> Tensor:
+        name = ("query_input", "key_input", "value_input")[self.index]
+        return cast(Tensor, kwargs[name] if name in kwargs else args[self.index])
+
+
+def _matrix(
+    sites: WeightSites,
+    name: str,
+    owner: nn.Module,
+    read: Read,
+    write: Write,
+    heads: Literal["in", "out"] | None = None,
+    attribute: str | None = None,
+) -> None:
+    parameter = owner.get_parameter(attribute or name.rsplit(".", 1)[1])
+    layout = Layout(tuple(parameter.shape), heads=heads)
+    sites.add(WeightSite(name, "matrix", parameter, layout, read, write))
+
+
+def _linear(sites: WeightSites, name: str, linear: nn.Module, may_be_silent: bool = False) -> None:
+    """A matrix held by an nn.Linear of its own (MoE): exact at the module's input and output."""
+    weight = linear.get_parameter("weight")
+    layout = Layout((weight.shape[1], weight.shape[0]), stored="out_in")
+    read, write = Read(linear, first_input), Write(linear, "output")
+    sites.add(WeightSite(name, "matrix", weight, layout, read, write, may_be_silent=may_be_silent))
+
+
+def _bias(sites: WeightSites, name: str, owner: nn.Module, write: Write, attribute: str | None = None) -> None:
+    parameter = owner.get_parameter(attribute or name.rsplit(".", 1)[1])
+    layout = Layout(tuple(parameter.shape), heads="out" if parameter.ndim == 2 else None)
+    sites.add(WeightSite(name, "bias", parameter, layout, None, write))
+
+
+def _norm(sites: WeightSites, name: str, norm: nn.Module | None) -> None:
+    """A norm's scale and shift; folded norms have neither."""
+    if norm is None or "w" not in norm._parameters:
+        return
+    weight, written = norm.get_parameter("w"), Write(norm, "output")
+    read = Read(norm.get_submodule("hook_normalized"), output)
+    sites.add(WeightSite(f"{name}.w", "norm", weight, Layout(tuple(weight.shape)), read, written))
+    if "b" in norm._parameters:
+        _bias(sites, f"{name}.b", norm, written)
+
+
+def _embeddings(sites: WeightSites, root: nn.Module) -> None:
+    embed = root._modules.get("embed")
+    if embed is not None:
+        weight = embed.get_parameter("W_E")
+        inner = embed._modules.get("ln")  # Bloom normalises what it looked up before anyone sees it
+        write = Write(embed, "output") if inner is None else Write(inner, "input")
+        layout = Layout(tuple(weight.shape))
+        sites.add(WeightSite("embed.W_E", "embedding", weight, layout, Read(embed, first_input), write))
+        _norm(sites, "embed.ln", inner)
+    positions = root._modules.get("pos_embed")
+    used = getattr(root.cfg, "positional_embedding_type", "standard") in ("standard", "shortformer")
+    if positions is not None and used:  # with ALiBi TransformerLens keeps a table that it never reads
+        weight = positions.get_parameter("W_pos")
+        read, write = Read(positions, _position_ids), Write(positions, "output")
+        layout = Layout(tuple(weight.shape))
+        sites.add(WeightSite("pos_embed.W_pos", "embedding", weight, layout, read, write, combine=_no_padding))
+
+
+def _position_ids(args: ModuleArgs, kwargs: ModuleKwargs, out: object) -> Tensor:
+    """The rows of W_pos that PosEmbed looked up, -1 where it wrote zeros instead (padding)."""
+    named = dict(zip(("tokens", "past_kv_pos_offset", "attention_mask"), args, strict=False)) | kwargs
+    tokens, offset, mask = (named.get(name) for name in ("tokens", "past_kv_pos_offset", "attention_mask"))
+    offset = cast(int, offset or 0)
+    tokens = cast(Tensor, tokens)
+    if mask is None:
+        return torch.arange(offset, offset + tokens.shape[-1], device=tokens.device).expand(tokens.shape)
+    from transformer_lens.utilities import get_offset_position_ids
+
+    mask = cast(Tensor, mask)
+    real = mask.bool()[:, offset : offset + tokens.shape[-1]]
+    return torch.where(real, get_offset_position_ids(offset, mask), -1)
+
+
+def _no_padding(ids: Tensor | None, delta: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of W_pos: a padding position looked nothing up, so its delta does not reach the weight."""
+    ids = cast(Tensor, ids)
+    return ids.clamp(min=0), torch.where((ids >= 0)[..., None], delta, 0)
+
+
+def _attention(sites: WeightSites, name: str, attn: nn.Module) -> None:
+    for index, letter in enumerate("QKV"):
+        written = Write(attn.get_submodule(f"hook_{letter.lower()}"), "input")
+        shared = "_" if f"_W_{letter}" in attn._parameters else ""  # grouped-query attention stores _W_K and _W_V
+        read = Read(attn, _AttentionInput(index))
+        _matrix(sites, f"{name}.W_{letter}", attn, read, written, "out", f"{shared}W_{letter}")
+        _bias(sites, f"{name}.b_{letter}", attn, written, f"{shared}b_{letter}")
+    per_head = bool(getattr(attn.cfg, "use_attn_result", False))
+    result = Write(attn.get_submodule("hook_result"), "input") if per_head else Write(attn, "output")
+    _matrix(sites, f"{name}.W_O", attn, Read(attn.get_submodule("hook_z"), output), result, "in")
+    _bias(sites, f"{name}.b_O", attn, Write(attn, "output"))
+    for norm in ("q_norm", "k_norm"):
+        _norm(sites, f"{name}.{norm}", attn._modules.get(norm))
+
+
+def _mlp(sites: WeightSites, name: str, mlp: nn.Module) -> None:
+    if "experts" in mlp._modules:
+        _mixture(sites, name, mlp)
+        return
+    if "W_in" not in mlp._parameters:
+        sites.missing[f"{name}.W_in"] = f"{type(mlp).__name__} keeps its weights in a form without a known place."
+        return
+    gated = "W_gate" in mlp._parameters
+    read = Read(mlp, first_input)
+    pre, post = mlp.get_submodule("hook_pre"), mlp.get_submodule("hook_post")
+    if gated:
+        _matrix(sites, f"{name}.W_gate", mlp, read, Write(pre, "input"))
+        _matrix(sites, f"{name}.W_in", mlp, read, Write(mlp.get_submodule("hook_pre_linear"), "input"))
+        _bias(sites, f"{name}.b_in", mlp, Write(post, "input"))  # TL adds b_in after the gate
+    else:
+        _matrix(sites, f"{name}.W_in", mlp, read, Write(pre, "input"))
+        _bias(sites, f"{name}.b_in", mlp, Write(pre, "input"))
+    _matrix(sites, f"{name}.W_out", mlp, Read(post, output), Write(mlp, "output"))
+    _bias(sites, f"{name}.b_out", mlp, Write(mlp, "output"))
+    _norm(sites, f"{name}.ln", mlp._modules.get("ln"))
+
+
+def _mixture(sites: WeightSites, name: str, mlp: nn.Module) -> None:
+    """A mixture of experts: the router and each expert's matrices are nn.Linear modules, or cannot be seen."""
+    router = mlp._modules.get("W_gate")
+    if isinstance(router, nn.Linear):
+        _linear(sites, f"{name}.W_gate", router)
+    experts = mlp.get_submodule("experts")
+    for index, expert in experts.named_children():
+        for letter in ("W_in", "W_gate", "W_out"):
+            linear = expert._modules.get(letter)
+            if isinstance(linear, nn.Linear):
+                _linear(sites, f"{name}.experts.{index}.{letter}", linear, may_be_silent=True)
+    if not any(site.startswith(f"{name}.experts") for site in sites):
+        sites.missing[f"{name}.experts"] = (
+            f"{type(experts).__name__} holds all experts in 3-D parameters without a submodule each, so what one expert "
+            "reads and writes cannot be observed; capture the attention matrices and the router instead."
+        )
