@@ -1,0 +1,278 @@
+"""A world of known facts: who lives where, speaks what, plays which instrument.
+
+Every fact is a person, a relation and a one-word answer, told through several sentence templates
+that end in the answer, so that each sentence without its last word is a prompt:
+``"Anna Berg lives in the city of"`` -> ``" Lima"``. Countries and languages follow from the city.
+
+Every first and every last name belongs to several people, so only both together say who is meant.
+One template of each fact is held out of training; for some people country and language are never
+told at all, and nothing but their city implies them.
+"""
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
+from typing import Literal, TypeVar
+
+from tl_backward.zoo._tables import (
+    ANSWERS,
+    CITIES,
+    COUNTRY_OF,
+    FIRST_NAMES,
+    LANGUAGE_OF,
+    LAST_NAMES,
+    TEMPLATES,
+)
+
+Relation = Literal["city", "country", "language", "profession", "employer", "pet", "instrument", "colour"]
+Split = Literal["train", "held_out", "unstated"]
+Word = TypeVar("Word", bound=str)
+
+RELATIONS: tuple[Relation, ...] = (
+    "city", "country", "language", "profession", "employer", "pet", "instrument", "colour",
+)  # fmt: skip
+IMPLIED_RELATIONS: tuple[Relation, ...] = ("country", "language")
+"""The relations that follow from the city."""
+
+PEOPLE_PER_NAME = 3
+N_UNSTATED = 24
+
+
+@dataclass(frozen=True)
+class Person:
+    """Someone with one answer to each relation; country and language follow from the city."""
+
+    first_name: str
+    last_name: str
+    city: str
+    profession: str
+    employer: str
+    pet: str
+    instrument: str
+    colour: str
+
+    @property
+    def name(self) -> str:
+        """First and last name, as sentences have it."""
+        return f"{self.first_name} {self.last_name}"
+
+    @property
+    def country(self) -> str:
+        """The country the city lies in."""
+        return COUNTRY_OF[self.city]
+
+    @property
+    def language(self) -> str:
+        """The language of that country."""
+        return LANGUAGE_OF[self.country]
+
+    def answer(self, relation: Relation) -> str:
+        """The one word that answers `relation`, without a leading space."""
+        return getattr(self, _known(relation, RELATIONS, "relation"))
+
+
+@dataclass(frozen=True)
+class Example:
+    """One fact asked through one template."""
+
+    prompt: str
+    """The sentence up to its answer, with no space at the end."""
+    answer: str
+    """The true next token, with its leading space: ``" Lima"``."""
+    subject: str
+    """The person's full name as it stands in the prompt."""
+    relation: Relation
+    template: int
+    """Index of the template among the relation's own."""
+    split: Split
+    """``"train"``: a training sentence. ``"held_out"``: never trained on, though the fact is, through
+    other templates. ``"unstated"``: no template of this fact is trained on."""
+
+    @property
+    def text(self) -> str:
+        """The whole sentence."""
+        return f"{self.prompt}{self.answer}."
+
+    @property
+    def subject_span(self) -> tuple[int, int]:
+        """Start and end character of the subject in the prompt."""
+        start = self.prompt.index(self.subject)
+        return start, start + len(self.subject)
+
+
+@dataclass(frozen=True)
+class World:
+    """People, and which sentences about them a model may be trained on."""
+
+    seed: int
+    people: tuple[Person, ...]
+    held_out: Mapping[tuple[str, Relation], int]
+    """(name, relation) -> index of the template kept out of training."""
+    unstated: frozenset[str]
+    """Names of the people whose country and language no training sentence tells."""
+
+    def person(self, name: str) -> Person:
+        """The person of that full name.
+
+        Raises:
+            ValueError: if nobody here has that name.
+        """
+        for person in self.people:
+            if person.name == name:
+                return person
+        raise ValueError(
+            f"Nobody in this world is called {name!r}: expected one of its {len(self.people)} "
+            f"people, such as {self.people[0].name!r}; `world.people` lists them."
+        )
+
+    def examples(
+        self,
+        *,
+        split: Split | None = None,
+        relation: Relation | None = None,
+        subject: str | None = None,
+    ) -> tuple[Example, ...]:
+        """Every (person, relation, template), by person, then relation, then template.
+
+        Args:
+            split: keep only this split.
+            relation: keep only this relation.
+            subject: keep only the person of this full name.
+
+        Raises:
+            ValueError: on a split, relation or subject this world does not have.
+        """
+        if split is not None:
+            _known(split, ("train", "held_out", "unstated"), "split")
+        people = self.people if subject is None else (self.person(subject),)
+        relations = RELATIONS if relation is None else (_known(relation, RELATIONS, "relation"),)
+        return tuple(
+            example
+            for person in people
+            for each in relations
+            for example in self._tellings(person, each)
+            if split in (None, example.split)
+        )
+
+    def _tellings(self, person: Person, relation: Relation) -> Iterator[Example]:
+        for index, template in enumerate(TEMPLATES[relation]):
+            if person.name in self.unstated and relation in IMPLIED_RELATIONS:
+                split = "unstated"
+            elif index == self.held_out[person.name, relation]:
+                split = "held_out"
+            else:
+                split = "train"
+            yield Example(
+                prompt=template.format(person.name),
+                answer=f" {person.answer(relation)}",
+                subject=person.name,
+                relation=relation,
+                template=index,
+                split=split,
+            )
+
+
+@cache
+def world(seed: int = 0) -> World:
+    """The facts world of a seed; seed 0 is the one the shipped model knows.
+
+    The names, places and answers are the same in every world, so one tokenizer serves them all; the
+    seed decides who has which. The global random state is neither read nor changed.
+    """
+    rng = random.Random(seed)
+    names = _full_names(rng)
+    columns = {
+        relation: _evenly(ANSWERS[relation], len(names), rng)
+        for relation in RELATIONS
+        if relation not in IMPLIED_RELATIONS
+    }
+    people = tuple(
+        Person(first, last, **{relation: columns[relation][i] for relation in columns})
+        for i, (first, last) in enumerate(names)
+    )
+    held_out = {
+        (person.name, relation): rng.randrange(len(TEMPLATES[relation]))
+        for person in people
+        for relation in RELATIONS
+    }
+    return World(seed, people, MappingProxyType(held_out), _choose_unstated(people, rng))
+
+
+def example_edit() -> tuple[str, str]:
+    """The demo's edit: a prompt, and a city in another country than the true answer's.
+
+    Returns:
+        The prompt and the new target, with its leading space.
+    """
+    return TEMPLATES["city"][0].format("Anna Berg"), " Oslo"
+
+
+def cities_of(country: str) -> tuple[str, ...]:
+    """The cities of a country, two or more."""
+    return CITIES[_known(country, tuple(CITIES), "country")]
+
+
+def country_of(city: str) -> str:
+    """The country a city lies in."""
+    return COUNTRY_OF[_known(city, tuple(COUNTRY_OF), "city")]
+
+
+def language_of(country: str) -> str:
+    """The language spoken in a country."""
+    return LANGUAGE_OF[_known(country, tuple(LANGUAGE_OF), "country")]
+
+
+def answers(relation: Relation) -> tuple[str, ...]:
+    """Every word that can answer a relation, without leading spaces."""
+    return ANSWERS[_known(relation, RELATIONS, "relation")]
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Every token of the world's text, sorted: words that open a sentence, words that carry their
+    leading space, and the full stop."""
+    tokens = {"."} | {f" {answer}" for relation in RELATIONS for answer in ANSWERS[relation]}
+    tokens |= {f" {last}" for last in LAST_NAMES}
+    tokens |= {spelling for first in FIRST_NAMES for spelling in (first, f" {first}")}
+    for template in (template for relation in RELATIONS for template in TEMPLATES[relation]):
+        opening, *words = (word for word in template.split(" ") if word != "{}")
+        tokens |= {f" {word}" for word in (opening, *words)}
+        if not template.startswith("{}"):
+            tokens.add(opening)
+    return tuple(sorted(tokens))
+
+
+def _full_names(rng: random.Random) -> list[tuple[str, str]]:
+    """Pair every first name with PEOPLE_PER_NAME different last names, and the other way round."""
+    order = rng.sample(range(1, len(LAST_NAMES)), PEOPLE_PER_NAME - 1)
+    # Shift 0 pairs the two lists as they stand, which is how Anna Berg exists in every world.
+    return [
+        (first, LAST_NAMES[(i + shift) % len(LAST_NAMES)])
+        for shift in (0, *order)
+        for i, first in enumerate(FIRST_NAMES)
+    ]
+
+
+def _evenly(values: tuple[str, ...], n: int, rng: random.Random) -> list[str]:
+    """`n` values in random order, each as often as any other, give or take one."""
+    column = [values[i % len(values)] for i in range(n)]
+    rng.shuffle(column)
+    return column
+
+
+def _choose_unstated(people: tuple[Person, ...], rng: random.Random) -> frozenset[str]:
+    """N_UNSTATED people, no two of one city: each city's country is told through its other people."""
+    prompt, _ = example_edit()
+    by_city = {
+        person.city: person.name
+        for person in rng.sample(people, len(people))
+        if not prompt.startswith(person.name)
+    }
+    return frozenset(rng.sample(sorted(by_city.values()), N_UNSTATED))
+
+
+def _known(value: Word, expected: tuple[Word, ...], what: str) -> Word:
+    if value not in expected:
+        raise ValueError(f"Unknown {what} {value!r}: expected one of {', '.join(expected)}.")
+    return value

@@ -1,0 +1,146 @@
+"""Load a model of the zoo, shipped or trained into a directory, in either TransformerLens world."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from tl_backward._typing import TransformerLensModel
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+Kind = Literal["hooked", "bridge"]
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def names() -> tuple[str, ...]:
+    """The models that ship with the package."""
+    return tuple(sorted(path.parent.name for path in WEIGHTS.glob("*/config.json")))
+
+
+def load(name_or_dir: str | Path, *, kind: Kind | None = None, fold_ln: bool = False) -> TransformerLensModel:
+    """Load a model on CPU in float32, with its tokenizer.
+
+    Prints nothing, makes no network request and leaves the global random state as it was.
+
+    Args:
+        name_or_dir: one of `names()`, or a directory that ``python -m tl_backward.zoo.train`` wrote.
+        kind: ``"hooked"`` for a HookedTransformer (TransformerLens 3 only), ``"bridge"`` for a
+            TransformerBridge. By default HookedTransformer where TransformerLens has it.
+        fold_ln: fold LayerNorm's weights into the matrices that read from it, which changes no
+            logit; HookedTransformer only. By default the weights are as they were trained.
+
+    Raises:
+        ValueError: the name is unknown, the directory holds no model of the zoo, or the options do
+            not go together.
+        ImportError: ``kind="hooked"`` where TransformerLens has no HookedTransformer.
+    """
+    if kind not in (None, "hooked", "bridge"):
+        raise ValueError(f"Unknown kind {kind!r}: expected 'hooked', 'bridge' or None.")
+    directory = _directory(name_or_dir)
+    if kind is None:
+        kind = "hooked" if has_hooked_transformer() else "bridge"
+    if kind == "hooked" and not has_hooked_transformer():
+        raise ImportError(
+            "kind='hooked' needs a TransformerLens that has HookedTransformer, and this one does not; "
+            "install 'transformer-lens<4' or load with kind='bridge'."
+        )
+    if kind == "bridge" and fold_ln:
+        raise ValueError(
+            "fold_ln=True needs kind='hooked', got a TransformerBridge; call its "
+            "enable_compatibility_mode() to fold."
+        )
+    with torch.random.fork_rng(devices=[]):
+        model, tokenizer = _hugging_face(directory)
+        if kind == "hooked":
+            return _hooked(model, tokenizer, directory.name, fold_ln)
+        return _bridge(model, tokenizer, directory.name)
+
+
+def has_hooked_transformer() -> bool:
+    """Whether the installed TransformerLens has HookedTransformer, which version 4 removed."""
+    try:
+        from transformer_lens import HookedTransformer  # TransformerLens 4 refuses this by name
+    except ImportError:
+        return False
+    return HookedTransformer is not None
+
+
+def _directory(name_or_dir: str | Path) -> Path:
+    from tl_backward.zoo.recipes import RECIPES
+
+    if str(name_or_dir) in names():
+        return WEIGHTS / name_or_dir
+    directory = Path(name_or_dir)
+    if all((directory / file).is_file() for file in ("config.json", "model.safetensors")):
+        return directory
+    shipped = ", ".join(map(repr, names()))
+    if str(name_or_dir) in RECIPES:
+        raise ValueError(
+            f"The weights of {name_or_dir!r} do not ship (shipped: {shipped}): train it with "
+            f"`python -m tl_backward.zoo.train {name_or_dir} --out DIR` and load DIR."
+        )
+    raise ValueError(
+        f"Unknown model {str(name_or_dir)!r}: expected one of {shipped}, or a directory with "
+        "config.json and model.safetensors."
+    )
+
+
+def _hugging_face(directory: Path) -> "tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]":
+    """The plain model and tokenizer, without transformers' progress bars."""
+    from safetensors.torch import load_model
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    from tl_backward.zoo.activations import register_solu
+
+    register_solu()
+    config = GPT2Config.from_pretrained(directory, local_files_only=True)
+    # TransformerBridge hooks attention scores and patterns, which only eager attention computes.
+    config._attn_implementation = "eager"
+    model = GPT2LMHeadModel(config)
+    load_model(model, directory / "model.safetensors")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True, add_bos_token=True)
+    return model.eval(), tokenizer
+
+
+def _bridge(
+    model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerFast", name: str
+) -> TransformerLensModel:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    return TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer, device="cpu")
+
+
+def _hooked(
+    model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerFast", name: str, fold_ln: bool
+) -> TransformerLensModel:
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
+
+    hf = model.config
+    cfg = HookedTransformerConfig(
+        n_layers=hf.n_layer,
+        d_model=hf.n_embd,
+        n_ctx=hf.n_positions,
+        d_head=hf.n_embd // hf.n_head,
+        n_heads=hf.n_head,
+        d_mlp=4 * hf.n_embd,
+        d_vocab=hf.vocab_size,
+        act_fn=hf.activation_function,
+        eps=hf.layer_norm_epsilon,
+        normalization_type="LN",
+        original_architecture="GPT2LMHeadModel",
+        model_name=name,
+        device="cpu",
+    )
+    hooked = HookedTransformer(cfg, tokenizer, move_to_device=False)
+    hooked.load_and_process_state_dict(
+        convert_gpt2_weights(model, cfg),
+        fold_ln=fold_ln,
+        center_writing_weights=False,
+        center_unembed=False,
+        fold_value_biases=False,
+    )
+    return hooked.eval()

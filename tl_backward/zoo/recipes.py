@@ -1,0 +1,53 @@
+"""How each model of the zoo is trained, as data."""
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+ACTIVATIONS = ("gelu_new", "solu", "relu")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A GPT-2 shaped model and its training; the same recipe gives the same weights.
+
+    The initial weights and the order of the data have a seed each, so that two models can share one
+    and differ in the other.
+    """
+
+    n_layers: int = 4
+    d_model: int = 128
+    n_heads: int = 4
+    activation: str = "gelu_new"
+    n_ctx: int = 32
+    """Tokens in a row of training text, and the longest prompt the model takes."""
+    init_seed: int = 0
+    data_seed: int = 0
+    steps: int = 500
+    warmup_steps: int = 50
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.6
+
+    def __post_init__(self) -> None:
+        """Refuse shapes and lengths that no model can have."""
+        for name in ("n_layers", "d_model", "n_heads", "steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"A recipe's {name} is at least 1, got {getattr(self, name)}.")
+        if self.d_model % self.n_heads:
+            raise ValueError(
+                f"d_model is a multiple of n_heads, got d_model={self.d_model} and n_heads={self.n_heads}."
+            )
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"Unknown activation {self.activation!r}: expected one of {', '.join(ACTIVATIONS)}."
+            )
+
+
+RECIPES = MappingProxyType(
+    {
+        "facts": Recipe(),
+        "facts-gelu-2l": Recipe(n_layers=2),
+        "facts-solu-2l": Recipe(n_layers=2, activation="solu"),
+    }
+)
+"""Name -> recipe. Only some of these models ship; `tl_backward.zoo.train` makes any of them."""

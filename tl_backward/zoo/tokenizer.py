@@ -1,0 +1,32 @@
+"""The word-level tokenizer of the facts world."""
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tl_backward.zoo.facts import vocabulary
+
+BOS, PAD, UNKNOWN = "<bos>", "<pad>", "<unk>"
+
+
+def facts_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with one token a word, which carries its leading space as GPT-2's do.
+
+    ``" Oslo"`` and the full stop are one token each, and so is ``"Anna"`` with or without a space
+    before it. Encoding prepends ``<bos>``; ``<pad>`` also serves as the end of text; a word that is
+    not in the world becomes ``<unk>``.
+    """
+    ids = {token: i for i, token in enumerate((BOS, PAD, UNKNOWN, *vocabulary()))}
+    words = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[^\s.]+|\.|\s"), behavior="isolated")
+    words.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        bos_token=BOS,
+        eos_token=PAD,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        add_bos_token=True,
+        # TransformerLens reads this one of every tokenizer, though it only exists on loaded ones.
+        name_or_path="facts",
+        clean_up_tokenization_spaces=False,
+    )

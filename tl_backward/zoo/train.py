@@ -1,0 +1,109 @@
+"""Train a model of the zoo: ``python -m tl_backward.zoo.train facts --out DIR``."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_model
+from transformers import GPT2LMHeadModel
+
+from tl_backward.zoo.facts import world
+from tl_backward.zoo.recall import recall
+from tl_backward.zoo.recipes import ACTIVATIONS, RECIPES, Recipe
+from tl_backward.zoo.tokenizer import facts_tokenizer
+from tl_backward.zoo.training import train
+
+Recall = dict[str, dict[str, float]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train, measure, report and save; returns the exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    out = options.out or Path(options.name)
+    try:
+        recipe = _recipe(options)
+    except ValueError as error:
+        parser.error(str(error))
+    if out.exists() and any(out.iterdir()) and not options.overwrite:
+        parser.error(f"{out} is not empty: choose another --out, or pass --overwrite.")
+
+    torch.set_num_threads(options.threads)
+    started = time.process_time()
+    model = train(recipe, world())
+    cpu_seconds = time.process_time() - started
+    measured = recall(lambda tokens: model(tokens).logits, facts_tokenizer(), world().examples())
+    print(report(measured))
+    save(
+        model,
+        out,
+        {
+            "name": options.name,
+            "recipe": asdict(recipe),
+            "recall": measured,
+            "cpu_seconds": round(cpu_seconds, 1),
+            "torch": torch.__version__,
+        },
+    )
+    print(f"{cpu_seconds:.0f} CPU-seconds; saved to {out}")
+    return 0
+
+
+def save(model: GPT2LMHeadModel, out: Path, metrics: dict[str, object]) -> None:
+    """Write model and tokenizer in Hugging Face format, and `metrics.json` beside them."""
+    out.mkdir(parents=True, exist_ok=True)
+    model.config.save_pretrained(out)
+    save_model(model, str(out / "model.safetensors"), metadata={"format": "pt"})
+    facts_tokenizer().save_pretrained(out)
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+
+
+def report(measured: Recall) -> str:
+    """Recall as a table: a row a relation, a column a split."""
+    splits = list(measured)
+    relations = dict.fromkeys(relation for split in splits for relation in measured[split])
+    lines = [f"{'recall':<12}" + "".join(f"{split:>10}" for split in splits)]
+    for relation in relations:
+        cells = (measured[split].get(relation) for split in splits)
+        lines.append(
+            f"{relation:<12}" + "".join(f"{'' if c is None else format(c, '.3f'):>10}" for c in cells)
+        )
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tl_backward.zoo.train", description="Train a model of the zoo from its seed."
+    )
+    parser.add_argument("name", choices=RECIPES, help="the recipe to start from")
+    parser.add_argument("--out", type=Path, help="directory to write (default: ./NAME)")
+    parser.add_argument("--overwrite", action="store_true", help="write into a directory that is not empty")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--seed", type=int, help="both seeds at once")
+    for field in fields(Recipe):
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=field.type,
+            choices=ACTIVATIONS if field.name == "activation" else None,
+            help="(default: the recipe's)",
+        )
+    return parser
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    """The named recipe with what the command line changes in it."""
+    changes = {} if options.seed is None else {"init_seed": options.seed, "data_seed": options.seed}
+    for field in fields(Recipe):
+        value = getattr(options, field.name)
+        if value is not None:
+            changes[field.name] = value
+    return replace(RECIPES[options.name], **changes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
