@@ -5,8 +5,10 @@ Result classes build their ``_repr_html_`` from these functions, so everything h
 ``<style>``, no ``id`` or ``data-*``, no ``var(...)``. Styles are therefore inline, with plain values.
 """
 
+import functools
 import html
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -34,6 +36,7 @@ _BLANK = frozenset(
 )
 _EMPTY = "\u27e8empty\u27e9"
 _CIRCLE = "\u25cc"  # the dotted circle that character tables put a lone combining mark on
+_HALF_ESCAPE = re.compile(r"(?<!\\)\\(x[0-9a-f]?|u[0-9a-f]{0,3}|U[0-9a-f]{0,7})?$")
 _ESCAPE_LETTERS = "\\nrtxuU"
 _MARKS_IN_A_ROW = 4  # more combining marks than any script needs would be drawn over the neighbouring lines
 
@@ -64,6 +67,8 @@ def visible_text(text: str) -> str:
 
     Ordinary spaces and backslashes stay as they are, so applying it twice changes nothing.
     """
+    if text.isascii() and text.isprintable():
+        return text
     units, marks = [], 0
     for position, char in enumerate(text):
         is_mark = unicodedata.category(char)[0] == "M"
@@ -112,12 +117,8 @@ def visible_token(token: str, limit: int | None = None) -> str:
     text = visible_text("".join(units))
     if limit is None or len(text) <= limit:
         return text
-    cut = max(limit - 1, 0)
-    # Do not leave half an escape, which would read as other text.
-    escape_start = text.rfind("\\", max(cut - 9, 0), cut)
-    if escape_start > 0 and text[escape_start + 1] in "xuU" and text[escape_start + 2 : cut].isalnum():
-        cut = escape_start
-    return text[:cut] + "\u2026"
+    # Half an escape would read as other text.
+    return _HALF_ESCAPE.sub("", text[: max(limit - 1, 0)]) + "\u2026"
 
 
 def token_html(token: str, limit: int | None = 40) -> str:
@@ -141,6 +142,7 @@ def format_number(value: float | int) -> str:
 # Colours
 
 
+@functools.lru_cache(maxsize=1024)
 def _to_lab(color: str) -> tuple[float, float, float]:
     def linear(channel: int) -> float:
         c = channel / 255
@@ -212,9 +214,9 @@ def legend(
     low = f"\u2212{format_number(bound)}" if signed else "0"
     return (
         '<div style="font-size:12px;margin:4px 0;white-space:normal">'
-        f"{escape(visible_text(label))}: {low} "
+        f'{escape(visible_text(label))}: <span style="white-space:nowrap">{low} '
         f'<span style="display:inline-block;border:1px solid #888888;height:12px;line-height:0;'
-        f'vertical-align:middle;white-space:nowrap">{boxes}</span> {format_number(bound)}</div>'
+        f'vertical-align:middle">{boxes}</span> {format_number(bound)}</span></div>'
     )
 
 
@@ -261,7 +263,7 @@ def _cell_html(cell: TableCell, bound: float, limit: int) -> str:
             )
         style = f"{_TD};{MONO}"
         if cell.value is not None:
-            background = color_for(cell.value, bound)
+            background = color_for(cell.value, bound, PALE)
             style += f";background-color:{background};color:{text_color(background)}"
         return f'<td style="{style}"{_title(lines)}>{body}</td>'
     if cell is None:
@@ -347,7 +349,7 @@ def lens_table(
     names = [visible_token(token) for token in columns]
     shown = table(names, cells, row_names=rows, caption=caption, corner=corner, bound=bound)
     coloured = any(cell.value is not None for row in cells for cell in row)
-    return (legend(value_label or "colour", bound, signed=signed) if coloured else "") + shown
+    return (legend(value_label or "colour", bound, signed=signed, ends=PALE) if coloured else "") + shown
 
 
 def token_strip(

@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from tl_backward._html import (
@@ -25,6 +25,13 @@ _MOST_SQUARES = 300_000  # the chart holds one object per square; beyond this a 
 
 CARD = "position:relative;background-color:#ffffff;color:#1a1a1a;color-scheme:light;padding:8px;margin:6px 0;"
 """circuitsvis and plotly draw for a white page, so in a dark theme they stand on a white card."""
+
+
+def floats(values: Real[Tensor, "x"] | Sequence[float] | Sequence[int]) -> list[float]:
+    """Take numbers out of a tensor (of any type, on any device, with or without gradient) or a sequence."""
+    if isinstance(values, Tensor):
+        return values.detach().to("cpu", torch.float64).tolist()
+    return [float(value) for value in values]
 
 
 def isolate(text: str) -> str:
@@ -58,7 +65,7 @@ def circuitsvis(component: str, props: Mapping[str, object], static: str, style:
 
 def tokens(
     tokens: Sequence[str],
-    values: Float[Tensor, "pos"] | Sequence[float],
+    values: Real[Tensor, "pos"] | Sequence[float],
     *,
     value_label: str,
     signed: bool = False,
@@ -69,7 +76,7 @@ def tokens(
     `value_label` names the value, its unit and, if `signed`, the sign convention. Colours run from -`bound`
     (orange) over 0 (white) to `bound` (blue); the default bound is the largest absolute value.
     """
-    numbers = [float(value) for value in values]
+    numbers = floats(values)
     if len(numbers) != len(tokens):
         raise ValueError(f"Need one value per token: got {len(tokens)} tokens and {len(numbers)} values.")
     if bound is None:
@@ -126,7 +133,7 @@ def attention(
     rows = [[[float(f"{v:.6g}") for v in row] for row in head] for head in shown.tolist()]
     if bound is None:
         bound = scale_bound(v for head in rows for row in head for v in row)
-    names = [visible_text(name) for name in head_names] if head_names else [f"Head {i}" for i in range(heads)]
+    names = [visible_text(name) for name in head_names] if head_names else [f"H{i}" for i in range(heads)]
     props = {
         "attention": rows,
         "tokens": [isolate(component_token(token, 24)) for token in tokens],
@@ -141,4 +148,8 @@ def attention(
         heat_image(head, bound=bound, label=name, pixels=160) + " "
         for head, name in zip(rows, names, strict=True)
     )
-    return Fragment(legend(value_label, bound, signed=signed)) + circuitsvis("AttentionHeads", props, images)
+    # Room for every token's name up to about 45; the component itself never grows beyond 1140 pixels.
+    width = min(max(480, 220 + 20 * keys), 1140)
+    return Fragment(legend(value_label, bound, signed=signed)) + circuitsvis(
+        "AttentionHeads", props, images, CARD + f"max-width:{width}px;overflow-x:auto;"
+    )

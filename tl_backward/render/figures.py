@@ -1,23 +1,24 @@
 """plotly figures of untrusted text: heat maps, named curves, and a fragment that draws any figure offline."""
 
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Real
 from torch import Tensor
 
 from tl_backward._html import UNKNOWN, color_for, escape, scale_bound, visible_text, visible_token
-from tl_backward.render.circuits import CARD, isolate
+from tl_backward.render.circuits import CARD, floats, isolate
 from tl_backward.render.page import Fragment
 from tl_backward.render.scripts import draw_script, escape_json, place, place_key, to_json
 
 if TYPE_CHECKING:
     import plotly.graph_objects
 
-Numbers = Float[Tensor, "x"] | Sequence[float] | Sequence[int]
+Numbers = Real[Tensor, "x"] | Sequence[float] | Sequence[int]
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's colours, told apart under all common colour blindnesses."""
@@ -41,11 +42,18 @@ def plot_token(token: str, limit: int | None = None) -> str:
 
 
 def _layout(title: str, height: int) -> dict[str, object]:
+    lines = textwrap.wrap(visible_text(title), 48) or [""]
     return {
-        "title": {"text": plot_text(title), "x": 0, "xanchor": "left", "xref": "paper", "font": {"size": 14}},
+        "title": {
+            "text": "<br>".join(map(plot_text, lines)),
+            # On the left and right above the plot: the buttons that appear on top would cover it.
+            **{"x": 0, "xanchor": "left", "xref": "paper"},
+            **{"y": 1, "yanchor": "bottom", "yref": "paper", "pad": {"b": 8}},
+            "font": {"size": 14},
+        },
         "font": _FONT,
-        "height": height,
-        "margin": {"l": 60, "r": 20, "t": 48, "b": 50},
+        "height": height + 20 * len(lines),
+        "margin": {"l": 60, "r": 20, "t": 34 + 20 * len(lines), "b": 50},
         "paper_bgcolor": "#ffffff",
         "plot_bgcolor": "#ffffff",
         "template": "none",
@@ -54,7 +62,7 @@ def _layout(title: str, height: int) -> dict[str, object]:
 
 
 def heatmap(
-    z: Float[Tensor, "row column"],
+    z: Real[Tensor, "row column"],
     *,
     rows: Sequence[str],
     columns: Sequence[str],
@@ -106,14 +114,14 @@ def heatmap(
             ygap=1,
         )
     )
-    figure.update_layout(_layout(title, 170 + 26 * max(len(rows), 3)))
+    figure.update_layout(_layout(title, 160 + 26 * max(len(rows), 3)))
     figure.update_layout(
         # The categories are positions, because a text can hold the same token twice.
         xaxis=_label_axis(column_title, [plot_token(name, 16) for name in columns], angle=-60),
         yaxis=_label_axis(row_title, [plot_token(name, 16) for name in rows], angle=0),
         plot_bgcolor=UNKNOWN,
         # For figure_fragment: below this, the columns' names would run into each other.
-        meta={"min_width": max(300, 150 + 13 * len(columns))},
+        meta={"min_width": max(300, 120 + 12 * len(columns))},
     )
     return figure
 
@@ -147,10 +155,6 @@ class Curve:
     """[x]"""
 
 
-def _floats(values: Numbers) -> list[float]:
-    return [float(value) for value in values]
-
-
 def curves(
     lines: Sequence[Curve],
     *,
@@ -169,7 +173,7 @@ def curves(
     """
     import plotly.graph_objects as go
 
-    positions = list(range(len(lines[0].values))) if x is None and lines else _floats(x or ())
+    positions = list(range(len(lines[0].values))) if x is None and lines else floats(x or ())
     _check_curves(lines, len(positions), x_labels, log_y)
     figure = go.Figure()
     solid = [line.name for line in lines if line.control_of is None]
@@ -179,7 +183,7 @@ def curves(
         if line.low is not None and line.high is not None:
             figure.add_scatter(
                 x=[*positions, *reversed(positions)],
-                y=[*_floats(line.high), *reversed(_floats(line.low))],
+                y=[*floats(line.high), *reversed(floats(line.low))],
                 fill="toself",
                 fillcolor=color,
                 opacity=0.18,
@@ -192,7 +196,7 @@ def curves(
         is_control = line.control_of is not None
         figure.add_scatter(
             x=positions,
-            y=_floats(line.values),
+            y=floats(line.values),
             name=plot_text(line.name),
             mode="lines+markers",
             line={"color": color, "width": 2, "dash": "dash" if is_control else "solid"},
@@ -204,7 +208,7 @@ def curves(
             customdata=[plot_token(label) for label in x_labels] if x_labels else None,
             hovertemplate=f"%{{y:.6g}} at {plot_text(x_title)} %{{{'customdata' if x_labels else 'x'}}}",
         )
-    figure.update_layout(_layout(title, 380))
+    figure.update_layout(_layout(title, 330 + 20 * len(lines)))
     x_axis = _label_axis(x_title, [plot_token(name, 16) for name in x_labels], -60) if x_labels else {}
     figure.update_layout(
         xaxis={"title": {"text": plot_text(x_title)}, **_GRID, **x_axis},
@@ -218,7 +222,7 @@ def curves(
         },
         hovermode="x unified",
         # Below the plot, so that long names take no width from it on a narrow screen.
-        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
+        legend={"orientation": "h", "y": -0.5 if x_labels else -0.25, "yanchor": "top", "x": 0},
     )
     return figure
 
@@ -236,7 +240,7 @@ def _check_curves(lines: Sequence[Curve], length: int, x_labels: Sequence[str] |
         for part in (line.values, line.low, line.high):
             if part is not None and len(part) != length:
                 raise ValueError(f"Expected {length} values for {line.name!r}, one per x, got {len(part)}.")
-        if log_y and any(value <= 0 for value in _floats(line.values)):
+        if log_y and any(value <= 0 for value in floats(line.values)):
             raise ValueError(
                 f"A log axis needs values above 0, got {line.name!r} with others; plot rank + 1."
             )
@@ -260,6 +264,7 @@ def figure_fragment(figure: "plotly.graph_objects.Figure", *, min_width: int | N
         {
             "responsive": True,
             "displaylogo": False,
+            "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
             "plotlyServerURL": "",
             "showSendToCloud": False,
             "showEditInChartStudio": False,

@@ -15,7 +15,11 @@ def escape_json(text: str) -> str:
 
 def to_json(value: Mapping[str, object]) -> str:
     """`value` as escaped JSON in pure ASCII (so lone surrogates survive); NaN and infinities become null."""
-    return escape_json(json.dumps(_finite(value), allow_nan=False, separators=(",", ":")))
+    try:
+        text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    except ValueError:  # a number that JSON does not have
+        text = json.dumps(_finite(value), allow_nan=False, separators=(",", ":"))
+    return escape_json(text)
 
 
 def _finite(value: object) -> object:

@@ -1,6 +1,7 @@
 """Heat maps as small pictures inside the HTML: they show where scripts do not run."""
 
 import base64
+import functools
 import math
 import struct
 import zlib
@@ -21,16 +22,16 @@ def heat_image(values: Sequence[Sequence[float]], *, bound: float, label: str, p
     block = max(1, pixels // width)
     lines = []
     for row in values:
-        line = b"".join(bytes([_index(value, bound)]) * block for value in row)
+        shares = [min(max(value / bound, -1.0), 1.0) for value in row]
+        colors = [_GREY if math.isnan(share) else _STEPS + round(_STEPS * share) for share in shares]
+        line = b"".join(bytes([color]) * block for color in colors)
         lines.append((b"\0" + line) * block)  # each line of a PNG starts with its filter, 0 = none
     header = struct.pack(">IIBBBBB", width * block, len(values) * block, 8, 3, 0, 0, 0)
-    colors = [color_for(step / _STEPS, 1.0) for step in range(-_STEPS, _STEPS + 1)] + [UNKNOWN]
-    palette = b"".join(bytes.fromhex(color[1:]) for color in colors)
     png = b"\x89PNG\r\n\x1a\n" + b"".join(
         _chunk(kind, data)
         for kind, data in (
             (b"IHDR", header),
-            (b"PLTE", palette),
+            (b"PLTE", _palette()),
             (b"IDAT", zlib.compress(b"".join(lines), 9)),
             (b"IEND", b""),
         )
@@ -43,10 +44,10 @@ def heat_image(values: Sequence[Sequence[float]], *, bound: float, label: str, p
     )
 
 
-def _index(value: float, bound: float) -> int:
-    if math.isnan(value):
-        return _GREY
-    return _STEPS + round(_STEPS * min(max(value / bound, -1.0), 1.0))
+@functools.cache
+def _palette() -> bytes:
+    colors = [color_for(step / _STEPS, 1.0) for step in range(-_STEPS, _STEPS + 1)]
+    return b"".join(bytes.fromhex(color[1:]) for color in (*colors, UNKNOWN))
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

@@ -1,0 +1,282 @@
+"""Pages of hostile text in a real Chromium with the network blocked: nothing runs, nothing is lost."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from tl_backward import render
+from tl_backward._html import PALE, color_for
+from tl_backward.render.circuits import circuitsvis
+from tl_backward.render.libraries import library_source
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome as WebDriver
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="the browser tests need selenium")
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or DRIVER is None, reason="the browser tests need chromium and chromedriver on the PATH"
+)
+
+# Runs before a page's scripts: counts what the hostile strings call, and keeps what canvases draw.
+WATCH = """
+window.pwnedCount = 0;
+window.pwned = function () { window.pwnedCount += 1; };
+window.alert = window.prompt = window.confirm = window.pwned;
+window.canvasTexts = new Set();
+(function () {
+  var fillText = CanvasRenderingContext2D.prototype.fillText;
+  CanvasRenderingContext2D.prototype.fillText = function (text) {
+    window.canvasTexts.add(String(text));
+    return fillText.apply(this, arguments);
+  };
+})();
+"""
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --window-size=1400,1000"
+).split()
+
+
+@dataclass
+class Browser:
+    driver: "WebDriver"
+
+    def open(self, path: Path) -> None:
+        self.driver.get("about:blank")
+        self.driver.get_log("browser")
+        self.driver.get_log("performance")
+        self.driver.get(path.as_uri())
+
+    def run(self, script: str) -> object:
+        return self.driver.execute_script(script)
+
+    def number(self, expression: str) -> int:
+        value = self.run(f"return {expression}")
+        assert isinstance(value, int)
+        return value
+
+    def texts(self, selector: str) -> list[str]:
+        found = self.run(f"return [...document.querySelectorAll('{selector}')].map(e => e.textContent)")
+        assert isinstance(found, list)
+        return found
+
+    def wait(self, condition: str, seconds: float = 15) -> None:
+        end = time.monotonic() + seconds
+        while not self.run(f"return Boolean({condition})"):
+            assert time.monotonic() < end, f"{condition} did not become true; console: {self.console()}"
+            time.sleep(0.05)
+
+    def console(self) -> list[str]:
+        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+    def requests(self) -> list[str]:
+        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        return [
+            message["params"]["request"]["url"]
+            for message in messages
+            if message["method"] == "Network.requestWillBeSent"
+        ]
+
+    def foreign_requests(self, path: Path) -> list[str]:
+        own = ("data:", "blob:", "about:", "chrome:", path.as_uri())
+        return [url for url in self.requests() if not url.startswith(own)]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    profile = tmp_path_factory.mktemp("profile")
+    for flag in (*FLAGS, f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    try:
+        driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": WATCH})
+        yield Browser(driver)
+    finally:
+        driver.quit()
+
+
+def shown(token: str, limit: int | None = None) -> str:
+    return render.visible_token(token, limit)
+
+
+def clean(text: str) -> str:
+    """Take out what keeps text from being markup or from reordering its neighbours; none of it is visible."""
+    return text.translate({0x2060: None, 0x2068: None, 0x2069: None, 0xA0: " "})
+
+
+def build_page(tokens: list[str]) -> render.Page:
+    n = len(tokens)
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(n, generator=generator)
+    cells = [
+        render.Cell(t, sub=t, title=(f"1. {shown(t)}",), value=float(v))
+        for t, v in zip(tokens, values, strict=True)
+    ]
+    page = render.Page("Hostile <b>title</b>", intro=" ".join(tokens), footer=tokens[1])
+    page.section("Tokens <s>", "\n\n".join(tokens), render.tokens(tokens, values, value_label="norm <b>"))
+    page.section("Signed", "", render.tokens(tokens, values - 0.5, value_label="dL/dx", signed=True))
+    page.section("Table", "", render.lens_table(["layer <0>"], tokens, [cells], value_label="norm"))
+    # Few enough tokens per chart that none of their names is skipped on the axis.
+    for part in [tokens[i : i + 20] for i in range(0, n, 20)]:
+        small = torch.randn(2, len(part), len(part), generator=generator) * 1e-3
+        page.section("", "", render.attention(part, small, signed=True, head_names=["<img/src='x'>", "H1"]))
+    heat = render.heatmap(
+        values[None], rows=[tokens[0]], columns=tokens, title=tokens[1], value_title=tokens[5]
+    )
+    curve = [
+        render.Curve(f"{i} {token[:60]}", [float(i), 1.0, 2.0], low=[0.0] * 3, high=[3.0] * 3)
+        for i, token in enumerate(tokens)
+        if len(token) < 90
+    ]
+    lines = render.curves(curve[:60], title=tokens[2], x_title=tokens[3], y_title="y", x_labels=tokens[:3])
+    page.section("Figures", "", render.figure_fragment(heat), render.figure_fragment(lines))
+    page.section("Data", "", render.data_block(tokens, [list(tokens)], filename=tokens[0]))
+    return page
+
+
+DRAWN = (
+    "document.querySelectorAll('.colored-tokens').length === 2 && window.canvasTexts.size > 100"
+    " && document.querySelectorAll('.main-svg').length >= 4"
+    " && document.querySelectorAll('.ytick text').length > 0"
+)
+
+
+@pytest.mark.parametrize("with_policy", [True, False], ids=["policy", "escaping-alone"])
+def test_hostile_page(browser: Browser, hostile: list[str], tmp_path: Path, with_policy: bool) -> None:
+    """The policy and the escaping are two walls: each must hold without the other."""
+    path = build_page(hostile).save(tmp_path / "page.html")
+    if not with_policy:
+        html = path.read_text(encoding="utf-8")
+        start = html.index("<meta http-equiv")
+        path.write_text(html[:start] + html[html.index(">", start) + 1 :], encoding="utf-8")
+    browser.open(path)
+    browser.wait(DRAWN)
+
+    strips = browser.texts(".colored-tokens > span")
+    assert [clean(text) for text in strips] == 2 * [shown(token, 200) for token in hostile]
+
+    cells = browser.texts("td bdi, th bdi")
+    canvas = clean(str(browser.run("return [...window.canvasTexts].join(' ')")))
+    ticks = {clean(tick) for tick in browser.texts(".xtick text")}
+    body = str(browser.run("return document.body.innerText"))
+    for token in hostile:
+        assert cells.count(shown(token, 18)) >= 3
+        # circuitsvis takes the spaces out of the names on its axes.
+        assert shown(token, 24).replace(" ", "") in canvas.replace(" ", "")
+        assert shown(token, 16) in ticks
+    for visible in ("Hostile <b>title</b>", "Tokens <s>", "norm <b>", "layer <0>"):
+        assert visible in body
+
+    hover_everything(browser)
+    assert browser.number("window.pwnedCount") == 0
+    assert browser.console() == []
+    assert browser.foreign_requests(path) == []
+
+
+def hover_everything(browser: Browser) -> None:
+    """Open each hover box: tooltips are made from the same strings by other code."""
+    browser.run(
+        """
+        document.querySelectorAll('.colored-tokens > span').forEach(function (span) {
+          for (const type of ['pointerover', 'mouseover', 'mouseenter', 'mousemove', 'focusin']) {
+            span.dispatchEvent(new MouseEvent(type, {bubbles: true, clientX: 9, clientY: 9}));
+          }
+        });
+        document.querySelectorAll('.js-plotly-plot').forEach(function (plot) {
+          const points = plot.data.flatMap((trace, i) => trace.hoverinfo === 'skip' ? [] :
+            (trace.z ? trace.z[0] : trace.y).map((_, j) => trace.z
+              ? {curveNumber: i, pointNumber: [0, j]} : {curveNumber: i, pointNumber: j}));
+          points.forEach(point => Plotly.Fx.hover(plot, [point]));
+        });
+        """
+    )
+    time.sleep(0.5)
+    assert browser.number("document.querySelectorAll('.hoverlayer text').length") > 0
+
+
+def test_the_watch_sees_what_unprotected_circuitsvis_runs(browser: Browser, tmp_path: Path) -> None:
+    """Without this, 0 executions above could mean that nothing was watching."""
+    raw = circuitsvis("ColoredTokens", {"tokens": ["<img/src='x'/onerror=pwned()>"], "values": [1.0]}, "")
+    path = tmp_path / "raw.html"
+    scripts = "".join(f"<script>{s}</script>" for s in (library_source("circuitsvis"), *raw.scripts))
+    path.write_text(f"<!DOCTYPE html><meta charset=utf-8>{raw.html}{scripts}", encoding="utf-8")
+    browser.open(path)
+    browser.wait("window.pwnedCount === 1")
+    # The policy of a saved page stops even that.
+    render.Page("raw").section("", "", raw).save(path)
+    browser.open(path)
+    browser.wait("document.querySelector('.colored-tokens img')")
+    time.sleep(0.3)
+    assert browser.number("window.pwnedCount") == 0
+    assert browser.console() != []
+
+
+def test_notebook_outputs_draw_whenever_the_library_comes(browser: Browser, tmp_path: Path) -> None:
+    """Outputs before and after the one that loads the library, and one output shown twice."""
+    first = render.tokens([" a", "<s>"], [0.5, 1.0], value_label="norm")._repr_html_()
+    second = render.attention(["a", "b"], torch.ones(1, 2, 2).tril())._repr_html_()
+    cells = [first, render.setup_notebook()._repr_html_(), second, first]
+    path = tmp_path / "notebook.html"
+    path.write_text("<!DOCTYPE html><meta charset=utf-8>" + "<hr>".join(cells), encoding="utf-8")
+    browser.open(path)
+    browser.wait("document.querySelectorAll('.colored-tokens').length === 2")
+    browser.wait("document.querySelectorAll('canvas').length >= 2")
+    assert browser.console() == []
+
+
+def test_static_part_shows_without_scripts(browser: Browser, tmp_path: Path) -> None:
+    tokens = [" Anna", "<s>", "\n"]
+    fragments = (
+        render.tokens(tokens, [0.1, 0.5, 1.0], value_label="norm"),
+        render.attention(tokens, torch.rand(2, 3, 3)),
+    )
+    path = tmp_path / "static.html"
+    path.write_text("<!DOCTYPE html><meta charset=utf-8>" + "".join(f.html for f in fragments), "utf-8")
+    browser.open(path)
+    assert "␣Anna" in str(browser.run("return document.body.innerText"))
+    sizes = browser.run("return [...document.images].map(i => [i.complete, i.naturalWidth])")
+    assert sizes == [[True, 159], [True, 159]]
+
+
+def test_circuitsvis_colours_agree_with_our_legend(browser: Browser, tmp_path: Path) -> None:
+    values = [-1.0, -0.6, -0.1, 0.0, 0.3, 0.8, 1.0]
+    page = render.Page("colours")
+    page.section("", "", render.tokens(["x"] * len(values), values, value_label="v", signed=True))
+    browser.open(page.save(tmp_path / "colours.html"))
+    browser.wait("document.querySelector('.colored-tokens')")
+    drawn = browser.run(
+        "return [...document.querySelectorAll('.colored-tokens > span > span')]"
+        ".map(e => getComputedStyle(e).backgroundColor.match(/\\d+/g).map(Number))"
+    )
+    assert isinstance(drawn, list)
+    for value, rgb in zip(values, drawn, strict=True):
+        ours = color_for(value, 1.0, PALE)
+        assert all(abs(int(ours[i : i + 2], 16) - c) <= 3 for i, c in zip((1, 3, 5), rgb, strict=True))
+
+
+@pytest.mark.parametrize("width", [420, 1400])
+def test_page_never_scrolls_sideways(
+    browser: Browser, hostile: list[str], tmp_path: Path, width: int
+) -> None:
+    path = build_page(hostile[:60]).save(tmp_path / "page.html")
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        browser.open(path)
+        browser.wait(DRAWN)
+        assert browser.run(
+            "return document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+        )
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
