@@ -1,0 +1,338 @@
+"""Backward Lens: what one prompt's gradient would write into each layer, read in words (Katz et al. 2024).
+
+A gradient-descent step on W_in (the paper's FF1) adds a multiple of the token's own input x_i to every neuron's reading
+direction: it *imprints* x_i. A step on W_out (FF2) adds a multiple of -delta_i to what the neurons write: it *shifts* the
+output against the VJP delta_i, toward the target. So W_in is read through its inputs and W_out through its VJPs; the
+same pairing serves attention, W_V through its inputs and W_O through its VJPs (sec. 4.2 and 5).
+
+All readouts are of x_i and of the raw delta_i = dL/dy_i. A descent step SUBTRACTS: the target shows at the BOTTOM of the
+raw shift, what the model said before at its top.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tl_backward._checks import check_k, check_layers, check_model
+from tl_backward._html import Cell, lens_table, visible_token
+from tl_backward._typing import NamesFilter, Prompts, TransformerLensModel
+from tl_backward.capture import HookList, run_with_gradient_cache
+from tl_backward.controls import random_init
+from tl_backward.gradient_cache import GradientCache
+from tl_backward.losses import Target, TargetLoss, target_loss
+from tl_backward.readout import Readout, readout, single_token
+from tl_backward.segments import Segments, Subject, segment_tokens
+from tl_backward.sites import weight_sites
+from tl_backward.vocabulary import token_string, token_strings
+
+if TYPE_CHECKING:
+    import pandas
+
+Quantity: TypeAlias = Literal["norm", "target_rank", "answer_rank"]
+Answer: TypeAlias = str | int | Sequence[str] | Sequence[int] | Int[Tensor, "batch"] | None
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class BackwardLens:
+    """The result of `backward_lens`. For a list of prompts every [pos] below is [batch, pos]."""
+
+    loss: Float[Tensor, ""]
+    """-log p(target | prompt) in nats; summed over the examples of a batch, so that each has its own gradient."""
+    tokens: list[str] | list[list[str]]
+    """The tokens as strings, BOS and teacher-forced target tokens included; "" at padding."""
+    token_ids: Int[Tensor, "*batch pos"]
+    """Their ids."""
+    mask: Bool[Tensor, "*batch pos"]
+    """True at real tokens."""
+    target: str | list[str]
+    """The (first) target token."""
+    answer: str | list[str]
+    """The model's own answer before any edit: its most likely next token (or the one that was given)."""
+    imprint: dict[int, Readout]
+    """Per layer, the inputs x_i of W_in (and of W_gate, which reads the same) in words: [pos]."""
+    shift: dict[int, Readout]
+    """Per layer, the VJPs delta_i of W_out in words, raw sign: [pos]."""
+    attn_imprint: dict[int, Readout]
+    """Per layer, the inputs of W_V: [pos]; empty unless `attention=True`."""
+    attn_shift: dict[int, Readout]
+    """Per layer, the VJPs of W_O, raw sign: [pos]; empty unless `attention=True`."""
+    segments: Segments
+    """Which tokens are first, subject, last and other."""
+    cache: GradientCache
+    """The factors themselves (`cache.factors["W_gate", 3].token_norms()`), and gradients at hook points if kept."""
+    control: "BackwardLens | None" = None
+    """The same lens on the same architecture with fresh weights, its answer rank being that of the trained answer."""
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers that were read."""
+        return list(self.shift or self.attn_shift)
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether a list of prompts was given."""
+        return self.token_ids.ndim == 2
+
+    def __repr__(self) -> str:
+        prompts = f"{self.token_ids.shape[0]} prompts" if self.is_batch else f"{self.token_ids.shape[0]} tokens"
+        return (
+            f"BackwardLens({prompts}, layers={self.layers}, target={self.target!r}, answer={self.answer!r}, "
+            f"loss={self.loss.item():.4g})"
+        )
+
+    def readouts(self) -> dict[str, dict[int, Readout]]:
+        """Every readout by what it reads: "imprint", "shift", "attn_imprint", "attn_shift", where present."""
+        every = {
+            "imprint": self.imprint,
+            "shift": self.shift,
+            "attn_imprint": self.attn_imprint,
+            "attn_shift": self.attn_shift,
+        }
+        return {name: layers for name, layers in every.items() if layers}
+
+    def stacked(self, quantity: Quantity, of: str = "shift") -> Float[Tensor, "layer *batch pos"]:
+        """One quantity of one readout for all layers, as a tensor; ranks of zero vectors are NaN."""
+        layers = self.readouts()[of].values()
+        values = torch.stack([getattr(read, quantity) for read in layers]).float()
+        return values if quantity == "norm" else values.masked_fill(values < 0, float("nan"))
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One row a readout, layer, example and real token: segment, norm, ranks, top and bottom tokens."""
+        import pandas
+
+        rows = []
+        ids, mask = self.token_ids.reshape(-1, self.token_ids.shape[-1]), self.mask.reshape(-1, self.mask.shape[-1])
+        for of, layers in self.readouts().items():
+            for layer, read in layers.items():
+                frame = read.to_frame()
+                frame.insert(0, "readout", of)
+                frame.insert(1, "layer", layer)
+                frame.insert(2, "example", [i for i in range(ids.shape[0]) for _ in range(ids.shape[1])])
+                frame.insert(3, "pos", list(range(ids.shape[1])) * ids.shape[0])
+                frame.insert(4, "token", [token_string(read.tokenizer, int(i)) for i in ids.flatten()])
+                frame.insert(5, "segment", [name for row in self.segments.labels() for name in row])
+                rows.append(frame[mask.flatten().tolist()])
+        return pandas.concat(rows, ignore_index=True)
+
+    def segment_means(self, quantity: Quantity = "norm", of: str = "shift") -> "pandas.DataFrame":
+        """Mean over prompts and tokens of each segment: one row a layer and segment, with the number of tokens.
+
+        Ranks of zero vectors are left out. With a control, its means stand beside in the column `control`.
+        """
+        import pandas
+
+        rows = []
+        values = self.stacked(quantity, of)
+        control = None if self.control is None else self.control.stacked(quantity, of)
+        for index, layer in enumerate(self.readouts()[of]):
+            for segment, where in self.segments.masks().items():
+                where = where.reshape(values.shape[1:])
+                kept = where & ~values[index].isnan()
+                row = {"layer": layer, "segment": segment, "n": int(kept.sum()), "mean": values[index][kept].mean().item()}
+                if control is not None:
+                    row["control"] = control[index][where].nanmean().item()
+                rows.append(row)
+        return pandas.DataFrame(rows)
+
+    def _repr_html_(self) -> str:
+        """Static tables of the first prompt: imprint and shift, layers x tokens."""
+        titles = {
+            "imprint": "Imprint: inputs of W_in, top token (below it the bottom one)",
+            "shift": "Shift: VJPs of W_out, raw gradient, BOTTOM token (below it the top one); a step subtracts it",
+            "attn_imprint": "Imprint: inputs of W_V, top token (below it the bottom one)",
+            "attn_shift": "Shift: VJPs of W_O, raw gradient, BOTTOM token (below it the top one)",
+        }
+        return "".join(self.table(of, caption=title) for of, title in titles.items() if of in self.readouts())
+
+    def table(self, of: str = "shift", *, example: int = 0, caption: str = "") -> str:
+        """A static HTML table of one readout, layers x tokens; the full lists on hover, coloured by norm.
+
+        An imprint's cell shows its top token, a shift's its BOTTOM one (what a descent step moves toward), with the
+        other end below.
+        """
+        towards = of.endswith("shift")
+        layers, real = self.readouts()[of], self.mask.reshape(-1, self.mask.shape[-1])[example]
+        names = [token for token, keep in zip(self._strings(example), real.tolist(), strict=True) if keep]
+        cells = []
+        for read in layers.values():
+            read = read[example] if self.is_batch else read
+            places = real.nonzero().flatten().tolist()
+            cells.append([_cell(read[place], towards) for place in places])
+        label = "|delta_i|, VJP norm (loss in nats per unit of output)" if towards else "|x_i|, input norm"
+        return lens_table([f"layer {layer}" for layer in layers], names, cells, value_label=label, caption=caption)
+
+    def _strings(self, example: int) -> list[str]:
+        row = self.tokens[example] if self.is_batch else self.tokens
+        return [str(token) for token in row]
+
+
+def backward_lens(
+    model: TransformerLensModel,
+    prompt: Prompts,
+    target: Target,
+    *,
+    layers: int | Sequence[int] | None = None,
+    k: int = 10,
+    answer: Answer = None,
+    subject: Subject = None,
+    attention: bool = False,
+    normalize: bool = False,
+    control: Literal["random_init"] | None = None,
+    seed: int = 0,
+    names_filter: NamesFilter = (),
+    fwd_hooks: HookList = (),
+    prepend_bos: bool | None = None,
+) -> BackwardLens:
+    """Read in words what one gradient-descent step on `target` after `prompt` would write (Katz et al. 2024).
+
+    Args:
+        model: a HookedTransformer or TransformerBridge.
+        prompt: text, a list of texts, or tokens; a list gives every result a leading batch axis.
+        target: the new answer (one, or one a prompt); several tokens are teacher-forced and ranks are the first one's.
+        layers: which; None for all.
+        k: how many top and bottom tokens to keep.
+        answer: the old answer (one, or one a prompt), whose rank is reported too; None for the model's own most likely
+            next token.
+        subject: the subject's text (one, or one a prompt) or (start, end) token span, for segments.
+        attention: also read W_V's inputs and W_O's VJPs (always, where the model has no MLP).
+        normalize: scale vectors to unit norm before the final norm (the paper's Normalized Logit Lens).
+        control: "random_init" also runs the same architecture with fresh weights; see `lens.control`.
+        seed: of the control's weights.
+        names_filter: hook points whose gradients to keep in `lens.cache`, as TransformerLens's; none by default.
+        fwd_hooks: (name, hook) pairs active in the pass.
+        prepend_bos: as in `model.to_tokens`.
+
+    Raises:
+        ValueError: a model without dense MLPs in those layers (unless `attention`), or bad input as in
+            `run_with_gradient_cache`.
+        IndexError: a layer out of range.
+    """
+    check_model(model)
+    chosen = check_layers(layers, model.cfg.n_layers)
+    check_k(k, model.W_U.shape[1])
+    if control not in (None, "random_init"):
+        raise ValueError(f"Expected control=None or 'random_init', got {control!r}; no other control is known.")
+    pairs, gates = _weight_pairs(model, chosen, attention)
+    loss = target_loss(target, reduction="sum")
+    value, cache = run_with_gradient_cache(
+        model,
+        prompt,
+        loss,
+        weights=[name for pair in pairs.values() for name in pair.values()] + gates,
+        names_filter=names_filter,
+        fwd_hooks=fwd_hooks,
+        prepend_bos=prepend_bos,
+    )
+    bound = loss.bind(model, cache.tokens.shape[0])
+    batched = not isinstance(prompt, str) and not (isinstance(prompt, Tensor) and prompt.ndim == 1)
+    target_ids, answer_ids = _target_and_answer(model, cache, bound, answer)
+    vectors = [
+        cache.factors[name].inputs if of.endswith("imprint") else cache.factors[name].deltas
+        for of, names in pairs.items()
+        for name in names.values()
+    ]
+    every = readout(
+        model,
+        torch.stack(vectors),
+        k=k,
+        normalize=normalize,
+        target=target_ids[:, None],
+        answer=answer_ids[:, None],
+    )
+    every = every if batched else every[:, 0]
+    places = iter(range(len(vectors)))
+    reads = {of: {layer: every[next(places)] for layer in names} for of, names in pairs.items()}
+    tokenizer = getattr(model, "tokenizer", None)
+    mask = cache.mask if cache.mask is not None else torch.ones_like(cache.tokens, dtype=torch.bool)
+    strings = token_strings(tokenizer, cache.tokens.masked_fill(~mask, -1))
+    beside = None
+    if control is not None:
+        beside = backward_lens(
+            random_init(model, seed=seed),
+            prompt,
+            target,
+            layers=chosen,
+            k=k,
+            answer=answer_ids,
+            subject=subject,
+            attention=attention,
+            normalize=normalize,
+            prepend_bos=prepend_bos,
+        )
+    targets, answers = ([token_string(tokenizer, int(i)) for i in ids] for ids in (target_ids, answer_ids))
+    return BackwardLens(
+        loss=value,
+        tokens=strings if batched else strings[0],
+        token_ids=cache.tokens if batched else cache.tokens[0],
+        mask=mask if batched else mask[0],
+        target=targets if batched else targets[0],
+        answer=answers if batched else answers[0],
+        imprint=reads.get("imprint", {}),
+        shift=reads.get("shift", {}),
+        attn_imprint=reads.get("attn_imprint", {}),
+        attn_shift=reads.get("attn_shift", {}),
+        segments=segment_tokens(strings, mask, subject),
+        cache=cache,
+        control=beside,
+    )
+
+
+def _weight_pairs(
+    model: TransformerLensModel, layers: list[int], attention: bool
+) -> tuple[dict[str, dict[int, str]], list[str]]:
+    """The weight that each readout reads in each layer, and the gates that are captured beside them."""
+    sites = weight_sites(model)
+    pairs: dict[str, dict[int, str]] = {}
+    gates = []
+    for layer in layers:
+        mlp = {of: f"blocks.{layer}.mlp.{weight}" for of, weight in (("imprint", "W_in"), ("shift", "W_out"))}
+        attn = {of: f"blocks.{layer}.attn.{weight}" for of, weight in (("attn_imprint", "W_V"), ("attn_shift", "W_O"))}
+        has_mlp = all(name in sites for name in mlp.values())
+        if not has_mlp and not attention:
+            why = sites.missing.get(mlp["imprint"], "this architecture has none there.")
+            raise ValueError(
+                f"Expected a dense MLP (W_in and W_out) in layer {layer}, but there is none to capture: {why} Pass "
+                "attention=True to read W_V and W_O instead."
+            )
+        for of, name in ((mlp if has_mlp else {}) | (attn if attention else {})).items():
+            pairs.setdefault(of, {})[layer] = name
+        gates += [name for name in (f"blocks.{layer}.mlp.W_gate",) if has_mlp and name in sites]
+    return pairs, gates
+
+
+def _target_and_answer(
+    model: TransformerLensModel, cache: GradientCache, loss: TargetLoss, answer: Answer
+) -> tuple[Int[Tensor, " batch"], Int[Tensor, " batch"]]:
+    """The first target token and the old answer of each example."""
+    device, n = cache.tokens.device, cache.tokens.shape[0]
+    targets = torch.tensor([row[0] for row in loss.ids or ()], device=device)
+    if isinstance(answer, Tensor):
+        return targets, answer.to(device).expand(n)
+    if answer is not None:
+        words = [answer] * n if isinstance(answer, str | int) else list(answer)
+        return targets, torch.tensor([single_token(model, word) for word in words], device=device)
+    asked = []
+    for example, forced in enumerate(loss.continuation):
+        real = range(cache.tokens.shape[1]) if cache.mask is None else cache.mask[example].nonzero().flatten().tolist()
+        asked.append(cache.logits[example, real[-1 - len(forced)]].argmax())
+    return targets, torch.stack(asked)
+
+
+def _cell(read: Readout, towards_target: bool) -> Cell:
+    """One place of a lens table."""
+    if bool(read.is_zero):
+        return Cell("", sub="zero", title=("exactly zero: the loss does not depend on it",))
+    top, bottom = read.top_tokens, read.bottom_tokens
+    text, sub = (bottom[0], top[0]) if towards_target else (top[0], bottom[0])
+    ranks = [("target", read.target_rank), ("answer", read.answer_rank)]
+    title = (
+        f"norm {read.norm.item():.4g}",
+        *(f"{name} rank {int(rank)} of {read.d_vocab}" for name, rank in ranks if rank is not None),
+        "top: " + ", ".join(map(visible_token, top)),
+        "bottom: " + ", ".join(map(visible_token, bottom)),
+    )
+    return Cell(text, sub=sub, title=title, value=read.norm.item())

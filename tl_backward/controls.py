@@ -1,0 +1,36 @@
+"""The control beside a finding: the same architecture that has learned nothing."""
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor
+
+from tl_backward._typing import TransformerLensModel
+from tl_backward.sites import weight_sites
+
+
+def random_init(model: TransformerLensModel, *, seed: int = 0) -> TransformerLensModel:
+    """A copy of `model` with fresh weights and no hooks: what a finding looks like before any training.
+
+    Matrices and embeddings are drawn from N(0, cfg.initializer_range^2) (0.02 where the configuration has none), norm
+    weights are one, biases zero. Tied weights stay tied. Neither `model` nor the global RNG is touched.
+    """
+    # TransformerBridge keeps the last attention pattern, a tensor inside a graph, which cannot be copied.
+    kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    clone = deepcopy(model, {id(value): value.detach() for value in kept if not value.is_leaf})
+    clone.reset_hooks(including_permanent=True)
+    deviation = float(getattr(clone.cfg, "initializer_range", 0) or 0)
+    deviation = deviation if deviation > 0 else 0.02
+    one_plus = bool(getattr(clone.cfg, "rmsnorm_uses_offset", False))  # Gemma multiplies by 1 + weight
+    kinds = {id(site.parameter): site.kind for site in weight_sites(clone).values()}
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in clone.parameters():
+            kind = kinds.get(id(parameter), "bias" if parameter.ndim == 1 else "matrix")
+            if kind == "norm":
+                parameter.fill_(0.0 if one_plus else 1.0)
+            elif kind == "bias":
+                parameter.zero_()
+            elif parameter.is_floating_point():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * deviation)
+    return clone

@@ -1,0 +1,282 @@
+"""Vectors of the residual stream read in words: final norm, unembedding, top and bottom tokens, ranks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tl_backward._bare import without_hooks
+from tl_backward._checks import check_k, check_model
+from tl_backward._html import Cell, table
+from tl_backward._typing import TransformerLensModel, typed
+from tl_backward.losses import encode_text
+from tl_backward.vocabulary import Tokenizer, token_strings
+
+if TYPE_CHECKING:
+    import pandas
+
+MAX_LOGIT_BYTES = 64 * 2**20
+"""Logits held at once; longer inputs are read in chunks through one buffer."""
+
+_BLOCK = 64  # columns whose extremes stand for them while the top k are searched
+
+TokenChoice = str | int | Int[Tensor, "..."]
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Readout:
+    """Vectors in words. `...` are the leading axes of the vectors that were read, usually [pos] or [batch, pos].
+
+    A vector that is exactly zero says nothing: it is marked in `is_zero`, its ids and ranks are -1, its values 0 and
+    its tokens "".
+    """
+
+    top_ids: Int[Tensor, "... k"]
+    """Token ids with the largest logits, largest first."""
+    top_values: Float[Tensor, "... k"]
+    """Their logits."""
+    bottom_ids: Int[Tensor, "... k"]
+    """Token ids with the smallest logits, smallest first."""
+    bottom_values: Float[Tensor, "... k"]
+    """Their logits."""
+    norm: Float[Tensor, "..."]
+    """Euclidean norm of each vector as it was given, in the vector's own units."""
+    is_zero: Bool[Tensor, "..."]
+    """Whether the vector is exactly zero."""
+    d_vocab: int
+    """Size of the vocabulary that ranks run over."""
+    target_rank: Int[Tensor, "..."] | None = None
+    """Number of tokens with a strictly larger logit than the target's: 0 is the top, d_vocab - 1 the bottom."""
+    answer_rank: Int[Tensor, "..."] | None = None
+    """The same for the answer."""
+    tokenizer: Tokenizer | None = field(default=None)
+    """Decodes ids; None shows them as [id]."""
+
+    @property
+    def top_tokens(self) -> list:
+        """Strings of `top_ids`, nested as they are; leading spaces kept."""
+        return token_strings(self.tokenizer, self.top_ids)
+
+    @property
+    def bottom_tokens(self) -> list:
+        """Strings of `bottom_ids`, nested as they are; leading spaces kept."""
+        return token_strings(self.tokenizer, self.bottom_ids)
+
+    @property
+    def target_rank_from_bottom(self) -> Int[Tensor, "..."] | None:
+        """The target's rank from the other end: 0 is the smallest logit; -1 stays for zero vectors."""
+        if self.target_rank is None:
+            return None
+        return torch.where(self.is_zero, -1, self.d_vocab - 1 - self.target_rank)
+
+    def __getitem__(self, index: int | slice | tuple[int | slice, ...]) -> "Readout":
+        """Index the leading axes, as one would the vectors."""
+        tensors = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return Readout(**tensors, d_vocab=self.d_vocab, tokenizer=self.tokenizer)
+
+    def __repr__(self) -> str:
+        return f"Readout({list(self.norm.shape)} vectors, k={self.top_ids.shape[-1]}, d_vocab={self.d_vocab})"
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One row a vector, indexed by its place: norm, ranks, and the top and bottom tokens as lists."""
+        import pandas
+
+        places = list(product(*map(range, self.norm.shape)))
+        columns: dict[str, list] = {"place": [place[0] if len(place) == 1 else place for place in places]}
+        columns["norm"] = self.norm.flatten().tolist()
+        for name, rank in (("target_rank", self.target_rank), ("answer_rank", self.answer_rank)):
+            if rank is not None:
+                columns[name] = rank.flatten().tolist()
+        k = self.top_ids.shape[-1]
+        columns["top_tokens"] = token_strings(self.tokenizer, self.top_ids.reshape(-1, k))
+        columns["bottom_tokens"] = token_strings(self.tokenizer, self.bottom_ids.reshape(-1, k))
+        return pandas.DataFrame(columns).set_index("place")
+
+    def _repr_html_(self) -> str:
+        """A static table: one row a vector, its norm, top and bottom tokens."""
+        frame, k = self.to_frame(), min(5, self.top_ids.shape[-1])
+        columns = ["norm", *[f"top {i}" for i in range(k)], *[f"bottom {i}" for i in range(k)]]
+        rows: list[list[float | Cell]] = [
+            [row["norm"], *map(Cell, row["top_tokens"][:k]), *map(Cell, row["bottom_tokens"][:k])]
+            for _, row in frame.iterrows()
+        ]
+        return table(columns, rows, row_names=[str(place) for place in frame.index], caption=repr(self))
+
+
+@typed
+def readout(
+    model: TransformerLensModel,
+    vectors: Float[Tensor, "*lead d_model"],
+    *,
+    k: int = 10,
+    ln: bool = True,
+    normalize: bool = False,
+    bias: bool = False,
+    target: TokenChoice | None = None,
+    answer: TokenChoice | None = None,
+) -> Readout:
+    """Read vectors of the residual stream in words: logits = softcap(final_norm(v) @ W_U [+ b_U]).
+
+    The logit lens (nostalgebraist 2020), for activations, weights and gradients alike. The model's final norm is
+    applied afresh to each vector, with its own mean and scale, without anyone's hooks.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge, folded or not.
+        vectors: anything in the residual stream's basis, on the model's device.
+        k: how many top and bottom tokens to keep.
+        ln: whether to apply the model's final norm (none is applied where the model has none).
+        normalize: scale each vector to unit norm first: the Normalized Logit Lens of Katz et al. 2024, app. C, for
+            VJPs so small that the norm's epsilon would swallow them.
+        bias: whether to add b_U.
+        target: a token whose rank to report: text that is one token, an id, or ids that broadcast to [...].
+        answer: a second such token.
+
+    Raises:
+        ValueError: vectors of another width, not finite, or k out of range; a token that is not one token.
+    """
+    check_model(model)
+    d_model, d_vocab = model.W_U.shape
+    if vectors.ndim == 0 or vectors.shape[-1] != d_model:
+        raise ValueError(
+            f"Expected vectors [..., d_model={d_model}], got shape {list(vectors.shape)}; only vectors of the residual "
+            "stream can be read in words."
+        )
+    if not torch.isfinite(vectors).all():
+        raise ValueError("Expected finite vectors, got NaN or inf among them; look upstream for an overflow.")
+    check_k(k, d_vocab)
+    lead = vectors.shape[:-1]
+    flat = vectors.detach().reshape(-1, d_model)
+    with torch.no_grad():
+        norm = flat.norm(dim=-1)
+        is_zero = norm == 0
+        is_zero &= ~flat.bool().any(-1)  # the norm of tiny numbers may underflow
+        chosen = [_choice(model, token, lead) for token in (target, answer)]
+        wanted = torch.stack([ids for ids in chosen if ids is not None], -1) if any(ids is not None for ids in chosen) else None
+        top, bottom, ranks = _extremes(model, _prepared(model, flat, ln=ln, normalize=normalize), k, wanted, bias)
+    keep = ~is_zero
+    found = iter(() if ranks is None else ranks.unbind(-1))
+    target_rank, answer_rank = (None if ids is None else torch.where(keep, next(found), -1).reshape(lead) for ids in chosen)
+
+    def cleared(tensor: Tensor, fill: int) -> Tensor:
+        return torch.where(keep[:, None], tensor, fill).reshape(*lead, k)
+
+    return Readout(
+        top_ids=cleared(top.indices, -1),
+        top_values=cleared(top.values, 0),
+        bottom_ids=cleared(bottom.indices, -1),
+        bottom_values=cleared(bottom.values, 0),
+        norm=norm.reshape(lead),
+        is_zero=is_zero.reshape(lead),
+        d_vocab=d_vocab,
+        target_rank=target_rank,
+        answer_rank=answer_rank,
+        tokenizer=getattr(model, "tokenizer", None),
+    )
+
+
+def single_token(model: TransformerLensModel, token: str | int) -> int:
+    """The id of a token given as text or id.
+
+    Raises:
+        ValueError: the text is several tokens, none, or not in the vocabulary.
+    """
+    if isinstance(token, int):
+        if not 0 <= token < model.cfg.d_vocab:
+            raise ValueError(f"Expected a token id in [0, {model.cfg.d_vocab}), got {token}; it is from another vocabulary.")
+        return token
+    ids = encode_text(token, model)
+    if len(ids) != 1:
+        raise ValueError(f"Expected one token, got {token!r}, which is {len(ids)}; pass the id of the one you mean.")
+    return ids[0]
+
+
+def _choice(model: TransformerLensModel, token: TokenChoice | None, lead: torch.Size) -> Tensor | None:
+    """Token ids, one a vector."""
+    if token is None:
+        return None
+    ids = token if isinstance(token, Tensor) else torch.tensor(single_token(model, token))
+    return ids.to(model.W_U.device).broadcast_to(lead).reshape(-1)
+
+
+def _prepared(model: TransformerLensModel, vectors: Tensor, *, ln: bool, normalize: bool) -> Tensor:
+    """Vectors as W_U is given them: scaled to unit norm if asked, then through the final norm."""
+    vectors = vectors.to(model.W_U.dtype)
+    if normalize:
+        vectors = torch.nn.functional.normalize(vectors, dim=-1, eps=torch.finfo(vectors.dtype).tiny)
+    norm = getattr(model, "ln_final", None)
+    if not ln or norm is None:
+        return vectors
+    # Norms expect [batch, pos, d_model].
+    return without_hooks(norm)(vectors[None])[0]
+
+
+class _TopK(NamedTuple):
+    values: Tensor
+    indices: Tensor
+
+
+def _extremes(
+    model: TransformerLensModel, vectors: Tensor, k: int, wanted: Tensor | None, bias: bool
+) -> tuple[_TopK, _TopK, Tensor | None]:
+    """Top k, bottom k, and the ranks of `wanted` [n, m], through one buffer of logits."""
+    tops, bottoms, ranks = [], [], []
+    for start, logits in _logit_chunks(model, vectors, bias):
+        top, bottom = top_and_bottom(logits, k)
+        tops.append(top)
+        bottoms.append(bottom)
+        if wanted is not None:
+            ids = wanted[start : start + len(logits)]
+            own = logits.gather(1, ids)
+            ranks.append(torch.stack([(logits > value[:, None]).sum(-1) for value in own.unbind(-1)], -1))
+    joined = [_TopK(*(torch.cat(side) for side in zip(*parts, strict=True))) for parts in (tops, bottoms)]
+    return joined[0], joined[1], torch.cat(ranks) if ranks else None
+
+
+def _logit_chunks(model: TransformerLensModel, vectors: Tensor, bias: bool) -> Iterator[tuple[int, Tensor]]:
+    """(first row, logits [rows, d_vocab]); every chunk lives in the same buffer."""
+    unembedding = model.W_U.detach()
+    d_vocab = unembedding.shape[1]
+    rows = max(1, min(len(vectors), MAX_LOGIT_BYTES // (d_vocab * vectors.element_size())))
+    buffer = vectors.new_empty(rows, d_vocab)
+    for start in range(0, max(1, len(vectors)), rows):
+        chunk = vectors[start : start + rows]
+        logits = torch.mm(chunk, unembedding, out=buffer[: len(chunk)])
+        if bias:
+            logits += model.b_U.detach()
+        yield start, _softcapped(model, logits)
+
+
+def _softcapped(model: TransformerLensModel, logits: Tensor) -> Tensor:
+    """What the model does to its logits after the unembedding (Gemma's softcap, Cohere's scale)."""
+    transform = getattr(getattr(model, "adapter", None), "apply_output_logits_transform", None)
+    if transform is not None:
+        return transform(logits)
+    cap = float(getattr(model.cfg, "output_logits_soft_cap", 0) or 0)
+    return logits.div_(cap).tanh_().mul_(cap) if cap > 0 else logits
+
+
+def top_and_bottom(logits: Float[Tensor, "row d_vocab"], k: int) -> tuple[_TopK, _TopK]:
+    """The exact k largest and k smallest of each row, in order.
+
+    In one pass for the extremes of blocks of columns: a row's k largest lie in the k blocks with the largest maxima, so
+    only those are searched. (torch.topk over a vocabulary costs as much as the unembedding itself.)
+    """
+    rows, columns = logits.shape
+    n_blocks = columns // _BLOCK
+    if n_blocks <= 2 * k:
+        return _TopK(*logits.topk(k)), _TopK(*logits.topk(k, largest=False))
+    blocks = logits[:, : n_blocks * _BLOCK].view(rows, n_blocks, _BLOCK)
+    smallest, largest = blocks.aminmax(dim=-1)
+    within = torch.arange(_BLOCK, device=logits.device)
+    rest = torch.arange(n_blocks * _BLOCK, columns, device=logits.device).expand(rows, -1)
+    found = []
+    for extreme, up in ((largest, True), (smallest, False)):
+        best = extreme.topk(k, largest=up).indices
+        columns_kept = torch.cat([(best[:, :, None] * _BLOCK + within).flatten(1), rest], 1)
+        values, order = logits.gather(1, columns_kept).topk(k, largest=up)
+        found.append(_TopK(values, columns_kept.gather(1, order)))
+    return found[0], found[1]

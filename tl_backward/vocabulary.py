@@ -1,0 +1,45 @@
+"""Token ids as strings that show what they are: leading spaces kept, bytes and padding rows named."""
+
+from functools import lru_cache
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that is used here."""
+
+    def decode(self, token_ids: list[int], /) -> str: ...
+    def convert_ids_to_tokens(self, ids: int, /) -> str | None: ...
+
+
+@lru_cache(maxsize=1 << 17)
+def token_string(tokenizer: Tokenizer | None, token: int) -> str:
+    """One token as text, as it stands in a sentence.
+
+    A sentencepiece word keeps the space it stands for, an incomplete byte shows as its name (<0xE2>), and an id
+    beyond the tokenizer (a padded vocabulary) or without one shows as [id].
+    """
+    if token < 0:
+        return ""
+    if tokenizer is None:
+        return f"[{token}]"
+    try:
+        piece, text = tokenizer.convert_ids_to_tokens(token), tokenizer.decode([token])
+    except (IndexError, KeyError, OverflowError, TypeError, ValueError):
+        return f"[{token}]"
+    if piece is None or (not text and not piece):
+        return f"[{token}]"
+    if not text or "\N{REPLACEMENT CHARACTER}" in text:
+        return piece
+    if piece.startswith("\N{LOWER ONE EIGHTH BLOCK}") and not text.startswith(" "):
+        return " " + text
+    return text
+
+
+def token_strings(tokenizer: Tokenizer | None, ids: Tensor) -> list:
+    """`token_string` of every id, nested as `ids` is."""
+    return [
+        token_strings(tokenizer, row) if row.ndim else token_string(tokenizer, int(row)) for row in ids.detach().cpu()
+    ]
