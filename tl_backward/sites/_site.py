@@ -28,9 +28,32 @@ def output(args: ModuleArgs, kwargs: ModuleKwargs, out: object) -> Tensor:
     return cast(Tensor, out)
 
 
-def first_input(args: ModuleArgs, kwargs: ModuleKwargs, out: object) -> Tensor:
-    """Take a module's first argument, as its forward received it."""
-    return cast(Tensor, args[0] if args else next(iter(kwargs.values())))
+@dataclass(frozen=True)
+class Argument:
+    """Take one argument of a module's call, as its forward received it, or give it another."""
+
+    position: int = 0
+    name: str = ""
+    """Its keyword, where it may come as one; the first argument's need not be known."""
+
+    def _key(self, kwargs: ModuleKwargs) -> str | None:
+        if self.name in kwargs:
+            return self.name
+        return None if self.name else next(iter(kwargs), None)
+
+    def __call__(self, args: ModuleArgs, kwargs: ModuleKwargs, out: object) -> Tensor:
+        if len(args) > self.position:
+            return cast(Tensor, args[self.position])
+        return cast(Tensor, kwargs[cast(str, self._key(kwargs))])
+
+    def replace(self, args: ModuleArgs, kwargs: ModuleKwargs, x: object) -> tuple[ModuleArgs, ModuleKwargs]:
+        """The call's arguments with `x` in this one's place."""
+        if len(args) > self.position:
+            return (*args[: self.position], x, *args[self.position + 1 :]), kwargs
+        return args, kwargs | {cast(str, self._key(kwargs)): x}
+
+
+first_input = Argument()
 
 
 @dataclass(frozen=True)

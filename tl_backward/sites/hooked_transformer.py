@@ -6,7 +6,6 @@ further norm, and an unfolded LayerNorm's output has no HookPoint at all), and h
 the user's hooks.
 """
 
-from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from tl_backward._typing import TransformerLensModel
 from tl_backward.factors import Layout
-from tl_backward.sites._site import ModuleArgs, ModuleKwargs, Read, WeightSite, WeightSites, Write, first_input, output
+from tl_backward.sites._site import Argument, ModuleArgs, ModuleKwargs, Read, WeightSite, WeightSites, Write, first_input, output
 
 
 def collect(model: TransformerLensModel) -> WeightSites:
@@ -36,17 +35,6 @@ def collect(model: TransformerLensModel) -> WeightSites:
     return sites
 
 
-@dataclass(frozen=True)
-class _AttentionInput:
-    """Reads an attention module's query_input, key_input or value_input."""
-
-    index: int
-
-    def __call__(self, args: ModuleArgs, kwargs: ModuleKwargs, out: object) -> Tensor:
-        name = ("query_input", "key_input", "value_input")[self.index]
-        return cast(Tensor, kwargs[name] if name in kwargs else args[self.index])
-
-
 def _matrix(
     sites: WeightSites,
     name: str,
@@ -64,7 +52,7 @@ def _matrix(
 def _linear(sites: WeightSites, name: str, linear: nn.Module, may_be_silent: bool = False) -> None:
     """A matrix held by an nn.Linear of its own (MoE): exact at the module's input and output."""
     weight = linear.get_parameter("weight")
-    layout = Layout((weight.shape[1], weight.shape[0]), stored="out_in")
+    layout = Layout((weight.shape[1], weight.shape[0]), stored="out_in", stored_shape=tuple(weight.shape))
     read, write = Read(linear, first_input), Write(linear, "output")
     sites.add(WeightSite(name, "matrix", weight, layout, read, write, may_be_silent=may_be_silent))
 
@@ -129,7 +117,7 @@ def _attention(sites: WeightSites, name: str, attn: nn.Module) -> None:
     for index, letter in enumerate("QKV"):
         written = Write(attn.get_submodule(f"hook_{letter.lower()}"), "input")
         shared = "_" if f"_W_{letter}" in attn._parameters else ""  # grouped-query attention stores _W_K and _W_V
-        read = Read(attn, _AttentionInput(index))
+        read = Read(attn, Argument(index, ("query_input", "key_input", "value_input")[index]))
         _matrix(sites, f"{name}.W_{letter}", attn, read, written, "out", f"{shared}W_{letter}")
         _bias(sites, f"{name}.b_{letter}", attn, written, f"{shared}b_{letter}")
     per_head = bool(getattr(attn.cfg, "use_attn_result", False))

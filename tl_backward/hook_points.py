@@ -1,0 +1,179 @@
+"""extend: a HookPoint at exactly what each weight matrix reads and writes, in the model's own hook_dict.
+
+TransformerLens's hook points lie near the matrices, not at them: a user's hook on `hook_q` stands between W_Q and the
+gradient seen there, an unfolded LayerNorm's output has no point at all. After `extend(model)` the points
+`blocks.3.mlp.hook_W_out_in` and `blocks.3.mlp.hook_W_out_out` carry x and y of W_out, so TransformerLens's own
+`run_with_hooks`, `run_with_cache(incl_bwd=True)` and `add_hook(..., dir="bwd")` observe and replace x and delta.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import cast
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from tl_backward._checks import check_model, model_kind
+from tl_backward._typing import TransformerLensModel
+from tl_backward.backward_lens import backward_lens
+from tl_backward.capture import run_with_gradient_cache
+from tl_backward.sites import WeightSite, weight_sites
+from tl_backward.sites._site import Argument, Read, Write, output
+
+_MARK = "_tl_backward_extension"
+
+
+@dataclass
+class _Extension:
+    """What `extend` put on a model, so that `unextend` can take it off."""
+
+    points: dict[str, nn.Module] = field(default_factory=dict)
+    handles: list[RemovableHandle] = field(default_factory=list)
+
+
+# The hooks are objects of these classes, not closures, so that an extended model can be pickled and copied.
+
+
+@dataclass
+class _Output:
+    """Forward hook: pass a module's output through a point."""
+
+    point: nn.Module
+
+    def __call__(self, module: nn.Module, args: tuple, out: Tensor) -> Tensor:
+        return self.point(out)
+
+
+@dataclass
+class _Input:
+    """Forward pre-hook: pass one argument of a module's call through a point."""
+
+    point: nn.Module
+    argument: Argument
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        x = self.argument(args, kwargs, None)
+        return self.argument.replace(args, kwargs, self.point(x))
+
+
+@dataclass
+class _Last:
+    """Forward pre-hook: keep another hook the last to run, after users' hooks that came later."""
+
+    hook_id: int
+
+    def __call__(self, module: nn.Module, args: tuple) -> None:
+        module._forward_hooks.move_to_end(self.hook_id)
+
+
+@dataclass
+class _Method:
+    """One of our functions as a method of an extended model."""
+
+    function: Callable
+    model: TransformerLensModel
+
+    def __call__(self, *args: object, **options: object) -> object:
+        return self.function(self.model, *args, **options)
+
+
+def extend(model: TransformerLensModel) -> TransformerLensModel:
+    """Add two HookPoints per weight matrix, and our functions as methods, to a model in place; returns it.
+
+    Points are named after the matrix, beside TransformerLens's own: `blocks.3.mlp.hook_W_out_in` (x, after every user
+    hook before it) and `blocks.3.mlp.hook_W_out_out` (y, before every user hook after it; its gradient is delta), and
+    at the root `hook_W_U_in`, `hook_W_U_out`, `hook_W_E_out`, `hook_W_pos_out`. Forward hooks on them may replace x and
+    y, backward hooks may replace delta. Without hooks the output is bit-identical. `model.run_with_gradient_cache` and
+    `model.backward_lens` become methods.
+
+    The points follow the model's flags (use_attn_result, split_qkv_input, ...) as they are now: extend again after
+    changing them. On a gated HookedTransformer W_in and W_gate read one tensor, so a replacement at either's `_in`
+    reaches both. Idempotent; `unextend` takes everything off.
+    """
+    check_model(model)
+    unextend(model)
+    extension = _Extension()
+    object.__setattr__(model, _MARK, extension)
+    for site in weight_sites(model).values():
+        if site.kind in ("matrix", "embedding"):
+            _add_points(model, site, extension)
+    for function in (run_with_gradient_cache, backward_lens):
+        object.__setattr__(model, function.__name__, _Method(function, model))
+    return model
+
+
+def unextend(model: TransformerLensModel) -> TransformerLensModel:
+    """Take off what `extend` put on, with any hooks on its points; nothing where it was never extended."""
+    check_model(model)
+    extension = vars(model).pop(_MARK, None)
+    if extension is None:
+        return model
+    for handle in extension.handles:
+        handle.remove()
+    for name in extension.points:
+        owner, _, attribute = name.rpartition(".")
+        container = _container(model, owner)
+        delattr(container, attribute)
+        getattr(container, "_hook_registry", {}).pop(attribute, None)
+        for registry in _registries(model):
+            registry.pop(name, None)
+    for function in (run_with_gradient_cache, backward_lens):
+        vars(model).pop(function.__name__, None)
+    return model
+
+
+def _add_points(model: TransformerLensModel, site: WeightSite, extension: _Extension) -> None:
+    owner, _, weight = site.name.rpartition(".")
+    owner = owner if site.layer is not None else ""
+    prefix = f"{owner}." if owner else ""
+    if site.read is not None and (site.read.take is output or isinstance(site.read.take, Argument)):
+        if site.kind == "matrix":
+            point = _new_point(model, owner, f"hook_{weight}_in", f"{prefix}hook_{weight}_in", extension)
+            _route_read(site.read, point, extension)
+    point = _new_point(model, owner, f"hook_{weight}_out", f"{prefix}hook_{weight}_out", extension)
+    _route_write(site.write, point, extension)
+
+
+def _route_read(read: Read, point: nn.Module, extension: _Extension) -> None:
+    if isinstance(read.take, Argument):
+        handle = read.module.register_forward_pre_hook(_Input(point, read.take), with_kwargs=True)
+        extension.handles.append(handle)
+        return
+    handle = read.module.register_forward_hook(_Output(point))
+    extension.handles += [handle, read.module.register_forward_pre_hook(_Last(handle.id))]
+
+
+def _route_write(write: Write, point: nn.Module, extension: _Extension) -> None:
+    if write.at == "output":
+        handle = write.module.register_forward_hook(_Output(point), prepend=True)
+    else:
+        handle = write.module.register_forward_pre_hook(_Input(point, Argument()), prepend=True, with_kwargs=True)
+    extension.handles.append(handle)
+
+
+def _new_point(
+    model: TransformerLensModel, owner: str, attribute: str, name: str, extension: _Extension
+) -> nn.Module:
+    from transformer_lens.hook_points import HookPoint
+
+    point = HookPoint()
+    setattr(_container(model, owner), attribute, point)
+    point.name = name
+    for registry in _registries(model):
+        registry[name] = point
+    extension.points[name] = point
+    return point
+
+
+def _container(model: TransformerLensModel, owner: str) -> nn.Module:
+    """The module that TransformerLens knows under a dotted name; a Bridge's blocks are not where their names say."""
+    module = cast(nn.Module, model)
+    for part in owner.split(".") if owner else ():
+        module = cast(nn.ModuleList, module)[int(part)] if part.isdigit() else getattr(module, part)
+    return module
+
+
+def _registries(model: TransformerLensModel) -> list[dict[str, nn.Module]]:
+    """The tables behind `model.hook_dict` (and HookedTransformer's mod_dict)."""
+    names = ("hook_dict", "mod_dict") if model_kind(model) == "HookedTransformer" else ("_hook_registry",)
+    return [vars(model)[name] for name in names]
