@@ -13,6 +13,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+Number = int | float
+
 SPACE = "\u2423"
 """How a space is shown where it could be overlooked: the open box, as in ``␣Oslo``."""
 
@@ -132,7 +134,7 @@ def token_html(token: str, limit: int | None = 40) -> str:
     return f"<bdi{title}>{escape(shown)}</bdi>"
 
 
-def format_number(value: float | int) -> str:
+def format_number(value: Number) -> str:
     """Four significant digits; whole numbers in full."""
     if isinstance(value, int):
         return str(value)
@@ -176,7 +178,7 @@ def _from_lab(lightness: float, a: float, b: float) -> str:
     return "#" + "".join(f"{c:02x}" for c in rgb)
 
 
-def color_for(value: float, bound: float, ends: tuple[str, str] = (NEGATIVE, POSITIVE)) -> str:
+def color_for(value: Number, bound: Number, ends: tuple[str, str] = (NEGATIVE, POSITIVE)) -> str:
     """Background colour ``#rrggbb`` of a value: -`bound` is orange, 0 white, `bound` blue.
 
     Values without a sign use the upper half alone. Mixed in CIELAB, as circuitsvis does it, so that equal
@@ -195,13 +197,13 @@ def text_color(background: str) -> str:
     return "#000000" if (luminance + 0.05) / 0.05 >= 1.05 / (luminance + 0.05) else "#ffffff"
 
 
-def scale_bound(values: Iterable[float | None]) -> float:
+def scale_bound(values: Iterable[Number | None]) -> float:
     """Return the largest finite absolute value, 1.0 if there is none: the ends of a symmetric scale."""
-    return max((abs(v) for v in values if v is not None and math.isfinite(v)), default=0.0) or 1.0
+    return float(max((abs(v) for v in values if v is not None and math.isfinite(v)), default=0)) or 1.0
 
 
 def legend(
-    label: str, bound: float, *, signed: bool = False, ends: tuple[str, str] = (NEGATIVE, POSITIVE)
+    label: str, bound: Number, *, signed: bool = False, ends: tuple[str, str] = (NEGATIVE, POSITIVE)
 ) -> str:
     """Draw a colour bar from 0 (-`bound` if `signed`) to `bound`; `label` says quantity, unit and sign."""
     steps = range(-4, 5) if signed else range(0, 9)
@@ -233,11 +235,11 @@ class Cell:
     """A second token (raw), below the first and smaller."""
     title: tuple[str, ...] = ()
     """Lines shown on hover, as plain text; pass tokens through `visible_token` when composing them."""
-    value: float | None = None
+    value: Number | None = None
     """What the background shows; ``None`` for no colour."""
 
 
-TableCell = str | int | float | Cell | None
+TableCell = str | Number | Cell | None
 
 _BORDER = "border:1px solid #9a9a9a"
 _TD = f"{_BORDER};padding:2px 6px;text-align:left;vertical-align:top;white-space:pre;font-size:12px"
@@ -250,7 +252,7 @@ def _title(lines: Sequence[str]) -> str:
     return f' title="{text}"' if text else ""
 
 
-def _cell_html(cell: TableCell, bound: float, limit: int) -> str:
+def _cell_html(cell: TableCell, bound: Number, limit: int) -> str:
     if isinstance(cell, Cell):
         lines = list(cell.title)
         tokens = [cell.text] + ([] if cell.sub is None else [cell.sub])
@@ -283,7 +285,7 @@ def table(
     row_names: Sequence[str] | None = None,
     caption: str = "",
     corner: str = "",
-    bound: float | None = None,
+    bound: Number | None = None,
     limit: int = 18,
 ) -> str:
     """Make a static table that scrolls sideways inside its own box and can be selected and copied.
@@ -338,7 +340,7 @@ def lens_table(
     caption: str = "",
     corner: str = "layer",
     signed: bool = False,
-    bound: float | None = None,
+    bound: Number | None = None,
 ) -> str:
     """Make a table of rows (layers, plain text) x columns (the prompt's tokens, raw), with a colour legend.
 
@@ -354,11 +356,11 @@ def lens_table(
 
 def token_strip(
     tokens: Sequence[str],
-    values: Sequence[float],
+    values: Sequence[Number],
     *,
     value_label: str,
     signed: bool = False,
-    bound: float | None = None,
+    bound: Number | None = None,
     with_legend: bool = True,
 ) -> str:
     """Show the tokens (raw) of one text, coloured by `values`, in lines that wrap; exact values on hover."""

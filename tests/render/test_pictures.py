@@ -34,6 +34,13 @@ def test_attention_bounds_are_the_data_s_own() -> None:
     assert props_of(render.attention(["a"], torch.ones(1, 1, 1), bound=4.0))["maxValue"] == 4.0
 
 
+def test_whole_numbers_are_numbers() -> None:
+    render.tokens(["a"], [1], value_label="rank", bound=2)
+    render.lens_table(["0"], ["a"], [[render.Cell("a", value=1)]])
+    render.curves([render.Curve("a", [1, 2.5])], title="t", x_title="x", y_title="y", x=[0, 1])
+    render.heatmap(torch.tensor([[1]]), rows=["0"], columns=["a"], title="t", value_title="rank", bound=3)
+
+
 def test_bad_shapes_get_a_sentence() -> None:
     with pytest.raises(ValueError, match=r"shape \[head, query, key\].*got \[1, 2, 2\] for 3 tokens"):
         render.attention(["a", "b", "c"], torch.zeros(1, 2, 2))

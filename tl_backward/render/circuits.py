@@ -11,6 +11,8 @@ from tl_backward._html import (
     NEGATIVE,
     PALE,
     POSITIVE,
+    SPACE,
+    Number,
     legend,
     scale_bound,
     token_strip,
@@ -27,7 +29,7 @@ CARD = "position:relative;background-color:#ffffff;color:#1a1a1a;color-scheme:li
 """circuitsvis and plotly draw for a white page, so in a dark theme they stand on a white card."""
 
 
-def floats(values: Real[Tensor, "x"] | Sequence[float] | Sequence[int]) -> list[float]:
+def floats(values: Real[Tensor, "x"] | Sequence[Number]) -> list[float]:
     """Take numbers out of a tensor (of any type, on any device, with or without gradient) or a sequence."""
     if isinstance(values, Tensor):
         return values.detach().to("cpu", torch.float64).tolist()
@@ -65,11 +67,11 @@ def circuitsvis(component: str, props: Mapping[str, object], static: str, style:
 
 def tokens(
     tokens: Sequence[str],
-    values: Real[Tensor, "pos"] | Sequence[float],
+    values: Real[Tensor, "pos"] | Sequence[Number],
     *,
     value_label: str,
     signed: bool = False,
-    bound: float | None = None,
+    bound: Number | None = None,
 ) -> Fragment:
     """Show the tokens of one text, coloured by one value each (exact value on hover), with a legend.
 
@@ -103,7 +105,7 @@ def attention(
     *,
     value_label: str = "attention",
     signed: bool = False,
-    bound: float | None = None,
+    bound: Number | None = None,
     head_names: Sequence[str] | None = None,
     causal: bool = True,
 ) -> Fragment:
@@ -136,7 +138,8 @@ def attention(
     names = [visible_text(name) for name in head_names] if head_names else [f"H{i}" for i in range(heads)]
     props = {
         "attention": rows,
-        "tokens": [isolate(component_token(token, 24)) for token in tokens],
+        # The component takes spaces out of the names on its axes.
+        "tokens": [isolate(component_token(token, 24).replace(" ", SPACE)) for token in tokens],
         "attentionHeadNames": names,
         "minValue": -bound,
         "maxValue": bound,

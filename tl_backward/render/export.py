@@ -5,13 +5,13 @@ import csv
 import io
 from collections.abc import Sequence
 
-from tl_backward._html import escape, table, visible_text
+from tl_backward._html import Number, escape, table, visible_text
 from tl_backward.render.page import Fragment
 
 _FORMULA_STARTS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _MOST_ROWS = 200
 
-Value = str | int | float | None
+Value = str | Number | None
 
 
 def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Value]]) -> str:

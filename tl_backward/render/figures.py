@@ -1,6 +1,8 @@
 """plotly figures of untrusted text: heat maps, named curves, and a fragment that draws any figure offline."""
 
+import html
 import json
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ import torch
 from jaxtyping import Real
 from torch import Tensor
 
-from tl_backward._html import UNKNOWN, color_for, escape, scale_bound, visible_text, visible_token
+from tl_backward._html import UNKNOWN, Number, color_for, scale_bound, visible_text, visible_token
 from tl_backward.render.circuits import CARD, floats, isolate
 from tl_backward.render.page import Fragment
 from tl_backward.render.scripts import draw_script, escape_json, place, place_key, to_json
@@ -18,11 +20,13 @@ from tl_backward.render.scripts import draw_script, escape_json, place, place_ke
 if TYPE_CHECKING:
     import plotly.graph_objects
 
-Numbers = Real[Tensor, "x"] | Sequence[float] | Sequence[int]
+Numbers = Real[Tensor, "x"] | Sequence[Number]
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's colours, told apart under all common colour blindnesses."""
 
+_LONGEST_LABEL = 16  # characters of a token below an axis; hovering shows all of it
+_PLOT_HEIGHT = 230  # pixels between the axes of a curves figure
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross")
 _FONT = {"family": "system-ui, sans-serif", "size": 12, "color": "#1a1a1a"}
 _GRID = {"gridcolor": "#dddddd", "zerolinecolor": "#aaaaaa", "linecolor": "#888888", "showline": True}
@@ -33,7 +37,8 @@ def plot_text(text: str) -> str:
 
     plotly reads a subset of HTML in every text, and TeX between dollar signs where MathJax is loaded.
     """
-    return escape(isolate(visible_text(text))).replace("$", "&#36;")
+    # Not the quotes: plotly would show "&quot;" as it is.
+    return html.escape(isolate(visible_text(text)), quote=False).replace("$", "&#36;")
 
 
 def plot_token(token: str, limit: int | None = None) -> str:
@@ -48,11 +53,11 @@ def _layout(title: str, height: int) -> dict[str, object]:
             "text": "<br>".join(map(plot_text, lines)),
             # On the left and right above the plot: the buttons that appear on top would cover it.
             **{"x": 0, "xanchor": "left", "xref": "paper"},
-            **{"y": 1, "yanchor": "bottom", "yref": "paper", "pad": {"b": 8}},
+            **{"y": 1, "yanchor": "bottom", "yref": "paper", "pad": {"b": 18 * len(lines) - 10}},
             "font": {"size": 14},
         },
         "font": _FONT,
-        "height": height + 20 * len(lines),
+        "height": height + 34 + 20 * len(lines),
         "margin": {"l": 60, "r": 20, "t": 34 + 20 * len(lines), "b": 50},
         "paper_bgcolor": "#ffffff",
         "plot_bgcolor": "#ffffff",
@@ -71,7 +76,7 @@ def heatmap(
     row_title: str = "layer",
     column_title: str = "token",
     signed: bool = False,
-    bound: float | None = None,
+    bound: Number | None = None,
 ) -> "plotly.graph_objects.Figure":
     """Draw values as coloured squares, first row at the bottom (layers rise); exact values on hover.
 
@@ -114,23 +119,33 @@ def heatmap(
             ygap=1,
         )
     )
-    figure.update_layout(_layout(title, 160 + 26 * max(len(rows), 3)))
+    figure.update_layout(_layout(title, max(24 * len(rows), 120) + _label_height(columns) + 50))
     figure.update_layout(
-        # The categories are positions, because a text can hold the same token twice.
-        xaxis=_label_axis(column_title, [plot_token(name, 16) for name in columns], angle=-60),
-        yaxis=_label_axis(row_title, [plot_token(name, 16) for name in rows], angle=0),
+        xaxis=_label_axis(column_title, columns, angle=-60),
+        yaxis=_label_axis(row_title, rows, angle=0),
         plot_bgcolor=UNKNOWN,
         # For figure_fragment: below this, the columns' names would run into each other.
-        meta={"min_width": max(300, 120 + 12 * len(columns))},
+        meta={"min_width": _min_width(columns)},
     )
     return figure
 
 
-def _label_axis(title: str, labels: Sequence[str], angle: int) -> dict[str, object]:
+def _min_width(labels: Sequence[str]) -> int:
+    return max(300, 120 + 12 * len(labels))
+
+
+def _label_height(labels: Sequence[str]) -> int:
+    """Pixels that slanted names take below the axis."""
+    return 16 + max((6 * len(visible_token(label, _LONGEST_LABEL)) for label in labels), default=0)
+
+
+def _label_axis(title: str, names: Sequence[str], angle: int) -> dict[str, object]:
+    labels = [plot_token(name, _LONGEST_LABEL) for name in names]
+    # The categories are positions, because a text can hold the same token twice.
     return {
         "title": {"text": plot_text(title), "standoff": 8},
         "tickvals": list(range(len(labels))),
-        "ticktext": list(labels),
+        "ticktext": labels,
         "tickangle": angle,
         "tickfont": {"size": 11},
         "showgrid": False,
@@ -208,23 +223,41 @@ def curves(
             customdata=[plot_token(label) for label in x_labels] if x_labels else None,
             hovertemplate=f"%{{y:.6g}} at {plot_text(x_title)} %{{{'customdata' if x_labels else 'x'}}}",
         )
-    figure.update_layout(_layout(title, 330 + 20 * len(lines)))
-    x_axis = _label_axis(x_title, [plot_token(name, 16) for name in x_labels], -60) if x_labels else {}
+    below = (_label_height(x_labels) if x_labels else 16) + 50  # pixels: tick labels and the axis title
+    figure.update_layout(_layout(title, _PLOT_HEIGHT + below + 20 * len(lines)))
+    x_axis = _label_axis(x_title, x_labels, -60) if x_labels else _number_axis(x_title, positions)
     figure.update_layout(
-        xaxis={"title": {"text": plot_text(x_title)}, **_GRID, **x_axis},
+        xaxis={**_GRID, **x_axis},
         yaxis={
             "title": {"text": plot_text(y_title)},
             **_GRID,
             "automargin": True,
             "type": "log" if log_y else "linear",
-            **({"dtick": 1} if log_y else {}),
+            **({"tickvals": _log_ticks(lines)} if log_y else {}),
             "autorange": "reversed" if reverse_y else True,
         },
         hovermode="x unified",
         # Below the plot, so that long names take no width from it on a narrow screen.
-        legend={"orientation": "h", "y": -0.5 if x_labels else -0.25, "yanchor": "top", "x": 0},
+        legend={"orientation": "h", "y": -below / _PLOT_HEIGHT, "yanchor": "top", "x": 0},
+        meta={"min_width": _min_width(x_labels or ())},
     )
     return figure
+
+
+def _number_axis(title: str, positions: Sequence[Number]) -> dict[str, object]:
+    every_one = len(positions) <= 32 and all(float(position).is_integer() for position in positions)
+    return {"title": {"text": plot_text(title)}, **({"dtick": 1} if every_one else {})}
+
+
+def _log_ticks(lines: Sequence[Curve]) -> list[float]:
+    """Powers of ten, on a short axis 2 and 5 times each too: plotly's own labels there lack the power."""
+    values = [value for line in lines for value in floats(line.values) if math.isfinite(value)] or [1.0]
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    return [
+        step * 10.0**power
+        for power in range(low, high + 1)
+        for step in ((1,) if high - low > 3 else (1, 2, 5))
+    ]
 
 
 def _check_curves(lines: Sequence[Curve], length: int, x_labels: Sequence[str] | None, log_y: bool) -> None:
@@ -277,5 +310,5 @@ def figure_fragment(figure: "plotly.graph_objects.Figure", *, min_width: int | N
     note = '<span style="font-size:12px">This figure is drawn by a script.</span>'
     height = int(layout.get("height") or 450)
     box = place(key, note, f"min-width:{min_width}px;min-height:{height}px")
-    html = f'<div style="{CARD}overflow-x:auto">{box}</div>'
-    return Fragment(html, (draw_script(key, "Plotly", data, body),), frozenset({"plotly"}))
+    card = f'<div style="{CARD}overflow-x:auto">{box}</div>'
+    return Fragment(card, (draw_script(key, "Plotly", data, body),), frozenset({"plotly"}))

@@ -7,13 +7,13 @@ import struct
 import zlib
 from collections.abc import Sequence
 
-from tl_backward._html import UNKNOWN, color_for, escape, visible_text
+from tl_backward._html import UNKNOWN, Number, color_for, escape, visible_text
 
 _STEPS = 100  # palette entries on either side of zero
 _GREY = 2 * _STEPS + 1
 
 
-def heat_image(values: Sequence[Sequence[float]], *, bound: float, label: str, pixels: int = 200) -> str:
+def heat_image(values: Sequence[Sequence[Number]], *, bound: Number, label: str, pixels: int = 200) -> str:
     """Make an ``<img>`` with a block per value, first row on top, coloured by `color_for`; NaN is grey.
 
     `label` is the alternative text. The picture is about `pixels` wide, drawn with whole blocks.

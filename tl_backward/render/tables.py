@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tl_backward import _html
-from tl_backward._html import Cell, TableCell
+from tl_backward._html import Cell, Number, TableCell
 from tl_backward.render.page import Fragment
 
 
@@ -16,7 +16,7 @@ def lens_table(
     caption: str = "",
     corner: str = "layer",
     signed: bool = False,
-    bound: float | None = None,
+    bound: Number | None = None,
 ) -> Fragment:
     """Make a table of rows (layers, plain text) x columns (the prompt's tokens, raw), with a colour legend.
 
