@@ -1,0 +1,65 @@
+"""Ranks by layer on an axis that spreads out both of its ends."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tl_backward._html import Number
+from tl_backward.render.figures import Curve, curves, plot_text
+
+if TYPE_CHECKING:
+    import plotly.graph_objects
+
+
+def rank_height(rank: Number, d_vocab: int) -> float:
+    """Where a rank stands on the axis: log odds of being below it, so that rank 0 is highest; NaN for NaN.
+
+    Near the top it falls as -log(rank), near the bottom as log(d_vocab - rank): one step between 0 and 1, 10 and 100,
+    or the last and the 10th from last is about as far as any other power of ten.
+    """
+    return math.log((d_vocab - rank - 0.5) / (rank + 0.5))
+
+
+def rank_ticks(d_vocab: int) -> list[tuple[int, str]]:
+    """(rank, label) at both ends, at powers of ten from both, and in the middle."""
+    bottom, middle = d_vocab - 1, (d_vocab - 1) // 2
+    powers = [10**power for power in range(0, 9) if 10**power < d_vocab / 5]
+    ticks = {0: "0 (top)"} | {power: f"{power}" for power in powers}
+    ticks |= {middle: f"{middle}"} if middle > 0 else {}
+    ticks |= {bottom - power: f"{bottom - power}" for power in reversed(powers)}
+    ticks |= {bottom: f"{bottom} (bottom)"} if bottom > 0 else {}
+    return list(ticks.items())
+
+
+def rank_curves(
+    lines: Sequence[Curve],
+    *,
+    d_vocab: int,
+    x: Sequence[Number],
+    title: str,
+    x_title: str = "layer",
+    y_title: str = "rank (0 = largest logit)",
+) -> "plotly.graph_objects.Figure":
+    """Draw ranks (0 = the largest logit, on top; `d_vocab` - 1 the smallest) over layers, both ends spread out.
+
+    NaN leaves a gap; exact ranks on hover.
+    """
+    ranks = [[float(value) for value in line.values] for line in lines]
+    drawn = [
+        Curve(line.name, [rank_height(rank, d_vocab) for rank in values], control_of=line.control_of)
+        for line, values in zip(lines, ranks, strict=True)
+    ]
+    figure = curves(drawn, title=title, x_title=x_title, y_title=y_title, x=list(x))
+    for trace, values in zip(figure.data, ranks, strict=True):
+        trace.customdata = ["none" if math.isnan(rank) else f"{int(rank)}" for rank in values]
+        trace.hovertemplate = f"rank %{{customdata}} at {plot_text(x_title)} %{{x}}"
+    ticks = rank_ticks(d_vocab)
+    edge = rank_height(0, d_vocab) * 1.06
+    figure.update_yaxes(
+        tickvals=[rank_height(rank, d_vocab) for rank, _ in ticks],
+        ticktext=[label for _, label in ticks],
+        range=[-edge, edge],
+        autorange=False,
+        zeroline=False,
+    )
+    return figure
