@@ -1,16 +1,38 @@
-"""What learning writes into a transformer, and what its weights and activations say: a TransformerLens plugin."""
+"""What learning writes into a transformer, and what its weights and activations say: a TransformerLens plugin.
 
-from tl_backward.backward_lens import BackwardLens as BackwardLens
-from tl_backward.backward_lens import backward_lens as backward_lens
-from tl_backward.capture import run_with_gradient_cache as run_with_gradient_cache
-from tl_backward.factors import GradientFactors as GradientFactors
-from tl_backward.gradient_cache import GradientCache as GradientCache
-from tl_backward.hook_points import extend as extend
-from tl_backward.hook_points import unextend as unextend
-from tl_backward.losses import logit_difference as logit_difference
-from tl_backward.losses import next_token_loss as next_token_loss
-from tl_backward.losses import target_loss as target_loss
-from tl_backward.readout import Readout as Readout
-from tl_backward.readout import readout as readout
-from tl_backward.sites import WeightSite as WeightSite
-from tl_backward.sites import weight_sites as weight_sites
+Start with `backward_lens(model, prompt, target)`: what one gradient step on a prompt would write into each layer, in
+words. `run_with_gradient_cache` gives the gradients' rank-1 factors underneath it.
+"""
+
+from tl_backward import zoo
+from tl_backward.backward_lens import BackwardLens, backward_lens
+from tl_backward.capture import run_with_gradient_cache
+from tl_backward.factors import GradientFactors
+from tl_backward.gradient_cache import GradientCache
+from tl_backward.hook_points import extend, unextend
+from tl_backward.losses import logit_difference, next_token_loss, target_loss
+from tl_backward.readout import Readout, readout
+from tl_backward.sites import WeightSite, weight_sites
+
+__all__ = [
+    # capture
+    "run_with_gradient_cache",
+    "GradientCache",
+    "GradientFactors",
+    "WeightSite",
+    "weight_sites",
+    # losses
+    "next_token_loss",
+    "target_loss",
+    "logit_difference",
+    # reading in words
+    "backward_lens",
+    "BackwardLens",
+    "readout",
+    "Readout",
+    # weight hook points
+    "extend",
+    "unextend",
+    # small trained models
+    "zoo",
+]

@@ -18,6 +18,12 @@ def random_init(model: TransformerLensModel, *, seed: int = 0) -> TransformerLen
     # TransformerBridge keeps the last attention pattern, a tensor inside a graph, which cannot be copied.
     kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     clone = deepcopy(model, {id(value): value.detach() for value in kept if not value.is_leaf})
+    # In compatibility mode a gated MLP computes with aliases of its parameters, which a copy tears from them.
+    twins = {(p.data_ptr(), p.shape): q for p, q in zip(model.parameters(), clone.parameters(), strict=True)}
+    for module, copied in zip(model.modules(), clone.modules(), strict=True):
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and (value.data_ptr(), value.shape) in twins:
+                vars(copied)[name] = twins[value.data_ptr(), value.shape].detach()
     clone.reset_hooks(including_permanent=True)
     deviation = float(getattr(clone.cfg, "initializer_range", 0) or 0)
     deviation = deviation if deviation > 0 else 0.02

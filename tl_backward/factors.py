@@ -182,14 +182,15 @@ class GradientFactors:
         """Numerical rank: singular values above `tol`, an absolute size.
 
         Args:
-            tol: None for torch.linalg.matrix_rank's default, max(d_in, d_out) * eps * the largest singular value.
+            tol: None for max(d_in, d_out) * eps * the larger of the largest singular value (as in
+                torch.linalg.matrix_rank) and the largest token norm (tokens that cancel leave only rounding errors).
         """
         s = self.svd().S
         if s.numel() == 0:
             return 0
         if tol is None:
-            eps = torch.finfo(s.dtype).eps if self.deltas.element_size() > 2 else torch.finfo(self.deltas.dtype).eps
-            tol = max(self.matrix_shape) * eps * float(s[0])
+            eps = max(torch.finfo(dtype).eps for dtype in (s.dtype, self.deltas.dtype))
+            tol = max(self.matrix_shape) * eps * max(float(s[0]), float(self.token_norms().max()))
         return int((s > tol).sum())
 
     def to_factored_matrix(self) -> "FactoredMatrix":

@@ -1,4 +1,4 @@
-"""Load a model by name for the command line: of the zoo, from a local Hugging Face directory, or TransformerLens's own."""
+"""Load a model by name for the command line: of the zoo, from a Hugging Face directory, or of TransformerLens."""
 
 import json
 from collections.abc import Iterator
@@ -23,19 +23,19 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 def load_model(
     name_or_dir: str, *, kind: str | None = None, device: str = "cpu", dtype: str = "float32"
 ) -> TransformerLensModel:
-    """Load a model with its tokenizer, without progress bars, its weights as they were trained (nothing folded).
+    """Load a model with its tokenizer, without progress bars, its weights as they were trained, nothing folded.
 
     Args:
-        name_or_dir: a model of the zoo, a directory that Hugging Face's `save_pretrained` wrote (read offline), or a
-            name that TransformerLens can load (fetched or cached).
-        kind: "hooked" for a HookedTransformer (TransformerLens 3 only), "bridge" for a TransformerBridge. By default
-            HookedTransformer for the zoo where TransformerLens has it, TransformerBridge for all else.
+        name_or_dir: a model of the zoo, a directory that Hugging Face's `save_pretrained` wrote (read offline),
+            or a name that TransformerLens can load (fetched or cached).
+        kind: "hooked" for a HookedTransformer (TransformerLens 3 only), "bridge" for a TransformerBridge. By
+            default HookedTransformer for the zoo where TransformerLens has it, TransformerBridge for all else.
         device: as PyTorch names it.
         dtype: one of DTYPES.
 
     Raises:
-        ValueError: an unknown name, kind, dtype or device, or a directory without a model; also where TransformerLens's
-            HookedTransformer of a directory would not compute what Hugging Face's model does.
+        ValueError: an unknown name, kind, dtype or device, or a directory without a model; also where
+            TransformerLens's HookedTransformer of a directory would not compute what Hugging Face's model does.
         ImportError: `kind="hooked"` where TransformerLens has no HookedTransformer.
     """
     if kind not in (None, *KINDS):
@@ -45,8 +45,8 @@ def load_model(
     _check_device(device)
     if kind == "hooked" and not has_hooked_transformer():
         raise ImportError(
-            "kind 'hooked' needs a TransformerLens that has HookedTransformer, and this one does not; install "
-            "'transformer-lens<4' or use kind 'bridge'."
+            "kind 'hooked' needs a TransformerLens that has HookedTransformer, and this one does not; "
+            "install 'transformer-lens<4' or use kind 'bridge'."
         )
     wanted = getattr(torch, dtype)
     if name_or_dir in zoo.names():
@@ -63,14 +63,16 @@ def _check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"Expected a device that PyTorch can use here, got {device!r}: {_first_line(error)}") from error
+        raise ValueError(
+            f"Expected a device that PyTorch can use here, got {device!r}: {_first_line(error)}"
+        ) from error
 
 
 def _load_directory(directory: Path, kind: str, device: str, dtype: torch.dtype) -> nn.Module:
     if not (directory / "config.json").is_file():
         raise ValueError(
-            f"Expected a Hugging Face model in {str(directory)!r}, but it has no config.json; pass the folder that "
-            "save_pretrained wrote."
+            f"Expected a Hugging Face model in {str(directory)!r}, but it has no config.json; pass the "
+            "folder that save_pretrained wrote."
         )
     with _quiet_transformers():
         model, tokenizer = _hugging_face(directory, dtype)
@@ -93,14 +95,18 @@ def _hugging_face(directory: Path, dtype: torch.dtype) -> "tuple[PreTrainedModel
         )
     except (OSError, ValueError, KeyError, ImportError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"Expected a causal language model with its tokenizer in {str(directory)!r}, but transformers cannot load "
-            f"it: {_first_line(error)}"
+            f"Expected a causal language model with its tokenizer in {str(directory)!r}, but transformers "
+            f"cannot load it: {_first_line(error)}"
         ) from error
     return model.eval(), tokenizer
 
 
 def _bridge(
-    directory: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", device: str, dtype: torch.dtype
+    directory: Path,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    device: str,
+    dtype: torch.dtype,
 ) -> nn.Module:
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -116,7 +122,11 @@ def _bridge(
 
 
 def _hooked(
-    directory: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", device: str, dtype: torch.dtype
+    directory: Path,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    device: str,
+    dtype: torch.dtype,
 ) -> nn.Module:
     """HookedTransformer of a directory, checked against Hugging Face's own logits.
 
@@ -131,7 +141,11 @@ def _hooked(
         weights = loading_from_pretrained.get_pretrained_state_dict(str(directory), cfg, model, dtype=dtype)
         hooked = HookedTransformer(cfg, tokenizer, move_to_device=False)
         hooked.load_and_process_state_dict(
-            weights, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
+            weights,
+            fold_ln=False,
+            center_writing_weights=False,
+            center_unembed=False,
+            fold_value_biases=False,
         )
         hooked = hooked.to(device).eval()
         ids = torch.arange(min(8, cfg.n_ctx))[None] % cfg.d_vocab
@@ -139,7 +153,10 @@ def _hooked(
             ours, theirs = hooked(ids.to(device)).cpu().float(), model(ids).logits.float()
         tolerance = 1e-3 if dtype in (torch.float32, torch.float64) else 0.1
         error = float((ours - theirs).abs().max() / theirs.abs().max())
-        agrees, why = error <= tolerance, f"its logits differ from Hugging Face's by {error:.2g} of the largest"
+        agrees, why = (
+            error <= tolerance,
+            f"its logits differ from Hugging Face's by {error:.2g} of the largest",
+        )
     except (ValueError, KeyError, NotImplementedError, AttributeError, RuntimeError, TypeError) as problem:
         raise ValueError(_no_hooked(directory, _first_line(problem))) from problem
     if not agrees:
@@ -149,8 +166,8 @@ def _hooked(
 
 def _no_hooked(directory: Path, why: str) -> str:
     return (
-        f"Expected a model that TransformerLens can load as a HookedTransformer in {str(directory)!r}, but {why}; use "
-        "kind 'bridge'."
+        f"Expected a model that TransformerLens can load as a HookedTransformer in {str(directory)!r}, but "
+        f"{why}; use kind 'bridge'."
     )
 
 
@@ -167,13 +184,13 @@ def _load_named(name: str, kind: str, device: str, dtype: torch.dtype) -> nn.Mod
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         shipped = ", ".join(zoo.names())
         raise ValueError(
-            f"Expected a shipped model ({shipped}), a folder with a Hugging Face model, or a name that TransformerLens can "
-            f"load, got {name!r}: {_first_line(error)}"
+            f"Expected a shipped model ({shipped}), a folder with a Hugging Face model, or a name that "
+            f"TransformerLens can load, got {name!r}: {_first_line(error)}"
         ) from error
 
 
 def _first_line(error: BaseException) -> str:
-    """The gist of another library's error: some list every model they know."""
+    """Cut another library's error to its gist: some list every model they know."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:199]}\u2026"
 

@@ -213,10 +213,14 @@ def encode_text(text: str, model: Encoder) -> list[int]:
     Raises:
         ValueError: the text encodes to nothing, or to the tokenizer's unknown token.
     """
+    tokenizer = getattr(model, "tokenizer", None)
     ids = [int(i) for i in model.to_tokens(text, prepend_bos=False).flatten()] if text else []
+    # A sentencepiece tokenizer puts a space before every text: the one that is there already would be a token more.
+    if len(ids) > 1 and text.startswith(" ") and tokenizer.convert_ids_to_tokens(ids[0]) == "\N{LOWER ONE EIGHTH BLOCK}":
+        ids = [int(i) for i in model.to_tokens(text[1:], prepend_bos=False).flatten()]
     if not ids:
         raise ValueError(f"Expected a target that encodes to at least one token, got {text!r}; give a word.")
-    unknown = getattr(getattr(model, "tokenizer", None), "unk_token_id", None)
+    unknown = getattr(tokenizer, "unk_token_id", None)
     # GPT-2's tokenizer names <|endoftext|> as unknown, yet never produces it for text: its bytes cover everything.
     if unknown is not None and unknown in ids:
         raise ValueError(

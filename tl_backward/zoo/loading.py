@@ -1,18 +1,21 @@
 """Load a model of the zoo, shipped or trained into a directory, in either TransformerLens world."""
 
+import warnings
+import json
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, cast
 
 import torch
+from torch import nn
 
 from tl_backward._typing import TransformerLensModel
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
-
-Kind = Literal["hooked", "bridge"]
+    import transformers
 
 WEIGHTS = Path(__file__).parent / "weights"
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 
 def names() -> tuple[str, ...]:
@@ -20,7 +23,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in WEIGHTS.glob("*/config.json")))
 
 
-def load(name_or_dir: str | Path, *, kind: Kind | None = None, fold_ln: bool = False) -> TransformerLensModel:
+def load(name_or_dir: str | Path, *, kind: str | None = None, fold_ln: bool = False) -> TransformerLensModel:
     """Load a model on CPU in float32, with its tokenizer.
 
     Prints nothing, makes no network request and leaves the global random state as it was.
@@ -55,26 +58,30 @@ def load(name_or_dir: str | Path, *, kind: Kind | None = None, fold_ln: bool = F
     with torch.random.fork_rng(devices=[]):
         model, tokenizer = _hugging_face(directory)
         if kind == "hooked":
-            return _hooked(model, tokenizer, directory.name, fold_ln)
-        return _bridge(model, tokenizer, directory.name)
+            loaded = _hooked(model, tokenizer, directory.name, fold_ln)
+        else:
+            loaded = _bridge(model, tokenizer, directory.name)
+    return cast(TransformerLensModel, loaded)
 
 
 def has_hooked_transformer() -> bool:
     """Whether the installed TransformerLens has HookedTransformer, which version 4 removed."""
-    try:
-        from transformer_lens import HookedTransformer  # TransformerLens 4 refuses this by name
-    except ImportError:
-        return False
-    return HookedTransformer is not None
+    return find_spec("transformer_lens.HookedTransformer") is not None
 
 
 def _directory(name_or_dir: str | Path) -> Path:
     from tl_backward.zoo.recipes import RECIPES
 
-    if str(name_or_dir) in names():
+    if name_or_dir in names():
         return WEIGHTS / name_or_dir
     directory = Path(name_or_dir)
-    if all((directory / file).is_file() for file in ("config.json", "model.safetensors")):
+    if all((directory / file).is_file() for file in FILES):
+        model_type = json.loads((directory / "config.json").read_text()).get("model_type")
+        if model_type != "gpt2":
+            raise ValueError(
+                f"The models of the zoo are GPT-2 shaped, got model_type {model_type!r} in {directory}; "
+                "load others with TransformerBridge.boot_transformers."
+            )
         return directory
     shipped = ", ".join(map(repr, names()))
     if str(name_or_dir) in RECIPES:
@@ -84,11 +91,13 @@ def _directory(name_or_dir: str | Path) -> Path:
         )
     raise ValueError(
         f"Unknown model {str(name_or_dir)!r}: expected one of {shipped}, or a directory with "
-        "config.json and model.safetensors."
+        f"{', '.join(FILES)}."
     )
 
 
-def _hugging_face(directory: Path) -> "tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]":
+def _hugging_face(
+    directory: Path,
+) -> "tuple[transformers.GPT2LMHeadModel, transformers.PreTrainedTokenizerFast]":
     """The plain model and tokenizer, without transformers' progress bars."""
     from safetensors.torch import load_model
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -96,9 +105,8 @@ def _hugging_face(directory: Path) -> "tuple[GPT2LMHeadModel, PreTrainedTokenize
     from tl_backward.zoo.activations import register_solu
 
     register_solu()
-    config = GPT2Config.from_pretrained(directory, local_files_only=True)
     # TransformerBridge hooks attention scores and patterns, which only eager attention computes.
-    config._attn_implementation = "eager"
+    config = GPT2Config.from_pretrained(directory, local_files_only=True, attn_implementation="eager")
     model = GPT2LMHeadModel(config)
     load_model(model, directory / "model.safetensors")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True, add_bos_token=True)
@@ -106,18 +114,21 @@ def _hugging_face(directory: Path) -> "tuple[GPT2LMHeadModel, PreTrainedTokenize
 
 
 def _bridge(
-    model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerFast", name: str
-) -> TransformerLensModel:
+    model: "transformers.GPT2LMHeadModel", tokenizer: "transformers.PreTrainedTokenizerFast", name: str
+) -> nn.Module:
     from transformer_lens.model_bridge import TransformerBridge
 
     return TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer, device="cpu")
 
 
 def _hooked(
-    model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerFast", name: str, fold_ln: bool
-) -> TransformerLensModel:
+    model: "transformers.GPT2LMHeadModel",
+    tokenizer: "transformers.PreTrainedTokenizerFast",
+    name: str,
+    fold_ln: bool,
+) -> nn.Module:
     from transformer_lens import HookedTransformer, HookedTransformerConfig
-    from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
+    from transformer_lens.pretrained.weight_conversions.gpt2 import convert_gpt2_weights
 
     hf = model.config
     cfg = HookedTransformerConfig(
@@ -135,7 +146,9 @@ def _hooked(
         model_name=name,
         device="cpu",
     )
-    hooked = HookedTransformer(cfg, tokenizer, move_to_device=False)
+    with warnings.catch_warnings():  # TransformerLens 3 announces that 4 has none, which whoever asks for one knows
+        warnings.simplefilter("ignore", DeprecationWarning)
+        hooked = HookedTransformer(cfg, tokenizer, move_to_device=False)
     hooked.load_and_process_state_dict(
         convert_gpt2_weights(model, cfg),
         fold_ln=fold_ln,

@@ -1,0 +1,281 @@
+"""The model is exactly as it was after a capture, whatever was raised; bad input gets one sentence."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from models import HAS_HOOKED_TRANSFORMER, TOKENS, bridge, build, worlds
+from torch import nn
+
+import tl_backward as tlb
+
+every_world = pytest.mark.parametrize("world", worlds())
+
+
+def state(model):
+    """Everything a capture could change, by value."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        model(TOKENS)  # a Bridge installs hooks of its own on its first pass
+    modules = list(model.modules())
+    return {
+        "parameters": [(id(p), p.data_ptr(), p._version, p.requires_grad) for p in model.parameters()],
+        "values": [p.detach().clone() for p in model.parameters()],
+        "grads": [None if p.grad is None else (id(p.grad), p.grad._version) for p in model.parameters()],
+        "buffers": [b.detach().clone() for b in model.buffers()],
+        "torch hooks": [
+            (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks), len(m._backward_pre_hooks),
+             len(m._forward_hooks_with_kwargs), len(m._forward_pre_hooks_with_kwargs))
+            for m in modules
+        ],
+        "tl hooks": [[id(h.user_hook) for h in (*m.fwd_hooks, *m.bwd_hooks)] for m in modules if hasattr(m, "fwd_hooks")],
+        "training": [m.training for m in modules],
+        # Not Python's own `random`: the run-time type checks of these tests draw from it.
+        "rng": (torch.get_rng_state(), numpy.random.get_state()[1].tolist()),
+        "grad mode": torch.is_grad_enabled(),
+        "context": getattr(model, "context_level", None),
+    }  # fmt: skip
+
+
+def assert_same(before, after):
+    for key, value in before.items():
+        if key in ("values", "buffers"):
+            assert all(torch.equal(a, b) for a, b in zip(value, after[key], strict=True)), key
+        elif key == "rng":
+            assert torch.equal(value[0], after[key][0]) and value[1:] == after[key][1:]
+        else:
+            assert value == after[key], key
+
+
+class Boom(Exception):
+    pass
+
+
+def boom(*args, **options):
+    raise Boom
+
+
+def interrupt(*args, **options):
+    raise KeyboardInterrupt
+
+
+CASES = {
+    "fine": (dict(), None),
+    "hook raises": (dict(fwd_hooks=[("blocks.1.hook_resid_pre", boom)]), Boom),
+    "backward hook raises": (dict(bwd_hooks=[("blocks.1.hook_resid_pre", boom)]), Boom),
+    "interrupted": (dict(fwd_hooks=[("blocks.1.hook_resid_pre", interrupt)]), KeyboardInterrupt),
+    "loss raises": (dict(loss=boom), Boom),
+    "loss is interrupted": (dict(loss=interrupt), KeyboardInterrupt),
+    "loss is a vector": (dict(loss=lambda logits, tokens: logits[0, 0]), ValueError),
+    "loss is nan": (dict(loss=lambda logits, tokens: logits.sum() * float("nan")), ValueError),
+    "unknown weight": (dict(weights="W_ou"), ValueError),
+    "unknown hook": (dict(fwd_hooks=[("blocks.7.hook_q", boom)]), ValueError),
+}
+
+
+@every_world
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("setting", ["plain", "training", "frozen", "hooked"])
+def test_no_trace(world, case, setting):
+    model = build(world)
+    options, error = CASES[case]
+    for index, parameter in enumerate(model.parameters()):
+        parameter.requires_grad_(setting != "frozen")
+        if index % 3 == 0 and setting == "training":
+            parameter.grad = torch.ones_like(parameter)
+    model.train(setting == "training")
+    if setting == "hooked":
+        model.add_hook("blocks.0.hook_resid_pre", lambda x, hook: x * 1.1)
+        model.add_perma_hook("blocks.1.hook_mlp_out", lambda x, hook: None)
+        model.register_forward_pre_hook(lambda *a: None)
+    before = state(model)
+    assert before["torch hooks"] == state(model)["torch hooks"]
+    arguments = {"loss": tlb.next_token_loss, **options}
+    if error is None:
+        tlb.run_with_gradient_cache(model, TOKENS, **arguments)
+    else:
+        with pytest.raises(error):
+            tlb.run_with_gradient_cache(model, TOKENS, **arguments)
+    assert_same(before, state(model))
+
+
+@every_world
+def test_lens_control_and_extension_leave_no_trace(world):
+    model = build(world)
+    before = state(model)
+    tlb.backward_lens(model, "w5 w6 w7", "w9", control="random_init", attention=True)
+    assert_same(before, state(model))
+    tlb.unextend(tlb.extend(model))
+    assert_same(before, state(model))
+
+
+@every_world
+def test_dropout_draws_are_given_back(world):
+    model = build(world).train() if world == "hooked" else bridge("gpt2", resid_pdrop=0.5).train()
+    rng = torch.get_rng_state()
+    one = tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss)[0]
+    two = tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss)[0]
+    assert torch.equal(one, two) and torch.equal(rng, torch.get_rng_state())
+
+
+def test_no_tensors_are_left_behind():
+    """No graph outlives a capture: the second of two runs holds no more tensors than the first."""
+    import gc
+
+    model, counts = build(worlds()[-1]), []
+    for _ in range(3):
+        tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss)
+        gc.collect()
+        counts.append(sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()))
+    assert counts[2] <= counts[1]
+
+
+def run(model, prompt="w5 w6", loss=None, **options):
+    return tlb.run_with_gradient_cache(model, prompt, loss or tlb.next_token_loss, **options)
+
+
+def detached(logits, tokens):
+    return logits.detach().sum().requires_grad_()
+
+
+SENTENCES = {
+    "filter matches nothing": (lambda m: run(m, weights=lambda n: False), ValueError, "weights, got one that matches none"),
+    "names_filter matches nothing": (lambda m: run(m, names_filter=lambda n: False), ValueError, "got one that matches none"),
+    "unknown hook point": (lambda m: run(m, names_filter="hook_embd"), ValueError, "the nearest are 'hook_embed'"),
+    "unknown weight": (lambda m: run(m, weights="W_ot"), ValueError, "got 'W_ot'; the nearest are .*'W_out'"),
+    "no weights": (lambda m: run(m, weights=[]), ValueError, "Expected at least one weight"),
+    "weights of the wrong kind": (lambda m: run(m, weights=3), TypeError, "got int; for example"),
+    "vector loss": (lambda m: run(m, loss=lambda l, t: l[0, 0]), ValueError, r"scalar, got shape \(50,\); reduce it"),
+    "number loss": (lambda m: run(m, loss=lambda l, t: 3.0), TypeError, "got float; return a torch tensor"),
+    "infinite loss": (lambda m: run(m, loss=lambda l, t: l.sum() / 0), ValueError, "Expected a finite loss, got -?inf"),
+    "constant loss": (lambda m: run(m, loss=lambda l, t: torch.ones(())), ValueError, "depends on the logits"),
+    "detached loss": (lambda m: run(m, loss=detached), ValueError, "depends on the logits, got one that does not"),
+    "weight-only loss": (lambda m: run(m, loss=lambda l, t: m.W_U.sum()), ValueError, "depends on the logits"),
+    "unknown target": (lambda m: run(m, loss=tlb.target_loss("zzz")), ValueError, "got 'zzz', which contains an unknown"),
+    "empty target": (lambda m: run(m, loss=tlb.target_loss("")), ValueError, "encodes to at least one token, got ''"),
+    "target id out of range": (lambda m: run(m, loss=tlb.target_loss(99)), ValueError, r"ids in \[0, 50\), got \[99\]"),
+    "two targets, one prompt": (lambda m: run(m, loss=tlb.target_loss(["w3", "w4"])), ValueError, "got 2; pair every prompt"),
+    "long logit difference": (lambda m: run(m, loss=tlb.logit_difference("w3 w4", "w5")), ValueError, "single-token answers"),
+    "position": (lambda m: run(m, loss=tlb.target_loss("w3", positions=9)), IndexError, r"in \[-3, 3\), got 9"),
+    "empty prompt": (lambda m: run(m, ""), ValueError, "at least one token, got an empty text"),
+    "no prompts": (lambda m: run(m, []), TypeError, "non-empty list of texts"),
+    "too long": (lambda m: run(m, " ".join(["w5"] * 20)), ValueError, "at most n_ctx=16 tokens .*, got 21"),
+    "foreign tokens": (lambda m: run(m, torch.tensor([[0, 77]])), ValueError, r"ids in \[0, 50\), got 0 to 77"),
+    "mask with text": (
+        lambda m: run(m, attention_mask=torch.ones(1, 3, dtype=torch.long)), ValueError, "only together with tokens"),
+    "layer out of range": (lambda m: tlb.backward_lens(m, "w5", "w6", layers=[5]), IndexError, r"in \[-2, 2\), got 5"),
+    "no layers": (lambda m: tlb.backward_lens(m, "w5", "w6", layers=[]), ValueError, "at least one layer"),
+    "k": (lambda m: tlb.backward_lens(m, "w5", "w6", k=0), ValueError, "Expected 1 <= k <= 50"),
+    "subject": (lambda m: tlb.backward_lens(m, "w5", "w6", subject="w9"), ValueError, "to occur in the prompt, got 'w9'"),
+    "subject span": (lambda m: tlb.backward_lens(m, "w5", "w6", subject=(1, 9)), ValueError, "span within the prompt's 2"),
+    "cache key": (lambda m: run(m)[1].factors["W_x", 0], KeyError, "Expected a captured weight"),
+    "cache hook": (lambda m: run(m, names_filter=[])[1]["resid_post", 0], KeyError, "whose gradient was kept"),
+}  # fmt: skip
+
+
+@every_world
+@pytest.mark.parametrize("name", SENTENCES)
+def test_bad_input_gets_a_sentence(world, name):
+    model = build(world)
+    before = state(model)
+    call, error, sentence = SENTENCES[name]
+    with pytest.raises(error, match=sentence) as caught:
+        call(model)
+    message = str(caught.value.args[0])
+    assert message.startswith("Expected") and message.endswith((".", ")")) and "\n" not in message
+    assert_same(before, state(model))
+
+
+@every_world
+def test_missing_tokenizer(world):
+    model = build(world)
+    model.tokenizer = None
+    with pytest.raises(ValueError, match="Expected a model with a tokenizer"):
+        run(model)
+    _, cache = run(model, TOKENS, tlb.target_loss(7))
+    lens = tlb.backward_lens(model, TOKENS, 7)
+    assert lens.tokens[0][0] == "[0]" and lens.target == ["[7]", "[7]"] and len(cache.factors) == 12
+
+
+def test_not_a_transformerlens_model():
+    with pytest.raises(TypeError, match="got Linear; wrap a Hugging Face model with TransformerBridge.boot_transformers"):
+        run(nn.Linear(2, 2), TOKENS)
+    with pytest.raises(TypeError, match="Expected a TransformerLens model"):
+        tlb.weight_sites(bridge().original_model)
+
+
+@every_world
+def test_grad_must_be_enabled(world):
+    model = build(world)
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"got torch.no_grad\(\); call inside torch.enable_grad"):
+        run(model)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="leave inference_mode"):
+        run(model)
+    with torch.no_grad(), torch.enable_grad():
+        run(model)
+
+
+@every_world
+def test_compiled_model(world):
+    model = build(world)
+    with pytest.raises(TypeError, match="uncompiled"):
+        run(torch.compile(model, backend="eager"), TOKENS)
+    model.blocks[0].mlp.compile(backend="eager")
+    with pytest.raises(TypeError, match="compiled with torch.compile"):
+        run(model, TOKENS)
+
+
+@every_world
+def test_a_stale_input_is_refused(world):
+    """x of W_out is overwritten in place after the matrix read it: the kept reference would be wrong."""
+    model = build(world)
+    kept = []
+    name = "blocks.0.mlp.hook_post" if world == "hooked" else "blocks.0.mlp.out.hook_in"
+    model.add_hook(name, lambda x, hook: kept.append(x))
+    model.add_hook("blocks.1.hook_resid_pre", lambda x, hook: kept.append(kept[-1].detach().mul_(2)))
+    with pytest.raises(RuntimeError, match=r"input of blocks.0.mlp.W_out to stay .* overwritten in place"):
+        run(model, weights="W_out", names_filter=[])
+
+
+def test_weights_that_cannot_be_captured_say_why():
+    model = bridge("mixtral")
+    with pytest.raises(ValueError, match="got 'W_in': MixtralExperts holds all experts in 3-D parameters"):
+        run(model, weights="W_in")
+    with pytest.raises(ValueError, match="Expected a dense MLP .* MixtralExperts holds"):
+        tlb.backward_lens(model, "w5", "w6")
+    lens = tlb.backward_lens(model, "w5", "w6", attention=True)
+    assert lens.attn_shift and not lens.shift
+    assert "W_Q" in {name.split(".")[-1] for name in run(model)[1].factors}
+
+
+def test_arguments_of_the_wrong_type_get_a_sentence_without_type_checks():
+    """In the tests jaxtyping refuses these first; users run without it."""
+    script = """
+import sys, torch
+sys.path.insert(0, "tests")
+from models import TOKENS, bridge
+import tl_backward as tlb
+model = bridge()
+for tokens, options in [
+    (torch.tensor([[0.0, 5.0]]), {}),
+    (TOKENS, {"attention_mask": torch.ones(2, 3, dtype=torch.long)}),
+    (torch.zeros(1, 2, 3, dtype=torch.long), {}),
+    (7, {}),
+]:
+    try:
+        tlb.run_with_gradient_cache(model, tokens, tlb.next_token_loss, **options)
+    except (TypeError, ValueError) as error:
+        print(error)
+"""
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4 and all(line.startswith("Expected") for line in lines), done.stdout
+    assert "got torch.float32 of shape [1, 2]" in lines[0] and "[2, 7], got [2, 3]" in lines[1]
+    assert "of shape [1, 2, 3]" in lines[2] and "got int" in lines[3]
+
+
+def test_both_worlds_were_tested():
+    assert HAS_HOOKED_TRANSFORMER == ("hooked" in worlds())
