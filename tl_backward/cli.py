@@ -1,7 +1,7 @@
 """The command line: `tl-backward demo` and `tl-backward lens`.
 
-Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 bad input (one sentence
-says what was expected), 2 bad usage, 130 interrupted.
+Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 bad input (one
+sentence says what was expected), 2 bad usage, 130 interrupted.
 """
 
 import argparse
@@ -85,8 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         help="the report of one edit on the model that ships (takes seconds, needs nothing)",
-        description="Ask the shipped model of known facts where someone lives, and show what one step of training "
-        "on another city would write into it, beside an untrained control.",
+        description="Ask the shipped model of known facts where someone lives, and show what one step of\n"
+        "training on another city would write into it, beside an untrained control.",
         epilog="examples:\n  tl-backward demo\n  tl-backward demo --out report.html --no-open",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -95,8 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     lens = commands.add_parser(
         "lens",
         help="the same for your model, prompt and target",
-        description="Backward Lens (Katz et al. 2024): read in words what one gradient step on TARGET after PROMPT "
-        "would write into each layer of MODEL, as one self-contained HTML page or as JSON.",
+        description="Backward Lens (Katz et al. 2024): read in words what one gradient step on TARGET after\n"
+        "PROMPT would write into each layer of MODEL, as one self-contained HTML page or as JSON.",
         epilog=_LENS_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -120,9 +120,7 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="the new answer after it, usually with its leading space",
     )
-    parser.add_argument(
-        "--subject", metavar="TEXT", help="part of the prompt whose tokens are averaged together"
-    )
+    parser.add_argument("--subject", metavar="TEXT", help="part of the prompt whose tokens are averaged together")
     parser.add_argument(
         "--layers",
         type=_layers,
@@ -152,18 +150,16 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="NAME|DIR",
-        help=f"a model that ships ({', '.join(zoo.names())}), a local Hugging Face folder (read offline), or a "
-        "name that TransformerLens can load",
+        help=f"a model that ships ({', '.join(zoo.names())}), a local Hugging Face folder (read offline), or "
+        "a name that TransformerLens can load",
     )
     parser.add_argument(
         "--kind",
         choices=("hooked", "bridge"),
-        help="HookedTransformer (TransformerLens 3 only) or TransformerBridge (default: bridge; for the models "
-        "that ship, hooked where there is one)",
+        help="HookedTransformer (TransformerLens 3 only) or TransformerBridge (default: bridge; for the "
+        "models that ship, hooked where there is one)",
     )
-    parser.add_argument(
-        "--device", default="cpu", metavar="NAME", help="PyTorch device, such as cuda (default: cpu)"
-    )
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="PyTorch device, such as cuda (default: cpu)")
     parser.add_argument(
         "--dtype",
         default="float32",
@@ -181,15 +177,11 @@ def _layers(text: str) -> list[int]:
     """Layers from text such as "0,3", "4-7" or "-1"."""
     layers: list[int] = []
     for part in text.split(","):
-        first, dash, last = (
-            part.strip().partition("-") if not part.strip().startswith("-") else (part, "", "")
-        )
+        first, dash, last = part.strip().partition("-") if not part.strip().startswith("-") else (part, "", "")
         try:
             layers += range(int(first), int(last) + 1) if dash else [int(first)]
         except ValueError as error:
-            raise argparse.ArgumentTypeError(
-                f"expected layers such as 0,3 or 4-7 or -1, got {text!r}"
-            ) from error
+            raise argparse.ArgumentTypeError(f"expected layers such as 0,3 or 4-7 or -1, got {text!r}") from error
     if not layers:
         raise argparse.ArgumentTypeError(f"expected at least one layer, got {text!r}")
     return layers
@@ -221,9 +213,7 @@ def _lens(arguments: argparse.Namespace) -> None:
     out = None if arguments.json and arguments.out is None else _check_out(arguments.out)
     # Nothing that another library prints may end up among the results.
     with redirect_stdout(sys.stderr):
-        model = load_model(
-            arguments.model, kind=arguments.kind, device=arguments.device, dtype=arguments.dtype
-        )
+        model = load_model(arguments.model, kind=arguments.kind, device=arguments.device, dtype=arguments.dtype)
         lens = _compute(
             model,
             arguments.prompt,
@@ -277,8 +267,8 @@ def target_ids(model: "TransformerLensModel", prompt: str, target: str) -> str |
     """Find the tokens that `target` adds to the prompt, as the tokenizer splits the two together.
 
     Encoded alone, a target gets the tokenizer's start-of-text treatment: sentencepiece puts a space before
-    " boy", of which the first token would then be a lone space. Where the two texts together do not start with
-    the prompt's own tokens, the text is returned as it is.
+    " boy", of which the first token would then be a lone space. Where the two texts together do not start
+    with the prompt's own tokens, the text is returned as it is.
     """
     from tl_backward.prompts import encode_prompts
 
@@ -302,9 +292,7 @@ def _check_out(out: str | None) -> Path:
             f"Expected --out in a folder that exists, got {str(path)!r}; create {str(path.parent)!r} first."
         )
     if not os.access(path.parent, os.W_OK):
-        raise PermissionError(
-            f"Expected --out in a folder that can be written to, got {str(path)!r}; choose another."
-        )
+        raise PermissionError(f"Expected --out in a folder that can be written to, got {str(path)!r}; choose another.")
     return path
 
 
@@ -327,9 +315,7 @@ def _describe(lens: "BackwardLens", name: str, prompt: str) -> None:
         print("  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _write(
-    lens: "BackwardLens", model: "TransformerLensModel", name: str, out: Path, *, open_it: bool
-) -> None:
+def _write(lens: "BackwardLens", model: "TransformerLensModel", name: str, out: Path, *, open_it: bool) -> None:
     path = _save(lens, model, name, out)
     print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
     _open(path, not open_it)
@@ -344,9 +330,7 @@ def _save(lens: "BackwardLens", model: "TransformerLensModel", name: str, out: P
 
 def _open(path: Path, no_open: bool) -> None:
     """Open the page, unless there is no display, where a text browser would take the terminal over."""
-    has_display = sys.platform in ("darwin", "win32") or any(
-        map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY"))
-    )
+    has_display = sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
     if no_open or not has_display:
         return
     if not webbrowser.open(path.as_uri()):
@@ -384,9 +368,7 @@ def _readouts_as_json(view: "PromptView", of: str) -> list[dict[str, object]]:
                 index = view.lens.layers.index(layer)
                 for quantity in ("norm", "target_rank", "answer_rank"):
                     values = source.stacked(quantity, of)[index]
-                    row[prefix + quantity] = (
-                        values.tolist() if quantity == "norm" else _ranks(values.tolist())
-                    )
+                    row[prefix + quantity] = values.tolist() if quantity == "norm" else _ranks(values.tolist())
         row |= {"top_tokens": read.top_tokens, "bottom_tokens": read.bottom_tokens}
         rows.append(row)
     return rows

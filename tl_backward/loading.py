@@ -1,4 +1,4 @@
-"""Load a model by name for the command line: of the zoo, from a Hugging Face directory, or of TransformerLens."""
+"""Load a model by name: of the zoo, from a Hugging Face directory, or of TransformerLens."""
 
 import json
 from collections.abc import Iterator
@@ -23,19 +23,20 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 def load_model(
     name_or_dir: str, *, kind: str | None = None, device: str = "cpu", dtype: str = "float32"
 ) -> TransformerLensModel:
-    """Load a model with its tokenizer, without progress bars, its weights as they were trained, nothing folded.
+    """Load a model with its tokenizer, without progress bars, its weights as they were trained.
 
     Args:
-        name_or_dir: a model of the zoo, a directory that Hugging Face's `save_pretrained` wrote (read offline),
-            or a name that TransformerLens can load (fetched or cached).
+        name_or_dir: a model of the zoo, a directory that Hugging Face's `save_pretrained` wrote (read
+            offline), or a name that TransformerLens can load (fetched or cached).
         kind: "hooked" for a HookedTransformer (TransformerLens 3 only), "bridge" for a TransformerBridge. By
-            default HookedTransformer for the zoo where TransformerLens has it, TransformerBridge for all else.
+            default HookedTransformer for the zoo where TransformerLens has it, else TransformerBridge.
         device: as PyTorch names it.
         dtype: one of DTYPES.
 
     Raises:
         ValueError: an unknown name, kind, dtype or device, or a directory without a model; also where
-            TransformerLens's HookedTransformer of a directory would not compute what Hugging Face's model does.
+            TransformerLens's HookedTransformer of a directory would not compute what Hugging Face's model
+            does.
         ImportError: `kind="hooked"` where TransformerLens has no HookedTransformer.
     """
     if kind not in (None, *KINDS):

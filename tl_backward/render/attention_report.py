@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from tl_backward._typing import TransformerLensModel
+from tl_backward.capture import user_hooks
 from tl_backward.render.circuits import attention
 from tl_backward.render.key_figures import PromptView
 from tl_backward.render.page import Fragment
@@ -15,56 +16,65 @@ MOST_SQUARES = 200_000  # in all charts of a page; a browser draws them in a few
 
 
 def pattern_names(model: TransformerLensModel, layers: Sequence[int] | None = None) -> list[str]:
-    """The model's attention pattern hook points, to pass as `names_filter` to `backward_lens`; [] if it has none."""
-    names = [f"blocks.{layer}.attn.hook_pattern" for layer in (range(model.cfg.n_layers) if layers is None else layers)]
-    return [name for name in names if name in model.hook_dict]
+    """List the model's attention pattern hook points, to pass as `names_filter` to `backward_lens`."""
+    chosen = range(model.cfg.n_layers) if layers is None else layers
+    return [name for name in map(_pattern_name, chosen) if name in model.hook_dict]
+
+
+def _pattern_name(layer: int) -> str:
+    return f"blocks.{layer}.attn.hook_pattern"
 
 
 def attention_patterns(
     model: TransformerLensModel, tokens: Int[Tensor, " pos"], layers: Sequence[int]
 ) -> dict[int, Float[Tensor, "head query key"]]:
-    """Each layer's attention probabilities in one forward pass, hooks on the model taking part; layers without: left out."""
+    """Read each layer's attention probabilities in one forward pass; layers that have none are left out.
+
+    Hooks on the model take part.
+    """
+    found: dict[str, Tensor] = {}
+
+    def keep(pattern: Tensor, hook: nn.Module) -> None:
+        found[str(getattr(hook, "name", ""))] = pattern.detach()[0].float().cpu()
+
     names = pattern_names(model, layers)
-    if not names:
-        return {}
-    with torch.no_grad():
-        _, cache = model.run_with_cache(tokens[None], names_filter=lambda name: name in names)
-    found = {layer: cache[name] for layer in layers if (name := f"blocks.{layer}.attn.hook_pattern") in cache}
-    return {layer: pattern[0].float().cpu() for layer, pattern in found.items()}
+    with torch.no_grad(), user_hooks(model, [(name, keep) for name in names], ()):
+        model(tokens[None], return_type="logits")
+    return {layer: found[_pattern_name(layer)] for layer in layers if _pattern_name(layer) in found}
 
 
 def pattern_gradients(view: PromptView) -> dict[int, Float[Tensor, "head query key"]]:
-    """Raw gradient of the loss with respect to each layer's attention probabilities, where the lens kept it."""
+    """Look up the raw gradient with respect to each layer's attention, where the lens kept it."""
     cache, real = view.lens.cache, view.mask.cpu()
-    found = {layer: cache[name] for layer in view.lens.layers if (name := f"blocks.{layer}.attn.hook_pattern") in cache}
-    return {layer: each[view.example].float().cpu()[:, real][:, :, real] for layer, each in found.items()}
+    found = {}
+    for layer in view.lens.layers:
+        if _pattern_name(layer) in cache:
+            gradient = cache[_pattern_name(layer)][view.example].float().cpu()
+            found[layer] = gradient[:, real][:, :, real]
+    return found
 
 
-def attention_section(view: PromptView, patterns: dict[int, Tensor], gradients: dict[int, Tensor]) -> tuple[str, Fragment]:
-    """A note and one box a layer: the pattern and, beside it, its gradient. The layer with the largest gradient is open.
+def attention_section(
+    view: PromptView, patterns: dict[int, Tensor], gradients: dict[int, Tensor]
+) -> tuple[str, Fragment]:
+    """Make one box a layer, the pattern beside its gradient, and a note on what is missing.
 
-    Layers beyond what a browser can draw are left out, those with the smallest gradients first, and the note says so.
+    The layer with the largest gradient is open. Layers beyond what a browser can draw are left out, those
+    with the smallest gradients first.
     """
     strength = {layer: float(gradients[layer].norm()) if layer in gradients else 0.0 for layer in patterns}
     ranked = sorted(patterns, key=lambda layer: -strength[layer])
-    each = {layer: patterns[layer].numel() * (1 + (layer in gradients)) for layer in ranked}
-    kept: list[int] = []
+    kept, room = [], MOST_SQUARES
     for layer in ranked:
-        if sum(each[other] for other in kept) + each[layer] <= MOST_SQUARES:
+        squares = patterns[layer].numel() * (1 + (layer in gradients))
+        if squares <= room:
             kept.append(layer)
-    if not kept:
-        note = f"{len(view.tokens)} tokens and {len(patterns[ranked[0]])} heads are more squares than a browser can draw."
-        return note, Fragment("")
+            room -= squares
     boxes = Fragment("")
     for layer in sorted(kept):
-        boxes += _box(view, layer, patterns[layer], gradients.get(layer), is_open=layer == ranked[0])
-    left_out = sorted(set(ranked) - set(kept))
-    note = (
-        f"Left out, because a browser could not draw them all: layers {', '.join(map(str, left_out))}, whose gradients "
-        "are the smallest."
-        if left_out
-        else ""
-    )
+        boxes += _box(view, layer, patterns[layer], gradients.get(layer), is_open=layer == kept[0])
+    left_out = ", ".join(str(layer) for layer in sorted(set(ranked) - set(kept)))
+    note = f"Not drawn, because a browser could not draw so many squares: layers {left_out}." if left_out else ""
     return note, boxes
 
 

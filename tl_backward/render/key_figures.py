@@ -9,6 +9,9 @@ from torch import Tensor
 from tl_backward._html import format_number, visible_token
 from tl_backward.backward_lens import BackwardLens, Quantity
 
+RANKS: dict[str, Quantity] = {"target": "target_rank", "old answer": "answer_rank"}
+"""The two words whose ranks a report follows, and the quantity that holds each one's."""
+
 
 @dataclass(frozen=True, repr=False)
 class PromptView:
@@ -75,23 +78,19 @@ class PromptView:
         return row[:, self.mask].detach().to("cpu", torch.float32)
 
     def control(self) -> "PromptView | None":
-        """The same prompt in the untrained model, if the lens has that control."""
+        """View the same prompt in the untrained model, if the lens has that control."""
         return None if self.lens.control is None else PromptView(self.lens.control, self.example)
 
     @property
     def asked(self) -> int:
-        """The token after which the (first) target token is expected: the prompt's last.
+        """Index, in `tokens`, of the one after which the (first) target token is expected: the prompt's last.
 
-        In the last layer nothing before it can reach the loss, so its VJP is the first that is not zero; a target of
-        several tokens, teacher-forced, follows it. Where the lens leaves the last layer out, the last token.
+        In the last layer nothing before it can reach the loss, so its VJP is the first that is not zero; a
+        target of several tokens, teacher-forced, follows it. Where the lens leaves the last layer out: the
+        last token.
         """
         zero = self.stacked("norm")[-1] == 0
         return int((~zero).nonzero()[0]) if zero.any() and not zero.all() else len(zero) - 1
-
-    @property
-    def is_forced(self) -> bool:
-        """Whether a target of several tokens was appended to the prompt."""
-        return self.asked < len(self.places) - 1
 
 
 @dataclass(frozen=True)
@@ -107,45 +106,37 @@ class KeyFigure:
 
 
 def key_figures(view: PromptView) -> list[KeyFigure]:
-    """Where the target and the old answer stand in the raw shift, and where its VJPs are large."""
-    control = view.control()
-    last, rows = view.lens.layers[-1], _figures(view)
-    beside = ["" for _ in rows] if control is None else [value for _, value in _figures(control)]
-    layer = f"in layer {last}'s shift"
-    names = {"target": f"target's rank {layer}", "answer": f"old answer's rank {layer}"}
-    return [
-        KeyFigure(names.get(name, name), value, other) for (name, value), other in zip(rows, beside, strict=True)
-    ]
+    """Collect where the target and the old answer stand in the raw shift, and where its VJPs are large."""
+    rows, control = _figures(view), view.control()
+    beside = {} if control is None else _figures(control)
+    return [KeyFigure(name, value, beside.get(name, "")) for name, value in rows.items()]
 
 
-def _figures(view: PromptView) -> list[tuple[str, str]]:
-    targets, answers = (view.stacked(quantity)[:, view.asked] for quantity in ("target_rank", "answer_rank"))
-    norms, tokens, bottom = view.stacked("norm"), view.tokens, view.d_vocab - 1
-    near = max(1, round(view.d_vocab / 100))
-    n_layers = len(targets)
-    rows = [
-        ("loss, nats" + (f" (sum over {view.n_prompts} prompts)" if view.lens.is_batch else ""), _number(view.lens.loss)),
-        ("target", _rank(targets[-1], bottom)),
-        ("answer", _rank(answers[-1], bottom)),
-        (f"layers with the target among the {near} lowest", f"{int((targets > bottom - near).sum())} of {n_layers}"),
-        (f"layers with the old answer among the {near} highest", f"{int((answers < near).sum())} of {n_layers}"),
-    ]
-    largest = int(norms.sum(0).argmax())
-    rows.append(("token with the largest VJP norms", f"{visible_token(tokens[largest], 24)} ({largest})"))
+def _figures(view: PromptView) -> dict[str, str]:
+    bottom, last = view.d_vocab - 1, view.lens.layers[-1]
+    near = max(1, round(view.d_vocab / 100))  # one word in a hundred
+    of_prompts = f", sum over {view.n_prompts} prompts" if view.lens.is_batch else ""
+    figures = {f"loss, nats{of_prompts}": format_number(view.lens.loss.item())}
+    ranks = {words: view.stacked(quantity)[:, view.asked] for words, quantity in RANKS.items()}
+    for words, by_layer in ranks.items():
+        rank = by_layer[-1]
+        figures[f"{words}'s rank in layer {last}'s shift"] = (
+            "none: a zero VJP" if rank.isnan() else f"{int(rank)} of {bottom}"
+        )
+    n_layers = len(view.lens.layers)
+    at_bottom, at_top = int((ranks["target"] > bottom - near).sum()), int((ranks["old answer"] < near).sum())
+    figures[f"layers with the target among the lowest {near}"] = f"{at_bottom} of {n_layers}"
+    figures[f"layers with the old answer among the highest {near}"] = f"{at_top} of {n_layers}"
+    norms, words = view.stacked("norm").sum(0), view.tokens
+    if view.asked > 0:
+        largest = int(norms[: view.asked].argmax())
+        place = f"{visible_token(words[largest], 24)} (token {largest})"
+        figures["largest VJP norms before the last token"] = place
     subject = view.lens.segments.masks().get("subject")
     if subject is not None:
-        inside = subject.reshape(view.lens.mask.shape)[view.example] if view.lens.is_batch else subject.flatten()
-        share = norms[:, inside[view.mask.cpu()]].sum() / norms.sum()
-        rows.append(("subject's share of all VJP norms", f"{100 * share:.0f} %"))
-    return rows
-
-
-def _number(value: Tensor) -> str:
-    return format_number(value.item())
-
-
-def _rank(rank: Tensor, bottom: int) -> str:
-    return "none: its VJP is zero" if rank.isnan() else f"{int(rank)} of {bottom}"
+        inside = subject[view.example][view.mask.cpu()]
+        figures["the subject's share of all VJP norms"] = f"{100 * float(norms[inside].sum() / norms.sum()):.0f} %"
+    return figures
 
 
 def _one(value: str | list[str], example: int) -> str:

@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 
 def rank_height(rank: Number, d_vocab: int) -> float:
-    """Where a rank stands on the axis: log odds of being below it, so that rank 0 is highest; NaN for NaN.
+    """Place a rank on the axis, at the log odds of a word standing below it: 0 is highest, NaN stays NaN.
 
-    Near the top it falls as -log(rank), near the bottom as log(d_vocab - rank): one step between 0 and 1, 10 and 100,
-    or the last and the 10th from last is about as far as any other power of ten.
+    Near the top this falls as -log(rank), near the bottom as log(d_vocab - rank), so that both ends get as
+    much room as a logarithmic axis gives to one.
     """
     return math.log((d_vocab - rank - 0.5) / (rank + 0.5))
 
 
 def rank_ticks(d_vocab: int) -> list[tuple[int, str]]:
-    """(rank, label) at both ends, at powers of ten from both, and in the middle."""
+    """List (rank, label) at both ends, at powers of ten from both, and in the middle."""
     bottom, middle = d_vocab - 1, (d_vocab - 1) // 2
     powers = [10**power for power in range(0, 9) if 10**power < d_vocab / 5]
     ticks = {0: "0 (top)"} | {power: f"{power}" for power in powers}
@@ -40,7 +40,7 @@ def rank_curves(
     x_title: str = "layer",
     y_title: str = "rank (0 = largest logit)",
 ) -> "plotly.graph_objects.Figure":
-    """Draw ranks (0 = the largest logit, on top; `d_vocab` - 1 the smallest) over layers, both ends spread out.
+    """Draw ranks (0, the largest logit, on top; `d_vocab` - 1 below) over layers, both ends spread out.
 
     NaN leaves a gap; exact ranks on hover.
     """
@@ -50,9 +50,12 @@ def rank_curves(
         for line, values in zip(lines, ranks, strict=True)
     ]
     figure = curves(drawn, title=title, x_title=x_title, y_title=y_title, x=list(x))
-    for trace, values in zip(figure.data, ranks, strict=True):
-        trace.customdata = ["none" if math.isnan(rank) else f"{int(rank)}" for rank in values]
-        trace.hovertemplate = f"rank %{{customdata}} at {plot_text(x_title)} %{{x}}"
+    for index, values in enumerate(ranks):
+        figure.update_traces(
+            customdata=["none" if math.isnan(rank) else f"{int(rank)}" for rank in values],
+            hovertemplate=f"rank %{{customdata}} at {plot_text(x_title)} %{{x}}",
+            selector=index,
+        )
     ticks = rank_ticks(d_vocab)
     edge = rank_height(0, d_vocab) * 1.06
     figure.update_yaxes(
