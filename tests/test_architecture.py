@@ -11,7 +11,7 @@ import tl_backward as tlb
 
 PACKAGE = Path(tlb.__file__).parent
 FLOORS = [
-    {"_typing", "_checks", "_html", "_bare"},
+    {"_typing", "_checks", "_html", "_torch_hooks"},
     {"factors", "losses", "vocabulary", "readout", "segments", "sites", "zoo", "prompts", "loading"},
     {"capture", "gradient_cache", "controls"},
     {"backward_lens"},

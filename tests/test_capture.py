@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import BRIDGED, HAS_HOOKED_TRANSFORMER, HOOKED, TOKENS, bridge, build, hooked, worlds
+from models import BRIDGED, HAS_HOOKED_TRANSFORMER, HOOKED, TOKENS, bridge, hooked
 
 import tl_backward as tlb
 

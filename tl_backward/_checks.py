@@ -89,7 +89,7 @@ def check_loss(loss: object) -> torch.Tensor:
         )
     if not torch.isfinite(loss).all():
         raise ValueError(
-            f"Expected a finite loss, got {loss.item()}; look for masked targets, overflow, or a hook that divides by 0."
+            f"Expected a finite loss, got {loss.item()}; look for an overflow, masked targets, or a division by 0."
         )
     if not loss.requires_grad:
         raise ValueError(

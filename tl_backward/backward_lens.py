@@ -1,12 +1,12 @@
 """Backward Lens: what one prompt's gradient would write into each layer, read in words (Katz et al. 2024).
 
-A gradient-descent step on W_in (the paper's FF1) adds a multiple of the token's own input x_i to every neuron's reading
-direction: it *imprints* x_i. A step on W_out (FF2) adds a multiple of -delta_i to what the neurons write: it *shifts* the
-output against the VJP delta_i, toward the target. So W_in is read through its inputs and W_out through its VJPs; the
-same pairing serves attention, W_V through its inputs and W_O through its VJPs (sec. 4.2 and 5).
+A gradient-descent step on W_in (the paper's FF1) adds a multiple of the token's own input x_i to every neuron's
+reading direction: it *imprints* x_i. A step on W_out (FF2) adds a multiple of -delta_i to what the neurons write: it
+*shifts* the output against the VJP delta_i, toward the target. So W_in is read through its inputs and W_out through
+its VJPs; the same pairing serves attention, W_V through its inputs and W_O through its VJPs (sec. 4.2 and 5).
 
-All readouts are of x_i and of the raw delta_i = dL/dy_i. A descent step SUBTRACTS: the target shows at the BOTTOM of the
-raw shift, what the model said before at its top.
+All readouts are of x_i and of the raw delta_i = dL/dy_i. A descent step SUBTRACTS: the target shows at the BOTTOM of
+the raw shift, what the model said before at its top.
 """
 
 from collections.abc import Sequence
@@ -132,7 +132,8 @@ class BackwardLens:
             for segment, where in self.segments.masks().items():
                 where = where.reshape(values.shape[1:])
                 kept = where & ~values[index].isnan()
-                row = {"layer": layer, "segment": segment, "n": int(kept.sum()), "mean": values[index][kept].mean().item()}
+                mean = values[index][kept].mean().item()
+                row = {"layer": layer, "segment": segment, "n": int(kept.sum()), "mean": mean}
                 if control is not None:
                     row["control"] = control[index][where].nanmean().item()
                 rows.append(row)

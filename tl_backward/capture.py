@@ -17,6 +17,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from tl_backward._checks import check_grad_enabled, check_loss, check_model, model_kind, nearest
+from tl_backward._torch_hooks import register_last
 from tl_backward._typing import HookFn, NamesFilter, Prompts, TransformerLensModel
 from tl_backward.gradient_cache import FactorMap, GradientCache
 from tl_backward.losses import Loss
@@ -95,8 +96,8 @@ def run_with_gradient_cache(
     kept = {name: gradients[id(point)] for name, point in points.items() if id(point) in gradients}
     if points and isinstance(names_filter, str | list | tuple) and not kept:
         raise RuntimeError(
-            f"Expected the hook points {sorted(points)} to run, but none did; the model's flags (use_attn_result, ...) may "
-            "have them switched off."
+            f"Expected the hook points {sorted(points)} to run, but none did; the model's flags (use_attn_result, ...) "
+            "may have them switched off."
         )
     cache = GradientCache(
         value.detach(), batch.tokens, batch.mask, logits.detach(), FactorMap(factors, shorts, n_layers), kept, n_layers
@@ -278,9 +279,7 @@ class _Recorder:
 
     def _last(self, module: nn.Module, keep: Callable[[tuple, dict, object], Tensor | None]) -> None:
         """Call `keep` after every other forward hook, also those that are added while we wait."""
-        handle = module.register_forward_hook(lambda _, args, kwargs, out: keep(args, kwargs, out), with_kwargs=True)
-        mover = module.register_forward_pre_hook(lambda module, _: module._forward_hooks.move_to_end(handle.id))
-        self.handles += [handle, mover]
+        self.handles += register_last(module, lambda _, args, kwargs, out: keep(args, kwargs, out), with_kwargs=True)
 
     def differentiate(self, loss: Tensor) -> tuple[dict[str, list[tuple[Tensor | None, Tensor]]], dict[int, Tensor]]:
         """(x, delta) of every call of every site, and the gradient at every hook point that ran, by its id."""
@@ -295,8 +294,8 @@ class _Recorder:
             read = [None] * len(wrote) if site.read is None else [x.detach() for x, _ in self._seen(site)]
             if len(read) != len(wrote):
                 raise RuntimeError(
-                    f"Expected {site.name} to write once for each time it reads, got {len(read)} reads and {len(wrote)} "
-                    "writes; the model calls it in a way that is not known here."
+                    f"Expected {site.name} to write once for each time it reads, got {len(read)} reads and "
+                    f"{len(wrote)} writes; the model calls it in a way that is not known here."
                 )
             calls[site.name] = list(zip(read, wrote, strict=True))
         gradients = {}
@@ -312,20 +311,20 @@ class _Recorder:
         for site in self.sites:
             if not self.writes[id(site.write.module), site.write.at] and not site.may_be_silent:
                 raise RuntimeError(
-                    f"Expected {site.name} to run in the forward pass, but it never did; a user's hook or the model's flags "
-                    "bypass it, or it is called in a way that is not known here. Choose others with weights=..."
+                    f"Expected {site.name} to run in the forward pass, but it never did; a user's hook or the model's "
+                    "flags bypass it, or it is called in a way that is not known here. Choose others with weights=..."
                 )
             for x, version in self._seen(site):
                 if x._version != version:
                     raise RuntimeError(
-                        f"Expected the input of {site.name} to stay as it was read, but it was overwritten in place later in "
-                        "the forward pass; make the hook that does so return a new tensor."
+                        f"Expected the input of {site.name} to stay as it was read, but it was overwritten in place "
+                        "later in the forward pass; make the hook that does so return a new tensor."
                     )
         for entry in entries:
             if entry.version is not None and entry.like._version != entry.version:
                 raise RuntimeError(
-                    f"Expected a tensor of shape {list(entry.like.shape)} to stay as it was written, but it was changed in "
-                    "place later in the forward pass; make the hook that does so return a new tensor."
+                    f"Expected a tensor of shape {list(entry.like.shape)} to stay as it was written, but it was "
+                    "changed in place later in the forward pass; make the hook that does so return a new tensor."
                 )
 
 

@@ -10,10 +10,10 @@ here is tensors only: no model, no autograd. The sign is that of the raw gradien
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Rows of a Gram matrix computed at once: bounds the float64 scratch of norm() and inner() for long batches.
 _GRAM_ROWS = 1024
+
+Index: TypeAlias = int | slice | list[int] | Int[Tensor, "..."] | Bool[Tensor, "batch pos"]
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ class GradientFactors:
 
     # --- parts ---------------------------------------------------------------------------------------------
 
-    def __getitem__(self, index: object) -> "GradientFactors":
+    def __getitem__(self, index: Index | tuple[Index, ...]) -> "GradientFactors":
         """Keep some tokens: `f[:, 3:5]`, `f[:, -1]`, `f[mask]` (mask [batch, pos]); the rest leave the sum.
 
         Integers keep their axis, so the result is again a GradientFactors.
@@ -224,8 +226,7 @@ class GradientFactors:
                 if not -size <= part < size:
                     raise IndexError(f"Expected an index in [-{size}, {size}), got {part}; axis {axis} has {size}.")
                 part = slice(part % size, part % size + 1)
-            where = (slice(None),) * axis + (part,)
-            inputs, deltas = inputs[where], deltas[where]
+            inputs, deltas = (side[part] if axis == 0 else side[:, part] for side in (inputs, deltas))
         return replace(self, inputs=inputs, deltas=deltas)
 
     def per_example(self) -> list["GradientFactors"]:

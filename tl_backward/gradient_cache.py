@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -45,7 +44,7 @@ class FactorMap(Mapping[Key, GradientFactors]):
         return len(self._factors)
 
     def __repr__(self) -> str:
-        return f"FactorMap({len(self)} weights: {', '.join(list(self)[:3])}{', ...' if len(self) > 3 else ''})"
+        return f"FactorMap({len(self)} weights: {', '.join(list(self._factors)[:3])}{', ...' if len(self) > 3 else ''})"
 
 
 class GradientCache(Mapping[Key, Tensor]):
@@ -82,7 +81,7 @@ class GradientCache(Mapping[Key, Tensor]):
         self._n_layers = n_layers
 
     def __getitem__(self, key: Key) -> Tensor:
-        from transformer_lens.utilities import get_act_name
+        from transformer_lens.utilities.components_utils import get_act_name
 
         if isinstance(key, tuple):
             name, layer, *rest = key

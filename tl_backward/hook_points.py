@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tl_backward._checks import check_model, model_kind
+from tl_backward._torch_hooks import register_last
 from tl_backward._typing import TransformerLensModel
 from tl_backward.backward_lens import backward_lens
 from tl_backward.capture import run_with_gradient_cache
@@ -54,16 +55,6 @@ class _Input:
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         x = self.argument(args, kwargs, None)
         return self.argument.replace(args, kwargs, self.point(x))
-
-
-@dataclass
-class _Last:
-    """Forward pre-hook: keep another hook the last to run, after users' hooks that came later."""
-
-    hook_id: int
-
-    def __call__(self, module: nn.Module, args: tuple) -> None:
-        module._forward_hooks.move_to_end(self.hook_id)
 
 
 @dataclass
@@ -139,8 +130,7 @@ def _route_read(read: Read, point: nn.Module, extension: _Extension) -> None:
         handle = read.module.register_forward_pre_hook(_Input(point, read.take), with_kwargs=True)
         extension.handles.append(handle)
         return
-    handle = read.module.register_forward_hook(_Output(point))
-    extension.handles += [handle, read.module.register_forward_pre_hook(_Last(handle.id))]
+    extension.handles += register_last(read.module, _Output(point))
 
 
 def _route_write(write: Write, point: nn.Module, extension: _Extension) -> None:

@@ -22,7 +22,9 @@ Target: TypeAlias = str | int | Sequence[str] | Sequence[int] | Int[Tensor, "pos
 class Encoder(Protocol):
     """What turns target words into ids: a TransformerLens model."""
 
-    def to_tokens(self, input: str, prepend_bos: bool | None = ...) -> Tensor: ...
+    def to_tokens(self, input: str, prepend_bos: bool | None = ...) -> Tensor:
+        """Token ids [1, pos] of a text."""
+        ...
 
 
 def next_token_loss(
@@ -189,7 +191,7 @@ def _encode(target: Target, model: Encoder | None, n_examples: int) -> tuple[tup
         else:
             rows = [[int(item) for item in target]]
     if any(not row for row in rows) or not rows:
-        raise ValueError(f"Expected a target of at least one token, got {target!r}; give text or ids that are not empty.")
+        raise ValueError(f"Expected a target of at least one token, got {target!r}; give text or ids.")
     d_vocab = getattr(getattr(model, "cfg", None), "d_vocab", None)
     for row in rows:
         if min(row) < 0 or (d_vocab is not None and max(row) >= d_vocab):
@@ -201,8 +203,8 @@ def _encode(target: Target, model: Encoder | None, n_examples: int) -> tuple[tup
         rows = rows * n_examples
     if len(rows) != n_examples:
         raise ValueError(
-            f"Expected one target, or one for each of the {n_examples} examples, got {len(rows)}; pair every prompt with "
-            "its target."
+            f"Expected one target, or one for each of the {n_examples} examples, got {len(rows)}; pair every prompt "
+            "with its target."
         )
     return tuple(tuple(row) for row in rows)
 
@@ -216,7 +218,8 @@ def encode_text(text: str, model: Encoder) -> list[int]:
     tokenizer = getattr(model, "tokenizer", None)
     ids = [int(i) for i in model.to_tokens(text, prepend_bos=False).flatten()] if text else []
     # A sentencepiece tokenizer puts a space before every text: the one that is there already would be a token more.
-    if len(ids) > 1 and text.startswith(" ") and tokenizer.convert_ids_to_tokens(ids[0]) == "\N{LOWER ONE EIGHTH BLOCK}":
+    piece = getattr(tokenizer, "convert_ids_to_tokens", lambda token: None)
+    if len(ids) > 1 and text.startswith(" ") and piece(ids[0]) == "\N{LOWER ONE EIGHTH BLOCK}":
         ids = [int(i) for i in model.to_tokens(text[1:], prepend_bos=False).flatten()]
     if not ids:
         raise ValueError(f"Expected a target that encodes to at least one token, got {text!r}; give a word.")

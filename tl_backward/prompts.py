@@ -101,8 +101,8 @@ def _given_tokens(tokens: Tensor, attention_mask: Tensor | None) -> Batch:
         attention_mask = None if attention_mask is None else attention_mask.reshape(1, -1)
     if tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
         raise TypeError(
-            f"Expected integer tokens [batch, pos] or [pos], got {tokens.dtype} of shape {list(tokens.shape)}; token ids "
-            "come from model.to_tokens(text)."
+            f"Expected integer tokens [batch, pos] or [pos], got {tokens.dtype} of shape {list(tokens.shape)}; token "
+            "ids come from model.to_tokens(text)."
         )
     if attention_mask is not None and attention_mask.shape != tokens.shape:
         raise ValueError(
@@ -122,7 +122,7 @@ def _checked(model: TransformerLensModel, batch: Batch) -> Batch:
         )
     if int(batch.tokens.min()) < 0 or int(batch.tokens.max()) >= d_vocab:
         raise ValueError(
-            f"Expected token ids in [0, {d_vocab}), got {int(batch.tokens.min())} to {int(batch.tokens.max())}; the tokens "
-            "come from another vocabulary."
+            f"Expected token ids in [0, {d_vocab}), got {int(batch.tokens.min())} to {int(batch.tokens.max())}; the "
+            "tokens come from another vocabulary."
         )
     return batch

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_backward._bare import without_hooks
 from tl_backward._checks import check_k, check_model
 from tl_backward._html import Cell, table
-from tl_backward._typing import TransformerLensModel, typed
+from tl_backward._torch_hooks import without_hooks
+from tl_backward._typing import Tokenizer, TransformerLensModel, typed
 from tl_backward.losses import encode_text
-from tl_backward.vocabulary import Tokenizer, token_strings
+from tl_backward.vocabulary import token_strings
 
 if TYPE_CHECKING:
     import pandas
@@ -100,9 +100,9 @@ class Readout:
         """A static table: one row a vector, its norm, top and bottom tokens."""
         frame, k = self.to_frame(), min(5, self.top_ids.shape[-1])
         columns = ["norm", *[f"top {i}" for i in range(k)], *[f"bottom {i}" for i in range(k)]]
-        rows: list[list[float | Cell]] = [
-            [row["norm"], *map(Cell, row["top_tokens"][:k]), *map(Cell, row["bottom_tokens"][:k])]
-            for _, row in frame.iterrows()
+        rows = [
+            [norm, *map(Cell, top[:k]), *map(Cell, bottom[:k])]
+            for norm, top, bottom in zip(frame["norm"], frame["top_tokens"], frame["bottom_tokens"], strict=True)
         ]
         return table(columns, rows, row_names=[str(place) for place in frame.index], caption=repr(self))
 
@@ -155,11 +155,14 @@ def readout(
         is_zero = norm == 0
         is_zero &= ~flat.bool().any(-1)  # the norm of tiny numbers may underflow
         chosen = [_choice(model, token, lead) for token in (target, answer)]
-        wanted = torch.stack([ids for ids in chosen if ids is not None], -1) if any(ids is not None for ids in chosen) else None
+        given = [ids for ids in chosen if ids is not None]
+        wanted = torch.stack(given, -1) if given else None
         top, bottom, ranks = _extremes(model, _prepared(model, flat, ln=ln, normalize=normalize), k, wanted, bias)
     keep = ~is_zero
     found = iter(() if ranks is None else ranks.unbind(-1))
-    target_rank, answer_rank = (None if ids is None else torch.where(keep, next(found), -1).reshape(lead) for ids in chosen)
+    target_rank, answer_rank = (
+        None if ids is None else torch.where(keep, next(found), -1).reshape(lead) for ids in chosen
+    )
 
     def cleared(tensor: Tensor, fill: int) -> Tensor:
         return torch.where(keep[:, None], tensor, fill).reshape(*lead, k)
@@ -186,7 +189,9 @@ def single_token(model: TransformerLensModel, token: str | int) -> int:
     """
     if isinstance(token, int):
         if not 0 <= token < model.cfg.d_vocab:
-            raise ValueError(f"Expected a token id in [0, {model.cfg.d_vocab}), got {token}; it is from another vocabulary.")
+            raise ValueError(
+                f"Expected a token id in [0, {model.cfg.d_vocab}), got {token}; it is from another vocabulary."
+            )
         return token
     ids = encode_text(token, model)
     if len(ids) != 1:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from jaxtyping import Bool, Int
@@ -73,8 +73,8 @@ def find_span(tokens: Sequence[str], subject: str | tuple[int, int]) -> tuple[in
         start, end = subject
         if not 0 <= start < end <= len(tokens):
             raise ValueError(
-                f"Expected a subject span within the prompt's {len(tokens)} tokens, got {(start, end)}; give (start, end) "
-                "with the end excluded."
+                f"Expected a subject span within the prompt's {len(tokens)} tokens, got {(start, end)}; give "
+                "(start, end) with the end excluded."
             )
         return start, end
     text, wanted = "".join(tokens), subject.strip()
@@ -92,11 +92,13 @@ def find_span(tokens: Sequence[str], subject: str | tuple[int, int]) -> tuple[in
     return start, end
 
 
-def _one_each(subject: Subject, n: int) -> list[str | tuple[int, int] | None]:
+def _one_each(subject: Subject, n: int) -> Sequence[str | tuple[int, int] | None]:
     if subject is None:
         return [None] * n
-    if isinstance(subject, str) or (isinstance(subject, tuple) and all(isinstance(end, int) for end in subject)):
+    if isinstance(subject, str):
         return [subject] * n
+    if isinstance(subject[0], int):
+        return [cast(tuple[int, int], subject)] * n
     if len(subject) != n:
         raise ValueError(f"Expected one subject, or one for each of {n} prompts, got {len(subject)}; pair them.")
-    return list(subject)
+    return cast(Sequence[str | tuple[int, int]], subject)

@@ -1,17 +1,10 @@
 """Token ids as strings that show what they are: leading spaces kept, bytes and padding rows named."""
 
 from functools import lru_cache
-from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-
-@runtime_checkable
-class Tokenizer(Protocol):
-    """The part of a Hugging Face tokenizer that is used here."""
-
-    def decode(self, token_ids: list[int], /) -> str: ...
-    def convert_ids_to_tokens(self, ids: int, /) -> str | None: ...
+from tl_backward._typing import Tokenizer
 
 
 @lru_cache(maxsize=1 << 17)

@@ -47,7 +47,7 @@ def lens_report(
     own = str(getattr(getattr(model, "cfg", None), "model_name", None) or "").rstrip("/").split("/")[-1]
     name = name or own
     page = Page(
-        f"Backward Lens of {name}" if name else "Backward Lens",
+        f"Backward Lens: {name}" if name else "Backward Lens",
         intro=report_texts.INTRO,
         footer=report_texts.FOOTER,
     )

@@ -47,8 +47,8 @@ def select_sites(sites: WeightSites, weights: object = None) -> dict[str, Weight
         chosen = {name: site for name, site in sites.items() if weights(name)}
         if not chosen:
             raise ValueError(
-                f"Expected a filter that matches at least one of the model's {len(sites)} weights, got one that matches "
-                f"none; names look like {next(iter(sites))!r}."
+                f"Expected a filter that matches at least one of the model's {len(sites)} weights, got one that "
+                f"matches none; names look like {next(iter(sites))!r}."
             )
         return chosen
     wanted = [weights] if isinstance(weights, str) else weights
@@ -61,7 +61,8 @@ def select_sites(sites: WeightSites, weights: object = None) -> dict[str, Weight
     for name in wanted:
         found = {full: site for full, site in sites.items() if full == name or site.short_name == name}
         if not found:
-            reason = next((why for full, why in sites.missing.items() if full == name or full.endswith("." + name)), None)
+            reasons = (why for full, why in sites.missing.items() if full == name or full.endswith("." + name))
+            reason = next(reasons, None)
             if reason:
                 raise ValueError(f"Expected a weight that can be captured, got {name!r}: {reason}")
             shorts = {site.short_name for site in sites.values()}

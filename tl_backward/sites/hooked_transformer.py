@@ -13,7 +13,17 @@ from torch import Tensor, nn
 
 from tl_backward._typing import TransformerLensModel
 from tl_backward.factors import Layout
-from tl_backward.sites._site import Argument, ModuleArgs, ModuleKwargs, Read, WeightSite, WeightSites, Write, first_input, output
+from tl_backward.sites._site import (
+    Argument,
+    ModuleArgs,
+    ModuleKwargs,
+    Read,
+    WeightSite,
+    WeightSites,
+    Write,
+    first_input,
+    output,
+)
 
 
 def collect(model: TransformerLensModel) -> WeightSites:
@@ -100,7 +110,7 @@ def _position_ids(args: ModuleArgs, kwargs: ModuleKwargs, out: object) -> Tensor
     tokens = cast(Tensor, tokens)
     if mask is None:
         return torch.arange(offset, offset + tokens.shape[-1], device=tokens.device).expand(tokens.shape)
-    from transformer_lens.utilities import get_offset_position_ids
+    from transformer_lens.utilities.tensors import get_offset_position_ids
 
     mask = cast(Tensor, mask)
     real = mask.bool()[:, offset : offset + tokens.shape[-1]]
@@ -163,6 +173,6 @@ def _mixture(sites: WeightSites, name: str, mlp: nn.Module) -> None:
                 _linear(sites, f"{name}.experts.{index}.{letter}", linear, may_be_silent=True)
     if not any(site.startswith(f"{name}.experts") for site in sites):
         sites.missing[f"{name}.experts"] = (
-            f"{type(experts).__name__} holds all experts in 3-D parameters without a submodule each, so what one expert "
-            "reads and writes cannot be observed; capture the attention matrices and the router instead."
+            f"{type(experts).__name__} holds all experts in 3-D parameters without a submodule each, so what one "
+            "expert reads and writes cannot be observed; capture the attention matrices and the router instead."
         )

@@ -61,7 +61,7 @@ class _Normalized:
     def __call__(self, args: ModuleArgs, kwargs: ModuleKwargs, out: object) -> Tensor:
         bare = copy(self.layer)
         bare._parameters = {
-            name: None if p is None else torch.full_like(p, float(name == "weight" and not self.offset))
+            name: None if p is None else nn.Parameter(torch.full_like(p, float(name == "weight" and not self.offset)))
             for name, p in self.layer._parameters.items()
         }
         with torch.no_grad():  # the forward alone: calling the layer would run its hooks again
@@ -135,8 +135,8 @@ def _linear(
     layer, name = _wrapped(component), f"{owner}.W_{letter}"
     if not isinstance(layer, nn.Linear | Conv1D) or not layer.weight.is_floating_point():
         sites.missing[name] = (
-            f"its layer is a {type(layer).__name__}, not a floating-point nn.Linear or Conv1D, so what it reads and writes "
-            "is not known; capture the layers around it instead."
+            f"its layer is a {type(layer).__name__}, not a floating-point nn.Linear or Conv1D, so what it reads and "
+            "writes is not known; capture the layers around it instead."
         )
         return
     weight = cast(nn.Parameter, layer.weight)
@@ -236,6 +236,6 @@ def _mlp(sites: WeightSites, name: str, mlp: nn.Module | None) -> None:
     experts = getattr(_wrapped(mlp), "experts", None)
     if experts is not None:
         sites.missing[f"{name}.experts"] = sites.missing[f"{name}.W_in"] = sites.missing[f"{name}.W_out"] = (
-            f"{type(experts).__name__} holds all experts in 3-D parameters without a submodule each, so what one expert "
-            "reads and writes cannot be observed; capture the attention matrices instead."
+            f"{type(experts).__name__} holds all experts in 3-D parameters without a submodule each, so what one "
+            "expert reads and writes cannot be observed; capture the attention matrices instead."
         )

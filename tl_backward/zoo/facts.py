@@ -10,11 +10,9 @@ told at all, and nothing but their city implies them.
 """
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
-from types import MappingProxyType
-from typing import Literal, TypeVar
 
 from tl_backward.zoo._tables import (
     ANSWERS,
@@ -26,15 +24,13 @@ from tl_backward.zoo._tables import (
     TEMPLATES,
 )
 
-Relation = Literal["city", "country", "language", "profession", "employer", "pet", "instrument", "colour"]
-Split = Literal["train", "held_out", "unstated"]
-Word = TypeVar("Word", bound=str)
+RELATIONS = tuple(TEMPLATES)
+"""city, country, language, profession, employer, pet, instrument, colour."""
 
-RELATIONS: tuple[Relation, ...] = (
-    "city", "country", "language", "profession", "employer", "pet", "instrument", "colour",
-)  # fmt: skip
-IMPLIED_RELATIONS: tuple[Relation, ...] = ("country", "language")
+IMPLIED_RELATIONS = ("country", "language")
 """The relations that follow from the city."""
+
+SPLITS = ("train", "held_out", "unstated")
 
 PEOPLE_PER_NAME = 3
 N_UNSTATED = 24
@@ -68,9 +64,10 @@ class Person:
         """The language of that country."""
         return LANGUAGE_OF[self.country]
 
-    def answer(self, relation: Relation) -> str:
+    def answer(self, relation: str) -> str:
         """The one word that answers `relation`, without a leading space."""
-        return getattr(self, _known(relation, RELATIONS, "relation"))
+        _check_known(relation, RELATIONS, "relation")
+        return getattr(self, relation)
 
 
 @dataclass(frozen=True)
@@ -83,10 +80,10 @@ class Example:
     """The true next token, with its leading space: ``" Lima"``."""
     subject: str
     """The person's full name as it stands in the prompt."""
-    relation: Relation
+    relation: str
     template: int
     """Index of the template among the relation's own."""
-    split: Split
+    split: str
     """``"train"``: a training sentence. ``"held_out"``: never trained on, though the fact is, through
     other templates. ``"unstated"``: no template of this fact is trained on."""
 
@@ -108,8 +105,8 @@ class World:
 
     seed: int
     people: tuple[Person, ...]
-    held_out: Mapping[tuple[str, Relation], int]
-    """(name, relation) -> index of the template kept out of training."""
+    held_out: frozenset[tuple[str, str, int]]
+    """(name, relation, template index) of every sentence kept out of training; one for each fact."""
     unstated: frozenset[str]
     """Names of the people whose country and language no training sentence tells."""
 
@@ -130,24 +127,26 @@ class World:
     def examples(
         self,
         *,
-        split: Split | None = None,
-        relation: Relation | None = None,
+        split: str | None = None,
+        relation: str | None = None,
         subject: str | None = None,
     ) -> tuple[Example, ...]:
         """Every (person, relation, template), by person, then relation, then template.
 
         Args:
-            split: keep only this split.
-            relation: keep only this relation.
+            split: keep only this one of ``"train"``, ``"held_out"``, ``"unstated"``.
+            relation: keep only this one of `RELATIONS`.
             subject: keep only the person of this full name.
 
         Raises:
             ValueError: on a split, relation or subject this world does not have.
         """
         if split is not None:
-            _known(split, ("train", "held_out", "unstated"), "split")
+            _check_known(split, SPLITS, "split")
+        if relation is not None:
+            _check_known(relation, RELATIONS, "relation")
         people = self.people if subject is None else (self.person(subject),)
-        relations = RELATIONS if relation is None else (_known(relation, RELATIONS, "relation"),)
+        relations = RELATIONS if relation is None else (relation,)
         return tuple(
             example
             for person in people
@@ -156,11 +155,11 @@ class World:
             if split in (None, example.split)
         )
 
-    def _tellings(self, person: Person, relation: Relation) -> Iterator[Example]:
+    def _tellings(self, person: Person, relation: str) -> Iterator[Example]:
         for index, template in enumerate(TEMPLATES[relation]):
             if person.name in self.unstated and relation in IMPLIED_RELATIONS:
                 split = "unstated"
-            elif index == self.held_out[person.name, relation]:
+            elif (person.name, relation, index) in self.held_out:
                 split = "held_out"
             else:
                 split = "train"
@@ -192,12 +191,12 @@ def world(seed: int = 0) -> World:
         Person(first, last, **{relation: columns[relation][i] for relation in columns})
         for i, (first, last) in enumerate(names)
     )
-    held_out = {
-        (person.name, relation): rng.randrange(len(TEMPLATES[relation]))
+    held_out = frozenset(
+        (person.name, relation, rng.randrange(len(TEMPLATES[relation])))
         for person in people
         for relation in RELATIONS
-    }
-    return World(seed, people, MappingProxyType(held_out), _choose_unstated(people, rng))
+    )
+    return World(seed, people, held_out, _choose_unstated(people, rng))
 
 
 def example_edit() -> tuple[str, str]:
@@ -211,27 +210,34 @@ def example_edit() -> tuple[str, str]:
 
 def cities_of(country: str) -> tuple[str, ...]:
     """The cities of a country, two or more."""
-    return CITIES[_known(country, tuple(CITIES), "country")]
+    _check_known(country, CITIES, "country")
+    return CITIES[country]
 
 
 def country_of(city: str) -> str:
     """The country a city lies in."""
-    return COUNTRY_OF[_known(city, tuple(COUNTRY_OF), "city")]
+    _check_known(city, COUNTRY_OF, "city")
+    return COUNTRY_OF[city]
 
 
 def language_of(country: str) -> str:
     """The language spoken in a country."""
-    return LANGUAGE_OF[_known(country, tuple(LANGUAGE_OF), "country")]
+    _check_known(country, LANGUAGE_OF, "country")
+    return LANGUAGE_OF[country]
 
 
-def answers(relation: Relation) -> tuple[str, ...]:
+def answers(relation: str) -> tuple[str, ...]:
     """Every word that can answer a relation, without leading spaces."""
-    return ANSWERS[_known(relation, RELATIONS, "relation")]
+    _check_known(relation, RELATIONS, "relation")
+    return ANSWERS[relation]
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Every token of the world's text, sorted: words that open a sentence, words that carry their
-    leading space, and the full stop."""
+    """Every token of the world's text, sorted.
+
+    These are the words that open a sentence, the words that carry their leading space, and the full
+    stop.
+    """
     tokens = {"."} | {f" {answer}" for relation in RELATIONS for answer in ANSWERS[relation]}
     tokens |= {f" {last}" for last in LAST_NAMES}
     tokens |= {spelling for first in FIRST_NAMES for spelling in (first, f" {first}")}
@@ -272,7 +278,6 @@ def _choose_unstated(people: tuple[Person, ...], rng: random.Random) -> frozense
     return frozenset(rng.sample(sorted(by_city.values()), N_UNSTATED))
 
 
-def _known(value: Word, expected: tuple[Word, ...], what: str) -> Word:
+def _check_known(value: str, expected: Collection[str], what: str) -> None:
     if value not in expected:
         raise ValueError(f"Unknown {what} {value!r}: expected one of {', '.join(expected)}.")
-    return value

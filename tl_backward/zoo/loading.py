@@ -1,7 +1,7 @@
 """Load a model of the zoo, shipped or trained into a directory, in either TransformerLens world."""
 
-import warnings
 import json
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, cast

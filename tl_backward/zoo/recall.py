@@ -1,7 +1,7 @@
 """Does a model know the facts? The share of prompts it answers right."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +16,7 @@ CHUNK = 512
 
 
 def answered(
-    forward: Forward, tokenizer: PreTrainedTokenizerFast, examples: Iterable[Example]
+    forward: Forward, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]
 ) -> dict[Example, bool]:
     """Whether the most likely token after each prompt is its answer.
 
@@ -42,16 +42,17 @@ def answered(
 
 
 def recall(
-    forward: Forward, tokenizer: PreTrainedTokenizerFast, examples: Iterable[Example]
+    forward: Forward, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]
 ) -> dict[str, dict[str, float]]:
     """Share of prompts answered right: split -> relation -> share in [0, 1], ``"all"`` included.
 
     For the ``"unstated"`` split it says how often the model infers what it was never told.
     """
     groups: dict[tuple[str, str], list[bool]] = defaultdict(list)
-    for example, right in answered(forward, tokenizer, examples).items():
-        groups[example.split, "all"].append(right)
-        groups[example.split, example.relation].append(right)
+    right = answered(forward, tokenizer, examples)
+    for example in examples:
+        for relation in ("all", example.relation):
+            groups[example.split, relation].append(right[example])
     shares: dict[str, dict[str, float]] = defaultdict(dict)
     for (split, relation), rights in groups.items():
         shares[split][relation] = sum(rights) / len(rights)

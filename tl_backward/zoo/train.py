@@ -30,8 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipe = _recipe(options)
     except ValueError as error:
         parser.error(str(error))
-    if out.exists() and any(out.iterdir()) and not options.overwrite:
+    if out.is_dir() and any(out.iterdir()) and not options.overwrite:
         parser.error(f"{out} is not empty: choose another --out, or pass --overwrite.")
+    if out.is_file():
+        parser.error(f"{out} is a file: --out is a directory to write into.")
+    if options.threads < 1:
+        parser.error(f"--threads is at least 1, got {options.threads}.")
 
     torch.set_num_threads(options.threads)
     started = time.process_time()

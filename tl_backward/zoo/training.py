@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from tl_backward.zoo.activations import register_solu
 from tl_backward.zoo.facts import World
 from tl_backward.zoo.recipes import Recipe
-from tl_backward.zoo.tokenizer import facts_tokenizer
+from tl_backward.zoo.tokenizer import BOS, PAD, facts_tokenizer
 
 
 def train(recipe: Recipe, world: World, *, show_progress: bool = True) -> GPT2LMHeadModel:
@@ -49,14 +49,15 @@ def train(recipe: Recipe, world: World, *, show_progress: bool = True) -> GPT2LM
         schedule.step()
         if step % 10 == 0:
             progress.set_postfix(loss=f"{loss.item():.3f}")
-    return model.eval().requires_grad_(True)
+    return model.eval()
 
 
 def untrained(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
-    """The recipe's model with its initial weights, drawn from `init_seed` alone."""
+    """Build the recipe's model with its initial weights, drawn from `init_seed` alone."""
     register_solu()
+    ids = tokenizer.get_vocab()
     config = GPT2Config(
-        vocab_size=len(tokenizer),
+        vocab_size=len(ids),
         n_positions=recipe.n_ctx,
         n_embd=recipe.d_model,
         n_layer=recipe.n_layers,
@@ -67,9 +68,9 @@ def untrained(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadM
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=ids[BOS],
+        eos_token_id=ids[PAD],
+        pad_token_id=ids[PAD],
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.init_seed)

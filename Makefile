@@ -1,0 +1,40 @@
+# Every target sets up what it needs on a machine with Python 3.11 and make.
+PYTHON ?= python3
+PYTEST_FLAGS ?= -q
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help demo test test-tl4 lint bench venv venv-tl4 clean
+help:  ## this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+venv: .venv/.installed  ## .venv: the package and its tools on TransformerLens 3.9
+venv-tl4: .venv-tl4/.installed  ## .venv-tl4: the same on TransformerLens 4.3
+
+.venv/.installed: CONSTRAINTS = constraints.txt
+.venv-tl4/.installed: CONSTRAINTS = constraints-tl4.txt
+# torch first and by its pin, or pip may fetch a CUDA build that nothing here needs.
+.venv/.installed .venv-tl4/.installed: pyproject.toml constraints.txt constraints-tl4.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) torch
+	$(@D)/bin/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
+	touch $@
+
+demo: .venv/.installed  ## the main job: one edit-shaped question on the shipped model, read in words, as a page
+	.venv/bin/tl-backward demo --out report.html $(DEMO_FLAGS)
+
+test: .venv/.installed  ## all tests on TransformerLens 3.9 (HookedTransformer and TransformerBridge)
+	.venv/bin/python -m pytest $(PYTEST_FLAGS)
+
+test-tl4: .venv-tl4/.installed  ## all tests on TransformerLens 4.3 (TransformerBridge)
+	.venv-tl4/bin/python -m pytest $(PYTEST_FLAGS)
+
+lint: .venv/.installed  ## ruff and pyright
+	.venv/bin/ruff check .
+	.venv/bin/pyright
+
+bench: .venv/.installed  ## speed and memory, as ratios within one run
+	.venv/bin/python -m tests.benchmarks
+
+clean:  ## remove the environments and caches
+	rm -rf .venv .venv-tl4 build dist *.egg-info .pytest_cache .ruff_cache report.html

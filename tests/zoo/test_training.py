@@ -1,0 +1,119 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tl_backward import zoo
+from tl_backward.zoo.recipes import RECIPES, Recipe
+from tl_backward.zoo.tokenizer import facts_tokenizer
+from tl_backward.zoo.train import main
+from tl_backward.zoo.training import train, training_batches, untrained
+
+TINY = Recipe(n_layers=1, d_model=16, n_heads=2, steps=5, warmup_steps=2, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return facts_tokenizer()
+
+
+def weights(model):
+    return torch.cat([parameter.flatten() for parameter in model.parameters()])
+
+
+def test_training_is_deterministic_and_leaves_the_random_state(world):
+    state = torch.get_rng_state()
+    first = train(TINY, world, show_progress=False)
+    torch.rand(3)
+    again = train(TINY, world, show_progress=False)
+    torch.set_rng_state(state)
+    train(TINY, world, show_progress=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(weights(first), weights(again))
+    assert not first.training
+
+
+def test_the_two_seeds_are_separate(world, tokenizer):
+    def first_batch(recipe):
+        return next(training_batches(recipe, world, tokenizer))
+
+    other_init, other_data = replace(TINY, init_seed=1), replace(TINY, data_seed=1)
+    start, batch = weights(untrained(TINY, tokenizer)), first_batch(TINY)
+    assert not torch.equal(weights(untrained(other_init, tokenizer)), start)
+    assert torch.equal(weights(untrained(other_data, tokenizer)), start)
+    assert torch.equal(first_batch(other_init), batch)
+    assert not torch.equal(first_batch(other_data), batch)
+
+
+def test_siblings_share_their_initial_weights(tokenizer):
+    gelu, solu = (untrained(RECIPES[name], tokenizer) for name in ("facts-gelu-2l", "facts-solu-2l"))
+    assert torch.equal(weights(gelu), weights(solu))
+
+
+def test_rows_are_training_sentences_about_one_person(world, tokenizer):
+    trained = {example.text for example in world.examples(split="train")}
+    names = {person.name for person in world.people}
+    batches = training_batches(TINY, world, tokenizer)
+    for row in torch.cat([next(batches) for _ in range(20)]):
+        assert row[0] == tokenizer.bos_token_id
+        assert len(row) == TINY.n_ctx
+        assert tokenizer.pad_token_id not in row
+        *whole, _ = tokenizer.decode(row[1:]).split(". ")
+        assert whole
+        assert {f"{sentence}." for sentence in whole} <= trained
+        assert sum(all(name in sentence for sentence in whole) for name in names) == 1
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "solu", "relu"])
+def test_the_command_trains_saves_and_reports(tmp_path, capsys, kind, activation):
+    out = tmp_path / activation
+    arguments = "facts --steps 3 --n-layers 1 --d-model 16 --n-heads 2 --seed 7 --data-seed 8".split()
+    assert main([*arguments, "--activation", activation, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "held_out" in printed
+    assert str(out) in printed
+    recorded = json.loads((out / "metrics.json").read_text())
+    assert recorded["recipe"]["init_seed"] == 7
+    assert recorded["recipe"]["data_seed"] == 8
+    assert set(recorded["recall"]) == {"train", "held_out", "unstated"}
+
+    model = zoo.load(out, kind=kind)
+    recipe = Recipe(**recorded["recipe"])
+    trained = train(recipe, zoo.facts.world(), show_progress=False)
+    tokens = model.to_tokens("Anna Berg lives in the city of")
+    torch.testing.assert_close(model(tokens), trained(tokens).logits, atol=1e-4, rtol=0)
+
+
+def test_tied_embeddings_are_saved_once():
+    saved = load_file(zoo.loading.WEIGHTS / "facts" / "model.safetensors")
+    assert ("lm_head.weight" in saved) != ("transformer.wte.weight" in saved)
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+
+
+def test_a_trained_directory_is_not_overwritten_unasked(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("keep me")
+    with pytest.raises(SystemExit):
+        main(["facts", "--out", str(tmp_path)])
+    assert "is not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"d_model": 30}, "d_model is a multiple of n_heads, got d_model=30 and n_heads=4"),
+        ({"steps": 0}, "A recipe's steps is at least 1, got 0"),
+        ({"n_ctx": 8}, "n_ctx is at least 16"),
+        ({"activation": "swish"}, "Unknown activation 'swish': expected one of gelu_new, solu, relu"),
+    ],
+)
+def test_an_impossible_recipe_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**changes)
+
+
+def test_the_command_says_what_is_wrong_with_its_options(capsys):
+    with pytest.raises(SystemExit):
+        main(["facts", "--d-model", "30"])
+    assert "d_model is a multiple of n_heads" in capsys.readouterr().err

@@ -1,0 +1,42 @@
+"""Two things torch's hooks lack: to run last whatever comes later, and to be left out."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+
+@dataclass
+class _MoveToEnd:
+    """Forward pre-hook: make another forward hook of the module the last (an object, so that it can be pickled)."""
+
+    hook_id: int
+
+    def __call__(self, module: nn.Module, args: tuple) -> None:
+        cast(OrderedDict, module._forward_hooks).move_to_end(self.hook_id)
+
+
+def register_last(module: nn.Module, hook: Callable, *, with_kwargs: bool = False) -> list[RemovableHandle]:
+    """Register a forward hook that runs after all others, those that are added later too."""
+    handle = module.register_forward_hook(hook, with_kwargs=with_kwargs)
+    return [handle, module.register_forward_pre_hook(_MoveToEnd(handle.id))]
+
+
+def without_hooks(module: nn.Module) -> nn.Module:
+    """A structural copy that shares parameters, buffers and configuration but carries no hook, TransformerLens's too.
+
+    Calling the model's own final norm would run, and be changed by, whatever the user attached to it.
+    """
+    clone = object.__new__(type(module))
+    state = dict(module.__dict__)
+    for name, value in state.items():
+        if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
+            state[name] = type(value)() if isinstance(value, OrderedDict | dict | list) else value
+    state["_modules"] = {
+        name: child if child is None else without_hooks(child) for name, child in module._modules.items()
+    }
+    clone.__dict__.update(state)
+    return clone
