@@ -6,24 +6,21 @@ sentence says what was expected), 2 bad usage, 130 interrupted.
 
 import argparse
 import json
-import math
 import os
 import sys
 import time
 import warnings
 import webbrowser
-from collections.abc import Sequence
 from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tl_backward._html import visible_token
+from tl_backward._html import visible_text
 
 if TYPE_CHECKING:
     from tl_backward._typing import TransformerLensModel
     from tl_backward.backward_lens import BackwardLens
-    from tl_backward.render.key_figures import PromptView
 
 DEFAULT_OUT = "tl-backward-report.html"
 
@@ -202,15 +199,18 @@ def _demo(arguments: argparse.Namespace) -> None:
         model = zoo.load("facts")
         prompt, target = zoo.facts.example_edit()
         lens = _compute(model, prompt, target, subject="Anna Berg")
-    _describe(lens, "facts", prompt)
+    _describe(lens, "facts", prompt, target)
     _write(lens, model, "facts", out, open_it=not arguments.no_open)
     print(f"in {time.monotonic() - started:.0f} s")
 
 
 def _lens(arguments: argparse.Namespace) -> None:
+    from tl_backward._checks import check_layers
     from tl_backward.loading import load_model
+    from tl_backward.render.key_figures import PromptView
+    from tl_backward.render.lens_data import lens_data
 
-    out = None if arguments.json and arguments.out is None else _check_out(arguments.out)
+    out = _check_out(arguments.out)
     # Nothing that another library prints may end up among the results.
     with redirect_stdout(sys.stderr):
         model = load_model(arguments.model, kind=arguments.kind, device=arguments.device, dtype=arguments.dtype)
@@ -219,20 +219,21 @@ def _lens(arguments: argparse.Namespace) -> None:
             arguments.prompt,
             target_ids(model, arguments.prompt, arguments.target),
             subject=arguments.subject,
-            layers=arguments.layers,
+            layers=sorted(check_layers(arguments.layers, model.cfg.n_layers)),
             k=arguments.k,
             attention=arguments.attention or bool(getattr(model.cfg, "attn_only", False)),
             control=arguments.control,
         )
     name = Path(arguments.model).name or arguments.model
     if arguments.json:
-        report = None if out is None else _save(lens, model, name, out)
-        print(json.dumps(_as_json(lens, arguments, report), ensure_ascii=True, allow_nan=False))
+        report = None if arguments.out is None else _save(lens, model, name, out)
+        asked = {"model": arguments.model, "prompt": arguments.prompt, "target": arguments.target}
+        data = asked | lens_data(PromptView(lens)) | {"report": None if report is None else str(report)}
+        print(json.dumps(data, allow_nan=False))
         if report is not None:
             _open(report, arguments.no_open)
     else:
-        _describe(lens, name, arguments.prompt)
-        assert out is not None
+        _describe(lens, name, arguments.prompt, arguments.target)
         _write(lens, model, name, out, open_it=not arguments.no_open)
 
 
@@ -255,7 +256,7 @@ def _compute(
         prompt,
         target,
         layers=layers,
-        k=min(k, model.cfg.d_vocab),
+        k=k,
         subject=subject,
         attention=attention,
         control="random_init" if control else None,
@@ -296,20 +297,19 @@ def _check_out(out: str | None) -> Path:
     return path
 
 
-def _describe(lens: "BackwardLens", name: str, prompt: str) -> None:
+def _quoted(text: str) -> str:
+    """Text for a terminal: no control character of a token or prompt reaches it."""
+    return f'"{visible_text(text)}"'
+
+
+def _describe(lens: "BackwardLens", name: str, prompt: str, target: str) -> None:
     from tl_backward.render.key_figures import PromptView, key_figures
 
     view = PromptView(lens)
-    print(
-        f"{name}: {visible_token(prompt)!r} -> {visible_token(view.target)!r}, instead of "
-        f"{visible_token(view.answer)!r}"
-    )
-    rows = [
-        ("", "model", "untrained"),
-        *((each.name, each.value, each.control) for each in key_figures(view)),
-    ]
-    if lens.control is None:
-        rows = [(each, value, "") for each, value, _ in rows]
+    first = "" if target == view.target else f", of which the first token is {_quoted(view.target)}"
+    print(f"{name}: {_quoted(prompt)} -> {_quoted(target)}{first}; the model says {_quoted(view.answer)}")
+    rows = [("", "", "") if lens.control is None else ("", "model", "untrained control")]
+    rows += [(each.name, each.value, each.control) for each in key_figures(view)]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         print("  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
@@ -335,47 +335,6 @@ def _open(path: Path, no_open: bool) -> None:
         return
     if not webbrowser.open(path.as_uri()):
         print("tl-backward: no browser could be started; open the page yourself.", file=sys.stderr)
-
-
-def _as_json(lens: "BackwardLens", arguments: argparse.Namespace, report: Path | None) -> dict[str, object]:
-    """Everything the lens holds about the prompt; ranks of zero VJPs are null."""
-    from tl_backward.render.key_figures import PromptView
-
-    view = PromptView(lens)
-    return {
-        "model": arguments.model,
-        "prompt": arguments.prompt,
-        "target": view.target,
-        "answer": view.answer,
-        "loss": lens.loss.item(),
-        "d_vocab": view.d_vocab,
-        "tokens": view.tokens,
-        "token_ids": lens.token_ids.tolist(),
-        "segments": lens.segments.labels()[0],
-        "answer_position": view.asked,
-        "sign": "raw gradient dL/d(output): a descent step subtracts it",
-        **{of: _readouts_as_json(view, of) for of in lens.readouts()},
-        "report": None if report is None else str(report),
-    }
-
-
-def _readouts_as_json(view: "PromptView", of: str) -> list[dict[str, object]]:
-    rows = []
-    for layer, read in view.lens.readouts()[of].items():
-        row: dict[str, object] = {"layer": layer}
-        for prefix, source in (("", view), ("control_", view.control())):
-            if source is not None:
-                index = view.lens.layers.index(layer)
-                for quantity in ("norm", "target_rank", "answer_rank"):
-                    values = source.stacked(quantity, of)[index]
-                    row[prefix + quantity] = values.tolist() if quantity == "norm" else _ranks(values.tolist())
-        row |= {"top_tokens": read.top_tokens, "bottom_tokens": read.bottom_tokens}
-        rows.append(row)
-    return rows
-
-
-def _ranks(values: Sequence[float]) -> list[int | None]:
-    return [None if math.isnan(value) else int(value) for value in values]
 
 
 def _version() -> str:

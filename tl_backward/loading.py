@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -50,11 +51,15 @@ def load_model(
             "install 'transformer-lens<4' or use kind 'bridge'."
         )
     wanted = getattr(torch, dtype)
-    if name_or_dir in zoo.names():
-        model = cast(nn.Module, zoo.load(name_or_dir, kind=kind))
-        loaded = model.to(device=device, dtype=wanted) if (device, dtype) != ("cpu", "float32") else model
+    if name_or_dir in zoo.names() or name_or_dir in zoo.RECIPES:
+        loaded = cast(nn.Module, zoo.load(name_or_dir, kind=kind))
+        if (device, dtype) != ("cpu", "float32"):
+            with redirect_stdout(StringIO()):  # TransformerLens reports every move
+                loaded = loaded.to(wanted).to(device)
     elif Path(name_or_dir).is_dir():
         loaded = _load_directory(Path(name_or_dir), kind or "bridge", device, wanted)
+    elif name_or_dir.startswith((".", "/", "~")):
+        raise ValueError(f"Expected a folder with a Hugging Face model, got {name_or_dir!r}; there is no such folder.")
     else:
         loaded = _load_named(name_or_dir, kind or "bridge", device, wanted)
     return cast(TransformerLensModel, loaded.eval())
@@ -148,7 +153,8 @@ def _hooked(
             center_unembed=False,
             fold_value_biases=False,
         )
-        hooked = hooked.to(device).eval()
+        hooked.move_model_modules_to_device()
+        hooked.eval()
         ids = torch.arange(min(8, cfg.n_ctx))[None] % cfg.d_vocab
         with torch.no_grad():
             ours, theirs = hooked(ids.to(device)).cpu().float(), model(ids).logits.float()
@@ -193,18 +199,23 @@ def _load_named(name: str, kind: str, device: str, dtype: torch.dtype) -> nn.Mod
 def _first_line(error: BaseException) -> str:
     """Cut another library's error to its gist: some list every model they know."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if len(text) > 200:
+        text = text.split(". ")[0]
     return text if len(text) <= 200 else f"{text[:199]}\u2026"
 
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Without transformers' progress bars, which are turned on again after."""
+    """Without transformers' progress bars and the hub's accounts of its retries, which are turned on again after."""
+    from huggingface_hub.utils import logging as hub
     from transformers.utils import logging
 
-    enabled = logging.is_progress_bar_enabled()
+    enabled, verbosity = logging.is_progress_bar_enabled(), hub.get_verbosity()
     logging.disable_progress_bar()
+    hub.set_verbosity_error()
     try:
         yield
     finally:
+        hub.set_verbosity(verbosity)
         if enabled:
             logging.enable_progress_bar()

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from tl_backward._typing import TransformerLensModel
 from tl_backward.capture import user_hooks
 from tl_backward.render.circuits import attention
+from tl_backward.render.export import data_block
 from tl_backward.render.key_figures import PromptView
 from tl_backward.render.page import Fragment
 
 MOST_SQUARES = 200_000  # in all charts of a page; a browser draws them in a few seconds
+MOST_ROWS = 20_000  # of the data below the charts, about 1 MB
 
 
 def pattern_names(model: TransformerLensModel, layers: Sequence[int] | None = None) -> list[str]:
@@ -74,21 +76,37 @@ def attention_section(
     for layer in sorted(kept):
         boxes += _box(view, layer, patterns[layer], gradients.get(layer), is_open=layer == kept[0])
     left_out = ", ".join(str(layer) for layer in sorted(set(ranked) - set(kept)))
+    boxes += _data(patterns, gradients)
     note = f"Not drawn, because a browser could not draw so many squares: layers {left_out}." if left_out else ""
     return note, boxes
 
 
 def _box(view: PromptView, layer: int, pattern: Tensor, gradient: Tensor | None, *, is_open: bool) -> Fragment:
-    parts = [attention(view.tokens, pattern, value_label="attention (probability)", bound=1.0)]
+    causal = not bool(pattern.triu(1).any())
+    label = "attention (probability)"
+    parts = [attention(view.tokens, pattern, value_label=label, bound=1.0, causal=causal)]
     about = ""
     if gradient is not None:
         label = "dL/d(attention), raw gradient (nats per unit of attention)"
-        parts.append(attention(view.tokens, gradient, value_label=label, signed=True))
+        parts.append(attention(view.tokens, gradient, value_label=label, signed=True, causal=causal))
         about = f": gradient's norm {float(gradient.norm()):.3g}"
     joined = beside(*parts)
     summary = f'<summary style="cursor:pointer;font-weight:bold">layer {layer}{about}</summary>'
     html = f'<details{" open" if is_open else ""} style="margin:6px 0">{summary}{joined.html}</details>'
     return Fragment(html, joined.scripts, joined.needs)
+
+
+def _data(patterns: dict[int, Tensor], gradients: dict[int, Tensor]) -> Fragment:
+    """Both as CSV, without the keys that nothing attends to; nothing where that would be too much for a page."""
+    rows = []
+    for layer, pattern in patterns.items():
+        for head, query, key in pattern.nonzero().tolist():
+            values = [float(each[layer][head, query, key]) for each in (patterns, gradients) if layer in each]
+            rows.append([layer, head, query, key, *values])
+            if len(rows) > MOST_ROWS:
+                return Fragment("")
+    columns = ["layer", "head", "query", "key", "attention", *(["gradient"] if gradients else [])]
+    return data_block(columns, rows, filename="attention.csv")
 
 
 def beside(*parts: Fragment) -> Fragment:

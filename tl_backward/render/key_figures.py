@@ -82,6 +82,11 @@ class PromptView:
         return None if self.lens.control is None else PromptView(self.lens.control, self.example)
 
     @property
+    def last(self) -> int:
+        """Index, in `lens.layers`, of the last layer."""
+        return self.lens.layers.index(max(self.lens.layers))
+
+    @property
     def asked(self) -> int:
         """Index, in `tokens`, of the one after which the (first) target token is expected: the prompt's last.
 
@@ -89,7 +94,7 @@ class PromptView:
         target of several tokens, teacher-forced, follows it. Where the lens leaves the last layer out: the
         last token.
         """
-        zero = self.stacked("norm")[-1] == 0
+        zero = self.stacked("norm")[self.last] == 0
         return int((~zero).nonzero()[0]) if zero.any() and not zero.all() else len(zero) - 1
 
 
@@ -113,13 +118,13 @@ def key_figures(view: PromptView) -> list[KeyFigure]:
 
 
 def _figures(view: PromptView) -> dict[str, str]:
-    bottom, last = view.d_vocab - 1, view.lens.layers[-1]
+    bottom, last = view.d_vocab - 1, view.lens.layers[view.last]
     near = max(1, round(view.d_vocab / 100))  # one word in a hundred
     of_prompts = f", sum over {view.n_prompts} prompts" if view.lens.is_batch else ""
     figures = {f"loss, nats{of_prompts}": format_number(view.lens.loss.item())}
     ranks = {words: view.stacked(quantity)[:, view.asked] for words, quantity in RANKS.items()}
     for words, by_layer in ranks.items():
-        rank = by_layer[-1]
+        rank = by_layer[view.last]
         figures[f"{words}'s rank in layer {last}'s shift"] = (
             "none: a zero VJP" if rank.isnan() else f"{int(rank)} of {bottom}"
         )

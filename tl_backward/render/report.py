@@ -70,7 +70,7 @@ def _question(page: Page, view: PromptView) -> None:
         f"<p>After {_quoted(prompt)} the model says {_quoted(view.answer)}. "
         f"What would one step of training toward {_quoted(view.target)}{first} write?</p>"
     )
-    text = report_texts.question(view.d_vocab, has_control=view.control() is not None)
+    text = report_texts.question(view.d_vocab)
     if forced:
         text += " " + report_texts.FORCED.format(visible_token(forced))
     if view.n_prompts > 1:
@@ -78,8 +78,9 @@ def _question(page: Page, view: PromptView) -> None:
         text += " prompt use all of them."
     columns = ["", "this model"] + (["untrained control"] if view.control() else [])
     rows = [[each.name, each.value, *([each.control] if view.control() else [])] for each in key_figures(view)]
+    advice = report_texts.advice(has_control=view.control() is not None)
     page.section("The question", "", Fragment(sentence))
-    page.section("", text, table(columns, rows))
+    page.section("", f"{text}\n\n{advice}", table(columns, rows))
 
 
 def _quoted(token: str) -> str:

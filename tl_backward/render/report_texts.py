@@ -16,20 +16,24 @@ FOOTER = (
 )
 
 
-def question(d_vocab: int, *, has_control: bool) -> str:
-    """Say how the key figures are meant and what is a finding among them."""
-    text = (
+def question(d_vocab: int) -> str:
+    """Say how the key figures are meant."""
+    return (
         "The loss is -log p(target | prompt), in nats. Its gradient is read as it is, and a training step "
         f"SUBTRACTS it. Ranks go from 0, the word with the largest logit, to {d_vocab - 1}, the one with the "
         "smallest: the step pushes down the top of a shift and writes its bottom."
     )
+
+
+def advice(*, has_control: bool) -> str:
+    """Say what to look at, and what of it is a finding."""
     if not has_control:
-        return text + (
-            "\n\nSome of what follows holds in an untrained model too: make the lens with "
+        return (
+            "Some of what follows holds in an untrained model too: make the lens with "
             "control='random_init' to see which."
         )
-    return text + (
-        "\n\nWhat to look at: does the old answer reach the very top of the shift, and are the VJPs large on "
+    return (
+        "What to look at: does the old answer reach the very top of the shift, and are the VJPs large on "
         "the subject? That comes with training. The target at the very bottom does not: the same "
         "architecture with random weights, the untrained control, shows it too, because a cross-entropy loss "
         "puts it there. Trust what differs from the control."
