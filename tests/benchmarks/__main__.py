@@ -1,0 +1,24 @@
+"""`make bench`: every ratio, one line each."""
+
+import platform
+import sys
+import warnings
+
+import torch
+
+from tests.benchmarks import capture, imports, lens
+
+
+def main() -> None:
+    """Print the table, or the parts of it that are named."""
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    torch.set_num_threads(2)
+    parts = {"imports": imports, "capture": capture, "lens": lens}
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}; medians of CPU time")
+    print(f"{'what':<62} {'ratio':>7}  {'goal':<9} detail")
+    for name in sys.argv[1:] or parts:
+        parts[name].main()
+
+
+if __name__ == "__main__":
+    main()

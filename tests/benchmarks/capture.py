@@ -1,0 +1,89 @@
+"""Capture of all 72 matrices of a GPT-2-small-shape model against a full and an activation-only backward pass."""
+
+import sys
+
+import torch
+from torch.autograd.graph import get_gradient_edge
+
+import tl_backward as tlb
+from tests.benchmarks.measure import gpt2_shape, in_fresh_process, interleaved, peak_rss, row
+
+SHAPES = {"1 x 32": (1, 32), "4 x 128": (4, 128)}
+
+
+def tokens_of(shape: str) -> torch.Tensor:
+    """Random tokens."""
+    return torch.randint(0, 50257, SHAPES[shape], generator=torch.Generator().manual_seed(0))
+
+
+def loss_of(model, tokens):
+    """The language-model loss of a forward pass."""
+    return tlb.next_token_loss(model(tokens, return_type="logits"), tokens)
+
+
+def activation_only(model, tokens):
+    """The lower bound: forward, and backward to the embedding alone; no weight's gradient, nothing kept."""
+    entered = []
+
+    def remember(module, args, output):
+        entered.append(get_gradient_edge(output))
+
+    handle = model.embed.register_forward_hook(remember)
+    try:
+        return torch.autograd.grad(loss_of(model, tokens), entered)
+    finally:
+        handle.remove()
+
+
+def full_backward(model, tokens):
+    """What everybody does: loss.backward() with every weight trainable."""
+    loss_of(model, tokens).backward()
+    model.zero_grad(set_to_none=True)
+
+
+def capture(model, tokens, names_filter=()):
+    """All 72 matrices."""
+    return tlb.run_with_gradient_cache(model, tokens, tlb.next_token_loss, names_filter=list(names_filter))
+
+
+def main() -> None:
+    """Print the rows of capture."""
+    model = gpt2_shape()
+    for shape, limit in (("1 x 32", "<= 0.60"), ("4 x 128", "<= 0.75")):
+        tokens = tokens_of(shape)
+        times = interleaved(
+            {
+                "full": lambda tokens=tokens: full_backward(model, tokens),
+                "bound": lambda tokens=tokens: activation_only(model, tokens),
+                "ours": lambda tokens=tokens: capture(model, tokens),
+                "with hook points": lambda tokens=tokens: tlb.run_with_gradient_cache(model, tokens, tlb.next_token_loss),
+            },
+            rounds=7 if shape == "1 x 32" else 5,
+        )
+        seconds = ", ".join(f"{name} {value:.3f} s" for name, value in times.items())
+        row(f"capture / loss.backward(), {shape} tokens", times["ours"] / times["full"], limit, seconds)
+        row(f"capture / forward + activation-only backward, {shape}", times["ours"] / times["bound"], "<= 1.10", "")
+        every = times["with hook points"] / times["full"]
+        row(f"capture with every hook point's gradient / loss.backward(), {shape}", every, "", "")
+    for shape in SHAPES:
+        peaks = {kind: int(in_fresh_process("tests.benchmarks.capture", kind, shape)) for kind in ("bound", "ours", "bytes")}
+        above = peaks["ours"] - peaks["bound"]
+        detail = f"{above / 2**20:.0f} MiB above the bound, factors {peaks['bytes'] / 2**20:.0f} MiB"
+        row(f"peak memory above the bound / bytes of the factors, {shape}", above / peaks["bytes"], "<= 1.15", detail)
+
+
+def peak(kind: str, shape: str) -> None:
+    """In a process of its own: print the peak memory of one way, or the bytes of the factors."""
+    model, tokens = gpt2_shape(), tokens_of(shape)
+    if kind == "bound":
+        activation_only(model, tokens)
+        print(peak_rss())
+        return
+    _, cache = capture(model, tokens)
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+                for f in cache.factors.values() for t in (f.inputs, f.deltas)}  # fmt: skip
+    print(peak_rss() if kind == "ours" else sum(storages.values()))
+
+
+if __name__ == "__main__":
+    peak(*sys.argv[1:])

@@ -1,0 +1,50 @@
+"""CPU time of alternatives, interleaved, and the memory that a run touches at its peak."""
+
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+
+def interleaved(alternatives: dict[str, Callable[[], object]], rounds: int = 7) -> dict[str, float]:
+    """Median CPU seconds of each alternative, after one warm-up, one call of each a round.
+
+    CPU time, not wall time: the machine is shared and its clock says more about the neighbours.
+    """
+    times = {name: [] for name in alternatives}
+    for round_ in range(rounds + 1):
+        for name, call in alternatives.items():
+            start = time.process_time()
+            call()
+            if round_:
+                times[name].append(time.process_time() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_rss() -> int:
+    """The most memory this process has held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def in_fresh_process(module: str, *arguments: str) -> str:
+    """Last line printed by `python -m module arguments` in a process of its own."""
+    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip().splitlines()[-1]
+
+
+def row(what: str, ratio: float, bound: str, detail: str) -> None:
+    """Print one line of the table."""
+    print(f"{what:<62} {ratio:7.3f}  {bound:<9} {detail}", flush=True)
+
+
+def gpt2_shape(**options):
+    """A HookedTransformer of GPT-2 small's shape with random weights."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    torch.manual_seed(0)
+    sizes = dict(n_layers=12, d_model=768, n_ctx=1024, d_head=64, n_heads=12, d_vocab=50257, act_fn="gelu_new")
+    return HookedTransformer(HookedTransformerConfig(**sizes, normalization_type="LN", **options)).eval()
