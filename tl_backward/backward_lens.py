@@ -326,7 +326,7 @@ def _target_and_answer(
 def _cell(read: Readout, towards_target: bool) -> Cell:
     """One place of a lens table."""
     if bool(read.is_zero):
-        return Cell("", sub="zero", title=("exactly zero: the loss does not depend on it",))
+        return Cell("—", title=("exactly zero: the loss does not depend on it",))
     top, bottom = read.top_tokens, read.bottom_tokens
     text, sub = (bottom[0], top[0]) if towards_target else (top[0], bottom[0])
     ranks = [("target", read.target_rank), ("answer", read.answer_rank)]
