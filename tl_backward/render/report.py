@@ -45,7 +45,7 @@ def lens_report(
     view = PromptView(lens, example)
     # A model booted from a folder is called by its whole path.
     own = str(getattr(getattr(model, "cfg", None), "model_name", None) or "").rstrip("/").split("/")[-1]
-    name = name or own
+    name = name or ("" if own == "custom" else own)  # what TransformerLens calls a model without a name
     page = Page(
         f"Backward Lens: {name}" if name else "Backward Lens",
         intro=report_texts.INTRO,

@@ -149,8 +149,9 @@ def _linear(
     layout = Layout(shape, heads, stored, tuple(weight.shape))
     read, write = read or Read(layer, first_input), write or Write(layer, "output")
     sites.add(WeightSite(name, "matrix", weight, layout, read, write))
-    if layer.bias is not None:
-        bias, per_head = cast(nn.Parameter, layer.bias), heads == "out" and d_head is not None
+    # TransformerLens 4 gives an unembedding without a bias a constant one, which nothing trains.
+    if isinstance(layer.bias, nn.Parameter):
+        bias, per_head = layer.bias, heads == "out" and d_head is not None
         shape = (d_out // d_head, d_head) if per_head and d_head else (d_out,)
         layout = Layout(shape, "out" if per_head else None, "in_out", (d_out,))
         sites.add(WeightSite(f"{owner}.b_{letter}", "bias", bias, layout, None, bias_write or write))
