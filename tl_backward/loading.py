@@ -1,6 +1,7 @@
 """Load a model by name: of the zoo, from a Hugging Face directory, or of TransformerLens."""
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
@@ -145,7 +146,9 @@ def _hooked(
             str(directory), fold_ln=False, device=device, dtype=dtype
         )
         weights = loading_from_pretrained.get_pretrained_state_dict(str(directory), cfg, model, dtype=dtype)
-        hooked = HookedTransformer(cfg, tokenizer, move_to_device=False)
+        with warnings.catch_warnings():  # that HookedTransformer will go is known to whoever asks for it
+            warnings.simplefilter("ignore", DeprecationWarning)
+            hooked = HookedTransformer(cfg, tokenizer, move_to_device=False)
         hooked.load_and_process_state_dict(
             weights,
             fold_ln=False,
