@@ -76,9 +76,14 @@ def attention_section(
     for layer in sorted(kept):
         boxes += _box(view, layer, patterns[layer], gradients.get(layer), is_open=layer == kept[0])
     left_out = ", ".join(str(layer) for layer in sorted(set(ranked) - set(kept)))
-    boxes += _data(patterns, gradients)
     note = f"Not drawn, because a browser could not draw so many squares: layers {left_out}." if left_out else ""
-    return note, boxes
+    rows = _rows(patterns, gradients)
+    if len(rows) > MOST_ROWS:
+        note += " The numbers are too many to be offered here as CSV; run_with_cache gives them."
+    else:
+        columns = ["layer", "head", "query", "key", "attention", *(["gradient"] if gradients else [])]
+        boxes += data_block(columns, rows, filename="attention.csv")
+    return note.strip(), boxes
 
 
 def _box(view: PromptView, layer: int, pattern: Tensor, gradient: Tensor | None, *, is_open: bool) -> Fragment:
@@ -96,17 +101,14 @@ def _box(view: PromptView, layer: int, pattern: Tensor, gradient: Tensor | None,
     return Fragment(html, joined.scripts, joined.needs)
 
 
-def _data(patterns: dict[int, Tensor], gradients: dict[int, Tensor]) -> Fragment:
-    """Both as CSV, without the keys that nothing attends to; nothing where that would be too much for a page."""
-    rows = []
+def _rows(patterns: dict[int, Tensor], gradients: dict[int, Tensor]) -> list[list[int | float]]:
+    """Both as a table, without the keys that nothing attends to; it stops after MOST_ROWS."""
+    rows: list[list[int | float]] = []
     for layer, pattern in patterns.items():
-        for head, query, key in pattern.nonzero().tolist():
+        for head, query, key in pattern.nonzero()[: MOST_ROWS + 1 - len(rows)].tolist():
             values = [float(each[layer][head, query, key]) for each in (patterns, gradients) if layer in each]
             rows.append([layer, head, query, key, *values])
-            if len(rows) > MOST_ROWS:
-                return Fragment("")
-    columns = ["layer", "head", "query", "key", "attention", *(["gradient"] if gradients else [])]
-    return data_block(columns, rows, filename="attention.csv")
+    return rows
 
 
 def beside(*parts: Fragment) -> Fragment:

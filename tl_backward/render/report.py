@@ -3,7 +3,7 @@
 import json
 import math
 
-from tl_backward._html import token_html, visible_token
+from tl_backward._html import escape, token_html, visible_text, visible_token
 from tl_backward._typing import TransformerLensModel
 from tl_backward.backward_lens import BackwardLens
 from tl_backward.render import report_texts
@@ -20,6 +20,9 @@ from tl_backward.render.key_figures import RANKS, PromptView, key_figures
 from tl_backward.render.page import Fragment, Page
 from tl_backward.render.rank_curves import rank_curves
 from tl_backward.render.tables import table
+
+_MANY = 20  # tokens that still fit into a table, and next to each other into two heat maps
+_LONGEST = 2000  # characters of the prompt in the question, all of it on hover
 
 
 def lens_report(
@@ -72,19 +75,19 @@ def _question(page: Page, view: PromptView) -> None:
     )
     text = report_texts.question(view.d_vocab)
     if forced:
-        text += " " + report_texts.FORCED.format(visible_token(forced))
+        text += " " + report_texts.FORCED.format(visible_token(forced, _LONGEST))
     if view.n_prompts > 1:
         text += f" This is prompt {view.example + 1} of {view.n_prompts}; only the means over the parts of the"
         text += " prompt use all of them."
     columns = ["", "this model"] + (["untrained control"] if view.control() else [])
     rows = [[each.name, each.value, *([each.control] if view.control() else [])] for each in key_figures(view)]
     advice = report_texts.advice(has_control=view.control() is not None)
-    page.section("The question", "", Fragment(sentence))
-    page.section("", f"{text}\n\n{advice}", table(columns, rows))
+    words = Fragment(sentence + "".join(f"<p>{escape(visible_text(paragraph))}</p>" for paragraph in (text, advice)))
+    page.section("The question", "", beside(words, table(columns, rows)))
 
 
 def _quoted(token: str) -> str:
-    return f"<b>{token_html(token, limit=None)}</b>"
+    return f"<b>{token_html(token, limit=_LONGEST)}</b>"
 
 
 def _token_norms(page: Page, view: PromptView) -> None:
@@ -98,6 +101,8 @@ def _words(page: Page, view: PromptView, of: str) -> None:
     heading, text = report_texts.WORDS[of]
     if of == "imprint" and any(weight.endswith("W_gate") for weight in view.lens.cache.factors):
         text += " This model's MLPs are gated: W_gate reads the same inputs."
+    if len(view.tokens) > _MANY:
+        text += " The table scrolls sideways."
     frame = view.lens.to_frame()
     frame = frame[(frame["readout"] == of) & (frame["example"] == view.example)]
     frame = frame.drop(columns=["readout", "example"])
@@ -152,7 +157,8 @@ def _norms(page: Page, view: PromptView) -> None:
     heading, text = report_texts.NORMS
     if control is not None:
         text += " Each picture has its own colour scale."
-    page.section(heading, text, beside(*map(figure_fragment, figures)), data)
+    fragments = [figure_fragment(figure) for figure in figures]
+    page.section(heading, text, *([beside(*fragments)] if len(view.tokens) <= _MANY else fragments), data)
 
 
 def _segments(page: Page, view: PromptView) -> None:

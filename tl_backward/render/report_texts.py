@@ -41,8 +41,8 @@ def advice(*, has_control: bool) -> str:
 
 
 FORCED = (
-    "The target has several tokens: all but its last, {!r}, are appended to the prompt, the loss is the mean "
-    "over all of them, and ranks are those of the first, read where the prompt ends."
+    "The target has several tokens: '{}', which is all of it but the last one, is appended to the prompt, the "
+    "loss is the mean over its tokens, and ranks are those of the first, read where the prompt ends."
 )
 
 TOKEN_NORMS = (
