@@ -5,9 +5,7 @@ from tl_backward.zoo.loading import has_hooked_transformer
 
 HOOKED = pytest.param(
     "hooked",
-    marks=pytest.mark.skipif(
-        not has_hooked_transformer(), reason="TransformerLens 4 has no HookedTransformer"
-    ),
+    marks=pytest.mark.skipif(not has_hooked_transformer(), reason="TransformerLens 4 has no HookedTransformer"),
 )
 
 

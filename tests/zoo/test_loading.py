@@ -12,9 +12,7 @@ from tl_backward.zoo.recall import recall
 
 PROMPTS = ["Anna Berg lives in the city of", "The pet of Noor Quispe is a"]
 
-needs_hooked = pytest.mark.skipif(
-    not has_hooked_transformer(), reason="TransformerLens 4 has no HookedTransformer"
-)
+needs_hooked = pytest.mark.skipif(not has_hooked_transformer(), reason="TransformerLens 4 has no HookedTransformer")
 
 
 def plain_logits(prompt):
@@ -118,21 +116,19 @@ def test_the_shipped_files_are_small():
     assert sum(file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file()) <= 4e6
 
 
-def test_importing_the_zoo_loads_neither_transformers_nor_transformer_lens():
-    code = (
-        "import sys, importlib.util as u; import tl_backward.zoo; "
-        "sys.exit(any(m in sys.modules for m in ('transformers', 'transformer_lens')))"
-    )
-    before = "import sys, tl_backward; sys.exit('transformer_lens' in sys.modules)"
-    if subprocess.run([sys.executable, "-c", before], check=False).returncode:
-        pytest.skip("the package itself imports transformer_lens")
+def test_importing_the_zoo_adds_neither_transformers_nor_transformer_lens():
+    code = """
+import sys
+import tl_backward
+before = set(sys.modules)
+import tl_backward.zoo
+sys.exit(bool({"transformers", "transformer_lens"} & (set(sys.modules) - before)))
+"""
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_an_unknown_name_is_told_the_known_ones():
-    with pytest.raises(
-        ValueError, match="Unknown model 'fatcs': expected one of 'facts', or a directory with"
-    ):
+    with pytest.raises(ValueError, match="Unknown model 'fatcs': expected one of 'facts', or a directory with"):
         zoo.load("fatcs")
 
 

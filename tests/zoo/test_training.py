@@ -1,3 +1,5 @@
+import contextlib
+import io
 import json
 from dataclasses import replace
 
@@ -66,22 +68,29 @@ def test_rows_are_training_sentences_about_one_person(world, tokenizer):
         assert sum(all(name in sentence for sentence in whole) for name in names) == 1
 
 
-@pytest.mark.parametrize("activation", ["gelu_new", "solu", "relu"])
-def test_the_command_trains_saves_and_reports(tmp_path, capsys, kind, activation):
-    out = tmp_path / activation
-    arguments = "facts --steps 3 --n-layers 1 --d-model 16 --n-heads 2 --seed 7 --data-seed 8".split()
-    assert main([*arguments, "--activation", activation, "--out", str(out)]) == 0
-    printed = capsys.readouterr().out
-    assert "held_out" in printed
-    assert str(out) in printed
+@pytest.fixture(scope="module", params=["gelu_new", "solu"])
+def command_output(request, tmp_path_factory):
+    """The directory that a short run of the command wrote, and what it printed."""
+    out = tmp_path_factory.mktemp("zoo") / request.param
+    command = "facts --steps 3 --n-layers 1 --d-model 16 --n-heads 2 --seed 7 --data-seed 8 --activation"
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main([*command.split(), request.param, "--out", str(out)]) == 0
+    return out, printed.getvalue()
+
+
+def test_the_command_reports_and_records(command_output):
+    out, printed = command_output
+    assert {"held_out", "city", str(out)} <= set(printed.split())
     recorded = json.loads((out / "metrics.json").read_text())
-    assert recorded["recipe"]["init_seed"] == 7
-    assert recorded["recipe"]["data_seed"] == 8
+    assert (recorded["recipe"]["init_seed"], recorded["recipe"]["data_seed"]) == (7, 8)
     assert set(recorded["recall"]) == {"train", "held_out", "unstated"}
 
+
+def test_what_the_command_saves_loads_in_both_worlds(command_output, kind, world):
+    out, _ = command_output
     model = zoo.load(out, kind=kind)
-    recipe = Recipe(**recorded["recipe"])
-    trained = train(recipe, zoo.facts.world(), show_progress=False)
+    recipe = Recipe(**json.loads((out / "metrics.json").read_text())["recipe"])
+    trained = train(recipe, world, show_progress=False)
     tokens = model.to_tokens("Anna Berg lives in the city of")
     torch.testing.assert_close(model(tokens), trained(tokens).logits, atol=1e-4, rtol=0)
 

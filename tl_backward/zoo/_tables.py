@@ -89,12 +89,8 @@ ANSWERS = MappingProxyType(
             "Norvik Helixon Brightwater Castellan Umbra Fernway Quanta Redstone "
             "Silverline Tamarind Vantor Windmere Zephyr Oakfield Lumina Kestrel".split()
         ),
-        "pet": tuple(
-            "dog cat rabbit hamster parrot tortoise goldfish pony ferret canary lizard goat".split()
-        ),
-        "instrument": tuple(
-            "violin piano cello flute trumpet guitar drums harp clarinet banjo saxophone tuba".split()
-        ),
+        "pet": tuple("dog cat rabbit hamster parrot tortoise goldfish pony ferret canary lizard goat".split()),
+        "instrument": tuple("violin piano cello flute trumpet guitar drums harp clarinet banjo saxophone tuba".split()),
         "colour": tuple("red blue green yellow purple white black brown pink grey orange turquoise".split()),
     }
 )

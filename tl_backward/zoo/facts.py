@@ -192,9 +192,7 @@ def world(seed: int = 0) -> World:
         for i, (first, last) in enumerate(names)
     )
     held_out = frozenset(
-        (person.name, relation, rng.randrange(len(TEMPLATES[relation])))
-        for person in people
-        for relation in RELATIONS
+        (person.name, relation, rng.randrange(len(TEMPLATES[relation]))) for person in people for relation in RELATIONS
     )
     return World(seed, people, held_out, _choose_unstated(people, rng))
 
@@ -271,9 +269,7 @@ def _choose_unstated(people: tuple[Person, ...], rng: random.Random) -> frozense
     """N_UNSTATED people, no two of one city: each city's country is told through its other people."""
     prompt, _ = example_edit()
     by_city = {
-        person.city: person.name
-        for person in rng.sample(people, len(people))
-        if not prompt.startswith(person.name)
+        person.city: person.name for person in rng.sample(people, len(people)) if not prompt.startswith(person.name)
     }
     return frozenset(rng.sample(sorted(by_city.values()), N_UNSTATED))
 

@@ -52,8 +52,7 @@ def load(name_or_dir: str | Path, *, kind: str | None = None, fold_ln: bool = Fa
         )
     if kind == "bridge" and fold_ln:
         raise ValueError(
-            "fold_ln=True needs kind='hooked', got a TransformerBridge; call its "
-            "enable_compatibility_mode() to fold."
+            "fold_ln=True needs kind='hooked', got a TransformerBridge; call its enable_compatibility_mode() to fold."
         )
     with torch.random.fork_rng(devices=[]):
         model, tokenizer = _hugging_face(directory)
@@ -90,8 +89,7 @@ def _directory(name_or_dir: str | Path) -> Path:
             f"`python -m tl_backward.zoo.train {name_or_dir} --out DIR` and load DIR."
         )
     raise ValueError(
-        f"Unknown model {str(name_or_dir)!r}: expected one of {shipped}, or a directory with "
-        f"{', '.join(FILES)}."
+        f"Unknown model {str(name_or_dir)!r}: expected one of {shipped}, or a directory with {', '.join(FILES)}."
     )
 
 

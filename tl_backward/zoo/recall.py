@@ -15,9 +15,7 @@ Forward = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch pos d_vocab"
 CHUNK = 512
 
 
-def answered(
-    forward: Forward, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]
-) -> dict[Example, bool]:
+def answered(forward: Forward, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) -> dict[Example, bool]:
     """Whether the most likely token after each prompt is its answer.
 
     Args:

@@ -40,9 +40,7 @@ class Recipe:
                 f"d_model is a multiple of n_heads, got d_model={self.d_model} and n_heads={self.n_heads}."
             )
         if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"Unknown activation {self.activation!r}: expected one of {', '.join(ACTIVATIONS)}."
-            )
+            raise ValueError(f"Unknown activation {self.activation!r}: expected one of {', '.join(ACTIVATIONS)}.")
 
 
 RECIPES = MappingProxyType(

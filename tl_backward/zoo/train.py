@@ -42,19 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = train(recipe, world())
     cpu_seconds = time.process_time() - started
     measured = recall(lambda tokens: model(tokens).logits, facts_tokenizer(), world().examples())
-    print(report(measured))
-    save(
-        model,
-        out,
-        {
-            "name": options.name,
-            "recipe": asdict(recipe),
-            "recall": measured,
-            "cpu_seconds": round(cpu_seconds, 1),
-            "torch": torch.__version__,
-        },
-    )
-    print(f"{cpu_seconds:.0f} CPU-seconds; saved to {out}")
+    metrics = {
+        "name": options.name,
+        "recipe": asdict(recipe),
+        "recall": measured,
+        "cpu_seconds": round(cpu_seconds, 1),
+        "torch": torch.__version__,
+    }
+    save(model, out, metrics)
+    print(f"{report(measured)}\n{cpu_seconds:.0f} CPU-seconds of training; saved to {out}")
     return 0
 
 
@@ -74,9 +70,7 @@ def report(measured: Recall) -> str:
     lines = [f"{'recall':<12}" + "".join(f"{split:>10}" for split in splits)]
     for relation in relations:
         cells = (measured[split].get(relation) for split in splits)
-        lines.append(
-            f"{relation:<12}" + "".join(f"{'' if c is None else format(c, '.3f'):>10}" for c in cells)
-        )
+        lines.append(f"{relation:<12}" + "".join(f"{'' if c is None else format(c, '.3f'):>10}" for c in cells))
     return "\n".join(lines)
 
 
