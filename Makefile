@@ -1,6 +1,7 @@
 # Every target sets up what it needs on a machine with Python 3.11 and make.
 PYTHON ?= python3
-PYTEST_FLAGS ?= -q
+# Two workers of one thread each: the models are too small for two threads to share.
+PYTEST_FLAGS ?= -q -n 2
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 

@@ -88,6 +88,37 @@ def test_a_batch_is_its_examples(world, side):
 
 
 @every_world
+def test_the_prompts_last_token_is_where_the_answer_is_asked_for(world):
+    model = build(world)
+    model.tokenizer.padding_side = "left"
+    lens = tlb.backward_lens(model, ["w5 w6 w7", "w8"], ["w3 w4 w10", "w11 w9 w3"], subject=["w6", "w8"])
+    tokens = [[lens.tokens[i][p] for p in range(lens.token_ids.shape[1])] for i in range(2)]
+    assert [tokens[i][int(p)] for i, p in enumerate(lens.answer_position)] == ["w7", "w8"]
+    assert lens.segments.labels()[0][-5:] == ["other", "subject", "last", "target", "target"]
+    assert lens.segments.labels()[1][-4:] == ["first", "last", "target", "target"]
+    one = tlb.backward_lens(model, "w5 w6 w7", "w3 w4 w10")
+    assert one.answer == lens.answer[0] and one.tokens[int(one.answer_position)] == "w7"
+
+
+def test_targets_are_encoded_as_they_stand_after_the_prompt():
+    """Sentencepiece would give " boy" a lone space first."""
+    model = stories()
+    lens = tlb.backward_lens(model, "There was a little", " boy")
+    pieces = model.tokenizer.convert_ids_to_tokens([*lens.token_ids[-2:].tolist()])
+    assert pieces == ["\u2581b", "o"] and lens.target == " b"
+
+
+@pytest.mark.parametrize("family", ["split_qkv", "attn_result", "attn_in"] if HAS_HOOKED_TRANSFORMER else [])
+def test_attention_with_an_input_for_each_head(family):
+    """Without hooks all heads read and write the same, so their mean is what the plain model has."""
+    lens, plain = (tlb.backward_lens(hooked(name), PROMPT, TARGET, attention=True) for name in (family, "ln"))
+    for of in ("attn_imprint", "attn_shift"):
+        for layer, read in getattr(lens, of).items():
+            torch.testing.assert_close(read.norm, getattr(plain, of)[layer].norm)
+            assert torch.equal(read.target_rank, getattr(plain, of)[layer].target_rank)
+
+
+@every_world
 def test_segments(world):
     model = build(world)
     lens = tlb.backward_lens(model, PROMPT, TARGET, subject="w6", control="random_init")

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import HAS_HOOKED_TRANSFORMER, bridge, worlds
+from models import HAS_HOOKED_TRANSFORMER, worlds
 from shared import shared
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import tl_backward as tlb
-from tl_backward.cli import main, target_ids
+from tl_backward.cli import main
 from tl_backward.loading import load_model
 
 PROMPT, TARGET = "Anna Berg lives in the city of", " Oslo"
@@ -228,16 +228,3 @@ def test_a_folder_that_is_no_language_model(tmp_path):
         load_model("facts", kind="both")
     with pytest.raises(ValueError, match="Expected a dtype among"):
         load_model("facts", dtype="int4")
-
-
-def test_targets_are_split_as_they_stand_after_the_prompt():
-    model = load_model(str(shared("models", "stories260K")))
-    ids = target_ids(model, "There was a little", " boy")
-    assert model.tokenizer.convert_ids_to_tokens(ids) == ["▁b", "o", "y"]
-    facts = tlb.zoo.load("facts")
-    assert target_ids(facts, PROMPT, " Oslo") == facts.to_tokens(" Oslo", prepend_bos=False)[0].tolist()
-    # together they are an unknown word: the library's own message says what to do about it
-    assert target_ids(facts, PROMPT, "Oslo") == "Oslo"
-    model = bridge()
-    model.tokenizer = None
-    assert target_ids(model, PROMPT, " Oslo") == " Oslo"

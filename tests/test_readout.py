@@ -98,9 +98,24 @@ def test_chunks_and_batches_agree(world, monkeypatch):
     v = vectors(model, 3, 5)
     whole = tlb.readout(model, v, target=torch.arange(15).reshape(3, 5) + 3)
     # The package's `readout` is the function of that name, so the module is reached by its path.
-    monkeypatch.setattr(sys.modules["tl_backward.readout"], "MAX_LOGIT_BYTES", 12 * 50 * 4)
+    monkeypatch.setattr(sys.modules["tl_backward.readout"], "MAX_LOGIT_BYTES", 4 * 12 * 7)  # 7 columns at a time
+    monkeypatch.setattr(sys.modules["tl_backward.readout"], "_ROWS", 4)
     parts = tlb.readout(model, v, target=torch.arange(15).reshape(3, 5) + 3)
-    assert torch.equal(whole.top_ids, parts.top_ids) and torch.equal(whole.target_rank, parts.target_rank)
+    for name in ("top_ids", "bottom_ids", "target_rank", "norm"):
+        assert torch.equal(getattr(whole, name), getattr(parts, name)), name
+    torch.testing.assert_close(whole.top_values, parts.top_values)
+    assert tlb.readout(model, v[:0], target=3).top_ids.shape == (0, 5, 10)
+
+
+@every_world
+def test_ranks_agree_with_the_lists(world):
+    """Whatever rounding does, the i-th token of the list has rank i, from either end."""
+    model = build(world, dtype=torch.float32)
+    v = vectors(model, 30)
+    read = tlb.readout(model, v, k=10)
+    for i in range(10):
+        assert (tlb.readout(model, v, target=read.top_ids[:, i]).target_rank == i).all()
+        assert (tlb.readout(model, v, target=read.bottom_ids[:, i]).target_rank_from_bottom == i).all()
 
 
 @every_world

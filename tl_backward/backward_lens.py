@@ -52,14 +52,16 @@ class BackwardLens:
     """The (first) target token."""
     answer: str | list[str]
     """The model's own answer before any edit: its most likely next token (or the one that was given)."""
+    answer_position: Int[Tensor, "*batch"]
+    """Index of the prompt's last token, after which the (first) target token is expected."""
     imprint: dict[int, Readout]
     """Per layer, the inputs x_i of W_in (and of W_gate, which reads the same) in words: [pos]."""
     shift: dict[int, Readout]
     """Per layer, the VJPs delta_i of W_out in words, raw sign: [pos]."""
     attn_imprint: dict[int, Readout]
-    """Per layer, the inputs of W_V: [pos]; empty unless `attention=True`."""
+    """Per layer, the inputs of W_V: [pos]; empty unless `attention=True`. Averaged over heads that have their own."""
     attn_shift: dict[int, Readout]
-    """Per layer, the VJPs of W_O, raw sign: [pos]; empty unless `attention=True`."""
+    """Per layer, the VJPs of W_O, raw sign: [pos]; empty unless `attention=True`. Averaged likewise."""
     segments: Segments
     """Which tokens are first, subject, last and other."""
     cache: GradientCache
@@ -150,10 +152,10 @@ class BackwardLens:
         return "".join(self.table(of, caption=title) for of, title in titles.items() if of in self.readouts())
 
     def table(self, of: str = "shift", *, example: int = 0, caption: str = "") -> str:
-        """A static HTML table of one readout, layers x tokens; the full lists on hover, coloured by norm.
+        """A static HTML table of one readout, layers x tokens; the full lists on hover.
 
         An imprint's cell shows its top token, a shift's its BOTTOM one (what a descent step moves toward), with the
-        other end below.
+        other end below. VJPs are coloured by their norm.
         """
         towards = of.endswith("shift")
         layers, real = self.readouts()[of], self.mask.reshape(-1, self.mask.shape[-1])[example]
@@ -163,7 +165,7 @@ class BackwardLens:
             read = read[example] if self.is_batch else read
             places = real.nonzero().flatten().tolist()
             cells.append([_cell(read[place], towards) for place in places])
-        label = "|delta_i|, VJP norm (loss in nats per unit of output)" if towards else "|x_i|, input norm"
+        label = "|delta_i|, VJP norm (loss in nats per unit of output)" if towards else ""
         return lens_table([f"layer {layer}" for layer in layers], names, cells, value_label=label, caption=caption)
 
     def _strings(self, example: int) -> list[str]:
@@ -230,12 +232,19 @@ def backward_lens(
     )
     bound = loss.bind(model, cache.tokens.shape[0])
     batched = not isinstance(prompt, str) and not (isinstance(prompt, Tensor) and prompt.ndim == 1)
-    target_ids, answer_ids = _target_and_answer(model, cache, bound, answer)
-    vectors = [
-        cache.factors[name].inputs if of.endswith("imprint") else cache.factors[name].deltas
-        for of, names in pairs.items()
-        for name in names.values()
-    ]
+    mask = cache.mask if cache.mask is not None else torch.ones_like(cache.tokens, dtype=torch.bool)
+    asked = _answer_position(mask, bound)
+    target_ids, answer_ids = _target_and_answer(model, cache, bound, asked, answer)
+    vectors = []
+    for of, names in pairs.items():
+        for name in names.values():
+            side = cache.factors[name].inputs if of.endswith("imprint") else cache.factors[name].deltas
+            if side.shape[:2] != cache.tokens.shape:
+                raise ValueError(
+                    f"Expected one input a token for {name}, got {list(side.shape)} for tokens "
+                    f"{list(cache.tokens.shape)}; turn off split_qkv_input or ungroup_grouped_query_attention."
+                )
+            vectors.append(side.mean(2) if side.ndim == 4 else side)
     every = readout(
         model,
         torch.stack(vectors),
@@ -248,7 +257,6 @@ def backward_lens(
     places = iter(range(len(vectors)))
     reads = {of: {layer: every[next(places)] for layer in names} for of, names in pairs.items()}
     tokenizer = getattr(model, "tokenizer", None)
-    mask = cache.mask if cache.mask is not None else torch.ones_like(cache.tokens, dtype=torch.bool)
     strings = token_strings(tokenizer, cache.tokens.masked_fill(~mask, -1))
     beside = None
     if control is not None:
@@ -272,11 +280,12 @@ def backward_lens(
         mask=mask if batched else mask[0],
         target=targets if batched else targets[0],
         answer=answers if batched else answers[0],
+        answer_position=asked if batched else asked[0],
         imprint=reads.get("imprint", {}),
         shift=reads.get("shift", {}),
         attn_imprint=reads.get("attn_imprint", {}),
         attn_shift=reads.get("attn_shift", {}),
-        segments=segment_tokens(strings, mask, subject),
+        segments=segment_tokens(strings, mask, asked, subject),
         cache=cache,
         control=beside,
     )
@@ -305,8 +314,18 @@ def _weight_pairs(
     return pairs, gates
 
 
+def _answer_position(mask: Bool[Tensor, "batch pos"], loss: TargetLoss) -> Int[Tensor, "batch"]:
+    """Index of each prompt's last token, before the target tokens that were appended to it."""
+    places = [row.nonzero().flatten() for row in mask]
+    return torch.stack([real[-1 - len(forced)] for real, forced in zip(places, loss.continuation, strict=True)])
+
+
 def _target_and_answer(
-    model: TransformerLensModel, cache: GradientCache, loss: TargetLoss, answer: Answer
+    model: TransformerLensModel,
+    cache: GradientCache,
+    loss: TargetLoss,
+    asked: Int[Tensor, "batch"],
+    answer: Answer,
 ) -> tuple[Int[Tensor, " batch"], Int[Tensor, " batch"]]:
     """The first target token and the old answer of each example."""
     device, n = cache.tokens.device, cache.tokens.shape[0]
@@ -316,11 +335,7 @@ def _target_and_answer(
     if answer is not None:
         words = [answer] * n if isinstance(answer, str | int) else list(answer)
         return targets, torch.tensor([single_token(model, word) for word in words], device=device)
-    asked = []
-    for example, forced in enumerate(loss.continuation):
-        real = range(cache.tokens.shape[1]) if cache.mask is None else cache.mask[example].nonzero().flatten().tolist()
-        asked.append(cache.logits[example, real[-1 - len(forced)]].argmax())
-    return targets, torch.stack(asked)
+    return targets, cache.logits[torch.arange(n, device=device), asked].argmax(-1)
 
 
 def _cell(read: Readout, towards_target: bool) -> Cell:
@@ -336,4 +351,5 @@ def _cell(read: Readout, towards_target: bool) -> Cell:
         "top: " + ", ".join(map(visible_token, top)),
         "bottom: " + ", ".join(map(visible_token, bottom)),
     )
-    return Cell(text, sub=sub, title=title, value=read.norm.item())
+    # Inputs are what a norm let through, all of one length: colour would say nothing.
+    return Cell(text, sub=sub, title=title, value=read.norm.item() if towards_target else None)

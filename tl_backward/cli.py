@@ -217,7 +217,7 @@ def _lens(arguments: argparse.Namespace) -> None:
         lens = _compute(
             model,
             arguments.prompt,
-            target_ids(model, arguments.prompt, arguments.target),
+            arguments.target,
             subject=arguments.subject,
             layers=sorted(check_layers(arguments.layers, model.cfg.n_layers)),
             k=arguments.k,
@@ -240,7 +240,7 @@ def _lens(arguments: argparse.Namespace) -> None:
 def _compute(
     model: "TransformerLensModel",
     prompt: str,
-    target: str | list[int],
+    target: str,
     *,
     subject: str | None = None,
     layers: list[int] | None = None,
@@ -262,23 +262,6 @@ def _compute(
         control="random_init" if control else None,
         names_filter=pattern_names(model),
     )
-
-
-def target_ids(model: "TransformerLensModel", prompt: str, target: str) -> str | list[int]:
-    """Find the tokens that `target` adds to the prompt, as the tokenizer splits the two together.
-
-    Encoded alone, a target gets the tokenizer's start-of-text treatment: sentencepiece puts a space before
-    " boy", of which the first token would then be a lone space. Where the two texts together do not start
-    with the prompt's own tokens, the text is returned as it is.
-    """
-    from tl_backward.prompts import encode_prompts
-
-    if not prompt or not target or getattr(model, "tokenizer", None) is None:
-        return target
-    start, whole = (encode_prompts(model, text).rows()[0] for text in (prompt, prompt + target))
-    added = whole[len(start) :]
-    unknown = getattr(model.tokenizer, "unk_token_id", None)
-    return added if added and whole[: len(start)] == start and unknown not in added else target
 
 
 def _check_out(out: str | None) -> Path:

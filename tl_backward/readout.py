@@ -1,9 +1,8 @@
 """Vectors of the residual stream read in words: final norm, unembedding, top and bottom tokens, ranks."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,7 +19,9 @@ if TYPE_CHECKING:
     import pandas
 
 MAX_LOGIT_BYTES = 64 * 2**20
-"""Logits and scratch held at once; longer inputs are read in chunks through the same buffers."""
+"""Logits and scratch held at once; the vocabulary is read in tiles through the same two buffers."""
+
+_ROWS = 1024  # vectors read together; more would narrow the tiles
 
 TokenChoice: TypeAlias = str | int | Int[Tensor, "..."]
 
@@ -154,22 +155,22 @@ def readout(
         is_zero &= ~flat.bool().any(-1)  # the norm of tiny numbers may underflow
         chosen = [_choice(model, token, lead) for token in (target, answer)]
         given = [ids for ids in chosen if ids is not None]
-        wanted = torch.stack(given, -1) if given else None
-        top, bottom, ranks = _extremes(model, _prepared(model, flat, ln=ln, normalize=normalize), k, wanted, bias)
+        wanted = torch.stack(given, -1) if given else torch.zeros(len(flat), 0, dtype=torch.long, device=flat.device)
+        found = _extremes(model, _prepared(model, flat, ln=ln, normalize=normalize), k, wanted, bias)
     keep = ~is_zero
-    found = iter(() if ranks is None else ranks.unbind(-1))
+    ranks = iter(found.ranks.unbind(-1))
     target_rank, answer_rank = (
-        None if ids is None else torch.where(keep, next(found), -1).reshape(lead) for ids in chosen
+        None if ids is None else torch.where(keep, next(ranks), -1).reshape(lead) for ids in chosen
     )
 
     def cleared(tensor: Tensor, fill: int) -> Tensor:
         return torch.where(keep[:, None], tensor, fill).reshape(*lead, k)
 
     return Readout(
-        top_ids=cleared(top[1], -1),
-        top_values=cleared(top[0], 0),
-        bottom_ids=cleared(bottom[1], -1),
-        bottom_values=cleared(bottom[0], 0),
+        top_ids=cleared(found.top[1], -1),
+        top_values=cleared(found.top[0], 0),
+        bottom_ids=cleared(found.bottom[1], -1),
+        bottom_values=cleared(found.bottom[0], 0),
         norm=norm.reshape(lead),
         is_zero=is_zero.reshape(lead),
         d_vocab=d_vocab,
@@ -217,40 +218,76 @@ def _prepared(model: TransformerLensModel, vectors: Tensor, *, ln: bool, normali
     return without_hooks(norm)(vectors[None])[0]
 
 
-def _extremes(
-    model: TransformerLensModel, vectors: Tensor, k: int, wanted: Tensor | None, bias: bool
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor | None]:
-    """(values, ids) of the top k and of the bottom k, and the ranks of `wanted` [n, m], through one buffer."""
-    found: list[list[Tensor]] = [[] for _ in range(5)]
-    for rows, logits, scratch in _logit_chunks(model, vectors, bias):
-        parts = [*logits.topk(k), *logits.topk(k, largest=False)]
-        if wanted is not None:
-            own = logits.gather(1, wanted[rows])
-            # Counted in float: several times faster than summing booleans, and exact below 2^24 tokens.
-            counts = [torch.gt(logits, value[:, None], out=scratch).sum(-1) for value in own.unbind(-1)]
-            parts.append(torch.stack(counts, -1).long())
-        for one, part in zip(found, parts, strict=False):
-            one.append(part)
-    top, top_ids, bottom, bottom_ids, ranks = (torch.cat(parts) if parts else None for parts in found)
-    return cast(tuple, (top, top_ids)), cast(tuple, (bottom, bottom_ids)), ranks
+@dataclass(frozen=True)
+class _Extremes:
+    """Top k, bottom k [n, k] and ranks [n, m] of some vectors."""
+
+    top: tuple[Tensor, Tensor]
+    bottom: tuple[Tensor, Tensor]
+    ranks: Tensor
 
 
-def _logit_chunks(
-    model: TransformerLensModel, vectors: Tensor, bias: bool
-) -> Iterator[tuple[slice, Tensor, Float[Tensor, "row d_vocab"]]]:
-    """(rows, their logits, float scratch of the same shape); every chunk lives in the same two buffers."""
-    unembedding = model.W_U.detach()
+def _extremes(model: TransformerLensModel, vectors: Tensor, k: int, wanted: Tensor, bias: bool) -> _Extremes:
+    """Extremes of logits that are never held whole: tiles of the vocabulary through one buffer.
+
+    Wide tiles of many vectors keep the matrix product at its best; each leaves k candidates and a count. `wanted`
+    [n, m] are the ids to rank.
+    """
+    unembedding, offset = model.W_U.detach(), model.b_U.detach() if bias else None
     d_vocab = unembedding.shape[1]
-    per_row = d_vocab * (vectors.element_size() + 4)
-    rows = max(1, min(len(vectors), MAX_LOGIT_BYTES // per_row))
-    logits_buffer = vectors.new_empty(rows, d_vocab)
-    scratch = vectors.new_empty(rows, d_vocab, dtype=torch.float32)
-    for start in range(0, max(1, len(vectors)), rows):
-        chunk = vectors[start : start + rows]
-        logits = torch.mm(chunk, unembedding, out=logits_buffer[: len(chunk)])
-        if bias:
-            logits += model.b_U.detach()
-        yield slice(start, start + rows), _softcapped(model, logits), scratch[: len(chunk)]
+    rows = min(len(vectors), _ROWS)
+    width = max(1, min(d_vocab, MAX_LOGIT_BYTES // max(1, rows * (vectors.element_size() + 4))))
+    buffer, scratch = vectors.new_empty(rows * width), vectors.new_empty(rows * width, dtype=torch.float32)
+    parts = []
+    for start in range(0, max(1, len(vectors)), max(1, rows)):
+        chunk, ids = vectors[start : start + rows], wanted[start : start + rows]
+        own = torch.einsum("nd,dnm->nm", chunk, unembedding[:, ids])
+        own = _softcapped(model, own if offset is None else own + offset[ids])
+        ranks, tops, bottoms = torch.zeros_like(ids), [], []
+        for first in range(0, d_vocab, width):
+            columns = slice(first, min(first + width, d_vocab))
+            shape = (len(chunk), columns.stop - first)
+            logits = torch.mm(chunk, unembedding[:, columns], out=_view(buffer, shape))
+            logits = _softcapped(model, logits if offset is None else logits.add_(offset[columns]))
+            for found, largest in ((tops, True), (bottoms, False)):
+                values, places = logits.topk(min(k, shape[1]), largest=largest)
+                found.append((values, places + first))
+            for i, value in enumerate(own.unbind(-1)):
+                # Counted in float: several times faster than summing booleans, and exact below 2^24 tokens.
+                greater = torch.gt(logits, value[:, None], out=_view(scratch, shape))
+                # The token itself, whose logit was computed apart, must not outrank itself by a rounding error.
+                place = (ids[:, i] - first).clamp(0, shape[1] - 1)[:, None]
+                inside = ((ids[:, i] >= first) & (ids[:, i] < columns.stop))[:, None]
+                greater.scatter_(1, place, torch.where(inside, 0.0, greater.gather(1, place)))
+                ranks[:, i] += greater.sum(-1).long()
+        parts.append((*_merged(tops, k, largest=True), *_merged(bottoms, k, largest=False), ranks))
+    top, top_ids, bottom, bottom_ids, ranks = (torch.cat(side) for side in zip(*parts, strict=True))
+    for i, ids in enumerate(wanted.unbind(-1)):
+        # The compared logit was computed apart and may differ in the last bit; a listed token's rank is the list's.
+        above = _place(top, top_ids, ids, largest=True)
+        below = _place(bottom, bottom_ids, ids, largest=False)
+        ranks[:, i] = torch.where(above >= 0, above, torch.where(below >= 0, d_vocab - 1 - below, ranks[:, i]))
+    return _Extremes((top, top_ids), (bottom, bottom_ids), ranks)
+
+
+def _place(values: Tensor, listed: Tensor, ids: Tensor, *, largest: bool) -> Tensor:
+    """How many entries of each row's list lie strictly beyond the one for `ids`; -1 where it is not listed."""
+    hit = listed == ids[:, None]
+    own = torch.where(hit, values, 0).sum(1, keepdim=True)
+    beyond = (values > own) if largest else (values < own)
+    return torch.where(hit.any(1), beyond.sum(1), -1)
+
+
+def _view(buffer: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The start of a flat buffer as a matrix."""
+    return buffer[: shape[0] * shape[1]].view(shape)
+
+
+def _merged(tiles: list[tuple[Tensor, Tensor]], k: int, *, largest: bool) -> tuple[Tensor, Tensor]:
+    """The k extremes of the tiles' own."""
+    values, ids = (torch.cat(side, dim=1) for side in zip(*tiles, strict=True))
+    values, places = values.topk(k, largest=largest)
+    return values, ids.gather(1, places)
 
 
 def _softcapped(model: TransformerLensModel, logits: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-NAMES = ("first", "subject", "last", "other")
+NAMES = ("first", "subject", "last", "other", "target")
 
 Subject: TypeAlias = str | tuple[int, int] | Sequence[str] | Sequence[tuple[int, int]] | None
 
@@ -17,8 +17,9 @@ Subject: TypeAlias = str | tuple[int, int] | Sequence[str] | Sequence[tuple[int,
 class Segments:
     """Which segment each token belongs to: each real token is in exactly one.
 
-    The last token is `last` even within the subject, the subject's are `subject` even at the start; the first is
-    `first` (usually BOS); the rest `other`.
+    `last` is the prompt's last token, where the answer is asked for, even within the subject; the subject's tokens are
+    `subject` even at the start; the first is `first` (usually BOS); tokens of a longer target that were appended to the
+    prompt are `target`; the rest is `other`.
     """
 
     codes: Int[Tensor, "batch pos"]
@@ -37,12 +38,18 @@ class Segments:
         return [[NAMES[code] if code >= 0 else "" for code in row] for row in self.codes.tolist()]
 
 
-def segment_tokens(tokens: list[list[str]], mask: Bool[Tensor, "batch pos"], subject: Subject = None) -> Segments:
+def segment_tokens(
+    tokens: list[list[str]],
+    mask: Bool[Tensor, "batch pos"],
+    answer_position: Int[Tensor, "batch"],
+    subject: Subject = None,
+) -> Segments:
     """Segment each prompt.
 
     Args:
         tokens: each prompt's tokens as strings, padding included.
         mask: True at real tokens.
+        answer_position: the prompt's last token in each row.
         subject: the subject's text or its (start, end) span among the real tokens (end excluded, BOS counted), one for
             all prompts or one each; None for no subject.
 
@@ -59,8 +66,10 @@ def segment_tokens(tokens: list[list[str]], mask: Bool[Tensor, "batch pos"], sub
         if span is not None:
             start, end = find_span([strings[place] for place in places], span)
             codes[example, places[start:end]] = NAMES.index("subject")
-        codes[example, places[-1]] = NAMES.index("last")
-    return Segments(codes)
+        last = int(answer_position[example])
+        codes[example, last] = NAMES.index("last")
+        codes[example, [place for place in places if place > last]] = NAMES.index("target")
+    return Segments(codes.to(mask.device))
 
 
 def find_span(tokens: Sequence[str], subject: str | tuple[int, int]) -> tuple[int, int]:
@@ -77,13 +86,17 @@ def find_span(tokens: Sequence[str], subject: str | tuple[int, int]) -> tuple[in
                 "(start, end) with the end excluded."
             )
         return start, end
-    text, wanted = "".join(tokens), subject.strip()
+    # Some tokenizers drop spaces, so the texts are compared without.
+    words = ["".join(token.split()) for token in tokens]
+    text, wanted = "".join(words), "".join(subject.split())
     at = text.find(wanted) if wanted else -1
     if at < 0:
-        raise ValueError(f"Expected the subject to occur in the prompt, got {subject!r}; the prompt reads {text!r}.")
+        raise ValueError(
+            f"Expected the subject to occur in the prompt, got {subject!r}; the prompt reads {''.join(tokens)!r}."
+        )
     start = end = None
     offset = 0
-    for index, token in enumerate(tokens):
+    for index, token in enumerate(words):
         if offset < at + len(wanted) and offset + len(token) > at and token:
             start, end = (index if start is None else start), index + 1
         offset += len(token)

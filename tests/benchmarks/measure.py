@@ -1,11 +1,11 @@
 """CPU time of alternatives, interleaved, and the memory that a run touches at its peak."""
 
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -16,8 +16,10 @@ def interleaved(alternatives: dict[str, Callable[[], object]], rounds: int = 7) 
     CPU time, not wall time: the machine is shared and its clock says more about the neighbours.
     """
     times = {name: [] for name in alternatives}
+    order = list(alternatives.items())
     for round_ in range(rounds + 1):
-        for name, call in alternatives.items():
+        order.reverse()  # what ran before leaves its memory behind, which must not always fall to the same one
+        for name, call in order:
             start = time.process_time()
             call()
             if round_:
@@ -25,9 +27,19 @@ def interleaved(alternatives: dict[str, Callable[[], object]], rounds: int = 7) 
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def peak_rss() -> int:
-    """The most memory this process has held, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak_memory(call: Callable[[], object]) -> int:
+    """Most memory, in bytes, that a call adds to what the process holds (Linux: the kernel's high-water mark)."""
+    Path("/proc/self/clear_refs").write_text("5")  # start the mark anew
+    before = _status("VmRSS")
+    result = call()
+    after = _status("VmHWM")
+    del result
+    return after - before
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
 
 def in_fresh_process(module: str, *arguments: str) -> str:

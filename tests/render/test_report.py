@@ -128,8 +128,8 @@ def test_key_figures_of_the_demo(facts):
     assert int(share.value.removesuffix(" %")) > int(share.control.removesuffix(" %"))
 
 
-SPLIT = ("gqa_ungrouped_split", "gqa_split", "split_qkv", "attn_in", "attn_result")
-"""Their W_V or W_O reads or writes one vector a head, which is no vector of the residual stream's."""
+SPLIT = ("gqa_ungrouped_split",)
+"""Its W_V reads a vector a query head for each stored head, which the lens refuses to average."""
 FAMILIES = [("bridge", family) for family in BRIDGED if family != "mixtral"]
 if HAS_HOOKED_TRANSFORMER:
     FAMILIES += [("hooked", family) for family in HOOKED]

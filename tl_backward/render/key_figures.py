@@ -88,14 +88,9 @@ class PromptView:
 
     @property
     def asked(self) -> int:
-        """Index, in `tokens`, of the one after which the (first) target token is expected: the prompt's last.
-
-        In the last layer nothing before it can reach the loss, so its VJP is the first that is not zero; a
-        target of several tokens, teacher-forced, follows it. Where the lens leaves the last layer out: the
-        last token.
-        """
-        zero = self.stacked("norm")[self.last] == 0
-        return int((~zero).nonzero()[0]) if zero.any() and not zero.all() else len(zero) - 1
+        """Index, in `tokens`, of the prompt's last, after which the (first) target token is expected."""
+        position = self.lens.answer_position
+        return self.places.index(int(position[self.example] if self.lens.is_batch else position))
 
 
 @dataclass(frozen=True)
