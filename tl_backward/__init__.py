@@ -7,6 +7,7 @@ words. `run_with_gradient_cache` gives the gradients' rank-1 factors underneath 
 from tl_backward import zoo
 from tl_backward.backward_lens import BackwardLens, backward_lens
 from tl_backward.capture import run_with_gradient_cache
+from tl_backward.editing import Edit, gradient_edit, load_edit, rank_one_edit, shift_edit
 from tl_backward.factors import GradientFactors
 from tl_backward.gradient_cache import GradientCache
 from tl_backward.hook_points import extend, unextend
@@ -30,6 +31,12 @@ __all__ = [
     "BackwardLens",
     "readout",
     "Readout",
+    # editing
+    "shift_edit",
+    "gradient_edit",
+    "rank_one_edit",
+    "load_edit",
+    "Edit",
     # weight hook points
     "extend",
     "unextend",

@@ -199,7 +199,7 @@ class GradientFactors:
         """TransformerLens's FactoredMatrix, A = X^T [d_in, n] and B = D [n, d_out]."""
         from transformer_lens import FactoredMatrix
 
-        x, d = self._rows()
+        x, d = self.rows()
         if self.is_lookup:
             x = torch.nn.functional.one_hot(self.inputs.flatten(), self.matrix_shape[0]).to(d.dtype)
         return FactoredMatrix(x.T, d)
@@ -260,8 +260,8 @@ class GradientFactors:
                 total += (gram * (d_rows @ d2.T)).sum()
         return total
 
-    def _rows(self) -> tuple[Tensor, Tensor]:
-        """(x [n, d_in], delta [n, d_out]) of the whole matrix; per-head blocks padded with zeros to its width."""
+    def rows(self) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n d_out"]]:
+        """(x [n, d_in], delta [n, d_out]) with x.T @ delta the whole matrix; per-head blocks padded with zeros."""
         x, d = self.inputs.flatten(0, 1), self.deltas.flatten(0, 1)
         if not self.per_head:
             return x, d
@@ -271,8 +271,8 @@ class GradientFactors:
         return x.flatten(0, 1), torch.einsum("nho,hg->nhgo", d, eye).flatten(2).flatten(0, 1)
 
     def _thin(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`_rows` in float32 at least, and for a lookup only the matrix rows that occur (their ids last)."""
-        x, d = self._rows()
+        """`rows` in float32 at least, and for a lookup only the matrix rows that occur (their ids last)."""
+        x, d = self.rows()
         d = d if d.dtype == torch.float64 else d.float()
         if not self.is_lookup:
             return x.to(d.dtype), d, None

@@ -1,0 +1,346 @@
+"""Edits of weights by outer products: the forward-pass shift of Katz et al. 2024 and plain gradient steps.
+
+An edit adds sum_i outer(x_i, v_i) to a weight used as y = x @ W, kept as its factors and never as a dense matrix. Where
+the raw gradient's factors are (x_i, delta_i), a descent step's are (x_i, -lr * delta_i): here v is what is ADDED.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tl_backward._checks import check_layers, check_model
+from tl_backward._torch_hooks import register_last
+from tl_backward._typing import TransformerLensModel
+from tl_backward.capture import run_with_gradient_cache
+from tl_backward.losses import Target, target_loss
+from tl_backward.prompts import encode_prompts, extend
+from tl_backward.sites import WeightSite, WeightSites, select_sites, weight_sites
+
+FORMAT = "tl_backward edit 1"
+Scaling: TypeAlias = Literal["unit", "raw"]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What is added to one weight: sum_i outer(x_i, v_i), in the orientation of y = x @ W."""
+
+    x: Float[Tensor, "token d_in"]
+    v: Float[Tensor, "token d_out"]
+
+    def __add__(self, other: "Update") -> "Update":
+        return Update(torch.cat([self.x, other.x]), torch.cat([self.v, other.v]))
+
+
+@dataclass(repr=False, eq=False)
+class Edit:
+    """Updates of one or several weights of a model, which can be applied and reverted to the bit.
+
+    Use it as a context (`with edit: ...`, edited inside) or through `apply()` and `revert()`. While it is applied it
+    keeps a copy of each weight it changed.
+    """
+
+    model: TransformerLensModel
+    updates: dict[str, Update]
+    """By full weight name."""
+    how: dict[str, object] = field(default_factory=dict)
+    """How the edit was made, for people to read; saved with it."""
+    _saved: dict[str, tuple[Tensor, str]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name} rank <= {len(update.x)}" for name, update in self.updates.items())
+        return f"Edit({parts}{', applied' if self.is_applied else ''})"
+
+    @property
+    def is_applied(self) -> bool:
+        """Whether the model is edited now."""
+        return bool(self._saved)
+
+    def apply(self) -> "Edit":
+        """Add every update to its weight, in place; all of them or none.
+
+        Raises:
+            RuntimeError: already applied.
+            ValueError: a weight that is gone, has another shape, or shares its parameter with another (tied).
+        """
+        if self.is_applied:
+            raise RuntimeError("Expected an edit that is not applied, got one that is; revert() it first.")
+        sites = _editable(self.model, self.updates)
+        try:
+            for name, update in self.updates.items():
+                parameter = sites[name].parameter
+                self._saved[name] = (parameter.detach().clone(), "")
+                _add_outer(sites[name], update)
+                self._saved[name] = (self._saved[name][0], _fingerprint(parameter))
+        except BaseException:
+            self._restore(sites)
+            raise
+        return self
+
+    def revert(self) -> "Edit":
+        """Put back the exact bits of every weight.
+
+        Raises:
+            RuntimeError: not applied, or a weight was changed since by someone else, whose change would be lost.
+        """
+        if not self.is_applied:
+            raise RuntimeError("Expected an edit that is applied, got one that is not; apply() it first.")
+        sites = weight_sites(self.model)
+        for name, (_, fingerprint) in self._saved.items():
+            if name not in sites or _fingerprint(sites[name].parameter) != fingerprint:
+                raise RuntimeError(
+                    f"Expected {name} as the edit left it, but it was changed since; revert the later change first "
+                    "(edits of one weight come off in the reverse order)."
+                )
+        self._restore(sites)
+        return self
+
+    def _restore(self, sites: dict[str, WeightSite]) -> None:
+        with torch.no_grad():
+            for name, (before, _) in self._saved.items():
+                sites[name].parameter.copy_(before)
+        self._saved.clear()
+
+    def __enter__(self) -> "Edit":
+        return self.apply()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.is_applied:
+            self.revert()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the factors (a few KB) and how they were made, as safetensors; atomically."""
+        from safetensors.torch import save_file
+
+        tensors = {}
+        for name, update in self.updates.items():
+            tensors |= {f"{name}.x": update.x.contiguous(), f"{name}.v": update.v.contiguous()}
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        save_file(tensors, partial, {"format": FORMAT, "how": json.dumps(self.how), "model": _describe(self.model)})
+        return partial.replace(path)
+
+
+def load_edit(model: TransformerLensModel, path: str | Path) -> Edit:
+    """Read an edit for `model`; it is not applied yet.
+
+    Raises:
+        ValueError: not such a file, or one made for a model of another shape.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    check_model(model)
+    try:
+        with safe_open(str(path), "pt") as file:
+            about, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"Expected a file written by Edit.save, got {str(path)!r}, damaged: {error}.") from error
+    if about.get("format") != FORMAT:
+        raise ValueError(f"Expected a file written by Edit.save, got {str(path)!r}, of another format; save it anew.")
+    if about["model"] != _describe(model):
+        raise ValueError(
+            f"Expected an edit of a model with {_describe(model)}, got one of {about['model']}; load it into the model it "
+            "was made for."
+        )
+    device, dtype = model.W_U.device, model.W_U.dtype
+    names = sorted({name.rpartition(".")[0] for name in tensors})
+    updates = {name: Update(*(tensors[f"{name}.{side}"].to(device, dtype) for side in "xv")) for name in names}
+    _editable(model, updates)
+    return Edit(model, updates, json.loads(about["how"]))
+
+
+def rank_one_edit(
+    model: TransformerLensModel,
+    weight: str,
+    x: Float[Tensor, "d_in"],
+    v: Float[Tensor, "d_out"],
+    *,
+    scale: float = 1.0,
+) -> Edit:
+    """The primitive: W += scale * outer(x, v) for a weight used as y = x @ W, by its full name.
+
+    Raises:
+        ValueError: no such weight, vectors of the wrong width, or a tied weight.
+    """
+    check_model(model)
+    updates = {weight: Update(x[None].detach(), scale * v[None].detach())}
+    _editable(model, updates)
+    return Edit(model, updates, {"method": "rank_one", "scale": scale})
+
+
+def shift_edit(
+    model: TransformerLensModel,
+    prompt: str,
+    target: Target,
+    layer: int,
+    scale: float = 2.0,
+    *,
+    scaling: Scaling = "unit",
+    prepend_bos: bool | None = None,
+) -> Edit:
+    """The forward-pass shift (Katz et al. 2024, sec. 6): W_out[layer] += scale * outer(x_last, W_U[:, target]).
+
+    One forward pass gives x_last, W_out's input at the prompt's last token; the gradient's VJP there is replaced by
+    what it mostly is, the target's unembedding direction. A target of several tokens adds one product a token.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge.
+        prompt: what the edit answers.
+        target: the new answer.
+        layer: whose W_out; negative counts from the end.
+        scale: how much of it.
+        scaling: "unit" for both factors of unit norm, so that a scale means the same in every layer; "raw" for the
+            paper's own form.
+        prepend_bos: as in `model.to_tokens`.
+
+    Returns:
+        An Edit, not applied: use it as a context, or `apply()` it.
+
+    Raises:
+        ValueError: a layer without a dense W_out, or a bad prompt or target.
+        IndexError: a layer out of range.
+    """
+    check_model(model)
+    (index,) = check_layers(layer, model.cfg.n_layers)
+    loss = target_loss(target).bind(model, 1)
+    batch = extend(model, encode_prompts(model, prompt, prepend_bos=prepend_bos), loss.continuation)
+    (ids,) = loss.ids or ((),)
+    (site,) = select_sites(weight_sites(model), f"blocks.{index}.mlp.W_out").values()
+    x = _inputs(model, site, batch.tokens)[0, -len(ids) :]
+    v = model.W_U.detach()[:, list(ids)].T
+    if scaling == "unit":
+        x, v = (torch.nn.functional.normalize(side, dim=-1) for side in (x, v))
+    how = {"method": "shift", "prompt": prompt, "target": list(ids), "layer": index, "scale": scale, "scaling": scaling}
+    return Edit(model, {site.name: Update(x.clone(), scale * v)}, how)
+
+
+def gradient_edit(
+    model: TransformerLensModel,
+    prompt: str,
+    target: Target,
+    *,
+    weights: str | Sequence[str] = "W_out",
+    lr: float = 1e-2,
+    steps: int = 1,
+    prepend_bos: bool | None = None,
+) -> Edit:
+    """Plain SGD from the captured factors: in each step W += sum_i outer(x_i, -lr * delta_i), never a dense gradient.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge.
+        prompt: what the edit answers.
+        target: the new answer; the loss is `target_loss(target)`.
+        weights: which to change, as in `run_with_gradient_cache`.
+        lr: the learning rate.
+        steps: how many; the gradient is taken anew after each.
+        prepend_bos: as in `model.to_tokens`.
+
+    Returns:
+        An Edit, not applied.
+    """
+    if steps < 1:
+        raise ValueError(f"Expected at least one step, got {steps}; a step is one descent of the loss.")
+    names = list(select_sites(weight_sites(model), weights if isinstance(weights, str) else list(weights)))
+    total: dict[str, Update] = {}
+    how = {"method": "gradient", "prompt": prompt, "lr": lr, "steps": steps}
+    for step in range(steps):
+        with Edit(model, total) if total else nullcontext():
+            _, cache = run_with_gradient_cache(
+                model, prompt, target_loss(target), weights=names, names_filter=[], prepend_bos=prepend_bos
+            )
+        for name in names:
+            x, delta = cache.factors[name].rows()
+            moved = Update(x.clone(), -lr * delta)
+            total[name] = total[name] + moved if step else moved
+    _editable(model, total)
+    return Edit(model, total, how)
+
+
+def _inputs(model: TransformerLensModel, site: WeightSite, tokens: Tensor) -> Tensor:
+    """What a weight reads in one forward pass."""
+    seen: list[Tensor] = []
+    read = site.read
+    if read is None:
+        raise ValueError(f"Expected a matrix, got {site.name}, which reads nothing; name a weight matrix.")
+
+    def keep(module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+        seen.append(read.take(args, kwargs, output).detach())
+
+    handles = register_last(read.module, keep, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            model(tokens, return_type="logits")
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen[0]
+
+
+def _add_outer(site: WeightSite, update: Update) -> None:
+    """W += sum_i outer(x_i, v_i) in the stored layout, without forming the sum apart."""
+    parameter, layout = site.parameter, site.layout
+    x, v = (side.to(parameter.device, parameter.dtype) for side in (update.x, update.v))
+    with torch.no_grad():
+        if layout.stored == "out_in" and parameter.ndim == 2:
+            parameter.addmm_(v.T, x)
+        elif parameter.ndim == 3 and layout.heads == "out":
+            heads, _, d_head = parameter.shape
+            parameter.baddbmm_(x.T.expand(heads, -1, -1), v.reshape(-1, heads, d_head).transpose(0, 1))
+        else:
+            parameter.view(x.shape[1], v.shape[1]).addmm_(x.T, v)
+
+
+def _editable(model: TransformerLensModel, updates: dict[str, Update]) -> WeightSites:
+    """The model's sites, once every update is known to fit its weight."""
+    sites = weight_sites(model)
+    for name, update in updates.items():
+        site = select_sites(sites, name)[name]
+        d_in, d_out = _matrix_shape(site)
+        if (update.x.shape[1], update.v.shape[1]) != (d_in, d_out):
+            raise ValueError(
+                f"Expected vectors of {d_in} and {d_out} numbers for {name}, got {update.x.shape[1]} and "
+                f"{update.v.shape[1]}; x is what the weight reads, v what it writes."
+            )
+        twins = [
+            other
+            for other, twin in sites.items()
+            if other != name and twin.parameter.data_ptr() == site.parameter.data_ptr()
+        ]
+        if twins:
+            raise ValueError(
+                f"Expected a weight of its own, got {name}, which is tied to {', '.join(twins)}: an edit would change "
+                "both; untie them first (give one a copy of the parameter)."
+            )
+    return sites
+
+
+def _matrix_shape(site: WeightSite) -> tuple[int, int]:
+    """[d_in, d_out] of a weight, head axes flattened; a bias reads the number 1."""
+    shape, heads = site.layout.shape, site.layout.heads
+    if site.kind in ("bias", "norm"):
+        return 1, torch.Size(shape).numel()
+    if len(shape) == 3:
+        head, rows, columns = shape
+        return (rows, head * columns) if heads == "out" else (head * rows, columns)
+    return shape[0], shape[1]
+
+
+def _fingerprint(tensor: Tensor) -> str:
+    """Of a tensor's exact bits."""
+    return hashlib.sha256(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def _describe(model: TransformerLensModel) -> str:
+    """What must agree for an edit to fit another copy of a model."""
+    cfg = model.cfg
+    return f"{cfg.n_layers} layers, d_model {cfg.d_model}, {cfg.n_heads} heads and d_vocab {cfg.d_vocab}"
