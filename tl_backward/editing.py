@@ -149,8 +149,8 @@ def load_edit(model: TransformerLensModel, path: str | Path) -> Edit:
         raise ValueError(f"Expected a file written by Edit.save, got {str(path)!r}, of another format; save it anew.")
     if about["model"] != _describe(model):
         raise ValueError(
-            f"Expected an edit of a model with {_describe(model)}, got one of {about['model']}; load it into the model it "
-            "was made for."
+            f"Expected an edit of a model with {_describe(model)}, got one of {about['model']}; load it into the model "
+            "it was made for."
         )
     device, dtype = model.W_U.device, model.W_U.dtype
     names = sorted({name.rpartition(".")[0] for name in tensors})
