@@ -18,7 +18,7 @@ from tl_backward.vocabulary import token_strings
 if TYPE_CHECKING:
     import pandas
 
-MAX_LOGIT_BYTES = 64 * 2**20
+MAX_LOGIT_BYTES = 32 * 2**20
 """Logits and scratch held at once; the vocabulary is read in tiles through the same two buffers."""
 
 _ROWS = 1024  # vectors read together; more would narrow the tiles
