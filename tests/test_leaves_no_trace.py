@@ -165,6 +165,9 @@ SENTENCES = {
     "foreign tokens": (lambda m: run(m, torch.tensor([[0, 77]])), ValueError, r"ids in \[0, 50\), got 0 to 77"),
     "mask with text": (
         lambda m: run(m, attention_mask=torch.ones(1, 3, dtype=torch.long)), ValueError, "only together with tokens"),
+    "a readout's layer": (lambda m: tlb.backward_lens(m, "w5", "w6").shift[7], KeyError, r"\[0, 1\], got 7"),
+    "a captured layer": (lambda m: run(m)[1].factors["W_out", 7], KeyError, "the model has 2 layers"),
+    "a captured name": (lambda m: run(m)[1].factors["W_ot", 1], KeyError, "nearest to it: .*'W_out'"),
     "layer out of range": (lambda m: tlb.backward_lens(m, "w5", "w6", layers=[5]), IndexError, r"in \[-2, 2\), got 5"),
     "no layers": (lambda m: tlb.backward_lens(m, "w5", "w6", layers=[]), ValueError, "at least one layer"),
     "k": (lambda m: tlb.backward_lens(m, "w5", "w6", k=0), ValueError, "Expected 1 <= k <= 50"),
@@ -258,6 +261,20 @@ sys.path.insert(0, "tests")
 from models import TOKENS, bridge
 import tl_backward as tlb
 model = bridge()
+lens = tlb.backward_lens(model, "w5 w6", "w7")
+factors = lens.cache.factors["W_out", 1]
+for call in [
+    lambda: tlb.run_with_gradient_cache(model, TOKENS, "w7"),
+    lambda: factors.gradient("torch"),
+    lambda: lens.segment_means("rank"),
+    lambda: tlb.backward_lens(model, "w5", None),
+    lambda: tlb.backward_lens(model, "w5", "w6", layers="3"),
+    lambda: tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss, fwd_hooks=("hook_embed", print)),
+]:
+    try:
+        call()
+    except (TypeError, ValueError) as error:
+        print(error)
 for tokens, options in [
     (torch.tensor([[0.0, 5.0]]), {}),
     (TOKENS, {"attention_mask": torch.ones(2, 3, dtype=torch.long)}),
@@ -272,9 +289,25 @@ for tokens, options in [
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root, check=True)
     lines = done.stdout.splitlines()
-    assert len(lines) == 4 and all(line.startswith("Expected") for line in lines), done.stdout
+    assert len(lines) == 10 and all(line.startswith("Expected") for line in lines), done.stdout
+    for sentence in ("use target_loss('w7')", "got 'torch'", "got 'rank' of 'shift'", "got NoneType", "got '3'", "pairs"):
+        assert any(sentence in line for line in lines[:6]), (sentence, lines)
+    lines = lines[6:]
     assert "got torch.float32 of shape [1, 2]" in lines[0] and "[2, 7], got [2, 3]" in lines[1]
     assert "of shape [1, 2, 3]" in lines[2] and "got int" in lines[3]
+
+
+@every_world
+def test_unknown_words_of_a_prompt_are_announced(world):
+    model = build(world)
+    with pytest.warns(UserWarning, match="The prompt 'w5 zzz' has words that are not in the model's vocabulary"):
+        run(model, "w5 zzz")
+
+
+@every_world
+def test_negative_layers_count_from_the_end(world):
+    lens = tlb.backward_lens(build(world), "w5 w6", "w7")
+    assert lens.shift[-1] is lens.shift[1] and lens.imprint[-2] is lens.imprint[0] and list(lens.shift) == [0, 1]
 
 
 def test_both_worlds_were_tested():

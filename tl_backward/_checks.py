@@ -54,6 +54,17 @@ def check_model(model: TransformerLensModel) -> None:
             )
 
 
+def check_callable_loss(loss: object) -> None:
+    """Refuse a loss that cannot be called, most often a target that was meant to be one.
+
+    Raises:
+        TypeError: not a callable.
+    """
+    if not callable(loss):
+        hint = f"; use target_loss({loss!r})" if isinstance(loss, str | int) else ""
+        raise TypeError(f"Expected a loss(logits, tokens) -> scalar, got {type(loss).__name__}{hint}.")
+
+
 def check_grad_enabled() -> None:
     """Refuse to capture where autograd records nothing.
 
@@ -108,6 +119,8 @@ def check_layers(layers: int | Sequence[int] | None, n_layers: int) -> list[int]
     if layers is None:
         return list(range(n_layers))
     wanted = [layers] if isinstance(layers, int) else list(layers)
+    if not all(isinstance(layer, int) for layer in wanted):
+        raise TypeError(f"Expected layers as an integer or a list of integers, got {layers!r}; for example [0, -1].")
     for layer in wanted:
         if not -n_layers <= layer < n_layers:
             raise IndexError(

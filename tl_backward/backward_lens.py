@@ -11,7 +11,7 @@ the raw shift, what the model said before at its top.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -36,9 +36,37 @@ Quantity: TypeAlias = Literal["norm", "target_rank", "answer_rank"]
 Answer: TypeAlias = str | int | Sequence[str] | Sequence[int] | Int[Tensor, "batch"] | None
 
 
+class LayerReadouts(dict[int, Readout]):
+    """One Readout a layer; negative layers count from the model's end."""
+
+    def __init__(self, readouts: dict[int, Readout], n_layers: int) -> None:
+        super().__init__(readouts)
+        self._n_layers = n_layers
+
+    def __missing__(self, layer: int) -> Readout:
+        if isinstance(layer, int) and layer < 0 and layer + self._n_layers in self:
+            return self[layer + self._n_layers]
+        raise KeyError(f"Expected one of the layers that were read, {list(self)}, got {layer!r}.")
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class BackwardLens:
-    """The result of `backward_lens`. For a list of prompts every [pos] below is [batch, pos]."""
+    """The result of `backward_lens`. For a list of prompts every [pos] below is [batch, pos].
+
+    Read it at `answer_position`: a target of several tokens is appended to the prompt, and a batch is padded, so that
+    [-1] need not be the prompt's last token.
+
+    Attributes:
+        loss: -log p(target | prompt) in nats.
+        tokens: the tokens as strings; token_ids, mask: their ids, and which are real.
+        target: the (first) target token. answer: the model's own before any edit.
+        answer_position: index of the prompt's last token.
+        imprint: layer -> Readout of W_in's inputs. shift: layer -> Readout of W_out's VJPs, raw sign.
+        attn_imprint, attn_shift: the same for W_V and W_O, with `attention=True`.
+        segments: which tokens are first, subject, last, other, target.
+        cache: the factors of the weights that were read (and of W_gate).
+        control: the same lens on an untrained model, one random draw.
+    """
 
     loss: Float[Tensor, ""]
     """-log p(target | prompt) in nats; summed over the examples of a batch, so that each has its own gradient."""
@@ -98,6 +126,10 @@ class BackwardLens:
 
     def stacked(self, quantity: Quantity, of: str = "shift") -> Float[Tensor, "layer *batch pos"]:
         """One quantity of one readout for all layers, as a tensor; ranks of zero vectors are NaN."""
+        if quantity not in get_args(Quantity) or of not in self.readouts():
+            raise ValueError(
+                f"Expected one of {get_args(Quantity)} of one of {tuple(self.readouts())}, got {quantity!r} of {of!r}."
+            )
         layers = self.readouts()[of].values()
         values = torch.stack([getattr(read, quantity) for read in layers]).float()
         return values if quantity == "norm" else values.masked_fill(values < 0, float("nan"))
@@ -255,7 +287,10 @@ def backward_lens(
     )
     every = every if batched else every[:, 0]
     places = iter(range(len(vectors)))
-    reads = {of: {layer: every[next(places)] for layer in names} for of, names in pairs.items()}
+    reads = {
+        of: LayerReadouts({layer: every[next(places)] for layer in names}, model.cfg.n_layers)
+        for of, names in pairs.items()
+    }
     tokenizer = getattr(model, "tokenizer", None)
     strings = token_strings(tokenizer, cache.tokens.masked_fill(~mask, -1))
     beside = None

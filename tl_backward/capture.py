@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from tl_backward._checks import check_grad_enabled, check_loss, check_model, model_kind, nearest
+from tl_backward._checks import check_callable_loss, check_grad_enabled, check_loss, check_model, model_kind, nearest
 from tl_backward._torch_hooks import register_last
 from tl_backward._typing import HookFn, NamesFilter, Prompts, TransformerLensModel
 from tl_backward.gradient_cache import FactorMap, GradientCache
@@ -72,6 +72,7 @@ def run_with_gradient_cache(
     """
     check_model(model)
     check_grad_enabled()
+    check_callable_loss(loss)
     batch = encode_prompts(model, prompts, prepend_bos=prepend_bos, attention_mask=attention_mask)
     bind = getattr(loss, "bind", None)
     if bind is not None:
@@ -160,6 +161,11 @@ def user_hooks(model: TransformerLensModel, fwd_hooks: HookList, bwd_hooks: Hook
     if not fwd_hooks and not bwd_hooks:
         yield
         return
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in [*fwd_hooks, *bwd_hooks]):
+        raise TypeError(
+            f"Expected lists of (name, hook) pairs, got {[*fwd_hooks, *bwd_hooks]!r}; a single hook is "
+            "[(name, hook)]."
+        )
     names = list(model.hook_dict)
     for where, _ in [*fwd_hooks, *bwd_hooks]:
         if isinstance(where, str) and where not in names:

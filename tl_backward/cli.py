@@ -38,12 +38,12 @@ _LENS_EXAMPLES = """examples:
         --prompt "Anna Berg lives in the city of" --target " Oslo"
   your own model's folder (as save_pretrained writes it), offline, two layers, attention's matrices too:
     tl-backward lens --model ./my-llama --prompt "Once upon a time" --target " there" \\
-        --layers 0,-1 --attention --out there.html
+        --layers=0,-1 --attention --out there.html
   numbers for another program, no page:
     tl-backward lens --model gpt2 --prompt "The capital of France is" --target " Rome" --json \\
-        | jq '.shift[] | [.layer, .target_rank[-1]]'
+        | jq '.answer_position as $p | .shift[] | [.layer, .target_rank[$p]]'
 
-The target's leading space counts: " Oslo" and "Oslo" are different tokens."""
+With most tokenizers the target's leading space counts: " Oslo" and "Oslo" are different tokens."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -122,7 +122,7 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
         "--layers",
         type=_layers,
         metavar="LIST",
-        help="layers to read, such as 0,3 or 4-7 or -1 (default: all)",
+        help="layers to read, such as 0,3 or 4-7, or =-1 for the last (default: all)",
     )
     parser.add_argument(
         "--k", type=_positive, default=10, metavar="N", help="top and bottom tokens to keep (default: 10)"
@@ -138,6 +138,7 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="run the same architecture with random weights beside it (default: yes)",
     )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the control's weights (default: 0)")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -223,6 +224,7 @@ def _lens(arguments: argparse.Namespace) -> None:
             k=arguments.k,
             attention=arguments.attention or bool(getattr(model.cfg, "attn_only", False)),
             control=arguments.control,
+            seed=arguments.seed,
         )
     name = Path(arguments.model).name or arguments.model
     if arguments.json:
@@ -247,6 +249,7 @@ def _compute(
     k: int = 10,
     attention: bool = False,
     control: bool = True,
+    seed: int = 0,
 ) -> "BackwardLens":
     from tl_backward.backward_lens import backward_lens
     from tl_backward.render.attention_report import pattern_names
@@ -260,6 +263,7 @@ def _compute(
         subject=subject,
         attention=attention,
         control="random_init" if control else None,
+        seed=seed,
         names_filter=pattern_names(model),
     )
 

@@ -121,6 +121,10 @@ class GradientFactors:
             layout: "tl" for TransformerLens's shape of the weight (e.g. [head_index, d_model, d_head]);
                 "parameter" for the stored parameter's own (nn.Linear keeps [out, in], Conv1D [in, out]).
         """
+        if layout not in ("tl", "parameter"):
+            raise ValueError(
+                f"Expected layout 'tl' (TransformerLens's shape) or 'parameter' (the stored one), got {layout!r}."
+            )
         matrix = self._matrix()
         return self.layout.to_tl(matrix) if layout == "tl" else self.layout.to_stored(matrix)
 
@@ -260,8 +264,11 @@ class GradientFactors:
                 total += (gram * (d_rows @ d2.T)).sum()
         return total
 
-    def rows(self) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n d_out"]]:
-        """(x [n, d_in], delta [n, d_out]) with x.T @ delta the whole matrix; per-head blocks padded with zeros."""
+    def rows(self) -> tuple[Float[Tensor, "n d_in"] | Int[Tensor, "n"], Float[Tensor, "n d_out"]]:
+        """(x [n, d_in], delta [n, d_out]) with x.T @ delta the whole matrix; per-head blocks padded with zeros.
+
+        For an embedding x is the row ids [n].
+        """
         x, d = self.inputs.flatten(0, 1), self.deltas.flatten(0, 1)
         if not self.per_head:
             return x, d

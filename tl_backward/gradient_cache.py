@@ -27,14 +27,17 @@ class FactorMap(Mapping[Key, GradientFactors]):
         self._n_layers = n_layers
 
     def __getitem__(self, key: Key) -> GradientFactors:
-        if isinstance(key, tuple) and key[1] < 0:
+        if isinstance(key, tuple) and len(key) == 2 and key[1] < 0:
             key = (key[0], key[1] + self._n_layers)
         name = self._short_names.get(key, key)
         if name not in self._factors:
-            raise KeyError(
-                f"Expected a captured weight, got {key!r}; captured nearest to it: "
-                f"{nearest(str(key if isinstance(key, str) else key[0]), self._factors)} (choose with weights=...)."
+            shorts = {short if isinstance(short, str) else short[0] for short in self._short_names}
+            word = key if isinstance(key, str) else key[0]
+            beyond = isinstance(key, tuple) and len(key) > 1 and key[0] in shorts
+            why = f"the model has {self._n_layers} layers, not all need be captured" if beyond else (
+                f"captured nearest to it: {nearest(str(word), [*shorts, *self._factors])}"
             )
+            raise KeyError(f"Expected a captured weight, got {key!r}; {why} (choose with weights=...).")
         return self._factors[str(name)]
 
     def __iter__(self) -> Iterator[str]:
@@ -84,6 +87,8 @@ class GradientCache(Mapping[Key, Tensor]):
         from transformer_lens.utilities.components_utils import get_act_name
 
         if isinstance(key, tuple):
+            if len(key) < 2:
+                raise KeyError(f"Expected a name or (name, layer), got {key!r}; for example ('resid_post', 3).")
             name, layer, *rest = key
             name = get_act_name(name, layer + self._n_layers if layer < 0 else layer, *rest)
         else:

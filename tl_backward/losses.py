@@ -184,6 +184,8 @@ def _encode(target: Target, model: Encoder | None, n_examples: int) -> tuple[tup
         rows = [[target]]
     elif isinstance(target, str):
         rows = [encode_text(target, model or _NoModel())]
+    elif not isinstance(target, Sequence):
+        raise TypeError(f"Expected a target as text, a token id, or a list of either, got {type(target).__name__}.")
     else:
         words = [item for item in target if isinstance(item, str)]
         if words and len(words) == len(target):

@@ -1,5 +1,6 @@
 """Prompts in: text, several texts, or tokens; tokens and an exact mask of the real ones out."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,9 +54,10 @@ def encode_prompts(
         )
     texts = [prompts] if isinstance(prompts, str) else prompts
     if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
+        what = "an empty list" if isinstance(texts, list | tuple) and not texts else type(prompts).__name__
         raise TypeError(
-            f"Expected a prompt as text, a non-empty list of texts or an integer tensor [batch, pos], got "
-            f"{type(prompts).__name__}; convert it first."
+            f"Expected a prompt as text, a non-empty list of texts or an integer tensor [batch, pos], got {what}; "
+            "convert it first."
         )
     if getattr(model, "tokenizer", None) is None:
         raise ValueError(
@@ -68,6 +70,12 @@ def encode_prompts(
         if not text:
             raise ValueError("Expected a prompt with at least one token, got an empty text; write something.")
         rows.append([int(i) for i in model.to_tokens(text, truncate=False, **options).flatten()])
+        unknown = getattr(model.tokenizer, "unk_token_id", None)
+        if unknown in rows[-1] and unknown != getattr(model.tokenizer, "bos_token_id", None):  # GPT-2's are the same
+            warnings.warn(
+                f"The prompt {text!r} has words that are not in the model's vocabulary and are read as unknown.",
+                stacklevel=4,
+            )
     return _checked(model, pad(model, rows))
 
 

@@ -30,6 +30,11 @@ TokenChoice: TypeAlias = str | int | Int[Tensor, "..."]
 class Readout:
     """Vectors in words. `...` are the leading axes of the vectors that were read, usually [pos] or [batch, pos].
 
+    Attributes:
+        top_ids, top_values, bottom_ids, bottom_values: the k largest and smallest logits and their tokens [..., k].
+        norm: of each vector as given. is_zero: whether it is exactly zero.
+        target_rank, answer_rank: 0 is the largest logit, d_vocab - 1 the smallest; None unless asked for.
+
     A vector that is exactly zero says nothing: it is marked in `is_zero`, its ids and ranks are -1, its values 0 and
     its tokens "".
     """

@@ -125,12 +125,14 @@ def _figures(view: PromptView) -> dict[str, str]:
         )
     n_layers = len(view.lens.layers)
     at_bottom, at_top = int((ranks["target"] > bottom - near).sum()), int((ranks["old answer"] < near).sum())
-    figures[f"layers with the target among the lowest {near}"] = f"{at_bottom} of {n_layers}"
-    figures[f"layers with the old answer among the highest {near}"] = f"{at_top} of {n_layers}"
+    words_kept = "word" if near == 1 else f"{near} words"
+    figures[f"layers with the target among the lowest {words_kept}"] = f"{at_bottom} of {n_layers}"
+    figures[f"layers with the old answer among the highest {words_kept}"] = f"{at_top} of {n_layers}"
     norms, words = view.stacked("norm").sum(0), view.tokens
     if view.asked > 0:
-        largest = int(norms[: view.asked].argmax())
-        place = f"{visible_token(words[largest], 24)} (token {largest})"
+        before = norms[: view.asked]
+        largest = int(before.argmax())
+        place = f"{visible_token(words[largest], 24)} (token {largest})" if before.any() else "none: all are zero"
         figures["largest VJP norms before the last token"] = place
     subject = view.lens.segments.masks().get("subject")
     if subject is not None:

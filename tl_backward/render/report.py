@@ -81,7 +81,8 @@ def _question(page: Page, view: PromptView) -> None:
         text += " prompt use all of them."
     columns = ["", "this model"] + (["untrained control"] if view.control() else [])
     rows = [[each.name, each.value, *([each.control] if view.control() else [])] for each in key_figures(view)]
-    advice = report_texts.advice(has_control=view.control() is not None)
+    has_subject = "subject" in view.lens.segments.masks()
+    advice = report_texts.advice(has_control=view.control() is not None, has_subject=has_subject)
     words = Fragment(sentence + "".join(f"<p>{escape(visible_text(paragraph))}</p>" for paragraph in (text, advice)))
     page.section("The question", "", beside(words, table(columns, rows)))
 

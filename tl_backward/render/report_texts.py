@@ -25,18 +25,20 @@ def question(d_vocab: int) -> str:
     )
 
 
-def advice(*, has_control: bool) -> str:
+def advice(*, has_control: bool, has_subject: bool) -> str:
     """Say what to look at, and what of it is a finding."""
     if not has_control:
         return (
             "Some of what follows holds in an untrained model too: make the lens with "
             "control='random_init' to see which."
         )
+    subject = " and are the VJPs large on the subject?" if has_subject else ""
     return (
-        "What to look at: does the old answer reach the very top of the shift, and are the VJPs large on "
-        "the subject? That comes with training. The target at the very bottom does not: the same "
-        "architecture with random weights, the untrained control, shows it too, because a cross-entropy loss "
-        "puts it there. Trust what differs from the control."
+        f"What to look at: in which layers does the old answer reach the very top of the shift,{subject or '?'} That "
+        "comes with training (in the last layer from the model's confidence alone). The target at the very bottom "
+        "does not: the same architecture with random weights, the untrained control, shows it too, because a "
+        "cross-entropy loss puts it there. Trust what differs from the control, which is one random draw: other "
+        "seeds give other ranks."
     )
 
 

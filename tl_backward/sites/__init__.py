@@ -17,7 +17,8 @@ def weight_sites(model: TransformerLensModel) -> WeightSites:
     Names are those of TransformerLens's state dict, in both worlds: "embed.W_E", "blocks.3.attn.W_Q",
     "blocks.3.mlp.W_out", "blocks.3.ln1.w", "unembed.W_U"; MoE experts are "blocks.3.mlp.experts.0.W_in".
     Collect them anew after the model was processed (`enable_compatibility_mode` re-creates parameters) or its
-    flags were changed. `.missing` names weights that cannot be captured, with the reason.
+    flags were changed. `.missing` names weights that cannot be captured, with the reason. Two sites may share a
+    parameter (tied embeddings): its gradient is the sum of both sites'.
 
     Raises:
         TypeError: `model` is no HookedTransformer or TransformerBridge.
