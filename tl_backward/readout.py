@@ -158,24 +158,25 @@ def readout(
         norm = flat.norm(dim=-1)
         is_zero = norm == 0
         is_zero &= ~flat.bool().any(-1)  # the norm of tiny numbers may underflow
+        said = (~is_zero).nonzero().flatten()
         chosen = [_choice(model, token, lead) for token in (target, answer)]
-        given = [ids for ids in chosen if ids is not None]
-        wanted = torch.stack(given, -1) if given else torch.zeros(len(flat), 0, dtype=torch.long, device=flat.device)
-        found = _extremes(model, _prepared(model, flat, ln=ln, normalize=normalize), k, wanted, bias)
-    keep = ~is_zero
+        wanted = [ids[said] for ids in chosen if ids is not None]
+        ids = torch.stack(wanted, -1) if wanted else torch.zeros(len(said), 0, dtype=torch.long, device=flat.device)
+        found = _extremes(model, _prepared(model, flat[said], ln=ln, normalize=normalize), k, ids, bias)
+
+    def placed(part: Tensor, fill: int) -> Tensor:
+        """What was found for the vectors that say something, in the shape of all; `fill` at the zero ones."""
+        everywhere = part.new_full((len(flat), *part.shape[1:]), fill)
+        everywhere[said] = part
+        return everywhere.reshape(*lead, *part.shape[1:])
+
     ranks = iter(found.ranks.unbind(-1))
-    target_rank, answer_rank = (
-        None if ids is None else torch.where(keep, next(ranks), -1).reshape(lead) for ids in chosen
-    )
-
-    def cleared(tensor: Tensor, fill: int) -> Tensor:
-        return torch.where(keep[:, None], tensor, fill).reshape(*lead, k)
-
+    target_rank, answer_rank = (None if ids is None else placed(next(ranks), -1) for ids in chosen)
     return Readout(
-        top_ids=cleared(found.top[1], -1),
-        top_values=cleared(found.top[0], 0),
-        bottom_ids=cleared(found.bottom[1], -1),
-        bottom_values=cleared(found.bottom[0], 0),
+        top_ids=placed(found.top[1], -1),
+        top_values=placed(found.top[0], 0),
+        bottom_ids=placed(found.bottom[1], -1),
+        bottom_values=placed(found.bottom[0], 0),
         norm=norm.reshape(lead),
         is_zero=is_zero.reshape(lead),
         d_vocab=d_vocab,
