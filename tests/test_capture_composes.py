@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from models import HAS_HOOKED_TRANSFORMER, TOKENS, bridge, build, hooked, worlds
+from models import BRIDGED, HAS_HOOKED_TRANSFORMER, HOOKED, TOKENS, bridge, build, hooked, worlds
 from test_capture import check, needs_hooked
 
 import tl_backward as tlb
@@ -220,12 +220,15 @@ def test_constant_residual_stream(world):
     assert (cache.factors["W_out", 1].deltas != 0).any()
 
 
-@every_world
+FAMILIES = [("hooked", name) for name in HOOKED if HAS_HOOKED_TRANSFORMER] + [("bridge", name) for name in BRIDGED]
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
-def test_low_precision(world, dtype, tolerance):
+@pytest.mark.parametrize(("world", "family"), FAMILIES)
+def test_low_precision(world, family, dtype, tolerance):
     """Each gradient against autograd's in the same precision: the dense product rounds once, as autograd's does."""
-    model = hooked(dtype=dtype) if world == "hooked" else bridge(dtype=dtype)
-    check(model, tolerance, weights=lambda name: MATRICES(name))
+    model = (hooked if world == "hooked" else bridge)(family, dtype=dtype)
+    check(model, tolerance, weights=lambda name: MATRICES(name) and "blocks" in name)
 
 
 @every_world

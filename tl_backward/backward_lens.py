@@ -3,7 +3,7 @@
 A gradient-descent step on W_in (the paper's FF1) adds a multiple of the token's own input x_i to every neuron's
 reading direction: it *imprints* x_i. A step on W_out (FF2) adds a multiple of -delta_i to what the neurons write: it
 *shifts* the output against the VJP delta_i, toward the target. So W_in is read through its inputs and W_out through
-its VJPs; the same pairing serves attention, W_V through its inputs and W_O through its VJPs (sec. 4.2 and 5).
+its VJPs; the same pairing serves attention, W_V through its inputs and W_O through its VJPs (sec. 4 and 5).
 
 All readouts are of x_i and of the raw delta_i = dL/dy_i. A descent step SUBTRACTS: the target shows at the BOTTOM of
 the raw shift, what the model said before at its top.

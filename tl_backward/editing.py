@@ -188,7 +188,7 @@ def shift_edit(
     scaling: Scaling = "unit",
     prepend_bos: bool | None = None,
 ) -> Edit:
-    """The forward-pass shift (Katz et al. 2024, sec. 6): W_out[layer] += scale * outer(x_last, W_U[:, target]).
+    """The forward-pass shift (Katz et al. 2024, sec. 7): W_out[layer] += scale * outer(x_last, W_U[:, target]).
 
     One forward pass gives x_last, W_out's input at the prompt's last token; the gradient's VJP there is replaced by
     what it mostly is, the target's unembedding direction. A target of several tokens adds one product a token.

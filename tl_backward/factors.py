@@ -2,7 +2,7 @@
 
 For a weight used as `y = x @ W` at tokens i, with delta_i = dL/dy_i (its VJP),
 
-    dL/dW = sum_i outer(x_i, delta_i)            (Katz et al. 2024, eq. 6 and sec. 4)
+    dL/dW = sum_i outer(x_i, delta_i)            (Katz et al. 2024, sec. 4)
 
 so a gradient over n tokens has rank at most n, and n (d_in + d_out) numbers say all that d_in d_out do. Everything
 here is tensors only: no model, no autograd. The sign is that of the raw gradient; a descent step subtracts it.

@@ -102,7 +102,7 @@ def target_loss(target: Target, positions: int | Sequence[int] = -1, reduction: 
     """Cross-entropy of a target after the prompt: -log p(target | prompt) in nats, averaged over its tokens.
 
     A target of several tokens is teacher-forced: all but its last token are appended to the prompt, and the loss is
-    the mean over the target's positions. This is the loss of Katz et al. 2024, sec. 5 (one new answer, one prompt).
+    the mean over the target's positions. This is the loss of Katz et al. 2024, sec. 6 (one new answer, one prompt).
 
     Args:
         target: text (its leading space counts: " Oslo"), a token id, ids, a list of texts (one an example), or an

@@ -133,7 +133,7 @@ def readout(
         vectors: anything in the residual stream's basis, on the model's device.
         k: how many top and bottom tokens to keep.
         ln: whether to apply the model's final norm (none is applied where the model has none).
-        normalize: scale each vector to unit norm first: the Normalized Logit Lens of Katz et al. 2024, app. C, for
+        normalize: scale each vector to unit norm first: the Normalized Logit Lens of Katz et al. 2024, for
             VJPs so small that the norm's epsilon would swallow them.
         bias: whether to add b_U.
         target: a token whose rank to report: text that is one token, an id, or ids that broadcast to [...].

@@ -59,14 +59,14 @@ WORDS = {
         "A training step adds to W_in (the paper's FF1) a multiple of each token's own input x_i, so that "
         "the neurons answer more, or less, to inputs like it. A cell holds the input of that layer and "
         "token, read through the final norm and the unembedding: its top word, and below it the bottom one. "
-        "Hover for the lists. (Sections 4.2 and 5 of the paper.)",
+        "Hover for the lists. (Sections 4 and 5 of the paper.)",
     ),
     "shift": (
         "Shift: what W_out would write",
         "A training step SUBTRACTS from what W_out (FF2) writes a multiple of the VJP delta_i: it moves "
         "away from the top words of the raw delta_i and toward its bottom ones. So a cell holds the BOTTOM "
         "word, where the target belongs, and below it the top one, where the old answer belongs. Hover for "
-        "the lists. (Sections 4.2 and 5 of the paper.)",
+        "the lists. (Sections 4 and 5 of the paper.)",
     ),
     "attn_imprint": (
         "Imprint in attention: what W_V would take in",
