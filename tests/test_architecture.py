@@ -12,9 +12,9 @@ import tl_backward as tlb
 PACKAGE = Path(tlb.__file__).parent
 FLOORS = [
     {"_typing", "_checks", "_html", "_torch_hooks"},
-    {"factors", "losses", "vocabulary", "readout", "segments", "sites", "zoo", "prompts", "loading"},
-    {"capture", "gradient_cache", "controls"},
-    {"backward_lens", "editing"},
+    {"factors", "losses", "vocabulary", "readout", "segments", "sites", "zoo", "prompts", "loading", "cases", "bootstrap"},
+    {"answers", "capture", "gradient_cache", "controls"},
+    {"backward_lens", "editing", "sweep", "gradient_similarity", "edit_scores"},
     {"hook_points"},
     {"render", "cli"},
 ]

@@ -10,6 +10,11 @@ import torch
 
 from tl_backward._typing import TransformerLensModel
 
+
+class NonFiniteError(ValueError):
+    """A loss or gradient that is NaN or infinite: one example of many may be left out for it."""
+
+
 KNOWN_MODELS = ("HookedTransformer", "TransformerBridge")
 
 
@@ -87,7 +92,7 @@ def check_loss(loss: object) -> torch.Tensor:
 
     Raises:
         TypeError: not a tensor.
-        ValueError: not a scalar, not finite, or without a graph.
+        ValueError: not a scalar, not finite (`NonFiniteError`), or without a graph.
     """
     if not isinstance(loss, torch.Tensor):
         raise TypeError(
@@ -99,7 +104,7 @@ def check_loss(loss: object) -> torch.Tensor:
             f"Expected the loss to return a scalar, got shape {tuple(loss.shape)}; reduce it with .mean() or .sum()."
         )
     if not torch.isfinite(loss).all():
-        raise ValueError(
+        raise NonFiniteError(
             f"Expected a finite loss, got {loss.item()}; look for an overflow, masked targets, or a division by 0."
         )
     if not loss.requires_grad:

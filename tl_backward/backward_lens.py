@@ -20,11 +20,12 @@ from torch import Tensor
 from tl_backward._checks import check_k, check_layers, check_model
 from tl_backward._html import Cell, lens_table, visible_token
 from tl_backward._typing import NamesFilter, Prompts, TransformerLensModel
+from tl_backward.answers import Answer, answer_position, answer_tokens
 from tl_backward.capture import HookList, run_with_gradient_cache
 from tl_backward.controls import random_init
 from tl_backward.gradient_cache import GradientCache
-from tl_backward.losses import Target, TargetLoss, target_loss
-from tl_backward.readout import Readout, readout, single_token
+from tl_backward.losses import Target, target_loss
+from tl_backward.readout import Readout, readout
 from tl_backward.segments import Segments, Subject, segment_tokens
 from tl_backward.sites import weight_sites
 from tl_backward.vocabulary import token_string, token_strings
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     import pandas
 
 Quantity: TypeAlias = Literal["norm", "target_rank", "answer_rank"]
-Answer: TypeAlias = str | int | Sequence[str] | Sequence[int] | Int[Tensor, "batch"] | None
 
 
 class LayerReadouts(dict[int, Readout]):
@@ -265,8 +265,9 @@ def backward_lens(
     bound = loss.bind(model, cache.tokens.shape[0])
     batched = not isinstance(prompt, str) and not (isinstance(prompt, Tensor) and prompt.ndim == 1)
     mask = cache.mask if cache.mask is not None else torch.ones_like(cache.tokens, dtype=torch.bool)
-    asked = _answer_position(mask, bound)
-    target_ids, answer_ids = _target_and_answer(model, cache, bound, asked, answer)
+    asked = answer_position(mask, bound.continuation)
+    target_ids = torch.tensor([row[0] for row in bound.ids or ()], device=cache.tokens.device)
+    answer_ids = answer_tokens(model, answer, cache.logits, asked)
     vectors = []
     for of, names in pairs.items():
         for name in names.values():
@@ -347,30 +348,6 @@ def _weight_pairs(
             pairs.setdefault(of, {})[layer] = name
         gates += [name for name in (f"blocks.{layer}.mlp.W_gate",) if has_mlp and name in sites]
     return pairs, gates
-
-
-def _answer_position(mask: Bool[Tensor, "batch pos"], loss: TargetLoss) -> Int[Tensor, "batch"]:
-    """Index of each prompt's last token, before the target tokens that were appended to it."""
-    places = [row.nonzero().flatten() for row in mask]
-    return torch.stack([real[-1 - len(forced)] for real, forced in zip(places, loss.continuation, strict=True)])
-
-
-def _target_and_answer(
-    model: TransformerLensModel,
-    cache: GradientCache,
-    loss: TargetLoss,
-    asked: Int[Tensor, "batch"],
-    answer: Answer,
-) -> tuple[Int[Tensor, " batch"], Int[Tensor, " batch"]]:
-    """The first target token and the old answer of each example."""
-    device, n = cache.tokens.device, cache.tokens.shape[0]
-    targets = torch.tensor([row[0] for row in loss.ids or ()], device=device)
-    if isinstance(answer, Tensor):
-        return targets, answer.to(device).expand(n)
-    if answer is not None:
-        words = [answer] * n if isinstance(answer, str | int) else list(answer)
-        return targets, torch.tensor([single_token(model, word) for word in words], device=device)
-    return targets, cache.logits[torch.arange(n, device=device), asked].argmax(-1)
 
 
 def _cell(read: Readout, towards_target: bool) -> Cell:

@@ -208,6 +208,21 @@ class GradientFactors:
             x = torch.nn.functional.one_hot(self.inputs.flatten(), self.matrix_shape[0]).to(d.dtype)
         return FactoredMatrix(x.T, d)
 
+    def token_products(self) -> Float[Tensor, "batch pos pos"]:
+        """Inner products between the tokens' shares of each example: K[i, j] = (x_i.x_j)(delta_i.delta_j).
+
+        They sum to |dL/dW|^2, row i to what token i contributes to it: <outer(x_i, delta_i), dL/dW>. In float32 at
+        least.
+        """
+        d = self.deltas if self.deltas.dtype == torch.float64 else self.deltas.float()
+        if self.is_lookup:
+            same = self.inputs[:, :, None] == self.inputs[:, None]
+            return same * (d @ d.transpose(1, 2))
+        x = self.inputs.to(d.dtype)
+        if not self.per_head:
+            return (x @ x.transpose(1, 2)).mul_(d @ d.transpose(1, 2))
+        return torch.einsum("bihd,bjhd,biho,bjho->bij", x, x, d, d)
+
     # --- parts ---------------------------------------------------------------------------------------------
 
     def __getitem__(self, index: Index | tuple[Index, ...]) -> "GradientFactors":

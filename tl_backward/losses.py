@@ -7,7 +7,7 @@ that name their target in words (`target_loss(" Oslo")`) learn its ids from the 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,7 +15,9 @@ from torch import Tensor
 
 Loss: TypeAlias = Callable[..., Float[Tensor, ""]]
 Reduction: TypeAlias = Literal["mean", "sum"]
-Target: TypeAlias = str | int | Sequence[str] | Sequence[int] | Int[Tensor, "pos"] | Int[Tensor, "batch pos"]
+Target: TypeAlias = (
+    str | int | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Int[Tensor, "pos"] | Int[Tensor, "batch pos"]
+)
 
 
 @runtime_checkable
@@ -105,8 +107,8 @@ def target_loss(target: Target, positions: int | Sequence[int] = -1, reduction: 
     the mean over the target's positions. This is the loss of Katz et al. 2024, sec. 6 (one new answer, one prompt).
 
     Args:
-        target: text (its leading space counts: " Oslo"), a token id, ids, a list of texts (one an example), or an
-            integer tensor [pos] or [batch, pos].
+        target: text (its leading space counts: " Oslo"), a token id, ids, a list of texts or of lists of ids (one an
+            example), or an integer tensor [pos] or [batch, pos].
         positions: where the (single-token) target is predicted, counted over real tokens, padding left out; -1 is the
             last. Several positions are averaged.
         reduction: over the examples of a batch; "sum" gives each example the gradient it has alone.
@@ -190,8 +192,10 @@ def _encode(target: Target, model: Encoder | None, n_examples: int) -> tuple[tup
         words = [item for item in target if isinstance(item, str)]
         if words and len(words) == len(target):
             rows = [encode_text(word, model or _NoModel()) for word in words]
+        elif target and all(isinstance(item, list | tuple) for item in target):
+            rows = [[int(i) for i in item] for item in target if isinstance(item, list | tuple)]
         else:
-            rows = [[int(item) for item in target]]
+            rows = [[int(item) for item in cast(Sequence[int], target)]]
     if any(not row for row in rows) or not rows:
         raise ValueError(f"Expected a target of at least one token, got {target!r}; give text or ids.")
     d_vocab = getattr(getattr(model, "cfg", None), "d_vocab", None)

@@ -77,7 +77,7 @@ class Readout:
             return None
         return torch.where(self.is_zero, -1, self.d_vocab - 1 - self.target_rank)
 
-    def __getitem__(self, index: int | slice | tuple[int | slice, ...]) -> "Readout":
+    def __getitem__(self, index: int | slice | Tensor | tuple[int | slice | Tensor, ...]) -> "Readout":
         """Index the leading axes, as one would the vectors."""
         tensors = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
         return Readout(**tensors, d_vocab=self.d_vocab, tokenizer=self.tokenizer)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 NAMES = ("first", "subject", "last", "other", "target")
 
-Subject: TypeAlias = str | tuple[int, int] | Sequence[str] | Sequence[tuple[int, int]] | None
+Span: TypeAlias = str | tuple[int, int] | None
+Subject: TypeAlias = Span | Sequence[Span]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -51,7 +52,7 @@ def segment_tokens(
         mask: True at real tokens.
         answer_position: the prompt's last token in each row.
         subject: the subject's text or its (start, end) span among the real tokens (end excluded, BOS counted), one for
-            all prompts or one each; None for no subject.
+            all prompts or one each; None for none.
 
     Raises:
         ValueError: a subject that does not occur, a span outside the prompt, or as many subjects as no prompts.
@@ -105,13 +106,11 @@ def find_span(tokens: Sequence[str], subject: str | tuple[int, int]) -> tuple[in
     return start, end
 
 
-def _one_each(subject: Subject, n: int) -> Sequence[str | tuple[int, int] | None]:
-    if subject is None:
-        return [None] * n
-    if isinstance(subject, str):
+def _one_each(subject: Subject, n: int) -> Sequence[Span]:
+    if subject is None or isinstance(subject, str):
         return [subject] * n
     if isinstance(subject[0], int):
         return [cast(tuple[int, int], subject)] * n
     if len(subject) != n:
         raise ValueError(f"Expected one subject, or one for each of {n} prompts, got {len(subject)}; pair them.")
-    return cast(Sequence[str | tuple[int, int]], subject)
+    return cast(Sequence[Span], subject)

@@ -1,0 +1,282 @@
+"""Gradients over a data set: of each prompt's gradient a few numbers are kept, its factors dropped with their batch."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_backward._checks import NonFiniteError, check_k, check_model, nearest
+from tl_backward._typing import TransformerLensModel
+from tl_backward.answers import answer_position, answer_tokens
+from tl_backward.capture import run_with_gradient_cache
+from tl_backward.cases import EditCase
+from tl_backward.controls import random_init
+from tl_backward.gradient_cache import GradientCache
+from tl_backward.losses import target_loss
+from tl_backward.prompts import pad
+from tl_backward.readout import readout
+from tl_backward.segments import NAMES, Span, segment_tokens
+from tl_backward.sites import select_sites, weight_sites
+from tl_backward.sweep_items import Item, Losses, encode_items
+from tl_backward.sweep_result import Quantity, Sweep, in_order
+from tl_backward.vocabulary import token_strings
+
+Collect: TypeAlias = Quantity | Literal["top_tokens"]
+
+COLLECT: tuple[Collect, ...] = ("norm", "gradient_norm", "share", "target_rank", "answer_rank")
+"""What a sweep keeps by default."""
+
+_IMPRINTS = ("W_Q", "W_K", "W_V", "W_in", "W_gate")  # read the residual stream: their inputs are read in words
+_SHIFTS = ("W_O", "W_out")  # write to it: their VJPs are
+
+
+def sweep(
+    model: TransformerLensModel,
+    prompts: Sequence[str] | Sequence[EditCase],
+    losses: Losses = None,
+    *,
+    subjects: Sequence[Span] | None = None,
+    answers: Sequence[str | int] | None = None,
+    collect: Sequence[Collect] = COLLECT,
+    weights: str | Sequence[str] = "W_out",
+    k: int = 5,
+    batch_size: int = 8,
+    control: Literal["random_init"] | None = "random_init",
+    n_draws: int = 5,
+    seed: int = 0,
+    start: int = 0,
+    prepend_bos: bool | None = None,
+    show_progress: bool = True,
+) -> Sweep:
+    """Capture the gradient of every prompt of a data set, in batches, and keep a few numbers of each.
+
+    Each prompt has the gradient it would have alone. Of each weight's gradient dL/dW (raw sign) can be collected:
+
+    - `norm`: |delta_i|, averaged over the tokens of each segment (first, subject, last, other, target).
+    - `gradient_norm`: |dL/dW|, the Frobenius norm.
+    - `share`: <sum of outer(x_i, delta_i) over a segment, dL/dW> / |dL/dW|^2, the part of the squared norm that the
+      segment carries. The segments' shares sum to 1; one that works against the rest has a negative share.
+    - `rank`: the numerical rank (`GradientFactors.rank`).
+    - `target_rank`, `answer_rank`: ranks of the (first) target token and of the old answer at the prompt's last token,
+      in the VJP of W_out or W_O (shift) or the input of W_in, W_gate, W_Q, W_K or W_V (imprint); 0 is the largest.
+    - `top_tokens`: the `k` top and bottom tokens there, to be counted by `Sweep.top_tokens`.
+
+    The control is the same architecture untrained. Prompt i sees draw i % `n_draws` of fresh weights, so that every
+    curve's control averages over several draws at the cost of one more pass.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge.
+        prompts: texts, or edit cases, which bring their targets, subjects and old answers along.
+        losses: one target a prompt (text or token id), one loss a prompt, or one loss for all, such as
+            `next_token_loss`. A loss that is no `target_loss` is taken of each prompt alone and has no target's rank.
+        subjects: one a prompt, as text, (start, end) token span, or None.
+        answers: one old answer a prompt; None for the model's own most likely next tokens, which its control keeps.
+        collect: what to keep of each prompt.
+        weights: short or full names, as in `run_with_gradient_cache`.
+        k: how many tokens `top_tokens` keeps at either end.
+        batch_size: prompts a pass; they are sorted by length, so that little is padded.
+        control: "random_init" or None.
+        n_draws: of the control's weights.
+        seed: of the first draw; the next draws' follow it.
+        start: index of the first prompt, for parts of one data set that are to be merged.
+        prepend_bos: as in `model.to_tokens`.
+        show_progress: show a bar.
+
+    Returns:
+        A Sweep: of all prompts or, interrupted by hand (KeyboardInterrupt), of those that were done. A prompt whose
+        loss or gradient is not finite is left out and listed in `skipped`.
+
+    Raises:
+        ValueError, TypeError, IndexError: bad input as in `run_with_gradient_cache`, with the prompt's index, before
+            anything is run.
+    """
+    check_model(model)
+    check_k(k, model.W_U.shape[1])
+    _check_options(collect, batch_size, n_draws, control)
+    items = encode_items(model, prompts, losses, subjects, answers, start, prepend_bos)
+    names = tuple(select_sites(weight_sites(model), weights if isinstance(weights, str) else list(weights)))
+    wanted = tuple(name for name in get_args(Quantity) if name in collect) + ("top_tokens",) * ("top_tokens" in collect)
+    run = _Run(names, wanted, k, batch_size, {"collect": list(wanted), "n_draws": n_draws, "seed": seed, "k": k})
+    with tqdm(total=len(items) * (2 if control else 1), desc="sweep", unit="prompt", disable=not show_progress) as bar:
+        trained = run(model, items, bar)
+        if control is None:
+            return trained
+        old = dict(zip(trained.items.tolist(), trained.answers.tolist(), strict=True))
+        parts = [trained]
+        for draw in range(n_draws):
+            chosen = [item for item in items if item.index % n_draws == draw and item.index in old]
+            if chosen and not parts[-1].interrupted:
+                chosen = [replace(item, answer=old[item.index]) for item in chosen]
+                done = run(random_init(model, seed=seed + draw), chosen, bar)
+                parts.append(replace(done, draws=torch.full_like(done.items, draw)))
+    return replace(trained, control=in_order(parts[1:]) if parts[1:] else None, interrupted=parts[-1].interrupted)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What every pass over items has in common."""
+
+    weights: tuple[str, ...]
+    collect: tuple[Collect, ...]
+    k: int
+    batch_size: int
+    about: dict[str, object]
+
+    def __call__(self, model: TransformerLensModel, items: list[Item], bar: tqdm) -> Sweep:
+        """Measure every item; what is not finite is skipped, and an interrupt ends the pass."""
+        done: list[tuple[Item, dict[str, Tensor]]] = []
+        skipped: dict[int, str] = {}
+        interrupted = False
+        try:
+            for batch in _batches(items, self.batch_size):
+                done += self._finite(model, batch, skipped)
+                bar.update(len(batch))
+        except KeyboardInterrupt:
+            interrupted = True
+        done.sort(key=lambda pair: pair[0].index)
+        columns = {name: torch.stack([row[name] for _, row in done]) for name in (done[0][1] if done else ())}
+        ids = torch.zeros(0, dtype=torch.long)
+        return Sweep(
+            items=torch.tensor([item.index for item, _ in done], dtype=torch.long),
+            loss=columns.pop("loss", torch.zeros(0)),
+            targets=columns.pop("targets", ids),
+            answers=columns.pop("answers", ids),
+            draws=torch.zeros(len(done), dtype=torch.long),
+            weights=self.weights,
+            values=columns,
+            skipped=dict(sorted(skipped.items())),
+            interrupted=interrupted,
+            about=self.about,
+            tokenizer=getattr(model, "tokenizer", None),
+        )
+
+    def _finite(
+        self, model: TransformerLensModel, batch: list[Item], skipped: dict[int, str]
+    ) -> list[tuple[Item, dict[str, Tensor]]]:
+        """Each item of a batch with its quantities; where one is not finite, each is tried alone."""
+        try:
+            found = self._measured(model, batch)
+            return [(item, {name: value[row] for name, value in found.items()}) for row, item in enumerate(batch)]
+        except NonFiniteError as error:
+            if len(batch) == 1:
+                skipped[batch[0].index] = str(error)
+                return []
+        return [pair for item in batch for pair in self._finite(model, [item], skipped)]
+
+    def _measured(self, model: TransformerLensModel, batch: list[Item]) -> dict[str, Tensor]:
+        """Every quantity of each item, [batch, ...], on the CPU."""
+        given = pad(model, [item.tokens for item in batch])
+        targets = [item.target for item in batch if item.target]
+        loss = batch[0].loss or target_loss(targets, reduction="sum")
+        _, cache = run_with_gradient_cache(
+            model, given.tokens, loss, weights=list(self.weights), names_filter=[], attention_mask=given.mask
+        )
+        mask = cache.mask if cache.mask is not None else torch.ones_like(cache.tokens, dtype=torch.bool)
+        asked = answer_position(mask, [ids[:-1] for ids in targets] or [()])
+        answers = answer_tokens(model, None, cache.logits, asked)
+        for row, item in enumerate(batch):
+            answers[row] = answers[row] if item.answer is None else item.answer
+        strings = token_strings(getattr(model, "tokenizer", None), cache.tokens.masked_fill(~mask, -1))
+        codes = segment_tokens(strings, mask, asked, [item.subject for item in batch]).codes
+        found = {
+            "loss": _losses(cache, targets, mask),
+            "targets": torch.tensor([ids[0] for ids in targets] or [-1], device=asked.device),
+            "answers": answers,
+        }
+        found |= _gradient_quantities(cache, codes, self.collect)
+        found |= self._words(model, cache, asked, found["targets"], answers)
+        return {name: value.cpu() for name, value in found.items()}
+
+    def _words(
+        self, model: TransformerLensModel, cache: GradientCache, asked: Tensor, targets: Tensor, answers: Tensor
+    ) -> dict[str, Tensor]:
+        """Ranks and top tokens at each prompt's last token; NaN and -1 for weights that have no readout."""
+        readable = {i: side for i, name in enumerate(self.weights) if (side := _side(cache, name)) is not None}
+        shape = (len(asked), len(self.weights))
+        found: dict[str, Tensor] = {}
+        for name in ("target_rank", "answer_rank"):
+            found[name] = asked.new_full(shape, torch.nan, dtype=torch.float64)
+        for name in ("top_ids", "bottom_ids"):
+            found[name] = asked.new_full((*shape, self.k), -1)
+        if readable and {"target_rank", "answer_rank", "top_tokens"} & set(self.collect):
+            batch, columns = torch.arange(len(asked), device=asked.device), list(readable)
+            vectors = torch.stack([side[batch, asked] for side in readable.values()], 1)
+            ids = (each.clamp(min=0)[:, None] for each in (targets, answers))
+            read = readout(model, vectors, k=self.k, target=next(ids), answer=next(ids))
+            for name, ranks, known in (
+                ("target_rank", read.target_rank, targets >= 0),
+                ("answer_rank", read.answer_rank, answers >= 0),
+            ):
+                if ranks is not None:
+                    found[name][:, columns] = torch.where((ranks >= 0) & known[:, None], ranks.double(), torch.nan)
+            found["top_ids"][:, columns], found["bottom_ids"][:, columns] = read.top_ids, read.bottom_ids
+        kept = {*self.collect} | ({"top_ids", "bottom_ids"} if "top_tokens" in self.collect else set())
+        return {name: value for name, value in found.items() if name in kept}
+
+
+def _batches(items: list[Item], size: int) -> Iterator[list[Item]]:
+    """Items of like lengths together; one whose loss is a function of its own goes alone."""
+    yield from ([item] for item in items if item.loss is not None)
+    together = sorted((item for item in items if item.loss is None), key=lambda item: len(item.tokens))
+    yield from (together[first : first + size] for first in range(0, len(together), size))
+
+
+def _gradient_quantities(cache: GradientCache, codes: Tensor, collect: Sequence[Collect]) -> dict[str, Tensor]:
+    """`norm`, `gradient_norm`, `share` and `rank` of each example, [batch, weight, ...]."""
+    rows: dict[str, list[Tensor]] = {name: [] for name in ("norm", "gradient_norm", "share", "rank")}
+    member = torch.nn.functional.one_hot(codes.clamp(min=0), len(NAMES)) * (codes >= 0)[..., None]
+    for name, factors in cache.factors.items():
+        norms = factors.deltas.flatten(2).norm(dim=-1, dtype=torch.float64)
+        if not torch.isfinite(norms).all():
+            raise NonFiniteError(f"Expected a finite gradient of {name}, got NaN or inf; look for an overflow.")
+        inside = member.double()
+        if "norm" in collect:
+            rows["norm"].append(torch.einsum("bp,bps->bs", norms, inside) / inside.sum(1))
+        if "share" in collect or "gradient_norm" in collect:
+            contributions = factors.token_products().sum(-1, dtype=torch.float64)
+            total = contributions.sum(-1).clamp(min=0)
+            rows["gradient_norm"].append(total.sqrt())
+            there = inside.sum(1) > 0
+            share = torch.einsum("bp,bps->bs", contributions, inside) / total[:, None]
+            rows["share"].append(share.masked_fill(~there, torch.nan))
+        if "rank" in collect:
+            rows["rank"].append(torch.tensor([float(each.rank()) for each in factors.per_example()]).double())
+    return {name: torch.stack(values, 1) for name, values in rows.items() if name in collect}
+
+
+def _losses(cache: GradientCache, targets: Sequence[tuple[int, ...]], mask: Tensor) -> Tensor:
+    """Each example's own loss; the cache holds their sum."""
+    if not targets:
+        return cache.loss.reshape(1).double()
+    one = [slice(row, row + 1) for row in range(len(targets))]
+    return torch.stack(
+        [
+            target_loss([list(ids)])(cache.logits[row], cache.tokens[row], mask[row]).double()
+            for row, ids in zip(one, targets, strict=True)
+        ]
+    )
+
+
+def _side(cache: GradientCache, name: str) -> Tensor | None:
+    """What of a weight's factors lies in the residual stream; heads with a part of their own are averaged."""
+    short = name.rpartition(".")[2]
+    if short not in (*_IMPRINTS, *_SHIFTS):
+        return None
+    side = cache.factors[name].inputs if short in _IMPRINTS else cache.factors[name].deltas
+    return side.mean(2) if side.ndim == 4 else side
+
+
+def _check_options(collect: Sequence[str], batch_size: int, n_draws: int, control: str | None) -> None:
+    known = [*get_args(Quantity), "top_tokens"]
+    for name in [collect] if isinstance(collect, str) else collect:
+        if name not in known:
+            raise ValueError(f"Expected quantities of {known}, got {name!r}; the nearest are {nearest(name, known)}.")
+    if isinstance(collect, str) or not collect:
+        raise ValueError(f"Expected a list of quantities to collect, got {collect!r}; for example ['norm'].")
+    if batch_size < 1 or n_draws < 1:
+        raise ValueError(f"Expected batch_size and n_draws of at least 1, got {batch_size} and {n_draws}.")
+    if control not in (None, "random_init"):
+        raise ValueError(f"Expected control=None or 'random_init', got {control!r}; no other control is known.")
