@@ -14,7 +14,7 @@ FLOORS = [
     {"_typing", "_checks", "_html", "_torch_hooks"},
     {"factors", "losses", "vocabulary", "readout", "segments", "sites", "zoo", "prompts", "loading", "cases", "bootstrap"},
     {"answers", "capture", "gradient_cache", "controls"},
-    {"backward_lens", "editing", "sweep", "gradient_similarity", "edit_scores"},
+    {"examples", "backward_lens", "editing", "sweeps", "sweep_result", "similarity", "edit_scores"},
     {"hook_points"},
     {"render", "cli"},
 ]

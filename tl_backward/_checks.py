@@ -12,7 +12,11 @@ from tl_backward._typing import TransformerLensModel
 
 
 class NonFiniteError(ValueError):
-    """A loss or gradient that is NaN or infinite: one example of many may be left out for it."""
+    """A loss or gradient that is NaN or infinite: of many examples, that of `index`, which may be left out for it."""
+
+    def __init__(self, message: str, index: int = 0) -> None:
+        super().__init__(message)
+        self.index = index
 
 
 KNOWN_MODELS = ("HookedTransformer", "TransformerBridge")

@@ -7,7 +7,6 @@ never the matrix product that would form a weight's gradient. x is kept by refer
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from inspect import signature
 from typing import TypeAlias
 
 import torch
@@ -20,7 +19,7 @@ from tl_backward._checks import check_callable_loss, check_grad_enabled, check_l
 from tl_backward._torch_hooks import register_last
 from tl_backward._typing import HookFn, NamesFilter, Prompts, TransformerLensModel
 from tl_backward.gradient_cache import FactorMap, GradientCache
-from tl_backward.losses import Loss
+from tl_backward.losses import Loss, takes_mask
 from tl_backward.prompts import Batch, encode_prompts, extend
 from tl_backward.sites import Read, WeightSite, select_sites, weight_sites
 
@@ -118,20 +117,13 @@ def _forward(model: TransformerLensModel, batch: Batch, loss: Loss) -> tuple[Ten
         # A user's hook cut every path from the watched weights to the logits: their deltas are zeros.
         logits = logits.detach().requires_grad_().clone()
     origin = logits.grad_fn
-    named = {"attention_mask": batch.mask} if _takes_mask(loss) else {}
+    named = {"attention_mask": batch.mask} if takes_mask(loss) else {}
     value = check_loss(loss(logits, batch.tokens, **named))
     if not _depends_on(value, origin):
         raise ValueError(
             "Expected a loss that depends on the logits, got one that does not; compute it from the `logits` argument."
         )
     return value, logits
-
-
-def _takes_mask(loss: Loss) -> bool:
-    try:
-        return "attention_mask" in signature(loss).parameters
-    except (TypeError, ValueError):
-        return False
 
 
 def _depends_on(value: Tensor, origin: object) -> bool:

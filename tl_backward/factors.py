@@ -223,6 +223,16 @@ class GradientFactors:
             return (x @ x.transpose(1, 2)).mul_(d @ d.transpose(1, 2))
         return torch.einsum("bihd,bjhd,biho,bjho->bij", x, x, d, d)
 
+    def active(self) -> tuple[Tensor, Tensor, Int[Tensor, "n"]]:
+        """`rows` of the tokens whose delta is not zero, and the example each belongs to.
+
+        Pads have none, nor has any token but the last in the last layer's MLP under a loss at the last token.
+        """
+        x, d = self.rows()
+        owner = torch.arange(self.deltas.shape[0], device=d.device).repeat_interleave(len(d) // self.deltas.shape[0])
+        kept = d.any(-1).nonzero().flatten()
+        return (x, d, owner) if len(kept) == len(d) else (x[kept], d[kept], owner[kept])
+
     # --- parts ---------------------------------------------------------------------------------------------
 
     def __getitem__(self, index: Index | tuple[Index, ...]) -> "GradientFactors":

@@ -7,6 +7,7 @@ that name their target in words (`target_loss(" Oslo")`) learn its ids from the 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 import torch
@@ -18,6 +19,14 @@ Reduction: TypeAlias = Literal["mean", "sum"]
 Target: TypeAlias = (
     str | int | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Int[Tensor, "pos"] | Int[Tensor, "batch pos"]
 )
+
+
+def takes_mask(loss: Loss) -> bool:
+    """Whether a loss names a parameter `attention_mask`."""
+    try:
+        return "attention_mask" in signature(loss).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 @runtime_checkable

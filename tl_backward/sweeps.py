@@ -1,6 +1,6 @@
 """Gradients over a data set: of each prompt's gradient a few numbers are kept, its factors dropped with their batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
@@ -10,17 +10,14 @@ from tqdm.auto import tqdm
 
 from tl_backward._checks import NonFiniteError, check_k, check_model, nearest
 from tl_backward._typing import TransformerLensModel
-from tl_backward.answers import answer_position, answer_tokens
-from tl_backward.capture import run_with_gradient_cache
+from tl_backward.answers import answer_tokens
 from tl_backward.cases import EditCase
 from tl_backward.controls import random_init
+from tl_backward.examples import Example, Losses, by_length, capture_batch, encode_examples
 from tl_backward.gradient_cache import GradientCache
-from tl_backward.losses import target_loss
-from tl_backward.prompts import pad
 from tl_backward.readout import readout
 from tl_backward.segments import NAMES, Span, segment_tokens
 from tl_backward.sites import select_sites, weight_sites
-from tl_backward.sweep_items import Item, Losses, encode_items
 from tl_backward.sweep_result import Quantity, Sweep, in_order
 from tl_backward.vocabulary import token_strings
 
@@ -96,7 +93,9 @@ def sweep(
     check_model(model)
     check_k(k, model.W_U.shape[1])
     _check_options(collect, batch_size, n_draws, control)
-    items = encode_items(model, prompts, losses, subjects, answers, start, prepend_bos)
+    items = encode_examples(
+        model, prompts, losses, subjects=subjects, answers=answers, start=start, prepend_bos=prepend_bos
+    )
     names = tuple(select_sites(weight_sites(model), weights if isinstance(weights, str) else list(weights)))
     wanted = tuple(name for name in get_args(Quantity) if name in collect) + ("top_tokens",) * ("top_tokens" in collect)
     run = _Run(names, wanted, k, batch_size, {"collect": list(wanted), "n_draws": n_draws, "seed": seed, "k": k})
@@ -125,26 +124,35 @@ class _Run:
     batch_size: int
     about: dict[str, object]
 
-    def __call__(self, model: TransformerLensModel, items: list[Item], bar: tqdm) -> Sweep:
+    def __call__(self, model: TransformerLensModel, items: list[Example], bar: tqdm) -> Sweep:
         """Measure every item; what is not finite is skipped, and an interrupt ends the pass."""
-        done: list[tuple[Item, dict[str, Tensor]]] = []
+        parts: list[tuple[list[Example], dict[str, Tensor]]] = []
         skipped: dict[int, str] = {}
         interrupted = False
         try:
-            for batch in _batches(items, self.batch_size):
-                done += self._finite(model, batch, skipped)
+            for batch in by_length(items, self.batch_size):
+                left = list(batch)
+                while left:
+                    try:
+                        parts.append((left, self._measured(model, left)))
+                        break
+                    except NonFiniteError as error:
+                        skipped[error.index] = str(error)
+                        left = [example for example in left if example.index != error.index]
                 bar.update(len(batch))
         except KeyboardInterrupt:
             interrupted = True
-        done.sort(key=lambda pair: pair[0].index)
-        columns = {name: torch.stack([row[name] for _, row in done]) for name in (done[0][1] if done else ())}
-        ids = torch.zeros(0, dtype=torch.long)
+        indices = torch.tensor([example.index for batch, _ in parts for example in batch], dtype=torch.long)
+        order = indices.argsort()
+        names = parts[0][1] if parts else ()
+        columns = {name: torch.cat([found[name] for _, found in parts])[order] for name in names}
+        none = torch.zeros(0, dtype=torch.long)
         return Sweep(
-            items=torch.tensor([item.index for item, _ in done], dtype=torch.long),
-            loss=columns.pop("loss", torch.zeros(0)),
-            targets=columns.pop("targets", ids),
-            answers=columns.pop("answers", ids),
-            draws=torch.zeros(len(done), dtype=torch.long),
+            items=indices[order],
+            loss=columns.pop("loss", none.double()),
+            targets=columns.pop("targets", none),
+            answers=columns.pop("answers", none),
+            draws=torch.zeros_like(indices),
             weights=self.weights,
             values=columns,
             skipped=dict(sorted(skipped.items())),
@@ -153,41 +161,19 @@ class _Run:
             tokenizer=getattr(model, "tokenizer", None),
         )
 
-    def _finite(
-        self, model: TransformerLensModel, batch: list[Item], skipped: dict[int, str]
-    ) -> list[tuple[Item, dict[str, Tensor]]]:
-        """Each item of a batch with its quantities; where one is not finite, each is tried alone."""
-        try:
-            found = self._measured(model, batch)
-            return [(item, {name: value[row] for name, value in found.items()}) for row, item in enumerate(batch)]
-        except NonFiniteError as error:
-            if len(batch) == 1:
-                skipped[batch[0].index] = str(error)
-                return []
-        return [pair for item in batch for pair in self._finite(model, [item], skipped)]
-
-    def _measured(self, model: TransformerLensModel, batch: list[Item]) -> dict[str, Tensor]:
-        """Every quantity of each item, [batch, ...], on the CPU."""
-        given = pad(model, [item.tokens for item in batch])
-        targets = [item.target for item in batch if item.target]
-        loss = batch[0].loss or target_loss(targets, reduction="sum")
-        _, cache = run_with_gradient_cache(
-            model, given.tokens, loss, weights=list(self.weights), names_filter=[], attention_mask=given.mask
-        )
-        mask = cache.mask if cache.mask is not None else torch.ones_like(cache.tokens, dtype=torch.bool)
-        asked = answer_position(mask, [ids[:-1] for ids in targets] or [()])
+    def _measured(self, model: TransformerLensModel, batch: list[Example]) -> dict[str, Tensor]:
+        """Every quantity of each example, [batch, ...], on the CPU."""
+        captured = capture_batch(model, batch, self.weights)
+        cache, asked = captured.cache, captured.asked
         answers = answer_tokens(model, None, cache.logits, asked)
-        for row, item in enumerate(batch):
-            answers[row] = answers[row] if item.answer is None else item.answer
-        strings = token_strings(getattr(model, "tokenizer", None), cache.tokens.masked_fill(~mask, -1))
-        codes = segment_tokens(strings, mask, asked, [item.subject for item in batch]).codes
-        found = {
-            "loss": _losses(cache, targets, mask),
-            "targets": torch.tensor([ids[0] for ids in targets] or [-1], device=asked.device),
-            "answers": answers,
-        }
+        for row, example in enumerate(batch):
+            answers[row] = answers[row] if example.answer is None else example.answer
+        targets = torch.tensor([example.target for example in batch], device=asked.device)
+        strings = token_strings(getattr(model, "tokenizer", None), cache.tokens.masked_fill(~captured.mask, -1))
+        codes = segment_tokens(strings, captured.mask, asked, [example.subject for example in batch]).codes
+        found = {"loss": captured.losses, "targets": targets, "answers": answers}
         found |= _gradient_quantities(cache, codes, self.collect)
-        found |= self._words(model, cache, asked, found["targets"], answers)
+        found |= self._words(model, cache, asked, targets, answers)
         return {name: value.cpu() for name, value in found.items()}
 
     def _words(
@@ -217,21 +203,12 @@ class _Run:
         return {name: value for name, value in found.items() if name in kept}
 
 
-def _batches(items: list[Item], size: int) -> Iterator[list[Item]]:
-    """Items of like lengths together; one whose loss is a function of its own goes alone."""
-    yield from ([item] for item in items if item.loss is not None)
-    together = sorted((item for item in items if item.loss is None), key=lambda item: len(item.tokens))
-    yield from (together[first : first + size] for first in range(0, len(together), size))
-
-
 def _gradient_quantities(cache: GradientCache, codes: Tensor, collect: Sequence[Collect]) -> dict[str, Tensor]:
     """`norm`, `gradient_norm`, `share` and `rank` of each example, [batch, weight, ...]."""
     rows: dict[str, list[Tensor]] = {name: [] for name in ("norm", "gradient_norm", "share", "rank")}
     member = torch.nn.functional.one_hot(codes.clamp(min=0), len(NAMES)) * (codes >= 0)[..., None]
-    for name, factors in cache.factors.items():
+    for factors in cache.factors.values():
         norms = factors.deltas.flatten(2).norm(dim=-1, dtype=torch.float64)
-        if not torch.isfinite(norms).all():
-            raise NonFiniteError(f"Expected a finite gradient of {name}, got NaN or inf; look for an overflow.")
         inside = member.double()
         if "norm" in collect:
             rows["norm"].append(torch.einsum("bp,bps->bs", norms, inside) / inside.sum(1))
@@ -245,19 +222,6 @@ def _gradient_quantities(cache: GradientCache, codes: Tensor, collect: Sequence[
         if "rank" in collect:
             rows["rank"].append(torch.tensor([float(each.rank()) for each in factors.per_example()]).double())
     return {name: torch.stack(values, 1) for name, values in rows.items() if name in collect}
-
-
-def _losses(cache: GradientCache, targets: Sequence[tuple[int, ...]], mask: Tensor) -> Tensor:
-    """Each example's own loss; the cache holds their sum."""
-    if not targets:
-        return cache.loss.reshape(1).double()
-    one = [slice(row, row + 1) for row in range(len(targets))]
-    return torch.stack(
-        [
-            target_loss([list(ids)])(cache.logits[row], cache.tokens[row], mask[row]).double()
-            for row, ids in zip(one, targets, strict=True)
-        ]
-    )
 
 
 def _side(cache: GradientCache, name: str) -> Tensor | None:

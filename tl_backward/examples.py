@@ -1,0 +1,190 @@
+"""A data set of examples, each a prompt with its loss: encoded and checked at once, captured in batches.
+
+In a batch every example has the gradient it has alone: the loss of a batch is the sum of its examples' own.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tl_backward._checks import NonFiniteError, check_callable_loss, check_loss
+from tl_backward._typing import TransformerLensModel
+from tl_backward.capture import run_with_gradient_cache
+from tl_backward.cases import EditCase
+from tl_backward.gradient_cache import GradientCache
+from tl_backward.losses import Loss, TargetLoss, takes_mask, target_loss
+from tl_backward.prompts import encode_prompts, pad
+from tl_backward.segments import Span, find_span
+from tl_backward.vocabulary import token_strings
+
+Losses: TypeAlias = Loss | Sequence[str | int | Loss] | None
+Each = TypeVar("Each")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt of a data set, with its loss."""
+
+    index: int
+    tokens: list[int]
+    """Of the prompt and of all but the last token of a longer target (teacher forcing)."""
+    n_forced: int
+    """How many tokens at the end are the target's."""
+    loss: Loss
+    target: int
+    """The (first) target token; -1 where the loss has none."""
+    subject: Span = None
+    answer: int | None = None
+    """The old answer's (first) token; None for the model's own."""
+
+
+def encode_examples(
+    model: TransformerLensModel,
+    prompts: Sequence[str] | Sequence[EditCase],
+    losses: Losses,
+    *,
+    subjects: Sequence[Span] | None = None,
+    answers: Sequence[str | int] | None = None,
+    start: int = 0,
+    prepend_bos: bool | None = None,
+) -> list[Example]:
+    """Each prompt with what belongs to it; see `sweep` for the arguments. An error names the prompt."""
+    if isinstance(prompts, str) or not prompts:
+        what = "one text" if isinstance(prompts, str) else "none"
+        raise ValueError(f"Expected a list of prompts or edit cases, got {what}; a single one is a list of one.")
+    cases = [prompt for prompt in prompts if isinstance(prompt, EditCase)]
+    if cases:
+        if losses is not None or len(cases) != len(prompts):
+            raise ValueError("Expected edit cases alone, got texts or losses beside them; a case brings its target.")
+        subjects = [case.subject for case in cases] if subjects is None else subjects
+        answers = [case.answer for case in cases] if answers is None else answers
+        losses = [case.target for case in cases]
+    if losses is None:
+        raise ValueError("Expected one target or loss a prompt, got none; pass losses=[...] or edit cases.")
+    texts = [prompt.prompt if isinstance(prompt, EditCase) else prompt for prompt in prompts]
+    n = len(texts)
+    columns = (
+        [losses] * n if callable(losses) else _one_each("losses", losses, n),
+        [None] * n if subjects is None else _one_each("subjects", subjects, n),
+        [None] * n if answers is None else _one_each("answers", answers, n),
+    )
+    examples = []
+    for index, (text, loss, subject, answer) in enumerate(zip(texts, *columns, strict=True), start):
+        try:
+            examples.append(_encoded(model, index, text, loss, subject, answer, prepend_bos))
+        except (ValueError, TypeError, IndexError) as error:
+            raise type(error)(f"Prompt {index}: {error}") from error
+    return examples
+
+
+def _one_each(name: str, column: Sequence[Each], n: int) -> Sequence[Each]:
+    if isinstance(column, str) or not isinstance(column, Sequence) or len(column) != n:
+        raise ValueError(f"Expected {name} for each of the {n} prompts, got {column!r:.100}; pair them.")
+    return column
+
+
+def _encoded(
+    model: TransformerLensModel,
+    index: int,
+    prompt: str,
+    loss: str | int | Loss,
+    subject: Span,
+    answer: str | int | None,
+    prepend_bos: bool | None,
+) -> Example:
+    (tokens,) = encode_prompts(model, prompt, prepend_bos=prepend_bos).rows()
+    forced: tuple[int, ...] = ()
+    target = -1
+    if isinstance(loss, str | int):
+        loss = target_loss(loss)
+    check_callable_loss(loss)
+    if isinstance(loss, TargetLoss):
+        loss = loss.bind(model, 1)
+        (ids,) = loss.ids or ((-1,),)
+        forced, target = ids[:-1], ids[0] if loss.positions == -1 else -1
+    if len(tokens) + len(forced) > model.cfg.n_ctx:
+        raise ValueError(f"Expected at most n_ctx={model.cfg.n_ctx} tokens (target included), got more; shorten it.")
+    if subject is not None:
+        strings = token_strings(getattr(model, "tokenizer", None), torch.tensor([tokens]))
+        subject = find_span(strings[0], subject)
+    old = None if answer in (None, "") else _first_token(model, answer)
+    return Example(index, [*tokens, *forced], len(forced), loss, target, subject, old)
+
+
+def _first_token(model: TransformerLensModel, text: str | int) -> int:
+    return (target_loss(text).bind(model, 1).ids or ((-1,),))[0][0]
+
+
+def by_length(examples: Sequence[Example], batch_size: int) -> Iterator[list[Example]]:
+    """Batches of examples of like lengths, so that little is padded."""
+    ordered = sorted(examples, key=lambda example: len(example.tokens))
+    yield from (ordered[first : first + batch_size] for first in range(0, len(ordered), batch_size))
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A batch's factors, with what belongs to each example."""
+
+    cache: GradientCache
+    mask: Bool[Tensor, "batch pos"]
+    losses: Float[Tensor, "batch"]
+    asked: Int[Tensor, "batch"]
+    """Index of each prompt's last token."""
+
+
+def capture_batch(model: TransformerLensModel, examples: Sequence[Example], weights: Sequence[str]) -> Captured:
+    """One forward and one activation-only backward for several examples.
+
+    Raises:
+        NonFiniteError: one example's loss or gradient is not finite; it carries the example's index.
+    """
+    given = pad(model, [example.tokens for example in examples])
+    mask = given.mask if given.mask is not None else torch.ones_like(given.tokens, dtype=torch.bool)
+    loss = _EachItsOwn(examples, mask)
+    _, cache = run_with_gradient_cache(
+        model, given.tokens, loss, weights=list(weights), names_filter=[], attention_mask=given.mask
+    )
+    for name, factors in cache.factors.items():
+        finite = torch.isfinite(factors.deltas.sum(dim=tuple(range(1, factors.deltas.ndim)), dtype=torch.float64))
+        if not finite.all():
+            index = examples[int(finite.int().argmin())].index
+            raise NonFiniteError(
+                f"Expected a finite gradient of {name}, got NaN or inf in prompt {index}; look for an overflow.", index
+            )
+    n_forced = torch.tensor([example.n_forced for example in examples], device=mask.device)
+    return Captured(cache, mask, torch.stack(loss.values), loss.last - n_forced)
+
+
+@dataclass
+class _EachItsOwn:
+    """The sum of every example's own loss, each given its real tokens alone."""
+
+    examples: Sequence[Example]
+    mask: Bool[Tensor, "batch pos"]
+    values: list[Tensor] = field(default_factory=list)
+
+    @property
+    def last(self) -> Int[Tensor, "batch"]:
+        """Index of each row's last real token."""
+        return self.mask.shape[1] - 1 - self.mask.flip(1).int().argmax(1)
+
+    def __call__(
+        self, logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]
+    ) -> Float[Tensor, ""]:
+        total = logits.new_zeros(())
+        for row, example in enumerate(self.examples):
+            stop = int(self.last[row]) + 1
+            real = slice(stop - int(self.mask[row].sum()), stop)
+            own = tokens[row : row + 1, real]
+            named = {"attention_mask": torch.ones_like(own, dtype=torch.bool)} if takes_mask(example.loss) else {}
+            try:
+                value = check_loss(example.loss(logits[row : row + 1, real], own, **named))
+            except NonFiniteError as error:
+                raise NonFiniteError(f"Prompt {example.index}: {error}", example.index) from error
+            self.values.append(value.detach().double())
+            total = total + value
+        return total
