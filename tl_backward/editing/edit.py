@@ -1,32 +1,24 @@
-"""Edits of weights by outer products: the forward-pass shift of Katz et al. 2024 and plain gradient steps.
+"""Edits of weights by outer products, kept as their factors: applied, reverted to the bit, saved.
 
-An edit adds sum_i outer(x_i, v_i) to a weight used as y = x @ W, kept as its factors and never as a dense matrix. Where
-the raw gradient's factors are (x_i, delta_i), a descent step's are (x_i, -lr * delta_i): here v is what is ADDED.
+An edit adds sum_i outer(x_i, v_i) to a weight used as y = x @ W, never forming the dense matrix. Where the raw
+gradient's factors are (x_i, delta_i), a descent step's are (x_i, -lr * delta_i): here v is what is ADDED.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from tl_backward._checks import check_layers, check_model
-from tl_backward._torch_hooks import register_last
+from tl_backward._checks import check_model
 from tl_backward._typing import TransformerLensModel
-from tl_backward.capture import run_with_gradient_cache
-from tl_backward.losses import Target, target_loss
-from tl_backward.prompts import encode_prompts, extend
 from tl_backward.sites import WeightSite, WeightSites, select_sites, weight_sites
 
 FORMAT = "tl_backward edit 1"
-Scaling: TypeAlias = Literal["unit", "raw"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +65,7 @@ class Edit:
         """
         if self.is_applied:
             raise RuntimeError("Expected an edit that is not applied, got one that is; revert() it first.")
-        sites = _editable(self.model, self.updates)
+        sites = editable(self.model, self.updates)
         try:
             for name, update in self.updates.items():
                 parameter = sites[name].parameter
@@ -155,135 +147,8 @@ def load_edit(model: TransformerLensModel, path: str | Path) -> Edit:
     device, dtype = model.W_U.device, model.W_U.dtype
     names = sorted({name.rpartition(".")[0] for name in tensors})
     updates = {name: Update(*(tensors[f"{name}.{side}"].to(device, dtype) for side in "xv")) for name in names}
-    _editable(model, updates)
+    editable(model, updates)
     return Edit(model, updates, json.loads(about["how"]))
-
-
-def rank_one_edit(
-    model: TransformerLensModel,
-    weight: str,
-    x: Float[Tensor, "d_in"],
-    v: Float[Tensor, "d_out"],
-    *,
-    scale: float = 1.0,
-) -> Edit:
-    """The primitive: W += scale * outer(x, v) for a weight used as y = x @ W, by its full name.
-
-    Raises:
-        ValueError: no such weight, vectors of the wrong width, or a tied weight.
-    """
-    check_model(model)
-    updates = {weight: Update(x[None].detach(), scale * v[None].detach())}
-    _editable(model, updates)
-    return Edit(model, updates, {"method": "rank_one", "scale": scale})
-
-
-def shift_edit(
-    model: TransformerLensModel,
-    prompt: str,
-    target: Target,
-    layer: int,
-    scale: float = 2.0,
-    *,
-    scaling: Scaling = "unit",
-    prepend_bos: bool | None = None,
-) -> Edit:
-    """The forward-pass shift (Katz et al. 2024, sec. 7): W_out[layer] += scale * outer(x_last, W_U[:, target]).
-
-    One forward pass gives x_last, W_out's input at the prompt's last token; the gradient's VJP there is replaced by
-    what it mostly is, the target's unembedding direction. A target of several tokens adds one product a token.
-
-    Args:
-        model: a HookedTransformer or TransformerBridge.
-        prompt: what the edit answers.
-        target: the new answer.
-        layer: whose W_out; negative counts from the end.
-        scale: how much of it.
-        scaling: "unit" for both factors of unit norm, so that a scale means the same in every layer; "raw" for the
-            paper's own form.
-        prepend_bos: as in `model.to_tokens`.
-
-    Returns:
-        An Edit, not applied: use it as a context, or `apply()` it.
-
-    Raises:
-        ValueError: a layer without a dense W_out, or a bad prompt or target.
-        IndexError: a layer out of range.
-    """
-    check_model(model)
-    (index,) = check_layers(layer, model.cfg.n_layers)
-    loss = target_loss(target).bind(model, 1)
-    batch = extend(model, encode_prompts(model, prompt, prepend_bos=prepend_bos), loss.continuation)
-    (ids,) = loss.ids or ((),)
-    (site,) = select_sites(weight_sites(model), f"blocks.{index}.mlp.W_out").values()
-    x = _inputs(model, site, batch.tokens)[0, -len(ids) :]
-    v = model.W_U.detach()[:, list(ids)].T
-    if scaling == "unit":
-        x, v = (torch.nn.functional.normalize(side, dim=-1) for side in (x, v))
-    how = {"method": "shift", "prompt": prompt, "target": list(ids), "layer": index, "scale": scale, "scaling": scaling}
-    return Edit(model, {site.name: Update(x.clone(), scale * v)}, how)
-
-
-def gradient_edit(
-    model: TransformerLensModel,
-    prompt: str,
-    target: Target,
-    *,
-    weights: str | Sequence[str] = "W_out",
-    lr: float = 1e-2,
-    steps: int = 1,
-    prepend_bos: bool | None = None,
-) -> Edit:
-    """Plain SGD from the captured factors: in each step W += sum_i outer(x_i, -lr * delta_i), never a dense gradient.
-
-    Args:
-        model: a HookedTransformer or TransformerBridge.
-        prompt: what the edit answers.
-        target: the new answer; the loss is `target_loss(target)`.
-        weights: which to change, as in `run_with_gradient_cache`.
-        lr: the learning rate.
-        steps: how many; the gradient is taken anew after each.
-        prepend_bos: as in `model.to_tokens`.
-
-    Returns:
-        An Edit, not applied.
-    """
-    if steps < 1:
-        raise ValueError(f"Expected at least one step, got {steps}; a step is one descent of the loss.")
-    names = list(select_sites(weight_sites(model), weights if isinstance(weights, str) else list(weights)))
-    total: dict[str, Update] = {}
-    how = {"method": "gradient", "prompt": prompt, "lr": lr, "steps": steps}
-    for step in range(steps):
-        with Edit(model, total) if total else nullcontext():
-            _, cache = run_with_gradient_cache(
-                model, prompt, target_loss(target), weights=names, names_filter=[], prepend_bos=prepend_bos
-            )
-        for name in names:
-            x, delta = cache.factors[name].rows()
-            moved = Update(x.clone(), -lr * delta)
-            total[name] = total[name] + moved if step else moved
-    _editable(model, total)
-    return Edit(model, total, how)
-
-
-def _inputs(model: TransformerLensModel, site: WeightSite, tokens: Tensor) -> Tensor:
-    """What a weight reads in one forward pass."""
-    seen: list[Tensor] = []
-    read = site.read
-    if read is None:
-        raise ValueError(f"Expected a matrix, got {site.name}, which reads nothing; name a weight matrix.")
-
-    def keep(module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
-        seen.append(read.take(args, kwargs, output).detach())
-
-    handles = register_last(read.module, keep, with_kwargs=True)
-    try:
-        with torch.no_grad():
-            model(tokens, return_type="logits")
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen[0]
 
 
 def _add_outer(site: WeightSite, update: Update) -> None:
@@ -300,8 +165,12 @@ def _add_outer(site: WeightSite, update: Update) -> None:
             parameter.view(x.shape[1], v.shape[1]).addmm_(x.T, v)
 
 
-def _editable(model: TransformerLensModel, updates: dict[str, Update]) -> WeightSites:
-    """The model's sites, once every update is known to fit its weight."""
+def editable(model: TransformerLensModel, updates: dict[str, Update]) -> WeightSites:
+    """The model's sites, once every update is known to fit its weight.
+
+    Raises:
+        ValueError: no such weight, vectors of another width, or a tied weight.
+    """
     sites = weight_sites(model)
     for name, update in updates.items():
         site = select_sites(sites, name)[name]
