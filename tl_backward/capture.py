@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from tl_backward._checks import check_callable_loss, check_grad_enabled, check_loss, check_model, model_kind, nearest
+from tl_backward._checks import check_callable_loss, check_grad_enabled, check_loss, check_model, nearest
 from tl_backward._torch_hooks import register_last
 from tl_backward._typing import HookFn, NamesFilter, Prompts, TransformerLensModel
 from tl_backward.gradient_cache import FactorMap, GradientCache
 from tl_backward.losses import Loss, takes_mask
-from tl_backward.prompts import Batch, encode_prompts, extend
+from tl_backward.prompts import Batch, encode_prompts, extend, forward
 from tl_backward.sites import Read, WeightSite, select_sites, weight_sites
 
 HookList: TypeAlias = Sequence[tuple[str | Callable[[str], bool], HookFn]]
@@ -107,12 +107,7 @@ def run_with_gradient_cache(
 
 def _forward(model: TransformerLensModel, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor]:
     """Loss and logits of one pass; the loss has been checked."""
-    options: dict[str, object] = {"return_type": "logits"}
-    if batch.mask is not None:
-        options["attention_mask"] = batch.mask.long()
-    if model_kind(model) == "TransformerBridge":
-        options["use_cache"] = False
-    logits = model(batch.tokens, **options)
+    logits = forward(model, batch)
     if not logits.requires_grad:
         # A user's hook cut every path from the watched weights to the logits: their deltas are zeros.
         logits = logits.detach().requires_grad_().clone()

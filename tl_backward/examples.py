@@ -144,7 +144,7 @@ def capture_batch(model: TransformerLensModel, examples: Sequence[Example], weig
     """
     given = pad(model, [example.tokens for example in examples])
     mask = given.mask if given.mask is not None else torch.ones_like(given.tokens, dtype=torch.bool)
-    loss = _EachItsOwn(examples, mask)
+    loss = _EachItsOwn(examples, mask, given.last.tolist())
     _, cache = run_with_gradient_cache(
         model, given.tokens, loss, weights=list(weights), names_filter=[], attention_mask=given.mask
     )
@@ -156,7 +156,7 @@ def capture_batch(model: TransformerLensModel, examples: Sequence[Example], weig
                 f"Expected a finite gradient of {name}, got NaN or inf in prompt {index}; look for an overflow.", index
             )
     n_forced = torch.tensor([example.n_forced for example in examples], device=mask.device)
-    return Captured(cache, mask, torch.stack(loss.values), loss.last - n_forced)
+    return Captured(cache, mask, torch.stack(loss.values), given.last - n_forced)
 
 
 @dataclass
@@ -165,19 +165,16 @@ class _EachItsOwn:
 
     examples: Sequence[Example]
     mask: Bool[Tensor, "batch pos"]
+    last: Sequence[int]
+    """Index of each row's last real token."""
     values: list[Tensor] = field(default_factory=list)
-
-    @property
-    def last(self) -> Int[Tensor, "batch"]:
-        """Index of each row's last real token."""
-        return self.mask.shape[1] - 1 - self.mask.flip(1).int().argmax(1)
 
     def __call__(
         self, logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]
     ) -> Float[Tensor, ""]:
         total = logits.new_zeros(())
         for row, example in enumerate(self.examples):
-            stop = int(self.last[row]) + 1
+            stop = self.last[row] + 1
             real = slice(stop - int(self.mask[row].sum()), stop)
             own = tokens[row : row + 1, real]
             named = {"attention_mask": torch.ones_like(own, dtype=torch.bool)} if takes_mask(example.loss) else {}

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tl_backward._checks import model_kind
 from tl_backward._typing import Prompts, TransformerLensModel
 
 
@@ -23,6 +24,13 @@ class Batch:
     def n_examples(self) -> int:
         """Rows of the batch."""
         return self.tokens.shape[0]
+
+    @property
+    def last(self) -> Int[Tensor, "batch"]:
+        """Index of each row's last real token."""
+        if self.mask is None:
+            return torch.full((self.n_examples,), self.tokens.shape[1] - 1, device=self.tokens.device)
+        return self.mask.shape[1] - 1 - self.mask.flip(1).int().argmax(1)
 
     def rows(self) -> list[list[int]]:
         """Each example's real token ids."""
@@ -77,6 +85,16 @@ def encode_prompts(
                 stacklevel=4,
             )
     return _checked(model, pad(model, rows))
+
+
+def forward(model: TransformerLensModel, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
+    """The logits of one pass, padding masked, without a key-value cache."""
+    options: dict[str, object] = {"return_type": "logits"}
+    if batch.mask is not None:
+        options["attention_mask"] = batch.mask.long()
+    if model_kind(model) == "TransformerBridge":
+        options["use_cache"] = False
+    return model(batch.tokens, **options)
 
 
 def extend(model: TransformerLensModel, batch: Batch, continuation: tuple[tuple[int, ...], ...]) -> Batch:

@@ -191,14 +191,15 @@ class _Run:
             batch, columns = torch.arange(len(asked), device=asked.device), list(readable)
             vectors = torch.stack([side[batch, asked] for side in readable.values()], 1)
             ids = (each.clamp(min=0)[:, None] for each in (targets, answers))
-            read = readout(model, vectors, k=self.k, target=next(ids), answer=next(ids))
+            k = self.k if "top_tokens" in self.collect else 1
+            read = readout(model, vectors, k=k, target=next(ids), answer=next(ids))
             for name, ranks, known in (
                 ("target_rank", read.target_rank, targets >= 0),
                 ("answer_rank", read.answer_rank, answers >= 0),
             ):
                 if ranks is not None:
                     found[name][:, columns] = torch.where((ranks >= 0) & known[:, None], ranks.double(), torch.nan)
-            found["top_ids"][:, columns], found["bottom_ids"][:, columns] = read.top_ids, read.bottom_ids
+            found["top_ids"][:, columns, :k], found["bottom_ids"][:, columns, :k] = read.top_ids, read.bottom_ids
         kept = {*self.collect} | ({"top_ids", "bottom_ids"} if "top_tokens" in self.collect else set())
         return {name: value for name, value in found.items() if name in kept}
 

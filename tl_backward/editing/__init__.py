@@ -1,6 +1,29 @@
 """Edits with one forward pass, their scores, and the choice of a layer for them (Katz et al. 2024, sec. 7)."""
 
+from tl_backward.editing.comparison import EditComparison, compare_edits, edit_methods, gradient_method, shift_method
 from tl_backward.editing.edit import Edit, Update, load_edit
+from tl_backward.editing.layer_grid import LayerGrid, find_layer
 from tl_backward.editing.methods import gradient_edit, rank_one_edit, shift_edit
+from tl_backward.editing.scores import METRICS, EditScores, evaluate_edit
 
-__all__ = ["Edit", "Update", "load_edit", "gradient_edit", "rank_one_edit", "shift_edit"]
+__all__ = [
+    # edits
+    "Edit",
+    "Update",
+    "shift_edit",
+    "gradient_edit",
+    "rank_one_edit",
+    "load_edit",
+    # scores
+    "EditScores",
+    "METRICS",
+    "evaluate_edit",
+    "compare_edits",
+    "EditComparison",
+    "edit_methods",
+    "shift_method",
+    "gradient_method",
+    # the choice of a layer
+    "find_layer",
+    "LayerGrid",
+]

@@ -68,7 +68,7 @@ def shift_edit(
         An Edit, not applied: use it as a context, or `apply()` it.
 
     Raises:
-        ValueError: a layer without a dense W_out, or a bad prompt or target.
+        ValueError: a layer without a dense W_out, a bad prompt or target, or a target that the model says already.
         IndexError: a layer out of range.
     """
     check_model(model)
@@ -77,7 +77,13 @@ def shift_edit(
     batch = extend(model, encode_prompts(model, prompt, prepend_bos=prepend_bos), loss.continuation)
     (ids,) = loss.ids or ((),)
     (site,) = select_sites(weight_sites(model), f"blocks.{index}.mlp.W_out").values()
-    x = _inputs(model, site, batch.tokens)[0, -len(ids) :]
+    inputs, logits = _inputs_and_logits(model, site, batch.tokens)
+    if logits[0, -len(ids) :].argmax(-1).tolist() == list(ids):
+        raise ValueError(
+            f"Expected a target other than the model's answer, got {target!r}, which it says already; there is nothing "
+            "to edit."
+        )
+    x = inputs[0, -len(ids) :]
     v = model.W_U.detach()[:, list(ids)].T
     if scaling == "unit":
         x, v = (torch.nn.functional.normalize(side, dim=-1) for side in (x, v))
@@ -127,8 +133,8 @@ def gradient_edit(
     return Edit(model, total, how)
 
 
-def _inputs(model: TransformerLensModel, site: WeightSite, tokens: Tensor) -> Tensor:
-    """What a weight reads in one forward pass."""
+def _inputs_and_logits(model: TransformerLensModel, site: WeightSite, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """What a weight reads in one forward pass, and what the model says."""
     seen: list[Tensor] = []
     read = site.read
     if read is None:
@@ -140,8 +146,8 @@ def _inputs(model: TransformerLensModel, site: WeightSite, tokens: Tensor) -> Te
     handles = register_last(read.module, keep, with_kwargs=True)
     try:
         with torch.no_grad():
-            model(tokens, return_type="logits")
+            logits = model(tokens, return_type="logits")
     finally:
         for handle in handles:
             handle.remove()
-    return seen[0]
+    return seen[0], logits

@@ -1,0 +1,164 @@
+"""Ways to edit, compared on the same cases: one table with confidence intervals."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_backward._checks import check_model
+from tl_backward._typing import TransformerLensModel
+from tl_backward.bootstrap import Interval, bootstrap
+from tl_backward.cases import EditCase
+from tl_backward.editing.edit import Edit
+from tl_backward.editing.methods import Scaling, gradient_edit, shift_edit
+from tl_backward.editing.scores import METRICS, EditScores, evaluate_edit
+
+if TYPE_CHECKING:
+    import pandas
+
+Method: TypeAlias = Callable[[TransformerLensModel, EditCase], Edit | None]
+"""Makes the edit of a case; None for no edit."""
+
+CHOSEN_BY = ("efficacy", "paraphrase", "neighbourhood", "relations")
+"""What a setting is chosen by: the harmonic mean of these, of those that the cases have."""
+SHOWN = ("efficacy", "paraphrase", "neighbourhood", "relations", "portability", "entropy")
+_MEASURED = tuple(each.name for each in fields(EditScores))
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class EditComparison:
+    """The result of `compare_edits`."""
+
+    scores: Float[Tensor, "method case metric"]
+    """NaN where a case has no such prompts; metrics in the order of `metrics`."""
+    methods: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"EditComparison({', '.join(self.methods)}; {self.scores.shape[1]} cases)"
+
+    def interval(self, *, level: float = 0.95, n_boot: int = 1000, seed: int = 0) -> Interval:
+        """Mean over cases of each [method, metric], with a percentile bootstrap interval over cases."""
+        return bootstrap(self.scores.transpose(0, 1), level=level, n_boot=n_boot, seed=seed)
+
+    @property
+    def objective(self) -> Float[Tensor, "method"]:
+        """The harmonic mean of the methods' mean scores of `CHOSEN_BY`, to choose a setting by on validation cases."""
+        means = self.scores.nanmean(1)[:, [self.metrics.index(name) for name in CHOSEN_BY]]
+        known = means[:, ~means.isnan().any(0)]
+        return known.shape[1] / (1 / known.clamp(min=1e-9)).sum(1)
+
+    @property
+    def best(self) -> str:
+        """The method of the highest objective; of equal ones the first."""
+        return self.methods[int((self.objective >= self.objective.max() - 1e-12).int().argmax())]
+
+    def to_frame(self, *, level: float = 0.95, n_boot: int = 1000, seed: int = 0) -> "pandas.DataFrame":
+        """One row a method and metric: mean, low, high, n."""
+        import pandas
+
+        found = self.interval(level=level, n_boot=n_boot, seed=seed)
+        rows = [
+            (method, metric, *(float(each[m, i]) for each in (found.mean, found.low, found.high)), int(found.n[m, i]))
+            for m, method in enumerate(self.methods)
+            for i, metric in enumerate(self.metrics)
+        ]
+        return pandas.DataFrame(rows, columns=["method", "metric", "mean", "low", "high", "n"])
+
+    def table(self, metrics: Sequence[str] = SHOWN) -> tuple[list[str], list[list[str]]]:
+        """Column names and rows of text, "mean (low to high)", one row a method."""
+        found = self.interval()
+        chosen = [(name, self.metrics.index(name)) for name in metrics]
+        rows = []
+        for m, method in enumerate(self.methods):
+            row = [method]
+            for _, i in chosen:
+                mean, low, high = (float(each[m, i]) for each in (found.mean, found.low, found.high))
+                row.append("" if mean != mean else f"{mean:.2f} ({low:.2f} to {high:.2f})")
+            rows.append(row)
+        return ["method", *(name for name, _ in chosen)], rows
+
+    def _repr_html_(self) -> str:
+        """The main scores as a static table, with 95 % intervals."""
+        from tl_backward._html import table
+
+        return table(*self.table(), caption=repr(self))
+
+
+def compare_edits(
+    model: TransformerLensModel,
+    cases: Sequence[EditCase],
+    methods: Mapping[str, Method],
+    *,
+    n_tokens: int = 100,
+    seed: int = 0,
+    show_progress: bool = True,
+) -> EditComparison:
+    """Make and score the edit of every case with every method, one at a time, on the unedited model.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge.
+        cases: apart from those that any setting of the methods was chosen on (`find_layer`).
+        methods: how each is called -> what makes its edit, as `edit_methods` gives them.
+        n_tokens: sampled for the entropy, as in `evaluate_edit`; 0 leaves it out.
+        seed: of the sampling.
+        show_progress: show a bar.
+
+    Raises:
+        ValueError: no case or method; whatever making an edit raises, with the case's index.
+    """
+    check_model(model)
+    if not cases or not methods:
+        raise ValueError(f"Expected at least one case and one method, got {len(cases)} and {len(methods)}; give both.")
+    scores = torch.full((len(methods), len(cases), len(_MEASURED) + 1), torch.nan, dtype=torch.float64)
+    with tqdm(total=len(cases) * len(methods), desc="edits", unit="edit", disable=not show_progress) as bar:
+        for c, case in enumerate(cases):
+            for m, method in enumerate(methods.values()):
+                try:
+                    found = evaluate_edit(model, method(model, case), case, n_tokens=n_tokens, seed=seed)
+                except (ValueError, TypeError, IndexError) as error:
+                    raise type(error)(f"Case {c} ({case.prompt!r}): {error}") from error
+                scores[m, c] = torch.tensor([*(getattr(found, name) for name in _MEASURED), found.score])
+                bar.update()
+    return EditComparison(scores, tuple(methods), tuple(METRICS))
+
+
+def edit_methods(
+    layer: int,
+    scale: float,
+    lr: float,
+    *,
+    steps: int = 5,
+    scaling: Scaling = "unit",
+    weights: str | Sequence[str] = "W_out",
+) -> dict[str, Method]:
+    """No edit, the forward-pass shift, one gradient step, and `steps` of them of the same rate each.
+
+    Args:
+        layer: of the shift.
+        scale: of the shift.
+        lr: of the single step, and of each of the several.
+        steps: how many.
+        scaling: of the shift's factors.
+        weights: that the gradient steps change.
+    """
+    return {
+        "no edit": lambda model, case: None,
+        "forward-pass shift": shift_method(layer, scale, scaling=scaling),
+        "1 gradient step": gradient_method(lr, weights=weights),
+        f"{steps} gradient steps": gradient_method(lr, steps=steps, weights=weights),
+    }
+
+
+def shift_method(layer: int, scale: float, *, scaling: Scaling = "unit") -> Method:
+    """`shift_edit` of a case's prompt and target."""
+    return lambda model, case: shift_edit(model, case.prompt, case.target, layer, scale, scaling=scaling)
+
+
+def gradient_method(lr: float, *, steps: int = 1, weights: str | Sequence[str] = "W_out") -> Method:
+    """`gradient_edit` of a case's prompt and target."""
+    return lambda model, case: gradient_edit(model, case.prompt, case.target, weights=weights, lr=lr, steps=steps)

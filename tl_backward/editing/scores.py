@@ -1,0 +1,194 @@
+"""How good an edit is: the scores of the knowledge-editing literature (Meng et al. 2022, ROME, sec. 3.4; MEMIT).
+
+P(answer | prompt) is the geometric mean of the answer's token probabilities; o* is the new answer, o_c the true one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tl_backward._checks import check_model
+from tl_backward._typing import TransformerLensModel
+from tl_backward.cases import EditCase
+from tl_backward.editing.edit import Edit
+from tl_backward.editing.fluency import generation_entropy, sample
+from tl_backward.losses import encode_text
+from tl_backward.prompts import encode_prompts, forward, pad
+
+if TYPE_CHECKING:
+    import pandas
+
+_ROWS = 128  # prompts a pass
+
+METRICS: dict[str, str] = {
+    "efficacy": "P(o*) > P(o_c) after the edited prompt",
+    "efficacy_magnitude": "P(o*) - P(o_c) there",
+    "efficacy_top1": "o* is the most likely answer there",
+    "paraphrase": "share of paraphrases with P(o*) > P(o_c)",
+    "paraphrase_magnitude": "mean of P(o*) - P(o_c) over them",
+    "paraphrase_top1": "share of them with o* the most likely answer",
+    "neighbourhood": "share of other subjects of the same true answer with P(o_c) > P(o*)",
+    "neighbourhood_magnitude": "mean of P(o_c) - P(o*) over them",
+    "neighbourhood_top1": "share of them with o_c still the most likely answer",
+    "relations": "share of other questions about the subject whose answer is still the most likely",
+    "portability": "share of what should follow from the edit whose new answer is the most likely",
+    "entropy": "weighted 2- and 3-gram entropy of sampled continuations, in bits (fluency)",
+    "score": "harmonic mean of efficacy, paraphrase and neighbourhood (ROME's S)",
+}
+"""What each score is, by name. All but the magnitudes and the entropy lie in [0, 1]; higher is better."""
+
+
+@dataclass(frozen=True)
+class EditScores:
+    """The scores of one edit; NaN where the case has no such prompts. `METRICS` says what each is."""
+
+    efficacy: float
+    efficacy_magnitude: float
+    efficacy_top1: float
+    paraphrase: float
+    paraphrase_magnitude: float
+    paraphrase_top1: float
+    neighbourhood: float
+    neighbourhood_magnitude: float
+    neighbourhood_top1: float
+    relations: float
+    portability: float
+    entropy: float
+
+    @property
+    def score(self) -> float:
+        """Harmonic mean of efficacy, paraphrase and neighbourhood, of those that are known (ROME's S)."""
+        parts = [part for part in (self.efficacy, self.paraphrase, self.neighbourhood) if part == part]
+        return 0.0 if min(parts) == 0 else len(parts) / sum(1 / part for part in parts)
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One row a metric: its value and what it is."""
+        import pandas
+
+        rows = [(name, getattr(self, name), what) for name, what in METRICS.items()]
+        return pandas.DataFrame(rows, columns=["metric", "value", "meaning"])
+
+    def _repr_html_(self) -> str:
+        """The scores as a static table."""
+        from tl_backward._html import table
+
+        return table(["metric", "value", "meaning"], self.to_frame().astype(object).values.tolist())
+
+
+def evaluate_edit(
+    model: TransformerLensModel,
+    edit: Edit | None,
+    case: EditCase,
+    *,
+    n_tokens: int = 100,
+    seed: int = 0,
+    prepend_bos: bool | None = None,
+) -> EditScores:
+    """Score an edit on a case.
+
+    Args:
+        model: the model that the edit is of.
+        edit: is applied for the scoring, unless it is applied already, and left as it was; None for the unedited model.
+        case: the prompts and answers; an empty true answer is the unedited model's own.
+        n_tokens: sampled after each opening for the entropy (up to the context's length); 0 for none.
+        seed: of the sampling.
+        prepend_bos: as in `model.to_tokens`.
+
+    Raises:
+        ValueError: an edit of another model, a case whose true answer is unknown while the edit is applied, or one
+            whose target is that answer.
+    """
+    check_model(model)
+    if edit is not None and edit.model is not model:
+        raise ValueError("Expected an edit of this model, got one of another; make it anew for this one.")
+    answer = case.answer or _own_answer(model, edit, case, prepend_bos)
+    if _ids(model, answer) == _ids(model, case.target):
+        raise ValueError(
+            f"Expected a target other than the model's answer, got {case.target!r} for both; there is nothing to edit."
+        )
+    if edit is None or edit.is_applied:
+        return _scored(model, case, answer, n_tokens, seed, prepend_bos)
+    with edit:
+        return _scored(model, case, answer, n_tokens, seed, prepend_bos)
+
+
+def answer_probabilities(
+    model: TransformerLensModel, asked: Sequence[tuple[str, str | int]], *, prepend_bos: bool | None = None
+) -> tuple[Float[Tensor, "asked"], Bool[Tensor, "asked"]]:
+    """Of each (prompt, answer): the answer's probability, and whether each of its tokens is the most likely one.
+
+    An answer of several tokens is teacher-forced; its probability is the geometric mean over its tokens.
+    """
+    rows: dict[tuple[int, ...], None] = {}
+    places = []
+    for prompt, answer in asked:
+        (tokens,), ids = encode_prompts(model, prompt, prepend_bos=prepend_bos).rows(), _ids(model, answer)
+        row = (*tokens, *ids[:-1])
+        rows.setdefault(row)
+        places.append((row, ids))
+    order = sorted(rows, key=len)
+    log_probs: dict[tuple[int, ...], Tensor] = {}
+    longest = max(len(ids) for _, ids in places)
+    for first in range(0, len(order), _ROWS):
+        chunk = order[first : first + _ROWS]
+        batch = pad(model, [list(row) for row in chunk])
+        with torch.no_grad():
+            logits = forward(model, batch)
+        for row, tokens, last in zip(chunk, logits, batch.last.tolist(), strict=True):
+            log_probs[row] = tokens[max(0, last + 1 - longest) : last + 1].float().log_softmax(-1)
+    probabilities, right = [], []
+    for row, ids in places:
+        said, wanted = log_probs[row][-len(ids) :], torch.tensor(ids, device=model.W_U.device)
+        probabilities.append(said.gather(1, wanted[:, None]).mean().exp())
+        right.append((said.argmax(-1) == wanted).all())
+    return torch.stack(probabilities), torch.stack(right)
+
+
+def _scored(
+    model: TransformerLensModel, case: EditCase, answer: str | int, n_tokens: int, seed: int, prepend_bos: bool | None
+) -> EditScores:
+    edited = [(prompt, each) for prompt in (case.prompt, *case.paraphrases) for each in (case.target, answer)]
+    around = [(prompt, each) for prompt, true in case.neighbours for each in (true, case.target)]
+    groups = (edited, around, case.relations, case.portability)
+    found = answer_probabilities(model, [pair for group in groups for pair in group], prepend_bos=prepend_bos)
+    sizes = [len(group) for group in groups]
+    (edited_p, around_p, _, _), hits = (side.double().split(sizes) for side in found)
+    moved, kept = edited_p[::2] - edited_p[1::2], around_p[::2] - around_p[1::2]
+    openings = case.generation or (case.prompt,)
+    texts = sample(model, openings, n_tokens=n_tokens, seed=seed, prepend_bos=prepend_bos) if n_tokens else []
+    return EditScores(
+        efficacy=_mean(moved[:1] > 0),
+        efficacy_magnitude=_mean(moved[:1]),
+        efficacy_top1=_mean(hits[0][:1]),
+        paraphrase=_mean(moved[1:] > 0),
+        paraphrase_magnitude=_mean(moved[1:]),
+        paraphrase_top1=_mean(hits[0][2::2]),
+        neighbourhood=_mean(kept > 0),
+        neighbourhood_magnitude=_mean(kept),
+        neighbourhood_top1=_mean(hits[1][::2]),
+        relations=_mean(hits[2]),
+        portability=_mean(hits[3]),
+        entropy=_mean(torch.tensor([generation_entropy(text) for text in texts])),
+    )
+
+
+def _mean(values: Tensor) -> float:
+    """NaN of nothing."""
+    return float(values.double().mean())
+
+
+def _own_answer(model: TransformerLensModel, edit: Edit | None, case: EditCase, prepend_bos: bool | None) -> int:
+    if edit is not None and edit.is_applied:
+        raise ValueError(
+            "Expected the case's true answer, got none while the edit is applied; revert() it, or give an answer."
+        )
+    with torch.no_grad():
+        return int(forward(model, encode_prompts(model, case.prompt, prepend_bos=prepend_bos))[0, -1].argmax())
+
+
+def _ids(model: TransformerLensModel, answer: str | int) -> list[int]:
+    return [answer] if isinstance(answer, int) else encode_text(answer, model)
