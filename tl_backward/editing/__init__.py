@@ -1,6 +1,13 @@
 """Edits with one forward pass, their scores, and the choice of a layer for them (Katz et al. 2024, sec. 7)."""
 
-from tl_backward.editing.comparison import EditComparison, compare_edits, edit_methods, gradient_method, shift_method
+from tl_backward.editing.comparison import (
+    EditComparison,
+    compare_edits,
+    edit_methods,
+    gradient_method,
+    shift_method,
+    tuned_methods,
+)
 from tl_backward.editing.edit import Edit, Update, load_edit
 from tl_backward.editing.layer_grid import LayerGrid, find_layer
 from tl_backward.editing.methods import gradient_edit, rank_one_edit, shift_edit
@@ -23,6 +30,7 @@ __all__ = [
     "edit_methods",
     "shift_method",
     "gradient_method",
+    "tuned_methods",
     # the choice of a layer
     "find_layer",
     "LayerGrid",

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_backward._checks import check_model
+from tl_backward._checks import check_layers, check_model
 from tl_backward._typing import TransformerLensModel
 from tl_backward.bootstrap import Interval, bootstrap
 from tl_backward.cases import EditCase
@@ -25,6 +25,10 @@ Method: TypeAlias = Callable[[TransformerLensModel, EditCase], Edit | None]
 
 CHOSEN_BY = ("efficacy", "paraphrase", "neighbourhood", "relations")
 """What a setting is chosen by: the harmonic mean of these, of those that the cases have."""
+SCALES = (0.4, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 1.0, 1.5, 2.0)
+"""Of unit-normalised factors, to try."""
+LRS = (0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008, 0.01, 0.02)
+"""Learning rates to try."""
 SHOWN = ("efficacy", "paraphrase", "neighbourhood", "relations", "portability", "entropy")
 _MEASURED = tuple(each.name for each in fields(EditScores))
 
@@ -162,3 +166,41 @@ def shift_method(layer: int, scale: float, *, scaling: Scaling = "unit") -> Meth
 def gradient_method(lr: float, *, steps: int = 1, weights: str | Sequence[str] = "W_out") -> Method:
     """`gradient_edit` of a case's prompt and target."""
     return lambda model, case: gradient_edit(model, case.prompt, case.target, weights=weights, lr=lr, steps=steps)
+
+
+def tuned_methods(
+    model: TransformerLensModel,
+    validation: Sequence[EditCase],
+    *,
+    layers: int | Sequence[int] | None = None,
+    scales: Sequence[float] = SCALES,
+    lrs: Sequence[float] = LRS,
+    steps: int = 5,
+    show_progress: bool = True,
+) -> dict[str, Method]:
+    """The methods of `edit_methods`, each at the setting of the highest `EditComparison.objective` on validation edits.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge.
+        validation: edits apart from those that the methods will be reported on.
+        layers: of the shift to try; None for all.
+        scales: of the shift to try, with unit-normalised factors.
+        lrs: to try, for one step and for several each.
+        steps: how many the several are.
+        show_progress: show a bar.
+
+    Returns:
+        The methods by name, the chosen setting in the name.
+    """
+    chosen = check_layers(layers, model.cfg.n_layers)
+    cells = [(layer, scale) for scale in scales for layer in chosen]
+    families = [
+        {f"forward-pass shift (layer {layer}, scale {scale:g})": shift_method(layer, scale) for layer, scale in cells},
+        {f"1 gradient step (lr {lr:g})": gradient_method(lr) for lr in lrs},
+        {f"{steps} gradient steps (lr {lr:g})": gradient_method(lr, steps=steps) for lr in lrs},
+    ]
+    methods: dict[str, Method] = {"no edit": lambda model, case: None}
+    for family in families:
+        best = compare_edits(model, validation, family, n_tokens=0, show_progress=show_progress).best
+        methods[best] = family[best]
+    return methods

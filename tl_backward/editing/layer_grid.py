@@ -11,16 +11,12 @@ from torch import Tensor
 from tl_backward._checks import check_layers, check_model
 from tl_backward._typing import TransformerLensModel
 from tl_backward.cases import EditCase
-from tl_backward.editing.comparison import compare_edits, shift_method
+from tl_backward.editing.comparison import SCALES, compare_edits, shift_method
 from tl_backward.editing.methods import Scaling, shift_edit
 from tl_backward.editing.scores import answer_probabilities
 
 if TYPE_CHECKING:
     import pandas
-
-SCALES = (0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.5, 2.0)
-"""Of unit-normalised factors."""
-
 
 @dataclass(frozen=True, repr=False, eq=False)
 class LayerGrid:

@@ -1,0 +1,68 @@
+"""The command line: one module a command.
+
+Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 bad input (one
+sentence says what was expected), 2 bad usage, 130 interrupted.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+
+from tl_backward.cli import lens
+
+COMMANDS = (lens,)
+
+_EXAMPLES = """examples:
+  tl-backward demo
+  tl-backward lens --model facts --prompt "Anna Berg lives in the city of" --target " Oslo"
+  tl-backward lens --model ./my-llama --prompt "Once upon a time" --target " there" --out there.html
+  tl-backward lens --model gpt2 --prompt "The capital of France is" --target " Rome" --json | jq .loss
+
+Run `tl-backward COMMAND --help` for a command's options."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line with `argv` (default: the process's own) and return its exit code.
+
+    Raises:
+        SystemExit: with code 2 on bad usage and 0 after --help and --version, as argparse does.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        # Other libraries' deprecations say nothing to the person at the terminal.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            arguments.run(arguments)
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; without this, Python complains when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, TypeError, IndexError, RuntimeError, ImportError, OSError) as error:
+        print(f"tl-backward: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tl-backward",
+        description="What learning writes into a transformer: gradients read in words.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"tl-backward {_version()}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in COMMANDS:
+        module.add_commands(commands)
+    return parser
+
+
+def _version() -> str:
+    try:
+        return version("tl-backward")
+    except PackageNotFoundError:
+        return "(not installed)"
