@@ -10,15 +10,17 @@ import sys
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 
-from tl_backward.cli import lens
+from tl_backward.cli import edit, lens
 
-COMMANDS = (lens,)
+COMMANDS = (lens, edit)
 
 _EXAMPLES = """examples:
   tl-backward demo
   tl-backward lens --model facts --prompt "Anna Berg lives in the city of" --target " Oslo"
   tl-backward lens --model ./my-llama --prompt "Once upon a time" --target " there" --out there.html
   tl-backward lens --model gpt2 --prompt "The capital of France is" --target " Rome" --json | jq .loss
+  tl-backward edit --model facts --prompt "Anna Berg lives in the city of" --target " Oslo" --layer 2
+  tl-backward edits --model facts
 
 Run `tl-backward COMMAND --help` for a command's options."""
 

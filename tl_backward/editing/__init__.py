@@ -1,6 +1,8 @@
 """Edits with one forward pass, their scores, and the choice of a layer for them (Katz et al. 2024, sec. 7)."""
 
 from tl_backward.editing.comparison import (
+    LRS,
+    SCALES,
     EditComparison,
     compare_edits,
     edit_methods,
@@ -9,7 +11,8 @@ from tl_backward.editing.comparison import (
     tuned_methods,
 )
 from tl_backward.editing.edit import Edit, Update, load_edit
-from tl_backward.editing.layer_grid import LayerGrid, find_layer
+from tl_backward.editing.effect import EditEffect, edit_effect
+from tl_backward.editing.layer_grid import LayerGrid, find_layer, shift_probabilities
 from tl_backward.editing.methods import gradient_edit, rank_one_edit, shift_edit
 from tl_backward.editing.scores import METRICS, EditScores, evaluate_edit
 
@@ -21,6 +24,8 @@ __all__ = [
     "gradient_edit",
     "rank_one_edit",
     "load_edit",
+    "edit_effect",
+    "EditEffect",
     # scores
     "EditScores",
     "METRICS",
@@ -31,7 +36,10 @@ __all__ = [
     "shift_method",
     "gradient_method",
     "tuned_methods",
+    "SCALES",
+    "LRS",
     # the choice of a layer
     "find_layer",
     "LayerGrid",
+    "shift_probabilities",
 ]

@@ -109,19 +109,32 @@ def find_layer(
     methods = {name: shift_method(*cell, scaling=scaling) for name, cell in cells.items()}
     found = compare_edits(model, validation, methods, n_tokens=0, show_progress=show_progress)
     shape = (len(scales), len(chosen))
-    asked = [(prompt, target)]
-    probability = []
-    for layer, scale in cells.values():
-        with shift_edit(model, prompt, target, layer, scale, scaling=scaling):
-            probability.append(answer_probabilities(model, asked)[0][0])
     return LayerGrid(
         scores=found.scores.nanmean(1).reshape(*shape, -1).permute(2, 1, 0),
         metrics=found.metrics,
         layers=tuple(chosen),
         scales=tuple(scales),
-        probability=torch.stack(probability).reshape(shape).T.double().cpu(),
-        before=float(answer_probabilities(model, asked)[0][0]),
+        probability=shift_probabilities(model, prompt, target, layers=chosen, scales=scales, scaling=scaling),
+        before=float(answer_probabilities(model, [(prompt, target)])[0][0]),
         n_validation=len(validation),
         objective=found.objective.reshape(shape).T,
         best=cells[found.best],
     )
+
+
+def shift_probabilities(
+    model: TransformerLensModel,
+    prompt: str,
+    target: str,
+    *,
+    layers: int | Sequence[int] | None = None,
+    scales: Sequence[float] = SCALES,
+    scaling: Scaling = "unit",
+) -> Float[Tensor, "layer scale"]:
+    """P(target | prompt) once the prompt is shifted to it, for each layer and scale: the edit's own cells."""
+    found = []
+    for layer in check_layers(layers, model.cfg.n_layers):
+        for scale in scales:
+            with shift_edit(model, prompt, target, layer, scale, scaling=scaling):
+                found.append(answer_probabilities(model, [(prompt, target)])[0][0])
+    return torch.stack(found).reshape(-1, len(scales)).double().cpu()

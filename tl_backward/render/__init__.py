@@ -8,15 +8,21 @@ loaded only when something is drawn with them.
 from tl_backward._html import Cell, visible_token
 from tl_backward.render.attention_report import pattern_names
 from tl_backward.render.circuits import attention, tokens
+from tl_backward.render.edit_report import comparison_report, edit_report
 from tl_backward.render.export import csv_text, data_block
 from tl_backward.render.figures import Curve, curves, figure_fragment, heatmap, plot_text, plot_token
 from tl_backward.render.page import Fragment, Page, setup_notebook
 from tl_backward.render.report import lens_report
+from tl_backward.render.sweep_report import similarity_heatmap, similarity_report, sweep_curves, sweep_report
 from tl_backward.render.tables import lens_table, table
 
 __all__ = [
     # reports
     "lens_report",
+    "edit_report",
+    "comparison_report",
+    "sweep_report",
+    "similarity_report",
     "pattern_names",
     # pages
     "Fragment",
@@ -31,6 +37,8 @@ __all__ = [
     # plotly
     "Curve",
     "curves",
+    "sweep_curves",
+    "similarity_heatmap",
     "figure_fragment",
     "heatmap",
     "plot_text",

@@ -1,0 +1,89 @@
+"""What an edit changes at one prompt: the most likely next tokens before and after it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+
+from tl_backward._checks import check_k, check_model
+from tl_backward._html import Cell, TableCell, table
+from tl_backward._typing import Tokenizer, TransformerLensModel
+from tl_backward.editing.edit import Edit
+from tl_backward.prompts import encode_prompts, forward
+from tl_backward.vocabulary import token_string
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class EditEffect:
+    """The result of `edit_effect`."""
+
+    prompt: str
+    before: Float[torch.Tensor, "d_vocab"]
+    """Next-token probabilities of the unedited model."""
+    after: Float[torch.Tensor, "d_vocab"]
+    """Those of the edited one."""
+    top_before: Int[torch.Tensor, "k"]
+    top_after: Int[torch.Tensor, "k"]
+    tokenizer: Tokenizer | None = None
+
+    def __repr__(self) -> str:
+        return f"EditEffect({self.prompt!r}: {self._word(self.top_before[0])!r} -> {self._word(self.top_after[0])!r})"
+
+    def _word(self, token: torch.Tensor) -> str:
+        return token_string(self.tokenizer, int(token))
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One row a token among the most likely before or after: both probabilities, and both ranks from 0."""
+        import pandas
+
+        ids = list(dict.fromkeys([*self.top_after.tolist(), *self.top_before.tolist()]))
+        sides = (self.before, self.after)
+        ranks = [side.argsort(descending=True).argsort() for side in sides]
+        rows = [
+            (token_string(self.tokenizer, i), *(float(side[i]) for side in sides), *(int(rank[i]) for rank in ranks))
+            for i in ids
+        ]
+        return pandas.DataFrame(rows, columns=["token", "before", "after", "rank_before", "rank_after"])
+
+    def _repr_html_(self) -> str:
+        """Before and after side by side, as a static table."""
+        return table(*self.table(), caption=f"The most likely tokens after {self.prompt!r}")
+
+    def table(self) -> tuple[list[str], list[list[TableCell]]]:
+        """Columns and rows: the k-th most likely token and its probability, before and after."""
+        rows: list[list[TableCell]] = []
+        for rank, (old, new) in enumerate(zip(self.top_before, self.top_after, strict=True)):
+            row: list[TableCell] = [rank]
+            for token, side in ((old, self.before), (new, self.after)):
+                row += [Cell(self._word(token)), Cell(f"{float(side[token]):.3f}", value=float(side[token]))]
+            rows.append(row)
+        return ["rank", "before", "p before", "after", "p after"], rows
+
+
+def edit_effect(
+    model: TransformerLensModel, edit: Edit, prompt: str, *, k: int = 10, prepend_bos: bool | None = None
+) -> EditEffect:
+    """The next-token probabilities after `prompt`, without an edit and with it.
+
+    Raises:
+        ValueError: the edit is applied, so that the model without it is not at hand.
+    """
+    check_model(model)
+    check_k(k, model.W_U.shape[1])
+    if edit.is_applied:
+        raise ValueError("Expected an edit that is not applied, got one that is; revert() it first.")
+    batch = encode_prompts(model, prompt, prepend_bos=prepend_bos)
+
+    def said() -> torch.Tensor:
+        with torch.no_grad():
+            return forward(model, batch)[0, -1].float().softmax(-1).cpu()
+
+    before = said()
+    with edit:
+        after = said()
+    tops = (side.topk(k).indices for side in (before, after))
+    return EditEffect(prompt, before, after, next(tops), next(tops), getattr(model, "tokenizer", None))

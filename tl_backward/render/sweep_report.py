@@ -1,0 +1,127 @@
+"""Sweeps and gradient similarities as pictures: curves by layer with their control, and a matrix of examples."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from tl_backward._html import visible_text
+from tl_backward.render.export import data_block
+from tl_backward.render.figures import Curve, curves, figure_fragment, heatmap
+from tl_backward.render.page import Page
+from tl_backward.render.tables import table
+from tl_backward.segments import NAMES
+from tl_backward.similarity import GradientSimilarity
+from tl_backward.sweep_result import BY_SEGMENT, Quantity, Sweep
+
+if TYPE_CHECKING:
+    import plotly.graph_objects
+
+_TITLES: dict[Quantity, tuple[str, str]] = {
+    "norm": ("VJP norms by part of the prompt", "mean |delta_i| (nats per unit of output)"),
+    "gradient_norm": ("Gradient norms", "|dL/dW|"),
+    "share": ("Who carries the gradient", "share of |dL/dW|^2"),
+    "rank": ("Numerical rank of the gradient", "rank"),
+    "target_rank": ("Rank of the target at the last token", "mean rank in the raw readout (0 = largest)"),
+    "answer_rank": ("Rank of the old answer at the last token", "mean rank in the raw readout (0 = largest)"),
+}
+_INTRO = (
+    "Means over prompts with 95 % bootstrap intervals; dashed, the same architecture with random weights (several "
+    "draws). All gradients are raw, dL/d(.): a descent step subtracts. Where a curve lies on its control, it says "
+    "nothing about what the model has learned."
+)
+
+
+def sweep_curves(sweep: Sweep, quantity: Quantity, *, weight: str = "W_out") -> "plotly.graph_objects.Figure":
+    """Draw one quantity of a sweep over the layers, with intervals and its control (dashed).
+
+    Args:
+        sweep: from `sweep`.
+        quantity: that was collected; `norm` and `share` get a curve a segment.
+        weight: the short name of a weight that was swept.
+
+    Raises:
+        ValueError: a quantity or weight that the sweep lacks.
+    """
+    layers = {i: layer for i, layer in enumerate(sweep.layers) if sweep.weights[i].rpartition(".")[2] == weight}
+    places = [i for i, layer in layers.items() if layer is not None]
+    if not places:
+        raise ValueError(f"Expected a weight of the sweep's layers, got {weight!r}; it has {list(sweep.weights)}.")
+    lines = []
+    for side, end in ((sweep, ""), (sweep.control, ", untrained control")):
+        if side is None:
+            continue
+        found = side.interval(quantity)
+        for s, segment in enumerate(NAMES if quantity in BY_SEGMENT else ("",)):
+            low, mean, high = (
+                (each[places, s] if segment else each[places]) for each in (found.low, found.mean, found.high)
+            )
+            if not mean.isnan().all():
+                name = segment or "model"
+                lines.append(Curve(f"{name}{end}", mean, low=low, high=high, control_of=name if end else None))
+    title, y_title = _TITLES[quantity]
+    x = [layers[i] or 0 for i in places]
+    return curves(lines, title=f"{title}: {weight}", x_title="layer", y_title=y_title, x=x)
+
+
+def sweep_report(sweep: Sweep, *, name: str = "") -> Page:
+    """Make a page of everything a sweep collected: curves by layer with the control, and its tokens, each with data."""
+    page = Page(f"Gradients of {len(sweep.items)} prompts" + (f": {name}" if name else ""), intro=_INTRO)
+    shorts = list(dict.fromkeys(weight.rpartition(".")[2] for weight in sweep.weights if weight.startswith("blocks.")))
+    frame = sweep.to_frame()
+    for quantity, (title, _) in _TITLES.items():
+        if quantity in sweep.values:
+            figures = [
+                figure_fragment(sweep_curves(sweep, quantity, weight=short))
+                for short in shorts
+                if not frame[(frame["quantity"] == quantity) & frame["weight"].str.endswith(f".{short}")].empty
+            ]
+            rows = frame[frame["quantity"] == quantity].astype(object)
+            rows = rows.where(rows.notna(), None)
+            data = data_block(list(map(str, rows.columns)), rows.values.tolist(), filename=f"{quantity}.csv")
+            page.section(title, "", *figures, data)
+    if "top_ids" in sweep.values:
+        for weight in sweep.weights:
+            for end in ("top", "bottom"):
+                tokens = sweep.top_tokens(weight, end)
+                if len(tokens):
+                    rows = tokens.astype(object).values.tolist()
+                    page.section(f"Most often at the {end}: {weight}", "", table(list(map(str, tokens.columns)), rows))
+    if sweep.skipped:
+        page.section("Left out", "", table(["prompt", "why"], [[index, why] for index, why in sweep.skipped.items()]))
+    return page
+
+
+def similarity_heatmap(similarity: GradientSimilarity) -> "plotly.graph_objects.Figure":
+    """Draw the matrix of examples x examples, symmetric around zero; the examples' texts on hover."""
+    matrix = similarity.matrix
+    bound = None
+    if similarity.metric == "cosine":
+        bound = 1.0
+    elif similarity.within:
+        bound = float(matrix.masked_fill(torch.eye(len(matrix), dtype=torch.bool), 0).abs().max()) or None
+    return heatmap(
+        matrix,
+        rows=[visible_text(name)[:200] for name in similarity.names_a],
+        columns=[visible_text(name)[:200] for name in similarity.names_b],
+        title=f"Gradient similarity: {similarity.metric} over {len(similarity.weights)} weights",
+        value_title=similarity.metric,
+        row_title="example",
+        column_title="example",
+        signed=True,
+        bound=bound,
+    )
+
+
+def similarity_report(similarity: GradientSimilarity, *, k: int = 20, name: str = "") -> Page:
+    """Make a page of a gradient similarity: the matrix, and the pairs most and least alike."""
+    page = Page(
+        "Which examples would write the same thing?" + (f" {name}" if name else ""),
+        intro=f"The {similarity.metric} between the raw gradients of pairs of examples. Positive: a descent step on "
+        "one lowers the loss of the other too, to first order.",
+    )
+    page.section("All pairs", "", figure_fragment(similarity_heatmap(similarity)))
+    for title, largest in (("Most alike", True), ("Least alike", False)):
+        frame = similarity.pairs(k, largest=largest).astype(object)
+        columns = [str(column) for column in frame.columns]
+        page.section(title, "", table(columns, frame.values.tolist()))
+    return page
