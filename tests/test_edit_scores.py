@@ -10,7 +10,7 @@ import tl_backward as tlb
 from tl_backward.cases import EditCase
 from tl_backward.editing import compare_edits, edit_methods, evaluate_edit, find_layer, shift_edit, shift_method
 from tl_backward.editing.fluency import generation_entropy, sample
-from tl_backward.editing.scores import METRICS, answer_probabilities
+from tl_backward.editing.scores import METRICS, encode, probabilities
 from tl_backward.zoo import edit_cases, facts
 
 every_world = pytest.mark.parametrize("world", worlds())
@@ -44,8 +44,8 @@ def test_probabilities_are_those_of_each_prompt_alone(world):
     model = build(world)
     said = model.tokenizer.decode([int(model(model.to_tokens("w5 w6"), return_type="logits")[0, -1].argmax())])
     asked = [("w5 w6 w7", "w9 w3"), ("w5", "w10"), ("w5 w6 w7", "w10"), ("w6 w8 w9 w10 w11", "w3 w4 w5"), ("w5 w6", said)]
-    probabilities, right = answer_probabilities(model, asked)
-    for (prompt, answer), p, hit in zip(asked, probabilities, right, strict=True):
+    found, right = probabilities(model, encode(model, asked))
+    for (prompt, answer), p, hit in zip(asked, found, right, strict=True):
         expected = by_hand(model, prompt, answer)
         # Read in float32 even from a float64 model.
         assert float(p) == pytest.approx(expected[0], rel=1e-5) and bool(hit) == expected[1]

@@ -1,6 +1,7 @@
 """Ways to edit, compared on the same cases: one table with confidence intervals."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -15,7 +16,7 @@ from tl_backward.bootstrap import Interval, bootstrap
 from tl_backward.cases import EditCase
 from tl_backward.editing.edit import Edit
 from tl_backward.editing.methods import Scaling, gradient_edit, shift_edit
-from tl_backward.editing.scores import METRICS, EditScores, evaluate_edit
+from tl_backward.editing.scores import METRICS, EditScores, ask, score
 
 if TYPE_CHECKING:
     import pandas
@@ -121,13 +122,15 @@ def compare_edits(
     scores = torch.full((len(methods), len(cases), len(_MEASURED) + 1), torch.nan, dtype=torch.float64)
     with tqdm(total=len(cases) * len(methods), desc="edits", unit="edit", disable=not show_progress) as bar:
         for c, case in enumerate(cases):
-            for m, method in enumerate(methods.values()):
-                try:
-                    found = evaluate_edit(model, method(model, case), case, n_tokens=n_tokens, seed=seed)
-                except (ValueError, TypeError, IndexError) as error:
-                    raise type(error)(f"Case {c} ({case.prompt!r}): {error}") from error
-                scores[m, c] = torch.tensor([*(getattr(found, name) for name in _MEASURED), found.score])
-                bar.update()
+            try:
+                questions = ask(model, case)
+                for m, method in enumerate(methods.values()):
+                    with method(model, case) or nullcontext():
+                        found = score(model, questions, n_tokens=n_tokens, seed=seed)
+                    scores[m, c] = torch.tensor([*(getattr(found, name) for name in _MEASURED), found.score])
+                    bar.update()
+            except (ValueError, TypeError, IndexError) as error:
+                raise type(error)(f"Case {c} ({case.prompt!r}): {error}") from error
     return EditComparison(scores, tuple(methods), tuple(METRICS))
 
 

@@ -13,7 +13,7 @@ from tl_backward._typing import TransformerLensModel
 from tl_backward.cases import EditCase
 from tl_backward.editing.comparison import SCALES, compare_edits, shift_method
 from tl_backward.editing.methods import Scaling, shift_edit
-from tl_backward.editing.scores import answer_probabilities
+from tl_backward.editing.scores import encode, probabilities
 
 if TYPE_CHECKING:
     import pandas
@@ -115,7 +115,7 @@ def find_layer(
         layers=tuple(chosen),
         scales=tuple(scales),
         probability=shift_probabilities(model, prompt, target, layers=chosen, scales=scales, scaling=scaling),
-        before=float(answer_probabilities(model, [(prompt, target)])[0][0]),
+        before=float(probabilities(model, encode(model, [(prompt, target)]))[0][0]),
         n_validation=len(validation),
         objective=found.objective.reshape(shape).T,
         best=cells[found.best],
@@ -132,9 +132,9 @@ def shift_probabilities(
     scaling: Scaling = "unit",
 ) -> Float[Tensor, "layer scale"]:
     """P(target | prompt) once the prompt is shifted to it, for each layer and scale: the edit's own cells."""
-    found = []
+    found, asked = [], encode(model, [(prompt, target)])
     for layer in check_layers(layers, model.cfg.n_layers):
         for scale in scales:
             with shift_edit(model, prompt, target, layer, scale, scaling=scaling):
-                found.append(answer_probabilities(model, [(prompt, target)])[0][0])
+                found.append(probabilities(model, asked)[0][0])
     return torch.stack(found).reshape(-1, len(scales)).double().cpu()

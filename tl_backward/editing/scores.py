@@ -4,6 +4,7 @@ P(answer | prompt) is the geometric mean of the answer's token probabilities; o*
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -105,61 +106,61 @@ def evaluate_edit(
     check_model(model)
     if edit is not None and edit.model is not model:
         raise ValueError("Expected an edit of this model, got one of another; make it anew for this one.")
-    answer = case.answer or _own_answer(model, edit, case, prepend_bos)
-    if _ids(model, answer) == _ids(model, case.target):
+    if not case.answer and edit is not None and edit.is_applied:
+        raise ValueError(
+            "Expected the case's true answer, got none while the edit is applied; revert() it, or give an answer."
+        )
+    questions = ask(model, case, prepend_bos=prepend_bos)
+    with nullcontext() if edit is None or edit.is_applied else edit:
+        return score(model, questions, n_tokens=n_tokens, seed=seed)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt with all but the last token of its answer, and the answer's ids."""
+
+    row: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A case's prompts, encoded once for however many edits are scored on it."""
+
+    case: EditCase
+    groups: tuple[list[Encoded], ...]
+    """Edited prompts with o* and o_c in turn, neighbours with o_c and o* in turn, relations, portability."""
+
+
+def ask(model: TransformerLensModel, case: EditCase, *, prepend_bos: bool | None = None) -> Questions:
+    """Encode what a case is scored on, an empty true answer being the model's own; the model is not edited now.
+
+    Raises:
+        ValueError: the target is the true answer.
+    """
+    answer: str | int = case.answer
+    if not case.answer:
+        with torch.no_grad():
+            logits = forward(model, encode_prompts(model, case.prompt, prepend_bos=prepend_bos))
+        answer = int(logits[0, -1].argmax())
+    edited = [(prompt, each) for prompt in (case.prompt, *case.paraphrases) for each in (case.target, answer)]
+    around = [(prompt, each) for prompt, true in case.neighbours for each in (true, case.target)]
+    groups = tuple(encode(model, each, prepend_bos) for each in (edited, around, case.relations, case.portability))
+    if groups[0][0].answer == groups[0][1].answer:
         raise ValueError(
             f"Expected a target other than the model's answer, got {case.target!r} for both; there is nothing to edit."
         )
-    if edit is None or edit.is_applied:
-        return _scored(model, case, answer, n_tokens, seed, prepend_bos)
-    with edit:
-        return _scored(model, case, answer, n_tokens, seed, prepend_bos)
+    return Questions(case, groups)
 
 
-def answer_probabilities(
-    model: TransformerLensModel, asked: Sequence[tuple[str, str | int]], *, prepend_bos: bool | None = None
-) -> tuple[Float[Tensor, "asked"], Bool[Tensor, "asked"]]:
-    """Of each (prompt, answer): the answer's probability, and whether each of its tokens is the most likely one.
-
-    An answer of several tokens is teacher-forced; its probability is the geometric mean over its tokens.
-    """
-    rows: dict[tuple[int, ...], None] = {}
-    places = []
-    for prompt, answer in asked:
-        (tokens,), ids = encode_prompts(model, prompt, prepend_bos=prepend_bos).rows(), _ids(model, answer)
-        row = (*tokens, *ids[:-1])
-        rows.setdefault(row)
-        places.append((row, ids))
-    order = sorted(rows, key=len)
-    log_probs: dict[tuple[int, ...], Tensor] = {}
-    longest = max(len(ids) for _, ids in places)
-    for first in range(0, len(order), _ROWS):
-        chunk = order[first : first + _ROWS]
-        batch = pad(model, [list(row) for row in chunk])
-        with torch.no_grad():
-            logits = forward(model, batch)
-        for row, tokens, last in zip(chunk, logits, batch.last.tolist(), strict=True):
-            log_probs[row] = tokens[max(0, last + 1 - longest) : last + 1].float().log_softmax(-1)
-    probabilities, right = [], []
-    for row, ids in places:
-        said, wanted = log_probs[row][-len(ids) :], torch.tensor(ids, device=model.W_U.device)
-        probabilities.append(said.gather(1, wanted[:, None]).mean().exp())
-        right.append((said.argmax(-1) == wanted).all())
-    return torch.stack(probabilities), torch.stack(right)
-
-
-def _scored(
-    model: TransformerLensModel, case: EditCase, answer: str | int, n_tokens: int, seed: int, prepend_bos: bool | None
-) -> EditScores:
-    edited = [(prompt, each) for prompt in (case.prompt, *case.paraphrases) for each in (case.target, answer)]
-    around = [(prompt, each) for prompt, true in case.neighbours for each in (true, case.target)]
-    groups = (edited, around, case.relations, case.portability)
-    found = answer_probabilities(model, [pair for group in groups for pair in group], prepend_bos=prepend_bos)
-    sizes = [len(group) for group in groups]
+def score(model: TransformerLensModel, questions: Questions, *, n_tokens: int = 100, seed: int = 0) -> EditScores:
+    """Score the model as it is now, edited or not."""
+    sizes = [len(group) for group in questions.groups]
+    found = probabilities(model, [each for group in questions.groups for each in group])
     (edited_p, around_p, _, _), hits = (side.double().split(sizes) for side in found)
     moved, kept = edited_p[::2] - edited_p[1::2], around_p[::2] - around_p[1::2]
-    openings = case.generation or (case.prompt,)
-    texts = sample(model, openings, n_tokens=n_tokens, seed=seed, prepend_bos=prepend_bos) if n_tokens else []
+    openings = questions.case.generation or (questions.case.prompt,)
+    texts = sample(model, openings, n_tokens=n_tokens, seed=seed) if n_tokens else []
     return EditScores(
         efficacy=_mean(moved[:1] > 0),
         efficacy_magnitude=_mean(moved[:1]),
@@ -176,19 +177,45 @@ def _scored(
     )
 
 
+def encode(
+    model: TransformerLensModel, asked: Sequence[tuple[str, str | int]], prepend_bos: bool | None = None
+) -> list[Encoded]:
+    """(prompt, answer) pairs as ids; an answer may be one id."""
+    prompts: dict[str, list[int]] = {}
+    answers: dict[str | int, tuple[int, ...]] = {}
+    for prompt, answer in asked:
+        if prompt not in prompts:
+            (prompts[prompt],) = encode_prompts(model, prompt, prepend_bos=prepend_bos).rows()
+        if answer not in answers:
+            answers[answer] = (answer,) if isinstance(answer, int) else tuple(encode_text(answer, model))
+    return [Encoded((*prompts[prompt], *answers[answer][:-1]), answers[answer]) for prompt, answer in asked]
+
+
+def probabilities(
+    model: TransformerLensModel, asked: Sequence[Encoded]
+) -> tuple[Float[Tensor, "asked"], Bool[Tensor, "asked"]]:
+    """Of each answer: its probability, and whether each of its tokens is the most likely one.
+
+    An answer of several tokens is teacher-forced; its probability is the geometric mean over its tokens.
+    """
+    order = sorted({each.row for each in asked}, key=len)
+    longest = max(len(each.answer) for each in asked)
+    log_probs: dict[tuple[int, ...], Tensor] = {}
+    for first in range(0, len(order), _ROWS):
+        chunk = order[first : first + _ROWS]
+        batch = pad(model, [list(row) for row in chunk])
+        with torch.no_grad():
+            logits = forward(model, batch)
+        for row, tokens, last in zip(chunk, logits, batch.last.tolist(), strict=True):
+            log_probs[row] = tokens[max(0, last + 1 - longest) : last + 1].float().log_softmax(-1)
+    means, right = [], []
+    for each in asked:
+        said, wanted = log_probs[each.row][-len(each.answer) :], torch.tensor(each.answer, device=model.W_U.device)
+        means.append(said.gather(1, wanted[:, None]).mean().exp())
+        right.append((said.argmax(-1) == wanted).all())
+    return torch.stack(means), torch.stack(right)
+
+
 def _mean(values: Tensor) -> float:
     """NaN of nothing."""
     return float(values.double().mean())
-
-
-def _own_answer(model: TransformerLensModel, edit: Edit | None, case: EditCase, prepend_bos: bool | None) -> int:
-    if edit is not None and edit.is_applied:
-        raise ValueError(
-            "Expected the case's true answer, got none while the edit is applied; revert() it, or give an answer."
-        )
-    with torch.no_grad():
-        return int(forward(model, encode_prompts(model, case.prompt, prepend_bos=prepend_bos))[0, -1].argmax())
-
-
-def _ids(model: TransformerLensModel, answer: str | int) -> list[int]:
-    return [answer] if isinstance(answer, int) else encode_text(answer, model)
