@@ -1,10 +1,12 @@
 """Scores of edits against their formulas worked out by hand, in both worlds; settings chosen on edits apart."""
 
+import json
 import math
 
 import pytest
 import torch
 from models import build, worlds
+from shared import shared, stories
 
 import tl_backward as tlb
 from tl_backward.cases import EditCase
@@ -237,3 +239,21 @@ def test_the_shipped_model_can_be_edited():
     assert before["efficacy"] == 0 and before["neighbourhood"] == 1 and before["relations"] == 1
     assert shift["efficacy"] > 0.8 and shift["paraphrase"] > 0.8 and shift["neighbourhood"] > 0.7 and shift["relations"] > 0.9
     assert shift["portability"] < 0.3  # the country does not follow the city
+
+
+@pytest.mark.parametrize("kind", ["bridge", *(["hooked"] if len(worlds()) > 1 else [])])
+def test_stories_can_be_edited(kind):
+    """A real Llama: one shift makes the story go on otherwise; the same bits come back."""
+    model = stories(kind)
+    text = json.loads(shared("data", "tinystories-1000.json").read_text())[0].split()
+    prompt = " ".join(text[:8])
+    case = EditCase(prompt, " cat", paraphrases=(" ".join(text[1:8]),), neighbours=(("The sky is", " blue"),))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    none = evaluate_edit(model, None, case, n_tokens=20)
+    best = max(
+        (evaluate_edit(model, shift_edit(model, prompt, " cat", 3, scale), case, n_tokens=20) for scale in (5.0, 20.0, 80.0)),
+        key=lambda scores: scores.efficacy_magnitude,
+    )
+    assert none.efficacy == 0 and best.efficacy == 1 and best.efficacy_magnitude > none.efficacy_magnitude
+    assert none.entropy > 1
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

@@ -5,22 +5,35 @@ words. `run_with_gradient_cache` gives the gradients' rank-1 factors underneath 
 """
 
 from tl_backward import zoo
-from tl_backward.backward_lens import BackwardLens, backward_lens
+from tl_backward.backward_lens import BackwardLens as BackwardLens
+from tl_backward.backward_lens import backward_lens
 from tl_backward.capture import run_with_gradient_cache
-from tl_backward.editing import Edit, gradient_edit, load_edit, rank_one_edit, shift_edit
-from tl_backward.factors import GradientFactors
-from tl_backward.gradient_cache import GradientCache
+from tl_backward.cases import EditCase, load_cases
+from tl_backward.editing import Edit as Edit
+from tl_backward.editing import (
+    compare_edits,
+    evaluate_edit,
+    find_layer,
+    gradient_edit,
+    load_edit,
+    rank_one_edit,
+    shift_edit,
+)
+from tl_backward.factors import GradientFactors as GradientFactors
+from tl_backward.gradient_cache import GradientCache as GradientCache
 from tl_backward.hook_points import extend, unextend
 from tl_backward.losses import logit_difference, next_token_loss, target_loss
-from tl_backward.readout import Readout, readout
-from tl_backward.sites import WeightSite, weight_sites
+from tl_backward.readout import Readout as Readout
+from tl_backward.readout import readout
+from tl_backward.similarity import gradient_similarity
+from tl_backward.sites import WeightSite as WeightSite
+from tl_backward.sites import weight_sites
+from tl_backward.sweep_result import load_sweep, merge
+from tl_backward.sweeps import sweep
 
 __all__ = [
     # capture
     "run_with_gradient_cache",
-    "GradientCache",
-    "GradientFactors",
-    "WeightSite",
     "weight_sites",
     # losses
     "next_token_loss",
@@ -28,15 +41,22 @@ __all__ = [
     "logit_difference",
     # reading in words
     "backward_lens",
-    "BackwardLens",
     "readout",
-    "Readout",
+    # data sets of prompts
+    "sweep",
+    "load_sweep",
+    "merge",
+    "gradient_similarity",
     # editing
     "shift_edit",
     "gradient_edit",
     "rank_one_edit",
     "load_edit",
-    "Edit",
+    "EditCase",
+    "load_cases",
+    "find_layer",
+    "evaluate_edit",
+    "compare_edits",
     # weight hook points
     "extend",
     "unextend",

@@ -1,6 +1,7 @@
 """Sweeps against the bare capture of the same batches, and the similarity of gradients against dense ones."""
 
 import time
+from contextlib import contextmanager
 
 import torch
 
@@ -27,9 +28,19 @@ class _Words:
         return f" {i}"
 
 
-def main() -> None:
-    """Print the rows."""
-    model = gpt2_shape()
+@contextmanager
+def one_thread():
+    """Two threads that wait for each other on a busy machine count as work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def words(model):
+    """Give a model prompts that are numbers; returns what draws some of N_TOKENS tokens."""
     model.tokenizer = _Words()
     model.to_tokens = lambda text, prepend_bos=True, truncate=False: torch.tensor([[int(i) for i in text.split()]])
     generator = torch.Generator().manual_seed(0)
@@ -37,13 +48,16 @@ def main() -> None:
     def texts(n):
         return [" ".join(map(str, torch.randint(1, 50257, (N_TOKENS,), generator=generator).tolist())) for _ in range(n)]
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # two threads that wait for each other on a busy machine count as work
-    try:
+    return texts
+
+
+def main() -> None:
+    """Print the rows."""
+    model = gpt2_shape()
+    texts = words(model)
+    with one_thread():
         _sweep(model, texts(8))
         _similarity(model, texts(N), texts(N))
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _sweep(model, prompts):

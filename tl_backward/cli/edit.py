@@ -170,7 +170,7 @@ def _made(
     layer, scale = grid.best if grid is not None else (arguments.layer, arguments.scale or DEFAULT_SCALE)
     edit = shift_edit(model, *asked, layer, scale, scaling=arguments.scaling)
     chosen = "" if grid is None else f", chosen on {grid.n_validation} other edits"
-    return edit, f"forward-pass shift of W_out in layer {layer}, scale {scale:g} ({arguments.scaling} factors){chosen}"
+    return edit, f"the shift of W_out in layer {layer}, scale {scale:g} ({arguments.scaling} factors){chosen}"
 
 
 def _own_cells(

@@ -13,6 +13,9 @@ from tl_backward.cli.options import Commands, add_model, add_output, check_out, 
 if TYPE_CHECKING:
     from tl_backward._typing import TransformerLensModel
     from tl_backward.backward_lens import BackwardLens
+    from tl_backward.render.page import Page
+
+DEMO_LAYER, DEMO_SCALE = 2, 0.75  # what `tl-backward edits --model facts` chooses
 
 _LENS_EXAMPLES = """examples:
   a model that ships, with its report opened in the browser:
@@ -100,8 +103,11 @@ def _demo(arguments: argparse.Namespace) -> None:
         model = zoo.load("facts")
         prompt, target = zoo.facts.example_edit()
         lens = _compute(model, prompt, target, subject="Anna Berg")
+        page = _page(lens, model, "facts")
+        _add_edit(page, model, prompt, target)
+        path = page.save(out).resolve()
     _describe(lens, "facts", prompt, target)
-    _write(lens, model, "facts", out, open_it=not arguments.no_open)
+    _written(path, arguments)
     print(f"in {time.monotonic() - started:.0f} s")
 
 
@@ -128,7 +134,7 @@ def _lens(arguments: argparse.Namespace) -> None:
         )
     name = Path(arguments.model).name or arguments.model
     if arguments.json:
-        report = None if arguments.out is None else _save(lens, model, name, out)
+        report = None if arguments.out is None else _page(lens, model, name).save(out).resolve()
         asked = {"model": arguments.model, "prompt": arguments.prompt, "target": arguments.target}
         data = asked | lens_data(PromptView(lens)) | {"report": None if report is None else str(report)}
         print(json.dumps(data, allow_nan=False))
@@ -136,7 +142,9 @@ def _lens(arguments: argparse.Namespace) -> None:
             open_page(report, arguments.no_open)
     else:
         _describe(lens, name, arguments.prompt, arguments.target)
-        _write(lens, model, name, out, open_it=not arguments.no_open)
+        with redirect_stdout(sys.stderr):
+            path = _page(lens, model, name).save(out).resolve()
+        _written(path, arguments)
 
 
 def _compute(
@@ -181,14 +189,23 @@ def _describe(lens: "BackwardLens", name: str, prompt: str, target: str) -> None
         print("  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _write(lens: "BackwardLens", model: "TransformerLensModel", name: str, out: Path, *, open_it: bool) -> None:
-    path = _save(lens, model, name, out)
-    print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    open_page(path, not open_it)
-
-
-def _save(lens: "BackwardLens", model: "TransformerLensModel", name: str, out: Path) -> Path:
+def _page(lens: "BackwardLens", model: "TransformerLensModel", name: str) -> "Page":
     from tl_backward.render.report import lens_report
 
-    with redirect_stdout(sys.stderr):
-        return lens_report(lens, model, name=name).save(out).resolve()
+    return lens_report(lens, model, name=name)
+
+
+def _add_edit(page: "Page", model: "TransformerLensModel", prompt: str, target: str) -> None:
+    """What comes of it: the target shifted in with one forward pass, at the setting that `edits` chooses."""
+    from tl_backward.editing import SCALES, edit_effect, shift_edit, shift_probabilities
+    from tl_backward.render.edit_report import add_edit
+
+    effect = edit_effect(model, shift_edit(model, prompt, target, DEMO_LAYER, DEMO_SCALE), prompt, k=5)
+    cells = shift_probabilities(model, prompt, target)
+    how = f"W_out of layer {DEMO_LAYER} with scale {DEMO_SCALE:g}"
+    add_edit(page, effect, how=how, cells=cells, layers=range(model.cfg.n_layers), scales=SCALES)
+
+
+def _written(path: Path, arguments: argparse.Namespace) -> None:
+    print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    open_page(path, arguments.no_open)

@@ -19,9 +19,11 @@ _FOOTER = (
 )
 
 _EFFECT = (
-    "The prompt, before and after the edit",
-    "The most likely next tokens and their probabilities. The edit was made for this very prompt: that it works here "
-    "says little; the scores ask what else it changed.",
+    "One edit: the prompt before and after",
+    "Section 7 of the paper writes the target in with one forward pass: W_out += scale * outer(x, the target's "
+    "unembedding direction), x its input at the last token, both of unit norm. Here {}. Below, the most likely next "
+    "tokens and their probabilities, without and with the edit. It was made for this very prompt: that it works here "
+    "says little; `tl-backward edits` scores what else such edits change.",
 )
 _CELLS = (
     "Which layer, how strongly",
@@ -74,7 +76,7 @@ def edit_report(
     prompt, said = visible_token(effect.prompt, 400), visible_token(target)
     intro = f"After {prompt} the model is to say {said}: {visible_text(how)}."
     page = Page(f"One edit: {name}" if name else "One edit", intro=intro, footer=_FOOTER)
-    add_edit(page, effect, cells=cells, layers=layers, scales=scales, grid=grid)
+    add_edit(page, effect, how=how, cells=cells, layers=layers, scales=scales, grid=grid)
     if scores is not None:
         before, after = (each.to_frame() for each in scores)
         rows = [
@@ -94,13 +96,14 @@ def add_edit(
     page: Page,
     effect: EditEffect,
     *,
+    how: str,
     cells: Float[Tensor, "layer scale"] | None = None,
     layers: Sequence[int] = (),
     scales: Sequence[float] = (),
     grid: LayerGrid | None = None,
 ) -> None:
     """Append the effect at the prompt and the edit's cells to a page."""
-    page.section(*_EFFECT, table(*effect.table()))
+    page.section(_EFFECT[0], _EFFECT[1].format(how), table(*effect.table()))
     if grid is not None:
         cells, layers, scales = grid.probability, grid.layers, grid.scales
     if cells is None:
