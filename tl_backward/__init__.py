@@ -30,6 +30,7 @@ from tl_backward.sites import WeightSite as WeightSite
 from tl_backward.sites import weight_sites
 from tl_backward.sweep_result import load_sweep, merge
 from tl_backward.sweeps import sweep
+from tl_backward.top_pairs import top_pairs as top_pairs
 
 __all__ = [
     # capture
