@@ -1,12 +1,15 @@
 """Vectors of the residual stream read in words: final norm, unembedding, top and bottom tokens, ranks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from tl_backward._checks import check_k, check_model
 from tl_backward._html import Cell, table
@@ -162,7 +165,14 @@ def readout(
         chosen = [_choice(model, token, lead) for token in (target, answer)]
         wanted = [ids[said] for ids in chosen if ids is not None]
         ids = torch.stack(wanted, -1) if wanted else torch.zeros(len(said), 0, dtype=torch.long, device=flat.device)
-        found = _extremes(model, _prepared(model, flat[said], ln=ln, normalize=normalize), k, ids, bias)
+        found = extremes(
+            through_final_norm(model, flat[said], ln=ln, normalize=normalize),
+            model.W_U.detach(),
+            k,
+            wanted=ids,
+            offset=model.b_U.detach() if bias else None,
+            transform=partial(_softcapped, model),
+        )
 
     def placed(part: Tensor, fill: int) -> Tensor:
         """What was found for the vectors that say something, in the shape of all; `fill` at the zero ones."""
@@ -212,7 +222,9 @@ def _choice(model: TransformerLensModel, token: TokenChoice | None, lead: torch.
     return ids.to(model.W_U.device).broadcast_to(lead).reshape(-1)
 
 
-def _prepared(model: TransformerLensModel, vectors: Tensor, *, ln: bool, normalize: bool) -> Tensor:
+def through_final_norm(
+    model: TransformerLensModel, vectors: Tensor, *, ln: bool = True, normalize: bool = False
+) -> Tensor:
     """Vectors as W_U is given them: scaled to unit norm if asked, then through the final norm."""
     vectors = vectors.to(model.W_U.dtype)
     if normalize:
@@ -225,36 +237,57 @@ def _prepared(model: TransformerLensModel, vectors: Tensor, *, ln: bool, normali
 
 
 @dataclass(frozen=True)
-class _Extremes:
-    """Top k, bottom k [n, k] and ranks [n, m] of some vectors."""
+class Extremes:
+    """Top k, bottom k [n, k] (values and ids) and ranks [n, m] of some vectors."""
 
     top: tuple[Tensor, Tensor]
     bottom: tuple[Tensor, Tensor]
     ranks: Tensor
 
 
-def _extremes(model: TransformerLensModel, vectors: Tensor, k: int, wanted: Tensor, bias: bool) -> _Extremes:
+def extremes(
+    vectors: Tensor,
+    unembedding: Tensor,
+    k: int,
+    *,
+    wanted: Tensor | None = None,
+    offset: Tensor | None = None,
+    transform: Callable[[Tensor], Tensor] = lambda logits: logits,
+    columns: Tensor | None = None,
+    show_progress: bool = False,
+) -> Extremes:
     """Extremes of logits that are never held whole: tiles of the vocabulary through one buffer.
 
-    Wide tiles of many vectors keep the matrix product at its best; each leaves k candidates and a count. `wanted`
-    [n, m] are the ids to rank.
+    Wide tiles of many vectors keep the matrix product at its best; each leaves k candidates and a count.
+
+    Args:
+        vectors: [n, d_model], in the dtype of `unembedding` [d_model, d_vocab].
+        unembedding: what they are multiplied with.
+        k: how many of each end.
+        wanted: [n, m], the ids to rank.
+        offset: [d_vocab], added to the logits.
+        transform: what is done to a tile of logits then, in place.
+        columns: the only ids to consider, ascending; all by default (and where ids are ranked).
+        show_progress: draw a progress bar if it takes longer than a second.
     """
-    unembedding, offset = model.W_U.detach(), model.b_U.detach() if bias else None
-    d_vocab = unembedding.shape[1]
+    wanted = torch.zeros(len(vectors), 0, dtype=torch.long, device=vectors.device) if wanted is None else wanted
+    d_vocab = unembedding.shape[1] if columns is None else len(columns)
     rows = min(len(vectors), _ROWS)
     width = max(1, min(d_vocab, MAX_LOGIT_BYTES // max(1, rows * (vectors.element_size() + 4))))
     buffer, scratch = vectors.new_empty(rows * width), vectors.new_empty(rows * width, dtype=torch.float32)
     parts = []
-    for start in range(0, max(1, len(vectors)), max(1, rows)):
+    starts = range(0, max(1, len(vectors)), max(1, rows))
+    for start in tqdm(starts, disable=not show_progress, delay=1, leave=False, desc="vectors in words"):
         chunk, ids = vectors[start : start + rows], wanted[start : start + rows]
         own = torch.einsum("nd,dnm->nm", chunk, unembedding[:, ids])
-        own = _softcapped(model, own if offset is None else own + offset[ids])
+        own = transform(own if offset is None else own + offset[ids])
         ranks, tops, bottoms = torch.zeros_like(ids), [], []
         for first in range(0, d_vocab, width):
-            columns = slice(first, min(first + width, d_vocab))
-            shape = (len(chunk), columns.stop - first)
-            logits = torch.mm(chunk, unembedding[:, columns], out=_view(buffer, shape))
-            logits = _softcapped(model, logits if offset is None else logits.add_(offset[columns]))
+            tile = slice(first, min(first + width, d_vocab))
+            shape = (len(chunk), tile.stop - first)
+            part = unembedding[:, tile] if columns is None else unembedding.index_select(1, columns[tile])
+            logits = torch.mm(chunk, part, out=_view(buffer, shape))
+            logits = transform(logits if offset is None else logits.add_(offset[tile]))
             for found, largest in ((tops, True), (bottoms, False)):
                 values, places = logits.topk(min(k, shape[1]), largest=largest)
                 found.append((values, places + first))
@@ -263,7 +296,7 @@ def _extremes(model: TransformerLensModel, vectors: Tensor, k: int, wanted: Tens
                 greater = torch.gt(logits, value[:, None], out=_view(scratch, shape))
                 # The token itself, whose logit was computed apart, must not outrank itself by a rounding error.
                 place = (ids[:, i] - first).clamp(0, shape[1] - 1)[:, None]
-                inside = ((ids[:, i] >= first) & (ids[:, i] < columns.stop))[:, None]
+                inside = ((ids[:, i] >= first) & (ids[:, i] < tile.stop))[:, None]
                 greater.scatter_(1, place, torch.where(inside, 0.0, greater.gather(1, place)))
                 ranks[:, i] += greater.sum(-1).long()
         parts.append((*_merged(tops, k, largest=True), *_merged(bottoms, k, largest=False), ranks))
@@ -273,7 +306,9 @@ def _extremes(model: TransformerLensModel, vectors: Tensor, k: int, wanted: Tens
         above = _place(top, top_ids, ids, largest=True)
         below = _place(bottom, bottom_ids, ids, largest=False)
         ranks[:, i] = torch.where(above >= 0, above, torch.where(below >= 0, d_vocab - 1 - below, ranks[:, i]))
-    return _Extremes((top, top_ids), (bottom, bottom_ids), ranks)
+    if columns is not None:
+        top_ids, bottom_ids = columns[top_ids], columns[bottom_ids]
+    return Extremes((top, top_ids), (bottom, bottom_ids), ranks)
 
 
 def _place(values: Tensor, listed: Tensor, ids: Tensor, *, largest: bool) -> Tensor:
