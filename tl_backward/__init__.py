@@ -4,6 +4,7 @@ Start with `backward_lens(model, prompt, target)`: what one gradient step on a p
 words. `run_with_gradient_cache` gives the gradients' rank-1 factors underneath it.
 """
 
+from tl_backward import embedding_space as embedding_space
 from tl_backward import zoo
 from tl_backward.backward_lens import BackwardLens as BackwardLens
 from tl_backward.backward_lens import backward_lens
@@ -19,6 +20,7 @@ from tl_backward.editing import (
     rank_one_edit,
     shift_edit,
 )
+from tl_backward.embedding_space import head_pairs, project_parameter
 from tl_backward.factors import GradientFactors as GradientFactors
 from tl_backward.gradient_cache import GradientCache as GradientCache
 from tl_backward.hook_points import extend, unextend
@@ -58,6 +60,9 @@ __all__ = [
     "find_layer",
     "evaluate_edit",
     "compare_edits",
+    # parameters in words
+    "project_parameter",
+    "head_pairs",
     # weight hook points
     "extend",
     "unextend",

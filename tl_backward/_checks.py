@@ -140,6 +140,31 @@ def check_layers(layers: int | Sequence[int] | None, n_layers: int) -> list[int]
     return [layer % n_layers for layer in wanted]
 
 
+def check_head(head: int, n_heads: int) -> int:
+    """An attention head as a non-negative index; negative counts from the end.
+
+    Raises:
+        IndexError: it is out of range.
+    """
+    if not -n_heads <= head < n_heads:
+        raise IndexError(f"Expected head in [-{n_heads}, {n_heads}), got {head}; the model has {n_heads} heads.")
+    return head % n_heads
+
+
+def check_one_device(model: TransformerLensModel) -> None:
+    """Refuse a model whose parameters lie on several devices.
+
+    Raises:
+        ValueError: they do.
+    """
+    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    if len(devices) > 1:
+        raise ValueError(
+            f"Expected a model on one device, got parameters on {' and '.join(devices)}; move it with "
+            "model.to(device) first."
+        )
+
+
 def check_k(k: int, d_vocab: int) -> int:
     """A number of top tokens between 1 and the size of the vocabulary."""
     if not 1 <= k <= d_vocab:

@@ -4,11 +4,15 @@ A WeightSite is everything the rest of the package knows about a weight's place 
 beside this one know what a TransformerLens class looks like inside.
 """
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from tl_backward._checks import model_kind, nearest
 from tl_backward._typing import TransformerLensModel
 from tl_backward.sites._site import Calls, Read, WeightSite, WeightSites, Write
 
-__all__ = ["Calls", "Read", "WeightSite", "WeightSites", "Write", "select_sites", "weight_sites"]
+__all__ = ["Calls", "Read", "WeightSite", "WeightSites", "Write", "rotation", "select_sites", "weight_sites"]
 
 
 def weight_sites(model: TransformerLensModel) -> WeightSites:
@@ -28,6 +32,20 @@ def weight_sites(model: TransformerLensModel) -> WeightSites:
     else:
         from tl_backward.sites import transformer_bridge as world
     return world.collect(model)
+
+
+def rotation(model: TransformerLensModel, layer: int, position: int) -> Float[Tensor, "d_head d_head"] | None:
+    """How rotary embeddings turn a query or key at a position, q -> q @ rotation; None where the model has none.
+
+    Raises:
+        ValueError: the architecture turns them in a way that is not known.
+    """
+    if model_kind(model) == "HookedTransformer":
+        from tl_backward.sites import hooked_transformer as world
+    else:
+        from tl_backward.sites import transformer_bridge as world
+    with torch.no_grad():
+        return world.rotation(model, layer, position)
 
 
 def select_sites(sites: WeightSites, weights: object = None) -> dict[str, WeightSite]:

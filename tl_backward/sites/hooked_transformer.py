@@ -6,7 +6,7 @@ further norm, and an unfolded LayerNorm's output has no HookPoint at all), and h
 the user's hooks.
 """
 
-from typing import Literal, cast
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,12 @@ from tl_backward.sites._site import (
 )
 
 
+class _Rotary(Protocol):
+    """The part of TransformerLens's attention that turns queries and keys."""
+
+    def apply_rotary(self, x: Tensor, past_kv_pos_offset: int) -> Tensor: ...
+
+
 def collect(model: TransformerLensModel) -> WeightSites:
     """Every weight of a HookedTransformer, by its state-dict name."""
     sites = WeightSites()
@@ -43,6 +49,15 @@ def collect(model: TransformerLensModel) -> WeightSites:
     _matrix(sites, "unembed.W_U", unembed, Read(unembed.get_submodule("hook_in"), output), written)
     _bias(sites, "unembed.b_U", unembed, written)
     return sites
+
+
+def rotation(model: TransformerLensModel, layer: int, position: int) -> Tensor | None:
+    """What turns a row of queries or keys [d_head] at a position, as a matrix; None where nothing does."""
+    attn = cast(nn.Module, model).get_submodule(f"blocks.{layer}.attn")
+    if getattr(attn.cfg, "positional_embedding_type", None) != "rotary":
+        return None
+    basis = torch.eye(model.cfg.d_head, dtype=model.W_U.dtype, device=model.W_U.device)
+    return cast(_Rotary, attn).apply_rotary(basis[:, None, None], past_kv_pos_offset=position)[:, 0, 0]
 
 
 def _matrix(

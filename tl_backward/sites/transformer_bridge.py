@@ -8,11 +8,13 @@ compatibility mode. Verified against autograd in float64, weight by weight, in t
 
 from copy import copy
 from dataclasses import dataclass
+from inspect import signature
 from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from tl_backward._torch_hooks import without_hooks
 from tl_backward._typing import TransformerLensModel
 from tl_backward.factors import Layout
 from tl_backward.sites._site import ModuleArgs, ModuleKwargs, Read, WeightSite, WeightSites, Write, first_input, output
@@ -98,6 +100,39 @@ def collect(model: TransformerLensModel) -> WeightSites:
     if unembed is not None:
         _linear(sites, "unembed", "U", unembed)
     return sites
+
+
+def rotation(model: TransformerLensModel, layer: int, position: int) -> Tensor | None:
+    """What turns a row of queries or keys [d_head] at a position, as a matrix; None where nothing does.
+
+    Raises:
+        ValueError: the architecture turns them in a way of its own.
+    """
+    from transformer_lens.utilities.hf_utils import get_rotary_pct_from_config
+
+    if getattr(model.cfg, "positional_embedding_type", None) != "rotary":
+        return None
+    component = _component(cast(nn.Module, model), "rotary_emb")
+    source = None if component is None else _wrapped(component)
+    if source is None:
+        raise ValueError(
+            "Expected rotary embeddings that one module computes, got an architecture without; leave out the offset."
+        )
+    d_head, like = model.cfg.d_head, model.W_U
+    types = getattr(getattr(source, "config", None), "layer_types", None)  # Gemma 3 turns local and global layers apart
+    options = {"layer_type": types[layer]} if types and "layer_type" in signature(source.forward).parameters else {}
+    basis = torch.eye(d_head, dtype=like.dtype, device=like.device)
+    place = torch.tensor([[position]], device=like.device)
+    cos, sin = (part[0, 0] for part in without_hooks(source)(basis[None], place, **options))
+    if 2 * len(cos) == d_head and get_rotary_pct_from_config(model.cfg) == 1.0:  # GPT-OSS gives each angle once
+        cos, sin = cos.repeat(2), sin.repeat(2)
+    width, half = len(cos), len(cos) // 2
+    if getattr(model.cfg, "rotary_adjacent_pairs", False):
+        partner = torch.stack([-basis[:, 1:width:2], basis[:, 0:width:2]], -1).flatten(-2)
+        cos, sin = (part[:half].repeat_interleave(2) for part in (cos, sin))
+    else:
+        partner = torch.cat([-basis[:, half:width], basis[:, :half]], -1)
+    return torch.cat([basis[:, :width] * cos + partner * sin, basis[:, width:]], -1)
 
 
 def _component(parent: nn.Module, name: str) -> nn.Module | None:

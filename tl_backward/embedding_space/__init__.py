@@ -1,0 +1,19 @@
+"""Parameters in embedding space: what the weights say in words, with no data (Dar et al. 2022)."""
+
+from tl_backward.embedding_space.filters import token_mask
+from tl_backward.embedding_space.heads import HeadPairs, head_pairs
+from tl_backward.embedding_space.overlap import ActivationOverlap, parameter_activation_overlap
+from tl_backward.embedding_space.projection import Projection, project_parameter
+from tl_backward.embedding_space.related import RelatedPairs, related_pairs
+
+__all__ = [
+    "project_parameter",
+    "Projection",
+    "token_mask",
+    "related_pairs",
+    "RelatedPairs",
+    "parameter_activation_overlap",
+    "ActivationOverlap",
+    "head_pairs",
+    "HeadPairs",
+]

@@ -1,0 +1,140 @@
+"""The vectors that a weight is made of: its rows or columns on the side of the residual stream."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from tl_backward._checks import check_head, check_layers, check_model, check_one_device
+from tl_backward._typing import TransformerLensModel
+from tl_backward.sites import WeightSite, select_sites, weight_sites
+
+Role: TypeAlias = Literal["read", "write", "scale"]
+
+_READERS = ("W_in", "W_gate", "W_Q", "W_K", "W_V", "W_U")
+_WRITERS = ("W_out", "W_O", "W_E", "W_pos", "b_out", "b_O")
+_NORMS = ("ln1", "ln1_post", "ln2", "ln2_post", "ln_final")
+
+
+@dataclass(frozen=True)
+class ParameterVectors:
+    """Vectors [n, d_model] of one weight."""
+
+    name: str
+    """The weight's name, or what was given instead of one."""
+    layer: int | None
+    role: Role
+    """Whether the weight reads the residual stream, writes to it, or (a norm's) scales it."""
+    vectors: Tensor
+    """[n, d_model]."""
+    heads: Tensor | None
+    """[n]: the stored head of each vector; None where the weight has no heads."""
+    index: Tensor
+    """[n]: the vector's index in its weight, or in its head."""
+    norm: str | None
+    """The name of the norm that the weight reads through."""
+
+
+def parameter_vectors(
+    model: TransformerLensModel, weight: str, layer: int | None, head: int | None = None
+) -> ParameterVectors:
+    """Vectors of a weight by TransformerLens's name, the same in both worlds.
+
+    Raises:
+        ValueError: an unknown weight, one without a d_model side, not finite, or a layer or head that does not apply.
+        IndexError: a layer or head out of range.
+    """
+    site = _site(model, weight, layer)
+    role = _role(site)
+    stored = _stored(model, site)
+    if not torch.isfinite(stored).all():
+        raise ValueError(f"Expected finite weights, got NaN or inf in {site.name}; load or train the model anew.")
+    if site.layout.heads is None or stored.ndim == 1:
+        if head is not None:
+            raise ValueError(f"Expected no head for {site.name!r}, which has none, got head={head}; leave it out.")
+        vectors = stored.reshape(1, -1) if stored.ndim == 1 else stored.T if role == "read" else stored
+        index = torch.arange(len(vectors))
+        return ParameterVectors(site.name, site.layer, role, vectors, None, index, _norm_before(model, site))
+    blocks = stored.transpose(1, 2) if role == "read" else stored  # [head_index, d_head, d_model]
+    chosen = list(range(len(blocks)))
+    if head is not None:
+        n_heads = model.cfg.n_heads
+        chosen = [check_head(head, n_heads) * len(blocks) // n_heads]  # shared by a group of heads in GQA
+    heads = torch.tensor(chosen).repeat_interleave(blocks.shape[1])
+    index = torch.arange(blocks.shape[1]).repeat(len(chosen))
+    vectors = blocks[chosen].reshape(-1, blocks.shape[2])
+    return ParameterVectors(site.name, site.layer, role, vectors, heads, index, _norm_before(model, site))
+
+
+def per_query_head(model: TransformerLensModel, of: ParameterVectors) -> ParameterVectors:
+    """Vectors of W_K or W_V once for each head that uses them; all others as they are."""
+    if of.heads is None:
+        return of
+    d_head = int((of.heads == of.heads[0]).sum())
+    group = model.cfg.n_heads // (len(of.vectors) // d_head)
+    vectors = of.vectors.reshape(-1, d_head, of.vectors.shape[1]).repeat_interleave(group, dim=0)
+    heads = torch.arange(model.cfg.n_heads).repeat_interleave(d_head)
+    index = of.index.reshape(-1, d_head).repeat_interleave(group, dim=0).flatten()
+    return ParameterVectors(of.name, of.layer, of.role, vectors.flatten(0, 1), heads, index, of.norm)
+
+
+def norm_weight(model: TransformerLensModel, name: str) -> Tensor | None:
+    """What a norm multiplies by [d_model], by the name of its weight; None where it was folded away or never was."""
+    sites = weight_sites(model)
+    if name in sites:
+        return _stored(model, sites[name])
+    if name in sites.missing:
+        raise ValueError(f"Expected {name} to be readable, but it is not: {sites.missing[name]}")
+    return None
+
+
+def _site(model: TransformerLensModel, weight: str, layer: int | None) -> WeightSite:
+    check_model(model)
+    check_one_device(model)
+    found = list(select_sites(weight_sites(model), weight).values())
+    if layer is not None:
+        layer = check_layers(layer, model.cfg.n_layers)[0]
+        if all(site.layer is None for site in found):
+            raise ValueError(f"Expected no layer for {weight!r}, which is in no block, got {layer}; leave it out.")
+        found = [site for site in found if site.layer == layer]
+    if len(found) == 1:
+        return found[0]
+    if layer is None:
+        raise ValueError(f"Expected a layer for {weight!r}, which {len(found)} blocks have, got none; pass layer=0.")
+    raise ValueError(f"Expected a layer with {weight!r}, got layer {layer}, which has none; see weight_sites(model).")
+
+
+def _role(site: WeightSite) -> Role:
+    parts = site.name.split(".")
+    if parts[-1] in _READERS:
+        return "read"
+    if parts[-1] in _WRITERS:
+        return "write"
+    if parts[-1] in ("w", "b") and (parts[-2] in _NORMS or parts[0] == "embed"):
+        return "scale"
+    raise ValueError(
+        f"Expected a weight with a d_model side, got {site.name!r} of shape {list(site.layout.shape)}; choose a matrix "
+        "that reads or writes the residual stream, b_O, b_out or a norm."
+    )
+
+
+def _stored(model: TransformerLensModel, site: WeightSite) -> Tensor:
+    """A parameter in TransformerLens's shape, with what an architecture applies to it: the same in both worlds."""
+    parameter, layout = site.parameter.detach(), site.layout
+    if layout.stored != "tl":
+        parameter = layout.to_tl(parameter.T if layout.stored == "out_in" else parameter)
+    if site.kind == "norm" and getattr(model.cfg, "rmsnorm_uses_offset", False):
+        return parameter + 1  # Gemma stores what is added to one
+    scale = getattr(site.combine, "scale", 1.0)  # and multiplies what it looked up
+    return parameter if scale == 1 else parameter * scale
+
+
+def _norm_before(model: TransformerLensModel, site: WeightSite) -> str | None:
+    """The norm whose output a weight reads, by the name of its weight."""
+    if site.name == "unembed.W_U":
+        return "ln_final.w"
+    if site.layer is None or site.name.rsplit(".", 1)[1] not in _READERS:
+        return None
+    has_own = f"blocks.{site.layer}.ln2.w" in weight_sites(model)  # a parallel MLP may share the attention's
+    return f"blocks.{site.layer}.{'ln2' if '.mlp.' in site.name and has_own else 'ln1'}.w"

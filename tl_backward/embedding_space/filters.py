@@ -1,0 +1,91 @@
+"""Which tokens a projection may name: filters by what a token's text is, or a list; they compose."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from tl_backward._checks import nearest
+from tl_backward._typing import TransformerLensModel, typed
+from tl_backward.readout import single_token
+from tl_backward.vocabulary import token_string
+
+FilterName: TypeAlias = Literal["ascii", "alphanumeric", "not_special"]
+Filter: TypeAlias = str | Callable[[str], bool]
+Filters: TypeAlias = Filter | Sequence[Filter]
+TokenList: TypeAlias = Sequence[str | int] | Int[Tensor, " n"]
+
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def is_ascii(text: str) -> bool:
+    """Whether a token is ASCII text; a byte of a byte-fallback vocabulary (<0x41>) counts as what it is."""
+    byte = _BYTE.fullmatch(text)
+    return int(byte[1], 16) < 0x80 if byte else text.isascii()
+
+
+def is_alphanumeric(text: str) -> bool:
+    """Whether a token is letters and digits alone, of any script, but for spaces around it."""
+    return text.strip().isalnum()
+
+
+_BY_TEXT: dict[str, Callable[[str], bool]] = {"ascii": is_ascii, "alphanumeric": is_alphanumeric}
+
+
+@typed
+def token_mask(
+    model: TransformerLensModel, *, tokens: TokenList | None = None, filters: Filters = ()
+) -> Bool[Tensor, " d_vocab"] | None:
+    """The tokens that a list and every filter leave; None where nothing is asked for.
+
+    Args:
+        model: its tokenizer says what a token's text is.
+        tokens: ids, or texts that are one token each; None for all.
+        filters: "ascii", "alphanumeric" (letters and digits, spaces around them aside), "not_special" (neither a
+            special token nor an id that stands for none), a predicate on a token's text, or a list of these.
+
+    Raises:
+        ValueError: an unknown filter, no tokenizer for filters on text, no token left.
+    """
+    wanted = [filters] if isinstance(filters, str) or callable(filters) else list(filters)
+    if tokens is None and not wanted:
+        return None
+    d_vocab = model.W_U.shape[1]
+    kept = torch.ones(d_vocab, dtype=torch.bool)
+    if tokens is not None:
+        listed = tokens.tolist() if isinstance(tokens, Tensor) else tokens
+        kept = torch.zeros(d_vocab, dtype=torch.bool)
+        kept[torch.tensor([single_token(model, token) for token in listed], dtype=torch.long)] = True
+    for one in wanted:
+        kept &= _passing(model, one, kept)
+    if not kept.any():
+        raise ValueError(
+            f"Expected filters that leave at least one token, got tokens={'all' if tokens is None else 'a list'} and "
+            f"filters={wanted!r}, which leave none of {d_vocab}; loosen them."
+        )
+    return kept.to(model.W_U.device)
+
+
+def _passing(model: TransformerLensModel, one: Filter, among: Tensor) -> Tensor:
+    """Which of the tokens in `among` pass one filter."""
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        raise ValueError(f"Expected a model with a tokenizer for the filter {one!r}, got one without; pass token ids.")
+    if one == "not_special":
+        special = set(getattr(tokenizer, "all_special_ids", ()))
+        n_known = len(tokenizer)
+        passes = [id_ not in special and id_ < n_known for id_ in range(len(among))]
+        return torch.tensor(passes)
+    predicate = _BY_TEXT.get(one) if isinstance(one, str) else one
+    if predicate is None:
+        raise ValueError(
+            f"Expected a filter's name or a predicate on text, got {one!r}; the nearest are "
+            f"{nearest(str(one), [*_BY_TEXT, 'not_special'])}."
+        )
+    passes = torch.zeros_like(among)
+    for id_ in among.nonzero().flatten().tolist():
+        passes[id_] = bool(predicate(token_string(tokenizer, id_)))
+    return passes

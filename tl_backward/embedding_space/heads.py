@@ -1,0 +1,184 @@
+"""What an attention head does to tokens: its strongest pairs, over all V x V of them (Dar et al. 2022, sec. 3)."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from tl_backward._checks import check_head, check_layers
+from tl_backward._html import Cell, table
+from tl_backward._typing import Tokenizer, TransformerLensModel, typed
+from tl_backward.embedding_space._embedding import Embedding, Inverse
+from tl_backward.embedding_space._weights import parameter_vectors
+from tl_backward.embedding_space.filters import Filters, TokenList, token_mask
+from tl_backward.sites import rotation, weight_sites
+from tl_backward.top_pairs import TopPairs, top_pairs
+from tl_backward.vocabulary import token_strings
+
+if TYPE_CHECKING:
+    import pandas
+
+Circuit: TypeAlias = Literal["VO", "QK"]
+Source: TypeAlias = Literal["W_U", "W_E"]
+
+_WEIGHTS = {"VO": ("W_V", "W_O"), "QK": ("W_Q", "W_K")}
+_LEFT_OUT = {"VO": ("b_V", "b_O"), "QK": ("b_Q", "b_K", "q_norm.w", "k_norm.w")}
+_SIDES = {"VO": ("attended", "written"), "QK": ("query", "key")}
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class HeadPairs:
+    """The strongest pairs of tokens of a head's VO or QK matrix, best first."""
+
+    circuit: str
+    """"VO": attended token and what is written for it. "QK": the token that looks and the token looked at."""
+    layer: int
+    head: int
+    offset: int | None
+    """Positions from key to query that the QK scores hold for; None without rotary embeddings taken in."""
+    pairs: TopPairs
+    """Scores; `rows` are ids of the first token of each pair, `cols` of the second."""
+    left_out: tuple[str, ...]
+    """The head's biases (those that are not zero) and norms, which no score contains."""
+    tokenizer: Tokenizer | None = field(default=None)
+    """Decodes ids; None shows them as [id]."""
+
+    @property
+    def first_tokens(self) -> list[str]:
+        """The attended token (VO) or the query's (QK)."""
+        return token_strings(self.tokenizer, self.pairs.rows)
+
+    @property
+    def second_tokens(self) -> list[str]:
+        """The written token (VO) or the key's (QK)."""
+        return token_strings(self.tokenizer, self.pairs.cols)
+
+    def __repr__(self) -> str:
+        what = "largest" if self.pairs.largest else "smallest"
+        return f"HeadPairs({self.circuit}, layer {self.layer}, head {self.head}, {len(self.pairs.rows)} {what} pairs)"
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One row a pair, best first: both tokens, the score, both ids."""
+        import pandas
+
+        first, second = _SIDES[self.circuit]
+        columns = {first: self.first_tokens, second: self.second_tokens, "score": self.pairs.values.tolist()}
+        ids = {f"{first}_id": self.pairs.rows.tolist(), f"{second}_id": self.pairs.cols.tolist()}
+        return pandas.DataFrame(columns | ids)
+
+    def _repr_html_(self) -> str:
+        """A static table of the first 30 pairs."""
+        scores = self.pairs.values.tolist()
+        rows = [
+            [Cell(first), Cell(second), Cell(f"{score:.4g}", value=score)]
+            for first, second, score in zip(self.first_tokens[:30], self.second_tokens[:30], scores[:30], strict=True)
+        ]
+        caption = repr(self) if self.offset is None else f"{self!r}, key {self.offset} positions back"
+        caption += f"; without {', '.join(self.left_out)}" if self.left_out else ""
+        names = [str(i) for i in range(len(rows))]
+        return table([*_SIDES[self.circuit], "score"], rows, row_names=names, caption=caption)
+
+
+@typed
+def head_pairs(
+    model: TransformerLensModel,
+    circuit: str,
+    layer: int,
+    head: int,
+    *,
+    k: int = 50,
+    largest: bool = True,
+    offset: int | None = None,
+    source: str = "W_U",
+    inverse: Inverse = "transpose",
+    fold_ln: bool = False,
+    exclude_same: bool = False,
+    tokens: TokenList | None = None,
+    filters: Filters = (),
+    show_progress: bool = True,
+) -> HeadPairs:
+    """Find the k strongest token pairs of a head's matrix in embedding space, exactly, from its rank-d_head factors.
+
+    "VO": score(s, t) = e_s W_V W_O E_t, how much attending to s writes t. "QK": score(q, k) = (e_q W_Q) . (e_k W_K),
+    how much q looks at k, before the division by sqrt(d_head). E = W_U, and e are the rows of E', its right inverse
+    (E^T or the pseudo-inverse), as in `project_parameter`. In grouped-query attention W_K and W_V are those of the
+    head's group. Biases do not take part; the result names those there are.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge.
+        circuit: "VO" or "QK".
+        layer: the block; negative counts from the end.
+        head: the (query) head; negative counts from the end.
+        k: how many pairs.
+        largest: whether to find the largest scores; otherwise the smallest.
+        offset: for QK in models with rotary embeddings: the key stands this many positions before the query. None is
+            the paper's W_Q W_K^T, which knows no positions.
+        source: where e comes from: "W_U" (the paper's), or "W_E", the input embedding as it is, which is what the
+            first layer reads (Elhage et al. 2021); `inverse` then has no effect.
+        inverse: as in `project_parameter`.
+        fold_ln: as in `project_parameter`.
+        exclude_same: leave out pairs of a token with itself.
+        tokens: as in `project_parameter`, for both sides.
+        filters: as in `project_parameter`, for both sides.
+        show_progress: draw a progress bar if it takes longer than a second.
+
+    Raises:
+        ValueError: an unknown circuit or source, an offset that does not apply, k larger than the number of pairs left.
+        IndexError: a layer, head or offset out of range.
+    """
+    _check_options(circuit, source, offset, model.cfg.n_ctx)
+    layer = check_layers(layer, model.cfg.n_layers)[0]
+    sides = [parameter_vectors(model, weight, layer, head) for weight in _WEIGHTS[circuit]]
+    with torch.no_grad():
+        embedding = Embedding.of(model, inverse if source == "W_U" else "transpose", fold_ln)
+        mask = token_mask(model, tokens=tokens, filters=filters)
+        inputs = Embedding.of_inputs(model, fold_ln) if source == "W_E" else embedding
+        factors = [(inputs if side.role == "read" else embedding).factor(side) for side in sides]
+        if offset is not None:
+            places = (offset, 0)
+            factors = [part @ _turn(model, layer, at, part) for part, at in zip(factors, places, strict=True)]
+        left, right = factors
+        pairs = top_pairs(
+            left,
+            right,
+            k,
+            largest=largest,
+            exclude_same=exclude_same,
+            mask=None if mask is None else (mask, mask),
+            show_progress=show_progress,
+        )
+    return HeadPairs(
+        circuit=circuit,
+        layer=layer,
+        head=check_head(head, model.cfg.n_heads),
+        offset=offset,
+        pairs=pairs,
+        left_out=_left_out(model, circuit, layer),
+        tokenizer=getattr(model, "tokenizer", None),
+    )
+
+
+def _check_options(circuit: str, source: str, offset: int | None, n_ctx: int) -> None:
+    if circuit not in get_args(Circuit):
+        raise ValueError(f"Expected circuit to be 'VO' or 'QK', got {circuit!r}; these are the two matrices of a head.")
+    if source not in get_args(Source):
+        raise ValueError(f"Expected source to be 'W_U' or 'W_E', got {source!r}; W_U is the paper's choice.")
+    if offset is not None and circuit != "QK":
+        raise ValueError(f"Expected no offset for {circuit!r}, which knows no positions, got {offset}; leave it out.")
+    if offset is not None and not 0 <= offset < n_ctx:
+        raise IndexError(f"Expected offset in [0, {n_ctx}), got {offset}; a key stands at or before its query.")
+
+
+def _turn(model: TransformerLensModel, layer: int, position: int, factor: Tensor) -> Tensor:
+    turn = rotation(model, layer, position)
+    if turn is None:
+        raise ValueError("Expected no offset for a model without rotary embeddings, got one; leave it out.")
+    return turn.to(factor)
+
+
+def _left_out(model: TransformerLensModel, circuit: str, layer: int) -> tuple[str, ...]:
+    """Short names of what the scores of a circuit leave out."""
+    sites = weight_sites(model)
+    named = [sites.get(f"blocks.{layer}.attn.{name}") for name in _LEFT_OUT[circuit]]
+    return tuple(site.short_name for site in named if site is not None and bool((site.parameter != 0).any()))

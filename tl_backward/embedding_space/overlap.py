@@ -1,0 +1,184 @@
+"""Do the parameters that a text activates most name its hidden state's tokens, as in Dar et al. 2022, sec. 4?"""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tl_backward._checks import check_layers, model_kind
+from tl_backward._html import table, visible_token
+from tl_backward._torch_hooks import register_last
+from tl_backward._typing import Prompts, TransformerLensModel, typed
+from tl_backward.capture import rng_untouched
+from tl_backward.embedding_space._embedding import Embedding, Inverse
+from tl_backward.embedding_space._weights import parameter_vectors, per_query_head
+from tl_backward.embedding_space.filters import Filters, TokenList, token_mask
+from tl_backward.embedding_space.projection import check_choice, top_tokens
+from tl_backward.prompts import Batch, encode_prompts
+from tl_backward.readout import extremes, through_final_norm
+from tl_backward.sites import weight_sites
+from tl_backward.vocabulary import token_string
+
+if TYPE_CHECKING:
+    import pandas
+
+_READ_BY = {"W_in": "mlp.W_out", "W_gate": "mlp.W_out", "W_out": "mlp.W_out", "W_V": "attn.W_O", "W_O": "attn.W_O"}
+"""The weight whose input holds the activations of each weight's vectors."""
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class ActivationOverlap:
+    """R_k of every token, aligned and shuffled; `place` runs over the real tokens of all prompts."""
+
+    weight: str
+    """The weight's full name."""
+    k: int
+    """Top tokens taken of each parameter vector."""
+    k_state: int
+    """Top tokens taken of each hidden state."""
+    n_vectors: int
+    """Parameter vectors taken at each token."""
+    places: Int[Tensor, "place 2"]
+    """Example and position of each token."""
+    tokens: list[str]
+    """The tokens."""
+    aligned: Float[Tensor, " place"]
+    """Share of the hidden state's top tokens that the token's own most activated vectors name too."""
+    shuffled: Float[Tensor, " place"]
+    """The same with the vectors activated at another token, drawn at random."""
+
+    def __repr__(self) -> str:
+        means = f"aligned {float(self.aligned.mean()):.4f}, shuffled {float(self.shuffled.mean()):.4f}"
+        return f"ActivationOverlap({self.weight!r}, {len(self.tokens)} tokens, k={self.k}: {means})"
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One row a token: example, position, token, aligned, shuffled."""
+        import pandas
+
+        examples, positions = self.places.unbind(1)
+        columns = {"example": examples.tolist(), "position": positions.tolist(), "token": self.tokens}
+        return pandas.DataFrame(columns | {"aligned": self.aligned.tolist(), "shuffled": self.shuffled.tolist()})
+
+    def _repr_html_(self) -> str:
+        """A static table: the means, then the first tokens."""
+        rows = [["all", "", float(self.aligned.mean()), float(self.shuffled.mean())]]
+        for example, position, token, *scores in self.to_frame().head(20).itertuples(index=False):
+            rows.append([f"{example}, {position}", visible_token(token), *scores])
+        caption = f"{self!r}: share of the hidden state's top {self.k_state} tokens"
+        return table(["place", "token", "aligned", "shuffled"], rows, caption=caption)
+
+
+@typed
+def parameter_activation_overlap(
+    model: TransformerLensModel,
+    prompts: Prompts,
+    weight: str,
+    layer: int,
+    *,
+    k: int = 15,
+    k_state: int = 3,
+    n_vectors: int = 5,
+    inverse: Inverse = "transpose",
+    fold_ln: bool = False,
+    tokens: TokenList | None = None,
+    filters: Filters = (),
+    seed: int = 0,
+    show_progress: bool = True,
+) -> ActivationOverlap:
+    """Score how many of a hidden state's top tokens its most activated parameter vectors name.
+
+    At each token, I is the union of the top-k tokens of the `n_vectors` vectors x_j of the weight with the largest
+    activations there, and R_k = |top_{k_state}(h) & I| / k_state, where h is the hidden state after the layer, read
+    through the model's final norm. The defaults are those of the paper's code. The control pairs each hidden state
+    with the vectors activated at a random token of the same prompts.
+
+    The activation of a neuron (W_in, W_gate, W_out) is what W_out multiplies; that of a head's component (W_V, W_O)
+    what W_O multiplies. The model runs once, without gradients; the user's hooks take part, as in any forward pass.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge.
+        prompts: text, texts, or tokens [batch, pos].
+        weight: "W_in", "W_gate", "W_out", "W_V" or "W_O".
+        layer: the block; negative counts from the end.
+        k: top tokens of each parameter vector.
+        k_state: top tokens of each hidden state.
+        n_vectors: vectors at each token.
+        inverse: as in `project_parameter`.
+        fold_ln: as in `project_parameter`.
+        tokens: as in `project_parameter`, for the hidden state too.
+        filters: as in `project_parameter`, for the hidden state too.
+        seed: of the shuffle; the global RNG is left alone.
+        show_progress: draw a progress bar if it takes longer than a second.
+
+    Raises:
+        ValueError: a weight without activations of this kind, k larger than the number of tokens left, more vectors
+            than there are.
+        IndexError: a layer out of range.
+    """
+    if weight not in _READ_BY:
+        raise ValueError(
+            f"Expected weight to be one of {', '.join(_READ_BY)}, got {weight!r}; the others have no activations."
+        )
+    layer = check_layers(layer, model.cfg.n_layers)[0]
+    of = per_query_head(model, parameter_vectors(model, weight, layer))
+    if not 1 <= n_vectors <= len(of.vectors):
+        raise ValueError(f"Expected 1 <= n_vectors <= {len(of.vectors)} ({of.name}), got {n_vectors}; choose fewer.")
+    batch = encode_prompts(model, prompts)
+    with torch.no_grad():
+        embedding = Embedding.of(model, inverse, fold_ln)
+        mask = token_mask(model, tokens=tokens, filters=filters)
+        check_choice(k_state, embedding, mask)
+        named = top_tokens(embedding, embedding.prepared(of), k, mask, show_progress=show_progress).top_ids
+        activations, hidden = _activations(model, batch, f"blocks.{layer}.{_READ_BY[weight]}", layer)
+        real = torch.ones_like(batch.tokens, dtype=torch.bool) if batch.mask is None else batch.mask
+        activations, hidden = activations[real], through_final_norm(model, hidden[real])
+        columns = None if mask is None else mask.nonzero().flatten()
+        said = extremes(hidden, embedding.matrix, k_state, columns=columns).top[1]
+        active = named[activations.topk(n_vectors, dim=-1).indices].flatten(1)
+        order = torch.randperm(len(active), generator=torch.Generator().manual_seed(seed)).to(active.device)
+        tokenizer = getattr(model, "tokenizer", None)
+        return ActivationOverlap(
+            weight=of.name,
+            k=k,
+            k_state=k_state,
+            n_vectors=n_vectors,
+            places=real.nonzero(),
+            tokens=[token_string(tokenizer, int(token)) for token in batch.tokens[real]],
+            aligned=_recall(said, active),
+            shuffled=_recall(said, active[order]),
+        )
+
+
+def _activations(
+    model: TransformerLensModel, batch: Batch, read_by: str, layer: int
+) -> tuple[Tensor, Tensor]:
+    """What a weight multiplies [batch, pos, d_in], and the stream after the layer [batch, pos, d_model]."""
+    read = weight_sites(model)[read_by].read
+    assert read is not None
+    seen: dict[str, Tensor] = {}
+
+    def keep_input(module: nn.Module, args: tuple, kwargs: dict, out: object) -> None:
+        seen["input"] = read.take(args, kwargs, out).detach()
+
+    def keep_stream(module: nn.Module, args: tuple, out: Tensor) -> None:
+        seen["stream"] = out.detach()
+
+    options: dict[str, object] = {"use_cache": False} if model_kind(model) == "TransformerBridge" else {}
+    if batch.mask is not None:
+        options["attention_mask"] = batch.mask.long()
+    with ExitStack() as stack:
+        stack.enter_context(rng_untouched(model))
+        handles = register_last(read.module, keep_input, with_kwargs=True)
+        for handle in handles + register_last(model.hook_dict[f"blocks.{layer}.hook_resid_post"], keep_stream):
+            stack.callback(handle.remove)
+        model(batch.tokens, return_type="logits", **options)
+    return seen["input"].reshape(*batch.tokens.shape, -1), seen["stream"]
+
+
+def _recall(said: Tensor, named: Tensor) -> Tensor:
+    """Share of each row of `said` [n, k] that is in the same row of `named` [n, m]."""
+    found = torch.stack([(named == ids[:, None]).any(1) for ids in said.unbind(1)], dim=1)
+    return found.float().mean(1)

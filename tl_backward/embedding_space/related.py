@@ -1,0 +1,151 @@
+"""Do the two vectors of a neuron, or of a head's component, name the same tokens, as in Dar et al. 2022, sec. 4?"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_backward._html import table
+from tl_backward._typing import TransformerLensModel, typed
+from tl_backward.embedding_space._embedding import Embedding, Inverse
+from tl_backward.embedding_space._weights import parameter_vectors, per_query_head
+from tl_backward.embedding_space.filters import Filters, TokenList, token_mask
+from tl_backward.embedding_space.projection import top_tokens
+
+if TYPE_CHECKING:
+    import pandas
+
+PairKind: TypeAlias = Literal["KV", "GV", "VO", "QK"]
+
+_WEIGHTS = {"KV": ("W_in", "W_out"), "GV": ("W_gate", "W_out"), "VO": ("W_V", "W_O"), "QK": ("W_Q", "W_K")}
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class RelatedPairs:
+    """Jaccard indices |A & B| / |A | B| of the top-k token sets of pairs of vectors, beside two controls."""
+
+    weights: tuple[str, str]
+    """Full names of the two weights."""
+    k: int
+    heads: Int[Tensor, " pair"] | None
+    """The head of each pair; None for neurons."""
+    index: Int[Tensor, " pair"]
+    """The neuron, or the component of d_head."""
+    aligned: Float[Tensor, " pair"]
+    """Of the two vectors that belong together; 0 where one is exactly zero."""
+    shuffled: Float[Tensor, " pair"]
+    """Of the first vector and the second one of another pair, drawn at random."""
+    gaussian: Float[Tensor, " pair"]
+    """Of two independent Gaussian vectors through the same embedding: W_U alone makes some tokens go together."""
+
+    def __repr__(self) -> str:
+        means = ", ".join(f"{name} {float(getattr(self, name).mean()):.4f}" for name in _CONDITIONS)
+        return f"RelatedPairs({self.weights[0]} and {self.weights[1]}, {len(self.index)} pairs, k={self.k}: {means})"
+
+    def summary(self) -> "pandas.DataFrame":
+        """For aligned, shuffled and gaussian: mean, its standard error, median and largest."""
+        import pandas
+
+        rows = {}
+        for name in _CONDITIONS:
+            values = getattr(self, name)
+            error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("nan")
+            middle, largest = float(values.quantile(0.5)), float(values.max())
+            rows[name] = {"mean": float(values.mean()), "standard error": error, "median": middle, "largest": largest}
+        return pandas.DataFrame.from_dict(rows, orient="index")
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One row a pair: head (where there are), index, aligned, shuffled, gaussian."""
+        import pandas
+
+        columns = {} if self.heads is None else {"head": self.heads.tolist()}
+        columns["index"] = self.index.tolist()
+        return pandas.DataFrame(columns | {name: getattr(self, name).tolist() for name in _CONDITIONS})
+
+    def _repr_html_(self) -> str:
+        """A static table of the summary."""
+        summary = self.summary()
+        caption = f"{' and '.join(self.weights)}: Jaccard index of the top {self.k} tokens, {len(self.index)} pairs"
+        return table(list(summary), summary.to_numpy().tolist(), row_names=list(summary.index), caption=caption)
+
+
+_CONDITIONS = ("aligned", "shuffled", "gaussian")
+
+
+@typed
+def related_pairs(
+    model: TransformerLensModel,
+    kind: str,
+    layer: int,
+    *,
+    head: int | None = None,
+    k: int = 100,
+    inverse: Inverse = "transpose",
+    fold_ln: bool = False,
+    tokens: TokenList | None = None,
+    filters: Filters = (),
+    seed: int = 0,
+    show_progress: bool = True,
+) -> RelatedPairs:
+    """Compare the top-k tokens of vectors that belong together by construction.
+
+    "KV": a neuron's key (W_in) and value (W_out); "GV": its gate (W_gate) and value, in gated MLPs; "VO", "QK": the
+    same component of a head's W_V and W_O, or W_Q and W_K. A shuffled pairing alone misleads as a control: W_U is
+    clustered, so that any two vectors share tokens. Gaussian vectors show how many.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge.
+        kind: see above.
+        layer: the block; negative counts from the end.
+        head: one attention head; None for all. In grouped-query attention the shared W_K and W_V pair with every head.
+        k: size of the token sets.
+        inverse: as in `project_parameter`.
+        fold_ln: as in `project_parameter`.
+        tokens: as in `project_parameter`.
+        filters: as in `project_parameter`.
+        seed: of the shuffle and the Gaussian vectors; the global RNG is left alone.
+        show_progress: draw a progress bar if it takes longer than a second.
+
+    Raises:
+        ValueError: an unknown kind, a layer without these weights, k larger than the number of tokens left.
+        IndexError: a layer or head out of range.
+    """
+    if kind not in get_args(PairKind):
+        kinds = ", ".join(get_args(PairKind))
+        raise ValueError(f"Expected kind to be one of {kinds}, got {kind!r}; these are the pairs that weights form.")
+    sides = [per_query_head(model, parameter_vectors(model, weight, layer)) for weight in _WEIGHTS[kind]]
+    with torch.no_grad():
+        embedding = Embedding.of(model, inverse, fold_ln)
+        mask = token_mask(model, tokens=tokens, filters=filters)
+        vectors = [embedding.prepared(side) for side in sides]
+        heads, index = sides[0].heads, sides[0].index
+        if head is not None:
+            of_head = parameter_vectors(model, _WEIGHTS[kind][0], layer, head)  # checks it
+            assert of_head.heads is not None and heads is not None
+            chosen = heads == head % model.cfg.n_heads
+            vectors, heads, index = [side[chosen.to(side.device)] for side in vectors], heads[chosen], index[chosen]
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(index), generator=generator)
+        noise = torch.randn(2, *vectors[0].shape, generator=generator).to(vectors[0])
+        first, second, *controls = (
+            top_tokens(embedding, side, k, mask, show_progress=show_progress).top_ids for side in (*vectors, *noise)
+        )
+        return RelatedPairs(
+            weights=(sides[0].name, sides[1].name),
+            k=k,
+            heads=heads,
+            index=index,
+            aligned=jaccard(first, second),
+            shuffled=jaccard(first, second[order.to(second.device)]),
+            gaussian=jaccard(*controls),
+        )
+
+
+def jaccard(first: Int[Tensor, "n k"], second: Int[Tensor, "n k"]) -> Float[Tensor, " n"]:
+    """|A & B| / |A | B| of sets of ids, row by row; ids of -1 are in no set."""
+    both = torch.cat([first, second], dim=1).sort(dim=1).values
+    shared = ((both[:, 1:] == both[:, :-1]) & (both[:, 1:] >= 0)).sum(1) * (first >= 0).any(1) * (second >= 0).any(1)
+    size = (first >= 0).sum(1) + (second >= 0).sum(1)
+    return shared / (size - shared).clamp(min=1)
