@@ -123,7 +123,8 @@ def _stored(model: TransformerLensModel, site: WeightSite) -> Tensor:
     """A parameter in TransformerLens's shape, with what an architecture applies to it: the same in both worlds."""
     parameter, layout = site.parameter.detach(), site.layout
     if layout.stored != "tl":
-        parameter = layout.to_tl(parameter.T if layout.stored == "out_in" else parameter)
+        matrix = parameter[None] if parameter.ndim == 1 else parameter
+        parameter = layout.to_tl(matrix.T if layout.stored == "out_in" else matrix)
     if site.kind == "norm" and getattr(model.cfg, "rmsnorm_uses_offset", False):
         return parameter + 1  # Gemma stores what is added to one
     scale = getattr(site.combine, "scale", 1.0)  # and multiplies what it looked up

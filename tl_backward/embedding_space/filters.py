@@ -18,13 +18,14 @@ Filter: TypeAlias = str | Callable[[str], bool]
 Filters: TypeAlias = Filter | Sequence[Filter]
 TokenList: TypeAlias = Sequence[str | int] | Int[Tensor, " n"]
 
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # a sentencepiece space that stands alone shows as this
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def is_ascii(text: str) -> bool:
     """Whether a token is ASCII text; a byte of a byte-fallback vocabulary (<0x41>) counts as what it is."""
     byte = _BYTE.fullmatch(text)
-    return int(byte[1], 16) < 0x80 if byte else text.isascii()
+    return int(byte[1], 16) < 0x80 if byte else text.replace(_SPACE, " ").isascii()
 
 
 def is_alphanumeric(text: str) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from tl_backward._checks import check_head, check_layers
+from tl_backward._checks import check_head, check_layers, check_model
 from tl_backward._html import Cell, table
 from tl_backward._typing import Tokenizer, TransformerLensModel, typed
 from tl_backward.embedding_space._embedding import Embedding, Inverse
@@ -127,6 +127,7 @@ def head_pairs(
         ValueError: an unknown circuit or source, an offset that does not apply, k larger than the number of pairs left.
         IndexError: a layer, head or offset out of range.
     """
+    check_model(model)
     _check_options(circuit, source, offset, model.cfg.n_ctx)
     layer = check_layers(layer, model.cfg.n_layers)[0]
     sides = [parameter_vectors(model, weight, layer, head) for weight in _WEIGHTS[circuit]]

@@ -1,4 +1,4 @@
-"""Do the parameters that a text activates most name its hidden state's tokens, as in Dar et al. 2022, sec. 4?"""
+"""Whether the parameters that a text activates most name its hidden state's tokens (Dar et al. 2022, sec. 4)."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass

@@ -70,6 +70,7 @@ class Projection:
     def __getitem__(self, vectors: int | slice | list[int] | Tensor) -> "Projection":
         """Some of the vectors, as one would index them; an int gives a projection of one."""
         vectors = [vectors] if isinstance(vectors, int) else vectors
+        vectors = vectors.cpu() if isinstance(vectors, Tensor) else vectors
         tensors = {name: value[vectors] for name, value in vars(self).items() if isinstance(value, Tensor)}
         others = {name: value for name, value in vars(self).items() if name not in tensors}
         return Projection(**tensors, **others)

@@ -1,4 +1,4 @@
-"""Do the two vectors of a neuron, or of a head's component, name the same tokens, as in Dar et al. 2022, sec. 4?"""
+"""Whether the two vectors of a neuron, or of a head's component, name the same tokens (Dar et al. 2022, sec. 4)."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_backward._checks import check_head
 from tl_backward._html import table
 from tl_backward._typing import TransformerLensModel, typed
 from tl_backward.embedding_space._embedding import Embedding, Inverse
@@ -122,9 +123,7 @@ def related_pairs(
         vectors = [embedding.prepared(side) for side in sides]
         heads, index = sides[0].heads, sides[0].index
         if head is not None:
-            of_head = parameter_vectors(model, _WEIGHTS[kind][0], layer, head)  # checks it
-            assert of_head.heads is not None and heads is not None
-            chosen = heads == head % model.cfg.n_heads
+            chosen = _of_head(model, heads, kind, head)
             vectors, heads, index = [side[chosen.to(side.device)] for side in vectors], heads[chosen], index[chosen]
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(index), generator=generator)
@@ -141,6 +140,13 @@ def related_pairs(
             shuffled=jaccard(first, second[order.to(second.device)]),
             gaussian=jaccard(*controls),
         )
+
+
+def _of_head(model: TransformerLensModel, heads: Tensor | None, kind: str, head: int) -> Tensor:
+    """Which pairs are of one head."""
+    if heads is None:
+        raise ValueError(f"Expected no head for {kind!r}, whose pairs are neurons, got head={head}; leave it out.")
+    return heads == check_head(head, model.cfg.n_heads)
 
 
 def jaccard(first: Int[Tensor, "n k"], second: Int[Tensor, "n k"]) -> Float[Tensor, " n"]:
