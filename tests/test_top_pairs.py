@@ -70,6 +70,11 @@ def test_ties_come_by_row_and_column(small_tiles):
     row = torch.tensor([[0.1, -0.7, 0.3]])
     found = check(row.expand(15, 3), row.expand(11, 3), 30)  # all rows equal
     assert found.rows.tolist() == [0] * 11 + [1] * 11 + [2] * 8 and found.cols.tolist() == [*range(11), *range(11), *range(8)]
+    few = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    for k in (3, 50, 150):
+        check(few.repeat_interleave(7, dim=0)[:20], few.repeat_interleave(6, dim=0)[2:], k)
+        check(few.repeat(6, 1), few.flip(0).repeat(5, 1), k, exclude_same=True)
+        check(row.expand(15, 3), row.expand(11, 3), k, exclude_same=True, largest=False)
     check(torch.zeros(9, 2), torch.ones(9, 2), 20)
     check(torch.zeros(9, 2), torch.ones(9, 2), 20, largest=False)
     coarse = torch.randint(-2, 3, (20, 4), generator=torch.Generator().manual_seed(0)).float()

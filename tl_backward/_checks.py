@@ -140,6 +140,11 @@ def check_layers(layers: int | Sequence[int] | None, n_layers: int) -> list[int]
     return [layer % n_layers for layer in wanted]
 
 
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether nothing in a tensor is NaN or inf, without a copy of it."""
+    return not tensor.numel() or bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
+
+
 def check_head(head: int, n_heads: int) -> int:
     """An attention head as a non-negative index; negative counts from the end.
 

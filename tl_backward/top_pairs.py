@@ -3,7 +3,8 @@
 For factors `left` [n_rows, d] and `right` [n_cols, d] the product left @ right.T has n_rows n_cols entries: 2.5 billion
 for a head of GPT-2 read over its vocabulary. It is computed tile by tile in a buffer that fits the cache, rows and
 columns sorted by norm, against a running threshold t, the k-th best value so far. A tile is left out where
-Cauchy-Schwarz allows no entry above t: max|l| max|r| < t. Tensors only: no model.
+Cauchy-Schwarz allows no entry above t: max|l| max|r| < t (and where it repeats one entry that cannot matter). Tensors
+only: no model.
 
 What the tiles compute in their own precision only nominates: an entry within twice the product's rounding error of t is
 computed again in float64, one dot product at a time, and ranked by that. So the result is that of float64 arithmetic,
@@ -135,13 +136,28 @@ class _Side:
         place[kept[order]] = torch.arange(len(kept), device=factor.device)
         return _Side(kept[order], norms, place)
 
-    def blocks(self, size: int) -> list[tuple[slice, float, int]]:
-        """Slices of `order`, each with its largest norm and its smallest index."""
-        starts = range(0, len(self.order), size)
-        tops = self.norms[::size].tolist()
-        firsts = [int(part.min()) for part in self.order.split(size)]
-        stops = [min(start + size, len(self.order)) for start in starts]
-        return list(zip(map(slice, starts, stops), tops, firsts, strict=True))
+    def blocks(self, factor: Tensor, size: int) -> "list[_Block]":
+        """Consecutive parts of `order`."""
+        blocks, tops = [], self.norms[::size].tolist()
+        for i, part in enumerate(self.order.split(size)):
+            rows = factor[part]
+            all_equal = torch.equal(rows[0], rows[-1]) and bool((rows == rows[0]).all())
+            blocks.append(_Block(slice(i * size, i * size + len(part)), tops[i], int(part.min()), all_equal))
+        return blocks
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some rows of a factor, side by side in the order of their norms."""
+
+    places: slice
+    """Where in that order."""
+    norm: float
+    """The largest norm."""
+    first: int
+    """The smallest index."""
+    all_equal: bool
+    """Whether they are the same row over and over."""
 
 
 class _Search:
@@ -167,39 +183,40 @@ class _Search:
 
     def run(self, show_progress: bool) -> TopPairs:
         height, width = TILE if self.left.device.type == "cpu" else GPU_TILE
-        row_blocks, col_blocks = self.rows.blocks(height), self.cols.blocks(width)
+        row_blocks, col_blocks = self.rows.blocks(self.left, height), self.cols.blocks(self.right, width)
         n_tiles, computed = len(row_blocks) * len(col_blocks), 0
         tile = self.left.new_empty(height * width, dtype=self.dtype)
         l_block, r_block = (self.left.new_empty(n, self.left.shape[1], dtype=self.dtype) for n in (height, width))
-        for rows, l_norm, first_row in tqdm(row_blocks, disable=not show_progress, delay=1, leave=False, desc="pairs"):
-            l_part = _gathered(self.left, self.rows.order[rows], l_block).mul_(self.sign)
-            for cols, norms in self._wanted(l_norm, first_row, col_blocks):
-                r_part = _gathered(self.right, self.cols.order[cols], r_block)
+        for rows in tqdm(row_blocks, disable=not show_progress, delay=1, leave=False, desc="pairs"):
+            l_part = _gathered(self.left, self.rows.order[rows.places], l_block).mul_(self.sign)
+            for cols in self._wanted(rows, col_blocks):
+                r_part = _gathered(self.right, self.cols.order[cols.places], r_block)
                 product = tile[: len(l_part) * len(r_part)].view(len(l_part), len(r_part))
-                self._take(torch.mm(l_part, r_part.T, out=product), rows, cols, norms)
+                self._take(torch.mm(l_part, r_part.T, out=product), rows, cols)
                 computed += 1
         self._prune()
         values, indices = self.found[0]
         rows, cols = indices // len(self.right), indices % len(self.right)
         return TopPairs((values * self.sign).to(self.dtype), rows, cols, self.sign > 0, n_tiles, n_tiles - computed)
 
-    def _wanted(
-        self, l_norm: float, first_row: int, col_blocks: list[tuple[slice, float, int]]
-    ) -> Iterator[tuple[slice, float]]:
-        """Column blocks in which a block of rows may have an entry that matters, and the tile's product of norms."""
-        for cols, r_norm, first_col in col_blocks:
-            bound = l_norm * r_norm * self.slack
+    def _wanted(self, rows: _Block, col_blocks: list[_Block]) -> Iterator[_Block]:
+        """Column blocks in which a block of rows may have an entry that matters."""
+        for cols in col_blocks:
+            bound = rows.norm * cols.norm * self.slack
             if bound < self.threshold:
                 return  # the columns after these are shorter still
-            if bound == self.threshold and first_row * len(self.right) + first_col > self.last:
-                continue  # nothing but ties, and all of them come later
-            yield cols, l_norm * r_norm
+            if rows.all_equal and cols.all_equal:
+                bound = self._exact(self.rows.order[rows.places][:1], self.cols.order[cols.places][:1]).item()
+            first = rows.first * len(self.right) + cols.first
+            if bound < self.threshold or (bound == self.threshold and first > self.last):
+                continue  # smaller ones, or nothing but ties, and all of them come later
+            yield cols
 
-    def _take(self, tile: Tensor, rows: slice, cols: slice, norms: float) -> None:
+    def _take(self, tile: Tensor, rows: _Block, cols: _Block) -> None:
         """Add the entries of a tile that may be among the best."""
         if self.exclude_same:
-            self._blank_same(tile, rows, cols)
-        error = self.rounding * norms + self.underflow
+            self._blank_same(tile, rows.places, cols.places)
+        error = self.rounding * rows.norm * cols.norm + self.underflow
         cut = self.threshold
         if cut == -torch.inf and self.k < tile.numel():
             cut = tile.flatten().topk(self.k).values[-1].item()
@@ -208,7 +225,7 @@ class _Search:
         if not len(high):
             return
         i, j = (tile[high] >= cut).nonzero().unbind(1)
-        row, col = self.rows.order[rows][high[i]], self.cols.order[cols][j]
+        row, col = self.rows.order[rows.places][high[i]], self.cols.order[cols.places][j]
         values, indices = self._exact(row, col), row * len(self.right) + col
         better = (values > self.threshold) | ((values == self.threshold) & (indices < self.last))
         self.found.append((values[better], indices[better]))

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from embedding_space.oracle import rotate, unembedding, vectors
 from models import HAS_HOOKED_TRANSFORMER, bridge, hooked, worlds
 from shared import stories
 
 import tl_backward as tlb
+
+from .oracle import rotate, unembedding, vectors
 
 needs_hooked = pytest.mark.skipif(not HAS_HOOKED_TRANSFORMER, reason="TransformerLens 4 has no HookedTransformer")
 
@@ -133,6 +134,16 @@ def test_the_offset_is_the_models_own(world):
     own = pairs.values[(pairs.rows == rows) & (pairs.cols == cols)]
     expected = seen["scores"][0, 1, query, query - offset].double() * model.cfg.d_head**0.5 * scale[query] * scale[query - offset]
     torch.testing.assert_close(own[0], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("world", worlds())
+def test_low_precision(world):
+    """Half-precision weights are multiplied in float32."""
+    model = hooked(dtype=torch.bfloat16) if world == "hooked" else bridge(dtype=torch.bfloat16)
+    scores = matrix(model, "VO", 1, 2)
+    found = tlb.head_pairs(model, "VO", 1, 2, k=20, show_progress=False)
+    assert found.pairs.values.dtype == torch.float32
+    torch.testing.assert_close(found.pairs.values.double(), scores.flatten().topk(20).values, rtol=1e-5, atol=1e-5)
 
 
 @needs_hooked

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from embedding_space.oracle import extremes, unembedding, vectors
 from models import TOKENS, bridge, build, hooked, worlds
 from shared import stories
 
 import tl_backward as tlb
 from tl_backward.embedding_space import parameter_activation_overlap
+
+from .oracle import extremes, unembedding, vectors
 
 every_world = pytest.mark.parametrize("world", worlds())
 

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from embedding_space.oracle import extremes, unembedding, vectors
 from models import HAS_HOOKED_TRANSFORMER, bridge, build, hooked, worlds
 from shared import stories
 
 import tl_backward as tlb
+
+from .oracle import extremes, unembedding, vectors
 
 every_world = pytest.mark.parametrize("world", worlds())
 needs_hooked = pytest.mark.skipif(not HAS_HOOKED_TRANSFORMER, reason="TransformerLens 4 has no HookedTransformer")
@@ -157,6 +158,16 @@ def test_pseudo_inverse(world, fold_ln):
     assert torch.equal(written[0].top_scores, written[1].top_scores)
 
 
+@needs_hooked
+def test_experts():
+    model = hooked("moe")
+    expert = model.blocks[1].mlp.experts[2]
+    for weight, rows in (("W_in", expert.W_in.weight), ("W_gate", expert.W_gate.weight), ("W_out", expert.W_out.weight.T)):
+        found = tlb.project_parameter(model, f"experts.2.{weight}", 1, k=4)
+        assert torch.equal(found.top_ids, extremes(rows.detach() @ unembedding(model), 4)[0]) and len(found) == 28
+    assert len(tlb.project_parameter(model, "blocks.1.mlp.W_gate", k=4)) == 3  # the router's
+
+
 @every_world
 def test_heads_of_a_group_share_keys(world):
     model = hooked("gqa_grouped") if world == "hooked" else bridge("llama")
@@ -260,9 +271,9 @@ def test_bad_input(world):
         tlb.project_parameter(model, "W_in", 2)
     with pytest.raises(IndexError, match=rf"Expected head in \[-{n_heads}, {n_heads}\), got {n_heads}; the model has"):
         tlb.project_parameter(model, "W_Q", 0, head=n_heads)
-    for weight in ("b_in", "b_Q", "unembed.b_U"):
+    for weight in ("b_in", "b_Q"):
         with pytest.raises(ValueError, match=r"Expected a weight with a d_model side, got '[\w.]+' of shape \["):
-            tlb.project_parameter(model, weight, None if "." in weight else 0)
+            tlb.project_parameter(model, weight, 0)
     with pytest.raises(ValueError, match="Expected the name of a weight, got 'W_on'; the nearest are"):
         tlb.project_parameter(model, "W_on", 0)
     with pytest.raises(ValueError, match="Expected a layer for 'W_in', which 2 blocks have, got none; pass layer=0"):
@@ -285,13 +296,29 @@ def test_bad_input(world):
         tlb.project_parameter(model, "W_in", 0, side="read")
     with pytest.raises(ValueError, match="Expected finite weights, got NaN or inf in the tensor"):
         tlb.project_parameter(model, torch.full((3, d), float("nan")))
+    with pytest.raises(ValueError, match="Expected side to be 'read' or 'write', got 'up'"):
+        tlb.project_parameter(model, torch.ones(3, d), side="up")
     site = tlb.weight_sites(model)["blocks.1.mlp.W_out"]
     with torch.no_grad():
         site.parameter[0, 0] = float("inf")
     with pytest.raises(ValueError, match="Expected finite weights, got NaN or inf in blocks.1.mlp.W_out; load or train"):
         tlb.project_parameter(model, "W_out", 1)
+    with torch.no_grad():
+        tlb.weight_sites(model)["unembed.W_U"].parameter[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="Expected finite weights, got NaN or inf in unembed.W_U; load or train"):
+        tlb.project_parameter(model, "W_out", 0)
+    with pytest.raises(ValueError, match="Expected inverse to be 'transpose' or 'pinv', got 'inverse'"):
+        tlb.project_parameter(model, "W_out", 0, inverse="inverse")
     with pytest.raises(TypeError, match="Expected a TransformerLens model"):
         tlb.project_parameter(torch.nn.Linear(2, 2), "W_out", 1)
+
+
+def test_a_norm_that_cannot_be_folded():
+    model = bridge("gpt2")
+    model.set_use_split_qkv_input(True)
+    with pytest.raises(ValueError, match="Expected a norm whose weight can be folded, got blocks.0.ln1.w, but with split"):
+        tlb.project_parameter(model, "W_Q", 0, fold_ln=True)
+    assert len(tlb.project_parameter(model, "W_in", 0, fold_ln=True)) == 96
 
 
 @every_world

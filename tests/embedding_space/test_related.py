@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from embedding_space.oracle import extremes, unembedding, vectors
 from hypothesis import given
 from hypothesis import strategies as st
 from models import bridge, build, hooked, worlds
@@ -11,6 +10,8 @@ from shared import stories
 import tl_backward as tlb
 from tl_backward.embedding_space import related_pairs
 from tl_backward.embedding_space.related import jaccard
+
+from .oracle import extremes, unembedding, vectors
 
 every_world = pytest.mark.parametrize("world", worlds())
 WEIGHTS = {"KV": ("W_in", "W_out"), "GV": ("W_gate", "W_out"), "VO": ("W_V", "W_O"), "QK": ("W_Q", "W_K")}
@@ -128,7 +129,7 @@ def test_bad_input(world):
     model = build(world)
     with pytest.raises(ValueError, match="Expected kind to be one of KV, GV, VO, QK, got 'VK'"):
         related_pairs(model, "VK", 0)
-    with pytest.raises(ValueError, match="Expected no head for 'KV', whose pairs are neurons, got head=1"):
+    with pytest.raises(ValueError, match="Expected no head for 'blocks.0.mlp.W_in', whose pairs are neurons, got head=1"):
         related_pairs(model, "KV", 0, head=1)
     with pytest.raises(IndexError, match="Expected head in"):
         related_pairs(model, "QK", 0, head=7, k=5)

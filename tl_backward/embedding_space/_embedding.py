@@ -1,15 +1,13 @@
 """The embedding that carries vectors of the residual stream to the vocabulary (Dar et al. 2022, sec. 3)."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
+from tl_backward._checks import all_finite
 from tl_backward._typing import TransformerLensModel
 from tl_backward.embedding_space._weights import ParameterVectors, norm_weight, parameter_vectors
-
-Inverse: TypeAlias = Literal["transpose", "pinv"]
 
 _TILE = 4096  # columns of W_U taken to a wider dtype at once
 
@@ -34,12 +32,12 @@ class Embedding:
     """(E E^T)^+ [d_model, d_model] in float64 for the pseudo-inverse, else None."""
 
     @staticmethod
-    def of(model: TransformerLensModel, inverse: Inverse, fold_ln: bool) -> "Embedding":
+    def of(model: TransformerLensModel, inverse: str, fold_ln: bool) -> "Embedding":
         """The model's own."""
-        if inverse not in get_args(Inverse):
+        if inverse not in ("transpose", "pinv"):
             raise ValueError(f"Expected inverse to be 'transpose' or 'pinv', got {inverse!r}; the paper takes E^T.")
         matrix = model.W_U.detach()
-        if not torch.isfinite(matrix).all():
+        if not all_finite(matrix):
             raise ValueError("Expected finite weights, got NaN or inf in unembed.W_U; load or train the model anew.")
         scale = norm_weight(model, "ln_final.w") if fold_ln else None
         center = fold_ln and str(getattr(model.cfg, "normalization_type", None)).startswith("LN")
@@ -50,7 +48,7 @@ class Embedding:
         for part in matrix.split(_TILE, dim=1):
             wide = part.double()
             gram.addmm_(wide, wide.T)
-        fold = plain._folded(torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+        fold = plain.folded(torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
         # Directions that E does not span, but for rounding: centring leaves one.
         noise = len(gram) * torch.finfo(matrix.dtype).eps
         noise = max(noise**2, len(gram) * torch.finfo(gram.dtype).eps)
@@ -68,7 +66,7 @@ class Embedding:
             vectors = self._centered(vectors if gain is None else vectors * gain.to(vectors))
         if of.role == "read" and self.metric is not None:
             vectors = (vectors.double() @ self.metric).to(vectors.dtype)
-        return self._folded(vectors)
+        return self.folded(vectors)
 
     @staticmethod
     def of_inputs(model: TransformerLensModel, fold_ln: bool) -> "Embedding":
@@ -84,7 +82,7 @@ class Embedding:
             torch.mm(part.T.to(vectors.dtype), vectors.T, out=out)
         return found
 
-    def _folded(self, vectors: Tensor) -> Tensor:
+    def folded(self, vectors: Tensor) -> Tensor:
         """What the final norm's weight and centring make of vectors before they meet W_U."""
         vectors = self._centered(vectors)
         return vectors if self.scale is None else vectors * self.scale.to(vectors)

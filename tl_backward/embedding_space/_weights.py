@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from tl_backward._checks import check_head, check_layers, check_model, check_one_device
+from tl_backward._checks import all_finite, check_head, check_layers, check_model, check_one_device
 from tl_backward._typing import TransformerLensModel
 from tl_backward.sites import WeightSite, select_sites, weight_sites
 
@@ -48,7 +48,7 @@ def parameter_vectors(
     site = _site(model, weight, layer)
     role = _role(site)
     stored = _stored(model, site)
-    if not torch.isfinite(stored).all():
+    if not all_finite(stored):
         raise ValueError(f"Expected finite weights, got NaN or inf in {site.name}; load or train the model anew.")
     if site.layout.heads is None or stored.ndim == 1:
         if head is not None:
@@ -85,7 +85,7 @@ def norm_weight(model: TransformerLensModel, name: str) -> Tensor | None:
     if name in sites:
         return _stored(model, sites[name])
     if name in sites.missing:
-        raise ValueError(f"Expected {name} to be readable, but it is not: {sites.missing[name]}")
+        raise ValueError(f"Expected a norm whose weight can be folded, got {name}, but {sites.missing[name]}")
     return None
 
 

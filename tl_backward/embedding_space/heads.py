@@ -9,7 +9,7 @@ from torch import Tensor
 from tl_backward._checks import check_head, check_layers, check_model
 from tl_backward._html import Cell, table
 from tl_backward._typing import Tokenizer, TransformerLensModel, typed
-from tl_backward.embedding_space._embedding import Embedding, Inverse
+from tl_backward.embedding_space._embedding import Embedding
 from tl_backward.embedding_space._weights import parameter_vectors
 from tl_backward.embedding_space.filters import Filters, TokenList, token_mask
 from tl_backward.sites import rotation, weight_sites
@@ -91,7 +91,7 @@ def head_pairs(
     largest: bool = True,
     offset: int | None = None,
     source: str = "W_U",
-    inverse: Inverse = "transpose",
+    inverse: str = "transpose",
     fold_ln: bool = False,
     exclude_same: bool = False,
     tokens: TokenList | None = None,

@@ -13,7 +13,7 @@ from tl_backward._html import table, visible_token
 from tl_backward._torch_hooks import register_last
 from tl_backward._typing import Prompts, TransformerLensModel, typed
 from tl_backward.capture import rng_untouched
-from tl_backward.embedding_space._embedding import Embedding, Inverse
+from tl_backward.embedding_space._embedding import Embedding
 from tl_backward.embedding_space._weights import parameter_vectors, per_query_head
 from tl_backward.embedding_space.filters import Filters, TokenList, token_mask
 from tl_backward.embedding_space.projection import check_choice, top_tokens
@@ -81,7 +81,7 @@ def parameter_activation_overlap(
     k: int = 15,
     k_state: int = 3,
     n_vectors: int = 5,
-    inverse: Inverse = "transpose",
+    inverse: str = "transpose",
     fold_ln: bool = False,
     tokens: TokenList | None = None,
     filters: Filters = (),

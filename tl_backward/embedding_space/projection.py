@@ -1,16 +1,16 @@
 """Parameters read in words: each vector of a weight projected to the vocabulary (Dar et al. 2022, sec. 3)."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_backward._checks import check_k, check_model, check_one_device
+from tl_backward._checks import all_finite, check_k, check_model, check_one_device
 from tl_backward._html import Cell, table, visible_token
 from tl_backward._typing import Tokenizer, TransformerLensModel, typed
-from tl_backward.embedding_space._embedding import Embedding, Inverse
+from tl_backward.embedding_space._embedding import Embedding
 from tl_backward.embedding_space._weights import ParameterVectors, Role, parameter_vectors
 from tl_backward.embedding_space.filters import Filters, TokenList, token_mask
 from tl_backward.readout import extremes
@@ -19,7 +19,7 @@ from tl_backward.vocabulary import token_strings
 if TYPE_CHECKING:
     import pandas
 
-Side: TypeAlias = Literal["read", "write"]
+_ROLES: dict[str | None, Role] = {"read": "read", "write": "write", None: "write"}
 
 _SHOWN = 30  # vectors in the table of a notebook
 
@@ -123,8 +123,8 @@ def project_parameter(
     *,
     head: int | None = None,
     k: int = 10,
-    side: Side | None = None,
-    inverse: Inverse = "transpose",
+    side: str | None = None,
+    inverse: str = "transpose",
     fold_ln: bool = False,
     tokens: TokenList | None = None,
     filters: Filters = (),
@@ -232,7 +232,7 @@ def check_choice(k: int, embedding: Embedding, mask: Tensor | None) -> None:
 
 
 def _tensor_vectors(
-    model: TransformerLensModel, tensor: Tensor, layer: int | None, head: int | None, side: Side | None
+    model: TransformerLensModel, tensor: Tensor, layer: int | None, head: int | None, side: str | None
 ) -> ParameterVectors:
     """A user's vectors, as if they were a weight's."""
     d_model = model.W_U.shape[0]
@@ -240,15 +240,17 @@ def _tensor_vectors(
         raise ValueError(
             f"Expected neither layer nor head with a tensor, got layer={layer}, head={head}; slice the tensor instead."
         )
+    role = _ROLES.get(side)
+    if role is None:
+        raise ValueError(f"Expected side to be 'read' or 'write', got {side!r}; a change to the stream is written.")
     if not tensor.ndim or tensor.shape[-1] != d_model:
         raise ValueError(
             f"Expected vectors [..., d_model={d_model}], got shape {list(tensor.shape)}; transpose a matrix whose "
             "d_model axis is not the last, as W_in's."
         )
-    if not torch.isfinite(tensor).all():
+    if not all_finite(tensor):
         raise ValueError("Expected finite weights, got NaN or inf in the tensor; look upstream for an overflow.")
     vectors = tensor.detach().reshape(-1, d_model)
-    role: Role = side or "write"
     return ParameterVectors("tensor", None, role, vectors, None, torch.arange(len(vectors)), None)
 
 

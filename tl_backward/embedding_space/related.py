@@ -1,6 +1,6 @@
 """Whether the two vectors of a neuron, or of a head's component, name the same tokens (Dar et al. 2022, sec. 4)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor
 from tl_backward._checks import check_head
 from tl_backward._html import table
 from tl_backward._typing import TransformerLensModel, typed
-from tl_backward.embedding_space._embedding import Embedding, Inverse
-from tl_backward.embedding_space._weights import parameter_vectors, per_query_head
+from tl_backward.embedding_space._embedding import Embedding
+from tl_backward.embedding_space._weights import ParameterVectors, parameter_vectors, per_query_head
 from tl_backward.embedding_space.filters import Filters, TokenList, token_mask
 from tl_backward.embedding_space.projection import top_tokens
 
@@ -39,7 +39,7 @@ class RelatedPairs:
     shuffled: Float[Tensor, " pair"]
     """Of the first vector and the second one of another pair, drawn at random."""
     gaussian: Float[Tensor, " pair"]
-    """Of two independent Gaussian vectors through the same embedding: W_U alone makes some tokens go together."""
+    """Of two independent Gaussian vectors through the same embedding: W_U alone makes tokens go together."""
 
     def __repr__(self) -> str:
         means = ", ".join(f"{name} {float(getattr(self, name).mean()):.4f}" for name in _CONDITIONS)
@@ -83,7 +83,7 @@ def related_pairs(
     *,
     head: int | None = None,
     k: int = 100,
-    inverse: Inverse = "transpose",
+    inverse: str = "transpose",
     fold_ln: bool = False,
     tokens: TokenList | None = None,
     filters: Filters = (),
@@ -117,36 +117,36 @@ def related_pairs(
         kinds = ", ".join(get_args(PairKind))
         raise ValueError(f"Expected kind to be one of {kinds}, got {kind!r}; these are the pairs that weights form.")
     sides = [per_query_head(model, parameter_vectors(model, weight, layer)) for weight in _WEIGHTS[kind]]
+    if head is not None:
+        sides = [_of_head(model, side, head) for side in sides]
     with torch.no_grad():
         embedding = Embedding.of(model, inverse, fold_ln)
         mask = token_mask(model, tokens=tokens, filters=filters)
         vectors = [embedding.prepared(side) for side in sides]
-        heads, index = sides[0].heads, sides[0].index
-        if head is not None:
-            chosen = _of_head(model, heads, kind, head)
-            vectors, heads, index = [side[chosen.to(side.device)] for side in vectors], heads[chosen], index[chosen]
         generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(index), generator=generator)
-        noise = torch.randn(2, *vectors[0].shape, generator=generator).to(vectors[0])
+        order = torch.randperm(len(vectors[0]), generator=generator)
+        noise = embedding.folded(torch.randn(2, *vectors[0].shape, generator=generator).to(vectors[0]))
         first, second, *controls = (
             top_tokens(embedding, side, k, mask, show_progress=show_progress).top_ids for side in (*vectors, *noise)
         )
         return RelatedPairs(
             weights=(sides[0].name, sides[1].name),
             k=k,
-            heads=heads,
-            index=index,
+            heads=sides[0].heads,
+            index=sides[0].index,
             aligned=jaccard(first, second),
             shuffled=jaccard(first, second[order.to(second.device)]),
             gaussian=jaccard(*controls),
         )
 
 
-def _of_head(model: TransformerLensModel, heads: Tensor | None, kind: str, head: int) -> Tensor:
-    """Which pairs are of one head."""
-    if heads is None:
-        raise ValueError(f"Expected no head for {kind!r}, whose pairs are neurons, got head={head}; leave it out.")
-    return heads == check_head(head, model.cfg.n_heads)
+def _of_head(model: TransformerLensModel, side: ParameterVectors, head: int) -> ParameterVectors:
+    """The vectors of one head."""
+    if side.heads is None:
+        raise ValueError(f"Expected no head for {side.name!r}, whose pairs are neurons, got head={head}; leave it out.")
+    chosen = side.heads == check_head(head, model.cfg.n_heads)
+    vectors = side.vectors[chosen.to(side.vectors.device)]
+    return replace(side, vectors=vectors, heads=side.heads[chosen], index=side.index[chosen])
 
 
 def jaccard(first: Int[Tensor, "n k"], second: Int[Tensor, "n k"]) -> Float[Tensor, " n"]:
