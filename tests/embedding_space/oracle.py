@@ -44,7 +44,10 @@ def _bridge(model, weight, layer):
     block = (core.h if is_gpt2 else core.layers)[layer]
     d_head = model.cfg.d_head
     if is_gpt2:
-        heads = lambda matrix: matrix.reshape(-1, d_head, matrix.shape[-1])  # noqa: E731
+
+        def heads(matrix):
+            return matrix.reshape(-1, d_head, matrix.shape[-1])
+
         qkv = block.attn.c_attn.weight.T.chunk(3)
         named = {"W_in": lambda: block.mlp.c_fc.weight.T, "W_out": lambda: block.mlp.c_proj.weight,
                  "b_out": lambda: block.mlp.c_proj.bias[None], "b_O": lambda: block.attn.c_proj.bias[None],
