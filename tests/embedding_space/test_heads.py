@@ -150,9 +150,9 @@ def test_low_precision(world):
 def test_folding_and_inverse():
     raw, folded = hooked(), hooked()
     folded.process_weights_(fold_ln=True, center_writing_weights=False, center_unembed=False)
-    for circuit in ("VO", "QK"):
-        one = tlb.head_pairs(raw, circuit, 1, 2, fold_ln=True, show_progress=False).pairs
-        two = tlb.head_pairs(folded, circuit, 1, 2, show_progress=False).pairs
+    for circuit, source in (("VO", "W_U"), ("QK", "W_U"), ("VO", "W_E"), ("QK", "W_E")):
+        one = tlb.head_pairs(raw, circuit, 1, 2, fold_ln=True, source=source, show_progress=False).pairs
+        two = tlb.head_pairs(folded, circuit, 1, 2, source=source, show_progress=False).pairs
         assert torch.equal(one.rows, two.rows) and torch.equal(one.cols, two.cols)
     inverse = torch.linalg.pinv(unembedding(raw))
     stored = [vectors(raw, weight, 1)[2] for weight in ("W_V", "W_O")]

@@ -40,7 +40,7 @@ class Embedding:
         if not all_finite(matrix):
             raise ValueError("Expected finite weights, got NaN or inf in unembed.W_U; load or train the model anew.")
         scale = norm_weight(model, "ln_final.w") if fold_ln else None
-        center = fold_ln and str(getattr(model.cfg, "normalization_type", None)).startswith("LN")
+        center = fold_ln and _subtracts_mean(model)
         plain = Embedding(matrix, model, fold_ln, scale, center, None)
         if inverse == "transpose":
             return plain
@@ -70,9 +70,9 @@ class Embedding:
 
     @staticmethod
     def of_inputs(model: TransformerLensModel, fold_ln: bool) -> "Embedding":
-        """The embedding that the first layer reads, W_E^T, whose rows no norm precedes."""
+        """The embedding that the first layer reads, W_E^T; no final norm comes between."""
         table = parameter_vectors(model, "W_E", None).vectors.T
-        return Embedding(table, model, fold_ln, None, False, None)
+        return Embedding(table, model, fold_ln, None, fold_ln and _subtracts_mean(model), None)
 
     def factor(self, of: ParameterVectors) -> Tensor:
         """Scores of a few vectors over the whole vocabulary [d_vocab, n], in float32 at least."""
@@ -89,3 +89,8 @@ class Embedding:
 
     def _centered(self, vectors: Tensor) -> Tensor:
         return vectors - vectors.mean(-1, keepdim=True) if self.center else vectors
+
+
+def _subtracts_mean(model: TransformerLensModel) -> bool:
+    """Whether the model's norms are LayerNorms (folded ones are called LNPre)."""
+    return str(getattr(model.cfg, "normalization_type", None)).startswith("LN")
