@@ -12,9 +12,9 @@ import tl_backward as tlb
 PACKAGE = Path(tlb.__file__).parent
 FLOORS = [
     {"_typing", "_checks", "_html", "_torch_hooks"},
-    {"factors", "losses", "vocabulary", "readout", "segments", "sites", "zoo", "prompts", "loading", "cases", "bootstrap", "top_pairs", "top_pairs"},
+    {"factors", "losses", "vocabulary", "readout", "segments", "sites", "zoo", "prompts", "loading", "cases", "bootstrap", "top_pairs"},
     {"answers", "capture", "gradient_cache", "controls"},
-    {"examples", "backward_lens", "editing", "sweeps", "sweep_result", "similarity", "edit_scores", "embedding_space"},
+    {"examples", "backward_lens", "editing", "sweeps", "sweep_result", "similarity", "edit_scores", "embedding_space", "alignment"},
     {"hook_points"},
     {"render", "cli"},
 ]
