@@ -1,4 +1,4 @@
-"""The control beside a finding: the same architecture that has learned nothing."""
+"""The control beside a finding: the same architecture that has learned nothing; and whole copies of models."""
 
 from copy import deepcopy
 
@@ -9,22 +9,28 @@ from tl_backward._typing import TransformerLensModel
 from tl_backward.sites import weight_sites
 
 
+def copied(model: TransformerLensModel) -> TransformerLensModel:
+    """A copy of `model` that shares nothing with it and has no hooks."""
+    # TransformerBridge keeps the last attention pattern, a tensor inside a graph, which cannot be copied.
+    kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    clone = deepcopy(model, {id(value): value.detach() for value in kept if not value.is_leaf})
+    # In compatibility mode a gated MLP computes with aliases of its parameters, which a copy tears from them.
+    twins = {(p.data_ptr(), p.shape): q for p, q in zip(model.parameters(), clone.parameters(), strict=True)}
+    for module, copy in zip(model.modules(), clone.modules(), strict=True):
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and (value.data_ptr(), value.shape) in twins:
+                vars(copy)[name] = twins[value.data_ptr(), value.shape].detach()
+    clone.reset_hooks(including_permanent=True)
+    return clone
+
+
 def random_init(model: TransformerLensModel, *, seed: int = 0) -> TransformerLensModel:
     """A copy of `model` with fresh weights and no hooks: what a finding looks like before any training.
 
     Matrices and embeddings are drawn from N(0, cfg.initializer_range^2) (0.02 where the configuration has none), norm
     weights are one, biases zero. Tied weights stay tied. Neither `model` nor the global RNG is touched.
     """
-    # TransformerBridge keeps the last attention pattern, a tensor inside a graph, which cannot be copied.
-    kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    clone = deepcopy(model, {id(value): value.detach() for value in kept if not value.is_leaf})
-    # In compatibility mode a gated MLP computes with aliases of its parameters, which a copy tears from them.
-    twins = {(p.data_ptr(), p.shape): q for p, q in zip(model.parameters(), clone.parameters(), strict=True)}
-    for module, copied in zip(model.modules(), clone.modules(), strict=True):
-        for name, value in vars(module).items():
-            if isinstance(value, Tensor) and (value.data_ptr(), value.shape) in twins:
-                vars(copied)[name] = twins[value.data_ptr(), value.shape].detach()
-    clone.reset_hooks(including_permanent=True)
+    clone = copied(model)
     deviation = float(getattr(clone.cfg, "initializer_range", 0) or 0)
     deviation = deviation if deviation > 0 else 0.02
     one_plus = bool(getattr(clone.cfg, "rmsnorm_uses_offset", False))  # Gemma multiplies by 1 + weight

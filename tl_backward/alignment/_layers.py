@@ -1,0 +1,102 @@
+"""Some of a model's layers: run up to a cut, or on from one, with the user's hooks of those layers and no others."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tl_backward._checks import model_kind
+from tl_backward._torch_hooks import register_last, without_hooks
+from tl_backward._typing import TransformerLensModel
+from tl_backward.capture import rng_untouched
+from tl_backward.prompts import Batch
+from tl_backward.sites._site import first_input
+
+Start = tuple[int, Tensor]
+
+
+class _Reached(Exception):
+    """The pass is where it was to end."""
+
+    def __init__(self, stream: Tensor) -> None:
+        super().__init__()
+        self.stream = stream
+
+
+def stream_at(
+    model: TransformerLensModel, batch: Batch, cut: int, start: Start | None = None
+) -> Float[Tensor, "batch pos d_model"]:
+    """The residual stream before block `cut` (n_layers: after the last), from the tokens or from a stream.
+
+    It is taken after every user hook on it. Nothing behind it is computed.
+    """
+    if start is not None and start[0] == cut:
+        return start[1]
+    name = f"blocks.{cut - 1}.hook_resid_post" if cut else "blocks.0.hook_resid_pre"
+
+    def leave(module: nn.Module, args: tuple, out: Tensor) -> None:
+        raise _Reached(out)
+
+    with ExitStack() as stack:
+        for handle in register_last(model.hook_dict[name], leave):
+            stack.callback(handle.remove)
+        try:
+            _run(model, batch, start)
+        except _Reached as reached:
+            return reached.stream
+    raise RuntimeError(f"Expected the pass to come by {name}, but it never did; this architecture cannot be cut there.")
+
+
+def logits_from(model: TransformerLensModel, batch: Batch, start: Start) -> Float[Tensor, "batch pos d_vocab"]:
+    """The logits from a stream before block `start[0]` (n_layers: before the final norm)."""
+    return _run(model, batch, start)
+
+
+def _run(model: TransformerLensModel, batch: Batch, start: Start | None) -> Tensor:
+    options: dict[str, object] = {"return_type": "logits"}
+    with ExitStack() as stack:
+        stack.enter_context(rng_untouched(model))
+        if model_kind(model) == "HookedTransformer":
+            if batch.mask is not None:
+                options["attention_mask"] = batch.mask.long()
+            if start is None:
+                return model(batch.tokens, **options)
+            return model(start[1], start_at_layer=start[0], **options)
+        tokens = batch.tokens
+        mask = torch.ones_like(tokens) if batch.mask is None else batch.mask.long()
+        if start is not None:
+            stack.enter_context(_entering(model, *start))
+            tokens = torch.zeros_like(tokens)  # of another vocabulary, perhaps; what they embed to is discarded
+        return model(tokens, attention_mask=mask, use_cache=False, **options)
+
+
+@contextmanager
+def _entering(model: TransformerLensModel, cut: int, stream: Tensor) -> Iterator[None]:
+    """Make a TransformerBridge's pass go on from `stream` at a cut.
+
+    TransformerLens 3's knows no start_at_layer. As 4's does, the pass computes what lies before and discards it; here
+    on copies of those modules without hooks, so that nobody sees it.
+    """
+    root = cast(nn.Module, model)
+    early = [root._modules[name] for name in ("embed", "pos_embed") if root._modules.get(name) is not None]
+    early += list(model.blocks)[:cut]
+    target = list(model.blocks)[cut] if cut < len(model.blocks) else root.get_submodule("ln_final")
+
+    def replace(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return first_input.replace(args, kwargs, stream)
+
+    handle = target.register_forward_pre_hook(replace, with_kwargs=True)
+    patched = []
+    try:
+        for module in early:
+            if module is not None and "forward" not in vars(module):
+                module.forward = without_hooks(module).forward
+                patched.append(module)
+        yield
+    finally:
+        handle.remove()
+        for module in patched:
+            del module.forward

@@ -1,0 +1,272 @@
+"""Which parameter vector of one model is which of another, in embedding space (Dar et al. 2022, sec. 5)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_backward._checks import check_layers, check_model, check_one_device
+from tl_backward._html import table
+from tl_backward._typing import TransformerLensModel, typed
+from tl_backward.alignment.translation import gram, random_rotation
+from tl_backward.alignment.vocabularies import TokenMap, shared_tokens
+from tl_backward.embedding_space._embedding import Embedding
+from tl_backward.embedding_space._weights import parameter_vectors
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class SpaceMatch:
+    """Best assignments of A's vectors to B's in one space, layer by layer, beside what chance gives."""
+
+    score: Float[Tensor, "layer_a layer_b"]
+    """Mean similarity of a layer's assigned pairs."""
+    chance: Float[Tensor, "draw layer_a layer_b"]
+    """The same score, assigned anew, with all of B's vectors turned by one random rotation a draw. Two embeddings that
+    are alike, as those of one vocabulary are, make any vectors look alike, and an assignment picks the likest: a score
+    above zero, or above that of shuffled tokens, is no finding by itself."""
+    random_assignment: Float[Tensor, "draw layer_a layer_b"]
+    """Mean similarity of the vectors as they are, paired at random."""
+    assignment: Int[Tensor, "layer_a layer_b vector_a"]
+    """For each of A's vectors the assigned vector of B; -1 for those left over where B has fewer."""
+    similarity: Float[Tensor, "layer_a layer_b vector_a"]
+    """Similarity of each assigned pair; NaN for those left over."""
+
+    def chance_interval(self, level: float = 0.95) -> Float[Tensor, "2 layer_a layer_b"]:
+        """The central share of the draws of chance: lower and upper bounds."""
+        tail = (1 - level) / 2
+        return self.chance.quantile(torch.tensor([tail, 1 - tail], dtype=self.chance.dtype), dim=0)
+
+    def p_value(self) -> Float[Tensor, "layer_a layer_b"]:
+        """Share of scores, the found one counted among the draws of chance, that reach the found one."""
+        return (1 + (self.chance >= self.score).sum(0)) / (1 + len(self.chance))
+
+    def layer_assignment(self) -> list[tuple[int, int]]:
+        """The best assignment of whole layers by score above mean chance: places in `layers_a` and `layers_b`."""
+        return list(zip(*_assign(self.score - self.chance.mean(0)), strict=True))
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class ParameterMatch:
+    """A weight's vectors in two models, matched in embedding space and, for comparison, in feature space."""
+
+    weight: str
+    """The weight's short name."""
+    layers_a: list[int]
+    """Layers of A: the rows."""
+    layers_b: list[int]
+    """Layers of B: the columns."""
+    embedding: SpaceMatch
+    """Similarity: Pearson correlation of the vectors' scores over the tokens."""
+    feature: SpaceMatch | None
+    """Similarity: Pearson correlation over the residual stream's coordinates; None where the widths differ."""
+
+    def spaces(self) -> dict[str, SpaceMatch]:
+        """The spaces there are, by name."""
+        both = {"embedding": self.embedding, "feature": self.feature}
+        return {name: space for name, space in both.items() if space is not None}
+
+    def __repr__(self) -> str:
+        parts = []
+        for name, space in self.spaces().items():
+            score, chance = float(space.score.diagonal().mean()), float(space.chance.mean(0).diagonal().mean())
+            parts.append(f"{name} {score:.3f} (chance {chance:.3f})")
+        return (
+            f"ParameterMatch({self.weight!r}, {len(self.layers_a)} x {len(self.layers_b)} layers; on the diagonal "
+            f"{', '.join(parts)})"
+        )
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One row a space and pair of layers: score, chance with its 95 % interval, p, random assignment."""
+        import pandas
+
+        rows = []
+        for name, space in self.spaces().items():
+            (low, high), p = space.chance_interval(), space.p_value()
+            random = space.random_assignment.mean(0)
+            for i, layer_a in enumerate(self.layers_a):
+                for j, layer_b in enumerate(self.layers_b):
+                    rows.append(
+                        {"space": name, "layer_a": layer_a, "layer_b": layer_b, "score": float(space.score[i, j]),
+                         "chance": float(space.chance[:, i, j].mean()), "chance_low": float(low[i, j]),
+                         "chance_high": float(high[i, j]), "p": float(p[i, j]),
+                         "random_assignment": float(random[i, j])}
+                    )  # fmt: skip
+        return pandas.DataFrame(rows)
+
+    def _repr_html_(self) -> str:
+        """A static table of `to_frame`."""
+        frame = self.to_frame()
+        return table(list(frame), frame.values.tolist(), caption=repr(self))
+
+
+@typed
+def match_parameters(
+    model_a: TransformerLensModel,
+    model_b: TransformerLensModel,
+    weight: str,
+    *,
+    layers_a: int | Sequence[int] | None = None,
+    layers_b: int | Sequence[int] | None = None,
+    inverse: str = "transpose",
+    fold_ln: bool = False,
+    token_map: TokenMap | None = None,
+    n_chance: int = 20,
+    seed: int = 0,
+    show_progress: bool = True,
+) -> ParameterMatch:
+    """Match each vector of a weight in A with one in B, by the words they stand for, layer by layer.
+
+    In embedding space two vectors are as similar as their scores over the vocabulary are correlated: Pearson's
+    correlation of v_A E_A and v_B E_B over the tokens. The scores are never formed, only the d_model x d_model
+    covariance of the two embeddings and, for two layers at a time, the n_A x n_B similarities. In feature space it is
+    the correlation of v_A and v_B themselves, whose coordinates two training runs have no reason to share. Each pair of
+    layers gets the assignment of largest total similarity (Hungarian), its mean similarity as score, and the scores
+    that an assignment reaches by chance: B's vectors turned by a random rotation of its residual stream, which keeps
+    all they have among themselves. Shuffled tokens would flatter: the two embeddings alone make vectors correlate.
+
+    A neuron's vectors (W_in, W_gate, W_out) mean something one by one. The d_head components of W_Q, W_K, W_V and W_O
+    do not: a head computes the same in any basis of its own, which two training runs need not share.
+
+    Args:
+        model_a: a HookedTransformer or TransformerBridge.
+        model_b: another, of any width, whose tokens are the same.
+        weight: a weight of the blocks by TransformerLens's short name: "W_in", "W_out", ...
+        layers_a: blocks of A; None for all.
+        layers_b: blocks of B; None for all.
+        inverse: as in `project_parameter`.
+        fold_ln: as in `project_parameter`; embedding space only.
+        token_map: where vocabularies differ, which tokens are the same: see `token_map`.
+        n_chance: draws of chance, and of random assignments. Each costs one assignment a pair of layers and space.
+        seed: of the draws; the global RNG is left alone.
+        show_progress: draw a progress bar if it takes longer than a second.
+
+    Raises:
+        ValueError: vocabularies that differ without a map, a weight that does not fit, weights that are not finite.
+        IndexError: a layer out of range.
+    """
+    for model in (model_a, model_b):
+        check_model(model)
+        check_one_device(model)
+    if n_chance < 1:
+        raise ValueError(f"Expected n_chance of 1 or more, got {n_chance}; a score means nothing without chance.")
+    tokens = shared_tokens(model_a, model_b, token_map)
+    chosen_a, chosen_b = check_layers(layers_a, model_a.cfg.n_layers), check_layers(layers_b, model_b.cfg.n_layers)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        sides = [
+            _Side.of(model, weight, chosen, inverse, fold_ln)
+            for model, chosen in ((model_a, chosen_a), (model_b, chosen_b))
+        ]
+        same_width = len(sides[0].embedding.matrix) == len(sides[1].embedding.matrix)
+        n_passes = (1 + n_chance) * len(chosen_a) * len(chosen_b) * (1 + same_width)
+        with tqdm(total=n_passes, disable=not show_progress, delay=1, leave=False, desc="matching") as progress:
+            turns = [random_rotation(len(sides[1].embedding.matrix), generator) for _ in range(n_chance)]
+            embedding = _space(
+                *(side.prepared for side in sides), _over_tokens(*sides, tokens), turns, generator, progress
+            )
+            feature = None
+            if same_width:
+                metric = _over_features(len(sides[0].embedding.matrix))
+                feature = _space(*(side.stored for side in sides), metric, turns, generator, progress)
+    return ParameterMatch(weight, chosen_a, chosen_b, embedding, feature)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One model's vectors, layer by layer, [n, d_model] in float64 on the CPU."""
+
+    embedding: Embedding
+    stored: list[Tensor]
+    prepared: list[Tensor]
+    """Such that @ W_U gives their scores."""
+
+    @staticmethod
+    def of(model: TransformerLensModel, weight: str, layers: list[int], inverse: str, fold_ln: bool) -> "_Side":
+        embedding = Embedding.of(model, inverse, fold_ln)
+        vectors = [parameter_vectors(model, weight, layer) for layer in layers]
+        stored = [each.vectors.double().cpu() for each in vectors]
+        return _Side(embedding, stored, [embedding.prepared(each).double().cpu() for each in vectors])
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """Covariances over the coordinates of a space [d_model, d_model]: within A, within B, between the two."""
+
+    of_a: Tensor
+    of_b: Tensor
+    between: Tensor
+
+
+def _over_tokens(a: _Side, b: _Side, tokens: TokenMap) -> _Metric:
+    left, right, ids_a, ids_b = a.embedding.matrix, b.embedding.matrix, tokens.ids_a, tokens.ids_b
+    return _Metric(
+        of_a=gram(left, left, ids_a, ids_a, center=True).cpu(),
+        of_b=gram(right, right, ids_b, ids_b, center=True).cpu(),
+        between=gram(left, right, ids_a, ids_b, center=True).cpu(),
+    )
+
+
+def _over_features(d_model: int) -> _Metric:
+    centring = torch.eye(d_model, dtype=torch.float64) - 1 / d_model
+    return _Metric(centring, centring, centring)
+
+
+def _space(
+    side_a: list[Tensor],
+    side_b: list[Tensor],
+    metric: _Metric,
+    turns: list[Tensor],
+    generator: torch.Generator,
+    progress: tqdm,
+) -> SpaceMatch:
+    """Match every layer of A with every layer of B."""
+    lengths_a = [_lengths(part, metric.of_a) for part in side_a]
+    shape, most = (len(side_a), len(side_b)), max(len(part) for part in side_a)
+    score = torch.zeros(shape, dtype=torch.float64)
+    chance, random = (torch.zeros(len(turns), *shape, dtype=torch.float64) for _ in range(2))
+    assignment = torch.full((*shape, most), -1)
+    similarity = torch.full((*shape, most), torch.nan, dtype=torch.float64)
+    for j, part_b in enumerate(side_b):
+        plain, *turned = ((each, _lengths(each, metric.of_b)) for each in (part_b, *(part_b @ turn for turn in turns)))
+        for i, part_a in enumerate(side_a):
+            found = _similarity(part_a, lengths_a[i], *plain, metric.between)
+            rows, columns = _assign(found)
+            assignment[i, j, rows] = torch.tensor(columns)
+            similarity[i, j, rows] = found[rows, columns]
+            score[i, j] = found[rows, columns].mean()
+            for draw in range(len(turns)):
+                rows, columns = (torch.randperm(n, generator=generator)[: len(rows)] for n in found.shape)
+                random[draw, i, j] = found[rows, columns].mean()
+            progress.update()
+            for draw, each in enumerate(turned):
+                found = _similarity(part_a, lengths_a[i], *each, metric.between)
+                chance[draw, i, j] = found[_assign(found)].mean()
+                progress.update()
+    return SpaceMatch(score, chance, random, assignment, similarity)
+
+
+def _lengths(part: Tensor, metric: Tensor) -> Tensor:
+    """Standard deviations, times a constant, of each vector's coordinates; inf where there is none but by rounding."""
+    lengths = ((part @ metric) * part).sum(1).clamp(min=0).sqrt()
+    noise = 64 * torch.finfo(lengths.dtype).eps ** 0.5 * part.norm(dim=1) * metric.diagonal().max().clamp(min=0).sqrt()
+    return torch.where(lengths > noise, lengths, torch.inf)
+
+
+def _similarity(part_a: Tensor, length_a: Tensor, part_b: Tensor, length_b: Tensor, between: Tensor) -> Tensor:
+    """Correlations [n_a, n_b]; 0 for a vector without variance, which correlates with nothing."""
+    return ((part_a @ between) @ part_b.T).div_(length_a[:, None]).div_(length_b)
+
+
+def _assign(similarity: Tensor) -> tuple[list[int], list[int]]:
+    """Rows and columns of the assignment of largest sum."""
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(similarity.numpy(), maximize=True)
+    return rows.tolist(), columns.tolist()

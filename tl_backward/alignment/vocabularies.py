@@ -1,0 +1,118 @@
+"""Which token of one model is which token of another: what embedding space needs the two to agree on."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tl_backward._typing import TransformerLensModel, typed
+from tl_backward.vocabulary import token_string
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class TokenMap:
+    """Pairs of ids that stand for the same token in model A and model B."""
+
+    ids_a: Int[Tensor, " token"]
+    """Ids in A's vocabulary."""
+    ids_b: Int[Tensor, " token"]
+    """Ids in B's vocabulary, pair by pair."""
+    d_vocab_a: int
+    """Size of A's vocabulary."""
+    d_vocab_b: int
+    """Size of B's vocabulary."""
+
+    @property
+    def coverage(self) -> tuple[float, float]:
+        """Share of each vocabulary that the map reaches, A's and B's."""
+        return len(self.ids_a) / self.d_vocab_a, len(self.ids_b) / self.d_vocab_b
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it is every id onto itself."""
+        everything = torch.arange(self.d_vocab_a, device=self.ids_a.device)
+        return (
+            self.d_vocab_a == self.d_vocab_b == len(self.ids_a)
+            and torch.equal(self.ids_a, everything)
+            and torch.equal(self.ids_b, everything)
+        )
+
+    @property
+    def reversed(self) -> "TokenMap":
+        """The map from B to A."""
+        return TokenMap(self.ids_b, self.ids_a, self.d_vocab_b, self.d_vocab_a)
+
+    def __repr__(self) -> str:
+        share_a, share_b = self.coverage
+        return f"TokenMap({len(self.ids_a)} tokens: {share_a:.1%} of A's vocabulary, {share_b:.1%} of B's)"
+
+
+@typed
+def token_map(model_a: TransformerLensModel, model_b: TransformerLensModel) -> TokenMap:
+    """Pair the tokens of two vocabularies that have the same text, leading space included.
+
+    A text that two ids of one vocabulary share, and an id without a text, has no partner. Look at `coverage` before
+    trusting what a map carries over.
+
+    Raises:
+        ValueError: a model without a tokenizer, or no token in common.
+    """
+    sides = [_texts(model_a), _texts(model_b)]
+    unique = [{text for text, n in Counter(side).items() if n == 1 and text} for side in sides]
+    place = {text: i for i, text in enumerate(sides[1])}
+    common = unique[0] & unique[1]
+    pairs = [(i, place[text]) for i, text in enumerate(sides[0]) if text in common]
+    if not pairs:
+        raise ValueError("Expected vocabularies with a token in common, got none; these models share no words.")
+    ids_a, ids_b = torch.tensor(pairs).unbind(1)
+    return TokenMap(ids_a, ids_b, len(sides[0]), len(sides[1]))
+
+
+def shared_tokens(model_a: TransformerLensModel, model_b: TransformerLensModel, given: TokenMap | None) -> TokenMap:
+    """The map that is given, if it fits, or the identity, if the vocabularies are one.
+
+    Two models without tokenizers are taken at their word where the sizes agree.
+
+    Raises:
+        ValueError: vocabularies that differ without a map between them, or a map of other vocabularies.
+    """
+    sizes = model_a.W_U.shape[1], model_b.W_U.shape[1]
+    if given is not None:
+        _check_map(given, *sizes)
+        return given
+    tokenizers = [getattr(model, "tokenizer", None) for model in (model_a, model_b)]
+    differ = sizes[0] != sizes[1]
+    if not differ and None not in tokenizers and tokenizers[0] is not tokenizers[1]:
+        differ = _texts(model_a) != _texts(model_b)
+    if differ:
+        raise ValueError(
+            f"Expected models that share a vocabulary, got {sizes[0]} and {sizes[1]} tokens that differ; pass "
+            "token_map=tl_backward.alignment.token_map(model_a, model_b) and look at its coverage."
+        )
+    everything = torch.arange(sizes[0])
+    return TokenMap(everything, everything, *sizes)
+
+
+def _texts(model: TransformerLensModel) -> list[str]:
+    """Every token as text; "" for an id without one."""
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        raise ValueError("Expected models with tokenizers, got one without; give it one, or build a TokenMap of ids.")
+    texts = [token_string(tokenizer, i) for i in range(model.W_U.shape[1])]
+    return ["" if text == f"[{i}]" else text for i, text in enumerate(texts)]
+
+
+def _check_map(given: TokenMap, d_vocab_a: int, d_vocab_b: int) -> None:
+    if (given.d_vocab_a, given.d_vocab_b) != (d_vocab_a, d_vocab_b):
+        raise ValueError(
+            f"Expected a map between vocabularies of {d_vocab_a} and {d_vocab_b} tokens, got one between "
+            f"{given.d_vocab_a} and {given.d_vocab_b}; make it of these models, in this order (or take .reversed)."
+        )
+    for ids, size in ((given.ids_a, d_vocab_a), (given.ids_b, d_vocab_b)):
+        if len(given.ids_a) != len(given.ids_b) or not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= size:
+            raise ValueError(
+                f"Expected pairs of ids in [0, {d_vocab_a}) and [0, {d_vocab_b}), got {len(given.ids_a)} and "
+                f"{len(given.ids_b)} that are not; make the map with token_map."
+            )
