@@ -1,9 +1,9 @@
 """Two models, one vocabulary: parameters matched, models stitched, classifiers translated (Dar et al. 2022, sec. 5)."""
 
 from tl_backward.alignment.classifiers import Classifier, fine_tune, transfer_head
+from tl_backward.alignment.kernels import random_kernel, translation
 from tl_backward.alignment.matching import ParameterMatch, SpaceMatch, match_parameters
 from tl_backward.alignment.stitching import StitchedModel, zero_shot_stitch
-from tl_backward.alignment.translation import random_kernel, translation
 from tl_backward.alignment.vocabularies import TokenMap, token_map
 
 __all__ = [

@@ -93,10 +93,11 @@ def _entering(model: TransformerLensModel, cut: int, stream: Tensor) -> Iterator
     try:
         for module in early:
             if module is not None and "forward" not in vars(module):
-                module.forward = without_hooks(module).forward
+                # Not setattr: a Bridge component hands attributes on to what it wraps.
+                vars(module)["forward"] = without_hooks(module).forward
                 patched.append(module)
         yield
     finally:
         handle.remove()
         for module in patched:
-            del module.forward
+            del vars(module)["forward"]

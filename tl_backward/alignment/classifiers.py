@@ -118,6 +118,7 @@ def fine_tune(
             f"Expected a label for each of {len(prompts)} prompts, from 0 and two at least, got {len(labels)} labels; "
             "count them from 0."
         )
+    texts = list(prompts)
     tuned, generator = copied(model), torch.Generator().manual_seed(seed)
     d_model, like = model.W_U.shape[0], model.W_U
     start = torch.randn(d_model, int(labels.max()) + 1, generator=generator) * d_model**-0.5
@@ -134,7 +135,7 @@ def fine_tune(
     with torch.enable_grad():
         for _ in trange(steps, disable=not show_progress, delay=1, leave=False, desc="fine-tune"):
             chosen = torch.randint(len(prompts), (batch_size,), generator=generator).tolist()
-            logits = classifier._of_batch(encode_prompts(tuned, [prompts[i] for i in chosen]))
+            logits = classifier._of_batch(encode_prompts(tuned, [texts[i] for i in chosen]))
             loss = nn.functional.cross_entropy(logits, labels[chosen].to(logits.device))
             optimizer.zero_grad()
             loss.backward()

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from tl_backward._checks import check_layers, check_model, check_one_device
 from tl_backward._html import table
 from tl_backward._typing import TransformerLensModel, typed
-from tl_backward.alignment.translation import gram, random_rotation
+from tl_backward.alignment.kernels import gram, random_rotation
 from tl_backward.alignment.vocabularies import TokenMap, shared_tokens
 from tl_backward.embedding_space._embedding import Embedding
 from tl_backward.embedding_space._weights import parameter_vectors
@@ -160,27 +160,24 @@ def match_parameters(
     chosen_a, chosen_b = check_layers(layers_a, model_a.cfg.n_layers), check_layers(layers_b, model_b.cfg.n_layers)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        sides = [
-            _Side.of(model, weight, chosen, inverse, fold_ln)
-            for model, chosen in ((model_a, chosen_a), (model_b, chosen_b))
-        ]
-        same_width = len(sides[0].embedding.matrix) == len(sides[1].embedding.matrix)
+        a = _Side.of(model_a, weight, chosen_a, inverse, fold_ln)
+        b = _Side.of(model_b, weight, chosen_b, inverse, fold_ln)
+        d_model = len(b.embedding.matrix)
+        same_width = len(a.embedding.matrix) == d_model
         n_passes = (1 + n_chance) * len(chosen_a) * len(chosen_b) * (1 + same_width)
         with tqdm(total=n_passes, disable=not show_progress, delay=1, leave=False, desc="matching") as progress:
-            turns = [random_rotation(len(sides[1].embedding.matrix), generator) for _ in range(n_chance)]
-            embedding = _space(
-                *(side.prepared for side in sides), _over_tokens(*sides, tokens), turns, generator, progress
-            )
+            turns = [random_rotation(d_model, generator) for _ in range(n_chance)]
+            chance = _Chance(turns, generator, progress)
+            embedding = _space(a.prepared, b.prepared, _over_tokens(a, b, tokens), chance)
             feature = None
             if same_width:
-                metric = _over_features(len(sides[0].embedding.matrix))
-                feature = _space(*(side.stored for side in sides), metric, turns, generator, progress)
+                feature = _space(a.stored, b.stored, _over_features(d_model), chance)
     return ParameterMatch(weight, chosen_a, chosen_b, embedding, feature)
 
 
 @dataclass(frozen=True)
 class _Side:
-    """One model's vectors, layer by layer, [n, d_model] in float64 on the CPU."""
+    """One model's vectors, layer by layer, [n, d_model]; copied only where the model is on a GPU or folded."""
 
     embedding: Embedding
     stored: list[Tensor]
@@ -191,8 +188,8 @@ class _Side:
     def of(model: TransformerLensModel, weight: str, layers: list[int], inverse: str, fold_ln: bool) -> "_Side":
         embedding = Embedding.of(model, inverse, fold_ln)
         vectors = [parameter_vectors(model, weight, layer) for layer in layers]
-        stored = [each.vectors.double().cpu() for each in vectors]
-        return _Side(embedding, stored, [embedding.prepared(each).double().cpu() for each in vectors])
+        stored = [each.vectors.cpu() for each in vectors]
+        return _Side(embedding, stored, [embedding.prepared(each).cpu() for each in vectors])
 
 
 @dataclass(frozen=True)
@@ -218,50 +215,49 @@ def _over_features(d_model: int) -> _Metric:
     return _Metric(centring, centring, centring)
 
 
-def _space(
-    side_a: list[Tensor],
-    side_b: list[Tensor],
-    metric: _Metric,
-    turns: list[Tensor],
-    generator: torch.Generator,
-    progress: tqdm,
-) -> SpaceMatch:
-    """Match every layer of A with every layer of B."""
-    lengths_a = [_lengths(part, metric.of_a) for part in side_a]
+@dataclass(frozen=True)
+class _Chance:
+    """How chance is drawn."""
+
+    turns: list[Tensor]
+    """A rotation of B's residual stream each."""
+    generator: torch.Generator
+    progress: tqdm
+
+
+def _space(side_a: list[Tensor], side_b: list[Tensor], metric: _Metric, by: _Chance) -> SpaceMatch:
+    """Match every layer of A with every layer of B, two layers at a time, in float64."""
     shape, most = (len(side_a), len(side_b)), max(len(part) for part in side_a)
     score = torch.zeros(shape, dtype=torch.float64)
-    chance, random = (torch.zeros(len(turns), *shape, dtype=torch.float64) for _ in range(2))
+    chance, random = (torch.zeros(len(by.turns), *shape, dtype=torch.float64) for _ in range(2))
     assignment = torch.full((*shape, most), -1)
     similarity = torch.full((*shape, most), torch.nan, dtype=torch.float64)
-    for j, part_b in enumerate(side_b):
-        plain, *turned = ((each, _lengths(each, metric.of_b)) for each in (part_b, *(part_b @ turn for turn in turns)))
-        for i, part_a in enumerate(side_a):
-            found = _similarity(part_a, lengths_a[i], *plain, metric.between)
+    for i, part_a in enumerate(side_a):
+        read = _standardised(part_a.double(), metric.of_a) @ metric.between
+        for j, part_b in enumerate(side_b):
+            found = read @ _standardised(part_b.double(), metric.of_b).T
             rows, columns = _assign(found)
             assignment[i, j, rows] = torch.tensor(columns)
             similarity[i, j, rows] = found[rows, columns]
             score[i, j] = found[rows, columns].mean()
-            for draw in range(len(turns)):
-                rows, columns = (torch.randperm(n, generator=generator)[: len(rows)] for n in found.shape)
+            by.progress.update()
+            for draw, turn in enumerate(by.turns):
+                rows, columns = (torch.randperm(n, generator=by.generator)[: min(found.shape)] for n in found.shape)
                 random[draw, i, j] = found[rows, columns].mean()
-            progress.update()
-            for draw, each in enumerate(turned):
-                found = _similarity(part_a, lengths_a[i], *each, metric.between)
-                chance[draw, i, j] = found[_assign(found)].mean()
-                progress.update()
+                turned = read @ _standardised(part_b.double() @ turn, metric.of_b).T
+                chance[draw, i, j] = turned[_assign(turned)].mean()
+                by.progress.update()
     return SpaceMatch(score, chance, random, assignment, similarity)
 
 
-def _lengths(part: Tensor, metric: Tensor) -> Tensor:
-    """Standard deviations, times a constant, of each vector's coordinates; inf where there is none but by rounding."""
+def _standardised(part: Tensor, metric: Tensor) -> Tensor:
+    """Vectors whose coordinates have unit variance (times a constant), so that products of centred ones correlate.
+
+    Those without variance, but for rounding, become zero: they correlate with nothing.
+    """
     lengths = ((part @ metric) * part).sum(1).clamp(min=0).sqrt()
     noise = 64 * torch.finfo(lengths.dtype).eps ** 0.5 * part.norm(dim=1) * metric.diagonal().max().clamp(min=0).sqrt()
-    return torch.where(lengths > noise, lengths, torch.inf)
-
-
-def _similarity(part_a: Tensor, length_a: Tensor, part_b: Tensor, length_b: Tensor, between: Tensor) -> Tensor:
-    """Correlations [n_a, n_b]; 0 for a vector without variance, which correlates with nothing."""
-    return ((part_a @ between) @ part_b.T).div_(length_a[:, None]).div_(length_b)
+    return part / torch.where(lengths > noise, lengths, torch.inf)[:, None]
 
 
 def _assign(similarity: Tensor) -> tuple[list[int], list[int]]:

@@ -1,4 +1,4 @@
-"""Two models in one: the first layers of one, the kernel between them, the last layers of the other (Dar et al. 2022)."""
+"""Two models in one: the first layers of one, the kernel, the last layers of the other (Dar et al. 2022, sec. 5)."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from tl_backward._checks import all_finite, check_model, check_one_device
 from tl_backward._typing import Prompts, TransformerLensModel, typed
 from tl_backward.alignment._layers import logits_from, stream_at
-from tl_backward.alignment.translation import translation
+from tl_backward.alignment.kernels import translation
 from tl_backward.alignment.vocabularies import TokenMap
 from tl_backward.prompts import Batch, encode_prompts
 

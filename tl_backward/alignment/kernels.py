@@ -24,7 +24,8 @@ def translation(
 
     x_A is taken to the vocabulary by A's embedding E_A = W_U [d_model_a, d_vocab], and from there to the vector of B
     that comes closest to it in words (least squares), by the pseudo-inverse of B's. Where B is A in another basis, K is
-    the change of basis, exactly. Computed in float64 from d_model x d_model matrices, in W_U's of B dtype on its device.
+    the change of basis, exactly. Computed in float64 from d_model x d_model matrices; in the dtype and on the device of
+    B's W_U.
 
     Args:
         model_a: the model whose vectors are translated.
