@@ -14,6 +14,8 @@ from torch import Tensor
 # Multiply-adds below which float64 costs nothing that anyone would notice.
 _SMALL = 2**28
 _ROWS = 2048
+# Blocks whose products are added up in float32 before they join the float64 sum.
+_BLOCKS = 4
 # Width of the panels of a symmetric product of which only the upper triangle is computed.
 _PANEL = 128
 # A row this many times the median norm of its block is massive.
@@ -67,7 +69,7 @@ def centred_products(
     """
     work = torch.float64 if exact else torch.float32
     n, sides = x.shape[0], (x, y)
-    means = [side.mean(0, dtype=work) for side in sides]
+    means = [_column_means(side, work) for side in sides]
     buffers = [side.new_empty(min(n, _ROWS), side.shape[1], dtype=work) for side in sides]
     squares = [side.new_empty(n, dtype=torch.float64) for side in sides]
     xy = _Sum((x.shape[1], y.shape[1]), x.device, work)
@@ -77,8 +79,9 @@ def centred_products(
         blocks = [buffer[: rows.stop - start] for buffer in buffers]
         for side, mean, block in zip(sides, means, blocks, strict=True):
             torch.sub(side[rows], mean, out=block)
-        norms = [torch.linalg.vector_norm(block, dim=1).double() for block in blocks]
-        massive = _massive_rows(norms) if not exact else None
+        norms = [torch.linalg.vector_norm(block, dim=1) for block in blocks]
+        massive = None if exact else _massive_rows(norms)
+        norms = [norm.double() for norm in norms]
         if massive is not None:
             large = [block[massive].double() for block in blocks]
             for block, norm, values in zip(blocks, norms, large, strict=True):
@@ -97,30 +100,46 @@ def centred_products(
 
 
 class _Sum:
-    """A running A'B: each block's product in the working dtype, the sum of blocks in float64."""
+    """A running A'B: a few blocks' products in the working dtype, their sum in float64."""
 
     def __init__(
         self, shape: tuple[int, ...], device: torch.device, work: torch.dtype, symmetric: bool = False
     ) -> None:
         self.total = torch.zeros(shape, dtype=torch.float64, device=device)
-        self.block = self.total if work == torch.float64 else torch.zeros(shape, dtype=work, device=device)
-        self.symmetric = symmetric
+        self.part = self.total if work == torch.float64 else torch.zeros(shape, dtype=work, device=device)
+        self.symmetric, self.pending = symmetric, 0
 
     def add(self, a: Tensor, b: Tensor) -> None:
-        if self.block is not self.total:
-            self.block.zero_()
         if self.symmetric:
-            _add_gram(self.block, a)
+            _add_gram(self.part, a)
         else:
-            self.block.addmm_(a.T, b)
-        if self.block is not self.total:
-            self.total.add_(self.block)
+            self.part.addmm_(a.T, b)
+        self.pending += 1
+        if self.pending == _BLOCKS:
+            self._carry()
 
     def add_exactly(self, a: Tensor, b: Tensor) -> None:
         self.total.addmm_(a.T, b)
 
     def value(self) -> Tensor:
+        self._carry()
         return _mirror(self.total) if self.symmetric else self.total
+
+    def _carry(self) -> None:
+        if self.pending and self.part is not self.total:
+            self.total.add_(self.part)
+            self.part.zero_()
+        self.pending = 0
+
+
+def _column_means(x: Tensor, work: torch.dtype) -> Tensor:
+    """Column means as products with ones, the fastest pass over X; a shift need not be the mean to the last digit."""
+    if work == torch.float64:
+        return x.mean(0, dtype=work)
+    ones, total = x.new_ones(1, _ROWS), torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
+    for block in x.split(_ROWS):
+        total += (ones[:, : len(block)] @ block)[0]
+    return (total / x.shape[0]).to(work)
 
 
 def _add_gram(out: Tensor, a: Tensor) -> None:
@@ -135,6 +154,8 @@ def _mirror(upper: Tensor) -> Tensor:
 
 def _massive_rows(norms: list[Tensor]) -> Tensor | None:
     """Rows of a block, by index, whose norm on either side dwarfs the block's; None where there are none."""
+    if all(norm.max() <= _MASSIVE * norm.min() for norm in norms):
+        return None
     massive = torch.zeros_like(norms[0], dtype=torch.bool)
     for norm in norms:
         massive |= norm > _MASSIVE * norm.median()
