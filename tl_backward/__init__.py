@@ -4,7 +4,7 @@ Start with `backward_lens(model, prompt, target)`: what one gradient step on a p
 words. `run_with_gradient_cache` gives the gradients' rank-1 factors underneath it.
 """
 
-from tl_backward import zoo
+from tl_backward import dissimilarity, zoo
 from tl_backward.backward_lens import BackwardLens, backward_lens
 from tl_backward.capture import run_with_gradient_cache
 from tl_backward.editing import Edit, gradient_edit, load_edit, rank_one_edit, shift_edit
@@ -40,6 +40,8 @@ __all__ = [
     # weight hook points
     "extend",
     "unextend",
+    # comparing representations
+    "dissimilarity",
     # small trained models
     "zoo",
 ]

@@ -18,18 +18,7 @@ from tl_backward.dissimilarity.measures._spectral import Basis, basis
 _RESOLVED = 1e-4
 
 
-def canonical_correlations(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"]) -> Float[Tensor, " k"]:
-    """The min(rank X, rank Y) canonical correlations of two sample matrices, largest first, float64.
-
-    Warns:
-        UserWarning: either side spans all n - 1 dimensions of n centred samples, which makes every rho 1.
-    """
-    a, b = basis(x), basis(y)
-    warn_if_saturated(a, b, x.shape[0], "every canonical correlation")
-    return torch.linalg.svdvals(a.u.T @ b.u).clamp(max=1)
-
-
-def warn_if_saturated(a: Basis, b: Basis, n: int, what: str) -> None:
+def warn_if_saturated(a: Basis, b: Basis, n: int, what: str = "every canonical correlation") -> None:
     """Warn where the number is a matter of counting dimensions, not of the representations."""
     rank = max(a.rank, b.rank)
     if rank >= n - 1:
@@ -46,17 +35,20 @@ def cca(
     """Mean canonical correlation: sum_i rho_i / k with k = min(rank X, rank Y) (Raghu et al. 2017).
 
     A similarity in [0, 1]; no metric. Unchanged by any invertible linear map and a shift of either side. Identically 1
-    once either side spans n - 1 dimensions (a warning says so).
+    once either side spans all n - 1 dimensions of n centred samples.
 
     Args:
         x: [sample, d1].
         y: [sample, d2].
         mean: "rho"; "rho2" for sum rho_i^2 / k (Pillai's trace over k); "yanai" for
             sum rho_i^2 / sqrt(rank X rank Y), the cosine between the two projections.
+
+    Warns:
+        UserWarning: either side spans n - 1 dimensions, which makes the value 1 whatever the representations.
     """
     check_choice("mean", mean, ("rho", "rho2", "yanai"))
     a, b = basis(x), basis(y)
-    warn_if_saturated(a, b, x.shape[0], "every canonical correlation")
+    warn_if_saturated(a, b, x.shape[0])
     rho = torch.linalg.svdvals(a.u.T @ b.u).clamp(max=1)
     if mean == "rho":
         return rho.mean()
@@ -64,9 +56,7 @@ def cca(
 
 
 @measure(minimum=3)
-def svcca(
-    x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"], *, variance: float = 0.99
-) -> Float[Tensor, ""]:
+def svcca(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"], *, variance: float = 0.99) -> Float[Tensor, ""]:
     """Singular vector CCA: the mean canonical correlation of leading principal components (Raghu et al. 2017).
 
     Each side keeps its fewest leading components with at least `variance` of its total variance (kx and ky of them);
@@ -88,7 +78,7 @@ def svcca(
         if fast is not None:
             return fast
     a, b = (_leading(basis(side), variance) for side in (x, y))
-    warn_if_saturated(a, b, x.shape[0], "every canonical correlation")
+    warn_if_saturated(a, b, x.shape[0])
     return torch.linalg.svdvals(a.u.T @ b.u).clamp(max=1).mean()
 
 
@@ -112,7 +102,7 @@ def pwcca(
     """
     check_choice("weights", weights, ("x", "y"))
     own, other = (basis(side) for side in ((x, y) if weights == "x" else (y, x)))
-    warn_if_saturated(own, other, x.shape[0], "every canonical correlation")
+    warn_if_saturated(own, other, x.shape[0])
     turn, rho, _ = torch.linalg.svd(own.u.T @ other.u, full_matrices=False)
     # <h_i, x_j> with h = U turn and X = U S V'
     weight = (turn.T @ (own.s[:, None] * own.vh)).abs().sum(1)

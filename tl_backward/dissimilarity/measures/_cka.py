@@ -71,14 +71,15 @@ def cka(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"]) -> Float[T
     """Linear centred kernel alignment, |X'Y|_F^2 / (|X'X|_F |Y'Y|_F) with X, Y centred (Kornblith et al. 2019, eq. 4).
 
     A similarity in [0, 1]; no metric (its arccos is: `cka_angular`). Unchanged by rotation, one scale and a shift of
-    either side. Biased upwards: unrelated samples give about d1 d2 / n-th of 1 rather than 0; see `cka_debiased`.
+    either side. Biased upwards: unrelated samples give about tr(K) tr(L) / ((n - 1) |K| |L|), not 0:
+    `cka_debiased`.
     """
     return alignment(x, y).biased()
 
 
 @measure(minimum=4)
 def cka_debiased(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"]) -> Float[Tensor, ""]:
-    """Debiased linear CKA, HSIC1(K, L) / sqrt(HSIC1(K, K) HSIC1(L, L)), HSIC1 the U-statistic of Song et al. 2012, eq. 5.
+    """Debiased linear CKA, HSIC1(K, L) / sqrt(HSIC1(K, K) HSIC1(L, L)) (Song et al. 2012, eq. 5).
 
     HSIC1(K, L) n (n - 3) = <K0, L0> + (1'K0 1)(1'L0 1) / ((n - 1)(n - 2)) - 2 / (n - 2) 1'K0 L0 1, where K0, L0 have
     their diagonals set to 0. Every term is a sum over samples, so the cost is that of `cka`. A similarity in [-1, 1],

@@ -36,7 +36,7 @@ def measure(minimum: int) -> Callable[[Function[P]], Function[P]]:
     return decorate
 
 
-def check_pair(x: object, y: object, minimum: int, name: str) -> None:
+def check_pair(x: Tensor, y: Tensor, minimum: int, name: str) -> None:
     """Refuse matrices that no measure can compare.
 
     Raises:
@@ -44,18 +44,7 @@ def check_pair(x: object, y: object, minimum: int, name: str) -> None:
         ValueError: not two matrices of the same samples, too few samples, values that are not finite, or no variation.
     """
     for label, side in (("x", x), ("y", y)):
-        if not isinstance(side, Tensor) or not side.is_floating_point():
-            kind = str(side.dtype) if isinstance(side, Tensor) else type(side).__name__
-            raise TypeError(
-                f"Expected {label} as a floating-point tensor [sample, d], got {kind}; convert it with "
-                "torch.as_tensor(...).float()."
-            )
-        if side.ndim != 2 or side.shape[1] == 0:
-            raise ValueError(
-                f"Expected {label} as a matrix [sample, d], got shape {list(side.shape)}; bring activations "
-                "[batch, pos, d] to rows with .flatten(0, 1)."
-            )
-    assert isinstance(x, Tensor) and isinstance(y, Tensor)
+        _check_matrix(label, side)
     if x.shape[0] != y.shape[0]:
         raise ValueError(
             f"Expected x and y to describe the same samples, got {x.shape[0]} and {y.shape[0]} rows; row i of both "
@@ -88,6 +77,20 @@ def warn(message: str) -> None:
     while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).startswith(ours):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, UserWarning, stacklevel=level - 1)
+
+
+def _check_matrix(label: str, side: object) -> None:
+    if not isinstance(side, Tensor) or not side.is_floating_point():
+        kind = str(side.dtype) if isinstance(side, Tensor) else type(side).__name__
+        raise TypeError(
+            f"Expected {label} as a floating-point tensor [sample, d], got {kind}; convert it with "
+            "torch.as_tensor(...).float()."
+        )
+    if side.ndim != 2 or side.shape[1] == 0:
+        raise ValueError(
+            f"Expected {label} as a matrix [sample, d], got shape {list(side.shape)}; bring activations "
+            "[batch, pos, d] to rows with .flatten(0, 1)."
+        )
 
 
 def _check_values(label: str, side: Tensor) -> None:

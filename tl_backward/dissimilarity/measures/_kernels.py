@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward.dissimilarity.measures._inputs import measure, warn
-from tl_backward.dissimilarity.measures._pairs import Distances, PairSums, Tile, upper_triangle, pair_sums
+from tl_backward.dissimilarity.measures._pairs import Distances, PairSums, Tile, pair_sums, upper_triangle
 
 
 @measure(minimum=4)
@@ -15,8 +15,8 @@ def cka_rbf(
     """CKA with the Gaussian kernel exp(-|x_i - x_j|^2 / (2 sigma^2)), sigma = bandwidth x the median distance.
 
     sigma^2 is bandwidth^2 times the median of all n^2 squared distances, the n zeros of the diagonal included
-    (Kornblith et al. 2019, sec. 2.3). HSIC(K, L) = <HKH, HLH>, or Song et al.'s U-statistic where debiased. A similarity
-    in [0, 1] ([-1, 1] debiased); no metric. Unchanged by rotation, one scale and a shift of either side.
+    (Kornblith et al. 2019, sec. 2.3). HSIC(K, L) = <HKH, HLH>, or Song et al.'s U-statistic where debiased. A
+    similarity in [0, 1] ([-1, 1] debiased); no metric. Unchanged by rotation, one scale and a shift of either side.
 
     Args:
         x: [sample, d1].
@@ -36,7 +36,7 @@ def cka_rbf(
 
 @measure(minimum=3)
 def distance_correlation(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"]) -> Float[Tensor, ""]:
-    """Distance correlation: the root of <HAH, HBH> / (|HAH| |HBH|), A and B the Euclidean distances (Szekely et al. 2007).
+    """Distance correlation, sqrt(<HAH, HBH> / (|HAH| |HBH|)), A and B Euclidean distances (Szekely et al. 2007).
 
     A similarity in [0, 1], 0 in the limit only for independent samples, but biased upwards for finite ones; no metric.
     Unchanged by rotation, one scale and a shift of either side.
@@ -74,8 +74,8 @@ def _gaussian(x: Tensor, bandwidth: float, label: str) -> Tile:
     median = _median_of_all(upper_triangle(distances, torch.float64), len(distances))
     if median == 0:
         raise ValueError(
-            f"Expected most samples to differ, got {label} in which at least half of all pairs are equal, so the median "
-            "distance is 0; leave duplicates out."
+            f"Expected most samples to differ, got {label} in which at least half of all pairs are equal, so the "
+            "median distance is 0; leave duplicates out."
         )
     return lambda rows, columns: distances.tile(rows, columns).mul_(-1 / (2 * bandwidth**2 * median)).exp_()
 

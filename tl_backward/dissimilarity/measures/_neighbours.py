@@ -158,7 +158,10 @@ class _MaskedGram:
     """A sparse n x n matrix: a similarity for each sample's neighbours that the mask keeps."""
 
     def __init__(
-        self, ids: Int[Tensor, "sample k"], values: Float[Tensor, "sample k"], keep: Bool[Tensor, "sample k"] | None = None
+        self,
+        ids: Int[Tensor, "sample k"],
+        values: Float[Tensor, "sample k"],
+        keep: Bool[Tensor, "sample k"] | None = None,
     ) -> None:
         n = ids.shape[0]
         keep = torch.ones_like(ids, dtype=torch.bool) if keep is None else keep

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_backward.dissimilarity.measures._inputs import warn
@@ -15,6 +15,8 @@ DistanceName: TypeAlias = Literal["euclidean", "sqeuclidean", "correlation", "co
 DISTANCES = ("euclidean", "sqeuclidean", "correlation", "cosine")
 # Bytes of one tile of distances.
 _TILE = 2**25
+# Multiply-adds up to which distances are taken pair by pair, without a matrix product's cancellation.
+_PAIR_BY_PAIR = 2**26
 
 
 @dataclass(frozen=True)
@@ -33,16 +35,14 @@ class Distances:
         if name in ("euclidean", "sqeuclidean"):
             features = centred(x)
         else:
-            features = x.double()
-            features = features - features.mean(1, keepdim=True) if name == "correlation" else features
-            norms = torch.linalg.vector_norm(features, dim=1, keepdim=True)
-            noise = 4 * torch.finfo(x.dtype).eps * x.shape[1] ** 0.5 * x.abs().amax(1, keepdim=True).double()
-            if (norms <= noise).any():
+            features, lost = _rows(x, name), _undirected(x, name)
+            if lost.any():
                 warn(
-                    f"Expected every sample to have a direction, got {int((norms <= noise).sum())} without one; their "
-                    f"{name} with any other sample is taken to be 0 (distance 1)."
+                    f"Expected every sample to have a direction, got {int(lost.sum())} without one; their {name} with "
+                    "any other sample is taken to be 0 (distance 1)."
                 )
-            features = features * torch.where(norms > noise, 1 / norms, 0.0)
+            norms = torch.linalg.vector_norm(features, dim=1)
+            features = features * torch.where(lost, 0.0, 1 / norms)[:, None]
         return cls(features, features.square().sum(1), name)
 
     def __len__(self) -> int:
@@ -126,9 +126,13 @@ def pair_sums(n: int, a_tile: Tile, b_tile: Tile, device: torch.device) -> PairS
 def condensed(x: Float[Tensor, "sample d"], name: DistanceName) -> Float[Tensor, " pair"]:
     """Distances of all pairs i < j, row by row, in X's dtype; pairs of equal samples tie exactly.
 
-    A matrix product rounds equal rows differently in different places, so each distance between distinct samples is
-    computed once.
+    Few of them come from scipy, pair by pair. For many a matrix product is needed, which rounds equal rows differently
+    in different places, so there each distance between distinct samples is computed once.
     """
+    if x.device.type == "cpu" and x.shape[0] ** 2 * x.shape[1] <= _PAIR_BY_PAIR and not _undirected(x, name).any():
+        from scipy.spatial.distance import pdist
+
+        return torch.from_numpy(pdist(x.double().numpy(), metric=name))
     distinct, index = torch.unique(x, dim=0, return_inverse=True)
     n = x.shape[0]
     if len(distinct) == n:
@@ -155,3 +159,17 @@ def upper_triangle(distances: Distances, dtype: torch.dtype) -> Tensor:
             out[done : done + length] = tile[i, i + 1 :]
             done += length
     return out
+
+
+def _rows(x: Tensor, name: DistanceName) -> Tensor:
+    """Samples, less the mean over their own neurons where the distance is one minus Pearson's correlation; float64."""
+    rows = x.double()
+    return rows - rows.mean(1, keepdim=True) if name == "correlation" else rows
+
+
+def _undirected(x: Tensor, name: DistanceName) -> Bool[Tensor, " sample"]:
+    """Samples whose angle with others is undefined: zero up to their own rounding."""
+    if name in ("euclidean", "sqeuclidean"):
+        return torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    noise = 4 * torch.finfo(x.dtype).eps * x.shape[1] ** 0.5 * x.abs().amax(1).double()
+    return torch.linalg.vector_norm(_rows(x, name), dim=1) <= noise

@@ -1,4 +1,4 @@
-"""Representational similarity analysis: do the same pairs of samples lie far apart? (Kriegeskorte et al. 2008)
+"""Representational similarity analysis: whether the same pairs of samples lie far apart (Kriegeskorte et al. 2008).
 
 Each side's RDM holds the distances between its samples; measures compare the pairs i < j. RDMs are computed tile by
 tile; only ranks need all pairs in memory (n = 10,000: 5e7 of them).

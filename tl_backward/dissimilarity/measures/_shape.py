@@ -22,7 +22,7 @@ _CLOSE, _CLOSE_FLOAT32 = 1e-4, 1e-2
 def squared_procrustes(
     x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"], *, normalised: bool
 ) -> Float[Tensor, ""]:
-    """min over rotations Q of |XQ - Y|_F^2, centred, both sides scaled to norm 1 first where `normalised`."""
+    """Minimum over rotations Q of |XQ - Y|_F^2, centred, both sides scaled to norm 1 first where `normalised`."""
     exact = exact_is_cheap(x, y)
     if max(x.shape[1], y.shape[1]) > x.shape[0]:  # rotate into the span of the samples
         x, y, exact = _compact(x), _compact(y), True
