@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward.dissimilarity.measures._inputs import measure, warn
+from tl_backward.dissimilarity.measures._inputs import measure
+from tl_backward.dissimilarity.measures._pairs import normalised
 from tl_backward.dissimilarity.measures._products import centred, centred_products, exact_is_cheap
 from tl_backward.dissimilarity.measures._spectral import gram_distance
 
@@ -37,16 +38,18 @@ class Alignment:
 
     def biased(self) -> Float[Tensor, ""]:
         """<K, L> / (|K| |L|)."""
-        return _ratio(self.kl, self.kk, self.ll)
+        return (self.kl / (self.kk.sqrt() * self.ll.sqrt())).clamp(max=1)
 
     def hollow(self) -> Float[Tensor, ""]:
         """The same after both diagonals are set to 0."""
-        return _ratio(self.kl - self.k @ self.q, self.kk - self.k @ self.k, self.ll - self.q @ self.q)
+        k, q = self.k, self.q
+        return normalised(self.kl - k @ q, self.kk - k @ k, self.ll - q @ q, self.kk, self.ll)
 
     def debiased(self) -> Float[Tensor, ""]:
         """The ratio of U-statistics: HSIC1(K, L) / sqrt(HSIC1(K, K) HSIC1(L, L))."""
         k, q = self.k, self.q
-        return _ratio(self._song(self.kl, k, q), self._song(self.kk, k, k), self._song(self.ll, q, q))
+        inner, own_x, own_y = self._song(self.kl, k, q), self._song(self.kk, k, k), self._song(self.ll, q, q)
+        return normalised(inner, own_x, own_y, self.kk, self.ll)
 
     def _song(self, inner: Tensor, k: Tensor, q: Tensor) -> Tensor:
         """HSIC1 without its common factor 1 / (n (n - 3)): with diagonals 0 the row sums are -k and -q."""
@@ -117,14 +120,3 @@ def cka_angular(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"]) ->
 def _gram_norm(x: Tensor) -> Tensor:
     narrow = x if x.shape[0] >= x.shape[1] else x.T
     return torch.linalg.matrix_norm(narrow.T @ narrow)
-
-
-def _ratio(inner: Tensor, own_x: Tensor, own_y: Tensor) -> Tensor:
-    scale = (own_x.clamp(min=0) * own_y.clamp(min=0)).sqrt()
-    if scale > 0:
-        return (inner / scale).clamp(-1, 1)
-    warn(
-        "Expected samples whose similarities differ from pair to pair, got a side without any such variation; the "
-        "alignment is 0 / 0 and 0 is returned."
-    )
-    return torch.zeros_like(inner)

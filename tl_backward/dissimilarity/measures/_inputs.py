@@ -24,8 +24,8 @@ def measure(minimum: int) -> Callable[[Function[P]], Function[P]]:
 
     def decorate(function: Function[P]) -> Function[P]:
         @functools.wraps(function)
-        def checked(x: Tensor, y: Tensor, *args: P.args, **options: P.kwargs) -> Tensor:
-            check_pair(x, y, minimum, function.__name__)
+        def checked(x: object, y: object, *args: P.args, **options: P.kwargs) -> Tensor:
+            x, y = check_pair(x, y, minimum, function.__name__)
             dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
             with torch.no_grad():
                 value = function(_readable(x), _readable(y), *args, **options)
@@ -36,15 +36,14 @@ def measure(minimum: int) -> Callable[[Function[P]], Function[P]]:
     return decorate
 
 
-def check_pair(x: Tensor, y: Tensor, minimum: int, name: str) -> None:
-    """Refuse matrices that no measure can compare.
+def check_pair(x: object, y: object, minimum: int, name: str) -> tuple[Tensor, Tensor]:
+    """The two matrices, unless no measure can compare them.
 
     Raises:
         TypeError: not floating-point tensors.
         ValueError: not two matrices of the same samples, too few samples, values that are not finite, or no variation.
     """
-    for label, side in (("x", x), ("y", y)):
-        _check_matrix(label, side)
+    x, y = _matrix("x", x), _matrix("y", y)
     if x.shape[0] != y.shape[0]:
         raise ValueError(
             f"Expected x and y to describe the same samples, got {x.shape[0]} and {y.shape[0]} rows; row i of both "
@@ -58,6 +57,7 @@ def check_pair(x: Tensor, y: Tensor, minimum: int, name: str) -> None:
         )
     for label, side in (("x", x), ("y", y)):
         _check_values(label, side)
+    return x, y
 
 
 def check_choice(option: str, value: object, choices: tuple[str, ...]) -> None:
@@ -76,10 +76,10 @@ def warn(message: str) -> None:
     ours = ("tl_backward", "jaxtyping", "beartype", "torch.", "functools")
     while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).startswith(ours):
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, UserWarning, stacklevel=level - 1)
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
-def _check_matrix(label: str, side: object) -> None:
+def _matrix(label: str, side: object) -> Tensor:
     if not isinstance(side, Tensor) or not side.is_floating_point():
         kind = str(side.dtype) if isinstance(side, Tensor) else type(side).__name__
         raise TypeError(
@@ -91,6 +91,7 @@ def _check_matrix(label: str, side: object) -> None:
             f"Expected {label} as a matrix [sample, d], got shape {list(side.shape)}; bring activations "
             "[batch, pos, d] to rows with .flatten(0, 1)."
         )
+    return side
 
 
 def _check_values(label: str, side: Tensor) -> None:

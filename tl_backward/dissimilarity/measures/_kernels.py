@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward.dissimilarity.measures._inputs import measure, warn
-from tl_backward.dissimilarity.measures._pairs import Distances, PairSums, Tile, pair_sums, upper_triangle
+from tl_backward.dissimilarity.measures._inputs import measure
+from tl_backward.dissimilarity.measures._pairs import Distances, Tile, normalised, pair_sums, upper_triangle
 
 
 @measure(minimum=4)
@@ -31,7 +31,7 @@ def cka_rbf(
         raise ValueError(f"Expected bandwidth > 0, got {bandwidth}; 1.0 is the median distance itself.")
     a, b = (_gaussian(side, bandwidth, label) for side, label in ((x, "x"), (y, "y")))
     sums = pair_sums(x.shape[0], a, b, x.device)
-    return _normalised(*(sums.unbiased() if debiased else sums.centred(diagonal=1.0)), sums)
+    return normalised(*(sums.unbiased() if debiased else sums.centred(diagonal=1.0)), sums.aa, sums.bb)
 
 
 @measure(minimum=3)
@@ -46,7 +46,10 @@ def distance_correlation(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample
 
 @measure(minimum=3)
 def distance_correlation_squared(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"]) -> Float[Tensor, ""]:
-    """The square of `distance_correlation`: biased CKA with the kernel -|x_i - x_j|."""
+    """The square of `distance_correlation`: biased CKA with the kernel -|x_i - x_j|.
+
+    A similarity in [0, 1]; no metric.
+    """
     return _dcor(x, y)
 
 
@@ -59,13 +62,13 @@ def distance_correlation_debiased(x: Float[Tensor, "sample d1"], y: Float[Tensor
     """
     a, b = Distances.of(x, "euclidean"), Distances.of(y, "euclidean")
     sums = pair_sums(len(a), a.tile, b.tile, x.device)
-    return _normalised(*sums.unbiased(), sums)
+    return normalised(*sums.unbiased(), sums.aa, sums.bb)
 
 
 def _dcor(x: Tensor, y: Tensor) -> Tensor:
     a, b = Distances.of(x, "euclidean"), Distances.of(y, "euclidean")
     sums = pair_sums(len(a), a.tile, b.tile, x.device)
-    return _normalised(*sums.centred(diagonal=0.0), sums).clamp(min=0)
+    return normalised(*sums.centred(diagonal=0.0), sums.aa, sums.bb).clamp(min=0)
 
 
 def _gaussian(x: Tensor, bandwidth: float, label: str) -> Tile:
@@ -87,14 +90,3 @@ def _median_of_all(pairs: Float[Tensor, " pair"], n: int) -> float:
         at = (index - n) // 2
         values.append(float(pairs.kthvalue(at + 1).values) if index >= n else 0.0)
     return sum(values) / 2
-
-
-def _normalised(inner: Tensor, own_a: Tensor, own_b: Tensor, sums: PairSums) -> Tensor:
-    scale = (own_a.clamp(min=0) * own_b.clamp(min=0)).sqrt()
-    if scale > 1e-14 * (sums.aa * sums.bb).sqrt():
-        return (inner / scale).clamp(-1, 1)
-    warn(
-        "Expected distances that differ from pair to pair, got a side whose distances are all equal; the alignment is "
-        "0 / 0 and 0 is returned."
-    )
-    return torch.zeros_like(inner)

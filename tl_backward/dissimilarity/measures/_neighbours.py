@@ -4,6 +4,7 @@ The n x n similarities exist one tile at a time. Neighbours exclude the sample i
 ties go to the sample that comes first.
 """
 
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
@@ -133,7 +134,8 @@ def cknna(
     K_ij = <x_i, x_j> and L_ij = <y_i, y_j> count where j is among the k neighbours of i on BOTH sides, and HSIC is Song
     et al.'s U-statistic of the two masked matrices; divided by the roots of the same for (K, K) and (L, L) (Huh et al.
     2024, appendix A, as their released code computes it). A similarity, 1 for identical neighbourhoods and
-    similarities; no metric. Unchanged by rotation and one scale of either side.
+    similarities; no metric, and not quite symmetric, since neighbourhood is not. Unchanged by rotation and one scale
+    of either side.
 
     Args:
         x: [sample, d1].
@@ -146,7 +148,7 @@ def cknna(
     values = [_unit(side) if metric == "cosine" else side.double() for side in (x, y)]
     own = [_MaskedGram(ids, _similarities(side, ids)) for ids, side in zip(near, values, strict=True)]
     shared = _also_in(near[0], near[1])
-    both = [_MaskedGram(near[0], _similarities(side, near[0]), shared) for side in values]
+    both = [_MaskedGram(near[0], _similarities(side, near[0]) * shared) for side in values]
     scale = own[0].hsic(own[0]).clamp(min=0).sqrt() * own[1].hsic(own[1]).clamp(min=0).sqrt()
     if scale > 0:
         return both[0].hsic(both[1]) / scale
@@ -154,35 +156,29 @@ def cknna(
     return torch.zeros_like(scale)
 
 
+@dataclass(frozen=True)
 class _MaskedGram:
-    """A sparse n x n matrix: a similarity for each sample's neighbours that the mask keeps."""
+    """A sparse n x n matrix: row i holds values at its neighbours' columns, and 0 elsewhere."""
 
-    def __init__(
-        self,
-        ids: Int[Tensor, "sample k"],
-        values: Float[Tensor, "sample k"],
-        keep: Bool[Tensor, "sample k"] | None = None,
-    ) -> None:
-        n = ids.shape[0]
-        keep = torch.ones_like(ids, dtype=torch.bool) if keep is None else keep
-        rows = torch.arange(n, device=ids.device)[:, None].expand_as(ids)[keep]
-        self.matrix = torch.sparse_coo_tensor(torch.stack([rows, ids[keep]]), values[keep], (n, n)).coalesce()
+    ids: Int[Tensor, "sample k"]
+    values: Float[Tensor, "sample k"]
 
     def hsic(self, other: "_MaskedGram") -> Float[Tensor, ""]:
-        """Song et al.'s U-statistic of two masked matrices, which need not be symmetric."""
-        n = self.matrix.shape[0]
-        ones = torch.ones(n, 1, dtype=torch.float64, device=self.matrix.device)
-        columns, rows = self.matrix.t() @ ones, other.matrix @ ones
-        inner = (self.matrix * other.matrix.t().coalesce()).sum()
-        return (inner + columns.sum() * rows.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (columns * rows).sum()) / (
-            n * (n - 3)
-        )
+        """Song et al.'s U-statistic of two masked matrices A and B, which need not be symmetric."""
+        n = len(self.ids)
+        columns = self.values.new_zeros(n).index_add_(0, self.ids.flatten(), self.values.flatten())  # 1'A
+        rows = other.values.sum(1)  # B1
+        mutual = other.ids[self.ids] == torch.arange(n, device=self.ids.device)[:, None, None]  # i among j's neighbours
+        trace = (self.values[..., None] * other.values[self.ids] * mutual).sum()  # of AB
+        centring = columns.sum() * rows.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (columns @ rows)
+        return (trace + centring) / (n * (n - 3))
 
 
 def _nearest(x: Tensor, k: int, metric: Metric, center: bool, mean: Tensor) -> Int[Tensor, "distinct k"]:
-    """The k best of the rows of X for each of them, itself included, best first."""
+    """The k best of the rows of X for each of them, itself included, best first, ties by index."""
     features, bias = _comparable(x, metric, center, mean)
     n, width = x.shape[0], min(x.shape[0], _COLUMNS)
+    wanted = min(k + 1, n)  # one more shows whether the last place is tied
     tile = features.new_empty(min(n, _ROWS) * width)
     best = torch.empty(n, k, dtype=torch.int64, device=x.device)
     for start in range(0, n, _ROWS):
@@ -191,17 +187,21 @@ def _nearest(x: Tensor, k: int, metric: Metric, center: bool, mean: Tensor) -> I
             candidates = features[left : left + width]
             scores = tile[: len(queries) * len(candidates)].view(len(queries), len(candidates))
             torch.mm(queries, candidates.T, out=scores).add_(bias[left : left + width])
-            values, ids = scores.topk(min(k, len(candidates)), dim=1)
+            values, ids = scores.topk(min(wanted, len(candidates)), dim=1)
             found.append((values, ids + left))
         values, ids = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
-        if len(found) > 1:
-            values, order = values.topk(k, dim=1)
-            ids = ids.gather(1, order)
-        best[start : start + len(queries)] = _ties_by_index(values, ids)
+        values, order = values.topk(wanted, dim=1)
+        ids = ids.gather(1, order)
+        tied = (values[:, k:] == values[:, k - 1 : k]).any(1).nonzero()[:, 0]
+        here = best[start : start + len(queries)]
+        here.copy_(_by_value(values[:, :k], ids[:, :k]))
+        for some in tied.split(max(1, _ROWS * _COLUMNS // (8 * n))):
+            order = (queries[some] @ features.T + bias).argsort(dim=1, descending=True, stable=True)
+            here[some] = order[:, :k]
     return best
 
 
-def _ties_by_index(values: Tensor, ids: Tensor) -> Tensor:
+def _by_value(values: Tensor, ids: Tensor) -> Tensor:
     """The ids, best value first, equal values in the order of their ids."""
     ids, order = ids.sort(dim=1)
     return ids.gather(1, values.gather(1, order).argsort(dim=1, descending=True, stable=True))

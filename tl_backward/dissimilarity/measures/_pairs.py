@@ -15,8 +15,6 @@ DistanceName: TypeAlias = Literal["euclidean", "sqeuclidean", "correlation", "co
 DISTANCES = ("euclidean", "sqeuclidean", "correlation", "cosine")
 # Bytes of one tile of distances.
 _TILE = 2**25
-# Multiply-adds up to which distances are taken pair by pair, without a matrix product's cancellation.
-_PAIR_BY_PAIR = 2**26
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,8 @@ class Distances:
         inner = self.features[rows] @ self.features[columns].T
         sums = self.squares[rows, None] + self.squares[columns]
         if self.name in ("correlation", "cosine"):
-            out = inner.neg_().add_(1)
+            # 1 - similarity is known to 1e-15 at best: to 1.4e-14 it is the same for pairs that tie
+            out = inner.neg_().add_(1).mul_(2**46).round_().mul_(2**-46)
         else:
             out = inner.mul_(-2).add_(sums)
         out.masked_fill_(out <= sums.mul_(16 * torch.finfo(torch.float64).eps), 0)
@@ -126,13 +125,9 @@ def pair_sums(n: int, a_tile: Tile, b_tile: Tile, device: torch.device) -> PairS
 def condensed(x: Float[Tensor, "sample d"], name: DistanceName) -> Float[Tensor, " pair"]:
     """Distances of all pairs i < j, row by row, in X's dtype; pairs of equal samples tie exactly.
 
-    Few of them come from scipy, pair by pair. For many a matrix product is needed, which rounds equal rows differently
-    in different places, so there each distance between distinct samples is computed once.
+    A matrix product rounds equal rows differently in different places, so each distance between distinct samples is
+    computed once.
     """
-    if x.device.type == "cpu" and x.shape[0] ** 2 * x.shape[1] <= _PAIR_BY_PAIR and not _undirected(x, name).any():
-        from scipy.spatial.distance import pdist
-
-        return torch.from_numpy(pdist(x.double().numpy(), metric=name))
     distinct, index = torch.unique(x, dim=0, return_inverse=True)
     n = x.shape[0]
     if len(distinct) == n:
@@ -173,3 +168,23 @@ def _undirected(x: Tensor, name: DistanceName) -> Bool[Tensor, " sample"]:
         return torch.zeros(len(x), dtype=torch.bool, device=x.device)
     noise = 4 * torch.finfo(x.dtype).eps * x.shape[1] ** 0.5 * x.abs().amax(1).double()
     return torch.linalg.vector_norm(_rows(x, name), dim=1) <= noise
+
+
+def normalised(inner: Tensor, own_a: Tensor, own_b: Tensor, floor_a: Tensor, floor_b: Tensor) -> Float[Tensor, ""]:
+    """<A, B> / sqrt(<A, A> <B, B>); 0 with a warning where a side's <A, A> is no more than its rounding error.
+
+    Args:
+        inner: <A, B>, of what is left of two n x n matrices after centring.
+        own_a: <A, A>.
+        own_b: <B, B>.
+        floor_a: <A, A> before centring, whose last digits are the rounding error.
+        floor_b: <B, B> before centring.
+    """
+    noise = 64 * torch.finfo(torch.float64).eps
+    if own_a > noise * floor_a and own_b > noise * floor_b:
+        return (inner / (own_a.sqrt() * own_b.sqrt())).clamp(-1, 1)
+    warn(
+        "Expected samples whose distances or similarities differ from pair to pair, got a side where they are all "
+        "equal; the measure is 0 / 0 and 0 is returned."
+    )
+    return torch.zeros_like(inner)

@@ -82,7 +82,7 @@ def eigenspace_overlap(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d
     of either side.
     """
     a, b = basis(x, center=False), basis(y, center=False)
-    return torch.linalg.matrix_norm(a.u.T @ b.u).square() / max(x.shape[1], y.shape[1])
+    return torch.linalg.matrix_norm(a.u.T @ b.u).square().div(max(x.shape[1], y.shape[1])).clamp(max=1)
 
 
 def _gulp(x: Tensor, y: Tensor, regularization: float) -> Tensor:

@@ -11,12 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_backward.dissimilarity.measures._inputs import check_choice, measure, warn
+from tl_backward.dissimilarity.measures._inputs import check_choice, measure
 from tl_backward.dissimilarity.measures._pairs import (
     DISTANCES,
     DistanceName,
     Distances,
     condensed,
+    normalised,
     pair_sums,
     tiles,
 )
@@ -56,8 +57,7 @@ def rsa(
         pairs, total_a, total_b = sums.n * (sums.n - 1), sums.a.sum(), sums.b.sum()
         inner = inner - total_a * total_b / pairs
         own_a, own_b = own_a - total_a.square() / pairs, own_b - total_b.square() / pairs
-    floor = 1e-14 * (sums.aa * sums.bb).sqrt()
-    return _correlation(inner, own_a, own_b, floor)
+    return normalised(inner, own_a, own_b, sums.aa, sums.bb)
 
 
 @measure(minimum=2)
@@ -94,17 +94,6 @@ def rsm_difference(
     return total.sqrt()
 
 
-def _correlation(inner: Tensor, own_a: Tensor, own_b: Tensor, floor: Tensor) -> Tensor:
-    scale = (own_a.clamp(min=0) * own_b.clamp(min=0)).sqrt()
-    if scale > floor:
-        return (inner / scale).clamp(-1, 1)
-    warn(
-        "Expected distances that differ from pair to pair, got a side whose distances are all equal; their correlation "
-        "is 0 / 0 and 0 is returned."
-    )
-    return torch.zeros_like(inner)
-
-
 def _spearman(a: Float[Tensor, " pair"], b: Float[Tensor, " pair"]) -> Float[Tensor, ""]:
     """Pearson's correlation of average ranks; one list's ranks are held, the other's are used as they come."""
     pairs = a.numel()
@@ -119,7 +108,7 @@ def _spearman(a: Float[Tensor, " pair"], b: Float[Tensor, " pair"]) -> Float[Ten
         from_middle = (ranks - middle).double()
         sums[0] += from_middle @ (held[at] - middle).double()
         sums[2] += from_middle.square().sum()
-    return _correlation(sums[0], sums[1], sums[2], torch.zeros_like(sums[0]))
+    return normalised(*sums, *torch.zeros_like(sums[:2]))
 
 
 def _doubled_ranks(values: Tensor) -> Iterator[tuple[Int[Tensor, " some"], Int[Tensor, " some"]]]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PERMUTATION, ORTHOGONAL, LINEAR = "permutation", "orthogonal", "invertible linear"
 SCALE, TRANSLATION = "isotropic scaling", "translation"
+_ARRANGEMENT = (PERMUTATION, TRANSLATION)
 _ORDER = (PERMUTATION, SCALE, TRANSLATION)
 _DIRECTION = (PERMUTATION, ORTHOGONAL, SCALE)
 _POSITION = (PERMUTATION, ORTHOGONAL, TRANSLATION)
@@ -109,8 +110,8 @@ _ALL = (
     Measure("shape_partial", measures.shape_partial, "distance", _ANGLE, _POSITION, metric=True, additive=True),
     Measure("bures_similarity", measures.bures_similarity, "similarity", _UNIT, _SHAPE, additive=True,
             oracle="nbs(nuclear/fro fro)"),
-    Measure("permutation_procrustes", measures.permutation_procrustes, "distance", _NON_NEGATIVE, (PERMUTATION,
-            TRANSLATION), metric=True, additive=True),
+    Measure("permutation_procrustes", measures.permutation_procrustes, "distance", _NON_NEGATIVE, _ARRANGEMENT,
+            metric=True, additive=True),
     Measure("permutation_procrustes_uncentred", measures.permutation_procrustes, "distance", _NON_NEGATIVE,
             (PERMUTATION,), metric=True, additive=True, oracle="permutation_procrustes_uncentred_zero_padded",
             options={"center": False}),
@@ -158,7 +159,7 @@ _ALL = (
     Measure("jaccard_centred", measures.jaccard, "similarity", _UNIT, _SHAPE, oracle="jaccard10_cos_centred",
             options={"center": True}),
     Measure("second_order_cosine", measures.second_order_cosine, "similarity", _SIGNED, _DIRECTION),
-    Measure("cknna", measures.cknna, "similarity", (-math.inf, math.inf), _DIRECTION),
+    Measure("cknna", measures.cknna, "similarity", (-math.inf, math.inf), _DIRECTION, symmetric=False),
 )
 # fmt: on
 _BY_NAME = {measure.name: measure for measure in _ALL}
