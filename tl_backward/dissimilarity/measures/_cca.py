@@ -15,7 +15,7 @@ from tl_backward.dissimilarity.measures._products import centred_products, exact
 from tl_backward.dissimilarity.measures._spectral import Basis, basis
 
 # Where the smallest variance kept is this small a part of the largest, float32 products no longer resolve it.
-_RESOLVED = 1e-4
+_RESOLVED = 1e-6
 
 
 def warn_if_saturated(a: Basis, b: Basis, n: int, what: str = "every canonical correlation") -> None:

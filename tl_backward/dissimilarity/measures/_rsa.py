@@ -23,7 +23,7 @@ from tl_backward.dissimilarity.measures._pairs import (
 )
 
 # Values ranked at once: bounds the scratch of sorting.
-_BUCKET = 2**20
+_BUCKET = 2**21
 
 
 @measure(minimum=3)
@@ -49,7 +49,7 @@ def rsa(
     check_choice("distance", distance, DISTANCES)
     check_choice("comparison", comparison, ("spearman", "pearson", "cosine"))
     if comparison == "spearman":
-        return _spearman(condensed(x, distance), condensed(y, distance))
+        return _spearman(x, y, distance)
     a, b = Distances.of(x, distance), Distances.of(y, distance)
     sums = pair_sums(len(a), a.tile, b.tile, x.device)
     inner, own_a, own_b = sums.ab, sums.aa, sums.bb
@@ -94,19 +94,18 @@ def rsm_difference(
     return total.sqrt()
 
 
-def _spearman(a: Float[Tensor, " pair"], b: Float[Tensor, " pair"]) -> Float[Tensor, ""]:
-    """Pearson's correlation of average ranks; one list's ranks are held, the other's are used as they come."""
-    pairs = a.numel()
-    held = torch.empty(pairs, dtype=torch.int32 if 2 * pairs < 2**31 else torch.int64, device=a.device)
+def _spearman(x: Tensor, y: Tensor, distance: DistanceName) -> Float[Tensor, ""]:
+    """Pearson's correlation of average ranks; X's ranks are held, Y's are used as they come."""
+    pairs = len(x) * (len(x) - 1) // 2
+    held = torch.empty(pairs, dtype=torch.int32 if 2 * pairs < 2**31 else torch.int64, device=x.device)
     middle = pairs + 1  # ranks are doubled, to stay whole: their mean is pairs + 1
-    sums = torch.zeros(3, dtype=torch.float64, device=a.device)
-    for at, ranks in _doubled_ranks(a):
-        held[at] = ranks.to(held.dtype)
+    sums = torch.zeros(3, dtype=torch.float64, device=x.device)
+    for at, ranks in _doubled_ranks(condensed(x, distance)):
+        held[at] = (ranks - middle).to(held.dtype)
         sums[1] += (ranks - middle).double().square().sum()
-    del a
-    for at, ranks in _doubled_ranks(b):
+    for at, ranks in _doubled_ranks(condensed(y, distance)):
         from_middle = (ranks - middle).double()
-        sums[0] += from_middle @ (held[at] - middle).double()
+        sums[0] += from_middle @ held[at].double()
         sums[2] += from_middle.square().sum()
     return normalised(*sums, *torch.zeros_like(sums[:2]))
 
@@ -128,8 +127,9 @@ def _doubled_ranks(values: Tensor) -> Iterator[tuple[Int[Tensor, " some"], Int[T
     for bucket in range(len(cuts) + 1):
         at = (of == bucket).nonzero()[:, 0]
         ordered, order = values[at].sort()
-        _, counts = torch.unique_consecutive(ordered, return_counts=True)
+        counts = torch.unique_consecutive(ordered, return_counts=True)[1]
         last = counts.cumsum(0) + before
-        ranks = (2 * last - counts + 1).repeat_interleave(counts)  # first + last = (last - count + 1) + last
-        yield at[order], ranks
+        ranks = torch.empty_like(order)
+        ranks[order] = (2 * last - counts + 1).repeat_interleave(counts)  # first + last = (last - count + 1) + last
+        yield at, ranks
         before += at.numel()
