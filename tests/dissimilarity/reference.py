@@ -46,7 +46,9 @@ def hsic_song(k, q):
     n, k, q = len(k), k - np.diag(np.diag(k)), q - np.diag(np.diag(q))
     ones = np.ones(n)
     return (
-        np.trace(k @ q) + (ones @ k @ ones) * (ones @ q @ ones) / (n - 1) / (n - 2) - 2 / (n - 2) * (ones @ k @ q @ ones)
+        np.trace(k @ q)
+        + (ones @ k @ ones) * (ones @ q @ ones) / (n - 1) / (n - 2)
+        - 2 / (n - 2) * (ones @ k @ q @ ones)
     ) / (n * (n - 3))
 
 

@@ -222,3 +222,11 @@ def test_messages_name_the_fix():
     with pytest.raises(ValueError) as error:
         measures.cka(random(3, 2), random(4, 2))
     assert re.search(r"; .+\.$", str(error.value))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_side_in_each_dtype(name):
+    x, y = related(30, 5, 4)
+    value = get_measure(name)(x.float(), y)
+    assert value.dtype == torch.float64
+    assert abs(float(value) - float(get_measure(name)(x.float().double(), y))) <= 1e-7 * max(1, abs(float(value)))

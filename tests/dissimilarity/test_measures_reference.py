@@ -102,7 +102,9 @@ SHAPES = {
     "other duplicates on each side": lambda: (related(12, 5, 4)[0][torch.arange(30) // 3], related(30, 5, 4)[1]),
     "low rank": lambda: (random(30, 3) @ random(3, 8, seed=1), random(30, 2, seed=2) @ random(2, 5, seed=3)),
     "constant column": lambda: tuple(torch.cat([side, torch.full((22, 1), 0.1)], 1) for side in related(22, 4, 3)),
-    "massive rows": lambda: tuple(side * (1 + 300 * (torch.arange(30) % 10 == 3)[:, None]) for side in related(30, 5, 4)),
+    "massive rows": lambda: tuple(
+        side * (1 + 300 * (torch.arange(30) % 10 == 3)[:, None]) for side in related(30, 5, 4)
+    ),
     "far from 0": lambda: (related(30, 5, 4)[0] + 1e4, related(30, 5, 4)[1] - 300),
     "tiny and huge": lambda: (related(30, 5, 4)[0] * 1e-6, related(30, 5, 4)[1] * 1e6),
 }

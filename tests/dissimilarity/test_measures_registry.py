@@ -35,7 +35,9 @@ def test_a_measure():
     )
     x, y = related(30, 5, 4)
     assert torch.equal(measure(x, y), measures.rsa(x, y, distance="correlation", comparison="pearson"))
-    assert torch.equal(measure(x, y, comparison="cosine"), measures.rsa(x, y, distance="correlation", comparison="cosine"))
+    assert torch.equal(
+        measure(x, y, comparison="cosine"), measures.rsa(x, y, distance="correlation", comparison="cosine")
+    )
     with pytest.raises(TypeError):
         measure.options["distance"] = "euclidean"
 

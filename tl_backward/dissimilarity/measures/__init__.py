@@ -4,8 +4,9 @@ Every measure is a function `(x [sample, d1], y [sample, d2]) -> scalar` on the 
 same input; options are keyword-only. Results are float64 where an input is, else float32, and within 1e-4 of the
 float64 value for float32 inputs. `list_measures()` says of each its range, invariances, and whether it is a metric.
 
-Topological measures are absent: no maintained package that runs on a CPU offers one (IMD's is not on PyPI, where its
-name `msid` belongs to something else; RTD's needs a CUDA build of ripser++).
+Topological measures are absent: no maintained package was found that offers one on a CPU (IMD's is not on PyPI, where
+the name `msid` belongs to something else; RTD's needs ripser++, a CUDA build last released in 2021). The optimal
+transport form of soft matching (Khosla & Williams 2024) is absent too; `soft_match` is Li et al.'s.
 """
 
 from tl_backward.dissimilarity.measures._cca import cca as cca
