@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward.dissimilarity.measures._inputs import check_choice, measure, warn
-from tl_backward.dissimilarity.measures._products import centred_products, exact_is_cheap, gram
+from tl_backward.dissimilarity.measures._products import centred_products, exact_is_cheap, upper_gram
 from tl_backward.dissimilarity.measures._spectral import Basis, basis
 
 # Where the smallest variance kept is this small a part of the largest, float32 products no longer resolve it.
@@ -135,4 +135,4 @@ def _svcca_from_products(x: Tensor, y: Tensor, variance: float) -> Tensor | None
         whiten.append(axes[:, :keep] / variances[:keep].sqrt())
     cross = whiten[0].T @ products.xy @ whiten[1]
     narrow = cross if cross.shape[0] >= cross.shape[1] else cross.T
-    return torch.linalg.eigvalsh(gram(narrow)).clamp(0, 1).sqrt().mean()
+    return torch.linalg.eigvalsh(upper_gram(narrow), UPLO="U").clamp(0, 1).sqrt().mean()

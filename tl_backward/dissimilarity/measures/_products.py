@@ -49,11 +49,11 @@ def centred(x: Float[Tensor, "sample d"]) -> Float[Tensor, "sample d"]:
     return x - x.mean(0)
 
 
-def gram(x: Float[Tensor, "sample d"]) -> Float[Tensor, "d d"]:
-    """X'X, of which only the upper triangle is computed."""
+def upper_gram(x: Float[Tensor, "sample d"]) -> Float[Tensor, "d d"]:
+    """The upper triangle of X'X; what lies below it means nothing."""
     out = x.new_zeros(x.shape[1], x.shape[1])
     _add_gram(out, x)
-    return _mirror(out)
+    return out
 
 
 def centred_products(

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward.dissimilarity.measures._products import gram
+from tl_backward.dissimilarity.measures._products import upper_gram
 
 
 class Basis(NamedTuple):
@@ -58,7 +58,7 @@ def nuclear_norm(c: Float[Tensor, "d1 d2"], *, exact: bool) -> Float[Tensor, ""]
     if exact:
         return torch.linalg.svdvals(c).sum()
     narrow = c if c.shape[0] >= c.shape[1] else c.T
-    return torch.linalg.eigvalsh(gram(narrow)).clamp(min=0).sqrt().sum()
+    return torch.linalg.eigvalsh(upper_gram(narrow), UPLO="U").clamp(min=0).sqrt().sum()
 
 
 def gram_distance(a: Float[Tensor, "sample r1"], b: Float[Tensor, "sample r2"]) -> Float[Tensor, ""]:
