@@ -14,7 +14,7 @@ FLOORS = [
     {"_typing", "_checks", "_html", "_torch_hooks"},
     {"factors", "losses", "vocabulary", "readout", "segments", "sites", "zoo", "prompts", "loading", "cases", "bootstrap", "top_pairs"},
     {"answers", "capture", "gradient_cache", "controls"},
-    {"examples", "backward_lens", "editing", "sweeps", "sweep_result", "similarity", "edit_scores", "embedding_space", "alignment"},
+    {"examples", "backward_lens", "editing", "sweeps", "sweep_result", "similarity", "edit_scores", "embedding_space", "alignment", "dissimilarity"},
     {"hook_points"},
     {"render", "cli"},
 ]
@@ -57,7 +57,7 @@ def test_no_pickle_and_no_lost_types(path):
 def test_import_is_light():
     script = (
         "import sys, transformer_lens; before = set(sys.modules); import tl_backward; new = set(sys.modules) - before;"
-        "heavy = {'plotly', 'circuitsvis', 'IPython', 'selenium', 'matplotlib', 'safetensors.numpy'} & new;"
+        "heavy = {'plotly', 'circuitsvis', 'IPython', 'selenium', 'matplotlib', 'scipy', 'safetensors.numpy'} & new;"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

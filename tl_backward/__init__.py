@@ -4,12 +4,14 @@ Start with `backward_lens(model, prompt, target)`: what one gradient step on a p
 words. `run_with_gradient_cache` gives the gradients' rank-1 factors underneath it.
 """
 
+from tl_backward import dissimilarity as dissimilarity
 from tl_backward import embedding_space as embedding_space
 from tl_backward import zoo
 from tl_backward.backward_lens import BackwardLens as BackwardLens
 from tl_backward.backward_lens import backward_lens
 from tl_backward.capture import run_with_gradient_cache
-from tl_backward.cases import EditCase, load_cases
+from tl_backward.cases import EditCase as EditCase
+from tl_backward.cases import load_cases
 from tl_backward.editing import Edit as Edit
 from tl_backward.editing import (
     compare_edits,
@@ -30,9 +32,10 @@ from tl_backward.readout import readout
 from tl_backward.similarity import gradient_similarity
 from tl_backward.sites import WeightSite as WeightSite
 from tl_backward.sites import weight_sites
-from tl_backward.sweep_result import load_sweep, merge
+from tl_backward.sweep_result import load_sweep as load_sweep
+from tl_backward.sweep_result import merge
 from tl_backward.sweeps import sweep
-from tl_backward.top_pairs import top_pairs as top_pairs
+from tl_backward.top_pairs import top_pairs
 
 __all__ = [
     # capture
@@ -47,7 +50,6 @@ __all__ = [
     "readout",
     # data sets of prompts
     "sweep",
-    "load_sweep",
     "merge",
     "gradient_similarity",
     # editing
@@ -55,7 +57,6 @@ __all__ = [
     "gradient_edit",
     "rank_one_edit",
     "load_edit",
-    "EditCase",
     "load_cases",
     "find_layer",
     "evaluate_edit",
@@ -63,9 +64,12 @@ __all__ = [
     # parameters in words
     "project_parameter",
     "head_pairs",
+    "top_pairs",
     # weight hook points
     "extend",
     "unextend",
+    # comparing representations
+    "dissimilarity",
     # small trained models
     "zoo",
 ]

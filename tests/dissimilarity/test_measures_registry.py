@@ -1,0 +1,64 @@
+"""The registry knows every measure, and says nothing that is not so."""
+
+import inspect
+
+import pytest
+import torch
+
+import tl_backward as tlb
+from dissimilarity.data import related
+from tl_backward.dissimilarity import Measure, get_measure, list_measures, measures
+
+
+def test_every_measure_is_registered():
+    functions = {function.__name__ for function in (get_measure(name).function for name in list_measures().name)}
+    assert functions == set(measures.__all__)
+
+
+def test_the_frame():
+    frame = list_measures()
+    assert {"name", "function", "options", "kind", "range", "invariances", "metric", "additive", "oracle"} <= set(frame)
+    assert frame.name.is_unique and frame.oracle.dropna().is_unique
+    assert all(oracle is None or isinstance(oracle, str) for oracle in frame.oracle)
+    assert frame.summary.str.len().min() > 20
+    x, y = related(30, 5, 4)
+    for row in frame.itertuples():
+        assert torch.equal(row.function(x, y), get_measure(row.name)(x, y))
+        assert row.kind in ("similarity", "distance") and row.range[0] < row.range[1]
+
+
+def test_a_measure():
+    measure = get_measure("rsa_correlation_pearson")
+    assert isinstance(measure, Measure)
+    assert repr(measure) == (
+        "Measure('rsa_correlation_pearson': similarity, rsa(x, y, distance='correlation', comparison='pearson'))"
+    )
+    x, y = related(30, 5, 4)
+    assert torch.equal(measure(x, y), measures.rsa(x, y, distance="correlation", comparison="pearson"))
+    assert torch.equal(
+        measure(x, y, comparison="cosine"), measures.rsa(x, y, distance="correlation", comparison="cosine")
+    )
+    with pytest.raises(TypeError):
+        measure.options["distance"] = "euclidean"
+
+
+def test_an_unknown_measure_names_the_nearest():
+    with pytest.raises(ValueError, match=r"^Expected the name of a measure, got 'ckaa'; the nearest are 'cka'.*\.$"):
+        get_measure("ckaa")
+
+
+@pytest.mark.parametrize("name", measures.__all__)
+def test_docstrings_say_what_one_needs(name):
+    function = getattr(measures, name)
+    text = function.__doc__
+    assert "A similarity" in text or "metric" in text, name
+    assert "nchanged by" in text or "up to" in text or "square of" in text or "nvariances as" in text, name
+    parameters = list(inspect.signature(function).parameters.values())
+    assert [p.name for p in parameters[:2]] == ["x", "y"]
+    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters[2:])
+    for parameter in parameters[2:]:
+        assert f"{parameter.name}:" in text, (name, parameter.name)
+
+
+def test_reached_from_the_top():
+    assert tlb.dissimilarity.list_measures is list_measures

@@ -1,0 +1,138 @@
+"""Canonical correlations: their means, after truncation (SVCCA), and weighted by projection (PWCCA).
+
+With centred X = Ux Sx Vx' and Y = Uy Sy Vy' cut to their numerical ranks, the canonical correlations rho are the
+singular values of Ux' Uy: the cosines of the angles between what the two sets of neurons span.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_backward.dissimilarity.measures._inputs import check_choice, measure, warn
+from tl_backward.dissimilarity.measures._products import centred_products, exact_is_cheap, upper_gram
+from tl_backward.dissimilarity.measures._spectral import Basis, basis
+
+# Where the smallest variance kept is this small a part of the largest, float32 products no longer resolve it.
+_RESOLVED = 1e-6
+
+
+def warn_if_saturated(a: Basis, b: Basis, n: int, what: str = "every canonical correlation") -> None:
+    """Warn where the number is a matter of counting dimensions, not of the representations."""
+    rank = max(a.rank, b.rank)
+    if rank >= n - 1:
+        warn(
+            f"Expected more samples than dimensions, got {n} samples that span rank {rank}: {what} is 1 whatever the "
+            "representations; use many more samples, or a measure without whitening (cka, procrustes)."
+        )
+
+
+@measure(minimum=3)
+def cca(
+    x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"], *, mean: Literal["rho", "rho2", "yanai"] = "rho"
+) -> Float[Tensor, ""]:
+    """Mean canonical correlation: sum_i rho_i / k with k = min(rank X, rank Y) (Raghu et al. 2017).
+
+    A similarity in [0, 1]; no metric. Unchanged by any invertible linear map and a shift of either side. Identically 1
+    once either side spans all n - 1 dimensions of n centred samples.
+
+    Args:
+        x: [sample, d1].
+        y: [sample, d2].
+        mean: "rho"; "rho2" for sum rho_i^2 / k (Pillai's trace over k); "yanai" for
+            sum rho_i^2 / sqrt(rank X rank Y), the cosine between the two projections.
+
+    Warns:
+        UserWarning: either side spans n - 1 dimensions, which makes the value 1 whatever the representations.
+    """
+    check_choice("mean", mean, ("rho", "rho2", "yanai"))
+    a, b = basis(x), basis(y)
+    warn_if_saturated(a, b, x.shape[0])
+    rho = torch.linalg.svdvals(a.u.T @ b.u).clamp(max=1)
+    if mean == "rho":
+        return rho.mean()
+    return rho.square().mean() if mean == "rho2" else rho.square().sum() / (a.rank * b.rank) ** 0.5
+
+
+@measure(minimum=3)
+def svcca(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"], *, variance: float = 0.99) -> Float[Tensor, ""]:
+    """Singular vector CCA: the mean canonical correlation of leading principal components (Raghu et al. 2017).
+
+    Each side keeps its fewest leading components with at least `variance` of its total variance (kx and ky of them);
+    the value is sum rho_i / min(kx, ky). A similarity in [0, 1]; no metric. Unchanged by rotation, one scale and a
+    shift of either side.
+
+    Args:
+        x: [sample, d1].
+        y: [sample, d2].
+        variance: the part of the total variance to keep, in (0, 1].
+
+    Warns:
+        UserWarning: a side keeps n - 1 components, which makes the value 1 whatever the representations.
+    """
+    if not 0 < variance <= 1:
+        raise ValueError(f"Expected 0 < variance <= 1, got {variance}; 0.99 is the usual choice.")
+    if not exact_is_cheap(x, y) and x.shape[0] > max(x.shape[1], y.shape[1]):
+        fast = _svcca_from_products(x, y, variance)
+        if fast is not None:
+            return fast
+    a, b = (_leading(basis(side), variance) for side in (x, y))
+    warn_if_saturated(a, b, x.shape[0])
+    return torch.linalg.svdvals(a.u.T @ b.u).clamp(max=1).mean()
+
+
+@measure(minimum=3)
+def pwcca(
+    x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"], *, weights: Literal["x", "y"] = "x"
+) -> Float[Tensor, ""]:
+    """Projection-weighted CCA: sum_i a_i rho_i / sum_i a_i with a_i = sum_j |<h_i, x_j>| (Morcos et al. 2018, eq. 2).
+
+    h_i is X's i-th canonical variate (unit norm), x_j its j-th centred neuron: directions count by how much of X they
+    carry. A similarity in [0, 1]; neither symmetric nor a metric. Unchanged by any invertible linear map of the other
+    side, by one scale of this side, and by shifts.
+
+    Args:
+        x: [sample, d1].
+        y: [sample, d2].
+        weights: the side whose neurons weigh the correlations.
+
+    Warns:
+        UserWarning: either side spans n - 1 dimensions, which makes the value 1 whatever the representations.
+    """
+    check_choice("weights", weights, ("x", "y"))
+    own, other = (basis(side) for side in ((x, y) if weights == "x" else (y, x)))
+    warn_if_saturated(own, other, x.shape[0])
+    turn, rho, _ = torch.linalg.svd(own.u.T @ other.u, full_matrices=False)
+    # <h_i, x_j> with h = U turn and X = U S V'
+    weight = (turn.T @ (own.s[:, None] * own.vh)).abs().sum(1)
+    return (weight * rho.clamp(max=1)).sum() / weight.sum()
+
+
+def _leading(side: Basis, variance: float) -> Basis:
+    keep = _components(side.s.square(), variance)
+    return Basis(side.u[:, :keep], side.s[:keep], side.vh[:keep])
+
+
+def _components(variances: Tensor, part: float) -> int:
+    """The fewest leading entries of `variances` (largest first) that sum to `part` of their total."""
+    sums = variances.cumsum(0)
+    # the last entry has it all, whatever rounding makes of part * total
+    return min(int((sums < part * sums[-1]).sum()) + 1, variances.numel())
+
+
+def _svcca_from_products(x: Tensor, y: Tensor, variance: float) -> Tensor | None:
+    """SVCCA from X'X, Y'Y and X'Y; None where float32 products do not resolve the smallest component kept."""
+    products = centred_products(x, y, exact=False)
+    whiten = []
+    for own in (products.xx, products.yy):
+        assert own is not None
+        variances, axes = torch.linalg.eigh(own)
+        variances, axes = variances.flip(0).clamp(min=0), axes.flip(1)
+        keep = _components(variances, variance)
+        if variances[keep - 1] < _RESOLVED * variances[0] or keep >= x.shape[0] - 1:
+            return None
+        whiten.append(axes[:, :keep] / variances[:keep].sqrt())
+    cross = whiten[0].T @ products.xy @ whiten[1]
+    narrow = cross if cross.shape[0] >= cross.shape[1] else cross.T
+    return torch.linalg.eigvalsh(upper_gram(narrow), UPLO="U").clamp(0, 1).sqrt().mean()

@@ -1,0 +1,190 @@
+"""Distances between samples, tile by tile, and the sums over pairs that compare two sets of them; float64."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tl_backward.dissimilarity.measures._inputs import warn
+from tl_backward.dissimilarity.measures._products import centred
+
+DistanceName: TypeAlias = Literal["euclidean", "sqeuclidean", "correlation", "cosine"]
+DISTANCES = ("euclidean", "sqeuclidean", "correlation", "cosine")
+# Bytes of one tile of distances.
+_TILE = 2**25
+
+
+@dataclass(frozen=True)
+class Distances:
+    """The n x n distances of one side's samples, computed a tile at a time."""
+
+    features: Float[Tensor, "sample d"]
+    """What the distances are between: centred, or rows of norm 1."""
+    squares: Float[Tensor, " sample"]
+    """|features_i|^2."""
+    name: DistanceName
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "sample d"], name: DistanceName) -> "Distances":
+        """Prepare the distances between the rows of X."""
+        if name in ("euclidean", "sqeuclidean"):
+            features = centred(x)
+        else:
+            features, lost = _rows(x, name), _undirected(x, name)
+            if lost.any():
+                warn(
+                    f"Expected every sample to have a direction, got {int(lost.sum())} without one; their {name} with "
+                    "any other sample is taken to be 0 (distance 1)."
+                )
+            norms = torch.linalg.vector_norm(features, dim=1)
+            features = features * torch.where(lost, 0.0, 1 / norms)[:, None]
+        return cls(features, features.square().sum(1), name)
+
+    def __len__(self) -> int:
+        return self.features.shape[0]
+
+    def tile(self, rows: slice, columns: slice) -> Float[Tensor, "row column"]:
+        """Distances between two ranges of samples; 0, not rounding noise, between equal ones."""
+        inner = self.features[rows] @ self.features[columns].T
+        sums = self.squares[rows, None] + self.squares[columns]
+        if self.name in ("correlation", "cosine"):
+            # 1 - similarity is known to 1e-15 at best: to 1.4e-14 it is the same for pairs that tie
+            out = inner.neg_().add_(1).mul_(2**46).round_().mul_(2**-46)
+        else:
+            out = inner.mul_(-2).add_(sums)
+        out.masked_fill_(out <= sums.mul_(16 * torch.finfo(torch.float64).eps), 0)
+        return out.sqrt_() if self.name == "euclidean" else out
+
+
+def tiles(n: int) -> Iterator[tuple[slice, slice]]:
+    """Ranges (rows, columns) that cover the n x n pairs (i, j) with j >= the first row of i's range, once each."""
+    start = 0
+    while start < n:
+        stop = min(n, start + max(1, _TILE // (8 * (n - start))))
+        yield slice(start, stop), slice(start, n)
+        start = stop
+
+
+Tile: TypeAlias = Callable[[slice, slice], Tensor]
+
+
+class PairSums(NamedTuple):
+    """Sums over all ordered pairs i != j of two symmetric n x n matrices A and B."""
+
+    n: int
+    ab: Float[Tensor, ""]
+    aa: Float[Tensor, ""]
+    bb: Float[Tensor, ""]
+    a: Float[Tensor, " sample"]
+    """Row sums of A without its diagonal."""
+    b: Float[Tensor, " sample"]
+    """Row sums of B without its diagonal."""
+
+    def centred(self, diagonal: float) -> tuple[Tensor, Tensor, Tensor]:
+        """<HAH, HBH>, <HAH, HAH>, <HBH, HBH> with H = I - 11'/n, where both diagonals are constant."""
+        n = self.n
+
+        def inner(ab: Tensor, a: Tensor, b: Tensor) -> Tensor:
+            a, b = a + diagonal, b + diagonal
+            return ab + n * diagonal**2 - 2 / n * (a @ b) + a.sum() * b.sum() / n**2
+
+        return inner(self.ab, self.a, self.b), inner(self.aa, self.a, self.a), inner(self.bb, self.b, self.b)
+
+    def unbiased(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The same by U-centring (Szekely & Rizzo 2014; HSIC1 of Song et al. 2012), without 1 / (n (n - 3))."""
+        n = self.n
+
+        def inner(ab: Tensor, a: Tensor, b: Tensor) -> Tensor:
+            return ab + a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (a @ b)
+
+        return inner(self.ab, self.a, self.b), inner(self.aa, self.a, self.a), inner(self.bb, self.b, self.b)
+
+
+def pair_sums(n: int, a_tile: Tile, b_tile: Tile, device: torch.device) -> PairSums:
+    """Sums over the pairs of two symmetric matrices that are given tile by tile; their diagonals are left out."""
+    inner = torch.zeros(3, dtype=torch.float64, device=device)
+    sums = torch.zeros(2, n, dtype=torch.float64, device=device)
+    for rows, columns in tiles(n):
+        square = rows.stop - rows.start
+        a, b = a_tile(rows, columns), b_tile(rows, columns)
+        for side, total in zip((a, b), sums, strict=True):
+            side[:, :square].fill_diagonal_(0)
+            total[rows] += side.sum(1)
+            total[rows.stop :] += side[:, square:].sum(0)
+        for index, (one, other) in enumerate(((a, b), (a, a), (b, b))):
+            # the square holds each of its pairs twice, what lies right of it once
+            inner[index] += torch.sum(one[:, :square] * other[:, :square]) + 2 * torch.sum(
+                one[:, square:] * other[:, square:]
+            )
+    return PairSums(n, inner[0], inner[1], inner[2], sums[0], sums[1])
+
+
+def condensed(x: Float[Tensor, "sample d"], name: DistanceName) -> Float[Tensor, " pair"]:
+    """Distances of all pairs i < j, row by row, in X's dtype; pairs of equal samples tie exactly.
+
+    A matrix product rounds equal rows differently in different places, so each distance between distinct samples is
+    computed once.
+    """
+    distinct, index = torch.unique(x, dim=0, return_inverse=True)
+    n = x.shape[0]
+    if len(distinct) == n:
+        return upper_triangle(Distances.of(x, name), x.dtype)
+    once, m = upper_triangle(Distances.of(distinct, name), x.dtype), len(distinct)
+    out = x.new_empty(n * (n - 1) // 2)
+    done = 0
+    for row in range(n - 1):
+        first, second = torch.minimum(index[row], index[row + 1 :]), torch.maximum(index[row], index[row + 1 :])
+        at = first * (2 * m - first - 3) // 2 + second - 1
+        out[done : done + n - 1 - row] = torch.where(first == second, 0.0, once[at.clamp(0, max(len(once) - 1, 0))])
+        done += n - 1 - row
+    return out
+
+
+def upper_triangle(distances: Distances, dtype: torch.dtype) -> Tensor:
+    n = len(distances)
+    out = torch.empty(n * (n - 1) // 2, dtype=dtype, device=distances.features.device)
+    done = 0
+    for rows, columns in tiles(n):
+        tile = distances.tile(rows, columns)
+        for i in range(rows.stop - rows.start):
+            length = tile.shape[1] - i - 1
+            out[done : done + length] = tile[i, i + 1 :]
+            done += length
+    return out
+
+
+def _rows(x: Tensor, name: DistanceName) -> Tensor:
+    """Samples, less the mean over their own neurons where the distance is one minus Pearson's correlation; float64."""
+    rows = x.double()
+    return rows - rows.mean(1, keepdim=True) if name == "correlation" else rows
+
+
+def _undirected(x: Tensor, name: DistanceName) -> Bool[Tensor, " sample"]:
+    """Samples whose angle with others is undefined: zero up to their own rounding."""
+    if name in ("euclidean", "sqeuclidean"):
+        return torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    noise = 4 * torch.finfo(x.dtype).eps * x.shape[1] ** 0.5 * x.abs().amax(1).double()
+    return torch.linalg.vector_norm(_rows(x, name), dim=1) <= noise
+
+
+def normalised(inner: Tensor, own_a: Tensor, own_b: Tensor, floor_a: Tensor, floor_b: Tensor) -> Float[Tensor, ""]:
+    """<A, B> / sqrt(<A, A> <B, B>); 0 with a warning where a side's <A, A> is no more than its rounding error.
+
+    Args:
+        inner: <A, B>, of what is left of two n x n matrices after centring.
+        own_a: <A, A>.
+        own_b: <B, B>.
+        floor_a: <A, A> before centring, whose last digits are the rounding error.
+        floor_b: <B, B> before centring.
+    """
+    noise = 64 * torch.finfo(torch.float64).eps
+    if own_a > noise * floor_a and own_b > noise * floor_b:
+        return (inner / (own_a.sqrt() * own_b.sqrt())).clamp(-1, 1)
+    warn(
+        "Expected samples whose distances or similarities differ from pair to pair, got a side where they are all "
+        "equal; the measure is 0 / 0 and 0 is returned."
+    )
+    return torch.zeros_like(inner)

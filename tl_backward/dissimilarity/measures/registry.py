@@ -1,0 +1,198 @@
+"""Every measure with what can be relied on: range, invariances, metric or not, the reference it reproduces."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_backward._checks import nearest
+from tl_backward.dissimilarity import measures
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PERMUTATION, ORTHOGONAL, LINEAR = "permutation", "orthogonal", "invertible linear"
+SCALE, TRANSLATION = "isotropic scaling", "translation"
+_ARRANGEMENT = (PERMUTATION, TRANSLATION)
+_ORDER = (PERMUTATION, SCALE, TRANSLATION)
+_DIRECTION = (PERMUTATION, ORTHOGONAL, SCALE)
+_POSITION = (PERMUTATION, ORTHOGONAL, TRANSLATION)
+_SHAPE = (*_DIRECTION, TRANSLATION)
+_SPAN = (*_SHAPE, LINEAR)
+_UNIT, _SIGNED, _ANGLE, _NON_NEGATIVE = (0.0, 1.0), (-1.0, 1.0), (0.0, math.pi / 2), (0.0, math.inf)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Measure:
+    """A measure as the registry knows it; call it as `measure(x, y)`."""
+
+    name: str
+    """The name in the registry: the function's, or the function's and the option that sets it apart."""
+    function: Callable[..., Float[Tensor, ""]]
+    """The function of (x, y) and options."""
+    kind: Literal["similarity", "distance"]
+    """Whether larger means more alike, or less."""
+    range: tuple[float, float]
+    """Bounds of the value; inf where there is none."""
+    invariances: tuple[str, ...]
+    """What may be done to either side alone without changing the value, among "permutation" (of neurons), "orthogonal",
+    "invertible linear", "isotropic scaling" (positive) and "translation"."""
+    metric: bool = False
+    """Whether the triangle inequality holds, and 0 means equal up to the invariances."""
+    symmetric: bool = True
+    """Whether x and y may be exchanged."""
+    additive: bool = False
+    """Whether the value follows from sums over samples whose size does not grow with n."""
+    oracle: str | None = None
+    """Key of the reference values that the measure reproduces; None where there are none."""
+    options: Mapping[str, object] = field(default_factory=dict)
+    """Options with which the function is called."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+
+    def __repr__(self) -> str:
+        chosen = "".join(f", {key}={value!r}" for key, value in self.options.items())
+        return f"Measure({self.name!r}: {self.kind}, {self.function.__name__}(x, y{chosen}))"
+
+    def __call__(
+        self, x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"], **options: object
+    ) -> Float[Tensor, ""]:
+        """The measure of two sample matrices; further options override the registered ones."""
+        return self.function(x, y, **{**self.options, **options})
+
+    @property
+    def bound(self) -> Callable[..., Float[Tensor, ""]]:
+        """The function with the registered options filled in."""
+        return functools.partial(self.function, **self.options) if self.options else self.function
+
+    @property
+    def summary(self) -> str:
+        """The first line of the function's docstring."""
+        return (self.function.__doc__ or "").strip().split("\n")[0]
+
+
+# fmt: off
+_ALL = (
+    Measure("cka", measures.cka, "similarity", _UNIT, _SHAPE, additive=True, oracle="cka_linear_biased"),
+    Measure("cka_debiased", measures.cka_debiased, "similarity", _SIGNED, _SHAPE, additive=True,
+            oracle="cka_linear_song"),
+    Measure("cka_hollow", measures.cka_hollow, "similarity", _SIGNED, _SHAPE, additive=True, oracle="cka_linear_lange"),
+    Measure("cka_angular", measures.cka_angular, "distance", _ANGLE, _SHAPE, metric=True, additive=True,
+            oracle="cka_linear_biased_angular"),
+    Measure("cka_rbf", measures.cka_rbf, "similarity", _UNIT, _SHAPE, oracle="cka_rbf_median1_biased"),
+    Measure("cka_rbf_debiased", measures.cka_rbf, "similarity", _SIGNED, _SHAPE, oracle="cka_rbf_median1_song",
+            options={"debiased": True}),
+    Measure("cca", measures.cca, "similarity", _UNIT, _SPAN, additive=True, oracle="cca_mean"),
+    Measure("cca_squared", measures.cca, "similarity", _UNIT, _SPAN, additive=True, oracle="cca_mean_sq(pillai/k)",
+            options={"mean": "rho2"}),
+    Measure("cca_yanai", measures.cca, "similarity", _UNIT, _SPAN, additive=True, oracle="cca_yanai", options={"mean":
+            "yanai"}),
+    Measure("svcca", measures.svcca, "similarity", _UNIT, _SHAPE, additive=True, oracle="svcca_0.99_mean"),
+    Measure("pwcca", measures.pwcca, "similarity", _UNIT, _ORDER, additive=True, symmetric=False, oracle="pwcca_X"),
+    Measure("pwcca_y", measures.pwcca, "similarity", _UNIT, _ORDER, additive=True, symmetric=False, oracle="pwcca_Y",
+            options={"weights": "y"}),
+    Measure("procrustes", measures.procrustes, "distance", _NON_NEGATIVE, _POSITION, metric=True, additive=True,
+            oracle="procrustes_centred"),
+    Measure("procrustes_squared", measures.procrustes_squared, "distance", _NON_NEGATIVE, _POSITION, additive=True,
+            oracle="procrustes_squared_centred"),
+    Measure("procrustes_normalised", measures.procrustes_normalised, "distance", (0.0, math.sqrt(2)), _SHAPE,
+            metric=True, additive=True, oracle="procrustes_centred_normalised"),
+    Measure("procrustes_disparity", measures.procrustes_disparity, "distance", _UNIT, _SHAPE, additive=True,
+            oracle="procrustes_disparity(1-nbs^2)"),
+    Measure("shape_angular", measures.shape_angular, "distance", _ANGLE, _SHAPE, metric=True, additive=True,
+            oracle="shape_angular"),
+    Measure("shape_partial", measures.shape_partial, "distance", _ANGLE, _POSITION, metric=True, additive=True),
+    Measure("bures_similarity", measures.bures_similarity, "similarity", _UNIT, _SHAPE, additive=True,
+            oracle="nbs(nuclear/fro fro)"),
+    Measure("permutation_procrustes", measures.permutation_procrustes, "distance", _NON_NEGATIVE, _ARRANGEMENT,
+            metric=True, additive=True),
+    Measure("permutation_procrustes_uncentred", measures.permutation_procrustes, "distance", _NON_NEGATIVE,
+            (PERMUTATION,), metric=True, additive=True, oracle="permutation_procrustes_uncentred_zero_padded",
+            options={"center": False}),
+    Measure("hard_match", measures.hard_match, "similarity", _SIGNED, _ORDER, additive=True, oracle="hard_match"),
+    Measure("soft_match", measures.soft_match, "similarity", _SIGNED, _ORDER, additive=True, oracle="soft_match"),
+    Measure("linear_regression", measures.linear_regression, "similarity", _UNIT, _SHAPE, additive=True,
+            symmetric=False, oracle="r2_X_to_Y"),
+    Measure("linear_regression_y_to_x", measures.linear_regression, "similarity", _UNIT, _SHAPE, additive=True,
+            symmetric=False, oracle="r2_Y_to_X", options={"direction": "y_to_x"}),
+    Measure("gulp", measures.gulp, "distance", _NON_NEGATIVE, _SHAPE, metric=True, additive=True),
+    Measure("gulp_squared", measures.gulp_squared, "distance", _NON_NEGATIVE, _SHAPE, additive=True,
+            oracle="gulp^2_1e-2"),
+    Measure("gulp_squared_0", measures.gulp_squared, "distance", _NON_NEGATIVE, _SPAN, additive=True, oracle="gulp^2_0",
+            options={"regularization": 0.0}),
+    Measure("gulp_squared_1", measures.gulp_squared, "distance", _NON_NEGATIVE, _SHAPE, additive=True,
+            oracle="gulp^2_1", options={"regularization": 1.0}),
+    Measure("eigenspace_overlap", measures.eigenspace_overlap, "similarity", _UNIT, (*_DIRECTION, LINEAR),
+            additive=True, oracle="eigenspace_overlap"),
+    Measure("rsa", measures.rsa, "similarity", _SIGNED, _SHAPE, oracle="rsa_euclid_spearman"),
+    Measure("rsa_euclidean_pearson", measures.rsa, "similarity", _SIGNED, _SHAPE, oracle="rsa_euclid_pearson",
+            options={"comparison": "pearson"}),
+    Measure("rsa_sqeuclidean_pearson", measures.rsa, "similarity", _SIGNED, _SHAPE, oracle="rsa_sqeuclid_pearson",
+            options={"distance": "sqeuclidean", "comparison": "pearson"}),
+    Measure("rsa_sqeuclidean_cosine", measures.rsa, "similarity", _UNIT, _SHAPE, oracle="rsa_sqeuclid_cosine",
+            options={"distance": "sqeuclidean", "comparison": "cosine"}),
+    Measure("rsa_correlation_spearman", measures.rsa, "similarity", _SIGNED, (PERMUTATION, SCALE),
+            oracle="rsa_corr_spearman", options={"distance": "correlation"}),
+    Measure("rsa_correlation_pearson", measures.rsa, "similarity", _SIGNED, (PERMUTATION, SCALE),
+            oracle="rsa_corr_pearson", options={"distance": "correlation", "comparison": "pearson"}),
+    Measure("rsm_difference", measures.rsm_difference, "distance", _NON_NEGATIVE, _POSITION, metric=True,
+            oracle="rsm_euclid_fro_diff"),
+    Measure("rsm_difference_spectral", measures.rsm_difference, "distance", _NON_NEGATIVE, _POSITION, metric=True,
+            oracle="rsm_euclid_spectral_diff", options={"norm": "spectral"}),
+    Measure("distance_correlation", measures.distance_correlation, "similarity", _UNIT, _SHAPE, oracle="dcor_biased"),
+    Measure("distance_correlation_squared", measures.distance_correlation_squared, "similarity", _UNIT, _SHAPE,
+            oracle="dcor2_biased"),
+    Measure("distance_correlation_debiased", measures.distance_correlation_debiased, "similarity", _SIGNED, _SHAPE,
+            oracle="dcor2_bias_corrected"),
+    Measure("mutual_knn", measures.mutual_knn, "similarity", _UNIT, _DIRECTION, oracle="mutual_knn10_cos"),
+    Measure("mutual_knn_inner_product", measures.mutual_knn, "similarity", _UNIT, _DIRECTION, oracle="mutual_knn10_ip",
+            options={"metric": "inner_product"}),
+    Measure("mutual_knn_euclidean", measures.mutual_knn, "similarity", _UNIT, _SHAPE, oracle="mutual_knn10_euclid",
+            options={"metric": "euclidean"}),
+    Measure("jaccard", measures.jaccard, "similarity", _UNIT, _DIRECTION, oracle="jaccard10_cos"),
+    Measure("jaccard_centred", measures.jaccard, "similarity", _UNIT, _SHAPE, oracle="jaccard10_cos_centred",
+            options={"center": True}),
+    Measure("second_order_cosine", measures.second_order_cosine, "similarity", _SIGNED, _DIRECTION),
+    Measure("cknna", measures.cknna, "similarity", (-math.inf, math.inf), _DIRECTION, symmetric=False),
+)
+# fmt: on
+_BY_NAME = {measure.name: measure for measure in _ALL}
+
+
+def get_measure(name: str) -> Measure:
+    """The measure of that name.
+
+    Raises:
+        ValueError: no measure has it; the message names the nearest.
+    """
+    if name not in _BY_NAME:
+        raise ValueError(
+            f"Expected the name of a measure, got {name!r}; the nearest are {nearest(str(name), _BY_NAME)}, and "
+            "list_measures() shows all."
+        )
+    return _BY_NAME[name]
+
+
+def list_measures() -> "pd.DataFrame":
+    """Every measure, one a row.
+
+    Columns: name, function (a callable of (x, y), the options filled in), options, kind ("similarity" or "distance"),
+    range, invariances, metric, symmetric, additive, oracle (the key of the reference values that the measure
+    reproduces, None without) and summary.
+    """
+    import pandas as pd
+
+    fields = ("name", "kind", "range", "invariances", "metric", "symmetric", "additive", "oracle", "summary")
+    rows = [
+        {field: getattr(measure, field) for field in fields}
+        | {"function": measure.bound, "options": dict(measure.options)}
+        for measure in _ALL
+    ]
+    order = ["name", "function", "options", *fields[1:]]
+    return pd.DataFrame(rows, columns=order).astype({"oracle": object}).where(lambda frame: frame.notna(), None)
