@@ -14,7 +14,7 @@ FLOORS = [
     {"_typing", "_checks", "_html", "_torch_hooks"},
     {"factors", "losses", "vocabulary", "readout", "segments", "sites", "zoo", "prompts", "loading"},
     {"capture", "gradient_cache", "controls"},
-    {"backward_lens", "editing"},
+    {"backward_lens", "editing", "dissimilarity"},
     {"hook_points"},
     {"render", "cli"},
 ]
