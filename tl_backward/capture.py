@@ -81,7 +81,7 @@ def run_with_gradient_cache(
     sites = select_sites(weight_sites(model), weights)
     recorder = _Recorder()
     with ExitStack() as stack:
-        stack.enter_context(_rng_untouched(model))
+        stack.enter_context(rng_untouched(model))
         stack.enter_context(user_hooks(model, fwd_hooks, bwd_hooks))
         stack.callback(recorder.detach)
         for site in sites.values():
@@ -148,7 +148,7 @@ def _depends_on(value: Tensor, origin: object) -> bool:
 
 
 @contextmanager
-def _rng_untouched(model: TransformerLensModel) -> Iterator[None]:
+def rng_untouched(model: TransformerLensModel) -> Iterator[None]:
     """Dropout in a training-mode model draws numbers; give them back."""
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(index for index in devices if index is not None)):

@@ -1,56 +1,17 @@
 """The sums against brute force in float64: merged, shifted, saved, resumed, and reduced over two processes."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy
 import pytest
 import torch
-from shared import shared
 
+from dissimilarity.brute_force import WIDTHS_A, WIDTHS_B, brute_cka, fed, reference, rows, song
 from tl_backward.dissimilarity import CovarianceStatistics
 from tl_backward.dissimilarity.additive import ADDITIVE
+from tl_backward.dissimilarity.checkpoint import load_checkpoint, save_checkpoint
 from tl_backward.dissimilarity.grouped import GroupedStatistics, jackknife
-
-WIDTHS_A, WIDTHS_B = [3, 7, 1], [5, 2]
-
-
-def rows(n, widths, seed, mean=0.0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    shared_part = torch.randn(n, 4, generator=generator, dtype=torch.float64)
-    made = []
-    for width in widths:
-        mix = torch.randn(4, width, generator=generator, dtype=torch.float64)
-        made.append(
-            (shared_part @ mix + torch.randn(n, width, generator=generator, dtype=torch.float64) + mean).to(dtype)
-        )
-    return made
-
-
-def fed(x, y, sizes):
-    stats = CovarianceStatistics([r.shape[1] for r in x], [r.shape[1] for r in y])
-    for a, b in zip(
-        zip(*[r.split(sizes) for r in x], strict=True), zip(*[r.split(sizes) for r in y], strict=True), strict=True
-    ):
-        stats.update(a, b)
-    return stats
-
-
-def song(x, y):
-    """HSIC_1 by its definition, from the Gram matrices (Song et al. 2012, eq. 5)."""
-    n = len(x)
-    first, second = (z @ z.T for z in (x, y))
-    first.fill_diagonal_(0)
-    second.fill_diagonal_(0)
-    one = torch.ones(n, dtype=x.dtype)
-    trace = (first @ second).trace() + (one @ first @ one) * (one @ second @ one) / ((n - 1) * (n - 2))
-    return float((trace - 2 / (n - 2) * (one @ first @ second @ one)) / (n * (n - 3)))
-
-
-def brute_cka(x, y):
-    return song(x, y) / (song(x, x) * song(y, y)) ** 0.5
 
 
 def assert_equal(one, other, tolerance=1e-12):
@@ -86,7 +47,7 @@ def test_every_sum_is_brute_force(sizes, mean):
             centred = a - a.mean(0), b - b.mean(0)
             torch.testing.assert_close(pair.scatter(), centred[0].T @ centred[1], rtol=1e-9, atol=1e-9)
             assert pair.hsic() == pytest.approx(song(*centred), rel=1e-9, abs=1e-11)
-            assert pair.a.hsic() == pytest.approx(song(centred[0], centred[0]), rel=1e-9)
+            assert pair.a.own_hsic == pytest.approx(song(centred[0], centred[0]), rel=1e-9)
 
 
 def test_float32_far_from_zero_keeps_its_digits():
@@ -168,19 +129,20 @@ def test_groups_are_merged_and_stay_bounded(tmp_path):
         grouped.update(batch, [r[at] for r in x], [r[at] for r in y])
         assert len(grouped.groups) <= 4
         if batch == 6:
-            grouped.save(tmp_path / "checkpoint", {"note": "seven"})
+            save_checkpoint(tmp_path / "checkpoint", {"sums": grouped}, {"note": "seven", "max_groups": 4})
             fresh = GroupedStatistics(CovarianceStatistics(WIDTHS_A, WIDTHS_B), max_groups=4)
-            assert fresh.restore(tmp_path / "checkpoint")["note"] == "seven"
+            run = load_checkpoint(tmp_path / "checkpoint", {"sums": fresh}, {"max_groups": 4}, "cpu")
+            assert run["note"] == "seven"
             grouped = fresh
     assert grouped.level == 2 and sorted(grouped.groups) == [0, 1, 2] and grouped.n == 66
     total = grouped.total()
     whole = fed(x, y, [66])
-    assert_equal_measures = [ADDITIVE["cka_debiased"](s.pair(0, 1)) for s in (total, whole)]
-    assert assert_equal_measures[0] == pytest.approx(assert_equal_measures[1], rel=1e-11)
-    for number, pair in enumerate(grouped.left_out(total, 0, 1)):
+    values = [ADDITIVE["cka_debiased"](stats.pair(0, 1)) for stats in (total, whole)]
+    assert values[0] == pytest.approx(values[1], rel=1e-11)
+    for number, view in enumerate(grouped.left_out(total)):
         keep = torch.ones(66, dtype=torch.bool)
         keep[24 * number : 24 * number + 24] = False
-        assert ADDITIVE["cka_debiased"](pair) == pytest.approx(brute_cka(x[0][keep], y[1][keep]), rel=1e-9)
+        assert ADDITIVE["cka_debiased"](view.pair(0, 1)) == pytest.approx(brute_cka(x[0][keep], y[1][keep]), rel=1e-9)
 
 
 def test_jackknife_of_a_mean_is_its_standard_error():
@@ -188,14 +150,6 @@ def test_jackknife_of_a_mean_is_its_standard_error():
     left_out = (values.sum(0) - values) / 29
     torch.testing.assert_close(jackknife(left_out), values.std(0) / 30**0.5)
     assert jackknife(values[:1]).isnan().all()
-
-
-def reference():
-    values = json.loads(shared("reference", "dissimilarity_reference.json").read_text())
-    matrices = numpy.load(shared("reference", "dissimilarity_reference.npz"))
-    return values["oracle"], {
-        name: [torch.tensor(matrices[f"{name}__{m}"]).double() for m in "XY"] for name in values["pairs"]
-    }
 
 
 @pytest.mark.parametrize("name", ADDITIVE)
@@ -264,8 +218,9 @@ def test_a_file_of_something_else(tmp_path):
 TWO_PROCESSES = """
 import sys, torch
 from torch import distributed
-from tests.dissimilarity.test_statistics import rows, WIDTHS_A, WIDTHS_B
+from dissimilarity.brute_force import rows, WIDTHS_A, WIDTHS_B
 from tl_backward.dissimilarity import CovarianceStatistics
+from tl_backward.dissimilarity.checkpoint import save_checkpoint
 from tl_backward.dissimilarity.grouped import GroupedStatistics
 torch.set_num_threads(1)
 rank, folder = int(sys.argv[1]), sys.argv[2]
@@ -276,7 +231,7 @@ for batch in range(rank, 10, 2):
     at = slice(6 * batch, 6 * batch + 6)
     grouped.update(batch, [r[at] for r in x], [r[at] for r in y])
 grouped.reduce()
-grouped.save(f"{folder}/{rank}.safetensors")
+save_checkpoint(f"{folder}/{rank}.safetensors", {"sums": grouped}, {})
 one_sided = CovarianceStatistics(WIDTHS_A, WIDTHS_B)
 if rank == 1:
     one_sided.update(x, y)
@@ -302,7 +257,7 @@ def test_two_processes_equal_one(tmp_path):
         alone.update(batch, [r[at] for r in x], [r[at] for r in y])
     for rank in (0, 1):
         together = GroupedStatistics(CovarianceStatistics(WIDTHS_A, WIDTHS_B), 4)
-        together.restore(tmp_path / f"{rank}.safetensors")
+        load_checkpoint(tmp_path / f"{rank}.safetensors", {"sums": together}, {}, "cpu")
         assert sorted(together.groups) == sorted(alone.groups) and together.n_batches == 10
         for number, group in together.groups.items():
             group.move(alone.groups[number].shift_a, alone.groups[number].shift_b)

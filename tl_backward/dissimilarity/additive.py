@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward.dissimilarity.moments import PairSums
+from tl_backward.dissimilarity.moments import LayerSums, PairSums, spectrum
 
-RANK_TOLERANCE = 1e-10  # an eigenvalue of X'X below this share of the largest is no direction (1e-5 of the deviation)
 SVCCA_VARIANCE = 0.99
 GULP_RIDGE = 1e-2
 
@@ -29,6 +28,8 @@ class AdditiveMeasure:
     """Its mean over all pairings of the samples, in closed form; None where none is known."""
     oracle: str = ""
     """The key of the reference that it reproduces."""
+    any_basis: bool = True
+    """Whether it is the same in every orthonormal basis of each layer (and for layers of any width around them)."""
 
     def __call__(self, pair: PairSums) -> float:
         """The measure of one pair."""
@@ -37,7 +38,7 @@ class AdditiveMeasure:
 
 def cka_debiased(pair: PairSums) -> float:
     """HSIC_1(x, y) / sqrt(HSIC_1(x, x) HSIC_1(y, y)); zero on average where nothing corresponds."""
-    return _ratio(pair.hsic(), pair.a.hsic(), pair.b.hsic())
+    return _ratio(pair.hsic(), pair.a.own_hsic, pair.b.own_hsic)
 
 
 def cka_biased(pair: PairSums) -> float:
@@ -88,7 +89,7 @@ def pwcca(pair: PairSums) -> float:
     <h_i, x_j> = (w_i' X'X)_j: the weights, too, follow from the sums. Not symmetric: x's side projects.
     """
     scatter = pair.a.scatter()
-    left, right = _whitener(scatter), _whitener(pair.b.scatter())
+    left, right = _whitener(pair.a), _whitener(pair.b)
     u, rho, _ = torch.linalg.svd(left.T @ pair.scatter() @ right, full_matrices=False)
     weights = (scatter @ (left @ u)).abs().sum(0)
     return float((weights * rho.clamp(max=1)).sum() / weights.sum())
@@ -96,13 +97,13 @@ def pwcca(pair: PairSums) -> float:
 
 def r2(pair: PairSums) -> float:
     """Share of y's variance that least squares predicts from x, in sample."""
-    whitener = _whitener(pair.a.scatter())
+    whitener = _whitener(pair.a)
     return min(1.0, float(torch.linalg.vector_norm(whitener.T @ pair.scatter()).square()) / pair.b.spread())
 
 
 def r2_reverse(pair: PairSums) -> float:
     """Share of x's variance that least squares predicts from y, in sample."""
-    whitener = _whitener(pair.b.scatter())
+    whitener = _whitener(pair.b)
     return min(1.0, float(torch.linalg.vector_norm(pair.scatter() @ whitener).square()) / pair.a.spread())
 
 
@@ -127,7 +128,8 @@ def eigenspace_overlap(pair: PairSums) -> float:
     a, b = pair.a, pair.b
     cross = pair.cross + torch.outer(a.sum, b.shift) + torch.outer(a.shift, b.sum)
     cross.addr_(a.shift, b.shift, alpha=pair.n)
-    overlap = _whitener(a.uncentred()).T @ cross @ _whitener(b.uncentred())
+    left, right = (_whitened(*spectrum(layer.uncentred())) for layer in (a, b))
+    overlap = left.T @ cross @ right
     return float(torch.linalg.vector_norm(overlap).square()) / max(cross.shape)
 
 
@@ -139,7 +141,7 @@ def _biased_null(pair: PairSums) -> float:
 
 def _squared_null(pair: PairSums) -> float:
     """max(rank X, rank Y) / (n-1): the trace of two projections' product over all pairings."""
-    return max(_rank(pair.a.scatter()), _rank(pair.b.scatter())) / (pair.n - 1)
+    return max(_rank(pair.a), _rank(pair.b)) / (pair.n - 1)
 
 
 def _measures() -> list[AdditiveMeasure]:
@@ -162,7 +164,7 @@ def _measures() -> list[AdditiveMeasure]:
             "cca_mean_sq(pillai/k)",
         ),
         AdditiveMeasure("svcca", svcca, "CCA of the components of 99 % of the variance", unit, None, "svcca_0.99_mean"),
-        AdditiveMeasure("pwcca", pwcca, "projection-weighted CCA, from A", unit, None, "pwcca_X"),
+        AdditiveMeasure("pwcca", pwcca, "projection-weighted CCA, from A", unit, None, "pwcca_X", False),
         AdditiveMeasure("procrustes", procrustes, "Procrustes distance, centred", positive, None, "procrustes_centred"),
         AdditiveMeasure(
             "procrustes_normalised", procrustes_normalised, "Procrustes distance of unit-norm layers", "[0, sqrt 2]",
@@ -171,16 +173,16 @@ def _measures() -> list[AdditiveMeasure]:
         AdditiveMeasure("angular_shape", angular_shape, "angular shape metric", half, None, "shape_angular"),
         AdditiveMeasure(
             "r2", r2, "share of B's variance predicted linearly from A", unit,
-            lambda pair: _rank(pair.a.scatter()) / (pair.n - 1), "r2_X_to_Y",
+            lambda pair: _rank(pair.a) / (pair.n - 1), "r2_X_to_Y",
         ),
         AdditiveMeasure(
             "r2_reverse", r2_reverse, "share of A's variance predicted linearly from B", unit,
-            lambda pair: _rank(pair.b.scatter()) / (pair.n - 1), "r2_Y_to_X",
+            lambda pair: _rank(pair.b) / (pair.n - 1), "r2_Y_to_X",
         ),
         AdditiveMeasure("gulp", gulp, "GULP distance at ridge 0.01 (the root)", positive, None, "gulp^2_1e-2"),
         AdditiveMeasure(
             "eigenspace_overlap", eigenspace_overlap, "overlap of column spaces, not centred", unit, None,
-            "eigenspace_overlap",
+            "eigenspace_overlap", False,
         ),
     ]  # fmt: skip
 
@@ -202,29 +204,25 @@ def _similarity(pair: PairSums) -> float:
     return min(1.0, _nuclear(pair) / math.sqrt(pair.a.spread() * pair.b.spread()))
 
 
-def _spectrum(scatter: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, largest first, and eigenvectors of a scatter matrix, its null space left out."""
-    values, vectors = torch.linalg.eigh(scatter)
-    values, vectors = values.flip(0), vectors.flip(1)
-    keep = values > RANK_TOLERANCE * values[0]
-    return values[keep], vectors[:, keep]
+def _rank(layer: LayerSums) -> int:
+    return len(layer.spectrum[0])
 
 
-def _rank(scatter: Tensor) -> int:
-    return len(_spectrum(scatter)[0])
-
-
-def _whitener(scatter: Float[Tensor, "d d"], variance: float = 1.0) -> Float[Tensor, "d rank"]:
+def _whitener(layer: LayerSums, variance: float = 1.0) -> Float[Tensor, "d rank"]:
     """W with W'SW = 1: onto the fewest principal components that hold `variance` of the trace (1: all there are)."""
-    values, vectors = _spectrum(scatter)
+    values, vectors = layer.spectrum
     if variance < 1:
         share = values.cumsum(0) / values.sum()
         kept = int((share < variance).sum()) + 1
         values, vectors = values[:kept], vectors[:, :kept]
+    return _whitened(values, vectors)
+
+
+def _whitened(values: Tensor, vectors: Tensor) -> Tensor:
     return vectors / values.sqrt()
 
 
 def _correlations(pair: PairSums, variance: float = 1.0) -> Tensor:
     """Canonical correlations, min(rank X, rank Y) of them."""
-    left, right = _whitener(pair.a.scatter(), variance), _whitener(pair.b.scatter(), variance)
+    left, right = _whitener(pair.a, variance), _whitener(pair.b, variance)
     return torch.linalg.svdvals(left.T @ pair.scatter() @ right).clamp(max=1)

@@ -1,16 +1,13 @@
 """The same sums apart for groups of batches, for the jackknife: leave one group out, and see what changes."""
 
-import json
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward.dissimilarity._storage import load_tensors, save_tensors
-from tl_backward.dissimilarity.moments import PairSums
+from tl_backward.dissimilarity.moments import LayerSums, PairSums
 from tl_backward.dissimilarity.statistics import CovarianceStatistics, Rows
 
 
@@ -89,60 +86,38 @@ class GroupedStatistics:
             total += group
         return total
 
-    def left_out(self, total: CovarianceStatistics, layer_a: int, layer_b: int) -> Iterator[PairSums]:
-        """One pair's sums without each group in turn; nothing where there are fewer than two groups."""
-        whole = total.pair(layer_a, layer_b)
-        if len(self.groups) < 2:
-            return
-        for number in sorted(self.groups):
+    def left_out(self, total: CovarianceStatistics) -> "Iterator[SumsView]":
+        """The sums without each group in turn; nothing where there are fewer than two groups."""
+        for number in sorted(self.groups) if len(self.groups) > 1 else []:
             group = self.groups[number]
             if not (torch.equal(group.shift_a, total.shift_a) and torch.equal(group.shift_b, total.shift_b)):
                 group.move(total.shift_a, total.shift_b)
-            yield whole - group.pair(layer_a, layer_b)
+            yield SumsView(total, group)
 
-    def save(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
-        """Write everything to safetensors, atomically, with `metadata` beside it."""
-        groups = {number: group for number, group in self.groups.items()}
-        tensors = {f"{number}.{name}": t for number, group in groups.items() for name, t in group.tensors().items()}
-        state = {
-            "version": 1,
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a checkpoint keeps."""
+        groups = self.groups.items()
+        return {f"{number}.{name}": tensor for number, group in groups for name, tensor in group.tensors().items()}
+
+    def state(self) -> dict[str, object]:
+        """What a checkpoint keeps beside the tensors, and must find again."""
+        return {
             "max_groups": self.max_groups,
             "level": self.level,
             "n_batches": self.n_batches,
-            "groups": {str(number): group.metadata() for number, group in groups.items()},
+            "groups": {str(number): group.metadata() for number, group in self.groups.items()},
         }
-        save_tensors(path, tensors, {"grouped_statistics": json.dumps(state), **(metadata or {})})
 
-    def restore(self, path: str | Path) -> dict[str, str]:
-        """Take over what `save` wrote; returns the metadata that was saved beside it.
-
-        Raises:
-            ValueError: not such a file, or of other layers or groups.
-        """
-        tensors, metadata = load_tensors(path, str(self._latest.sum_a.device))
-        if "grouped_statistics" not in metadata:
-            raise ValueError(
-                f"Expected a checkpoint of compare, got {str(path)!r}; it holds no such statistics, choose another "
-                "file."
-            )
-        state = json.loads(metadata["grouped_statistics"])
-        widths = [list(self._latest.widths_a), list(self._latest.widths_b)]
-        for saved in state["groups"].values():
-            if [saved["widths_a"], saved["widths_b"]] != widths or state["max_groups"] != self.max_groups:
-                raise ValueError(
-                    f"Expected a checkpoint of layers of widths {widths[0]} and {widths[1]} in at most "
-                    f"{self.max_groups} groups, got {saved['widths_a']}, {saved['widths_b']} and "
-                    f"{state['max_groups']}; resume with the options of the run that was interrupted."
-                )
+    def restore(self, tensors: dict[str, Tensor], state: dict) -> None:
+        """Take over what `tensors` and `state` gave."""
         self.level, self.n_batches = state["level"], state["n_batches"]
         self.groups = {}
         for number, saved in state["groups"].items():
             prefix = f"{number}."
-            parts = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-            self.groups[int(number)] = CovarianceStatistics.restore(parts, saved)
+            own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+            self.groups[int(number)] = CovarianceStatistics.restore(own, saved)
         if self.groups:
             self._empty, self._latest = None, self.groups[max(self.groups)]
-        return metadata
 
 
 def jackknife(values: Float[Tensor, "group *lead"]) -> Float[Tensor, "*lead"]:
@@ -156,8 +131,23 @@ def jackknife(values: Float[Tensor, "group *lead"]) -> Float[Tensor, "*lead"]:
     return (values - values.mean(0)).square().sum(0).mul((groups - 1) / groups).sqrt()
 
 
-def left_out_values(
-    function: Callable[[PairSums], float], grouped: GroupedStatistics, total: CovarianceStatistics, i: int, j: int
-) -> Float[Tensor, "group"]:
-    """A measure of one pair of layers without each group in turn."""
-    return torch.tensor([function(pair) for pair in grouped.left_out(total, i, j)], dtype=torch.float64)
+class SumsView:
+    """The sums of a total, or of a total without one group; what each layer gives is worked out once."""
+
+    def __init__(self, total: CovarianceStatistics, without: CovarianceStatistics | None = None) -> None:
+        self.total, self.without = total, without
+        self._layers: dict[tuple[str, int], LayerSums] = {}
+
+    def pair(self, layer_a: int, layer_b: int) -> PairSums:
+        """The sums of one pair of layers."""
+        whole = self.total.pair(layer_a, layer_b)
+        part = None if self.without is None else self.without.pair(layer_a, layer_b)
+        layers = []
+        for side, layer in (("a", layer_a), ("b", layer_b)):
+            if (side, layer) not in self._layers:
+                mine = getattr(whole, side)
+                self._layers[side, layer] = mine if part is None else mine - getattr(part, side)
+            layers.append(self._layers[side, layer])
+        names = ("cross", "square_cross", "weighted_a", "weighted_b")
+        cross = {n: getattr(whole, n) if part is None else getattr(whole, n) - getattr(part, n) for n in names}
+        return PairSums(a=layers[0], b=layers[1], **cross)

@@ -1,10 +1,13 @@
 """The sums of one layer and of one pair of layers, and what follows from them."""
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+RANK_TOLERANCE = 1e-10  # an eigenvalue of X'X below this share of the largest is no direction (1e-5 of the deviation)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -26,7 +29,8 @@ class LayerSums:
 
     def __sub__(self, other: "LayerSums") -> "LayerSums":
         """Without the samples of `other`, which has the same shift."""
-        return LayerSums(**_difference(self, other))
+        names = [field.name for field in fields(self) if field.name != "shift"]
+        return LayerSums(shift=self.shift, **{name: getattr(self, name) - getattr(other, name) for name in names})
 
     def scatter(self) -> Float[Tensor, "d d"]:
         """X'X of the centred samples."""
@@ -41,7 +45,13 @@ class LayerSums:
         moved = self.within + torch.outer(self.sum, self.shift) + torch.outer(self.shift, self.sum)
         return moved.addr_(self.shift, self.shift, alpha=self.n)
 
-    def hsic(self) -> float:
+    @cached_property
+    def spectrum(self) -> tuple[Float[Tensor, "rank"], Float[Tensor, "d rank"]]:
+        """Eigenvalues of the scatter, largest first, and eigenvectors; its null space is left out."""
+        return spectrum(self.scatter())
+
+    @cached_property
+    def own_hsic(self) -> float:
         """The unbiased HSIC of the layer with itself."""
         return _song(
             self.n, self.within, self.sum, self.sum, self.square, self.square, self.quartic, self.cubic, self.cubic
@@ -80,10 +90,6 @@ class PairSums:
         """Samples."""
         return self.a.n
 
-    def __sub__(self, other: "PairSums") -> "PairSums":
-        """Without the samples of `other`, which has the same shifts."""
-        return PairSums(**_difference(self, other))
-
     def scatter(self) -> Float[Tensor, "d1 d2"]:
         """X'Y of the centred samples."""
         return torch.addr(self.cross, self.a.sum, self.b.sum, alpha=-1 / self.n)
@@ -110,10 +116,12 @@ class PairSums:
         return square_cross, weighted_a, weighted_b
 
 
-def _difference(one: LayerSums | PairSums, other: LayerSums | PairSums) -> dict:
-    names = [field.name for field in fields(one)]
-    kept = {"shift": getattr(one, "shift", None)}
-    return {name: kept[name] if name in kept else getattr(one, name) - getattr(other, name) for name in names}
+def spectrum(scatter: Float[Tensor, "d d"]) -> tuple[Float[Tensor, "rank"], Float[Tensor, "d rank"]]:
+    """Eigenvalues, largest first, and eigenvectors of a scatter matrix, without its null space."""
+    values, vectors = torch.linalg.eigh(scatter)
+    values, vectors = values.flip(0), vectors.flip(1)
+    keep = values > RANK_TOLERANCE * values[0]
+    return values[keep], vectors[:, keep]
 
 
 def _song(
