@@ -6,14 +6,14 @@ import warnings
 
 import torch
 
-from tests.benchmarks import capture, imports, lens
+from tests.benchmarks import capture, compare, imports, lens
 
 
 def main() -> None:
     """Print the table, or the parts of it that are named."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     torch.set_num_threads(2)
-    parts = {"imports": imports, "capture": capture, "lens": lens}
+    parts = {"imports": imports, "capture": capture, "lens": lens, "compare": compare}
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}; medians of CPU time")
     print(f"{'what':<62} {'ratio':>7}  {'goal':<9} detail")
     for name in sys.argv[1:] or parts:

@@ -1,6 +1,6 @@
 """Shifted rows of all layers side by side, gathered until there are enough to multiply, and multiplied tile by tile."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 BUFFER = 200_000_000  # bytes of rows that are multiplied at once: adding up in float64 costs as much as few rows do
 ROWS = 4096  # and no more of them than this
 TILE = 768  # columns of A and of B that are multiplied at once: narrow layers are stacked, wide ones are cut
-BLOCK = 256  # only blocks on and above the diagonal of the symmetric sum xx' are multiplied
+BLOCK = 192  # only blocks on and above the diagonal of the symmetric sum xx' are multiplied
 
 
 def parts(widths: Sequence[int]) -> list[slice]:
@@ -37,75 +37,120 @@ def _buffer_rows(width: int, itemsize: int) -> int:
     return max(1, min(ROWS, BUFFER // (width * itemsize)))
 
 
+def tiles(widths: Sequence[int]) -> list[slice]:
+    """Runs of columns that are multiplied together: whole layers up to TILE columns, or parts of a wider one."""
+    found: list[slice] = []
+    for at in parts(widths):
+        if found and at.stop - found[-1].start <= TILE:
+            found[-1] = slice(found[-1].start, at.stop)
+        else:
+            found += [slice(start, min(start + TILE, at.stop)) for start in range(at.start, at.stop, TILE)]
+    return found
+
+
+class _Side:
+    """The rows of one model: tiles, each contiguous, and where every layer is among them."""
+
+    def __init__(self, widths: Sequence[int], size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.widths = widths
+        self.tiles = tiles(widths)
+        self.rows = [torch.empty(size, tile.stop - tile.start, dtype=dtype, device=device) for tile in self.tiles]
+        self.squares = torch.empty(size, len(widths), dtype=torch.float64, device=device)
+        self.pieces = [list(self._pieces(at)) for at in parts(widths)]
+
+    def _pieces(self, layer: slice) -> Iterator[tuple[int, slice, slice]]:
+        """(tile, columns within the tile, columns within the layer) of each part of a layer."""
+        for number, tile in enumerate(self.tiles):
+            start, stop = max(tile.start, layer.start), min(tile.stop, layer.stop)
+            if start < stop:
+                yield (
+                    number, slice(start - tile.start, stop - tile.start), slice(start - layer.start, stop - layer.start)
+                )  # fmt: skip
+
+
 class RowBuffer:
-    """Shifted rows side by side, gathered until there are enough to multiply at once."""
+    """Rows that wait, of both models."""
 
     def __init__(self, owner: "CovarianceStatistics", dtype: torch.dtype) -> None:
         self.owner, self.dtype, self.filled = owner, dtype, 0
         self.size = _buffer_rows(sum(owner.widths_a) + sum(owner.widths_b), dtype.itemsize)
-        self.sides: dict[str, Tensor] = {}
-        self.squares: dict[str, Tensor] = {}
-        for side, widths in (("a", owner.widths_a), ("b", owner.widths_b)):
-            self.sides[side] = torch.empty(self.size, sum(widths), dtype=dtype, device=owner.sum_a.device)
-            self.squares[side] = self.sides[side].new_empty(self.size, len(widths), dtype=torch.float64)
-        self.product = torch.empty(TILE * TILE, dtype=dtype, device=owner.sum_a.device)
+        device = owner.sum_a.device
+        self.sides = {
+            "a": _Side(owner.widths_a, self.size, dtype, device),
+            "b": _Side(owner.widths_b, self.size, dtype, device),
+        }
+        self.product = torch.empty(TILE * TILE, dtype=dtype, device=device)
 
     def add(self, x: Sequence[Tensor], y: Sequence[Tensor]) -> None:
         """Copy rows in, and multiply whenever the buffer is full."""
         done = 0
         while done < len(x[0]):
             take = min(len(x[0]) - done, self.size - self.filled)
-            for side, rows, shift in (("a", x, self.owner.shift_a), ("b", y, self.owner.shift_b)):
-                shift = shift.to(self.dtype)
-                for layer, at in enumerate(parts(getattr(self.owner, f"widths_{side}"))):
-                    into = self.sides[side][self.filled : self.filled + take, at]
-                    torch.sub(rows[layer][done : done + take].to(into), shift[at], out=into)
-                    square = torch.linalg.vector_norm(into, dim=1, dtype=torch.float64).square_()
-                    self.squares[side][self.filled : self.filled + take, layer] = square
-                    if not torch.isfinite(square).all():
-                        bad = ~torch.isfinite(rows[layer]).all(1)
-                        raise ValueError(
-                            f"Expected finite activations, got NaN or inf in row {int(bad.int().argmax())} of layer "
-                            f"{layer} of {side.upper()}; look upstream for an overflow."
-                        )
+            for side, rows in (("a", x), ("b", y)):
+                shift = getattr(self.owner, f"shift_{side}").to(self.dtype)
+                for layer, at in enumerate(parts(self.sides[side].widths)):
+                    self._copy(side, layer, rows[layer][done : done + take], shift[at])
             self.filled += take
             done += take
             if self.filled == self.size:
                 self.flush()
+
+    def _copy(self, side: str, layer: int, rows: Tensor, shift: Tensor) -> None:
+        into, here = self.sides[side], slice(self.filled, self.filled + len(rows))
+        square = torch.zeros(len(rows), dtype=torch.float64, device=shift.device)
+        for tile, columns, own in into.pieces[layer]:
+            part = into.rows[tile][here, columns]
+            torch.sub(rows[:, own].to(part), shift[own], out=part)
+            square += torch.linalg.vector_norm(part, dim=1, dtype=torch.float64).square_()
+        if not torch.isfinite(square).all():
+            bad = int((~torch.isfinite(rows).all(1)).int().argmax())
+            raise ValueError(
+                f"Expected finite activations, got NaN or inf in row {bad} of layer {layer} of {side.upper()}; look "
+                "upstream for an overflow."
+            )
+        into.squares[here, layer] = square
 
     def flush(self) -> None:
         """Multiply what is there and add it to the owner's sums."""
         n, self.filled = self.filled, 0
         if not n:
             return
-        owner = self.owner
-        a, b = self.sides["a"][:n], self.sides["b"][:n]
-        squares_a, squares_b = self.squares["a"][:n], self.squares["b"][:n]
-        ones = a.new_ones(n)
-        for start in range(0, a.shape[1], TILE):
-            for first in range(0, b.shape[1], TILE):
-                self._accumulate(owner.cross, a, b, slice(start, start + TILE), slice(first, first + TILE))
-        owner.square_cross.addmm_(squares_a.T, squares_b)
-        owner.weighted_a.add_(squares_b.T.to(a.dtype) @ a)
-        owner.weighted_b.add_(squares_a.T.to(a.dtype) @ b)
-        for side, x, squares in (("a", a, squares_a), ("b", b, squares_b)):
+        owner, a, b = self.owner, self.sides["a"], self.sides["b"]
+        for left, at in zip(a.rows, a.tiles, strict=True):
+            for right, columns in zip(b.rows, b.tiles, strict=True):
+                self._accumulate(owner.cross[at, columns], left[:n], right[:n])
+        owner.square_cross.addmm_(a.squares[:n].T, b.squares[:n])
+        for side, own, other in (("a", a, b), ("b", b, a)):
+            weights = other.squares[:n].T.to(self.dtype)
+            squares = own.squares[:n]
+            ones = weights.new_ones(n)
+            for rows, at in zip(own.rows, own.tiles, strict=True):
+                getattr(owner, f"weighted_{side}")[:, at].add_(weights @ rows[:n])
+                getattr(owner, f"sum_{side}")[at].add_(rows[:n].T @ ones)
             getattr(owner, f"square_{side}").add_(squares.sum(0))
             getattr(owner, f"quartic_{side}").add_(squares.square().sum(0))
-            getattr(owner, f"sum_{side}").add_(x.T @ ones)
-            widths = owner.widths_a if side == "a" else owner.widths_b
-            squared = matrices(getattr(owner, f"within_{side}"), widths)
-            for layer, at in enumerate(parts(widths)):
-                block, within = x[:, at], squared[layer]
-                for start in range(0, block.shape[1], BLOCK):
-                    for first in range(start, block.shape[1], TILE):
-                        rows, columns = slice(start, start + BLOCK), slice(first, first + TILE)
-                        self._accumulate(within, block, block, rows, columns)
-                getattr(owner, f"cubic_{side}")[at] += block.T @ squares[:, layer].to(x.dtype)
+            self._within(side, n)
         owner._n += n
         owner._mirrored = False
 
-    def _accumulate(self, into: Tensor, a: Tensor, b: Tensor, rows: slice, columns: slice) -> None:
-        """Add one tile of a'b, while the cache still holds it."""
-        left, right = a[:, rows].T, b[:, columns]
-        product = self.product[: len(left) * right.shape[1]].view(len(left), right.shape[1])
-        into[rows, columns].add_(torch.mm(left, right, out=product))
+    def _within(self, side: str, n: int) -> None:
+        """Add x x' of each layer, on and above the diagonal, and |x|^2 x."""
+        own, owner = self.sides[side], self.owner
+        squared = matrices(getattr(owner, f"within_{side}"), own.widths)
+        for layer, at in enumerate(parts(own.widths)):
+            weights = own.squares[:n, layer].to(self.dtype)
+            cubic = getattr(owner, f"cubic_{side}")[at]
+            for index, (tile, columns, place) in enumerate(own.pieces[layer]):
+                rows = own.rows[tile][:n, columns]
+                cubic[place].add_(rows.T @ weights)
+                for start in range(0, rows.shape[1], BLOCK):
+                    block = slice(place.start + start, place.start + min(start + BLOCK, rows.shape[1]))
+                    into = squared[layer][block, place.start + start : place.stop]
+                    self._accumulate(into, rows[:, start : start + BLOCK], rows[:, start:])
+                for other, right, across in own.pieces[layer][index + 1 :]:
+                    self._accumulate(squared[layer][place, across], rows, own.rows[other][:n, right])
+
+    def _accumulate(self, into: Tensor, left: Tensor, right: Tensor) -> None:
+        """Add left'right, while the cache still holds it."""
+        product = self.product[: into.numel()].view(into.shape)
+        into.add_(torch.mm(left.T, right, out=product))

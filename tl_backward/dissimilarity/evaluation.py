@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Protocol, cast, runtime_checkable
 
 import torch
@@ -85,18 +86,16 @@ def find_measures(measures: str | Sequence[str], estimator: str) -> Wanted:
 
 
 def _registered(name: str) -> TensorMeasure:
+    """A measure of the registry of measures on tensors."""
     known = ["cka", *ADDITIVE]
     try:
-        from tl_backward.dissimilarity.measures import registry  # pyright: ignore
-    except ImportError:
-        registry = None
-    if registry is not None:
-        try:
-            return registry.get_measure(name)
-        except (KeyError, ValueError) as error:
-            known += list(getattr(registry, "MEASURES", ()))
-            raise ValueError(_unknown(name, known)) from error
-    raise ValueError(_unknown(name, known))
+        registry = import_module("tl_backward.dissimilarity.measures.registry")
+    except ModuleNotFoundError:
+        raise ValueError(_unknown(name, known)) from None
+    try:
+        return registry.get_measure(name)
+    except (KeyError, ValueError):
+        raise ValueError(_unknown(name, [*known, *getattr(registry, "MEASURES", ())])) from None
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:
