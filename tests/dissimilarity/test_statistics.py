@@ -169,6 +169,23 @@ def test_additive_measures_reproduce_the_reference(name):
         assert got == pytest.approx(expected, rel=1e-8, abs=1e-8 * scale), which
 
 
+@pytest.mark.parametrize("name", ADDITIVE)
+def test_float32_agrees(name):
+    measure = ADDITIVE[name]
+    for which, (x, y) in reference()[1].items():
+        x, y = x.float(), y.float()
+        exact = measure(fed([x.double()], [y.double()], [len(x)]).pair(0, 0))
+        got = measure(fed([x], [y], [len(part) for part in x.split(37)]).pair(0, 0))
+        # A distance is the root (or arccos) of a difference: its square has the digits.
+        power = 2 if measure.range.startswith("[0, ") and measure.range != "[0, 1]" else 1
+        scale = max(
+            1.0,
+            exact**power,
+            *(float(z.double().square().sum()) for z in (x - x.mean(0), y - y.mean(0)) if name == "procrustes"),
+        )
+        assert abs(got**power - exact**power) <= 1.5e-4 * scale, which
+
+
 def test_null_mean_reproduces_the_reference():
     oracle, pairs = reference()
     for which, (x, y) in pairs.items():

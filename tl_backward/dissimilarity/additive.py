@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward.dissimilarity.moments import LayerSums, PairSums, spectrum
+from tl_backward.dissimilarity.moments import LayerSums, PairSums
 
 SVCCA_VARIANCE = 0.99
 GULP_RIDGE = 1e-2
@@ -30,6 +30,8 @@ class AdditiveMeasure:
     """The key of the reference that it reproduces."""
     any_basis: bool = True
     """Whether it is the same in every orthonormal basis of each layer (and for layers of any width around them)."""
+    double: bool = True
+    """Whether the sums need float64 products: it inverts a covariance, or is the small difference of large numbers."""
 
     def __call__(self, pair: PairSums) -> float:
         """The measure of one pair."""
@@ -128,7 +130,7 @@ def eigenspace_overlap(pair: PairSums) -> float:
     a, b = pair.a, pair.b
     cross = pair.cross + torch.outer(a.sum, b.shift) + torch.outer(a.shift, b.sum)
     cross.addr_(a.shift, b.shift, alpha=pair.n)
-    left, right = (_whitened(*spectrum(layer.uncentred())) for layer in (a, b))
+    left, right = (_whitened(*layer.uncentred_spectrum()) for layer in (a, b))
     overlap = left.T @ cross @ right
     return float(torch.linalg.vector_norm(overlap).square()) / max(cross.shape)
 
@@ -149,11 +151,11 @@ def _measures() -> list[AdditiveMeasure]:
     return [
         AdditiveMeasure(
             "cka_debiased", cka_debiased, "linear CKA with the unbiased HSIC (Song et al. 2012)", signed,
-            lambda pair: 0.0, "cka_linear_song",
+            lambda pair: 0.0, "cka_linear_song", double=False,
         ),
         AdditiveMeasure(
             "cka_biased", cka_biased, "linear CKA, biased (Kornblith et al. 2019)", unit, _biased_null,
-            "cka_linear_biased",
+            "cka_linear_biased", double=False,
         ),
         AdditiveMeasure(
             "cka_angular", cka_angular, "arccos of biased linear CKA", half, None, "cka_linear_biased_angular"
@@ -164,7 +166,7 @@ def _measures() -> list[AdditiveMeasure]:
             "cca_mean_sq(pillai/k)",
         ),
         AdditiveMeasure("svcca", svcca, "CCA of the components of 99 % of the variance", unit, None, "svcca_0.99_mean"),
-        AdditiveMeasure("pwcca", pwcca, "projection-weighted CCA, from A", unit, None, "pwcca_X", False),
+        AdditiveMeasure("pwcca", pwcca, "projection-weighted CCA, from A", unit, None, "pwcca_X", any_basis=False),
         AdditiveMeasure("procrustes", procrustes, "Procrustes distance, centred", positive, None, "procrustes_centred"),
         AdditiveMeasure(
             "procrustes_normalised", procrustes_normalised, "Procrustes distance of unit-norm layers", "[0, sqrt 2]",
@@ -182,7 +184,7 @@ def _measures() -> list[AdditiveMeasure]:
         AdditiveMeasure("gulp", gulp, "GULP distance at ridge 0.01 (the root)", positive, None, "gulp^2_1e-2"),
         AdditiveMeasure(
             "eigenspace_overlap", eigenspace_overlap, "overlap of column spaces, not centred", unit, None,
-            "eigenspace_overlap", False,
+            "eigenspace_overlap", any_basis=False,
         ),
     ]  # fmt: skip
 

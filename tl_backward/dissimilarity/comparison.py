@@ -118,7 +118,8 @@ def compare(
     n_samples = _most_samples(models, data, reading, max(point.width for point in (*points_a, *points_b)))
     widths_a, widths_b = [point.width for point in points_a], [point.width for point in points_b]
     plan = plan_memory(
-        widths_a, widths_b, itemsize=dtype.itemsize, n_samples=n_samples if world == 1 else None, jackknife=jackknife,
+        widths_a, widths_b, itemsize=8 if wanted.double else dtype.itemsize,
+        n_samples=n_samples if world == 1 else None, jackknife=jackknife,
         sample_size=_kept(wanted, permutations, sample_size), additive=bool(wanted.additive),
         any_basis=wanted.any_basis, minibatch=wanted.minibatch, max_memory=max_memory,
     )  # fmt: skip

@@ -59,6 +59,11 @@ class Wanted:
         """Whether every additive measure may be taken in coordinates of another basis."""
         return all(measure.any_basis for measure in self.additive.values())
 
+    @property
+    def double(self) -> bool:
+        """Whether the sums are to be multiplied in float64."""
+        return any(measure.double for measure in self.additive.values())
+
 
 def find_measures(measures: str | Sequence[str], estimator: str) -> Wanted:
     """Look measures up: those of sums here, all others in the registry of measures on tensors.

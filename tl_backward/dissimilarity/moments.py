@@ -7,8 +7,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-RANK_TOLERANCE = 1e-10  # an eigenvalue of X'X below this share of the largest is no direction (1e-5 of the deviation)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LayerSums:
@@ -26,11 +24,17 @@ class LayerSums:
     """sum |x|^4."""
     cubic: Float[Tensor, "d"]
     """sum |x|^2 x."""
+    tolerance: float
+    """An eigenvalue below this share of the largest is rounding, no direction."""
 
     def __sub__(self, other: "LayerSums") -> "LayerSums":
         """Without the samples of `other`, which has the same shift."""
-        names = [field.name for field in fields(self) if field.name != "shift"]
-        return LayerSums(shift=self.shift, **{name: getattr(self, name) - getattr(other, name) for name in names})
+        names = [field.name for field in fields(self) if field.name not in ("shift", "tolerance")]
+        return LayerSums(
+            shift=self.shift,
+            tolerance=self.tolerance,
+            **{name: getattr(self, name) - getattr(other, name) for name in names},
+        )
 
     def scatter(self) -> Float[Tensor, "d d"]:
         """X'X of the centred samples."""
@@ -48,7 +52,13 @@ class LayerSums:
     @cached_property
     def spectrum(self) -> tuple[Float[Tensor, "rank"], Float[Tensor, "d rank"]]:
         """Eigenvalues of the scatter, largest first, and eigenvectors; its null space is left out."""
-        return spectrum(self.scatter())
+        return _directions(self.scatter(), self.tolerance)
+
+    def uncentred_spectrum(self) -> tuple[Float[Tensor, "rank"], Float[Tensor, "d rank"]]:
+        """The same of X'X with the mean in it, whose rounding is still that of the spread around the mean."""
+        matrix, spread = self.uncentred(), float(self.spectrum[0][0])
+        scale = float(torch.linalg.vector_norm(matrix))
+        return _directions(matrix, max(self.tolerance * spread / scale, 1e-13))
 
     @cached_property
     def own_hsic(self) -> float:
@@ -116,11 +126,13 @@ class PairSums:
         return square_cross, weighted_a, weighted_b
 
 
-def spectrum(scatter: Float[Tensor, "d d"]) -> tuple[Float[Tensor, "rank"], Float[Tensor, "d rank"]]:
+def _directions(
+    scatter: Float[Tensor, "d d"], tolerance: float
+) -> tuple[Float[Tensor, "rank"], Float[Tensor, "d rank"]]:
     """Eigenvalues, largest first, and eigenvectors of a scatter matrix, without its null space."""
     values, vectors = torch.linalg.eigh(scatter)
     values, vectors = values.flip(0), vectors.flip(1)
-    keep = values > RANK_TOLERANCE * values[0]
+    keep = values > tolerance * values[0]
     return values[keep], vectors[:, keep]
 
 

@@ -118,7 +118,10 @@ class Run:
         self.tally.update(pairs, [*rows_a, *rows_b])
         self.sample.update(number, [*rows_a, *rows_b])
         if self.sums is not None:
-            self.sums.update(number, rows_a, rows_b)
+            if self.wanted.double:
+                self.sums.update(number, [row.double() for row in rows_a], [row.double() for row in rows_b])
+            else:
+                self.sums.update(number, rows_a, rows_b)
         if self.minibatch is not None:
             self.minibatch.update(number, rows_a, rows_b)
 

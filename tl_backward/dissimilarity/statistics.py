@@ -21,6 +21,8 @@ from tl_backward.dissimilarity.moments import LayerSums, PairSums
 
 Rows = Sequence[Float[Tensor, "_ _"]]
 
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-6}  # rounding of X'X, as a share of its largest eigenvalue
+
 _SIDE = ("sum", "square", "within", "quartic", "cubic")
 _CROSS = ("cross", "square_cross", "weighted_a", "weighted_b")
 
@@ -79,6 +81,7 @@ class CovarianceStatistics:
         for name, shape in shapes.items():
             setattr(self, name, torch.zeros(shape, dtype=torch.float64, device=device))
         self._parts = {"a": parts(self.widths_a), "b": parts(self.widths_b)}
+        self.tolerance = TOLERANCE[torch.float64]
         self._rows: RowBuffer | None = None
         self._mirrored = True
 
@@ -132,6 +135,7 @@ class CovarianceStatistics:
         if self._rows is None:
             dtype = torch.float64 if any(row.dtype == torch.float64 for row in (*x, *y)) else torch.float32
             self._rows = RowBuffer(self, dtype)
+        self.tolerance = max(self.tolerance, TOLERANCE[self._rows.dtype])
         if not self.n and not self.shift_a.any() and not self.shift_b.any():
             # Rounded to the inputs' dtype: the subtraction is then exact where a layer is far from zero.
             self.shift_a.copy_(torch.cat([row.double().mean(0) for row in x]).to(self._rows.dtype))
@@ -172,6 +176,7 @@ class CovarianceStatistics:
             within=matrices(getattr(self, f"within_{side}"), widths)[layer],
             quartic=getattr(self, f"quartic_{side}")[layer],
             cubic=getattr(self, f"cubic_{side}")[at],
+            tolerance=self.tolerance,
         )
 
     def copy(self) -> "CovarianceStatistics":
@@ -179,7 +184,7 @@ class CovarianceStatistics:
         self.flush()
         twin = CovarianceStatistics(self.widths_a, self.widths_b, device=self.sum_a.device)
         twin.shift_a, twin.shift_b = self.shift_a.clone(), self.shift_b.clone()
-        twin._n = self.n
+        twin._n, twin.tolerance = self.n, self.tolerance
         for name in self._names():
             getattr(twin, name).copy_(getattr(self, name))
         return twin
@@ -203,6 +208,8 @@ class CovarianceStatistics:
             other = other.copy()
             other.move(self.shift_a, self.shift_b)
         self._n += other.n
+        self._mirrored = False
+        self.tolerance = max(self.tolerance, other.tolerance)
         for name in self._names():
             getattr(self, name).add_(getattr(other, name))
         return self
@@ -244,6 +251,9 @@ class CovarianceStatistics:
         distributed.broadcast(shifts, source)
         self.move(*shifts.split([len(self.shift_a), len(self.shift_b)]))
         self._n = sum(int(count) for count in counts)
+        rounding = torch.tensor([self.tolerance], dtype=torch.float64, device=device)
+        distributed.all_reduce(rounding, distributed.ReduceOp.MAX)
+        self.tolerance = float(rounding)
         for name in self._names():
             distributed.all_reduce(getattr(self, name))
 
@@ -258,14 +268,20 @@ class CovarianceStatistics:
 
     def metadata(self) -> dict[str, object]:
         """What `restore` needs beside the tensors."""
-        return {"version": 1, "n": self.n, "widths_a": self.widths_a, "widths_b": self.widths_b}
+        return {
+            "version": 1,
+            "n": self.n,
+            "tolerance": self.tolerance,
+            "widths_a": self.widths_a,
+            "widths_b": self.widths_b,
+        }
 
     @classmethod
     def restore(cls, tensors: dict[str, Tensor], metadata: dict) -> "CovarianceStatistics":
         """The statistics whose `tensors()` and `metadata()` these are."""
         device = tensors["sum_a"].device
         fresh = cls(metadata["widths_a"], metadata["widths_b"], device=device)
-        fresh._n = int(metadata["n"])
+        fresh._n, fresh.tolerance = int(metadata["n"]), float(metadata["tolerance"])
         for name in ("shift_a", "shift_b", *cls._names()):
             if tensors[name].shape != getattr(fresh, name).shape:
                 raise ValueError(
