@@ -127,12 +127,9 @@ def gulp(pair: PairSums) -> float:
 
 def eigenspace_overlap(pair: PairSums) -> float:
     """|U'V|_F^2 / max(d1, d2), U and V the column spaces of X and Y, not centred (May et al. 2019)."""
-    a, b = pair.a, pair.b
-    cross = pair.cross + torch.outer(a.sum, b.shift) + torch.outer(a.shift, b.sum)
-    cross.addr_(a.shift, b.shift, alpha=pair.n)
-    left, right = (_whitened(*layer.uncentred_spectrum()) for layer in (a, b))
-    overlap = left.T @ cross @ right
-    return float(torch.linalg.vector_norm(overlap).square()) / max(cross.shape)
+    left, right = (_whitened(*layer.uncentred_spectrum()) for layer in (pair.a, pair.b))
+    overlap = left.T @ pair.uncentred() @ right
+    return float(torch.linalg.vector_norm(overlap).square()) / max(pair.cross.shape)
 
 
 def _biased_null(pair: PairSums) -> float:

@@ -40,6 +40,10 @@ class LayerSums:
         """X'X of the centred samples."""
         return torch.addr(self.within, self.sum, self.sum, alpha=-1 / self.n)
 
+    def mean(self) -> Float[Tensor, "d"]:
+        """The samples' mean, without the shift."""
+        return self.shift + self.sum / self.n
+
     def spread(self) -> float:
         """|X|^2 of the centred samples: the trace of their Gram matrix."""
         return float(self.square - self.sum.dot(self.sum) / self.n)
@@ -103,6 +107,12 @@ class PairSums:
     def scatter(self) -> Float[Tensor, "d1 d2"]:
         """X'Y of the centred samples."""
         return torch.addr(self.cross, self.a.sum, self.b.sum, alpha=-1 / self.n)
+
+    def uncentred(self) -> Float[Tensor, "d1 d2"]:
+        """X'Y of the samples as they are, with their means and without the shifts."""
+        a, b = self.a, self.b
+        moved = self.cross + torch.outer(a.sum, b.shift) + torch.outer(a.shift, b.sum)
+        return moved.addr_(a.shift, b.shift, alpha=self.n)
 
     def hsic(self) -> float:
         """The unbiased HSIC of the two layers: zero on average over all pairings of the samples."""
