@@ -101,11 +101,11 @@ def test_what_a_sample_is(world, choice, side):
     options, kept = CHOICES[choice]
     a, b = build(world), bridge("llama")
     a.tokenizer.padding_side = b.tokenizer.padding_side = side
-    found = compare(a, b, TEXTS, batching=4, measures=("cka", "cka_biased", "r2"), **options, **QUIET)
+    found = compare(a, b, TEXTS, batching=4, measures=("cka", "cka_biased", "linear_regression"), **options, **QUIET)
     (x, owner), (y, _) = (materialised(model, TEXTS, resid(model), **kept) for model in (a, b))
     assert found.n_samples == len(owner)
     torch.testing.assert_close(found["cka"], brute(brute_cka, x, y), rtol=1e-8, atol=1e-10)
-    for name in ("cka_biased", "r2"):
+    for name in ("cka_biased", "linear_regression"):
         torch.testing.assert_close(found[name], brute(from_sums(name), x, y), rtol=1e-7, atol=1e-9)
     assert found.first_excluded == ("exclude_first" in options) and found.n_truncated == (6 if choice == "cut" else 0)
     for words in ("left out" if found.first_excluded else "included",):
@@ -382,7 +382,13 @@ def registry(monkeypatch):
         a, b = (torch.pdist(z.double()).square() for z in (x, y))
         return torch.corrcoef(torch.stack([a, b]))[0, 1]
 
-    measure = types.SimpleNamespace(name="rsa", function=distance_correlation, additive=False, range="[-1, 1]")
+    class Measure:
+        name, additive = "rsa", False
+
+        def __call__(self, x, y):
+            return distance_correlation(x, y)
+
+    measure = Measure()
 
     def get_measure(name):
         if name != "rsa":
@@ -400,9 +406,7 @@ def test_other_measures_take_a_bounded_seeded_sample(registry):
     a, b = build(worlds()[0]), bridge("llama")
     (x, _), (y, _) = (materialised(model, TEXTS, resid(model)) for model in (a, b))
     everything = compare(a, b, TEXTS, measures=("rsa", "cka"), batching=2, **QUIET)
-    torch.testing.assert_close(
-        everything["rsa"], brute(lambda p, q: float(registry.function(p, q)), x, y), rtol=1e-8, atol=1e-9
-    )
+    torch.testing.assert_close(everything["rsa"], brute(lambda p, q: float(registry(p, q)), x, y), rtol=1e-8, atol=1e-9)
     some = [compare(a, b, TEXTS, measures="rsa", sample_size=20, seed=seed, batching=2, **QUIET) for seed in (0, 0, 1)]
     assert some[0].n_sampled == 20 and "sample of 20 of 58" in some[0].computed_from[0]
     assert torch.equal(some[0].values, some[1].values) and not torch.equal(some[0].values, some[2].values)
@@ -516,7 +520,7 @@ for name, options in json.loads(sys.argv[2]).items():
     open(f"{sys.argv[1]}/{name}-{accelerator.process_index}.json", "w").write(json.dumps(kept))
 """
 RUNS = {
-    "full": {"measures": ["cka", "r2"], "sample_size": 30},
+    "full": {"measures": ["cka", "linear_regression"], "sample_size": 30},
     "batches": {"estimator": "minibatch_mean_of_ratios", "exclude_first": True},
     "last": {"sample": "last"},
 }

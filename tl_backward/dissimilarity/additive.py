@@ -27,7 +27,7 @@ class AdditiveMeasure:
     null: Callable[[PairSums], float] | None = None
     """Its mean over all pairings of the samples, in closed form; None where none is known."""
     oracle: str = ""
-    """The key of the reference that it reproduces."""
+    """The key of the reference that it reproduces; "" without one."""
     any_basis: bool = True
     """Whether it is the same in every orthonormal basis of each layer (and for layers of any width around them)."""
     double: bool = True
@@ -61,12 +61,27 @@ def procrustes(pair: PairSums) -> float:
 
 def procrustes_normalised(pair: PairSums) -> float:
     """Procrustes distance of X / |X| and Y / |Y|: sqrt(2 - 2 |X'Y|_* / (|X| |Y|)); a metric."""
-    return math.sqrt(max(0.0, 2 - 2 * _similarity(pair)))
+    return math.sqrt(max(0.0, 2 - 2 * bures_similarity(pair)))
 
 
-def angular_shape(pair: PairSums) -> float:
+def shape_angular(pair: PairSums) -> float:
     """arccos(|X'Y|_* / (|X| |Y|)), in radians: the angular shape metric of Williams et al. 2021."""
-    return math.acos(_similarity(pair))
+    return math.acos(bures_similarity(pair))
+
+
+def procrustes_squared(pair: PairSums) -> float:
+    """|X|^2 + |Y|^2 - 2 |X'Y|_*, centred."""
+    return procrustes(pair) ** 2
+
+
+def procrustes_disparity(pair: PairSums) -> float:
+    """1 - (|X'Y|_* / (|X| |Y|))^2: what is left of unit-norm Y after the best rotation and scale of X."""
+    return 1 - bures_similarity(pair) ** 2
+
+
+def bures_similarity(pair: PairSums) -> float:
+    """|X'Y|_* / (|X| |Y|), the normalised Bures similarity of the Gram matrices."""
+    return min(1.0, _nuclear(pair) / math.sqrt(pair.a.spread() * pair.b.spread()))
 
 
 def cca(pair: PairSums) -> float:
@@ -90,20 +105,23 @@ def pwcca(pair: PairSums) -> float:
 
     <h_i, x_j> = (w_i' X'X)_j: the weights, too, follow from the sums. Not symmetric: x's side projects.
     """
-    scatter = pair.a.scatter()
-    left, right = _whitener(pair.a), _whitener(pair.b)
-    u, rho, _ = torch.linalg.svd(left.T @ pair.scatter() @ right, full_matrices=False)
-    weights = (scatter @ (left @ u)).abs().sum(0)
-    return float((weights * rho.clamp(max=1)).sum() / weights.sum())
+    u, rho, _ = _canonical(pair)
+    return _projected(pair.a, u, rho)
 
 
-def r2(pair: PairSums) -> float:
+def pwcca_y(pair: PairSums) -> float:
+    """PWCCA with the weights from y's side."""
+    _, rho, v = _canonical(pair)
+    return _projected(pair.b, v, rho)
+
+
+def linear_regression(pair: PairSums) -> float:
     """Share of y's variance that least squares predicts from x, in sample."""
     whitener = _whitener(pair.a)
     return min(1.0, float(torch.linalg.vector_norm(whitener.T @ pair.scatter()).square()) / pair.b.spread())
 
 
-def r2_reverse(pair: PairSums) -> float:
+def linear_regression_y_to_x(pair: PairSums) -> float:
     """Share of x's variance that least squares predicts from y, in sample."""
     whitener = _whitener(pair.b)
     return min(1.0, float(torch.linalg.vector_norm(pair.scatter() @ whitener).square()) / pair.a.spread())
@@ -123,6 +141,11 @@ def gulp(pair: PairSums) -> float:
     cross = pair.scatter() / math.sqrt(scales[0] * scales[1])
     own = float((own_a * own_a.T).sum() + (own_b * own_b.T).sum())
     return math.sqrt(max(0.0, own - 2 * float((left @ cross @ right * cross).sum())))
+
+
+def gulp_squared(pair: PairSums) -> float:
+    """The square of `gulp`, as the paper's estimator returns it."""
+    return gulp(pair) ** 2
 
 
 def eigenspace_overlap(pair: PairSums) -> float:
@@ -164,21 +187,36 @@ def _measures() -> list[AdditiveMeasure]:
         ),
         AdditiveMeasure("svcca", svcca, "CCA of the components of 99 % of the variance", unit, None, "svcca_0.99_mean"),
         AdditiveMeasure("pwcca", pwcca, "projection-weighted CCA, from A", unit, None, "pwcca_X", any_basis=False),
+        AdditiveMeasure("pwcca_y", pwcca_y, "projection-weighted CCA, from B", unit, None, "pwcca_Y", any_basis=False),
         AdditiveMeasure("procrustes", procrustes, "Procrustes distance, centred", positive, None, "procrustes_centred"),
         AdditiveMeasure(
             "procrustes_normalised", procrustes_normalised, "Procrustes distance of unit-norm layers", "[0, sqrt 2]",
             None, "procrustes_centred_normalised",
         ),
-        AdditiveMeasure("angular_shape", angular_shape, "angular shape metric", half, None, "shape_angular"),
         AdditiveMeasure(
-            "r2", r2, "share of B's variance predicted linearly from A", unit,
+            "procrustes_squared", procrustes_squared, "squared Procrustes distance, centred", positive, None,
+            "procrustes_squared_centred",
+        ),
+        AdditiveMeasure(
+            "procrustes_disparity", procrustes_disparity, "Procrustes disparity", unit, None,
+            "procrustes_disparity(1-nbs^2)",
+        ),
+        AdditiveMeasure(
+            "bures_similarity", bures_similarity, "normalised Bures similarity", unit, None, "nbs(nuclear/fro fro)"
+        ),
+        AdditiveMeasure("shape_angular", shape_angular, "angular shape metric", half, None, "shape_angular"),
+        AdditiveMeasure(
+            "linear_regression", linear_regression, "share of B's variance predicted linearly from A", unit,
             lambda pair: _rank(pair.a) / (pair.n - 1), "r2_X_to_Y",
         ),
         AdditiveMeasure(
-            "r2_reverse", r2_reverse, "share of A's variance predicted linearly from B", unit,
-            lambda pair: _rank(pair.b) / (pair.n - 1), "r2_Y_to_X",
+            "linear_regression_y_to_x", linear_regression_y_to_x, "share of A's variance predicted linearly from B",
+            unit, lambda pair: _rank(pair.b) / (pair.n - 1), "r2_Y_to_X",
         ),
-        AdditiveMeasure("gulp", gulp, "GULP distance at ridge 0.01 (the root)", positive, None, "gulp^2_1e-2"),
+        AdditiveMeasure("gulp", gulp, "GULP distance at ridge 0.01", positive, None),
+        AdditiveMeasure(
+            "gulp_squared", gulp_squared, "squared GULP distance at ridge 0.01", positive, None, "gulp^2_1e-2"
+        ),
         AdditiveMeasure(
             "eigenspace_overlap", eigenspace_overlap, "overlap of column spaces, not centred", unit, None,
             "eigenspace_overlap", any_basis=False,
@@ -198,11 +236,6 @@ def _nuclear(pair: PairSums) -> float:
     return float(torch.linalg.svdvals(pair.scatter()).sum())
 
 
-def _similarity(pair: PairSums) -> float:
-    """|X'Y|_* / (|X| |Y|), in [0, 1]."""
-    return min(1.0, _nuclear(pair) / math.sqrt(pair.a.spread() * pair.b.spread()))
-
-
 def _rank(layer: LayerSums) -> int:
     return len(layer.spectrum[0])
 
@@ -219,6 +252,18 @@ def _whitener(layer: LayerSums, variance: float = 1.0) -> Float[Tensor, "d rank"
 
 def _whitened(values: Tensor, vectors: Tensor) -> Tensor:
     return vectors / values.sqrt()
+
+
+def _canonical(pair: PairSums) -> tuple[Tensor, Tensor, Tensor]:
+    """Directions of x's canonical variates, correlations, directions of y's."""
+    left, right = _whitener(pair.a), _whitener(pair.b)
+    u, rho, vh = torch.linalg.svd(left.T @ pair.scatter() @ right, full_matrices=False)
+    return left @ u, rho.clamp(max=1), right @ vh.T
+
+
+def _projected(layer: LayerSums, directions: Tensor, rho: Tensor) -> float:
+    weights = (layer.scatter() @ directions).abs().sum(0)
+    return float((weights * rho).sum() / weights.sum())
 
 
 def _correlations(pair: PairSums, variance: float = 1.0) -> Tensor:

@@ -1,6 +1,5 @@
 """Compare all layers of two models in one pass over the data."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from tl_backward._checks import check_model
 from tl_backward._typing import TransformerLensModel
+from tl_backward.dissimilarity._processes import process
 from tl_backward.dissimilarity.activations import Heads, Hook, find_points
 from tl_backward.dissimilarity.evaluation import N_PERMUTED, Wanted, find_measures
 from tl_backward.dissimilarity.memory import plan_memory
@@ -44,7 +44,7 @@ def compare(
     permutations: int = 20,
     sample_size: int = 2048,
     seed: int = 0,
-    max_memory: int = 4_000_000_000,
+    max_memory: int = 8_000_000_000,
     checkpoint: str | Path | None = None,
     show_plan: bool = False,
     show_progress: bool = True,
@@ -55,6 +55,8 @@ def compare(
     not grow with it. Others are taken on a seeded sample of at most `sample_size` samples, and the result says so. The
     models, their hooks, flags and the RNG are left as found. Under torch.distributed (`accelerate launch`, once an
     Accelerator exists) every process takes each world-size-th batch of the same data, and all get the result of one.
+
+    "cka" is debiased here, unlike `measures.cka`: a biased one rises with width over samples.
 
     Args:
         model_a: a HookedTransformer or TransformerBridge.
@@ -85,8 +87,9 @@ def compare(
         prepend_bos: as in `model.to_tokens`.
         max_tokens: where texts are cut; None for the model's n_ctx.
         jackknife: at most so many groups of consecutive batches are left out in turn for the standard errors; each
-            takes sums of its own, so there may be fewer (at least 8) to fit `max_memory`; 0 for none.
-        permutations: how many random pairings of the sample's rows to measure; 0 for none.
+            takes sums of its own, so there may be fewer (at least 8) to fit `max_memory`, and takes each measure's
+            own time again (decompositions, for all but CKA); 0 for none.
+        permutations: how many random pairings of the sample's rows to measure, each taking that time too; 0 for none.
         sample_size: samples kept for permutations and for measures that need samples.
         seed: of the sample and the permutations.
         max_memory: bytes that may be held beside the models and a batch.
@@ -113,7 +116,7 @@ def compare(
     points_a = find_points(model_a, hook, layers_a, cast(Heads, heads), "model A")
     points_b = find_points(model_b, hook if hook_b is None else hook_b, layers_b, cast(Heads, heads), "model B")
     models = (model_a, model_b)
-    rank, world = _process()
+    rank, world = process()
     dtype = torch.promote_types(model_a.W_U.dtype, model_b.W_U.dtype)
     n_samples = _most_samples(models, data, reading, max(point.width for point in (*points_a, *points_b)))
     widths_a, widths_b = [point.width for point in points_a], [point.width for point in points_b]
@@ -174,22 +177,3 @@ def _check_numbers(**options: tuple[int, int]) -> None:
     for name, (number, least) in options.items():
         if number < least:
             raise ValueError(f"Expected {name} of at least {least}, got {number}; give a larger one.")
-
-
-def _process() -> tuple[int, int]:
-    """The process's number and how many there are.
-
-    Raises:
-        RuntimeError: started by a launcher of several, but none of them has met the others.
-    """
-    from torch import distributed
-
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
-        raise RuntimeError(
-            f"Expected torch.distributed to be initialised under a launcher of {world} processes, got none; create an "
-            "accelerate.Accelerator(), or call torch.distributed.init_process_group, before comparing."
-        )
-    return 0, 1

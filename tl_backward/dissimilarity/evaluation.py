@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol, cast, runtime_checkable
@@ -21,7 +21,7 @@ from tl_backward.dissimilarity.statistics import CovarianceStatistics
 
 N_PERMUTED = 512  # samples whose Gram matrices are permuted: their cost is the square of it, a layer
 _FAST = ("cka", "cka_debiased")
-_CCA = ("cca", "cca_squared", "svcca", "pwcca")
+_CCA = ("cca", "cca_squared", "svcca", "pwcca", "pwcca_y")
 
 
 @runtime_checkable
@@ -29,11 +29,8 @@ class TensorMeasure(Protocol):
     """A measure on two matrices of samples, as the registry gives it."""
 
     name: str
-    additive: bool
-    range: object
 
-    @property
-    def function(self) -> Callable[[Tensor, Tensor], Tensor]:
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """(x, y) -> scalar."""
         ...
 
@@ -205,10 +202,10 @@ def _from_sample(
     a, b = sample.layers[:n_a], sample.layers[n_a:]
     values = torch.zeros(1 + len(keeps), n_a, n_b := len(b), dtype=torch.float64)
     for i, j in _pairs(n_a, n_b, measure.name, 1 + len(keeps), show):
-        values[0, i, j] = float(measure.function(a[i], b[j]))
+        values[0, i, j] = float(measure(a[i], b[j]))
         for k, keep in enumerate(keeps):
             kept = keep.to(a[i].device)
-            values[1 + k, i, j] = float(measure.function(a[i][kept], b[j][kept]))
+            values[1 + k, i, j] = float(measure(a[i][kept], b[j][kept]))
     return values[0], jackknife(values[1:])
 
 
@@ -231,7 +228,7 @@ def _permuted(
                 values[k, i, j] = wanted.additive[name](view.pair(i, j))
         else:
             for i, j in _pairs(n_a, len(b), name, 1, False):
-                values[k, i, j] = float(wanted.sampled[name].function(a[i], turned[j]))
+                values[k, i, j] = float(wanted.sampled[name](a[i], turned[j]))
     return values
 
 

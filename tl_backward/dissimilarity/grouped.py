@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_backward.dissimilarity._processes import greatest_of, several, sum_over
 from tl_backward.dissimilarity.moments import LayerSums, PairSums
 from tl_backward.dissimilarity.statistics import CovarianceStatistics, Rows
 
@@ -59,19 +60,13 @@ class GroupedStatistics:
 
     def reduce(self) -> None:
         """Sum in place over all processes of torch.distributed; every one of them must call it."""
-        from torch import distributed
-
-        if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        if not several():
             return
-        device = self._latest.sum_a.device
-        seen = torch.tensor([self.n_batches], device=device)
-        distributed.all_reduce(seen, distributed.ReduceOp.MAX)
-        self._make_room(int(seen))
-        self.n_batches = int(seen)
-        present = torch.zeros(self.max_groups, dtype=torch.int64, device=device)
+        self.n_batches = int(greatest_of(self.n_batches))
+        self._make_room(self.n_batches)
+        present = torch.zeros(self.max_groups, dtype=torch.int64)
         present[sorted(self.groups)] = 1
-        distributed.all_reduce(present)
-        for number in present.nonzero().flatten().tolist():
+        for number in sum_over(present).nonzero().flatten().tolist():
             group = self.groups.get(number) or self._latest.new()
             group.reduce()
             self.groups[number] = group

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_backward.dissimilarity._processes import greatest_of, several, sum_over
 from tl_backward.dissimilarity.grouped import jackknife
 from tl_backward.dissimilarity.sampling import u_centred
 from tl_backward.dissimilarity.statistics import Rows
@@ -66,20 +67,14 @@ class MinibatchCKA:
 
     def reduce(self) -> None:
         """The batches of all processes, on every one of them."""
-        from torch import distributed
-
-        if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        if not several():
             return
-        highest = torch.tensor([max(self.numbers, default=-1) + 1, self.n_skipped])
-        most = highest.clone()
-        distributed.all_reduce(most, distributed.ReduceOp.MAX)
-        distributed.all_reduce(highest)
-        self.n_skipped = int(highest[1])
-        size = int(most[0])
+        self.n_skipped = int(sum_over(torch.tensor([self.n_skipped])))
+        size = int(greatest_of(max(self.numbers, default=-1) + 1))
         flat = torch.zeros(size, 1 + self.n_a * self.n_b + self.n_a + self.n_b, dtype=torch.float64)
         for number, both, own in zip(self.numbers, self.both, self.own, strict=True):
             flat[number] = torch.cat([torch.ones(1, dtype=torch.float64), both.flatten(), own])
-        distributed.all_reduce(flat)
+        sum_over(flat)
         self.numbers = flat[:, 0].nonzero().flatten().tolist()
         self._unpack(flat[self.numbers, 1:])
 

@@ -198,8 +198,7 @@ class Run:
         )
 
     def _share(self, name: str) -> float:
-        used = self.tally["texts"] if self.reading.sample == "mean" else self.tally["samples"]
-        return used / max(1, self.tally[name])
+        return self.tally["pairs"] / max(1, self.tally[name])
 
     def _unknown(self, side: str) -> float:
         return self.tally[f"unknown_{side}"] / max(1, self.tally[f"tokens_{side}"])

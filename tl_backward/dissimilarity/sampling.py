@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_backward.dissimilarity._processes import gathered, several, sum_over
 from tl_backward.dissimilarity.statistics import Rows
 
 _MULTIPLIER = 1_000_003  # a prime, so that (seed, batch) pairs do not collide for any data one could run through
@@ -59,26 +60,18 @@ class RowSample:
 
     def reduce(self) -> None:
         """The sample of all processes together, on every one of them."""
-        from torch import distributed
-
-        if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        if not several():
             return
-        device = self.layers[0].device
-        world = distributed.get_world_size()
-        seen = torch.tensor([self.n_seen], device=device)
-        distributed.all_reduce(seen)
-        self.n_seen = int(seen)
+        self.n_seen = int(sum_over(torch.tensor([self.n_seen])))
 
-        def gathered(part: Tensor, fill: float) -> Tensor:
-            padded = torch.full((self.size, *part.shape[1:]), fill, dtype=part.dtype, device=device)
-            padded[: len(part)] = part.to(device)
-            every = [torch.empty_like(padded) for _ in range(world)]
-            distributed.all_gather(every, padded)
-            return torch.cat(every)
+        def every(part: Tensor, fill: float) -> Tensor:
+            padded = torch.full((self.size, *part.shape[1:]), fill, dtype=part.dtype, device=part.device)
+            padded[: len(part)] = part
+            return torch.cat(gathered(padded))
 
-        keys, batch = gathered(self.keys, 2.0).cpu(), gathered(self.batch, -1).cpu()
+        keys, batch = every(self.keys, 2.0), every(self.batch, -1)
         real = keys < 1
-        layers = [gathered(layer, 0)[real.to(device)] for layer in self.layers]
+        layers = [every(layer, 0)[real.to(layer.device)] for layer in self.layers]
         self._keep(keys[real], batch[real], layers)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_backward.dissimilarity._processes import from_process, gathered, greatest_of, several, sum_over
 from tl_backward.dissimilarity._rows import TILE, RowBuffer, matrices, parts
 from tl_backward.dissimilarity._storage import load_tensors, save_tensors
 from tl_backward.dissimilarity.moments import LayerSums, PairSums
@@ -238,24 +239,18 @@ class CovarianceStatistics:
 
         Every process must call it, also one that saw no sample.
         """
-        from torch import distributed
-
         self.flush()
-        if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        if not several():
             return
-        device = self.sum_a.device
-        counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(counts, torch.tensor([self.n], device=device))
-        source = next((rank for rank, count in enumerate(counts) if int(count)), 0)
-        shifts = torch.cat([self.shift_a, self.shift_b])
-        distributed.broadcast(shifts, source)
+        counts = gathered(torch.tensor([self.n]))
+        source = next((number for number, count in enumerate(counts) if int(count)), 0)
+        shifts = from_process(torch.cat([self.shift_a, self.shift_b]), source)
         self.move(*shifts.split([len(self.shift_a), len(self.shift_b)]))
         self._n = sum(int(count) for count in counts)
-        rounding = torch.tensor([self.tolerance], dtype=torch.float64, device=device)
-        distributed.all_reduce(rounding, distributed.ReduceOp.MAX)
-        self.tolerance = float(rounding)
+        self.tolerance = greatest_of(self.tolerance)
         for name in self._names():
-            distributed.all_reduce(getattr(self, name))
+            sum_over(getattr(self, name))
+        self._mirrored = False
 
     def save(self, path: str | Path) -> None:
         """Write safetensors with JSON metadata; the file is replaced only once the new one is whole."""

@@ -6,10 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_backward.dissimilarity._processes import several, sum_over
 from tl_backward.dissimilarity.tokens import PairedTokens
 
 COUNTS = (
-    "batches", "texts", "samples", "tokens_a", "tokens_b", "unknown_a", "unknown_b", "truncated", "empty",
+    "batches", "texts", "samples", "pairs", "tokens_a", "tokens_b", "unknown_a", "unknown_b", "truncated", "empty",
     "by_characters",
 )  # fmt: skip
 
@@ -25,7 +26,13 @@ class Tally:
     def update(self, pairs: PairedTokens, rows: Sequence[Float[Tensor, "sample _"]]) -> None:
         """Add a batch with its activations: A's layers, then B's."""
         by_characters = pairs.counts["texts"] if pairs.aligned == "characters" else 0
-        counts = {"batches": 1, "samples": len(rows[0]), "by_characters": by_characters, **pairs.counts}
+        counts = {
+            "batches": 1,
+            "samples": len(rows[0]),
+            "pairs": len(pairs.text),
+            "by_characters": by_characters,
+            **pairs.counts,
+        }
         self.counts += torch.tensor([counts[name] for name in COUNTS], dtype=torch.float64)
         if len(pairs.first) != len(rows[0]):  # means over texts hold no token apart
             return
@@ -43,11 +50,9 @@ class Tally:
 
     def reduce(self) -> None:
         """Sum over all processes."""
-        from torch import distributed
-
-        if distributed.is_available() and distributed.is_initialized():
+        if several():
             for part in (self.counts, self.first, self.squares):
-                distributed.all_reduce(part)
+                sum_over(part)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a checkpoint keeps."""
