@@ -396,7 +396,7 @@ def registry(monkeypatch):
         return measure
 
     package, module = types.ModuleType("measures"), types.ModuleType("registry")
-    module.get_measure, module.MEASURES, package.registry = get_measure, {"rsa": measure}, module
+    module.get_measure, module.list_measures, package.registry = get_measure, lambda: {"name": ["rsa"]}, module
     monkeypatch.setitem(sys.modules, "tl_backward.dissimilarity.measures", package)
     monkeypatch.setitem(sys.modules, "tl_backward.dissimilarity.measures.registry", module)
     return measure
@@ -413,6 +413,24 @@ def test_other_measures_take_a_bounded_seeded_sample(registry):
     for found in (everything, some[0]):
         assert found.standard_errors.isfinite().all() and found.permutation_deviations.isfinite().all()
     assert everything.null_means[0].isnan().all()
+
+
+def test_an_unknown_measure_names_the_registry_s_too(registry):
+    a = build(worlds()[0])
+    with pytest.raises(ValueError, match="got 'rsaa'; the nearest are 'rsa'"):
+        compare(a, a, TEXTS, measures="rsaa", **QUIET)
+
+
+def test_streamed_measures_are_those_on_tensors():
+    measures = pytest.importorskip("tl_backward.dissimilarity.measures.registry")
+    a, b = build(worlds()[0]), bridge("llama")
+    names = [name for name in measures.list_measures()["name"] if name in ADDITIVE]
+    assert len(names) > 15
+    found = compare(a, b, TEXTS, measures=names, permutations=0, jackknife=0, **QUIET)
+    (x, _), (y, _) = (materialised(model, TEXTS, resid(model)) for model in (a, b))
+    for name in names:
+        expected = brute(lambda p, q, n=name: float(measures.get_measure(n)(p, q)), x, y)
+        torch.testing.assert_close(found[name], expected, rtol=1e-6, atol=1e-6)
 
 
 def test_the_sample_is_uniform():

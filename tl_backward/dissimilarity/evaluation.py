@@ -97,7 +97,7 @@ def _registered(name: str) -> TensorMeasure:
     try:
         return registry.get_measure(name)
     except (KeyError, ValueError):
-        raise ValueError(_unknown(name, [*known, *getattr(registry, "MEASURES", ())])) from None
+        raise ValueError(_unknown(name, [*known, *registry.list_measures()["name"]])) from None
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:
