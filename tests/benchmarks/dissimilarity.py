@@ -48,7 +48,7 @@ def rows() -> None:
         {
             "X'Y": lambda: x.T @ y,
             "X'X, X'Y, Y'Y": lambda: (x.T @ x, x.T @ y, y.T @ y),
-            "cka": lambda: measures.cka(x, y),
+            "cka_biased": lambda: measures.cka_biased(x, y),
             "cka_debiased": lambda: measures.cka_debiased(x, y),
             "procrustes": lambda: measures.procrustes(x, y),
             "svcca": lambda: measures.svcca(x, y),
@@ -56,7 +56,7 @@ def rows() -> None:
         rounds=4,
     )
     for name, products, goal in (
-        ("cka", "X'X, X'Y, Y'Y", "<= 1.15"),
+        ("cka_biased", "X'X, X'Y, Y'Y", "<= 1.15"),
         ("cka_debiased", "X'X, X'Y, Y'Y", "<= 1.15"),
         ("procrustes", "X'Y", "<= 1.6"),
         ("svcca", "X'X, X'Y, Y'Y", "<= 2.1"),
@@ -79,7 +79,7 @@ def beside_others() -> None:
     a, b = x.double().numpy(), y.double().numpy()
     for name, package, theirs, ours in (
         ("scipy's procrustes", "scipy.spatial", lambda p: p.procrustes(a, b)[2], measures.procrustes_disparity),
-        ("repsim's cka", "repsim", lambda p: p.cka([a, b], "linear", "gretton")[0, 1], measures.cka),
+        ("repsim's cka_biased", "repsim", lambda p: p.cka_biased([a, b], "linear", "gretton")[0, 1], measures.cka_biased),
         (
             "torchmetrics's procrustes_disparity",
             "torchmetrics.functional.shape",

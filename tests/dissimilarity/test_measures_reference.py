@@ -126,7 +126,7 @@ def test_every_definition_is_tested():
     assert set(NAMES) == set(DEFINITIONS)
 
 
-LARGE = ["cka", "cka_debiased", "cka_hollow", "cka_angular", "svcca", "procrustes", "shape_angular", "bures_similarity",
+LARGE = ["cka_biased", "cka_debiased", "cka_hollow", "cka_angular", "svcca", "procrustes", "shape_angular", "bures_similarity",
          "mutual_knn", "mutual_knn_euclidean", "mutual_knn_inner_product"]  # fmt: skip
 
 

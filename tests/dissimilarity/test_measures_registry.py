@@ -43,7 +43,7 @@ def test_a_measure():
 
 
 def test_an_unknown_measure_names_the_nearest():
-    with pytest.raises(ValueError, match=r"^Expected the name of a measure, got 'ckaa'; the nearest are 'cka'.*\.$"):
+    with pytest.raises(ValueError, match=r"^Expected the name of a measure, got 'ckaa'; the nearest are 'cka_biased'.*\.$"):
         get_measure("ckaa")
 
 

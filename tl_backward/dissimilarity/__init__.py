@@ -1,8 +1,28 @@
-"""Do two models compute the same thing? Measures of (dis)similarity between their representations."""
+"""Do two models compute the same thing? Measures of (dis)similarity, streamed over data, and stitching."""
 
 from tl_backward.dissimilarity import measures as measures
-from tl_backward.dissimilarity.measures.registry import Measure as Measure
-from tl_backward.dissimilarity.measures.registry import get_measure as get_measure
-from tl_backward.dissimilarity.measures.registry import list_measures as list_measures
+from tl_backward.dissimilarity.additive import ADDITIVE
+from tl_backward.dissimilarity.comparison import compare
+from tl_backward.dissimilarity.measures.registry import Measure, get_measure, list_measures
+from tl_backward.dissimilarity.result import Comparison
+from tl_backward.dissimilarity.statistics import CovarianceStatistics
+from tl_backward.dissimilarity.stitching import Stitch, StitchedModel, StitchingGrid, stitch, stitching_grid
 
-__all__ = ["Measure", "get_measure", "list_measures", "measures"]
+__all__ = [
+    # measures on tensors
+    "measures",
+    "Measure",
+    "get_measure",
+    "list_measures",
+    # two models over data
+    "compare",
+    "Comparison",
+    "CovarianceStatistics",
+    "ADDITIVE",
+    # stitching
+    "stitch",
+    "stitching_grid",
+    "Stitch",
+    "StitchedModel",
+    "StitchingGrid",
+]

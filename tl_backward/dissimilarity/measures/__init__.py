@@ -12,8 +12,8 @@ transport form of soft matching (Khosla & Williams 2024) is absent too; `soft_ma
 from tl_backward.dissimilarity.measures._cca import cca as cca
 from tl_backward.dissimilarity.measures._cca import pwcca as pwcca
 from tl_backward.dissimilarity.measures._cca import svcca as svcca
-from tl_backward.dissimilarity.measures._cka import cka as cka
 from tl_backward.dissimilarity.measures._cka import cka_angular as cka_angular
+from tl_backward.dissimilarity.measures._cka import cka_biased as cka_biased
 from tl_backward.dissimilarity.measures._cka import cka_debiased as cka_debiased
 from tl_backward.dissimilarity.measures._cka import cka_hollow as cka_hollow
 from tl_backward.dissimilarity.measures._kernels import cka_rbf as cka_rbf
@@ -43,7 +43,7 @@ from tl_backward.dissimilarity.measures._shape import shape_partial as shape_par
 
 __all__ = [
     # centred kernel alignment
-    "cka",
+    "cka_biased",
     "cka_debiased",
     "cka_hollow",
     "cka_angular",

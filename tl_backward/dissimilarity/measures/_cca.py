@@ -24,7 +24,7 @@ def warn_if_saturated(a: Basis, b: Basis, n: int, what: str = "every canonical c
     if rank >= n - 1:
         warn(
             f"Expected more samples than dimensions, got {n} samples that span rank {rank}: {what} is 1 whatever the "
-            "representations; use many more samples, or a measure without whitening (cka, procrustes)."
+            "representations; use many more samples, or a measure without whitening (cka_biased, procrustes)."
         )
 
 

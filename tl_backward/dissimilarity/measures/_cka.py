@@ -70,7 +70,7 @@ def alignment(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"]) -> A
 
 
 @measure(minimum=3)
-def cka(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"]) -> Float[Tensor, ""]:
+def cka_biased(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"]) -> Float[Tensor, ""]:
     """Linear centred kernel alignment, |X'Y|_F^2 / (|X'X|_F |Y'Y|_F) with X, Y centred (Kornblith et al. 2019, eq. 4).
 
     A similarity in [0, 1]; no metric (its arccos is: `cka_angular`). Unchanged by rotation, one scale and a shift of
@@ -85,7 +85,7 @@ def cka_debiased(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"]) -
     """Debiased linear CKA, HSIC1(K, L) / sqrt(HSIC1(K, K) HSIC1(L, L)) (Song et al. 2012, eq. 5).
 
     HSIC1(K, L) n (n - 3) = <K0, L0> + (1'K0 1)(1'L0 1) / ((n - 1)(n - 2)) - 2 / (n - 2) 1'K0 L0 1, where K0, L0 have
-    their diagonals set to 0. Every term is a sum over samples, so the cost is that of `cka`. A similarity in [-1, 1],
+    their diagonals set to 0. Every term is a sum over samples, so the cost is that of `cka_biased`. A similarity in [-1, 1],
     0 on average for unrelated samples; no metric. Unchanged by rotation, one scale and a shift of either side.
     """
     return alignment(x, y).debiased()

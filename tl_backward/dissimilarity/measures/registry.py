@@ -79,7 +79,7 @@ class Measure:
 
 # fmt: off
 _ALL = (
-    Measure("cka", measures.cka, "similarity", _UNIT, _SHAPE, additive=True, oracle="cka_linear_biased"),
+    Measure("cka_biased", measures.cka_biased, "similarity", _UNIT, _SHAPE, additive=True, oracle="cka_linear_biased"),
     Measure("cka_debiased", measures.cka_debiased, "similarity", _SIGNED, _SHAPE, additive=True,
             oracle="cka_linear_song"),
     Measure("cka_hollow", measures.cka_hollow, "similarity", _SIGNED, _SHAPE, additive=True, oracle="cka_linear_lange"),

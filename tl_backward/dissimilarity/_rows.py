@@ -1,0 +1,156 @@
+"""Shifted rows of all layers side by side, gathered until there are enough to multiply, and multiplied tile by tile."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from tl_backward.dissimilarity.statistics import CovarianceStatistics
+
+BUFFER = 200_000_000  # bytes of rows that are multiplied at once: adding up in float64 costs as much as few rows do
+ROWS = 4096  # and no more of them than this
+TILE = 768  # columns of A and of B that are multiplied at once: narrow layers are stacked, wide ones are cut
+BLOCK = 192  # only blocks on and above the diagonal of the symmetric sum xx' are multiplied
+
+
+def parts(widths: Sequence[int]) -> list[slice]:
+    """Each layer's columns where all layers stand side by side."""
+    ends = torch.tensor([0, *widths]).cumsum(0).tolist()
+    return [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
+
+
+def matrices(flat: Tensor, widths: Sequence[int]) -> list[Tensor]:
+    """Views of each layer's square matrix in the vector that holds them all."""
+    sizes = [width**2 for width in widths]
+    return [part.view(width, width) for part, width in zip(flat.split(sizes), widths, strict=True)]
+
+
+def buffer_bytes(widths_a: Sequence[int], widths_b: Sequence[int], itemsize: int) -> int:
+    """Bytes of the rows that wait to be multiplied, and of one product."""
+    total = sum(widths_a) + sum(widths_b)
+    return itemsize * (_buffer_rows(total, itemsize) * total + TILE * TILE)
+
+
+def _buffer_rows(width: int, itemsize: int) -> int:
+    return max(1, min(ROWS, BUFFER // (width * itemsize)))
+
+
+def tiles(widths: Sequence[int]) -> list[slice]:
+    """Runs of columns that are multiplied together: whole layers up to TILE columns, or parts of a wider one."""
+    found: list[slice] = []
+    for at in parts(widths):
+        if found and at.stop - found[-1].start <= TILE:
+            found[-1] = slice(found[-1].start, at.stop)
+        else:
+            found += [slice(start, min(start + TILE, at.stop)) for start in range(at.start, at.stop, TILE)]
+    return found
+
+
+class _Side:
+    """The rows of one model: tiles, each contiguous, and where every layer is among them."""
+
+    def __init__(self, widths: Sequence[int], size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.widths = widths
+        self.tiles = tiles(widths)
+        self.rows = [torch.empty(size, tile.stop - tile.start, dtype=dtype, device=device) for tile in self.tiles]
+        self.squares = torch.empty(size, len(widths), dtype=torch.float64, device=device)
+        self.pieces = [list(self._pieces(at)) for at in parts(widths)]
+
+    def _pieces(self, layer: slice) -> Iterator[tuple[int, slice, slice]]:
+        """(tile, columns within the tile, columns within the layer) of each part of a layer."""
+        for number, tile in enumerate(self.tiles):
+            start, stop = max(tile.start, layer.start), min(tile.stop, layer.stop)
+            if start < stop:
+                yield (
+                    number, slice(start - tile.start, stop - tile.start), slice(start - layer.start, stop - layer.start)
+                )  # fmt: skip
+
+
+class RowBuffer:
+    """Rows that wait, of both models."""
+
+    def __init__(self, owner: "CovarianceStatistics", dtype: torch.dtype) -> None:
+        self.owner, self.dtype, self.filled = owner, dtype, 0
+        self.size = _buffer_rows(sum(owner.widths_a) + sum(owner.widths_b), dtype.itemsize)
+        device = owner.sum_a.device
+        self.sides = {
+            "a": _Side(owner.widths_a, self.size, dtype, device),
+            "b": _Side(owner.widths_b, self.size, dtype, device),
+        }
+        self.product = torch.empty(TILE * TILE, dtype=dtype, device=device)
+
+    def add(self, x: Sequence[Tensor], y: Sequence[Tensor]) -> None:
+        """Copy rows in, and multiply whenever the buffer is full."""
+        done = 0
+        while done < len(x[0]):
+            take = min(len(x[0]) - done, self.size - self.filled)
+            for side, rows in (("a", x), ("b", y)):
+                shift = getattr(self.owner, f"shift_{side}").to(self.dtype)
+                for layer, at in enumerate(parts(self.sides[side].widths)):
+                    self._copy(side, layer, rows[layer][done : done + take], shift[at])
+            self.filled += take
+            done += take
+            if self.filled == self.size:
+                self.flush()
+
+    def _copy(self, side: str, layer: int, rows: Tensor, shift: Tensor) -> None:
+        into, here = self.sides[side], slice(self.filled, self.filled + len(rows))
+        square = torch.zeros(len(rows), dtype=torch.float64, device=shift.device)
+        for tile, columns, own in into.pieces[layer]:
+            part = into.rows[tile][here, columns]
+            torch.sub(rows[:, own].to(part), shift[own], out=part)
+            square += torch.linalg.vector_norm(part, dim=1, dtype=torch.float64).square_()
+        if not torch.isfinite(square).all():
+            bad = int((~torch.isfinite(rows).all(1)).int().argmax())
+            raise ValueError(
+                f"Expected finite activations, got NaN or inf in row {bad} of layer {layer} of {side.upper()}; look "
+                "upstream for an overflow."
+            )
+        into.squares[here, layer] = square
+
+    def flush(self) -> None:
+        """Multiply what is there and add it to the owner's sums."""
+        n, self.filled = self.filled, 0
+        if not n:
+            return
+        owner, a, b = self.owner, self.sides["a"], self.sides["b"]
+        for left, at in zip(a.rows, a.tiles, strict=True):
+            for right, columns in zip(b.rows, b.tiles, strict=True):
+                self._accumulate(owner.cross[at, columns], left[:n], right[:n])
+        owner.square_cross.addmm_(a.squares[:n].T, b.squares[:n])
+        for side, own, other in (("a", a, b), ("b", b, a)):
+            weights = other.squares[:n].T.to(self.dtype)
+            squares = own.squares[:n]
+            ones = weights.new_ones(n)
+            for rows, at in zip(own.rows, own.tiles, strict=True):
+                getattr(owner, f"weighted_{side}")[:, at].add_(weights @ rows[:n])
+                getattr(owner, f"sum_{side}")[at].add_(rows[:n].T @ ones)
+            getattr(owner, f"square_{side}").add_(squares.sum(0))
+            getattr(owner, f"quartic_{side}").add_(squares.square().sum(0))
+            self._within(side, n)
+        owner._n += n
+        owner._mirrored = False
+
+    def _within(self, side: str, n: int) -> None:
+        """Add x x' of each layer, on and above the diagonal, and |x|^2 x."""
+        own, owner = self.sides[side], self.owner
+        squared = matrices(getattr(owner, f"within_{side}"), own.widths)
+        for layer, at in enumerate(parts(own.widths)):
+            weights = own.squares[:n, layer].to(self.dtype)
+            cubic = getattr(owner, f"cubic_{side}")[at]
+            for index, (tile, columns, place) in enumerate(own.pieces[layer]):
+                rows = own.rows[tile][:n, columns]
+                cubic[place].add_(rows.T @ weights)
+                for start in range(0, rows.shape[1], BLOCK):
+                    block = slice(place.start + start, place.start + min(start + BLOCK, rows.shape[1]))
+                    into = squared[layer][block, place.start + start : place.stop]
+                    self._accumulate(into, rows[:, start : start + BLOCK], rows[:, start:])
+                for other, right, across in own.pieces[layer][index + 1 :]:
+                    self._accumulate(squared[layer][place, across], rows, own.rows[other][:n, right])
+
+    def _accumulate(self, into: Tensor, left: Tensor, right: Tensor) -> None:
+        """Add left'right, while the cache still holds it."""
+        product = self.product[: into.numel()].view(into.shape)
+        into.add_(torch.mm(left.T, right, out=product))

@@ -1,0 +1,203 @@
+"""Activations at hook points: which there are, how wide, and their values at chosen tokens, leaving no trace."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tl_backward._checks import check_layers, model_kind, nearest
+from tl_backward._torch_hooks import register_last
+from tl_backward._typing import TransformerLensModel
+from tl_backward.capture import rng_untouched
+from tl_backward.dissimilarity.reading import Sample
+from tl_backward.dissimilarity.tokens import PairedTokens
+
+Hook: TypeAlias = str | Sequence[str]
+Heads: TypeAlias = Literal["flatten", "each"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One representation of a model: a hook point, or one head's part of it."""
+
+    label: str
+    """Short: "L3", "L3H5", or the hook point's full name."""
+    name: str
+    """The hook point's full name."""
+    head: int | None
+    width: int
+
+
+def find_points(
+    model: TransformerLensModel, hook: Hook, layers: int | Sequence[int] | None, heads: Heads, which: str = "model"
+) -> list[Point]:
+    """The hook points that `hook` and `layers` name, probed by a forward pass over a few tokens.
+
+    Args:
+        model: any TransformerLens model.
+        hook: TransformerLens's short name ("resid_post", "z", "mlp_out", "post"), taken at each of `layers`; or full
+            names ("blocks.3.hook_resid_mid", "ln_final.hook_normalized"), one or a list.
+        layers: as in `tl_backward.backward_lens`; None for all.
+        heads: "flatten" puts a point's heads side by side, "each" makes every head a point of its own.
+        which: what messages call the model.
+
+    Raises:
+        ValueError: a hook point that the model lacks, that never runs, or that holds no vector a token.
+    """
+    named = list(_named(model, hook, layers, which).items())
+    n = 3 if model.cfg.n_heads == 2 else 2
+    tokens = torch.zeros(1, min(n, model.cfg.n_ctx), dtype=torch.long, device=model.W_U.device)
+    probe = torch.arange(tokens.shape[1])
+    with watch(model, [name for _, name in named], torch.zeros_like(probe), probe) as seen:
+        forward(model, tokens, None)
+    points = []
+    for label, name in named:
+        value = seen.get(name)
+        if value is None:
+            raise ValueError(
+                f"Expected {name!r} of {which} to hold one vector a token, got something else or nothing in a forward "
+                "pass (a pattern over pairs of tokens, a scale, or a flag such as use_attn_result that is off); choose "
+                "another hook point."
+            )
+        if heads == "each":
+            if value.ndim != 3:
+                raise ValueError(
+                    f"Expected {name!r} of {which} to have heads for heads='each', got a value of shape "
+                    f"{list(value.shape[1:])} a token; use hook='z', 'q', 'k', 'v' or 'result'."
+                )
+            points += [Point(f"{label}H{head}", name, head, value.shape[2]) for head in range(value.shape[1])]
+        else:
+            points.append(Point(label, name, None, value[0].numel()))
+    return points
+
+
+def _named(model: TransformerLensModel, hook: Hook, layers: int | Sequence[int] | None, which: str) -> dict[str, str]:
+    """Label -> full name."""
+    from transformer_lens.utilities.components_utils import get_act_name
+
+    known = model.hook_dict
+    if isinstance(hook, str) and hook not in known and "." not in hook:
+        wanted = {f"L{layer}": get_act_name(hook, layer) for layer in check_layers(layers, model.cfg.n_layers)}
+    else:
+        names = [hook] if isinstance(hook, str) else list(hook)
+        if layers is not None:
+            raise ValueError(
+                f"Expected layers only with a short hook name such as 'resid_post', got layers={layers!r} beside full "
+                f"names; leave layers out of {which}."
+            )
+        if not names:
+            raise ValueError("Expected at least one hook point, got an empty list; for example hook='resid_post'.")
+        wanted = {name: name for name in names}
+    for name in wanted.values():
+        if name not in known:
+            raise ValueError(
+                f"Expected a hook point of {which}, got {name!r}, which it lacks; the nearest are "
+                f"{nearest(name, known)}."
+            )
+    return wanted
+
+
+@contextmanager
+def watch(
+    model: TransformerLensModel, names: Sequence[str], text: Int[Tensor, "sample"], at: Int[Tensor, "sample"]
+) -> Iterator[dict[str, Tensor]]:
+    """Within the context, a forward pass leaves its activations at the tokens [text, at] in the dict it gives.
+
+    Values are what leaves the hook point after every user's hook, in TransformerLens's shape: [sample, ...].
+    """
+    found: dict[str, Tensor] = {}
+    aliases: dict[int, list[str]] = {}
+    modules: dict[int, nn.Module] = {}
+    for name in names:
+        module = model.hook_dict[name]
+        aliases.setdefault(id(module), []).append(name)
+        modules[id(module)] = module
+
+    def keeper(module: nn.Module, mine: list[str]):
+        def keep(_: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+            if not isinstance(output, Tensor) or not output.is_floating_point():
+                return
+            conversion = getattr(module, "hook_conversion", None)
+            value = output if conversion is None else conversion.convert(output)
+            n_texts, n_tokens = shape
+            if value.ndim >= 3 and tuple(value.shape[:2]) == (n_texts, n_tokens) and value[0, 0].numel() > 1:
+                kept = value.detach()[text.to(value.device), at.to(value.device)]
+                found.update(dict.fromkeys(mine, kept))
+
+        return keep
+
+    shape = (0, 0)
+
+    def remember(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        nonlocal shape
+        tokens = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        shape = tuple(tokens.shape[:2])
+
+    with ExitStack() as stack:
+        embed = cast(nn.Module, model).get_submodule("embed")
+        stack.callback(embed.register_forward_pre_hook(remember, with_kwargs=True).remove)
+        for key, module in modules.items():
+            for handle in register_last(module, keeper(module, aliases[key]), with_kwargs=True):
+                stack.callback(handle.remove)
+        yield found
+
+
+def forward(model: TransformerLensModel, tokens: Int[Tensor, "batch pos"], stop_at_layer: int | None) -> None:
+    """One pass for its hooks' sake: no gradients, no cache, no draw from the global RNG."""
+    options: dict[str, object] = {"return_type": "logits"}
+    if model_kind(model) == "TransformerBridge":
+        options["use_cache"] = False
+    if stop_at_layer is not None and stop_at_layer < model.cfg.n_layers:
+        options["stop_at_layer"] = stop_at_layer
+    with torch.no_grad(), rng_untouched(model):
+        model(tokens, **options)
+
+
+def read_points(
+    model: TransformerLensModel, points: Sequence[Point], pairs: PairedTokens, side: Literal["a", "b"], sample: Sample
+) -> list[Float[Tensor, "sample _"]]:
+    """Each point's activations at a batch's samples, in the model's dtype.
+
+    Raises:
+        ValueError: NaN or inf; the hook point and the batch are named.
+        RuntimeError: a hook point did not run.
+    """
+    batch, at = (pairs.a, pairs.at_a) if side == "a" else (pairs.b, pairs.at_b)
+    names = list(dict.fromkeys(point.name for point in points))
+    with watch(model, names, pairs.text, at) as seen:
+        forward(model, batch.tokens, _last_layer(names))
+    rows = []
+    for point in points:
+        if point.name not in seen:
+            raise RuntimeError(
+                f"Expected {point.name!r} to run in every forward pass, but it did not in batch {pairs.number}; the "
+                "model takes another way through these tokens, choose another hook point."
+            )
+        value = seen[point.name]
+        value = value[:, point.head] if point.head is not None else value.flatten(1)
+        if not torch.isfinite(value).all():
+            raise ValueError(
+                f"Expected finite activations, got NaN or inf at {point.name!r} of model {side.upper()} in batch "
+                f"{pairs.number}; look upstream for an overflow, or leave that batch out."
+            )
+        rows.append(_means(value, pairs.text) if sample == "mean" else value)
+    return rows
+
+
+def _last_layer(names: Sequence[str]) -> int | None:
+    """The first block that need not run; None where something after the blocks is wanted."""
+    if not all(name.startswith("blocks.") for name in names):
+        return None
+    return max(int(name.split(".")[1]) for name in names) + 1
+
+
+def _means(value: Tensor, text: Tensor) -> Tensor:
+    """The mean over each text's samples, in order of the texts."""
+    _, index, counts = torch.unique(text.to(value.device), return_inverse=True, return_counts=True)
+    total = torch.zeros(len(counts), value.shape[1], dtype=torch.float64, device=value.device)
+    total.index_add_(0, index, value.double())
+    return (total / counts[:, None]).to(value.dtype)

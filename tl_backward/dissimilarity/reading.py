@@ -1,0 +1,133 @@
+"""Data in: lists of texts, rows of a dataset, tensors or batches of tokens."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal, TypeAlias, cast
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from tl_backward.prompts import Batch
+
+Sample: TypeAlias = Literal["token", "last", "mean"]
+Align: TypeAlias = Literal["auto", "tokens", "characters"]
+Mask: TypeAlias = Callable[[Int[Tensor, "batch pos"]], Bool[Tensor, "batch pos"]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How data become samples."""
+
+    batching: int = 8
+    """Texts a batch; token batches come as they are."""
+    sample: Sample = "token"
+    """Every token, each text's last one, or each text's mean."""
+    exclude_first: bool = False
+    """Whether position 0 is left out."""
+    mask: Mask | None = None
+    """Which of A's tokens count, beside padding, which never does."""
+    align: Align = "auto"
+    text_key: str = "text"
+    """The column of a dataset's rows."""
+    prepend_bos: bool | None = None
+    max_tokens: int | None = None
+    """Where texts are cut; None for the model's n_ctx."""
+
+
+class Digest:
+    """A running fingerprint of the data read so far, to notice that a resumed run is given others."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, item: list[str] | Batch) -> None:
+        """Take one more batch in."""
+        if isinstance(item, Batch):
+            self._hash.update(item.tokens.cpu().numpy().tobytes())
+        else:
+            for text in item:
+                self._hash.update(text.encode("utf-8", "surrogatepass") + b"\0")
+
+    def hexdigest(self) -> str:
+        """The fingerprint."""
+        return self._hash.hexdigest()
+
+
+def raw_batches(data: object, reading: Reading) -> Iterator[list[str] | Batch]:
+    """The data as lists of texts or batches of tokens, in order.
+
+    Raises:
+        TypeError: data of a kind that is not known.
+        ValueError: no data at all, or a row without the text.
+    """
+    if isinstance(data, str | Mapping):
+        what = "one text" if isinstance(data, str) else f"a mapping with the keys {list(data)[:4]}"
+        raise TypeError(
+            f"Expected data as a list of texts, a dataset's split, or token batches, got {what}; put the text into a "
+            "list, or choose a split such as data['train']."
+        )
+    if isinstance(data, Tensor) and data.numel():
+        yield from (_tokens(part, None) for part in data.reshape(-1, data.shape[-1]).split(reading.batching))
+        return
+    if not isinstance(data, Iterable):
+        raise TypeError(
+            f"Expected data as a list of texts, a dataset's split, or token batches, got {type(data).__name__}; pass "
+            "something that can be iterated over."
+        )
+    rows = iter(_rows(data if not isinstance(data, Tensor) else (), reading))
+    first = next(rows, None)
+    if first is None:
+        raise ValueError("Expected data with at least one text or batch of tokens, got none; the iterator is empty.")
+    while first is not None:
+        if isinstance(first, Batch):
+            yield first
+            first = next(rows, None)
+            continue
+        texts = [first, *islice(rows, reading.batching - 1)]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("Expected texts or token batches, got both in turn; pass one kind.")
+        yield cast(list[str], texts)
+        first = next(rows, None)
+
+
+def _rows(data: Iterable, reading: Reading) -> Iterator[str | Batch]:
+    """Each item of the data as a text or as a batch of tokens."""
+    for index, item in enumerate(data):
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, Tensor):
+            yield _tokens(item, None)
+        elif isinstance(item, Mapping) and reading.text_key in item:
+            yield str(item[reading.text_key])
+        elif isinstance(item, Mapping) and "input_ids" in item:
+            yield _tokens(item["input_ids"], item.get("attention_mask"))
+        elif isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(part, Tensor) for part in item):
+            yield _tokens(*item)
+        else:
+            held = f"a row with the columns {list(item)[:6]}" if isinstance(item, Mapping) else type(item).__name__
+            raise TypeError(
+                f"Expected texts, rows with a column {reading.text_key!r} or 'input_ids', token tensors, or pairs "
+                f"(tokens, attention_mask), got {held} as item {index}; name the column with text_key=..."
+            )
+
+
+def _tokens(tokens: object, mask: object) -> Batch:
+    ids = torch.as_tensor(tokens)
+    ids = ids[None] if ids.ndim == 1 else ids
+    if ids.ndim != 2 or ids.is_floating_point() or not ids.numel():
+        raise TypeError(
+            f"Expected integer tokens [batch, pos], got {ids.dtype} of shape {list(ids.shape)}; token ids come from "
+            "model.to_tokens(text)."
+        )
+    if mask is None:
+        return Batch(ids.long(), None)
+    real = torch.as_tensor(mask).bool().reshape(ids.shape) if torch.as_tensor(mask).numel() == ids.numel() else None
+    if real is None:
+        raise ValueError(
+            f"Expected an attention mask of the tokens' shape {list(ids.shape)}, got "
+            f"{list(torch.as_tensor(mask).shape)}; one entry a token, 1 where real."
+        )
+    return Batch(ids.long(), real)

@@ -1,0 +1,247 @@
+"""One comparison over data: what it gathers, and how."""
+
+import warnings
+from itertools import islice
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_backward._typing import TransformerLensModel
+from tl_backward.dissimilarity.activations import Point, read_points
+from tl_backward.dissimilarity.checkpoint import Gathered, load_checkpoint, save_checkpoint
+from tl_backward.dissimilarity.evaluation import Wanted, evaluate
+from tl_backward.dissimilarity.grouped import GroupedStatistics
+from tl_backward.dissimilarity.memory import MemoryPlan
+from tl_backward.dissimilarity.minibatch import MinibatchCKA
+from tl_backward.dissimilarity.reading import Digest, Reading, raw_batches
+from tl_backward.dissimilarity.result import Comparison
+from tl_backward.dissimilarity.sampling import RowSample
+from tl_backward.dissimilarity.statistics import CovarianceStatistics
+from tl_backward.dissimilarity.tally import Tally
+from tl_backward.dissimilarity.tokens import pair_batch
+from tl_backward.prompts import Batch
+
+FEWEST_SAMPLES = 4  # the unbiased HSIC divides by n - 3
+SAVE_EVERY = 20  # batches between checkpoints
+
+
+class Run:
+    """One comparison: what it gathers, and how."""
+
+    def __init__(
+        self,
+        models: tuple[TransformerLensModel, TransformerLensModel],
+        points: tuple[list[Point], list[Point]],
+        reading: Reading,
+        wanted: Wanted,
+        plan: MemoryPlan,
+        dtype: torch.dtype,
+        seed: int,
+    ) -> None:
+        self.models, self.points, self.reading, self.wanted, self.plan = models, points, reading, wanted, plan
+        self.dtype, self.seed = dtype, seed
+        device = models[0].W_U.device
+        self.device = device if device.type != "mps" else torch.device("cpu")  # which has no float64
+        self.alone = models[0] is models[1] and points[0] == points[1]
+
+    def prepare(self, sample_size: int, n_samples: int | None) -> None:
+        """Make what gathers."""
+        widths = [[point.width for point in side] for side in self.points]
+        self.gathered: dict[str, Gathered] = {}
+        self.tally = self.gathered["tally"] = Tally(len(widths[0]), len(widths[1]))
+        size = n_samples or 0 if self.plan.route == "gram" else sample_size
+        self.sample = RowSample(widths[0] + widths[1], size=size, seed=self.seed, dtype=self.dtype, device=self.device)
+        self.gathered["sample"] = self.sample
+        self.sums: GroupedStatistics | None = None
+        if self.plan.route == "sums":
+            empty = CovarianceStatistics(*widths, device=self.device)
+            self.sums = self.gathered["sums"] = GroupedStatistics(empty, self.plan.n_groups)
+        self.minibatch: MinibatchCKA | None = None
+        if self.wanted.minibatch:
+            self.minibatch = self.gathered["minibatch"] = MinibatchCKA(len(widths[0]), len(widths[1]))
+
+    def stream(
+        self,
+        data: object,
+        n_batches: int | None,
+        rank: int,
+        world: int,
+        checkpoint: str | Path | None,
+        show_progress: bool,
+    ) -> None:
+        """Read the data once, and gather; from a checkpoint on if there is one."""
+        path = None if checkpoint is None else Path(f"{checkpoint}.{rank}of{world}" if world > 1 else checkpoint)
+        digest, done, expected = Digest(), 0, ""
+        if path is not None and path.exists():
+            saved = load_checkpoint(path, self.gathered, self.identity(rank, world), str(self.device))
+            done, expected = cast(int, saved["next_batch"]), cast(str, saved["digest"])
+        batches = islice(raw_batches(data, self.reading), n_batches)
+        total = -(-len(data) // self.reading.batching) if isinstance(data, list | tuple | Tensor) else n_batches
+        seen = 0
+        for number, item in enumerate(
+            tqdm(batches, total=total, desc="compare", unit="batch", disable=not show_progress)
+        ):
+            digest.add(item)
+            seen = number + 1
+            if seen == done and digest.hexdigest() != expected:
+                raise ValueError(
+                    f"Expected the data of the interrupted run, got others within the first {done} batches; resume "
+                    "with the same data in the same order, or choose another checkpoint."
+                )
+            if number < done:
+                continue
+            if number % world == rank:
+                self.take(number, item)
+            if path is not None and seen % SAVE_EVERY == 0:
+                save_checkpoint(path, self.gathered, self.identity(rank, world, seen, digest.hexdigest()))
+        if seen < done:
+            raise ValueError(
+                f"Expected the data of the interrupted run, which had read {done} batches, got {seen}; resume with the "
+                "same data, or choose another checkpoint."
+            )
+        if n_batches is not None and seen < n_batches:
+            warnings.warn(f"The data ended after {seen} batches of the {n_batches} asked for.", stacklevel=3)
+        if path is not None and seen > done:
+            save_checkpoint(path, self.gathered, self.identity(rank, world, seen, digest.hexdigest()))
+
+    def take(self, number: int, item: list[str] | Batch) -> None:
+        """Run both models on one batch."""
+        pairs = pair_batch(*self.models, number, item, self.reading)
+        if pairs is None or not len(pairs.text):
+            return
+        rows_a = read_points(self.models[0], self.points[0], pairs, "a", self.reading.sample)
+        rows_b = rows_a if self.alone else read_points(self.models[1], self.points[1], pairs, "b", self.reading.sample)
+        rows_a, rows_b = ([row.to(self.device) for row in rows] for rows in (rows_a, rows_b))
+        self.tally.update(pairs, [*rows_a, *rows_b])
+        self.sample.update(number, [*rows_a, *rows_b])
+        if self.sums is not None:
+            if self.wanted.double:
+                self.sums.update(number, [row.double() for row in rows_a], [row.double() for row in rows_b])
+            else:
+                self.sums.update(number, rows_a, rows_b)
+        if self.minibatch is not None:
+            self.minibatch.update(number, rows_a, rows_b)
+
+    def identity(self, rank: int, world: int, next_batch: int = 0, digest: str = "") -> dict[str, object]:
+        """What a checkpoint must agree with."""
+        reading = {name: value for name, value in vars(self.reading).items() if name != "mask"}
+        return {
+            "points": [[f"{point.name}:{point.head}:{point.width}" for point in side] for side in self.points],
+            "measures": self.wanted.names,
+            "estimator": self.wanted.estimator,
+            "route": self.plan.route,
+            "groups": self.plan.n_groups,
+            "sample_size": self.sample.size,
+            "seed": self.seed,
+            "process": [rank, world],
+            **reading,
+            "masked": self.reading.mask is not None,
+            "next_batch": next_batch,
+            "digest": digest,
+        }
+
+    def result(self, n_permutations: int, n_groups: int, show_progress: bool) -> Comparison:
+        """Values, errors and nulls from what was gathered."""
+        tally, n = self.tally, self.tally["samples"]
+        if n < FEWEST_SAMPLES:
+            raise ValueError(
+                f"Expected at least {FEWEST_SAMPLES} samples, got {n}; give more texts, or sample every token."
+            )
+        if self.plan.route == "gram":
+            self.sums = _from_rows(self.sample, len(self.points[0]), self.plan.n_groups)
+        self._check_varies()
+        if self.minibatch is not None and self.minibatch.n_skipped:
+            warnings.warn(
+                f"{self.minibatch.n_skipped} batches of fewer than 4 samples have no unbiased HSIC and were left out.",
+                stacklevel=3,
+            )
+        found = evaluate(
+            self.wanted, sums=self.sums, sample=self.sample, minibatch=self.minibatch, n_a=len(self.points[0]),
+            n_permutations=n_permutations, n_groups=n_groups, seed=self.seed, show_progress=show_progress,
+        )  # fmt: skip
+        share = tally.first_share()
+        self._warn_of_first(share)
+        groups = 0 if self.sums is None else len(self.sums.groups)
+        if self.minibatch is not None:
+            groups = len(self.minibatch.numbers)
+        return Comparison(
+            measures=self.wanted.names,
+            layers_a=tuple(point.label for point in self.points[0]),
+            layers_b=tuple(point.label for point in self.points[1]),
+            values=found.values,
+            standard_errors=found.errors,
+            null_means=found.nulls,
+            permutation_means=found.permuted_means,
+            permutation_deviations=found.permuted_deviations,
+            computed_from=found.computed_from,
+            estimator=self.wanted.estimator,
+            sample=self.reading.sample,
+            n_samples=n,
+            n_texts=tally["texts"],
+            n_batches=tally["batches"],
+            n_groups=groups if groups > 1 else 0,
+            n_sampled=len(self.sample),
+            n_permuted=found.n_permuted,
+            n_permutations=n_permutations,
+            first_excluded=self.reading.exclude_first,
+            first_share=(share[: len(self.points[0])], share[len(self.points[0]) :]),
+            aligned="characters" if tally["by_characters"] else "tokens",
+            coverage=(self._share("tokens_a"), self._share("tokens_b")),
+            unknown=(self._unknown("a"), self._unknown("b")),
+            n_truncated=tally["truncated"],
+            n_empty=tally["empty"],
+            plan=self.plan,
+            seed=self.seed,
+        )
+
+    def _share(self, name: str) -> float:
+        return self.tally["pairs"] / max(1, self.tally[name])
+
+    def _unknown(self, side: str) -> float:
+        return self.tally[f"unknown_{side}"] / max(1, self.tally[f"tokens_{side}"])
+
+    def _check_varies(self) -> None:
+        """Refuse a layer that is the same at every sample."""
+        for index, (point, side) in enumerate([(p, "A") for p in self.points[0]] + [(p, "B") for p in self.points[1]]):
+            rows = self.sample.layers[index]
+            if len(rows) and bool((rows == rows[0]).all()):
+                raise ValueError(
+                    f"Expected activations that vary, got one and the same vector at all {len(rows)} samples at "
+                    f"{point.name!r} of model {side}; choose another hook point, or other tokens (position 0 is always "
+                    "the same)."
+                )
+
+    def _warn_of_first(self, share: Tensor) -> None:
+        worst = int(share.argmax())
+        if self.reading.exclude_first or float(share[worst]) <= 0.5:
+            return
+        points = [*self.points[0], *self.points[1]]
+        side = "A" if worst < len(self.points[0]) else "B"
+        warnings.warn(
+            f"The tokens at position 0 make up {float(share[worst]):.0%} of sum |x|^2 at {points[worst].name!r} of "
+            f"model {side} and may decide the measures alone; pass exclude_first=True to leave them out.",
+            stacklevel=4,
+        )
+
+
+def _from_rows(sample: RowSample, n_a: int, n_groups: int) -> GroupedStatistics:
+    """Sums over fewer samples than a layer is wide, of each layer's coordinates in the space that its samples span."""
+    n = len(sample)
+    narrow = []
+    for layer in sample.layers:
+        rows = layer.double()
+        if rows.shape[1] > n:
+            rows = rows - rows.mean(0)
+            rows = torch.linalg.qr(rows.T, mode="r").R.T
+        narrow.append(rows)
+    widths = [rows.shape[1] for rows in narrow]
+    empty = CovarianceStatistics(widths[:n_a], widths[n_a:], device=narrow[0].device)
+    grouped = GroupedStatistics(empty, n_groups)
+    for number in sample.batch.unique().tolist():
+        here = (sample.batch == number).to(narrow[0].device)
+        rows = [layer[here] for layer in narrow]
+        grouped.update(number, rows[:n_a], rows[n_a:])
+    return grouped

@@ -1,0 +1,314 @@
+"""Sums over samples from which the linear measures follow exactly: streamed, merged, saved, reduced over processes.
+
+With K = XX' and L = YY' over n samples, biased linear CKA, CCA and its kin, Procrustes and regression are functions of
+n, sum x, sum y, sum xx', sum yy' and sum xy'. The unbiased HSIC of Song et al. (2012) leaves out the diagonals of K and
+L, which takes the further sums |x|^2|y|^2, |y|^2 x, |x|^2 y, |x|^4 and |x|^2 x: additive too, so that debiased CKA is
+exact over any number of batches. All sums are of x - shift, where the shift is the first batch's mean: without it a
+mean that is large beside the spread leaves nothing of the digits.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_backward.dissimilarity._processes import from_process, gathered, greatest_of, several, sum_over
+from tl_backward.dissimilarity._rows import TILE, RowBuffer, matrices, parts
+from tl_backward.dissimilarity._storage import load_tensors, save_tensors
+from tl_backward.dissimilarity.moments import LayerSums, PairSums
+
+Rows = Sequence[Float[Tensor, "_ _"]]
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-6}  # rounding of X'X, as a share of its largest eigenvalue
+
+_SIDE = ("sum", "square", "within", "quartic", "cubic")
+_CROSS = ("cross", "square_cross", "weighted_a", "weighted_b")
+
+
+class CovarianceStatistics:
+    """The sums over samples of every layer of A, every layer of B, and every pair of them.
+
+    Feed it with `update`, read it with `pair(i, j)`. Matrix products run in the input's dtype (float32 for half
+    precision), everything is accumulated in float64. `a + b` equals one run over both, whatever their shifts; it can
+    be saved, loaded, and summed over the processes of torch.distributed.
+    """
+
+    shift_a: Float[Tensor, "features_a"]
+    """What is subtracted from each sample of A, its layers side by side; of B: shift_b."""
+    sum_a: Float[Tensor, "features_a"]
+    """sum x."""
+    square_a: Float[Tensor, "layer_a"]
+    """sum |x|^2 of each layer."""
+    within_a: Float[Tensor, "squares_a"]
+    """sum xx' of each layer, flattened, one after the other."""
+    quartic_a: Float[Tensor, "layer_a"]
+    """sum |x|^4 of each layer."""
+    cubic_a: Float[Tensor, "features_a"]
+    """sum |x|^2 x of each layer."""
+    shift_b: Float[Tensor, "features_b"]
+    sum_b: Float[Tensor, "features_b"]
+    square_b: Float[Tensor, "layer_b"]
+    within_b: Float[Tensor, "squares_b"]
+    quartic_b: Float[Tensor, "layer_b"]
+    cubic_b: Float[Tensor, "features_b"]
+    cross: Float[Tensor, "features_a features_b"]
+    """sum xy', all layers of A against all of B."""
+    square_cross: Float[Tensor, "layer_a layer_b"]
+    """sum |x|^2 |y|^2."""
+    weighted_a: Float[Tensor, "layer_b features_a"]
+    """sum |y|^2 x for each layer of B."""
+    weighted_b: Float[Tensor, "layer_a features_b"]
+    """sum |x|^2 y for each layer of A."""
+
+    def __init__(self, widths_a: Sequence[int], widths_b: Sequence[int], *, device: str | torch.device = "cpu") -> None:
+        self.widths_a, self.widths_b = tuple(widths_a), tuple(widths_b)
+        if not self.widths_a or not self.widths_b or min(*self.widths_a, *self.widths_b) < 1:
+            raise ValueError(
+                f"Expected at least one layer a side, each with a width of at least 1, got {self.widths_a} and "
+                f"{self.widths_b}; give the layers' widths."
+            )
+        self._n = 0
+        for side, widths in (("a", self.widths_a), ("b", self.widths_b)):
+            sizes = {"shift": sum(widths), "sum": sum(widths), "cubic": sum(widths), "square": len(widths)}
+            sizes |= {"quartic": len(widths), "within": sum(width**2 for width in widths)}
+            for name, size in sizes.items():
+                setattr(self, f"{name}_{side}", torch.zeros(size, dtype=torch.float64, device=device))
+        total_a, total_b, n_a, n_b = sum(self.widths_a), sum(self.widths_b), len(self.widths_a), len(self.widths_b)
+        shapes = {"cross": (total_a, total_b), "square_cross": (n_a, n_b)}
+        shapes |= {"weighted_a": (n_b, total_a), "weighted_b": (n_a, total_b)}
+        for name, shape in shapes.items():
+            setattr(self, name, torch.zeros(shape, dtype=torch.float64, device=device))
+        self._parts = {"a": parts(self.widths_a), "b": parts(self.widths_b)}
+        self.tolerance = TOLERANCE[torch.float64]
+        self._rows: RowBuffer | None = None
+        self._mirrored = True
+
+    def __repr__(self) -> str:
+        return (
+            f"CovarianceStatistics(n={self.n}, {len(self.widths_a)} x {len(self.widths_b)} layers, "
+            f"{self.nbytes / 1e6:.4g} MB)"
+        )
+
+    @property
+    def n(self) -> int:
+        """Samples seen."""
+        return self._n + (0 if self._rows is None else self._rows.filled)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the sums."""
+        return planned_bytes(self.widths_a, self.widths_b)
+
+    def new(self) -> "CovarianceStatistics":
+        """Empty statistics with this one's widths, device and, once it has one, shift; takes over its row buffer."""
+        self.flush()
+        fresh = CovarianceStatistics(self.widths_a, self.widths_b, device=self.sum_a.device)
+        fresh.shift_a, fresh.shift_b = self.shift_a.clone(), self.shift_b.clone()
+        fresh._rows, self._rows = self._rows, None
+        if fresh._rows is not None:
+            fresh._rows.owner = fresh
+        return fresh
+
+    def update(self, x: Rows, y: Rows) -> None:
+        """Add samples: one [sample, d] a layer, row i of every one being the same sample.
+
+        Raises:
+            ValueError: other widths, different numbers of samples, or a value that is not finite (the layer is named).
+        """
+        counts = {len(rows) for rows in (*x, *y)}
+        if len(counts) != 1:
+            raise ValueError(
+                f"Expected the same samples in every layer of both sides, got {sorted(counts)} rows; pair the samples "
+                "before comparing."
+            )
+        for side, rows, widths in (("A", x, self.widths_a), ("B", y, self.widths_b)):
+            if tuple(row.shape[1] for row in rows) != widths:
+                raise ValueError(
+                    f"Expected layers of {side} of widths {list(widths)}, got {[row.shape[1] for row in rows]}; pass "
+                    "one [sample, d] a layer, in one order."
+                )
+        if not counts.pop():
+            return
+        x, y = [row.detach() for row in x], [row.detach() for row in y]
+        if self._rows is None:
+            dtype = torch.float64 if any(row.dtype == torch.float64 for row in (*x, *y)) else torch.float32
+            self._rows = RowBuffer(self, dtype)
+        self.tolerance = max(self.tolerance, TOLERANCE[self._rows.dtype])
+        if not self.n and not self.shift_a.any() and not self.shift_b.any():
+            # Rounded to the inputs' dtype: the subtraction is then exact where a layer is far from zero.
+            self.shift_a.copy_(torch.cat([row.double().mean(0) for row in x]).to(self._rows.dtype))
+            self.shift_b.copy_(torch.cat([row.double().mean(0) for row in y]).to(self._rows.dtype))
+        self._rows.add(x, y)
+
+    def flush(self) -> None:
+        """Add the rows that still wait to be multiplied: whoever reads the attributes themselves calls it first."""
+        if self._rows is not None:
+            self._rows.flush()
+        if not self._mirrored:
+            for side, widths in (("a", self.widths_a), ("b", self.widths_b)):
+                for matrix in matrices(getattr(self, f"within_{side}"), widths):
+                    matrix.copy_(torch.triu(matrix) + torch.triu(matrix, 1).T)
+            self._mirrored = True
+
+    def pair(self, layer_a: int, layer_b: int) -> PairSums:
+        """The sums of one pair of layers, as views."""
+        self.flush()
+        a, b = self._parts["a"][layer_a], self._parts["b"][layer_b]
+        return PairSums(
+            a=self._layer("a", layer_a),
+            b=self._layer("b", layer_b),
+            cross=self.cross[a, b],
+            square_cross=self.square_cross[layer_a, layer_b],
+            weighted_a=self.weighted_a[layer_b, a],
+            weighted_b=self.weighted_b[layer_a, b],
+        )
+
+    def _layer(self, side: str, layer: int) -> LayerSums:
+        at = self._parts[side][layer]
+        widths = self.widths_a if side == "a" else self.widths_b
+        return LayerSums(
+            n=self.n,
+            shift=getattr(self, f"shift_{side}")[at],
+            sum=getattr(self, f"sum_{side}")[at],
+            square=getattr(self, f"square_{side}")[layer],
+            within=matrices(getattr(self, f"within_{side}"), widths)[layer],
+            quartic=getattr(self, f"quartic_{side}")[layer],
+            cubic=getattr(self, f"cubic_{side}")[at],
+            tolerance=self.tolerance,
+        )
+
+    def copy(self) -> "CovarianceStatistics":
+        """The same sums in memory of their own."""
+        self.flush()
+        twin = CovarianceStatistics(self.widths_a, self.widths_b, device=self.sum_a.device)
+        twin.shift_a, twin.shift_b = self.shift_a.clone(), self.shift_b.clone()
+        twin._n, twin.tolerance = self.n, self.tolerance
+        for name in self._names():
+            getattr(twin, name).copy_(getattr(self, name))
+        return twin
+
+    def __add__(self, other: "CovarianceStatistics") -> "CovarianceStatistics":
+        total = self.copy()
+        total += other
+        return total
+
+    def __iadd__(self, other: "CovarianceStatistics") -> "CovarianceStatistics":
+        if (self.widths_a, self.widths_b) != (other.widths_a, other.widths_b):
+            raise ValueError(
+                f"Expected statistics of layers of widths {self.widths_a} and {self.widths_b}, got {other.widths_a} "
+                f"and {other.widths_b}; only statistics of the same layers add up."
+            )
+        self.flush()
+        other.flush()
+        if not self.n:
+            self.shift_a, self.shift_b = other.shift_a.clone(), other.shift_b.clone()
+        elif other.n and not (torch.equal(self.shift_a, other.shift_a) and torch.equal(self.shift_b, other.shift_b)):
+            other = other.copy()
+            other.move(self.shift_a, self.shift_b)
+        self._n += other.n
+        self._mirrored = False
+        self.tolerance = max(self.tolerance, other.tolerance)
+        for name in self._names():
+            getattr(self, name).add_(getattr(other, name))
+        return self
+
+    def move(self, shift_a: Float[Tensor, "features_a"], shift_b: Float[Tensor, "features_b"]) -> None:
+        """Rewrite every sum in place for another shift; nothing is lost but rounding in float64."""
+        self.flush()
+        delta, epsilon = self.shift_a - shift_a, self.shift_b - shift_b
+        self.shift_a, self.shift_b = shift_a.clone(), shift_b.clone()
+        if not self.n:
+            return
+        for i, a in enumerate(self._parts["a"]):
+            for j, b in enumerate(self._parts["b"]):
+                moved = self.pair(i, j).moved_cross(delta[a], epsilon[b])
+                self.square_cross[i, j], self.weighted_a[j, a], self.weighted_b[i, b] = moved
+        n = self.n
+        for strip in torch.arange(len(delta)).split(TILE):
+            rows = slice(int(strip[0]), int(strip[-1]) + 1)
+            self.cross[rows].addr_(self.sum_a[rows], epsilon).addr_(delta[rows], self.sum_b + n * epsilon)
+        for side, offset in (("a", delta), ("b", epsilon)):
+            for layer, at in enumerate(self._parts[side]):
+                self._layer(side, layer).move_(offset[at])
+
+    def reduce(self) -> None:
+        """Sum in place over all processes of torch.distributed, on every one of them; alone it does nothing.
+
+        Every process must call it, also one that saw no sample.
+        """
+        self.flush()
+        if not several():
+            return
+        counts = gathered(torch.tensor([self.n]))
+        source = next((number for number, count in enumerate(counts) if int(count)), 0)
+        shifts = from_process(torch.cat([self.shift_a, self.shift_b]), source)
+        self.move(*shifts.split([len(self.shift_a), len(self.shift_b)]))
+        self._n = sum(int(count) for count in counts)
+        self.tolerance = greatest_of(self.tolerance)
+        for name in self._names():
+            sum_over(getattr(self, name))
+        self._mirrored = False
+
+    def save(self, path: str | Path) -> None:
+        """Write safetensors with JSON metadata; the file is replaced only once the new one is whole."""
+        save_tensors(path, self.tensors(), {"covariance_statistics": json.dumps(self.metadata())})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every sum by its name."""
+        self.flush()
+        return {name: getattr(self, name) for name in ("shift_a", "shift_b", *self._names())}
+
+    def metadata(self) -> dict[str, object]:
+        """What `restore` needs beside the tensors."""
+        return {
+            "version": 1,
+            "n": self.n,
+            "tolerance": self.tolerance,
+            "widths_a": self.widths_a,
+            "widths_b": self.widths_b,
+        }
+
+    @classmethod
+    def restore(cls, tensors: dict[str, Tensor], metadata: dict) -> "CovarianceStatistics":
+        """The statistics whose `tensors()` and `metadata()` these are."""
+        device = tensors["sum_a"].device
+        fresh = cls(metadata["widths_a"], metadata["widths_b"], device=device)
+        fresh._n, fresh.tolerance = int(metadata["n"]), float(metadata["tolerance"])
+        for name in ("shift_a", "shift_b", *cls._names()):
+            if tensors[name].shape != getattr(fresh, name).shape:
+                raise ValueError(
+                    f"Expected {name} of shape {list(getattr(fresh, name).shape)}, got {list(tensors[name].shape)}; "
+                    "the file was not written by this version."
+                )
+            setattr(fresh, name, tensors[name])
+        return fresh
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str = "cpu") -> "CovarianceStatistics":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: not such a file.
+        """
+        tensors, metadata = load_tensors(path, device)
+        if "covariance_statistics" not in metadata:
+            raise ValueError(
+                f"Expected a file that CovarianceStatistics.save wrote, got {str(path)!r}; it holds no such statistics."
+            )
+        return cls.restore(tensors, json.loads(metadata["covariance_statistics"]))
+
+    @staticmethod
+    def _names() -> Iterator[str]:
+        yield from (f"{name}_{side}" for side in "ab" for name in _SIDE)
+        yield from _CROSS
+
+
+def planned_bytes(widths_a: Sequence[int], widths_b: Sequence[int]) -> int:
+    """Bytes of a CovarianceStatistics: little beside the 8 of each entry of sum xy', all layers against all."""
+    total_a, total_b, n_a, n_b = sum(widths_a), sum(widths_b), len(widths_a), len(widths_b)
+    within = sum(width**2 for width in (*widths_a, *widths_b))
+    vectors = 3 * (total_a + total_b) + 2 * (n_a + n_b) + n_a * n_b + n_b * total_a + n_a * total_b
+    return 8 * (total_a * total_b + within + vectors)

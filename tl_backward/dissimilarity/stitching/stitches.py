@@ -1,0 +1,262 @@
+"""Stitch two models at a pair of layers, fit the map, and say what it costs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_backward._checks import check_layers, check_model
+from tl_backward._html import table
+from tl_backward._typing import TransformerLensModel
+from tl_backward.capture import rng_untouched
+from tl_backward.dissimilarity.moments import PairSums
+from tl_backward.dissimilarity.reading import Reading
+from tl_backward.dissimilarity.statistics import CovarianceStatistics
+from tl_backward.dissimilarity.stitching.descent import Descent, descend
+from tl_backward.dissimilarity.stitching.maps import KINDS, MapKind, StitchMap, least_squares
+from tl_backward.dissimilarity.stitching.model import StitchedModel, run_head
+from tl_backward.dissimilarity.stitching.penalty import Penalty, judge
+from tl_backward.dissimilarity.stitching.texts import TextBatch, read_texts, split_texts
+
+if TYPE_CHECKING:
+    import pandas
+
+FITS = ("least_squares", "sgd")
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Stitch:
+    """A stitched model, and what it costs on texts that it was not fitted on."""
+
+    model: StitchedModel
+    """Runs, generates and takes hooks."""
+    layer_a: int
+    layer_b: int
+    map: MapKind
+    fit: str
+    penalty: Penalty
+    fit_penalty: Penalty | None
+    """With fit="sgd": the penalty of the least-squares map it started from."""
+    n_fit_texts: int
+    losses: tuple[float, ...] = field(default=())
+    """Of every step of SGD, in nats a token."""
+
+    def __repr__(self) -> str:
+        low, high = self.penalty.interval
+        return (
+            f"Stitch(layer {self.layer_a} -> {self.layer_b}, {self.map} map by {self.fit}: "
+            f"{self.penalty.nats:+.4f} nats a token [{low:+.4f}, {high:+.4f}], "
+            f"{self.penalty.bits_per_byte:+.4f} bits a byte, on {self.penalty.n_texts} texts)"
+        )
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One row: layers, map, penalty in nats and bits a byte with 95 % intervals, both losses."""
+        import pandas
+
+        return pandas.DataFrame([self._row()])
+
+    def _row(self) -> dict[str, str | int | float]:
+        p = self.penalty
+        return {
+            "layer_a": self.layer_a,
+            "layer_b": self.layer_b,
+            "map": self.map,
+            "fit": self.fit,
+            "penalty_nats": p.nats,
+            "nats_low": p.interval[0],
+            "nats_high": p.interval[1],
+            "penalty_bits_per_byte": p.bits_per_byte,
+            "bits_low": p.interval_bits[0],
+            "bits_high": p.interval_bits[1],
+            "loss": p.loss,
+            "tail_loss": p.tail_loss,
+            "n_fit_texts": self.n_fit_texts,
+            "n_texts": p.n_texts,
+            "n_tokens": p.n_tokens,
+        }
+
+    def _repr_html_(self) -> str:
+        """A static table of one row."""
+        row = self._row()
+        return table(list(row), [list(row.values())], caption=repr(self))
+
+
+def stitch(
+    model_a: TransformerLensModel,
+    layer_a: int,
+    model_b: TransformerLensModel,
+    layer_b: int,
+    data: object,
+    *,
+    map: str = "affine",
+    fit: str = "least_squares",
+    layer_norm: bool | None = None,
+    ridge: float = 0.0,
+    held_out_data: object = None,
+    held_out: float = 0.2,
+    exclude_first: bool = False,
+    batching: int = 8,
+    n_batches: int | None = None,
+    text_key: str = "text",
+    prepend_bos: bool | None = None,
+    max_tokens: int | None = None,
+    descent: Descent | None = None,
+    checkpoint: str | Path | None = None,
+    show_progress: bool = True,
+) -> Stitch:
+    """The head of A up to `layer_a`, a map, and the tail of B after `layer_b`, as a model that runs.
+
+    The map is fitted in closed form, to send A's residual stream where B's own is, from sums over the data; with
+    fit="sgd" it is then trained on the stitched model's next-token loss with all else frozen (Brown et al. 2023:
+    affine, an extra LayerNorm, Nesterov momentum, 2,000 steps of which 200 warm up). The penalty is the loss of the
+    stitched model minus B's own, on texts apart from those of the fit. Neither model is changed.
+
+    Args:
+        model_a: whose head runs; a HookedTransformer or TransformerBridge.
+        layer_a: after which layer it is left; negative from the end.
+        model_b: whose tail runs; it must read the data as the same tokens.
+        layer_b: after which layer it is entered.
+        data: as in `compare`; all of it, or `n_batches`, is held as tokens.
+        map: "identity", "orthogonal" (xQ), "linear" (xW) or "affine" (xW + b).
+        fit: "least_squares" or "sgd".
+        layer_norm: whether an extra LayerNorm comes before the map; None for "sgd" alone.
+        ridge: share of the mean eigenvalue of X'X that is added to all, for few samples.
+        held_out_data: what to judge on; None for a share of the batches of `data`, its last.
+        held_out: that share.
+        exclude_first: leave position 0 out of the closed-form fit (its massive activation can decide it).
+        batching: texts a batch.
+        n_batches: read so many.
+        text_key: as in `compare`.
+        prepend_bos: as in `compare`.
+        max_tokens: as in `compare`.
+        descent: steps, rates and seed of SGD.
+        checkpoint: a file that SGD saves to and goes on from.
+        show_progress: show progress bars.
+
+    Raises:
+        TypeError: no TransformerLens model, or data of an unknown kind.
+        ValueError: an unknown map or fit; models that do not share a tokenizer; too little data to judge on.
+        IndexError: a layer that a model lacks.
+    """
+    check_pair(model_a, model_b)
+    if map not in KINDS or fit not in FITS:
+        raise ValueError(
+            f"Expected map among {', '.join(KINDS)} and fit among {', '.join(FITS)}, got {map!r} and {fit!r}; choose "
+            "others."
+        )
+    kind = cast(MapKind, map)
+    layer_a, layer_b = check_layers(layer_a, model_a.cfg.n_layers)[0], check_layers(layer_b, model_b.cfg.n_layers)[0]
+    reading = Reading(batching, "token", False, None, "tokens", text_key, prepend_bos, max_tokens)
+    fitting, judging = fit_and_judge_texts(model_a, model_b, data, held_out_data, held_out, reading, n_batches)
+    normed = fit == "sgd" if layer_norm is None else layer_norm
+    stitched = StitchedModel(
+        model_a, layer_a, model_b, layer_b, new_map(kind, model_a, model_b, layer_norm=normed)
+    )  # fmt: skip
+    if kind != "identity":
+        sums = residual_sums(
+            model_a, [layer_a], model_b, [layer_b], fitting, exclude_first=exclude_first, normed=normed,
+            show_progress=show_progress,
+        )  # fmt: skip
+        stitched.map.set(*least_squares(kind, sums.pair(0, 0), ridge))
+    penalty, before, losses = judge(stitched, judging), None, ()
+    if fit == "sgd":
+        before = penalty
+        losses = descend(stitched, fitting, descent or Descent(), checkpoint=checkpoint, show_progress=show_progress)
+        penalty = judge(stitched, judging)
+    return Stitch(
+        stitched, layer_a, layer_b, kind, fit, penalty, before, sum(len(batch.tokens) for batch in fitting), losses
+    )
+
+
+def check_pair(model_a: TransformerLensModel, model_b: TransformerLensModel) -> None:
+    """Refuse models whose tokens mean different things.
+
+    Raises:
+        ValueError: different vocabularies.
+    """
+    check_model(model_a)
+    check_model(model_b)
+    vocabularies = [getattr(model.tokenizer, "get_vocab", None) for model in (model_a, model_b)]
+    known = [get() for get in vocabularies if get is not None]
+    if (len(known) == 2 and known[0] != known[1]) or (len(known) < 2 and model_a.cfg.d_vocab != model_b.cfg.d_vocab):
+        raise ValueError(
+            "Expected models with one tokenizer, got two whose vocabularies differ, so that the head would read other "
+            "tokens than the tail predicts; stitch models that share one (compare aligns others)."
+        )
+
+
+def new_map(
+    kind: MapKind, model_a: TransformerLensModel, model_b: TransformerLensModel, *, layer_norm: bool
+) -> StitchMap:
+    """An empty map between the models' residual streams, where and in the precision that the tail is in."""
+    made = StitchMap(kind, model_a.W_U.shape[0], model_b.W_U.shape[0], layer_norm=layer_norm)
+    return made.to(model_b.W_U.device, torch.promote_types(model_b.W_U.dtype, torch.float32))
+
+
+def fit_and_judge_texts(
+    model_a: TransformerLensModel,
+    model_b: TransformerLensModel,
+    data: object,
+    held_out_data: object,
+    held_out: float,
+    reading: Reading,
+    n_batches: int | None,
+) -> tuple[list[TextBatch], list[TextBatch]]:
+    """Texts to fit on, and others to judge on."""
+    texts = read_texts(model_a, model_b, data, reading, n_batches)
+    if held_out_data is None:
+        return split_texts(texts, held_out)
+    return texts, read_texts(model_a, model_b, held_out_data, reading, None)
+
+
+def residual_sums(
+    model_a: TransformerLensModel,
+    layers_a: Sequence[int],
+    model_b: TransformerLensModel,
+    layers_b: Sequence[int],
+    batches: Sequence[TextBatch],
+    *,
+    exclude_first: bool,
+    normed: bool,
+    show_progress: bool,
+) -> CovarianceStatistics:
+    """Sums over the real tokens of both residual streams, A's after a LayerNorm without weights if `normed`."""
+    width_a, width_b = model_a.W_U.shape[0], model_b.W_U.shape[0]
+    device = model_b.W_U.device if model_b.W_U.device.type != "mps" else "cpu"
+    sums = CovarianceStatistics([width_a] * len(layers_a), [width_b] * len(layers_b), device=device)
+    for batch in tqdm(batches, desc="fit", unit="batch", disable=not show_progress or len(batches) < 20):
+        mask = batch.mask.clone()
+        mask[:, 0] &= not exclude_first
+        with torch.no_grad(), rng_untouched(model_a), rng_untouched(model_b):
+            heads = run_head(model_a, batch.tokens, layers_a)
+            own = (
+                heads
+                if model_a is model_b and list(layers_a) == list(layers_b)
+                else (run_head(model_b, batch.tokens, layers_b))
+            )
+            x = [_rows(heads[layer], mask, device, normed) for layer in layers_a]
+            y = [_rows(own[layer], mask, device, False) for layer in layers_b]
+        sums.update(x, y)
+    return sums
+
+
+def _rows(
+    stream: Float[Tensor, "text pos d"], mask: Tensor, device: torch.device | str, normed: bool
+) -> Float[Tensor, "sample d"]:
+    rows = stream.detach()[mask.to(stream.device)].to(device, torch.float64)
+    return torch.nn.functional.layer_norm(rows, rows.shape[1:]) if normed else rows
+
+
+def fitted_map(
+    kind: MapKind, pair: PairSums, model_a: TransformerLensModel, model_b: TransformerLensModel, ridge: float
+) -> StitchMap:
+    """The least-squares map of one pair of layers."""
+    made = new_map(kind, model_a, model_b, layer_norm=False)
+    if kind != "identity":
+        made.set(*least_squares(kind, pair, ridge))
+    return made

@@ -1,0 +1,269 @@
+"""What each model is given of a batch, and which of their tokens are the same sample.
+
+Two models with one tokenizer are paired token by token. With different ones, a token of A and a token of B are the same
+sample where they end at the same character: both have then read the same text. Rows are padded on the right, where no
+causal model's earlier tokens see it, and so without a mask: every text's activations are those of the text alone.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, cast
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from tl_backward._typing import TransformerLensModel
+from tl_backward.dissimilarity.reading import Reading
+from tl_backward.prompts import Batch
+
+
+class _OffsetTokenizer(Protocol):
+    def __call__(self, text: str, **options: object) -> Mapping[str, list]: ...
+
+
+@dataclass(frozen=True)
+class PairedTokens:
+    """One batch as both models are given it, and its samples."""
+
+    number: int
+    a: Batch
+    """Its mask says which tokens are real; the models need none."""
+    b: Batch
+    text: Int[Tensor, "sample"]
+    """Which row of the batch each sample is from."""
+    at_a: Int[Tensor, "sample"]
+    """Its position in A's row."""
+    at_b: Int[Tensor, "sample"]
+    first: Bool[Tensor, "sample"]
+    """Whether it is the first token of A's row."""
+    aligned: Literal["tokens", "characters"]
+    counts: dict[str, int]
+    """texts, tokens_a, tokens_b (real ones that the mask keeps), unknown_a, unknown_b, truncated, empty."""
+
+
+def pair_batch(
+    model_a: TransformerLensModel,
+    model_b: TransformerLensModel,
+    number: int,
+    item: list[str] | Batch,
+    reading: Reading,
+) -> PairedTokens | None:
+    """One batch of data as pairs of tokens; None where none of its texts holds any.
+
+    Raises:
+        ValueError: tokens for models of different vocabularies, tokenizers that differ under align="tokens", one whose
+            offsets are unknown, or a mask of another shape.
+    """
+    if isinstance(item, Batch):
+        _check_one_vocabulary(model_a, model_b, item)
+        return _finish(_of_tokens(model_a, model_b, number, item, reading), reading)
+    texts = [text for text in item if text]
+    if not texts:
+        return None
+    rows_a = [_encode(model_a, text, reading) for text in texts]
+    rows_b = rows_a if model_a is model_b else [_encode(model_b, text, reading) for text in texts]
+    same = rows_a == rows_b
+    if not same and reading.align == "tokens":
+        different = next(i for i, (one, other) in enumerate(zip(rows_a, rows_b, strict=True)) if one != other)
+        raise ValueError(
+            f"Expected one tokenization from both models under align='tokens', got {rows_a[different][:6]} and "
+            f"{rows_b[different][:6]} for the text {texts[different][:40]!r}; use align='characters'."
+        )
+    by_characters = reading.align == "characters" or not same
+    limits = [_limit(model, reading) for model in (model_a, model_b)]
+    if not by_characters:
+        limits = [min(limits)] * 2
+    cut_a, cut_b = ([row[:limit] for row in rows] for rows, limit in zip((rows_a, rows_b), limits, strict=True))
+    a, b = _padded(model_a, cut_a), _padded(model_b, cut_b)
+    text, of_a, of_b = [], [], []
+    for index, source in enumerate(texts):
+        if by_characters:
+            ends = [_ends(model, source, rows[index]) for model, rows in ((model_a, rows_a), (model_b, rows_b))]
+            shared = _shared_ends(ends[0][: len(cut_a[index])], ends[1][: len(cut_b[index])])
+        else:
+            shared = [(k, k) for k in range(len(cut_a[index]))]
+        text += [index] * len(shared)
+        of_a += [one for one, _ in shared]
+        of_b += [other for _, other in shared]
+    beyond = [len(one) > limits[0] or len(other) > limits[1] for one, other in zip(rows_a, rows_b, strict=True)]
+    counts = {
+        "texts": len(texts),
+        "empty": len(item) - len(texts),
+        "truncated": sum(beyond),
+        "unknown_a": _unknown(model_a, cut_a),
+        "unknown_b": _unknown(model_b, cut_b),
+    }
+    return _finish(
+        PairedTokens(
+            number=number,
+            a=a,
+            b=b,
+            text=torch.tensor(text, dtype=torch.long),
+            at_a=torch.tensor(of_a, dtype=torch.long),
+            at_b=torch.tensor(of_b, dtype=torch.long),
+            first=torch.tensor(of_a, dtype=torch.long) == 0,
+            aligned="characters" if by_characters else "tokens",
+            counts=counts,
+        ),
+        reading,
+    )
+
+
+def _of_tokens(
+    model_a: TransformerLensModel, model_b: TransformerLensModel, number: int, item: Batch, reading: Reading
+) -> PairedTokens:
+    limit = min(_limit(model, reading) for model in (model_a, model_b))
+    if item.tokens.shape[1] > limit and (item.mask is None or bool(item.mask[:, limit:].any())):
+        raise ValueError(
+            f"Expected token batches of at most {limit} positions (n_ctx, or max_tokens), got "
+            f"{item.tokens.shape[1]}; cut them, so that nothing is dropped unsaid."
+        )
+    fill = getattr(getattr(model_a, "tokenizer", None), "pad_token_id", None)
+    if item.mask is None and fill is not None and item.tokens.shape[1] > 1 and bool((item.tokens[:, -1] == fill).any()):
+        warnings.warn(
+            f"Token batch {number} ends in padding tokens and comes without an attention mask, so that they count as "
+            "samples; pass pairs (tokens, attention_mask).",
+            stacklevel=4,
+        )
+    rows = [row[:limit] for row in Batch(item.tokens, item.mask).rows()]
+    pairs = [(text, k) for text, row in enumerate(rows) for k in range(len(row))]
+    text, ranks = (torch.tensor(part, dtype=torch.long) for part in zip(*pairs, strict=True))
+    counts = {"texts": len(rows), "empty": 0, "truncated": 0, "unknown_a": 0, "unknown_b": 0}
+    a, b = _padded(model_a, rows), _padded(model_b, rows)
+    return PairedTokens(number, a, b, text, ranks, ranks, ranks == 0, "tokens", counts)
+
+
+def _finish(pairs: PairedTokens, reading: Reading) -> PairedTokens:
+    """Leave out what is masked, first, or not last."""
+    kept = [_kept(batch, reading, which) for which, batch in (("a", pairs.a), ("b", pairs.b))]
+    keep = kept[0][pairs.text, pairs.at_a] & (~pairs.first if reading.exclude_first else True)
+    if reading.exclude_first:
+        keep &= pairs.at_b > 0
+    if reading.sample == "last":
+        kept_at = keep.nonzero().flatten()
+        rows = pairs.text[kept_at]
+        ends = torch.ones_like(rows, dtype=torch.bool)
+        ends[:-1] = rows[1:] != rows[:-1]
+        keep = torch.zeros_like(keep).index_fill_(0, kept_at[ends], True)
+    counts = dict(pairs.counts)
+    for which, mask in zip("ab", kept, strict=True):
+        counts[f"tokens_{which}"] = int(mask.sum()) - (len(mask) if reading.exclude_first else 0)
+    at_a, at_b = pairs.at_a[keep], pairs.at_b[keep]
+    return replace(
+        pairs, a=_trimmed(pairs.a, at_a), b=_trimmed(pairs.b, at_b), text=pairs.text[keep], at_a=at_a, at_b=at_b,
+        first=pairs.first[keep], counts=counts,
+    )  # fmt: skip
+
+
+def _padded(model: TransformerLensModel, rows: list[list[int]]) -> Batch:
+    """Rows of ids side by side, each from position 0."""
+    fill = getattr(getattr(model, "tokenizer", None), "pad_token_id", None)
+    tokens = torch.full((len(rows), max(map(len, rows))), fill or 0)
+    mask = torch.zeros(tokens.shape, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        tokens[index, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[index, : len(row)] = True
+    return Batch(tokens.to(model.W_U.device), mask)
+
+
+def _trimmed(batch: Batch, at: Int[Tensor, "sample"]) -> Batch:
+    """Without the positions after the last sample, which no causal model's earlier ones depend on."""
+    width = int(at.max()) + 1 if len(at) else 1
+    return Batch(batch.tokens[:, :width], None if batch.mask is None else batch.mask[:, :width])
+
+
+def _kept(batch: Batch, reading: Reading, which: str) -> Bool[Tensor, "batch pos"]:
+    real = torch.ones(batch.tokens.shape, dtype=torch.bool) if batch.mask is None else batch.mask
+    if reading.mask is None or which == "b":
+        return real
+    mask = reading.mask(batch.tokens)
+    if not isinstance(mask, Tensor) or mask.shape != batch.tokens.shape or mask.dtype != torch.bool:
+        got = f"{mask.dtype} of shape {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(
+            f"Expected mask(tokens) to give one bool a token, shape {list(batch.tokens.shape)}, got {got}; for example "
+            "mask=lambda tokens: tokens != 13."
+        )
+    return real & mask.cpu()
+
+
+def _encode(model: TransformerLensModel, text: str, reading: Reading) -> list[int]:
+    if getattr(model, "tokenizer", None) is None:
+        raise ValueError(
+            "Expected a model with a tokenizer, got text for one without; pass batches of token ids, or set "
+            "model.tokenizer."
+        )
+    options = {} if reading.prepend_bos is None else {"prepend_bos": reading.prepend_bos}
+    return [int(i) for i in model.to_tokens(text, truncate=False, **options).flatten()]
+
+
+def count_tokens(model: TransformerLensModel, text: str, reading: Reading) -> int:
+    """How many tokens of a text the model is given."""
+    return min(len(_encode(model, text, reading)), _limit(model, reading))
+
+
+def _limit(model: TransformerLensModel, reading: Reading) -> int:
+    limit = model.cfg.n_ctx if reading.max_tokens is None else min(model.cfg.n_ctx, reading.max_tokens)
+    if limit < 1:
+        raise ValueError(f"Expected max_tokens of at least 1, got {reading.max_tokens}; None is the model's n_ctx.")
+    return limit
+
+
+def _unknown(model: TransformerLensModel, rows: list[list[int]]) -> int:
+    """How many tokens are the unknown token, where that is not a special one that text never gives."""
+    tokenizer = model.tokenizer
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is None or unknown in (
+        getattr(tokenizer, "bos_token_id", None),
+        getattr(tokenizer, "eos_token_id", None),
+    ):
+        return 0
+    return sum(row.count(unknown) for row in rows)
+
+
+def _ends(model: TransformerLensModel, text: str, ids: list[int]) -> list[int | None]:
+    """After how many characters of the text each token ends; 0 for what stands before it, None where unknown."""
+    tokenizer = model.tokenizer
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"Expected tokenizers with character offsets, to align different ones, got {type(tokenizer).__name__}; "
+            "load its fast version."
+        )
+    encode = cast(_OffsetTokenizer, tokenizer)
+    encoded = encode(text, return_offsets_mapping=True, add_special_tokens=False)
+    plain, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
+    start = next((k for k in range(len(ids) - len(plain) + 1) if ids[k : k + len(plain)] == plain), None)
+    if start is None:
+        raise ValueError(
+            f"Expected the tokenizer's own tokens {plain[:6]} within those the model reads, got {ids[:6]} for the text "
+            f"{text[:40]!r}; pass token batches that you aligned yourself."
+        )
+    ends: list[int | None] = [0] * start
+    ends += [end if end > begin else None for begin, end in offsets]
+    return ends + [None] * (len(ids) - len(ends))
+
+
+def _shared_ends(ends_a: list[int | None], ends_b: list[int | None]) -> list[tuple[int, int]]:
+    """Pairs of tokens that end at one character; of several (the bytes of one character) the last."""
+    last_a, last_b = ({end: k for k, end in enumerate(ends) if end is not None} for ends in (ends_a, ends_b))
+    return [(k, last_b[end]) for end, k in last_a.items() if end in last_b]
+
+
+def _check_one_vocabulary(model_a: TransformerLensModel, model_b: TransformerLensModel, item: Batch) -> None:
+    if model_a is model_b:
+        sizes = [model_a.cfg.d_vocab]
+    else:
+        sizes = [model_a.cfg.d_vocab, model_b.cfg.d_vocab]
+        vocabularies = [getattr(model.tokenizer, "get_vocab", None) for model in (model_a, model_b)]
+        known = [get() for get in vocabularies if get is not None]
+        if len(known) == 2 and known[0] != known[1] or len(known) < 2 and sizes[0] != sizes[1]:
+            raise ValueError(
+                "Expected models of one vocabulary for data given as tokens, got two whose tokenizers differ, so that "
+                "an id means different words; pass texts, which are aligned by characters."
+            )
+    if int(item.tokens.min()) < 0 or int(item.tokens.max()) >= min(sizes):
+        raise ValueError(
+            f"Expected token ids in [0, {min(sizes)}), got {int(item.tokens.min())} to {int(item.tokens.max())}; the "
+            "tokens come from another vocabulary."
+        )
