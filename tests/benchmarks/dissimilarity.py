@@ -79,7 +79,7 @@ def beside_others() -> None:
     a, b = x.double().numpy(), y.double().numpy()
     for name, package, theirs, ours in (
         ("scipy's procrustes", "scipy.spatial", lambda p: p.procrustes(a, b)[2], measures.procrustes_disparity),
-        ("repsim's cka_biased", "repsim", lambda p: p.cka_biased([a, b], "linear", "gretton")[0, 1], measures.cka_biased),
+        ("repsim's cka", "repsim", lambda p: p.cka([a, b], "linear", "gretton")[0, 1], measures.cka_biased),
         (
             "torchmetrics's procrustes_disparity",
             "torchmetrics.functional.shape",

@@ -85,8 +85,8 @@ def cka_debiased(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"]) -
     """Debiased linear CKA, HSIC1(K, L) / sqrt(HSIC1(K, K) HSIC1(L, L)) (Song et al. 2012, eq. 5).
 
     HSIC1(K, L) n (n - 3) = <K0, L0> + (1'K0 1)(1'L0 1) / ((n - 1)(n - 2)) - 2 / (n - 2) 1'K0 L0 1, where K0, L0 have
-    their diagonals set to 0. Every term is a sum over samples, so the cost is that of `cka_biased`. A similarity in [-1, 1],
-    0 on average for unrelated samples; no metric. Unchanged by rotation, one scale and a shift of either side.
+    their diagonals set to 0. Every term is a sum over samples, so the cost is that of `cka_biased`. A similarity in
+    [-1, 1], 0 on average for unrelated samples; no metric. Unchanged by rotation, one scale and a shift of either side.
     """
     return alignment(x, y).debiased()
 
