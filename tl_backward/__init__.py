@@ -4,7 +4,10 @@ Start with `backward_lens(model, prompt, target)`: what one gradient step on a p
 words. `run_with_gradient_cache` gives the gradients' rank-1 factors underneath it.
 """
 
-from tl_backward import dissimilarity as dissimilarity
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 from tl_backward import embedding_space as embedding_space
 from tl_backward import zoo
 from tl_backward.backward_lens import BackwardLens as BackwardLens
@@ -36,6 +39,20 @@ from tl_backward.sweep_result import load_sweep as load_sweep
 from tl_backward.sweep_result import merge
 from tl_backward.sweeps import sweep
 from tl_backward.top_pairs import top_pairs
+
+if TYPE_CHECKING:
+    from tl_backward import alignment as alignment
+    from tl_backward import dissimilarity as dissimilarity
+    from tl_backward import render as render
+
+_LAZY = ("alignment", "dissimilarity", "render")  # whole capabilities, loaded when they are first used
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _LAZY:
+        return importlib.import_module(f"tl_backward.{name}")
+    raise AttributeError(f"module 'tl_backward' has no attribute {name!r}")
+
 
 __all__ = [
     # capture
