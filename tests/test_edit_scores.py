@@ -201,6 +201,8 @@ def test_bad_input(world):
         evaluate_edit(model, None, EditCase("w5 w6", said))
     with pytest.raises(ValueError, match="Expected a target other than the model's answer, .* which it says already"):
         shift_edit(model, "w5 w6", said, 1)
+    with pytest.raises(ValueError, match="Expected a target other than the model's answer, .* which it says already"):
+        tlb.gradient_edit(model, "w5 w6", said)
 
 
 def test_the_facts_cases_share_no_person_and_are_true():

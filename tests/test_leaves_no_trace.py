@@ -312,3 +312,44 @@ def test_negative_layers_count_from_the_end(world):
 
 def test_both_worlds_were_tested():
     assert HAS_HOOKED_TRANSFORMER == ("hooked" in worlds())
+
+
+DATA_SET_TOOLS = {
+    "sweep": lambda model: tlb.sweep(model, ["w5 w6", "w7"], ["w8", "w9"], n_draws=1, batch_size=1, show_progress=False),
+    "similarity": lambda model: tlb.gradient_similarity(model, ["w5 w6", "w7 w8"], batch_size=1, show_progress=False),
+    "evaluate": lambda model: tlb.evaluate_edit(
+        model, tlb.shift_edit(model, "w5 w6", "w9", 1, 3.0), tlb.EditCase("w5 w6", "w9", paraphrases=("w6",)), n_tokens=3
+    ),
+    "compare": lambda model: tlb.compare_edits(
+        model, [tlb.EditCase("w5 w6", "w9")], tlb.editing.edit_methods(1, 3.0, 0.1), n_tokens=3, show_progress=False
+    ),
+    "find layer": lambda model: tlb.find_layer(
+        model, "w5 w6", "w9", validation=[tlb.EditCase("w7", "w8")], scales=(1.0,), show_progress=False
+    ),
+}
+
+
+@every_world
+@pytest.mark.parametrize("tool", DATA_SET_TOOLS)
+@pytest.mark.parametrize("fault", [None, boom, interrupt])
+def test_tools_over_data_leave_no_trace(world, tool, fault):
+    """Done, or broken off in the middle of its second pass: the weights that an edit changes come back to the bit."""
+    model, passes = build(world), []
+
+    def strike(activation, hook):
+        passes.append(1)
+        if fault is not None and len(passes) == 2:
+            fault()
+
+    model.add_hook("blocks.1.hook_resid_pre", strike)
+    before = state(model)
+    passes.clear()
+    try:
+        DATA_SET_TOOLS[tool](model)
+    except (Boom, KeyboardInterrupt):
+        assert fault is not None
+    assert len(passes) >= 2
+    # An edit writes its weight in place and back: the same memory and bits, but a later version.
+    for side in (before, after := state(model)):
+        side["parameters"] = [(identity, pointer, grad) for identity, pointer, _, grad in side["parameters"]]
+    assert_same(before, after)

@@ -78,11 +78,7 @@ def shift_edit(
     (ids,) = loss.ids or ((),)
     (site,) = select_sites(weight_sites(model), f"blocks.{index}.mlp.W_out").values()
     inputs, logits = _inputs_and_logits(model, site, batch.tokens)
-    if logits[0, -len(ids) :].argmax(-1).tolist() == list(ids):
-        raise ValueError(
-            f"Expected a target other than the model's answer, got {target!r}, which it says already; there is nothing "
-            "to edit."
-        )
+    _check_news(logits, ids, target)
     x = inputs[0, -len(ids) :]
     v = model.W_U.detach()[:, list(ids)].T
     if scaling == "unit":
@@ -114,23 +110,39 @@ def gradient_edit(
 
     Returns:
         An Edit, not applied.
+
+    Raises:
+        ValueError: a bad prompt, weight or target, or a target that the model says already.
     """
+    check_model(model)
     if steps < 1:
         raise ValueError(f"Expected at least one step, got {steps}; a step is one descent of the loss.")
     names = list(select_sites(weight_sites(model), weights if isinstance(weights, str) else list(weights)))
+    loss = target_loss(target).bind(model, 1)
     total: dict[str, Update] = {}
     how = {"method": "gradient", "prompt": prompt, "lr": lr, "steps": steps}
     for step in range(steps):
         with Edit(model, total) if total else nullcontext():
             _, cache = run_with_gradient_cache(
-                model, prompt, target_loss(target), weights=names, names_filter=[], prepend_bos=prepend_bos
+                model, prompt, loss, weights=names, names_filter=[], prepend_bos=prepend_bos
             )
+        if not step:
+            _check_news(cache.logits, (loss.ids or ((),))[0], target)
         for name in names:
             x, delta = cache.factors[name].rows()
             moved = Update(x.clone(), -lr * delta)
             total[name] = total[name] + moved if step else moved
     editable(model, total)
     return Edit(model, total, how)
+
+
+def _check_news(logits: Float[Tensor, "1 pos d_vocab"], ids: Sequence[int], target: Target) -> None:
+    """Refuse a target that the model says already."""
+    if logits[0, -len(ids) :].argmax(-1).tolist() == list(ids):
+        raise ValueError(
+            f"Expected a target other than the model's answer, got {target!r}, which it says already; there is nothing "
+            "to edit."
+        )
 
 
 def _inputs_and_logits(model: TransformerLensModel, site: WeightSite, tokens: Tensor) -> tuple[Tensor, Tensor]:

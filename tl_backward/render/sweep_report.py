@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tl_backward._html import visible_text
+from tl_backward._html import Cell, visible_text
 from tl_backward.render.export import data_block
 from tl_backward.render.figures import Curve, curves, figure_fragment, heatmap
 from tl_backward.render.page import Page
@@ -84,7 +84,7 @@ def sweep_report(sweep: Sweep, *, name: str = "") -> Page:
             for end in ("top", "bottom"):
                 tokens = sweep.top_tokens(weight, end)
                 if len(tokens):
-                    rows = tokens.astype(object).values.tolist()
+                    rows = [[Cell(token), *rest] for token, *rest in tokens.astype(object).values.tolist()]
                     page.section(f"Most often at the {end}: {weight}", "", table(list(map(str, tokens.columns)), rows))
     if sweep.skipped:
         page.section("Left out", "", table(["prompt", "why"], [[index, why] for index, why in sweep.skipped.items()]))
