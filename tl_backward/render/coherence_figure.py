@@ -34,7 +34,7 @@ def coherence_figure(
     margin = 0.05 * float(everything.max() - everything.min()) or 0.01
     x = torch.linspace(float(everything.min()) - margin, float(everything.max()) + margin, _POINTS, dtype=torch.float64)
     lines = [Curve(name, density(values, x)) for name, values in kept.items()]
-    figure = curves(lines, title=title, x_title="mean cosine of the top tokens", y_title="density", x=x)
+    figure = curves(lines, title=title, x_title="mean cosine of the top tokens", y_title="density", x=x.tolist())
     figure.update_traces(mode="lines")
     figure.data[0].update(fill="tozeroy", fillcolor="rgba(120,120,120,0.35)", line={"color": "#787878", "width": 1})
     figure.update_layout(meta={"min_width": 480})

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tl_backward.alignment import ParameterMatch
+from tl_backward.render.attention_report import beside
 from tl_backward.render.export import data_block
 from tl_backward.render.figures import Curve, curves, figure_fragment, heatmap
 from tl_backward.render.page import Page
@@ -89,6 +90,6 @@ def match_report(matches: ParameterMatch | Sequence[ParameterMatch], *, name: st
         maps = [figure_fragment(match_heatmap(match, space)) for space in match.spaces()]
         frame = match.to_frame()
         data = data_block(list(frame.columns), frame.values.tolist(), filename=f"match_{match.weight}.csv")
-        page.section(f"{match.weight}, layer by layer", _MAPS, *maps)
+        page.section(f"{match.weight}, layer by layer", _MAPS, beside(*maps))
         page.section("", _CURVES, figure_fragment(match_curves(match)), data)
     return page

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tl_backward._checks import check_head, check_layers
+from tl_backward._checks import check_head
 from tl_backward._html import Cell, TableCell, visible_token
 from tl_backward._typing import TransformerLensModel
 from tl_backward.embedding_space import (
@@ -50,7 +50,7 @@ PAIRED = (
 )
 PAIRS = {
     "VO": "The pairs with the largest scores of e_s W_V W_O E_t: attending to the first token writes the second.",
-    "QK": "The pairs with the largest scores of (e_q W_Q) . (e_k W_K), before positions: the first looks at the second.",
+    "QK": "The pairs with the largest scores of (e_q W_Q) . (e_k W_K): the first looks at the second, positions aside.",
 }
 _SHOWN = 1000  # vectors in the table; the data block has all of them
 
@@ -220,9 +220,9 @@ def _pairs_text(pairs: HeadPairs) -> str:
 
 def _intro(found: Coherence) -> str:
     above = float((found.score > found.gaussian.quantile(0.95)).float().mean())
-    side = {"read": "read the residual stream", "write": "write to it"}.get(found.projection.side, "scale it")
+    side = {"read": "read", "write": "write to", "scale": "scale"}[found.projection.side]
     return (
-        f"{len(found.score)} vectors that {side}, each with the tokens of the vocabulary that it stands for. "
+        f"{len(found.score)} vectors that {side} the residual stream, each with the tokens that it stands for. "
         f"{above:.0%} of them are more coherent than 95 % of Gaussian vectors are; 5 % would be by chance."
     )
 
@@ -239,7 +239,7 @@ def _data(found: Coherence) -> Fragment:
 
 def _layer_of(found: Coherence) -> int | None:
     parts = found.projection.weight.split(".")
-    return check_layers(int(parts[1]), int(parts[1]) + 1)[0] if parts[0] == "blocks" else None
+    return int(parts[1]) if parts[0] == "blocks" else None
 
 
 def _cell(token: str, score: float) -> Cell:

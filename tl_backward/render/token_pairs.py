@@ -1,6 +1,6 @@
 """Token pairs of an attention head: a ranked list, and a picture of who is joined to whom."""
 
-from tl_backward._html import POSITIVE, Cell, escape, format_number, visible_token
+from tl_backward._html import POSITIVE, Cell, Number, escape, format_number, visible_token
 from tl_backward.embedding_space import HeadPairs
 from tl_backward.render.filter_table import filter_table
 from tl_backward.render.page import Fragment
@@ -13,13 +13,12 @@ _LEFT, _RIGHT = 190, 370  # where the lines begin and end
 
 def pair_list(pairs: HeadPairs) -> Fragment:
     """List the pairs, best first, in a table that can be filtered."""
-    first, second = pairs.to_frame().columns[:2]
     rows = [
         [Cell(a), Cell(b), Cell(f"{score:.4g}", value=score)]
         for a, b, score in zip(pairs.first_tokens, pairs.second_tokens, pairs.pairs.values.tolist(), strict=True)
     ]
     names = [str(i + 1) for i in range(len(rows))]
-    return filter_table([str(first), str(second), "score"], rows, row_names=names, corner="rank", height=440)
+    return filter_table([*pairs.sides, "score"], rows, row_names=names, corner="rank", height=440)
 
 
 def pair_picture(pairs: HeadPairs, *, n: int = 30) -> Fragment:
@@ -27,7 +26,7 @@ def pair_picture(pairs: HeadPairs, *, n: int = 30) -> Fragment:
 
     On the left, tokens in the order of their best pair; on the right, each beside those that it is joined to.
     """
-    first, second = (str(name) for name in pairs.to_frame().columns[:2])
+    first, second = pairs.sides
     ids = list(zip(pairs.pairs.rows.tolist(), pairs.pairs.cols.tolist(), strict=True))[:n]
     scores = pairs.pairs.values.tolist()[:n]
     lefts = list(dict.fromkeys(a for a, _ in ids))
@@ -61,7 +60,7 @@ def pair_picture(pairs: HeadPairs, *, n: int = 30) -> Fragment:
     )
 
 
-def _label(token: str, x: float, y: float, anchor: str, *, bold: bool = False) -> str:
+def _label(token: str, x: Number, y: Number, anchor: str, *, bold: bool = False) -> str:
     text = token if bold else visible_token(token, _LONGEST)
     title = "" if bold else f"<title>{escape(visible_token(token))}</title>"
     weight = ' font-weight="bold"' if bold else ""
