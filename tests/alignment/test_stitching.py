@@ -34,6 +34,16 @@ def test_a_model_stitched_to_itself_is_the_model(world, family):
         assert not torch.allclose(zero_shot_stitch(model, 1, model, 0, kernel=itself(model))(TOKENS), plain, atol=1e-3)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_compatibility_mode(family):
+    model = bridge(family, compatibility=True)
+    with torch.no_grad():
+        plain = model(TOKENS)
+        for cut in range(3):
+            stitched = zero_shot_stitch(model, cut, model, cut, kernel=itself(model))
+            torch.testing.assert_close(stitched(TOKENS), plain, atol=1e-10, rtol=0)
+
+
 @every_world
 @pytest.mark.parametrize("wider", [0, 8])
 def test_a_twin_takes_over_anywhere(world, wider):

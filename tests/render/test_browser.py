@@ -286,3 +286,32 @@ def test_page_never_scrolls_sideways(
         )
     finally:
         browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_filtered_table_keeps_the_rows_with_all_words(hostile: list[str], browser: Browser, tmp_path: Path) -> None:
+    rows = [[render.Cell(token), f"row {i}"] for i, token in enumerate(hostile)]
+    page = render.Page("Filter").section("", "", render.filter_table(["token", "name"], rows))
+    browser.open(page.save(tmp_path / "filter.html"))
+    browser.wait("document.querySelector('input[type=search]')")
+
+    def shown() -> list[str]:
+        visible = "[...document.querySelectorAll('tbody tr')].filter(r => r.style.display !== 'none')"
+        found = browser.run(f"return {visible}.map(r => r.lastChild.textContent)")
+        assert isinstance(found, list)
+        return found
+
+    def typed_in(text: str) -> None:
+        browser.run(
+            f"const box = document.querySelector('input'); box.value = {json.dumps(text)};"
+            "box.dispatchEvent(new Event('input'))"
+        )
+
+    assert shown() == [f"row {i}" for i in range(len(hostile))]
+    typed_in("<SCRIPT> pwned")
+    expected = [i for i, t in enumerate(hostile) if "<script>" in render.visible_token(t, 18).lower() and "pwned" in render.visible_token(t, 18)]
+    assert shown() == [f"row {i}" for i in expected] and expected
+    typed_in("no such words")
+    assert shown() == []
+    typed_in("")
+    assert len(shown()) == len(hostile)
+    assert browser.number("window.pwnedCount") == 0 and not browser.console()

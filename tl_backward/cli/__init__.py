@@ -10,9 +10,9 @@ import sys
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 
-from tl_backward.cli import edit, lens
+from tl_backward.cli import edit, lens, params
 
-COMMANDS = (lens, edit)
+COMMANDS = (lens, edit, params)
 
 _EXAMPLES = """examples:
   tl-backward demo
@@ -21,6 +21,7 @@ _EXAMPLES = """examples:
   tl-backward lens --model gpt2 --prompt "The capital of France is" --target " Rome" --json | jq .loss
   tl-backward edit --model facts --prompt "Anna Berg lives in the city of" --target " Oslo" --layer 2
   tl-backward edits --model facts
+  tl-backward params --model facts
 
 Run `tl-backward COMMAND --help` for a command's options."""
 

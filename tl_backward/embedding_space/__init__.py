@@ -1,5 +1,6 @@
 """Parameters in embedding space: what the weights say in words, with no data (Dar et al. 2022)."""
 
+from tl_backward.embedding_space.coherence import Coherence, parameter_coherence
 from tl_backward.embedding_space.filters import token_mask
 from tl_backward.embedding_space.heads import HeadPairs, head_pairs
 from tl_backward.embedding_space.overlap import ActivationOverlap, parameter_activation_overlap
@@ -14,6 +15,8 @@ __all__ = [
     "RelatedPairs",
     "parameter_activation_overlap",
     "ActivationOverlap",
+    "parameter_coherence",
+    "Coherence",
     "head_pairs",
     "HeadPairs",
 ]

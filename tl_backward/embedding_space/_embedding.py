@@ -82,6 +82,20 @@ class Embedding:
             torch.mm(part.T.to(vectors.dtype), vectors.T, out=out)
         return found
 
+    def tokens(self, ids: Tensor) -> Tensor:
+        """Columns of E [..., d_model], in float32 at least."""
+        columns = self.matrix.index_select(1, ids.flatten().to(self.matrix.device)).T.reshape(*ids.shape, -1)
+        columns = columns.to(torch.promote_types(columns.dtype, torch.float32))
+        return self._centered(columns if self.scale is None else columns * self.scale.to(columns))
+
+    def mean_token(self) -> Tensor:
+        """The mean column of E [d_model]."""
+        total = torch.zeros(len(self.matrix), dtype=torch.float64, device=self.matrix.device)
+        for part in self.matrix.split(_TILE, dim=1):
+            total += part.double().sum(1)
+        mean = (total / self.matrix.shape[1]).to(torch.promote_types(self.matrix.dtype, torch.float32))
+        return self._centered(mean if self.scale is None else mean * self.scale.to(mean))
+
     def folded(self, vectors: Tensor) -> Tensor:
         """What the final norm's weight and centring make of vectors before they meet W_U."""
         vectors = self._centered(vectors)

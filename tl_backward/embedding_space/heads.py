@@ -24,7 +24,7 @@ Source: TypeAlias = Literal["W_U", "W_E"]
 
 _WEIGHTS = {"VO": ("W_V", "W_O"), "QK": ("W_Q", "W_K")}
 _LEFT_OUT = {"VO": ("b_V", "b_O"), "QK": ("b_Q", "b_K", "q_norm.w", "k_norm.w")}
-_SIDES = {"VO": ("attended", "written"), "QK": ("query", "key")}
+_SIDES: dict[str, tuple[str, str]] = {"VO": ("attended", "written"), "QK": ("query", "key")}
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -45,6 +45,11 @@ class HeadPairs:
     """Decodes ids; None shows them as [id]."""
 
     @property
+    def sides(self) -> tuple[str, str]:
+        """What the two tokens of a pair are: ("attended", "written") or ("query", "key")."""
+        return _SIDES[self.circuit]
+
+    @property
     def first_tokens(self) -> list[str]:
         """The attended token (VO) or the query's (QK)."""
         return token_strings(self.tokenizer, self.pairs.rows)
@@ -62,7 +67,7 @@ class HeadPairs:
         """One row a pair, best first: both tokens, the score, both ids."""
         import pandas
 
-        first, second = _SIDES[self.circuit]
+        first, second = self.sides
         columns = {first: self.first_tokens, second: self.second_tokens, "score": self.pairs.values.tolist()}
         ids = {f"{first}_id": self.pairs.rows.tolist(), f"{second}_id": self.pairs.cols.tolist()}
         return pandas.DataFrame(columns | ids)
@@ -77,7 +82,7 @@ class HeadPairs:
         caption = repr(self) if self.offset is None else f"{self!r}, key {self.offset} positions back"
         caption += f"; without {', '.join(self.left_out)}" if self.left_out else ""
         names = [str(i) for i in range(len(rows))]
-        return table([*_SIDES[self.circuit], "score"], rows, row_names=names, caption=caption)
+        return table([*self.sides, "score"], rows, row_names=names, caption=caption)
 
 
 @typed

@@ -64,6 +64,11 @@ class Projection:
         """Strings of `bottom_ids`."""
         return token_strings(self.tokenizer, self.bottom_ids)
 
+    def vector_names(self) -> list[str]:
+        """Each vector by its place: "17", or "head 2, 17"."""
+        heads = [None] * len(self) if self.heads is None else self.heads.tolist()
+        return [f"{i}" if h is None else f"head {h}, {i}" for h, i in zip(heads, self.index.tolist(), strict=True)]
+
     def __len__(self) -> int:
         return len(self.index)
 
@@ -108,8 +113,7 @@ class Projection:
                 shown.bottom_scores.tolist(), strict=True,
             )
         ]  # fmt: skip
-        heads = [None] * len(shown) if shown.heads is None else shown.heads.tolist()
-        names = [f"{i}" if h is None else f"head {h}, {i}" for h, i in zip(heads, shown.index.tolist(), strict=True)]
+        names = shown.vector_names()
         caption = repr(self) + (f"; the {_SHOWN} longest" if len(self) > _SHOWN else "")
         columns = ["norm", *[f"top {i}" for i in range(k)], *[f"bottom {i}" for i in range(k)]]
         return table(columns, rows, row_names=names, caption=caption, corner="vector")

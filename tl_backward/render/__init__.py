@@ -6,15 +6,21 @@ loaded only when something is drawn with them.
 """
 
 from tl_backward._html import Cell, visible_token
+from tl_backward.render.atlas import atlas
 from tl_backward.render.attention_report import pattern_names
 from tl_backward.render.circuits import attention, tokens
+from tl_backward.render.coherence_figure import coherence_figure
 from tl_backward.render.edit_report import comparison_report, edit_report
 from tl_backward.render.export import csv_text, data_block
 from tl_backward.render.figures import Curve, curves, figure_fragment, heatmap, plot_text, plot_token
+from tl_backward.render.filter_table import filter_table
+from tl_backward.render.match_report import match_curves, match_heatmap, match_report
 from tl_backward.render.page import Fragment, Page, setup_notebook
+from tl_backward.render.params_report import params_report
 from tl_backward.render.report import lens_report
 from tl_backward.render.sweep_report import similarity_heatmap, similarity_report, sweep_curves, sweep_report
 from tl_backward.render.tables import lens_table, table
+from tl_backward.render.token_pairs import pair_list, pair_picture
 
 __all__ = [
     # reports
@@ -23,6 +29,9 @@ __all__ = [
     "comparison_report",
     "sweep_report",
     "similarity_report",
+    "params_report",
+    "atlas",
+    "match_report",
     "pattern_names",
     # pages
     "Fragment",
@@ -33,12 +42,18 @@ __all__ = [
     "attention",
     "lens_table",
     "table",
+    "filter_table",
+    "pair_list",
+    "pair_picture",
     "tokens",
     # plotly
     "Curve",
     "curves",
     "sweep_curves",
     "similarity_heatmap",
+    "match_heatmap",
+    "match_curves",
+    "coherence_figure",
     "figure_fragment",
     "heatmap",
     "plot_text",

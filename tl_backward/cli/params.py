@@ -1,0 +1,103 @@
+"""`tl-backward params`."""
+
+import argparse
+import json
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from tl_backward.cli.options import Commands, add_model, add_output, check_out, layers, open_page, positive, quoted
+
+_FILTERS = ("ascii", "alphanumeric", "not_special")
+
+_EXAMPLES = """examples:
+  the atlas of a model: all its matrices, the most coherent vectors first:
+    tl-backward params --model facts
+  every neuron's value of one layer in words:
+    tl-backward params --model facts --weight W_out --layer 2 --out values.html
+  what one head writes for what it attends to, as token pairs:
+    tl-backward params --model gpt2 --weight W_O --layer 9 --head 6 --filter ascii
+  numbers for another program, no page:
+    tl-backward params --model facts --weight W_out --layer 2 --json | jq '.vectors[0].top_tokens'"""
+
+
+def add_commands(commands: Commands) -> None:
+    """`params`."""
+    params = commands.add_parser(
+        "params",
+        help="the weights themselves in words, without any data",
+        description="Read MODEL's parameters in embedding space (Dar et al. 2022): the tokens of every vector of\n"
+        "WEIGHT, the most coherent first, beside Gaussian vectors; without --weight, an atlas of all matrices.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model(params)
+    params.add_argument(
+        "--weight", metavar="NAME", help="by TransformerLens's name, such as W_out (default: the atlas)"
+    )
+    params.add_argument(
+        "--layer", type=layers, metavar="LIST", help="of the weight, one; of the atlas, any (default: all)"
+    )
+    params.add_argument("--head", type=int, metavar="N", help="one attention head (default: all)")
+    params.add_argument("--k", type=positive, default=10, metavar="N", help="tokens of each vector (default: 10)")
+    params.add_argument(
+        "--filter", action="append", choices=_FILTERS, default=[], help="tokens to consider; may be repeated"
+    )
+    params.add_argument("--inverse", choices=("transpose", "pinv"), default="transpose", help="(default: transpose)")
+    params.add_argument("--fold-ln", action="store_true", help="read weights as if the norms were folded in")
+    add_output(params)
+    params.add_argument(
+        "--json", action="store_true", help="print a weight's vectors as one JSON object; a page only with --out"
+    )
+    params.set_defaults(run=_params)
+
+
+def _params(arguments: argparse.Namespace) -> None:
+    from tl_backward.embedding_space import parameter_coherence
+    from tl_backward.loading import load_model
+    from tl_backward.render.atlas import atlas
+    from tl_backward.render.params_report import params_report
+
+    layer = _one_layer(arguments)
+    out = check_out(arguments.out)
+    name = Path(arguments.model).name or arguments.model
+    with redirect_stdout(sys.stderr):
+        model = load_model(arguments.model, kind=arguments.kind, device=arguments.device, dtype=arguments.dtype)
+        how = {"inverse": arguments.inverse, "fold_ln": arguments.fold_ln, "filters": arguments.filter}
+        found = page = None
+        if arguments.weight is not None:
+            found = parameter_coherence(model, arguments.weight, layer, head=arguments.head, k=arguments.k, **how)
+        if arguments.out or not arguments.json:
+            if arguments.weight is None:
+                page = atlas(model, layers=arguments.layer, k=arguments.k, name=name, **how)
+            else:
+                page = params_report(
+                    model, arguments.weight, layer, head=arguments.head, k=arguments.k, name=name, **how
+                )
+        report = None if page is None else page.save(out).resolve()
+    frame = None if found is None else found.to_frame()
+    if arguments.json and frame is not None and found is not None:
+        vectors = frame.astype(object).where(frame.notna(), None).to_dict("records")
+        data = {"model": arguments.model, "weight": found.projection.weight, "side": found.projection.side}
+        data |= {"gaussian_95": float(found.gaussian.quantile(0.95)), "vectors": vectors}
+        print(json.dumps(data | {"report": report and str(report)}, allow_nan=False))
+    elif found is not None:
+        print(repr(found))
+        best = found.order[:5].tolist()
+        names, words = found.projection.vector_names(), found.projection.top_tokens
+        for i in best:
+            print(f"  {names[i]:>12}  {float(found.score[i]):.3f}  {' '.join(map(quoted, words[i][:6]))}")
+    if report is not None:
+        if not arguments.json:
+            print(f"report: {report} ({report.stat().st_size / 1e6:.1f} MB)")
+        open_page(report, arguments.no_open)
+
+
+def _one_layer(arguments: argparse.Namespace) -> int | None:
+    if arguments.weight is None:
+        if arguments.head is not None or arguments.json:
+            raise ValueError("Expected --weight with --head or --json, got neither a name nor one; say which weight.")
+        return None
+    if arguments.layer is not None and len(arguments.layer) != 1:
+        raise ValueError(f"Expected one --layer with --weight, got {arguments.layer}; the atlas takes several.")
+    return None if arguments.layer is None else arguments.layer[0]
