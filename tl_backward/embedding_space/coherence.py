@@ -91,7 +91,8 @@ def parameter_coherence(
 
     Coherence is the mean over pairs i != j of a vector's k top tokens of cos(e_i, e_j), where e are the columns of the
     embedding E (W_U, or LN-folded) less their mean over the vocabulary. The tokens at the top of any direction have
-    something in common, if only the direction: Gaussian vectors through the same embedding say how much.
+    something in common, if only the direction: Gaussian vectors through the same embedding say how much. Tokens that
+    training never saw (a byte-fallback vocabulary's unused bytes) may share one embedding: `filters` leave them out.
 
     Args:
         model: a HookedTransformer or TransformerBridge.

@@ -37,7 +37,8 @@ COHERENCE = (
     "Coherence is the mean cosine between the unembedding columns (less their mean) of a vector's top tokens: how much "
     "one thing they are. The tokens at the top of any direction have something in common, so the grey area behind is "
     "the measure: the same for Gaussian vectors through the same W_U. p is the share of Gaussian vectors that are as "
-    "coherent; among many vectors, some reach a small p by chance."
+    "coherent; among many vectors, some reach a small p by chance. Tokens that training never saw (unused "
+    "bytes, for one) share one embedding, and score 1 together: filter them out where they crowd the top."
 )
 GROUPS = (
     "A row a vector, most coherent first. Its top tokens are what a neuron's value promotes, or what its key looks "
