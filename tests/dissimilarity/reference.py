@@ -228,7 +228,7 @@ def cknna(x, y, count=10, metric="cosine"):
 
 
 DEFINITIONS = {
-    "cka": lambda x, y: aligned(hsic_biased, gram(x), gram(y)),
+    "cka_biased": lambda x, y: aligned(hsic_biased, gram(x), gram(y)),
     "cka_debiased": lambda x, y: aligned(hsic_song, gram(x), gram(y)),
     "cka_hollow": lambda x, y: cosine(hollow(x), hollow(y)),
     "cka_angular": lambda x, y: 2 * np.arcsin(np.linalg.norm(unit(gram(x)) - unit(gram(y))) / 2),

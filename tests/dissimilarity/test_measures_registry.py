@@ -43,8 +43,8 @@ def test_a_measure():
 
 
 def test_an_unknown_measure_names_the_nearest():
-    with pytest.raises(ValueError, match=r"^Expected the name of a measure, got 'ckaa'; the nearest are 'cka_biased'.*\.$"):
-        get_measure("ckaa")
+    with pytest.raises(ValueError, match=r"^Expected the name of a measure, got 'cka_biasd'; the nearest are 'cka_biased'.*\.$"):
+        get_measure("cka_biasd")
 
 
 @pytest.mark.parametrize("name", measures.__all__)

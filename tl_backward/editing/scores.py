@@ -104,6 +104,11 @@ def evaluate_edit(
             whose target is that answer.
     """
     check_model(model)
+    if not isinstance(case, EditCase) or not isinstance(edit, Edit | None):
+        raise TypeError(
+            f"Expected an edit (or None), then an edit case, got {type(edit).__name__} and {type(case).__name__}; give "
+            "them in that order."
+        )
     if edit is not None and edit.model is not model:
         raise ValueError("Expected an edit of this model, got one of another; make it anew for this one.")
     if not case.answer and edit is not None and edit.is_applied:
