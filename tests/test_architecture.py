@@ -14,7 +14,7 @@ FLOORS = [
     {"_typing", "_checks", "_html", "_torch_hooks"},
     {"factors", "losses", "vocabulary", "readout", "segments", "sites", "zoo", "prompts", "loading", "cases", "bootstrap", "top_pairs"},
     {"answers", "capture", "gradient_cache", "controls"},
-    {"examples", "backward_lens", "editing", "sweeps", "sweep_result", "similarity", "edit_scores", "embedding_space", "alignment", "dissimilarity"},
+    {"examples", "backward_lens", "editing", "sweeps", "sweep_result", "similarity", "embedding_space", "alignment", "dissimilarity"},
     {"hook_points"},
     {"render", "cli"},
 ]
