@@ -43,7 +43,7 @@ def token_strings(tokenizer: Tokenizer | None, ids: Tensor) -> list:
     ]
 
 
-def text_column(strings: Iterable[str]) -> "pandas.Series":
+def text_column(strings: Iterable[str | None]) -> "pandas.Series":
     """Untrusted strings as a column of Python objects: the string dtype of pandas 3 refuses lone surrogates."""
     import pandas
 
