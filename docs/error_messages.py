@@ -1,4 +1,4 @@
-"""A mkdocs hook: the page of errors lists every message the package raises, read from its source, so that none is missing."""
+"""A mkdocs hook: the page of errors lists every message the package raises, read from its source."""
 
 import ast
 from pathlib import Path
