@@ -12,7 +12,7 @@ Asked = tuple[tuple[str, str], ...]
 """(prompt, answer) pairs."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EditCase:
     """One edit and the prompts that score it, in CounterFact's terms (Meng et al. 2022, sec. 3.4).
 
@@ -49,6 +49,11 @@ class EditCase:
             )
         if self.subject is not None and self.subject not in self.prompt:
             raise ValueError(f"Expected the subject within the prompt, got {self.subject!r} for {self.prompt!r}.")
+
+    def __repr__(self) -> str:
+        asked = ("paraphrases", "neighbours", "relations", "portability")
+        counts = "".join(f", {len(getattr(self, name))} {name}" for name in asked if getattr(self, name))
+        return f"EditCase({self.prompt!r}: {self.answer or '?'!r} -> {self.target!r}{counts})"
 
 
 def load_cases(path: str | Path) -> list[EditCase]:
