@@ -69,6 +69,15 @@ CLAIMS = {
         "all(0.1 < each < 0.3 for each in shares.values())",
         "overlap.aligned.mean() > 2 * overlap.shuffled.mean()",
     ],
+    "7_your_own_model": [
+        "type(model).__name__ == 'TransformerBridge' and not sites.missing and len(sites) == 70",
+        "0.5 < cosine < 0.99 and gone",
+        "all(abs(a - b) < 1e-3 for a, b in zip(patched_norms[0], clean_norms))",
+        "patched_norms[2][:2] == [0, 0] and abs(patched_norms[2][2] - clean_norms[2]) < 1e-3",
+        "attribution[0, 1:3].sum() > 1 > attribution[0, 3:].abs().max() and attribution[3].argmax() == attribution.shape[1] - 1",
+        "same and untouched and hooks_left == 0",
+        "float(patched_value - value) > 3 * float(attribution[0, name].sum()) > 0",
+    ],
 }
 
 
