@@ -1,6 +1,6 @@
 """Many models at once: the distances between all their layers, and a map that keeps them as well as a plane can."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING
@@ -93,7 +93,7 @@ class LayerMap:
         return f"LayerMap({n} points, {d} dimensions with {float(self.shares.sum()):.0%}; stress {self.stress:.3f})"
 
 
-def classical_mds(distances: Float[Tensor, "point point"], *, dimensions: int = 2) -> LayerMap:
+def classical_mds(distances: Float[Tensor, "_ _"], *, dimensions: int = 2) -> LayerMap:
     """Classical multidimensional scaling: eigenvectors of -1/2 J D^2 J, J = I - 11'/n, times the roots of eigenvalues.
 
     Exact for distances between points in that many dimensions (Torgerson 1952). Axes have no meaning, only distances
@@ -175,7 +175,7 @@ def model_distances(
     if not models:
         raise ValueError("Expected at least one model by name, got none; for example {'a': model_a, 'b': model_b}.")
     _check_metric(measure)
-    if iter(data) is data if hasattr(data, "__iter__") else False:
+    if isinstance(data, Iterator):
         raise TypeError("Expected data that can be read for every pair of models, got an iterator; pass a list of it.")
     pairs = list(combinations_with_replacement(models, 2))
     blocks: dict[tuple[str, str], Tensor] = {}

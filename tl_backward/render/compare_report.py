@@ -31,11 +31,20 @@ _FIRST = (
     "How much of each layer's sum |x|^2 the tokens at position 0 make up. It often holds one massive activation a "
     "text: near 1, it decides a measure alone, and the samples without it (exclude_first) are another question.",
 )
-_BEST = (
+_READ = (
+    "How to read the maps",
     "Circles mark each layer of A's best partner in B. The best of many is above the typical one by chance alone, so "
-    "read the whole map: a bright diagonal band says that depth corresponds, a bright block that its layers hardly "
-    "differ."
+    "read the whole map: a diagonal band of likeness says that depth corresponds, a block that the layers in it hardly "
+    "differ, and one that stands out against all others may be a few massive activations. In the curves, what lies on "
+    "its dashed line is what unrelated samples give too.",
 )
+_WORDS = {
+    "permutation": "permuting the neurons",
+    "orthogonal": "rotations and reflections",
+    "invertible linear": "any invertible linear map",
+    "isotropic scaling": "one scale",
+    "translation": "a shift",
+}
 
 
 def compare_report(comparison: Comparison, *, stitches: StitchingGrid | None = None, name: str = "") -> Page:
@@ -47,7 +56,8 @@ def compare_report(comparison: Comparison, *, stitches: StitchingGrid | None = N
         name: of the two models, for the title.
     """
     page = Page(f"Two models compared: {name}" if name else "Two models compared", intro=_INTRO, footer=_FOOTER)
-    page.section(_WHAT, " ".join(caveats(comparison)), table(["", ""], facts(comparison)))
+    page.section(_WHAT, " ".join(caveats(comparison)), table(["what", "value"], facts(comparison)))
+    page.section(*_READ)
     frame = comparison.to_frame().astype(object)
     frame = frame.where(frame.notna(), None)
     for m, measure in enumerate(comparison.measures):
@@ -60,7 +70,7 @@ def compare_report(comparison: Comparison, *, stitches: StitchingGrid | None = N
         chance = chance_of(comparison, measure)
         if chance is not None:
             words += f" Chance (dashed): {chance.words}."
-        page.section(measure, f"{words}\n\n{_BEST}", beside(*figures), data)
+        page.section(measure, words, beside(*figures), data)
     shares = [
         [side, label, float(share)]
         for side, labels, each in zip(
@@ -80,9 +90,9 @@ def _said(measure: str) -> str:
     entry = measure_of(measure)
     low, high = entry.range
     bounds = f"[{low:.4g}, {high:.4g}]" if high < float("inf") else f"[{low:.4g}, no end)"
-    blind = ", ".join(entry.invariances)
+    blind = ", ".join(_WORDS[each] for each in entry.invariances)
     way = "the larger, the more alike" if entry.kind == "similarity" else "the larger, the less alike"
-    return f"{entry.summary} A {entry.kind} in {bounds}: {way}. Blind to: {blind}."
+    return f"{entry.summary} A {entry.kind} in {bounds}: {way}. Unchanged by {blind} of either side."
 
 
 def facts(comparison: Comparison) -> list[list[TableCell]]:
@@ -90,10 +100,11 @@ def facts(comparison: Comparison) -> list[list[TableCell]]:
     c = comparison
     words = {"token": "every token", "last": "each text's last token", "mean": "each text's mean"}[c.sample]
     rows: list[list[TableCell]] = [
-        ["samples", c.n_samples],
+        ["samples", str(c.n_samples)],
         ["one sample is", words],
         ["position 0", "left out" if c.first_excluded else "included"],
-        ["texts", f"{c.n_texts} in {c.n_batches} batches; {c.n_truncated} cut at the context's end, {c.n_empty} empty"],
+        ["texts", f"{c.n_texts} in {c.n_batches} batches"],
+        ["texts cut; empty", f"{c.n_truncated}; {c.n_empty}"],
         ["aligned by", "tokens" if c.aligned == "tokens" else "characters: places where both models end a token"],
         ["tokens that became samples", f"{c.coverage[0]:.1%} of A's, {c.coverage[1]:.1%} of B's"],
         ["unknown tokens", f"{c.unknown[0]:.1%} of A's, {c.unknown[1]:.1%} of B's"],
@@ -122,5 +133,5 @@ def caveats(comparison: Comparison) -> list[str]:
             "vocabulary."
         )
     if comparison.n_truncated:
-        found.append(f"{comparison.n_truncated} texts were cut at the shorter context's end.")
+        found.append(f"{comparison.n_truncated} texts were cut, where the shorter context or max_tokens ends.")
     return found

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_backward.dissimilarity import Comparison, Measure, get_measure
-from tl_backward.render.figures import Curve, curves, figure_fragment, heatmap, plot_text
+from tl_backward.render.figures import Curve, curves, figure_fragment, heatmap
 from tl_backward.render.page import Fragment
 from tl_backward.render.static import heat_image
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects
 
 Z95 = 1.959964  # of a normal distribution, for 95 %
+_ROUNDING = 1e-3  # of the scale: a negative value this small does not make it signed
 
 
 def measure_of(name: str) -> Measure:
@@ -56,29 +57,29 @@ def comparison_heatmap(comparison: Comparison, measure: str) -> "plotly.graph_ob
         KeyError: a measure that was not computed.
     """
     values = comparison[measure]
-    m = comparison.measures.index(measure)
+    m, bound = comparison.measures.index(measure), _bound(comparison, measure)
     figure = heatmap(
         values,
         rows=comparison.layers_a,
         columns=comparison.layers_b,
-        title=f"{measure}, layer by layer",
-        value_title=unit_of(measure),
+        title=unit_of(measure),
+        value_title=measure,
         row_title="layer of A",
         column_title="layer of B",
-        signed=bool((values < 0).any()),
-        bound=_bound(comparison, measure),
-        details=[
-            [_detail(comparison, m, i, j) for j in range(values.shape[1])] for i in range(values.shape[0])
-        ],
-    )  # fmt: skip
-    figure.add_scatter(
-        x=best_partners(comparison, measure).tolist(),
-        y=list(range(values.shape[0])),
-        mode="markers",
-        marker={"symbol": "circle-open", "size": 13, "color": "#000000", "line": {"width": 2}},
-        hoverinfo="skip",
-        showlegend=False,
+        signed=bool((values < -_ROUNDING * bound).any()),
+        bound=bound,
+        details=[[_detail(comparison, m, i, j) for j in range(values.shape[1])] for i in range(values.shape[0])],
     )
+    figure.update_traces(colorbar={"title": {"text": ""}})  # the name is longer than a small map is high
+    for color, width in (("#ffffff", 4), ("#000000", 2)):  # seen on white and on the darkest squares
+        figure.add_scatter(
+            x=best_partners(comparison, measure).tolist(),
+            y=list(range(values.shape[0])),
+            mode="markers",
+            marker={"symbol": "circle-open", "size": 13, "color": color, "line": {"width": width}},
+            hoverinfo="skip",
+            showlegend=False,
+        )
     if max(map(len, comparison.layers_b)) <= 5:
         figure.update_xaxes(tickangle=0)
     return figure
@@ -124,10 +125,10 @@ def chance_of(comparison: Comparison, measure: str) -> Chance | None:
     deviation = comparison.permutation_deviations[m]
     pairings = f"{comparison.n_permutations} random pairings of {comparison.n_permuted[m]} samples"
     if closed.isfinite().all():
-        spread = f"; band, central 95 % of {pairings}" if deviation.isfinite().any() else ""
+        spread = f"; band, 1.96 standard deviations of {pairings}" if deviation.isfinite().any() else ""
         return Chance(closed, deviation, f"the mean over all pairings of the samples, in closed form{spread}")
     if drawn.isfinite().any():
-        return Chance(drawn, deviation, f"{pairings}; band, their central 95 %")
+        return Chance(drawn, deviation, f"{pairings}; band, 1.96 of their standard deviations")
     return None
 
 
@@ -151,19 +152,13 @@ def comparison_curves(comparison: Comparison, measure: str) -> "plotly.graph_obj
     labels = [
         f"{a} | {comparison.layers_b[int(j)]}" for a, j in zip(comparison.layers_a, best, strict=True)
     ]
-    figure = curves(
+    return curves(
         lines,
         title=f"{measure} beside chance",
         x_title="layer of A | its best in B",
-        y_title=unit_of(measure),
+        y_title=measure,
         x_labels=labels,
     )
-    if max(map(len, labels)) <= 8:
-        figure.update_xaxes(tickangle=0 if len(labels) <= 8 else -60)
-    if measure_of(measure).kind == "similarity":
-        figure.add_hline(y=0, line={"color": "#aaaaaa", "width": 1})
-    figure.update_yaxes(title={"text": plot_text(measure)})
-    return figure
 
 
 def _lines(

@@ -46,7 +46,8 @@ def plot_token(token: str, limit: int | None = None) -> str:
     return plot_text(visible_token(token, limit))
 
 
-def _layout(title: str, height: int) -> dict[str, object]:
+def plot_layout(title: str, height: int) -> dict[str, object]:
+    """The layout that all figures share: a wrapped title, plain text, above `height` pixels."""
     lines = textwrap.wrap(visible_text(title), 48) or [""]
     return {
         "title": {
@@ -127,7 +128,7 @@ def heatmap(
             ygap=1,
         )
     )
-    figure.update_layout(_layout(title, max(24 * len(rows), 120) + _label_height(columns) + 50))
+    figure.update_layout(plot_layout(title, max(24 * len(rows), 120) + _label_height(columns) + 50))
     figure.update_layout(
         xaxis=_label_axis(column_title, columns, angle=-60),
         yaxis=_label_axis(row_title, rows, angle=0),
@@ -232,7 +233,7 @@ def curves(
             hovertemplate=f"%{{y:.6g}} at {plot_text(x_title)} %{{{'customdata' if x_labels else 'x'}}}",
         )
     below = (_label_height(x_labels) if x_labels else 16) + 50  # pixels: tick labels and the axis title
-    figure.update_layout(_layout(title, _PLOT_HEIGHT + below + 20 * len(lines)))
+    figure.update_layout(plot_layout(title, _PLOT_HEIGHT + below + 20 * len(lines)))
     x_axis = _label_axis(x_title, x_labels, -60) if x_labels else _number_axis(x_title, positions)
     figure.update_layout(
         xaxis={**_GRID, **x_axis},

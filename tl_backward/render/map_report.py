@@ -3,8 +3,9 @@
 from typing import TYPE_CHECKING
 
 from tl_backward.dissimilarity import ModelDistances
+from tl_backward.render.attention_report import beside
 from tl_backward.render.export import data_block
-from tl_backward.render.figures import PALETTE, figure_fragment, heatmap, plot_text
+from tl_backward.render.figures import PALETTE, figure_fragment, heatmap, plot_layout, plot_text
 from tl_backward.render.page import Page
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def models_map(distances: ModelDistances) -> "plotly.graph_objects.Figure":
             name=plot_text(model),
             mode="lines+markers+text" if len(at) > 1 else "markers+text",
             text=labels if len(at) > 1 else [plot_text(model)],
-            textposition="top center",
+            textposition="middle right",
             textfont={"size": 10},
             cliponaxis=False,
             line={"color": color, "width": 1.5, "dash": _DASHES[index // len(PALETTE) % len(_DASHES)]},
@@ -49,18 +50,12 @@ def models_map(distances: ModelDistances) -> "plotly.graph_objects.Figure":
         )
     shares = [f"{float(share):.0%}" for share in found.shares]
     axis = {"gridcolor": "#dddddd", "zeroline": False, "linecolor": "#888888", "showline": True, "automargin": True}
-    title = f"{distances.measure}: {sum(found.shares.tolist()):.0%} of the distances, stress {found.stress:.2f}"
+    title = f"{distances.measure}: {sum(found.shares.tolist()):.0%} shown, stress {found.stress:.2f}"
+    figure.update_layout(plot_layout(title, 440 + 20 * len(models)))
     figure.update_layout(
-        title={"text": plot_text(title), "x": 0, "xanchor": "left", "xref": "paper", "font": {"size": 14}},
         xaxis={**axis, "title": {"text": f"{plot_text(distances.measure)} ({shares[0]})"}},
         yaxis={**axis, "title": {"text": f"({shares[1]})"}, "scaleanchor": "x", "scaleratio": 1},
-        font={"family": "system-ui, sans-serif", "size": 12, "color": "#1a1a1a"},
-        template="none",
-        paper_bgcolor="#ffffff",
-        plot_bgcolor="#ffffff",
-        height=520 + 20 * (len(models) // 3),
-        margin={"l": 60, "r": 20, "t": 50, "b": 60},
-        legend={"orientation": "h", "y": -0.16, "yanchor": "top", "x": 0},
+        legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
         meta={"min_width": 340},
     )
     return figure
@@ -80,15 +75,16 @@ def map_report(distances: ModelDistances, *, name: str = "") -> Page:
     )
     if low != high:
         words += " Pairs measured on different samples are comparable only roughly."
-    page.section("Map", words, figure_fragment(models_map(distances)))
     every = heatmap(
         distances.values,
         rows=distances.names,
         columns=distances.names,
-        title=f"{distances.measure}, all layers",
-        value_title=f"{distances.measure} (0 = the same)",
+        title=f"{distances.measure} (0 = the same)",
+        value_title=distances.measure,
         row_title="layer",
         column_title="layer",
     )
-    page.section("Distances", "", figure_fragment(every), data)
+    every.update_traces(colorbar={"title": {"text": ""}})
+    figures = beside(figure_fragment(models_map(distances)), figure_fragment(every))
+    page.section("Map and distances", words, figures, data)
     return page

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects
 
 _VALUE = "penalty (nats a token)"
+_ROUNDING = 1e-3  # of the scale: a negative penalty this small does not make it signed
 _GRIDS = (
     "Stitches: {} maps",
     "The head of one model up to a layer (upwards), a fitted map, the tail of another from after a layer on (to the "
@@ -40,7 +41,7 @@ def stitching_heatmap(grid: StitchingGrid, direction: str) -> "plotly.graph_obje
     Raises:
         KeyError: a direction that was not stitched.
     """
-    nats = grid.nats(direction)
+    nats, bound = grid.nats(direction), _bound(grid)
     heads, tails = grid.layers(direction)
     head, _, tail = direction.partition("->")
     figure = heatmap(
@@ -51,8 +52,8 @@ def stitching_heatmap(grid: StitchingGrid, direction: str) -> "plotly.graph_obje
         value_title=_VALUE,
         row_title=f"head: last layer of {head}",
         column_title=f"tail: after layer of {tail}",
-        signed=any(bool((grid.nats(each) < 0).any()) for each in grid.penalties),
-        bound=_bound(grid),
+        signed=any(bool((grid.nats(each) < -_ROUNDING * bound).any()) for each in grid.penalties),
+        bound=bound,
         details=[
             [
                 f"95 %: {each.interval[0]:.3g} to {each.interval[1]:.3g}; {each.bits_per_byte:.3g} bits a byte; loss "
@@ -62,7 +63,7 @@ def stitching_heatmap(grid: StitchingGrid, direction: str) -> "plotly.graph_obje
             for row in grid.penalties[direction]
         ],
     )
-    return figure.update_xaxes(tickangle=0)
+    return figure.update_traces(colorbar={"title": {"text": "nats"}}).update_xaxes(tickangle=0)
 
 
 def stitching_curves(grid: StitchingGrid) -> "plotly.graph_objects.Figure":
@@ -74,7 +75,7 @@ def stitching_curves(grid: StitchingGrid) -> "plotly.graph_objects.Figure":
         if own in grid.penalties:
             lines.append(_curve(grid, own, length, control_of=direction, heads=direction[0]))
     same = grid.layers_a == grid.layers_b
-    return curves(
+    figure = curves(
         lines,
         title="Same relative depth",
         x_title="layer" if same else "relative depth (0 = first layer, 1 = last)",
@@ -82,6 +83,7 @@ def stitching_curves(grid: StitchingGrid) -> "plotly.graph_objects.Figure":
         x=None if same else [step / max(1, length - 1) for step in range(length)],
         x_labels=[f"L{layer}" for layer in grid.layers_a] if same else None,
     )
+    return figure.update_yaxes(exponentformat="power")
 
 
 def _curve(grid: StitchingGrid, direction: str, length: int, control_of: str | None = None, heads: str = "") -> Curve:
