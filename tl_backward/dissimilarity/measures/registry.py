@@ -160,6 +160,7 @@ _ALL = (
             options={"center": True}),
     Measure("second_order_cosine", measures.second_order_cosine, "similarity", _SIGNED, _DIRECTION),
     Measure("cknna", measures.cknna, "similarity", (-math.inf, math.inf), _DIRECTION, symmetric=False),
+    Measure("rtd", measures.rtd, "distance", _NON_NEGATIVE, _SHAPE),
 )
 # fmt: on
 _BY_NAME = {measure.name: measure for measure in _ALL}
