@@ -124,8 +124,8 @@ def caveats(comparison: Comparison) -> list[str]:
         found.append(f"Position 0 makes up {share:.0%} of a layer's sum |x|^2: compare without it too.")
     if min(comparison.coverage) < 0.5:
         found.append(
-            f"Only {min(comparison.coverage):.0%} of one model's tokens became samples: the result speaks of those "
-            "places alone, mostly ends of words."
+            f"Only {min(comparison.coverage):.0%} of one model's tokens became samples, and the result speaks of those "
+            "alone: the others were cut or masked, or end inside a token of the other model."
         )
     if max(comparison.unknown) > 0.1:
         found.append(

@@ -128,7 +128,10 @@ def chance_of(comparison: Comparison, measure: str) -> Chance | None:
         spread = f"; band, 1.96 standard deviations of {pairings}" if deviation.isfinite().any() else ""
         return Chance(closed, deviation, f"the mean over all pairings of the samples, in closed form{spread}")
     if drawn.isfinite().any():
-        return Chance(drawn, deviation, f"{pairings}; band, 1.96 of their standard deviations")
+        words = f"{pairings}; band, 1.96 of their standard deviations"
+        if comparison.n_permuted[m] < comparison.n_samples:
+            words += "; over all samples chance would look less alike"
+        return Chance(drawn, deviation, words)
     return None
 
 
