@@ -23,6 +23,9 @@ def test_the_frame():
     assert frame.name.is_unique and frame.oracle.dropna().is_unique
     assert all(oracle is None or isinstance(oracle, str) for oracle in frame.oracle)
     assert frame.summary.str.len().min() > 20
+    assert all(frame[name].dtype == bool for name in ("metric", "symmetric", "additive"))
+    limits = frame.set_index("name")[["most", "package"]].loc[["cka_biased", "rtd"]].values.tolist()
+    assert limits == [[None, None], [300, "gudhi"]]
     x, y = related(30, 5, 4)
     for row in frame.itertuples():
         assert torch.equal(row.function(x, y), get_measure(row.name)(x, y))

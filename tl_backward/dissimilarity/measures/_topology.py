@@ -9,7 +9,7 @@ from torch import Tensor
 from tl_backward.dissimilarity.measures._inputs import measure
 from tl_backward.dissimilarity.measures._pairs import Distances
 
-_MOST = 300  # samples: the complex has up to 4.5 million simplices there, and takes 5 seconds
+RTD_MOST = 300  # samples: the complex has up to 4.5 million simplices there, and takes 5 seconds
 _QUANTILE = 0.9
 
 
@@ -34,10 +34,10 @@ def rtd(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"]) -> Float[T
         ImportError: gudhi is not installed.
         ValueError: more than 300 samples.
     """
-    if len(x) > _MOST:
+    if len(x) > RTD_MOST:
         raise ValueError(
-            f"Expected at most {_MOST} samples for rtd, whose cost grows with their cube, got {len(x)}; pass a sample "
-            "of the rows (in compare, sample_size=100)."
+            f"Expected at most {RTD_MOST} samples for rtd, whose cost grows with their cube, got {len(x)}; pass a "
+            "sample of the rows (in compare, sample_size=100)."
         )
     w, v = _scaled_distances(x), _scaled_distances(y)
     return torch.tensor((_cross_bars(w, v) + _cross_bars(v, w)) / 2, dtype=torch.float64)
