@@ -245,6 +245,13 @@ def backward_lens(
         ValueError: a model without dense MLPs in those layers (unless `attention`), or bad input as in
             `run_with_gradient_cache`.
         IndexError: a layer out of range.
+
+    Example:
+        >>> lens = tlb.backward_lens(model, "Anna Berg lives in the city of", " Oslo")
+        >>> lens.answer
+        ' Graz'
+        >>> lens.shift[3].bottom_tokens[lens.answer_position][0], lens.shift[3].top_tokens[lens.answer_position][0]
+        (' Oslo', ' Graz')
     """
     check_model(model)
     chosen = check_layers(layers, model.cfg.n_layers)

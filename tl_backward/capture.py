@@ -68,6 +68,13 @@ def run_with_gradient_cache(
         TypeError: not a TransformerLens model, a compiled one, or arguments of the wrong kind.
         ValueError: an unknown name, an empty prompt or target, too many tokens, or a loss that is no finite scalar
             depending on the logits.
+
+    Example:
+        >>> loss, cache = tlb.run_with_gradient_cache(model, "Anna Berg lives in the city of", tlb.target_loss(" Oslo"))
+        >>> cache.factors["W_out", 2]
+        GradientFactors(inputs=[1, 8, 512], deltas=[1, 8, 128], gradient=[512, 128], dtype=torch.float32, device=cpu)
+        >>> cache["resid_post", 2].shape
+        torch.Size([1, 8, 128])
     """
     check_model(model)
     check_grad_enabled()

@@ -66,6 +66,12 @@ def load_cases(path: str | Path) -> list[EditCase]:
 
     Raises:
         ValueError: an empty or malformed file; the message names the record (or line) and the field.
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("cases.jsonl").write_text('{"prompt": "Anna Berg lives in the city of", "target": " Oslo"}')
+        >>> tlb.load_cases("cases.jsonl")
+        [EditCase('Anna Berg lives in the city of': '?' -> ' Oslo')]
     """
     path = Path(path)
     readers = {".json": _json, ".jsonl": _jsonl, ".csv": _csv}

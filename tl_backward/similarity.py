@@ -148,6 +148,12 @@ def gradient_similarity(
     Raises:
         ValueError, TypeError, IndexError: bad input as in `sweep`, with the example's index; a loss or gradient that is
             not finite (`NonFiniteError`).
+
+    Example:
+        >>> texts = ["Anna Berg lives in", "Anna Berg resides in", "The pet of Anna Berg is a"]
+        >>> g = tlb.gradient_similarity(model, texts, metric="cosine", show_progress=False)
+        >>> g.pairs(1)[["a", "b"]].values.tolist()
+        [[0, 1]]
     """
     check_model(model)
     if metric not in ("inner", "cosine"):

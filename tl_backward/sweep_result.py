@@ -215,6 +215,12 @@ def merge(a: Sweep, b: Sweep) -> Sweep:
 
     Raises:
         ValueError: run with other options or on other weights, or with prompts of the same index.
+
+    Example:
+        >>> cases = tlb.zoo.edit_cases("test")[:4]
+        >>> parts = [tlb.sweep(model, cases[i : i + 2], start=i, show_progress=False) for i in (0, 2)]
+        >>> tlb.merge(*parts).items.tolist()
+        [0, 1, 2, 3]
     """
     if a.weights != b.weights or a.about != b.about or (a.control is None) != (b.control is None):
         raise ValueError(
