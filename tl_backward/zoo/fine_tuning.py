@@ -53,6 +53,7 @@ def fine_tune(
     """
     labels = torch.tensor(tokenizer.convert_tokens_to_ids(list(LABELS)))
     tokens, last = _padded(tokenizer, examples)
+    real = (torch.arange(tokens.shape[1]) <= last[:, None]).long()
     generator = torch.Generator().manual_seed(recipe.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, recipe.steps)
@@ -61,7 +62,7 @@ def fine_tune(
         while len(order) < recipe.batch_size:
             order = torch.cat([order, torch.randperm(len(examples), generator=generator)])
         batch, order = order[: recipe.batch_size], order[recipe.batch_size :]
-        logits = model(tokens[batch]).logits[torch.arange(len(batch)), last[batch]]
+        logits = model(tokens[batch], attention_mask=real[batch]).logits[torch.arange(len(batch)), last[batch]]
         loss = F.cross_entropy(logits[:, labels], examples.labels[batch])
         optimizer.zero_grad()
         loss.backward()
@@ -73,7 +74,7 @@ def fine_tune(
 def _padded(
     tokenizer: PreTrainedTokenizerFast, examples: CuedPrompts
 ) -> tuple[Int[Tensor, "prompt pos"], Int[Tensor, " prompt"]]:
-    """Tokens padded on the right, which no causal model's earlier tokens see, and each prompt's last position."""
+    """Tokens padded on the right, and each prompt's last position."""
     rows = [torch.tensor(tokenizer(prompt)["input_ids"]) for prompt in examples.prompts]
     tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=int(tokenizer.pad_token_id))
     return tokens, torch.tensor([len(row) - 1 for row in rows])
