@@ -50,8 +50,9 @@ def test_every_stitch_is_the_one_it_is_called(pairs, found, layer, seed):
     (a, b), other = (each[seed] for each in pairs), 1 - seed
     heads_and_tails = [(a, b), (b, a), (a, a), (b, b), (pairs[0][other], a), (pairs[1][other], b)]
     expected = [by_hand(*each, layer) for each in heads_and_tails]
+    # A stitch takes its losses, of about 4 nats, in float32.
     torch.testing.assert_close(
-        found.penalties[:, seed, layer], torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-7
+        found.penalties[:, seed, layer], torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-6
     )
     assert max(abs(each) for each in expected[2:4]) < 1e-6 < min(abs(each) for each in expected[:2])
 

@@ -13,21 +13,19 @@ from tl_backward.zoo.cue_task import CuedPrompts
 
 from .family import gram_cka, model, stream
 
-ANSWERS = ("w10", "w20")
-QUIET = {"answers": ANSWERS, "show_progress": False}
+WORDS = [f"w{i}" for i in range(3, 50)]
 
 
-def prompts(n=160):
+def prompts(n=60):
     generator = torch.Generator().manual_seed(5)
     lengths = torch.randint(3, 8, (n,), generator=generator).tolist()
     return [" ".join(f"w{int(i)}" for i in torch.randint(3, 50, (m,), generator=generator)) for m in lengths]
 
 
-def answers(model, texts):
-    """[prompt, 2] logits at each prompt's last token, one prompt at a time."""
-    ids = [int(model.to_tokens(answer, prepend_bos=False)[0, 0]) for answer in ANSWERS]
+def word_logits(model, texts):
+    """[prompt, word] at each prompt's last token, one prompt at a time."""
     with torch.no_grad():
-        return torch.stack([model(model.to_tokens(text))[0, -1, ids] for text in texts])
+        return torch.stack([model(model.to_tokens(text))[0, -1, 3:] for text in texts])
 
 
 @pytest.fixture(scope="module", params=worlds())
@@ -35,32 +33,50 @@ def models(request):
     """Three near one random model, then three near another whose late layers alone differ."""
     kinds = []
     other = model(request.param, seed=1, n_layers=3)
-    late = {name: value for name, value in other.state_dict().items() if "blocks.2." in name or "h.2." in name}
     for kind in range(2):
         for copy in range(3):
             one = model(request.param, noise=0.01, noise_seed=3 * kind + copy, n_layers=3)
             if kind:
-                noisy = {name: value + 0.01 * torch.sin(value * 99 + copy) for name, value in late.items() if value.is_floating_point()}
-                one.load_state_dict(noisy, strict=False)
+                with torch.no_grad():
+                    for (name, mine), theirs in zip(one.named_parameters(), other.parameters(), strict=True):
+                        if ".2." in name:
+                            mine.copy_(theirs + 0.01 * torch.sin(99 * theirs + copy))
+            with torch.no_grad():
+                one.embed.get_parameter(next(name for name, _ in one.embed.named_parameters())).mul_(6)  # prompts matter
             kinds.append(one)
     return kinds
 
 
 @pytest.fixture(scope="module")
-def tests_of(models):
+def quiet(models):
+    """Options, with the two words on which the kinds differ most often while they still often agree."""
+    said = torch.stack([word_logits(one, prompts()) for one in (models[0], models[3])])
+    above = (said[:, :, :, None] > said[:, :, None]).unbind()  # [prompt, word, word]
+    apart = (above[0] != above[1]).sum(0)
+    best = int(torch.minimum(apart, len(prompts()) - apart).argmax())
+    return {"answers": (WORDS[best // len(WORDS)], WORDS[best % len(WORDS)]), "show_progress": False}
+
+
+def answers(model, texts, quiet):
+    """[prompt, 2] logits."""
+    return word_logits(model, texts)[:, [WORDS.index(word) for word in quiet["answers"]]]
+
+
+@pytest.fixture(scope="module")
+def tests_of(models, quiet):
     """Prompts on which all answer alike, and prompts on which the kinds differ; the first kind is right."""
     texts = prompts()
-    said = torch.stack([answers(each, texts).argmax(1) for each in models])
+    said = torch.stack([answers(each, texts, quiet).argmax(1) for each in models])
     first, second = (kind.eq(kind[0]).all(0) for kind in (said[:3], said[3:]))
     alike, apart = (first & second & agree for agree in (said[0] == said[3], said[0] != said[3]))
-    assert alike.sum() > 20 and apart.sum() > 20
+    assert alike.sum() > 8 and apart.sum() > 8
     made = CuedPrompts(tuple(texts), said[0], said[3])
     return made.select(alike.nonzero().flatten()), made.select(apart.nonzero().flatten())
 
 
 @pytest.fixture(scope="module")
-def found(models, tests_of):
-    return heuristics(models, *tests_of, **QUIET)
+def found(models, tests_of, quiet):
+    return heuristics(models, *tests_of, **quiet)
 
 
 def test_accuracies_and_kinds(found):
@@ -79,11 +95,10 @@ def test_kinds_part_where_they_were_made_to(found):
     assert found.crossover[2] > 0.3 > 0.05 > found.crossover[0]
 
 
-@pytest.mark.parametrize("i, j", [(0, 1), (1, 4), (5, 2)])
-@pytest.mark.parametrize("layer", [0, 2])
-def test_pairs_as_by_hand(models, tests_of, found, i, j, layer):
+@pytest.mark.parametrize("i, j, layer", [(1, 4, 0), (5, 2, 2)])
+def test_pairs_as_by_hand(models, tests_of, quiet, found, i, j, layer):
     inside, outside = tests_of
-    ids = [int(models[0].to_tokens(answer, prepend_bos=False)[0, 0]) for answer in ANSWERS]
+    ids = [int(models[0].to_tokens(answer, prepend_bos=False)[0, 0]) for answer in quiet["answers"]]
 
     def last(model, texts):
         return torch.cat([stream(model, model.to_tokens(text), layer)[:, -1] for text in texts])
@@ -104,10 +119,10 @@ def test_pairs_as_by_hand(models, tests_of, found, i, j, layer):
     for measure, texts in ((0, inside.prompts), (1, outside.prompts)):
         expected = 1 - gram_cka(last(models[i], texts), last(models[j], texts), debiased=True)
         assert found.dissimilarities[i, j, measure, layer] == pytest.approx(expected, abs=1e-8)
-    expected = loss(stitched(inside.prompts)) - loss(answers(models[j], inside.prompts))
+    expected = loss(stitched(inside.prompts)) - loss(answers(models[j], inside.prompts, quiet))
     assert found.dissimilarities[i, j, 2, layer] == pytest.approx(expected, abs=1e-8)
     said = stitched(outside.prompts).argmax(1)
-    head, tail = (answers(models[k], outside.prompts).argmax(1) for k in (i, j))
+    head, tail = (answers(models[k], outside.prompts, quiet).argmax(1) for k in (i, j))
     assert found.dissimilarities[i, j, 3, layer] == pytest.approx(float((said != tail).double().mean()))
     if (head != tail).any():
         assert found.follows_head[i, j, layer] == pytest.approx(float((said == head)[head != tail].double().mean()))
@@ -115,9 +130,9 @@ def test_pairs_as_by_hand(models, tests_of, found, i, j, layer):
         assert math.isnan(found.follows_head[i, j, layer])
 
 
-def test_frames_and_determinism(models, tests_of, found):
+def test_frames_and_determinism(models, tests_of, quiet, found):
     before = state(models[0])
-    again = heuristics(models, *tests_of, **QUIET)
+    again = heuristics(models, *tests_of, **quiet)
     assert_same(before, state(models[0]))
     assert torch.equal(found.dissimilarities.nan_to_num(7), again.dissimilarities.nan_to_num(7))
     frame = found.to_frame()
@@ -132,11 +147,11 @@ def test_frames_and_determinism(models, tests_of, found):
     assert found._repr_html_().count("<tr") == 2 + 6 + len(frame)
 
 
-def test_bad_input(models, tests_of):
+def test_bad_input(models, tests_of, quiet):
     inside, outside = tests_of
     with pytest.raises(ValueError, match="Expected four or more models of one shape, got 3 of 1 shapes"):
-        heuristics(models[:3], inside, outside, **QUIET)
+        heuristics(models[:3], inside, outside, **quiet)
     with pytest.raises(ValueError, match="Expected an answer of one token, got 'w5 w6' of 2; choose another word"):
         heuristics(models, inside, outside, answers=("w5 w6", "w7"), show_progress=False)
     with pytest.raises(ValueError, match="at least two models on either side of 0.5 .* set threshold between"):
-        heuristics(models[:4], inside, outside, **QUIET)
+        heuristics(models[:4], inside, outside, **quiet)
