@@ -14,6 +14,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from tl_backward._typing import TransformerLensModel
 from tl_backward.zoo.cue_task import LABELS, CuedPrompts, CueTask
 from tl_backward.zoo.loading import FILES, load, load_hugging_face
+from tl_backward.zoo.tokenizer import PAD
 from tl_backward.zoo.train import save
 
 
@@ -76,7 +77,7 @@ def _padded(
 ) -> tuple[Int[Tensor, "prompt pos"], Int[Tensor, " prompt"]]:
     """Tokens padded on the right, and each prompt's last position."""
     rows = [torch.tensor(tokenizer(prompt)["input_ids"]) for prompt in examples.prompts]
-    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=int(tokenizer.pad_token_id))
+    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.get_vocab()[PAD])
     return tokens, torch.tensor([len(row) - 1 for row in rows])
 
 

@@ -32,7 +32,8 @@ def cka_without_group(
     parts = [_moments(x[groups == group], y[groups == group]) for group in range(n_groups)]
     values = []
     for group in range(n_groups):
-        n, sx, sy, xy, xx, yy = (sum(each) for each in zip(*(parts[:group] + parts[group + 1 :]), strict=True))
+        others = zip(*(parts[:group] + parts[group + 1 :]), strict=True)
+        n, sx, sy, xy, xx, yy = (torch.stack(each).sum(0) for each in others)
         inner, own_x, own_y = (
             torch.linalg.matrix_norm(second - torch.outer(left, right) / n)
             for second, left, right in ((xy, sx, sy), (xx, sx, sx), (yy, sy, sy))
@@ -41,5 +42,6 @@ def cka_without_group(
     return torch.stack(values)
 
 
-def _moments(x: Tensor, y: Tensor) -> tuple[int, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return len(x), x.sum(0), y.sum(0), x.T @ y, x.T @ x, y.T @ y
+def _moments(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """Samples, sums, and sums of products."""
+    return torch.tensor(float(len(x))).to(x), x.sum(0), y.sum(0), x.T @ y, x.T @ x, y.T @ y

@@ -102,6 +102,7 @@ def find_outliers(
     held = {
         name: streams(model, tokens, exclude_first=exclude_first, batching=batching) for name, model in models.items()
     }
+    n_samples = len(next(iter(held.values())).positions)
     searched = []
     for name, own in held.items():
         for layer, x in enumerate(own.rows):
@@ -117,7 +118,7 @@ def find_outliers(
             searched.append(
                 LayerSearch(name, layer, float(whole.median()), k, float(dimensions[k]), p + start, float(positions[p]))
             )
-    return OutlierSearch(tuple(searched), least_gain, len(own.positions))
+    return OutlierSearch(tuple(searched), least_gain, n_samples)
 
 
 def _gains(without: Float[Tensor, "partner part"], whole: Float[Tensor, "partner"]) -> Float[Tensor, "part"]:
