@@ -37,7 +37,7 @@ def test_widths(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "WIDTHS_AND_DEPTHS", names)
     run("widths", tmp_path, "--seeds", "2", "--rows", "16")
     for what in ("trained", "untrained"):
-        assert len(pandas.read_csv(tmp_path / f"widths-{what}.csv")) == 6
+        assert len(pandas.read_csv(tmp_path / f"widths-{what}.csv")) == 3 + 6
         assert len(pandas.read_csv(tmp_path / f"widths-{what}-blocks.csv")) == 9
     outliers = pandas.read_csv(tmp_path / "outliers.csv")
     assert outliers["size"].tolist() == [*command.SIZES] * 2

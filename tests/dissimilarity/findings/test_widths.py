@@ -37,17 +37,19 @@ def test_every_grid_is_the_one_it_is_called(families, found):
         assert found.cka["narrow", "deep"][seed, 1, 2] == expected(family["narrow"], 1, family["deep"], 2)
         assert found.cka["deep", "deep"][seed, 3, 0] == expected(family["deep"], 3, family["deep"], 0)
         following = families[(seed + 1) % 3]
-        assert found.other_seed["deep"][seed, 1, 3] == expected(family["deep"], 1, following["deep"], 3)
+        assert found.other_seed["deep", "deep"][seed, 1, 3] == expected(family["deep"], 1, following["deep"], 3)
+        assert found.other_seed["narrow", "deep"][seed, 1, 3] == expected(family["narrow"], 1, following["deep"], 3)
 
 
 def test_frames(found, families):
     frame = found.to_frame()
-    assert frame["b"].tolist() == ["narrow of another seed", "deep", "deep of another seed"]
+    assert frame["seeds"].tolist() == ["same", "other", "other", "other"]
+    assert list(zip(frame["a"], frame["b"], strict=True)) == [("narrow", "deep"), *found.other_seed]
     assert set(frame["n_seeds"]) == {3} and (frame["low"] <= frame["cka"]).all()
     grid = found.cka["narrow", "deep"]
     values = (grid[:, 0, 1] + grid[:, 1, 3]) / 2
-    assert frame["cka"][1] == pytest.approx(float(values.mean()))
-    assert frame["high"][1] - frame["low"][1] == pytest.approx(2 * 4.302652730 * float(values.std()) / 3**0.5)
+    assert frame["cka"][0] == pytest.approx(float(values.mean()))
+    assert frame["high"][0] - frame["low"][0] == pytest.approx(2 * 4.302652730 * float(values.std()) / 3**0.5)
     blocks = found.blocks_frame()
     assert len(blocks) == 6 and set(blocks["model"]) == {"narrow", "deep"}
     ends = blocks[(blocks["model"] == "deep") & (blocks["quantity"] == "CKA of first and last layer")].iloc[0]

@@ -129,8 +129,9 @@ def _widths(options: argparse.Namespace, save: Save) -> None:
         {name: _model(recipe, seed, directory) for name, recipe in WIDTHS_AND_DEPTHS.items()}
         for seed in range(options.seeds)
     ]
-    fresh = [
-        {name: random_init(model, seed=seed) for name, model in family.items()} for seed, family in enumerate(families)
+    fresh = [  # each of a seed of its own: models of one width and seed would share their first layers
+        {name: random_init(model, seed=100 * seed + place) for place, (name, model) in enumerate(family.items())}
+        for seed, family in enumerate(families)
     ]
     for what, members in (("trained", families), ("untrained", fresh)):
         found = widths_and_depths(members, rows)

@@ -31,8 +31,9 @@ class WidthsAndDepths:
     names: tuple[str, ...]
     cka: dict[tuple[str, str], Float[Tensor, "seed layer_a layer_b"]]
     """Between two members of one seed, in the order of `names`; a member with itself included."""
-    other_seed: dict[str, Float[Tensor, "seed layer_a layer_b"]]
-    """A member against itself of the next seed: how alike one recipe's models are at all. Empty for a single seed."""
+    other_seed: dict[tuple[str, str], Float[Tensor, "seed layer_a layer_b"]]
+    """The first member against the second of the next seed; a member with itself says how alike one recipe's models are
+    at all. Members of one seed may share initial weights, which these never do. Empty for a single seed."""
     threshold: float
     """Of CKA, from which on layers count as one block."""
     n_samples: int
@@ -41,26 +42,25 @@ class WidthsAndDepths:
         n_seeds = len(next(iter(self.cka.values())))
         return f"WidthsAndDepths({', '.join(self.names)}; {n_seeds} seeds, {self.n_samples} samples)"
 
-    def aligned(self, a: str, b: str) -> Float[Tensor, "seed"]:
-        """Mean CKA at equal relative depth: each layer of the shallower member with the nearest of the other.
-
-        For a member with itself, that with its next seed's.
-        """
-        grid = self.other_seed[a] if a == b else self.cka[a, b]
-        grid = grid if grid.shape[1] <= grid.shape[2] else grid.mT
+    def aligned(self, a: str, b: str, *, other_seed: bool = False) -> Float[Tensor, "seed"]:
+        """Mean CKA at equal relative depth: each layer of the shallower member with the nearest of the other."""
+        grid = self._shallow_first(a, b, other_seed)
         _, n, n_other = grid.shape
         return torch.stack([grid[:, i, nearest_layer(i, n, n_other)] for i in range(n)]).mean(0)
 
-    def best_matches(self, a: str, b: str) -> Float[Tensor, "seed"]:
+    def best_matches(self, a: str, b: str, *, other_seed: bool = False) -> Float[Tensor, "seed"]:
         """How far in relative depth the best matches of the shallower member's layers lie from where they are expected.
 
-        0 where every layer is most like that of its own relative depth; for a member with itself, its next seed's.
+        0 where every layer is most like that of its own relative depth.
         """
-        grid = self.other_seed[a] if a == b else self.cka[a, b]
-        grid = grid if grid.shape[1] <= grid.shape[2] else grid.mT
+        grid = self._shallow_first(a, b, other_seed)
         _, n, n_other = grid.shape
         nearest = torch.tensor([nearest_layer(i, n, n_other) for i in range(n)])
         return (grid.argmax(2) - nearest).abs().double().mean(1) / n_other
+
+    def _shallow_first(self, a: str, b: str, other_seed: bool) -> Float[Tensor, "seed shallow deep"]:
+        grid = (self.other_seed if other_seed else self.cka)[a, b]
+        return grid if grid.shape[1] <= grid.shape[2] else grid.mT
 
     def blocks(self, name: str) -> Float[Tensor, "seed"]:
         """Size of a member's largest block, as a share of its layers: consecutive layers all alike in pairs."""
@@ -71,14 +71,15 @@ class WidthsAndDepths:
         import pandas
 
         rows = []
-        for a, b in self.cka:
-            if a == b and not self.other_seed:
-                continue
-            alike, off = over_seeds(self.aligned(a, b)), over_seeds(self.best_matches(a, b))
+        same = [(a, b, False) for a, b in self.cka if a != b]
+        for a, b, other_seed in same + [(a, b, True) for a, b in self.other_seed]:
+            alike = over_seeds(self.aligned(a, b, other_seed=other_seed))
+            off = over_seeds(self.best_matches(a, b, other_seed=other_seed))
             rows.append(
                 {
                     "a": a,
-                    "b": b if a != b else f"{a} of another seed",
+                    "b": b,
+                    "seeds": "other" if other_seed else "same",
                     "cka": float(alike.mean),
                     "low": float(alike.low),
                     "high": float(alike.high),
@@ -126,7 +127,7 @@ def widths_and_depths(
     batching: int = 32,
     show_progress: bool = True,
 ) -> WidthsAndDepths:
-    """Compare every layer of every member with every layer of every other, and each member with its next seed.
+    """Compare every layer of every member with every layer of every other, of its own seed and of the next.
 
     Args:
         families: one a seed, each the same names with a model; any widths and depths of two layers or more.
@@ -148,8 +149,8 @@ def widths_and_depths(
     following = [*families[1:], families[0]] if len(families) > 1 else []
     pairs = list(combinations_with_replacement(names, 2))
     cka: dict[tuple[str, str], Tensor] = {}
-    other_seed: dict[str, Tensor] = {}
-    total = len(families) * (len(pairs) + (len(names) if following else 0))
+    other_seed: dict[tuple[str, str], Tensor] = {}
+    total = len(families) * len(pairs) * (2 if following else 1)
     with tqdm(total=total, desc="compare", unit="pair", disable=not show_progress) as bar:
 
         def grid(model_a: TransformerLensModel, model_b: TransformerLensModel) -> Tensor:
@@ -164,9 +165,9 @@ def widths_and_depths(
 
         for a, b in pairs:
             cka[a, b] = torch.stack([grid(family[a], family[b]) for family in families])
-        for name in names if following else ():
+        for a, b in pairs if following else ():
             both = zip(families, following, strict=True)
-            other_seed[name] = torch.stack([grid(family[name], other[name]) for family, other in both])
+            other_seed[a, b] = torch.stack([grid(family[a], other[b]) for family, other in both])
     return WidthsAndDepths(names, cka, other_seed, threshold, n_samples)
 
 
