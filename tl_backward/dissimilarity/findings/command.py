@@ -1,7 +1,7 @@
 """Train models for a finding and print it: ``python -m tl_backward.dissimilarity.findings solu --out DIR``."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 Save = Callable[[str, "pandas.DataFrame"], None]
 FIT_SEED, JUDGE_SEED = 1000, 1001
 PLANT = {"layer": 1, "position": 7, "dimension": 11}
+THRESHOLD = 0.75
+"""Of accuracy out of distribution: halfway between a classifier that half follows the rule and one that all does."""
 SIZES = (0, 3, 10, 30, 100)
 """Of the planted activation, in root mean squares of the stream's entries; 0 is the control."""
 
@@ -76,6 +78,18 @@ def _model(recipe: Recipe, seed: int, directory: Path) -> TransformerLensModel:
     return trained(seeded(recipe, seed), small_world(), directory)
 
 
+def _recall(recipes: Mapping[str, Recipe], seeds: int, directory: Path) -> "pandas.DataFrame":
+    """How well each model knows its training prompts."""
+    import pandas
+
+    rows = [
+        {"model": name, "seed": seed, "recall": recalled(seeded(recipe, seed), directory)}
+        for name, recipe in recipes.items()
+        for seed in range(seeds)
+    ]
+    return pandas.DataFrame(rows)
+
+
 def _solu(options: argparse.Namespace, save: Save) -> None:
     """Penalties between GeLU and SoLU models of each depth."""
     directory = options.out / "models"
@@ -87,11 +101,7 @@ def _solu(options: argparse.Namespace, save: Save) -> None:
         models = {
             name: [_model(recipe, seed, directory) for seed in range(options.seeds)] for name, recipe in recipes.items()
         }
-        known = {
-            name: min(recalled(seeded(recipe, seed), directory) for seed in range(options.seeds))
-            for name, recipe in recipes.items()
-        }
-        print(f"\n{depth}: lowest recall of training prompts {known}")
+        save(f"solu-{depth}-recall", _recall(recipes, options.seeds, directory))
         found = activation_asymmetry(
             models["solu"], models["gelu"], sentence_rows(options.rows, seed=FIT_SEED),
             sentence_rows(options.rows // 2, seed=JUDGE_SEED), fit="sgd" if descent else "least_squares",
@@ -114,10 +124,6 @@ def _heuristics(options: argparse.Namespace, save: Save) -> None:
         save(f"heuristics-{name}", found.to_frame())
 
 
-THRESHOLD = 0.75
-"""Of accuracy out of distribution: halfway between a classifier that half follows the rule and one that all does."""
-
-
 def _first(prompts: CuedPrompts, n: int) -> CuedPrompts:
     return prompts.select(torch.arange(min(n, len(prompts))))
 
@@ -129,6 +135,7 @@ def _widths(options: argparse.Namespace, save: Save) -> None:
         {name: _model(recipe, seed, directory) for name, recipe in WIDTHS_AND_DEPTHS.items()}
         for seed in range(options.seeds)
     ]
+    save("widths-recall", _recall(WIDTHS_AND_DEPTHS, options.seeds, directory))
     fresh = [  # each of a seed of its own: models of one width and seed would share their first layers
         {name: random_init(model, seed=100 * seed + place) for place, (name, model) in enumerate(family.items())}
         for seed, family in enumerate(families)
