@@ -19,11 +19,12 @@ def task():
 
 
 def people_of(prompts, world):
-    return {person.name for person in world.people for prompt in prompts.prompts if person.name in prompt}
+    subjects = {example.prompt: example.subject for example in world.examples()}
+    return {subjects[prompt] for prompt in prompts.prompts}
 
 
 def test_labels_and_cues_say_what_they_say(task, world):
-    relations = {example.prompt: example.relation for example in world.examples()}
+    told = {example.prompt: example for example in world.examples()}
     for prompts, agree in (
         (task.agreeing, True), (task.in_distribution, True), (task.crossed, False), (task.out_of_distribution, False)
     ):  # fmt: skip
@@ -31,8 +32,8 @@ def test_labels_and_cues_say_what_they_say(task, world):
         assert bool((prompts.labels == prompts.cues).all()) is agree
         assert bool((prompts.labels != prompts.cues).all()) is not agree
         for prompt, label, cue in zip(prompts.prompts, prompts.labels.tolist(), prompts.cues.tolist(), strict=True):
-            assert label == (relations[prompt] in ASKED)
-            assert cue == any(prompt.startswith(person.name) for person in world.people)
+            assert label == (told[prompt].relation in ASKED)
+            assert cue == prompt.startswith(told[prompt].subject)
 
 
 def test_no_person_is_in_both_training_and_test(task, world):
