@@ -92,7 +92,7 @@ def test_kinds_part_where_they_were_made_to(found):
     for measure in (0, 1, 3):
         assert gap[measure, 2] > 10 * gap[measure, :2].abs().max()
         assert found.gaps.p[measure, 2] == 2 / 20 and found.gaps.low[measure, 2] > 0
-    assert found.crossover[2] > 0.3 > 0.05 > found.crossover[0]
+    assert found.crossover[2] > 0.9 and found.crossover[:2].max() < 0.1  # the noise decides close calls
 
 
 @pytest.mark.parametrize("i, j, layer", [(1, 4, 0), (5, 2, 2)])
