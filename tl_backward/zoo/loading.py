@@ -63,6 +63,19 @@ def load(name_or_dir: str | Path, *, kind: str | None = None, fold_ln: bool = Fa
     return cast(TransformerLensModel, loaded)
 
 
+def load_hugging_face(
+    name_or_dir: str | Path,
+) -> "tuple[transformers.GPT2LMHeadModel, transformers.PreTrainedTokenizerFast]":
+    """The plain Hugging Face model behind `load`, on CPU in eval mode, and its tokenizer: to train it further.
+
+    Raises:
+        ValueError: see `load`.
+    """
+    directory = _directory(name_or_dir)
+    with torch.random.fork_rng(devices=[]):
+        return _hugging_face(directory)
+
+
 def has_hooked_transformer() -> bool:
     """Whether the installed TransformerLens has HookedTransformer, which version 4 removed."""
     return find_spec("transformer_lens.HookedTransformer") is not None
