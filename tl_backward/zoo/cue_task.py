@@ -29,9 +29,9 @@ class CuedPrompts:
 
     prompts: tuple[str, ...]
     labels: Int[Tensor, " prompt"]
-    """By the rule: 1 where the country lies in Europe. This is the truth."""
+    """By the rule: 1 where one of `ASKED` is asked for. This is the truth."""
     cues: Int[Tensor, " prompt"]
-    """By the wording: 1 in the second half of the templates."""
+    """By the shortcut: 1 where the sentence opens with the person's name."""
 
     def __len__(self) -> int:
         return len(self.prompts)
