@@ -69,6 +69,18 @@ CLAIMS = {
         "all(0.1 < each < 0.3 for each in shares.values())",
         "overlap.aligned.mean() > 2 * overlap.shuffled.mean()",
     ],
+    "5_two_models_compared": [
+        "all(recalled(recipe, folder) > 0.9 for recipe in recipes.values())",
+        "(cka['gelu'] - 1).abs().max() < 1e-6 and (cka['gelu, seed 1'] > cka['solu']).all() and (cka['solu'] > cka['untrained'] + 0.1).all()",
+        "0 < cka['untrained'].min() and cka['untrained'].max() < 0.5",
+        "procrustes['gelu'].max() < 1e-3 and procrustes['gelu, seed 1'].min() > 0.3 and procrustes['untrained'].min() > 0.9",
+        "penalties['gelu, seed 1 -> gelu'] > penalties['solu -> gelu'] > penalties['gelu -> solu'] > penalties['gelu -> gelu']",
+        "abs(penalties['gelu -> gelu']) < 0.01 and penalties['untrained -> gelu'] > 1",
+        "said == own",
+        "before_after[0] > 0.7 and before_after[1] < 0.3",
+        "abs(itself.values[0, 0, 2]) < 0.9 and len(cka_without) == 3 and abs(cka_without[1] - before_after[0]) > 0.02",
+        "n_metrics > 5 and len(distances.names) == 12",
+    ],
     "7_your_own_model": [
         "type(model).__name__ == 'TransformerBridge' and not sites.missing and len(sites) == 70",
         "0.5 < cosine < 0.99 and gone",
@@ -96,7 +108,7 @@ def test_runs_and_keeps_its_word(path, monkeypatch, tmp_path):
     shown = {cell.id for cell in notebook.cells if cell.get("outputs")}
     checks = "\n".join(f"assert {claim}, {claim!r}" for claim in CLAIMS[path.stem])
     notebook.cells.append(nbformat.v4.new_code_cell(checks))
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}})
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}})
     client.execute()  # raises on any error
     for cell in notebook.cells[:-1]:
         said = [output.text for output in cell.get("outputs", []) if output.output_type == "stream" and output.name == "stderr"]
