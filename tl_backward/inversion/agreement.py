@@ -1,6 +1,5 @@
 """How near a sampled preimage comes to the exact one, where that can be enumerated."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -37,9 +36,10 @@ def marginal(preimage: Preimage, feature: Feature, name: str = "feature") -> Map
     Raises:
         ValueError: the feature raises.
     """
-    shares: Counter[object] = Counter()
+    shares: dict[object, float] = {}
     for index in preimage.weights.nonzero().flatten().tolist():
-        shares[evaluate(feature, preimage.inputs.text(index), name)] += float(preimage.weights[index])
+        value = evaluate(feature, preimage.inputs.text(index), name)
+        shares[value] = shares.get(value, 0.0) + float(preimage.weights[index])
     return shares
 
 
@@ -60,6 +60,6 @@ def _check_same_question(preimage: Preimage, exact: Preimage) -> None:
 
     if exact.method != "enumeration" or question(preimage) != question(exact):
         raise ValueError(
-            f"Expected the enumerated preimage of the same question, got {exact!r} beside {preimage!r}; compute it with "
-            "enumerate_preimage at the same site, position, epsilon, metric and match."
+            f"Expected the enumerated preimage of the same question, got {exact!r} beside {preimage!r}; compute it "
+            "with enumerate_preimage at the same site, position, epsilon, metric and match."
         )

@@ -16,7 +16,7 @@ from tl_backward.inversion.positions import NOWHERE, Position
 from tl_backward.inversion.preimage import Preimage, Valid, assemble
 from tl_backward.inversion.query import QueryLike, read_query
 from tl_backward.inversion.scoring import Scores, allowed_positions, smallest
-from tl_backward.inversion.sites import SiteLike, resolve_sites
+from tl_backward.inversion.sites import SiteLike
 from tl_backward.inversion.texts import Inputs, encode
 
 if TYPE_CHECKING:
@@ -77,6 +77,18 @@ class SiteComparison:
         return table(columns, rows, row_names=names, caption=caption, corner="site", bound=1.0, limit=40)
 
 
+class _Once:
+    """A feature that is asked once of each text, however many sites there are."""
+
+    def __init__(self, feature: Feature) -> None:
+        self._feature, self._known = feature, {}
+
+    def __call__(self, text: str) -> object:
+        if text not in self._known:
+            self._known[text] = self._feature(text)
+        return self._known[text]
+
+
 def compare_sites(
     model: TransformerLensModel,
     query: QueryLike,
@@ -100,7 +112,7 @@ def compare_sites(
     Args:
         model: the probed model.
         query: a text, or its tokens [pos].
-        sites: see `resolve_sites`.
+        sites: one or a list; see `resolve_site`.
         inputs: what is looked through at every site: a domain, or a pool drawn from the task's prior.
         features: name -> feature; see `feature_consistency`. All inputs are the prior that rates are beside.
         positions: of the query, one or several; every site is asked at each.
@@ -122,7 +134,7 @@ def compare_sites(
     rules = list(positions) if isinstance(positions, Sequence) and not isinstance(positions, str) else [positions]
     if not rules:
         raise ValueError("Expected at least one position, got an empty list; for example [-1].")
-    reader = SiteReader(model, resolve_sites(model, sites))
+    reader = SiteReader(model, sites)
     queries = [read_query(model, query, site, rule, prepend_bos=prepend_bos) for site in reader.sites for rule in rules]
     texts = encode(model, inputs, prepend_bos=prepend_bos)
     n = len(texts)
@@ -144,5 +156,6 @@ def compare_sites(
         )
         for asked, scores in zip(queries, found, strict=True)
     )  # fmt: skip
-    tables = tuple(common_features(preimage, features, prior=texts.texts, level=level) for preimage in preimages)
+    once = {name: _Once(feature) for name, feature in features.items()}
+    tables = tuple(common_features(preimage, once, prior=texts.texts, level=level) for preimage in preimages)
     return SiteComparison(preimages, tables)

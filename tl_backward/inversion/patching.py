@@ -1,4 +1,4 @@
-"""The causal check: does a text of the preimage do what the query does, when its activation takes the query's place?"""
+"""The causal check: whether a text of the preimage does what the query does, its activation in the query's place."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -74,7 +74,8 @@ class PatchCheck:
             rows[name] = {"n": int(chosen.sum())}
             for label, values in columns.items():
                 each = bootstrap(values[chosen])
-                rows[name] |= {label: float(each.mean), f"{label} low": float(each.low), f"{label} high": float(each.high)}
+                rows[name][label] = float(each.mean)
+                rows[name] |= {f"{label} low": float(each.low), f"{label} high": float(each.high)}
         return pandas.DataFrame.from_dict(rows, orient="index")
 
     def _repr_html_(self) -> str:
@@ -116,7 +117,7 @@ def verify_by_patching(
     donors = preimage.inputs.select(chosen)
     values = collect_at(model, donors, site, preimage.best_positions[chosen], show_progress=False)[site]
     clean = _run(model, query, site, None)[0]
-    token = int(clean.argmax()) if answer is None else answer if isinstance(answer, int) else single_token(model, answer)
+    token = int(clean.argmax()) if answer is None else single_token(model, answer)
     patched = torch.cat([_run(model, query, site, part) for part in values.split(256)])
     before, after = clean.log_softmax(-1), patched.log_softmax(-1)
     return PatchCheck(
