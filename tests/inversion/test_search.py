@@ -29,7 +29,7 @@ def middles(n):
     return [(i + 0.5) / n for i in range(n)]
 
 
-@pytest.mark.parametrize("edits", [EDITS, ("substitute",), ("insert", "delete"), ("substitute", "swap")])
+@pytest.mark.parametrize("edits", [EDITS, ("substitute",), ("relabel",), ("insert", "delete"), ("substitute", "swap")])
 @pytest.mark.parametrize("start", [0, 1])
 def test_every_kernel_leaves_the_target_as_it_is(edits, start):
     """pi P = pi over all rows of one to three tokens, P built from every draw there is; one token is not writable."""
@@ -42,7 +42,7 @@ def test_every_kernel_leaves_the_target_as_it_is(edits, start):
     for row in rows:
         n = len(row) - start
         # A grid that divides evenly for every number of things that is picked among.
-        grid = list(product(middles(len(edits)), middles(math.lcm(n, n + 1)), middles(2), middles(n)))
+        grid = list(product(middles(len(edits)), middles(math.lcm(n, n + 1)), middles(2), middles(math.lcm(n, 2))))
         for draws in grid:
             move = space.propose(row, draws)
             to, accepted = number[row], 0.0
@@ -69,11 +69,12 @@ def test_the_chains_reach_the_exact_distribution(world, plateau, token_edits, lo
     space = [text for text in DOMAIN if not fixed or len(text.split()) == 3]
     distance, _ = scores(model, space, "w6 w5", HOOK, -1)
     epsilon = float(numpy.quantile(distance, 0.4))
-    energy = numpy.maximum(numpy.array(distance) - (epsilon if plateau is None else plateau), 0) / 0.5
+    tau = float(numpy.quantile(distance, 0.9) - numpy.quantile(distance, 0.2)) / 3
+    energy = numpy.maximum(numpy.array(distance) - (epsilon if plateau is None else plateau), 0) / tau
     pi = numpy.exp([(log_prior(text) if log_prior else 0.0) - e for text, e in zip(space, energy, strict=True)])
     pi /= pi.sum()
     found = search_preimage(
-        model, "w6 w5", SITE, -1, proposals=space, epsilon=epsilon, tau=0.5, plateau=plateau, chains=200, steps=500,
+        model, "w6 w5", SITE, -1, proposals=space, epsilon=epsilon, tau=tau, plateau=plateau, chains=200, steps=500,
         burn_in=100, thin=4, valid=lambda text: text in space, log_prior=log_prior, token_edits=token_edits, seed=1, **QUIET,
     )  # fmt: skip
     counts = Counter(found.texts)
@@ -133,7 +134,7 @@ def test_seeds_proposals_and_what_is_never_touched():
 def test_chains_that_do_not_move():
     model = cached("bridge")
     stuck = search_preimage(model, "w6 w5", SITE, -1, proposals=DOMAIN[:4], valid=lambda text: text in DOMAIN[:4],
-                            token_edits=("swap",), chains=4, steps=20, **QUIET)  # fmt: skip
+                            token_edits=("swap",), burn_in=0, chains=4, steps=20, **QUIET)  # fmt: skip
     assert stuck.diagnostics.acceptance == 0 and len(set(stuck.texts)) == 4
 
 
@@ -145,7 +146,7 @@ def test_chains_that_do_not_move():
         ({"plateau": -1.0}, "Expected tau > 0 and plateau >= 0, got 0.02 and -1.0"),
         ({"chains": 0}, "Expected chains and thin of at least 1 and 0 <= burn_in < steps, got chains=0"),
         ({"burn_in": 400}, "burn_in=400, steps=400"),
-        ({"token_edits": ("flip",)}, "Expected token_edits among substitute, swap, insert, delete, got ['flip']"),
+        ({"token_edits": ("flip",)}, "Expected token_edits among substitute, swap, relabel, insert, delete, got ['flip']"),
         ({"token_edits": ("insert", "swap")}, "Expected insert and delete together, got ['insert', 'swap']"),
         ({"vocabulary": []}, "Expected at least one token to write, got none"),
         ({"valid": lambda text: False}, "Expected a proposal that is valid and has the position, got none among 39"),
@@ -182,5 +183,5 @@ def test_effective_sample_size_of_a_known_process(phi):
 def test_effective_sample_size_of_chains_that_disagree_or_stand_still():
     apart = autoregressive(0.0, 500, 4) + 50 * torch.arange(4)
     assert effective_sample_size(apart) < 10
-    assert effective_sample_size(torch.arange(3.0).double().expand(50, 3)) == pytest.approx(3, rel=0.1)
+    assert effective_sample_size(torch.arange(3.0).double().expand(50, 3)) < 3
     assert effective_sample_size(torch.zeros(50, 3)) == 3 and effective_sample_size(torch.zeros(2, 5)) == 5
