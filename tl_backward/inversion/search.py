@@ -21,7 +21,7 @@ from tl_backward.inversion.scoring import Scorer, Scores
 from tl_backward.inversion.sites import SiteLike
 from tl_backward.inversion.texts import Encoded, decode, encode_rows
 
-_WARMEST, _STAGES = 10.0, 10  # the burn-in's first temperature in units of tau, and in how many it falls
+_WARMEST, _STAGES = 50.0, 10  # the burn-in's first temperature in units of tau, and in how many it falls
 
 Row = tuple[int, ...]
 LogPrior = Callable[[str], float]
@@ -35,7 +35,7 @@ def search_preimage(
     *,
     proposals: Proposals,
     epsilon: float = EPSILON,
-    tau: float = 0.02,
+    tau: float = 0.001,
     plateau: float | None = None,
     chains: int = 64,
     steps: int = 400,
@@ -64,7 +64,7 @@ def search_preimage(
     the exponential, so that weighted texts inside are draws of prior(x) restricted to the preimage: not of p(x | z)
     that a decoder learns.
 
-    During the burn-in the temperature falls from 10 tau to tau, and ten times the chains are drawn anew among
+    During the burn-in the temperature falls from 50 tau to tau, and ten times the chains are drawn anew among
     themselves by the weights that its fall gives them (population annealing, Hukushima and Iba 2003), so that chains
     which are stuck far from the preimage give way to those within; afterwards each walks alone.
 
@@ -284,7 +284,7 @@ def _occurring(texts: Encoded, query: Query, start: int) -> list[int]:
 
 def _check_settings(tau: float, plateau: float, chains: int, steps: int, burn_in: int, thin: int) -> None:
     if not tau > 0 or plateau < 0:
-        raise ValueError(f"Expected tau > 0 and plateau >= 0, got {tau} and {plateau}; 0.02 and epsilon serve.")
+        raise ValueError(f"Expected tau > 0 and plateau >= 0, got {tau} and {plateau}; 0.001 and epsilon serve.")
     if chains < 1 or thin < 1 or not 0 <= burn_in < steps:
         raise ValueError(
             f"Expected chains and thin of at least 1 and 0 <= burn_in < steps, got chains={chains}, thin={thin}, "
