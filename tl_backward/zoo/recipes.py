@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 ACTIVATIONS = ("gelu_new", "solu", "relu")
+TASKS = ("facts", "counting", "addition")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Recipe:
     batch_size: int = 64
     learning_rate: float = 3e-3
     weight_decay: float = 0.6
+    task: str = "facts"
+    """What it learns: one of TASKS."""
 
     def __post_init__(self) -> None:
         """Refuse shapes and lengths that no model can have."""
@@ -41,6 +44,8 @@ class Recipe:
             )
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"Unknown activation {self.activation!r}: expected one of {', '.join(ACTIVATIONS)}.")
+        if self.task not in TASKS:
+            raise ValueError(f"Unknown task {self.task!r}: expected one of {', '.join(TASKS)}.")
 
 
 RECIPES = MappingProxyType(
@@ -49,6 +54,15 @@ RECIPES = MappingProxyType(
         # SoLU learns more slowly; the two differ in nothing but their activation.
         "facts-gelu-2l": Recipe(n_layers=2, steps=1000),
         "facts-solu-2l": Recipe(n_layers=2, steps=1000, activation="solu"),
+        # One head a layer, as in InversionView's own case study.
+        "counting": Recipe(
+            task="counting", n_layers=2, d_model=64, n_heads=1, n_ctx=33, steps=4000, warmup_steps=200,
+            batch_size=128, learning_rate=3e-3, weight_decay=0.1,
+        ),
+        "addition": Recipe(
+            task="addition", n_layers=2, d_model=64, n_heads=4, n_ctx=16, steps=4000, warmup_steps=200,
+            batch_size=256, learning_rate=3e-3, weight_decay=0.1,
+        ),
     }
 )
 """Name -> recipe. Only some of these models ship; `tl_backward.zoo.train` makes any of them."""
