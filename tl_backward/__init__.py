@@ -43,9 +43,10 @@ from tl_backward.top_pairs import top_pairs
 if TYPE_CHECKING:
     from tl_backward import alignment as alignment
     from tl_backward import dissimilarity as dissimilarity
+    from tl_backward import inversion as inversion
     from tl_backward import render as render
 
-_LAZY = ("alignment", "dissimilarity", "render")  # whole capabilities, loaded when they are first used
+_LAZY = ("alignment", "dissimilarity", "inversion", "render")  # whole capabilities, loaded when they are first used
 
 
 def __getattr__(name: str) -> ModuleType:

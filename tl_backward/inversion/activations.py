@@ -1,0 +1,182 @@
+"""Activations at sites: many texts in batches, one forward pass each up to the last block that is needed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_backward._typing import TransformerLensModel, typed
+from tl_backward.activations import forward, last_layer, watch
+from tl_backward.dissimilarity.activations import find_points
+from tl_backward.embedding_space._weights import parameter_vectors
+from tl_backward.inversion.sites import Site, SiteLike, resolve_sites
+from tl_backward.inversion.texts import Encoded, encode
+from tl_backward.prompts import Batch
+
+BATCH_SIZE = 256
+
+
+class SiteReader:
+    """Reads sites at chosen tokens of one batch after another; what one forward pass can be asked is checked once."""
+
+    def __init__(self, model: TransformerLensModel, sites: SiteLike | list[SiteLike]) -> None:
+        """Resolve the sites and probe them.
+
+        Raises:
+            ValueError: as for `resolve_site`, or a site that holds no vector a token.
+        """
+        self.model, self.sites = model, resolve_sites(model, sites)
+        self._watched = list(dict.fromkeys(site.read_at for site in self.sites))
+        points = find_points(model, self._watched, None, "flatten")
+        found = {point.name: point.width for point in points}
+        self._outputs = {
+            site: parameter_vectors(model, "W_O", site.layer, site.head).vectors
+            for site in self.sites
+            if site.is_result
+        }
+        self.widths = {site: self._width(site, found[site.read_at]) for site in self.sites}
+        self._stop = last_layer(self._watched)
+
+    def _width(self, site: Site, flat: int) -> int:
+        if site.is_result:
+            return self._outputs[site].shape[1]
+        return flat if site.head is None else self.model.cfg.d_head
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the activations."""
+        return self.model.W_U.dtype
+
+    def __call__(
+        self, tokens: Int[Tensor, "batch pos"], text: Int[Tensor, "sample"], at: Int[Tensor, "sample"]
+    ) -> dict[Site, Float[Tensor, "sample _"]]:
+        """Each site's activations at the tokens [text, at] of right-padded rows, on the model's device.
+
+        Raises:
+            ValueError: NaN or inf; the site is named.
+            RuntimeError: a site did not run.
+        """
+        with watch(self.model, self._watched, text, at) as seen, torch.no_grad():
+            forward(self.model, tokens.to(self.model.W_U.device), self._stop)
+        return {site: self._checked(site, seen) for site in self.sites}
+
+    def _checked(self, site: Site, seen: dict[str, Tensor]) -> Tensor:
+        if site.read_at not in seen:
+            raise RuntimeError(
+                f"Expected {site.read_at!r} to run in every forward pass, but it did not; the model takes another way "
+                "through these tokens, choose another site."
+            )
+        value = seen[site.read_at]
+        value = value.flatten(1) if site.head is None else value[:, site.head]
+        if site.is_result:
+            value = value @ self._outputs[site].to(value)
+        if not torch.isfinite(value).all():
+            raise ValueError(
+                f"Expected finite activations, got NaN or inf at {str(site)!r}; look upstream for an overflow, or "
+                "leave those texts out."
+            )
+        return value
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Some tokens of a batch of texts."""
+
+    index: Int[Tensor, "batch"]
+    """Which texts the batch is of."""
+    tokens: Int[Tensor, "batch pos"]
+    text: Int[Tensor, "sample"]
+    """The row of the batch that each sample is from."""
+    at: Int[Tensor, "sample"]
+    """Its position."""
+
+
+def batches(texts: Encoded, at: Int[Tensor, "text"] | None, batch_size: int) -> Iterator[Samples]:
+    """Texts in batches of like widths, no wider than the last position that is read.
+
+    `at` is one position a text, texts where it is negative are left out; None for every real token.
+    """
+    if batch_size < 1:
+        raise ValueError(f"Expected batch_size of at least 1, got {batch_size}; {BATCH_SIZE} is the default.")
+    needed = texts.lengths if at is None else at + 1
+    order = needed.argsort(stable=True)
+    for index in order[needed[order] > 0].split(batch_size):
+        tokens = texts.tokens[index, : int(needed[index[-1]])]
+        if at is None:
+            text, where = (torch.arange(tokens.shape[1]) < needed[index, None]).nonzero(as_tuple=True)
+        else:
+            text, where = torch.arange(len(index)), at[index]
+        yield Samples(index, tokens, text, where)
+
+
+@typed
+def collect(
+    model: TransformerLensModel,
+    tokens: Int[Tensor, "batch pos"],
+    sites: SiteLike | list[SiteLike],
+    *,
+    mask: Bool[Tensor, "batch pos"] | None = None,
+    batch_size: int = BATCH_SIZE,
+    show_progress: bool = True,
+) -> dict[Site, Float[Tensor, "batch pos _"]]:
+    """Activations of every token at each site, on the CPU, in the model's dtype.
+
+    Rows are read from position 0 whichever side they are padded on, so that each text's activations are those it has
+    alone. The model runs in batches of like lengths up to the last block that any site needs, without gradients,
+    caches or a trace.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge.
+        tokens: as the model reads them, BOS and all.
+        sites: one or a list; see `resolve_site`.
+        mask: True at real tokens; None where none is padding.
+        batch_size: texts a forward pass.
+        show_progress: draw a progress bar if it takes longer than a second.
+
+    Returns:
+        Each site's activations where `tokens` has them, zeros at padding: use the mask.
+
+    Raises:
+        ValueError: a site that the model lacks or that holds no vector a token, a row that is empty or longer than
+            n_ctx, activations that are not finite.
+    """
+    reader = SiteReader(model, sites)
+    real = torch.ones(tokens.shape, dtype=torch.bool) if mask is None else mask.cpu()
+    if not real.any(1).all():
+        raise ValueError(f"Expected a real token in every row, got none in row {int(real.any(1).int().argmin())}.")
+    texts = encode(model, Batch(tokens.cpu(), real))
+    values = {site: torch.zeros(*tokens.shape, width, dtype=reader.dtype) for site, width in reader.widths.items()}
+    columns = torch.zeros(texts.tokens.shape, dtype=torch.long)  # where each token came from
+    columns[texts.mask] = real.nonzero()[:, 1]
+    for part in progress(batches(texts, None, batch_size), len(texts), batch_size, show_progress):
+        rows = part.index[part.text]
+        for site, value in reader(part.tokens, part.text, part.at).items():
+            values[site][rows, columns[rows, part.at]] = value.to(values[site])
+    return values
+
+
+def collect_at(
+    model: TransformerLensModel,
+    texts: Encoded,
+    sites: SiteLike | list[SiteLike],
+    at: Int[Tensor, "text"],
+    *,
+    batch_size: int = BATCH_SIZE,
+    show_progress: bool = True,
+) -> dict[Site, Float[Tensor, "text _"]]:
+    """Activations at one position of each text (`find_positions`), on the CPU; zeros for texts where it is negative."""
+    reader = SiteReader(model, sites)
+    values = {site: torch.zeros(len(texts), width, dtype=reader.dtype) for site, width in reader.widths.items()}
+    for part in progress(batches(texts, at, batch_size), len(texts), batch_size, show_progress):
+        for site, value in reader(part.tokens, part.text, part.at).items():
+            values[site][part.index] = value.to(values[site])
+    return values
+
+
+def progress(parts: Iterator[Samples], n_texts: int, batch_size: int, show: bool) -> Iterator[Samples]:
+    """The parts with a bar for whoever waits longer than a second."""
+    total = -(-n_texts // batch_size)
+    return iter(tqdm(parts, total=total, desc="activations", unit="batch", disable=not show, delay=1))

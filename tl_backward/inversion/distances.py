@@ -1,0 +1,72 @@
+"""How far activations are from the query's (Huang et al. 2024, sec. 2)."""
+
+import math
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_backward._typing import typed
+
+Metric: TypeAlias = Literal["euclidean", "cosine"]
+
+EPSILON = 0.1
+"""The paper's threshold."""
+
+
+@typed
+def distances(
+    values: Float[Tensor, "*sample d"], query: Float[Tensor, "d"], metric: str = "euclidean"
+) -> Float[Tensor, "*sample"]:
+    """D(z, z') of each activation z' from the query's z, in float64.
+
+    "euclidean": |z - z'| / |z|, relative to the query's norm as in the paper, so not symmetric. "cosine":
+    1 - z.z' / (|z| |z'|), in [0, 2]; 1 where z' is exactly zero.
+
+    Raises:
+        ValueError: an unknown metric, or a query of zero norm, from which nothing has a distance.
+    """
+    check_metric(metric)
+    check_query(query)
+    z, others = query.double(), values.double()
+    if metric == "euclidean":
+        return torch.linalg.vector_norm(others - z, dim=-1) / torch.linalg.vector_norm(z)
+    norms = torch.linalg.vector_norm(others, dim=-1)
+    inner = others @ z / torch.linalg.vector_norm(z)
+    return torch.where(norms > 0, 1 - inner / norms, 1.0).clamp(0, 2)
+
+
+def check_metric(metric: str) -> None:
+    """Refuse a metric that is not known.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if metric not in get_args(Metric):
+        raise ValueError(f"Expected metric to be one of {', '.join(get_args(Metric))}, got {metric!r}; choose one.")
+
+
+def check_query(query: Float[Tensor, "d"]) -> None:
+    """Refuse an activation that distances cannot be taken from.
+
+    Raises:
+        ValueError: its norm is zero, or it is not finite.
+    """
+    if not torch.isfinite(query).all():
+        raise ValueError("Expected a finite query activation, got NaN or inf; look upstream for an overflow.")
+    if not query.any():
+        raise ValueError(
+            "Expected a query activation of non-zero norm, got zeros, from which no relative distance is defined; "
+            "choose another site or position."
+        )
+
+
+def check_epsilon(epsilon: float) -> None:
+    """Refuse a threshold that is no positive number.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not (epsilon > 0 and math.isfinite(epsilon)):
+        raise ValueError(f"Expected epsilon > 0, got {epsilon}; the paper's is {EPSILON}.")

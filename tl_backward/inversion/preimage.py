@@ -1,0 +1,234 @@
+"""Preimage: the texts that give nearly the same activation as a query, however they were found (Huang et al. 2024)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tl_backward._html import Cell, TableCell, table
+from tl_backward._typing import TransformerLensModel
+from tl_backward.inversion.activations import BATCH_SIZE
+from tl_backward.inversion.distances import EPSILON, check_epsilon, check_metric
+from tl_backward.inversion.positions import Position
+from tl_backward.inversion.query import Query, QueryLike, read_query
+from tl_backward.inversion.scoring import Scores, score
+from tl_backward.inversion.sites import Site, SiteLike
+from tl_backward.inversion.texts import Encoded, Inputs, encode
+
+if TYPE_CHECKING:
+    import pandas
+
+Method: TypeAlias = Literal["decoder", "enumeration", "search", "pool", "given"]
+Valid: TypeAlias = Callable[[str], bool]
+
+_HTML_ROWS, _HTML_TEXT = 12, 60
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """How much of the preimage a result has seen; None where it is not known."""
+
+    share_inside: float
+    """Share of the texts looked at (all of a domain, all samples) within epsilon."""
+    distinct: int
+    """Different texts within epsilon."""
+    effective_sample_size: float
+    """Of the texts within epsilon: (sum w)^2 / sum w^2, or that of the chains where a search made them."""
+    chance: float | None = None
+    """Share within epsilon of the task's prior: what drawing inputs without looking at z gives."""
+    well_formed: float | None = None
+    """Share of the texts that the validity predicate accepts."""
+    acceptance: float | None = None
+    """Share of the proposals that a search accepted."""
+    recall: float | None = None
+    """Share of the exact preimage's texts that are among those found."""
+    total_variation: Mapping[str, float] = field(default_factory=dict)
+    """Feature -> total-variation distance between its marginals here and in the exact preimage."""
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Preimage:
+    """Texts inside and outside a query's epsilon-preimage, every distance computed by the probed model."""
+
+    query: Query
+    epsilon: float
+    metric: str
+    match: str
+    """"any": D is the smallest over a text's positions (the paper's); "same": at the query's own position."""
+    method: Method
+    """How the texts were found."""
+    texts: tuple[str, ...]
+    tokens: Int[Tensor, "text pos"]
+    """As the model read them, 0 beyond each text's end."""
+    lengths: Int[Tensor, "text"]
+    distances: Float[Tensor, "text"]
+    best_positions: Int[Tensor, "text"]
+    """Where each text comes nearest; -1 for one that does not have the position."""
+    inside: Bool[Tensor, "text"]
+    """Whether its distance is at most epsilon."""
+    weights: Float[Tensor, "text"]
+    """Each text's share of the preimage: they sum to 1 over well-formed texts inside, and are 0 elsewhere."""
+    diagnostics: Diagnostics
+
+    @property
+    def site(self) -> Site:
+        """Where the activation was read."""
+        return self.query.site
+
+    @property
+    def position(self) -> int:
+        """Index of the query's token."""
+        return self.query.position
+
+    def __repr__(self) -> str:
+        return (
+            f"Preimage({self.query.text!r:.40} at {self.site}, position {self.position}: {int(self.inside.sum())} of "
+            f"{len(self.texts)} texts within {self.epsilon:g}, by {self.method})"
+        )
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One row a text: text, distance, position (where it comes nearest), inside, weight."""
+        import pandas
+
+        columns = {
+            "text": list(self.texts),
+            "distance": self.distances.tolist(),
+            "position": self.best_positions.tolist(),
+            "inside": self.inside.tolist(),
+            "weight": self.weights.tolist(),
+        }
+        return pandas.DataFrame(columns)
+
+    def _repr_html_(self) -> str:
+        """A static table: the nearest texts inside and outside side by side with their distances."""
+        d = self.diagnostics
+        known = {
+            "chance": d.chance,
+            "well-formed": d.well_formed,
+            "accepted": d.acceptance,
+            "recall": d.recall,
+        } | {f"TV of {name}": value for name, value in d.total_variation.items()}
+        facts = [f"{d.share_inside:.4g} within {self.epsilon:g}", f"{d.distinct} distinct"]
+        facts += [f"effective sample size {d.effective_sample_size:.4g}"]
+        facts += [f"{name} {value:.4g}" for name, value in known.items() if value is not None]
+        caption = (
+            f"{self.query.text} at {self.site}, position {self.position}; {self.metric} distance, "
+            f"match={self.match!r}, by {self.method}: {', '.join(facts)}"
+        )
+        order = self.distances.argsort(stable=True)
+        sides = [order[self.inside[order] == inside][:_HTML_ROWS].tolist() for inside in (True, False)]
+        rows = [[*self._shown(sides[0], i), *self._shown(sides[1], i)] for i in range(max(map(len, sides)))]
+        return table(["inside", "D", "at", "outside", "D", "at"], rows, caption=caption, bound=1.0, limit=_HTML_TEXT)
+
+    def _shown(self, side: Sequence[int], row: int) -> tuple[TableCell, TableCell, TableCell]:
+        if row >= len(side):
+            return None, None, None
+        index = side[row]
+        return Cell(self.texts[index]), float(self.distances[index]), int(self.best_positions[index])
+
+
+def preimage_of(
+    model: TransformerLensModel,
+    texts: Inputs,
+    query: QueryLike | Query,
+    site: SiteLike,
+    position: Position,
+    *,
+    epsilon: float = EPSILON,
+    metric: str = "euclidean",
+    match: str = "any",
+    method: Method = "given",
+    weights: Float[Tensor, "text"] | None = None,
+    valid: Valid | None = None,
+    prior: Inputs | None = None,
+    prepend_bos: bool | None = None,
+    batch_size: int = BATCH_SIZE,
+    show_progress: bool = True,
+) -> Preimage:
+    """Which of some texts lie in the query's epsilon-preimage {x : D(z, f(x)) <= epsilon}, by the probed model's word.
+
+    Args:
+        model: the probed model.
+        texts: whatever proposed them; see `texts.encode`.
+        query: the text whose activation is asked about, its tokens, or a `Query`.
+        site: see `resolve_site`.
+        position: of the query's token; see `positions.Position`.
+        epsilon: the threshold on D.
+        metric: "euclidean", relative to the query's norm, or "cosine"; see `distances`.
+        match: "any": D is the smallest over all of a text's positions, as in the paper; "same": at `position` alone.
+        method: how the texts were found.
+        weights: of each text, not yet normalised; None for equal ones.
+        valid: text -> whether it is well-formed; texts that are not have no weight.
+        prior: inputs drawn without looking at the query, whose share within epsilon is the chance rate.
+        prepend_bos: as TransformerLens means it, for texts.
+        batch_size: texts a forward pass.
+        show_progress: draw a progress bar if it takes longer than a second.
+
+    Raises:
+        ValueError: epsilon <= 0, an unknown metric or match, a site that the model lacks, a position outside the query,
+            a query of zero norm, no texts, an empty one or one longer than n_ctx, or a predicate that raises.
+    """
+    check_epsilon(epsilon)
+    check_metric(metric)
+    asked = read_query(model, query, site, position, prepend_bos=prepend_bos)
+    encoded = encode(model, texts, prepend_bos=prepend_bos)
+    options = {"metric": metric, "match": match, "batch_size": batch_size, "show_progress": show_progress}
+    scores = score(model, encoded, asked, **options)
+    chance = None
+    if prior is not None:
+        drawn = score(model, encode(model, prior, prepend_bos=prepend_bos), asked, **options)
+        chance = float((drawn.distances <= epsilon).double().mean())
+    return assemble(
+        asked, encoded, scores, epsilon=epsilon, metric=metric, match=match, method=method, weights=weights,
+        valid=valid, diagnostics={"chance": chance},
+    )  # fmt: skip
+
+
+def assemble(
+    query: Query,
+    texts: Encoded,
+    scores: Scores,
+    *,
+    epsilon: float,
+    metric: str,
+    match: str,
+    method: Method,
+    weights: Float[Tensor, "text"] | None = None,
+    valid: Valid | None = None,
+    diagnostics: Mapping[str, float | None] | None = None,
+) -> Preimage:
+    """A `Preimage` from texts that were scored; `diagnostics` overrides or adds to what follows from them."""
+    inside = scores.distances <= epsilon
+    written = texts.texts()
+    good = None if valid is None else torch.tensor([_accepted(valid, text) for text in written])
+    counted = inside if good is None else inside & good
+    raw = torch.ones_like(scores.distances) if weights is None else weights.double()
+    raw = torch.where(counted, raw, 0.0)
+    total = raw.sum()
+    own = Diagnostics(
+        share_inside=float(inside.double().mean()),
+        distinct=len({text for text, there in zip(written, inside.tolist(), strict=True) if there}),
+        effective_sample_size=float(total**2 / raw.square().sum()) if total > 0 else 0.0,
+        well_formed=None if good is None else float(good.double().mean()),
+    )
+    return Preimage(
+        query=query, epsilon=epsilon, metric=metric, match=match, method=method, texts=written, tokens=texts.tokens,
+        lengths=texts.lengths, distances=scores.distances, best_positions=scores.best_positions, inside=inside,
+        weights=raw / total if total > 0 else raw, diagnostics=replace(own, **(diagnostics or {})),
+    )  # fmt: skip
+
+
+def _accepted(valid: Valid, text: str) -> bool:
+    try:
+        return bool(valid(text))
+    except Exception as error:
+        raise ValueError(
+            f"Expected valid(text) to give a bool, got {type(error).__name__}: {error} for the text {text!r:.80}; give "
+            "False for what is not well-formed."
+        ) from error

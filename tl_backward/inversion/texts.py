@@ -1,0 +1,206 @@
+"""Inputs of the probed model: texts as rows of tokens, each from position 0, and back."""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias, cast
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from tl_backward._typing import Tokenizer, TransformerLensModel
+from tl_backward.prompts import Batch
+from tl_backward.vocabulary import token_string
+
+
+class _BatchTokenizer(Protocol):
+    def __call__(self, text: list[str], **options: object) -> Mapping[str, list[list[int]]]: ...
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Encoded:
+    """Texts as the model reads them, BOS and all, padded on the right, where no earlier token sees it."""
+
+    tokens: Int[Tensor, "text pos"]
+    """On the CPU; 0 beyond each text's end."""
+    lengths: Int[Tensor, "text"]
+    """Real tokens of each text."""
+    tokenizer: Tokenizer | None
+    source: tuple[str, ...] | None = None
+    """The texts, where they came as such."""
+
+    def __repr__(self) -> str:
+        return f"Encoded({len(self)} texts of {int(self.lengths.min())} to {int(self.lengths.max())} tokens)"
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def mask(self) -> Bool[Tensor, "text pos"]:
+        """True at real tokens."""
+        return torch.arange(self.tokens.shape[1]) < self.lengths[:, None]
+
+    def text(self, index: int) -> str:
+        """One text: as it came, or its tokens decoded without the BOS before them."""
+        if self.source is not None:
+            return self.source[index]
+        return decode(self.tokenizer, self.row(index))
+
+    def texts(self) -> tuple[str, ...]:
+        """All of them."""
+        return self.source if self.source is not None else tuple(self.text(index) for index in range(len(self)))
+
+    def row(self, index: int) -> list[int]:
+        """One text's real tokens."""
+        return self.tokens[index, : int(self.lengths[index])].tolist()
+
+    def strings(self, index: int) -> list[str]:
+        """One text's real tokens as they read."""
+        return [token_string(self.tokenizer, token) for token in self.row(index)]
+
+    def select(self, index: Int[Tensor, "chosen"]) -> "Encoded":
+        """Some of the texts, no wider than they need."""
+        lengths = self.lengths[index]
+        width = int(lengths.max()) if len(lengths) else 0
+        source = None if self.source is None else tuple(self.source[int(i)] for i in index)
+        return Encoded(self.tokens[index, :width], lengths, self.tokenizer, source)
+
+
+Inputs: TypeAlias = Sequence[str] | Int[Tensor, "text pos"] | Batch | Encoded
+
+
+def encode(model: TransformerLensModel, inputs: Inputs, *, prepend_bos: bool | None = None) -> Encoded:
+    """Inputs as rows of tokens, as the model's own `to_tokens` makes them.
+
+    Args:
+        model: any TransformerLens model.
+        inputs: a list of texts; a tensor of tokens [text, pos] without padding; a `prompts.Batch` of tokens with their
+            mask, padded on either side; or what this function gave.
+        prepend_bos: as TransformerLens means it; None is the tokenizer's and the model's own.
+
+    Raises:
+        ValueError: no text, an empty one, one longer than n_ctx, ids outside the vocabulary, or text without a
+            tokenizer; the message names the text.
+        TypeError: one text alone, or something else.
+    """
+    if isinstance(inputs, Encoded):
+        return inputs
+    if isinstance(inputs, Tensor):
+        inputs = Batch(inputs, None)
+    if isinstance(inputs, Batch):
+        return _of_batch(model, inputs)
+    if isinstance(inputs, str) or not isinstance(inputs, Sequence) or not all(isinstance(t, str) for t in inputs):
+        what = "one text" if isinstance(inputs, str) else type(inputs).__name__
+        raise TypeError(
+            f"Expected inputs as a list of texts or a tensor of tokens [text, pos], got {what}; put texts into a list."
+        )
+    rows = _tokenize(model, list(inputs), prepend_bos)
+    _warn_of_unknown(model, rows)
+    return encode_rows(model, rows, source=tuple(inputs))
+
+
+def encode_rows(
+    model: TransformerLensModel, rows: Sequence[Sequence[int]], *, source: tuple[str, ...] | None = None
+) -> Encoded:
+    """Rows of token ids, BOS and all, as they are (what a decoder or a search made).
+
+    Raises:
+        ValueError: no row, an empty one, one longer than n_ctx, or ids outside the vocabulary.
+    """
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
+    tokens = torch.zeros(len(rows), int(lengths.max()) if len(rows) else 0, dtype=torch.long)
+    tokens[torch.arange(tokens.shape[1]) < lengths[:, None]] = torch.tensor([i for row in rows for i in row])
+    return _checked(model, Encoded(tokens, lengths, model.tokenizer, source))
+
+
+def _checked(model: TransformerLensModel, texts: Encoded) -> Encoded:
+    if not len(texts):
+        raise ValueError("Expected at least one text, got none; the list, or the generator behind it, is empty.")
+    n_ctx, d_vocab = model.cfg.n_ctx, model.cfg.d_vocab
+    lengths, tokens = texts.lengths, texts.tokens
+    for wrong, wanted in ((lengths == 0, "at least one token"), (lengths > n_ctx, f"at most n_ctx={n_ctx} tokens")):
+        if wrong.any():
+            first = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"Expected {wanted} in every text, got {int(lengths[first])} in text {first} "
+                f"({texts.text(first)!r:.60}); leave it out or change it."
+            )
+    if int(tokens.min()) < 0 or int(tokens.max()) >= d_vocab:
+        raise ValueError(
+            f"Expected token ids in [0, {d_vocab}), got {int(tokens.min())} to {int(tokens.max())}; the tokens come "
+            "from another vocabulary."
+        )
+    return texts
+
+
+def decode(tokenizer: Tokenizer | None, row: Sequence[int]) -> str:
+    """A row of tokens as text, without the BOS that it begins with."""
+    ids = [int(token) for token in row]
+    if tokenizer is None:
+        return "".join(f"[{token}]" for token in ids)
+    start = 1 if ids and ids[0] == getattr(tokenizer, "bos_token_id", None) else 0
+    return tokenizer.decode(ids[start:])
+
+
+def _of_batch(model: TransformerLensModel, batch: Batch) -> Encoded:
+    tokens = batch.tokens
+    if tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
+        raise TypeError(
+            f"Expected integer tokens [text, pos], got {tokens.dtype} of shape {list(tokens.shape)}; token ids come "
+            "from model.to_tokens(text)."
+        )
+    tokens = tokens.cpu().long()
+    if batch.mask is None:
+        lengths = torch.full((len(tokens),), tokens.shape[1])
+    else:
+        real = batch.mask.cpu().bool()
+        lengths = real.sum(1)
+        tokens = tokens.gather(1, (~real).int().argsort(dim=1, stable=True))  # each row's real tokens first
+        tokens = tokens.masked_fill_(torch.arange(tokens.shape[1]) >= lengths[:, None], 0)
+        tokens = tokens[:, : int(lengths.max()) if len(lengths) else 0]
+    return _checked(model, Encoded(tokens, lengths, model.tokenizer))
+
+
+def _tokenize(model: TransformerLensModel, texts: list[str], prepend_bos: bool | None) -> list[list[int]]:
+    """Each text as `model.to_tokens` gives it.
+
+    In one go where that adds the same to the tokenizer's own ids of the shortest, the longest and the middle text.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        raise ValueError(
+            "Expected a model with a tokenizer, got text for one without; pass tokens [text, pos], or set "
+            "model.tokenizer."
+        )
+    empty = next((index for index, text in enumerate(texts) if not text), None)
+    if empty is not None:
+        raise ValueError(f"Expected texts of at least one character, got an empty one as text {empty}; leave it out.")
+    options = {} if prepend_bos is None else {"prepend_bos": prepend_bos}
+
+    def one(text: str) -> list[int]:
+        return [int(i) for i in model.to_tokens(text, truncate=False, **options).flatten()]
+
+    if len(texts) < 8:
+        return [one(text) for text in texts]
+    bare = cast(_BatchTokenizer, tokenizer)(texts, add_special_tokens=False)["input_ids"]
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    added = {_added(one(texts[index]), bare[index]) for index in (order[0], order[len(order) // 2], order[-1])}
+    (before,) = added if len(added) == 1 else (None,)
+    return [one(text) for text in texts] if before is None else [[*before, *row] for row in bare]
+
+
+def _added(full: list[int], bare: list[int]) -> tuple[int, ...] | None:
+    """What stands before a text's own ids, if nothing else differs."""
+    start = len(full) - len(bare)
+    return tuple(full[:start]) if start >= 0 and full[start:] == bare else None
+
+
+def _warn_of_unknown(model: TransformerLensModel, rows: Iterable[Sequence[int]]) -> None:
+    tokenizer = model.tokenizer
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is None or unknown == getattr(tokenizer, "bos_token_id", None):  # GPT-2's are the same
+        return
+    n = sum(unknown in row for row in rows)
+    if n:
+        warnings.warn(f"{n} texts have words that the model does not know and reads as unknown.", stacklevel=3)
