@@ -12,7 +12,7 @@ from tl_backward.zoo.recipes import Recipe
 from tl_backward.zoo.tasks import Forward, Shares, TrainingBatch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    import transformers
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class FactsTask:
 
     world: World
 
-    def tokenizer(self) -> "PreTrainedTokenizerFast":
+    def tokenizer(self) -> "transformers.PreTrainedTokenizerFast":
         """One token a word."""
         from tl_backward.zoo.tokenizer import facts_tokenizer
 

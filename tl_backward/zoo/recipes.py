@@ -28,6 +28,8 @@ class Recipe:
     batch_size: int = 64
     learning_rate: float = 3e-3
     weight_decay: float = 0.6
+    reading_weight: float = 0.0
+    """Of the loss on all of a text's tokens, beside that on its answer alone; for tasks with answers."""
     task: str = "facts"
     """What it learns: one of TASKS."""
 
@@ -54,14 +56,14 @@ RECIPES = MappingProxyType(
         # SoLU learns more slowly; the two differ in nothing but their activation.
         "facts-gelu-2l": Recipe(n_layers=2, steps=1000),
         "facts-solu-2l": Recipe(n_layers=2, steps=1000, activation="solu"),
-        # One head a layer, as in InversionView's own case study.
+        # One head a layer, as in InversionView's own case study; learning to read the letters teaches it to look back.
         "counting": Recipe(
-            task="counting", n_layers=2, d_model=64, n_heads=1, n_ctx=33, steps=4000, warmup_steps=200,
-            batch_size=128, learning_rate=3e-3, weight_decay=0.1,
+            task="counting", n_layers=2, d_model=64, n_heads=1, n_ctx=33, steps=12000, warmup_steps=200, batch_size=32,
+            learning_rate=4e-3, weight_decay=0.03, reading_weight=0.5,
         ),
         "addition": Recipe(
-            task="addition", n_layers=2, d_model=64, n_heads=4, n_ctx=16, steps=4000, warmup_steps=200,
-            batch_size=256, learning_rate=3e-3, weight_decay=0.1,
+            task="addition", n_layers=2, d_model=64, n_heads=4, n_ctx=16, steps=1500, warmup_steps=100, batch_size=128,
+            learning_rate=3e-3, weight_decay=0.1,
         ),
     }
 )

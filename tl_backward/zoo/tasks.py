@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from zlib import crc32
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from tl_backward.zoo.recipes import Recipe
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    import transformers
 
 Forward = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch pos d_vocab"]]
 Shares = dict[str, dict[str, float]]
@@ -33,12 +33,15 @@ class TrainingBatch:
     tokens: Int[Tensor, "batch pos"]
     targets: Int[Tensor, "batch pos-1"]
     """The next token, IGNORED where nothing is to be learned."""
+    reading: Int[Tensor, "batch pos-1"] | None = None
+    """The next token of the text itself, question and answer, IGNORED after its end: see `Recipe.reading_weight`."""
 
 
+@runtime_checkable
 class Task(Protocol):
     """A task of the zoo."""
 
-    def tokenizer(self) -> "PreTrainedTokenizerFast":
+    def tokenizer(self) -> "transformers.PreTrainedTokenizerFast":
         """The task's own tokenizer."""
         ...
 
@@ -51,6 +54,7 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
 class Asked(Protocol):
     """One question of an `AnswerTask`."""
 
@@ -85,7 +89,7 @@ class AnswerTask:
     n_evaluated: int = 2000
     """Questions of each split that `evaluate` asks."""
 
-    def tokenizer(self) -> "PreTrainedTokenizerFast":
+    def tokenizer(self) -> "transformers.PreTrainedTokenizerFast":
         """One token a character."""
         from tl_backward.zoo.tokenizer import character_tokenizer
 
@@ -124,22 +128,23 @@ def is_held_out(question: Asked) -> bool:
     return crc32(question.text.encode()) % HELD_OUT_ONE_IN == 0
 
 
-def answer_batch(tokenizer: "PreTrainedTokenizerFast", questions: Sequence[Asked]) -> TrainingBatch:
+def answer_batch(tokenizer: "transformers.PreTrainedTokenizerFast", questions: Sequence[Asked]) -> TrainingBatch:
     """Texts as rows, which end in `<unk>` as the longest needs; the pad that ends an answer is only a target."""
     ids = tokenizer.get_vocab()
     bos, pad, filler = (ids[str(token)] for token in (tokenizer.bos_token, tokenizer.pad_token, tokenizer.unk_token))
     width = max(len(question.text) for question in questions) + 2
-    rows, targets = [], []
+    rows, targets, reading = [], [], []
     for question in questions:
         text = [ids[character] for character in question.text]
         n_given, n_after = len(question.prompt), width - 2 - len(text)
         rows.append([bos, *text, filler] + [filler] * n_after)
         targets.append([IGNORED] * n_given + text[n_given:] + [pad] + [IGNORED] * n_after)
-    return TrainingBatch(torch.tensor(rows), torch.tensor(targets))
+        reading.append(text + [IGNORED] * (n_after + 1))
+    return TrainingBatch(torch.tensor(rows), torch.tensor(targets), torch.tensor(reading))
 
 
 def answered_whole(
-    forward: Forward, tokenizer: "PreTrainedTokenizerFast", questions: Sequence[Asked]
+    forward: Forward, tokenizer: "transformers.PreTrainedTokenizerFast", questions: Sequence[Asked]
 ) -> list[bool]:
     """Whether every token of each answer, and the end after it, is the most likely one."""
     right = []

@@ -38,7 +38,11 @@ def train(recipe: Recipe, task: Task, *, show_progress: bool = True) -> GPT2LMHe
     for step in progress:
         batch = next(batches)
         logits = model(batch.tokens).logits
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)
+        said = logits[:, :-1].flatten(0, 1)
+        loss = F.cross_entropy(said, batch.targets.flatten(), ignore_index=IGNORED)
+        if batch.reading is not None and recipe.reading_weight:
+            read = F.cross_entropy(said, batch.reading.flatten(), ignore_index=IGNORED)
+            loss = loss + recipe.reading_weight * read
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,0 +1,159 @@
+"""Training batches of a decoder: texts, and their activations at drawn sites and positions."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import IterableDataset
+
+from tl_backward._typing import TransformerLensModel
+from tl_backward.inversion.activations import SiteReader
+from tl_backward.inversion.positions import NOWHERE, Position, find_positions
+from tl_backward.inversion.sites import Site
+from tl_backward.inversion.sources import TextSource
+from tl_backward.inversion.texts import Encoded, encode
+
+CHUNK = 16
+"""Batches whose texts are sorted by length together, so that little is padded."""
+LAG = 2
+"""New shares hold from this many batches after the step that found them: one batch may be read ahead."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What the batches consist of."""
+
+    batch_size: int = 256
+    """Activations a batch, over all processes."""
+    pairs: int = 4
+    """Sites and positions drawn of each text, which share its forward pass."""
+    no_information: float = 0.01
+    """Share of activations that are replaced by the site's no-information activation."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Shares:
+    """How often each site and position is drawn, from a batch on."""
+
+    first: int
+    weights: Float[Tensor, "site slot"]
+
+
+class TrainingStream(IterableDataset):
+    """Batches for `DecoderNetwork.forward`, each a function of the seed, its number and the shares alone."""
+
+    def __init__(
+        self,
+        model: TransformerLensModel,
+        sites: Sequence[Site],
+        positions: Sequence[Position] | None,
+        source: TextSource,
+        drawing: Drawing,
+        null: Float[Tensor, "site d_site"],
+        n_start: int,
+    ) -> None:
+        """Prepare to read `model`.
+
+        Args:
+            model: the probed model.
+            sites: by the numbers that the decoder knows them under.
+            positions: where activations are read; None for any token.
+            source: the texts.
+            drawing: batch size and the like.
+            null: each site's no-information activation.
+            n_start: tokens that every text begins with and the decoder is not shown.
+        """
+        super().__init__()
+        self.reader, self.positions, self.source, self.drawing = SiteReader(model, list(sites)), positions, source, drawing
+        self.null, self.n_start = null, n_start
+        slots = drawing.pairs if positions is None else len(positions)
+        self.history = [Shares(0, torch.ones(len(sites), slots, dtype=torch.float64))]
+        self.process, self.n_processes, self.first = 0, 1, 0
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        """This process's part of every batch from number `first` on."""
+        d = self.drawing
+        share = d.batch_size // self.n_processes
+        per_batch = max(1, share // d.pairs)
+        texts = iter(self.source)
+        chunk = 0
+        while True:
+            # Every process reads all texts, which costs little, and runs the model on its own alone.
+            drawn = list(islice(texts, CHUNK * per_batch * self.n_processes))[self.process :: self.n_processes]
+            if (chunk + 1) * CHUNK > self.first:
+                for number, encoded in self._batches(chunk, drawn, per_batch):
+                    if number >= self.first:
+                        yield self._batch(number, encoded)
+            chunk += 1
+
+    def _batches(self, chunk: int, texts: list[str], per_batch: int) -> Iterator[tuple[int, Encoded]]:
+        """Batches of texts of like lengths, in random order."""
+        encoded = encode(self.reader.model, texts)
+        parts = encoded.lengths.argsort(stable=True).split(per_batch)
+        order = torch.randperm(len(parts), generator=self._generator(chunk, 0)).tolist()
+        for place, part in enumerate(order):
+            yield chunk * CHUNK + place, encoded.select(parts[part])
+
+    def _batch(self, number: int, texts: Encoded) -> dict[str, Tensor]:
+        generator = self._generator(number, 1)
+        at = self._positions(texts, generator)
+        text, slot = (at != NOWHERE).nonzero(as_tuple=True)
+        values = self.reader(texts.tokens, text, at[text, slot])
+        row, site, where = self._draw(number, at, generator)
+        index = torch.full(at.shape, -1)
+        index[text, slot] = torch.arange(len(text))
+        activations = self._gather(list(values.values()), site, index[row, where])
+        without = torch.rand(len(row), generator=generator) < self.drawing.no_information
+        activations = torch.where(without[:, None], self.null[site].to(activations), activations)
+        lengths = texts.lengths[row] - self.n_start
+        tokens = texts.tokens[row, self.n_start :]
+        return {"activations": activations.cpu(), "sites": site, "tokens": tokens, "lengths": lengths}
+
+    def _positions(self, texts: Encoded, generator: torch.Generator) -> Int[Tensor, "text slot"]:
+        if self.positions is not None:
+            return torch.stack([find_positions(texts, rule) for rule in self.positions], 1)
+        uniform = torch.rand(len(texts), self.drawing.pairs, generator=generator, dtype=torch.float64)
+        return (uniform * texts.lengths[:, None]).long()
+
+    def _draw(
+        self, number: int, at: Int[Tensor, "text slot"], generator: torch.Generator
+    ) -> tuple[Int[Tensor, "sample"], Int[Tensor, "sample"], Int[Tensor, "sample"]]:
+        """Text, site and slot of each sample: `pairs` different ones of each text, by the shares."""
+        weights = next(each.weights for each in reversed(self.history) if each.first <= number)
+        n_sites, n_slots = weights.shape
+        open_to = (weights[None] * (at != NOWHERE)[:, None]).flatten(1)
+        n = min(self.drawing.pairs, n_sites * n_slots)
+        # Exponential races: the n earliest of a text are a draw without replacement (those without weight never start).
+        races = torch.empty_like(open_to).exponential_(generator=generator) / open_to
+        first = races.topk(n, dim=1, largest=False)
+        text, place = torch.isfinite(first.values).nonzero(as_tuple=True)
+        if not len(text):
+            raise ValueError(
+                f"Expected texts that have one of the positions {self.positions!r:.120}, got none in a whole batch; "
+                "choose positions that occur in the data."
+            )
+        pair = first.indices[text, place]
+        return text, pair // n_slots, pair % n_slots
+
+    def _gather(
+        self, values: list[Float[Tensor, "read _"]], site: Int[Tensor, "sample"], index: Int[Tensor, "sample"]
+    ) -> Float[Tensor, "sample d_site"]:
+        out = torch.zeros(len(site), self.null.shape[1], dtype=values[0].dtype, device=values[0].device)
+        for number, value in enumerate(values):
+            rows = (site == number).nonzero()[:, 0]
+            out[rows, : value.shape[1]] = value[index[rows]]
+        return out
+
+    def _generator(self, number: int, purpose: int) -> torch.Generator:
+        seed = ((self.drawing.seed * 1_000_003 + number) * 64 + self.process) * 2 + purpose
+        return torch.Generator().manual_seed(seed % (1 << 63))
+
+
+def widened(values: Float[Tensor, "... d"], width: int) -> Float[Tensor, "... width"]:
+    """Vectors with zeros after them, up to the widest site's width."""
+    return F.pad(values, (0, width - values.shape[-1]))
