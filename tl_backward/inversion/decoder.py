@@ -43,10 +43,10 @@ class Decoder:
     def sample(
         self,
         query: QueryLike | Query,
+        n: int = 200,
         *,
         site: SiteLike | None = None,
         position: Position | None = None,
-        n: int = 200,
         temperature: float = 1.0,
         noise: float = 0.0,
         seed: int = 0,
@@ -55,9 +55,9 @@ class Decoder:
 
         Args:
             query: a text, its tokens, or a `Query`, which knows its site and position.
+            n: how many texts.
             site: one of the decoder's.
             position: of the query's token.
-            n: how many texts.
             temperature: of every token's distribution.
             noise: z is moved by Gaussian noise of this length relative to its own, different for each text, which
                 makes the texts more various (Huang et al. 2024, appendix).
@@ -124,7 +124,7 @@ class Decoder:
         """
         check_epsilon(epsilon)
         asked = self._query(query, site, position)
-        texts = self.sample(asked, n=n, temperature=temperature, noise=noise, seed=seed)
+        texts = self.sample(asked, n, temperature=temperature, noise=noise, seed=seed)
         return preimage_of(
             self.model, texts, asked, asked.site, asked.rule, epsilon=epsilon, metric=metric, match=match,
             method="decoder", valid=valid or self.valid, prior=prior, show_progress=show_progress,

@@ -117,7 +117,7 @@ class DecoderNetwork(nn.Module):
         activations: Float[Tensor, "sample d_site"],
         sites: Int[Tensor, "sample"],
         tokens: Int[Tensor, "sample pos"],
-    ) -> Float[Tensor, "sample pos+1 d_vocab+1"]:
+    ) -> Float[Tensor, "sample pos+1 d_out"]:
         """Next-token logits after END and after each token of right-padded texts."""
         vectors = self.vectors(activations, sites)
         opened = F.pad(tokens, (1, 0), value=self.end)

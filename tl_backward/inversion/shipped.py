@@ -52,7 +52,7 @@ RECIPES = MappingProxyType(
             data=lambda: lambda epoch: counting.prompts(seed=epoch),
             others=lambda: counting.prompts(split="held_out"),
             valid=lambda text: counting.parse(text) is not None,
-            budget=1_000_000,
+            budget=900_032,
         ),
         "addition": Recipe(
             model="addition",
@@ -65,7 +65,7 @@ RECIPES = MappingProxyType(
             data=lambda: lambda epoch: addition.prompts(seed=epoch),
             others=lambda: addition.prompts(split="held_out"),
             valid=lambda text: addition.parse(text) is not None,
-            budget=1_000_000,
+            budget=900_032,
         ),
         "facts": Recipe(
             model="facts",

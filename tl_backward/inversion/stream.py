@@ -17,7 +17,7 @@ from tl_backward.inversion.sites import Site
 from tl_backward.inversion.sources import TextSource
 from tl_backward.inversion.texts import Encoded, encode
 
-CHUNK = 16
+CHUNK = 32
 """Batches whose texts are sorted by length together, so that little is padded."""
 LAG = 2
 """New shares hold from this many batches after the step that found them: one batch may be read ahead."""
@@ -27,7 +27,7 @@ LAG = 2
 class Drawing:
     """What the batches consist of."""
 
-    batch_size: int = 256
+    batch_size: int = 64
     """Activations a batch, over all processes."""
     pairs: int = 4
     """Sites and positions drawn of each text, which share its forward pass."""

@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="directory to write (default: ./NAME-decoder)")
     parser.add_argument("--budget", type=int, help="activations to train on (default: the recipe's)")
     parser.add_argument("--conditioning", choices=("prefix", "cross"), help="(default: the recipe's)")
+    parser.add_argument("--vectors", type=int, help="vectors an activation becomes (default: the recipe's)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     parser.add_argument("--model", type=Path, help="a directory with the model (default: the one that ships)")
     options = parser.parse_args(arguments)
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipe = replace(recipe, budget=options.budget)
     if options.conditioning is not None:
         recipe = replace(recipe, config=replace(recipe.config, conditioning=options.conditioning))
+    if options.vectors is not None:
+        recipe = replace(recipe, config=replace(recipe.config, n_vectors=options.vectors))
     torch.set_num_threads(options.threads)
     out = options.out or Path(f"{options.name}-decoder")
     started = time.process_time()
@@ -49,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     cpu_seconds = time.process_time() - started
     rates = measured(decoder, recipe)
-    description = {**decoder.description, "cpu_seconds": round(cpu_seconds, 1), "rates": rates.to_frame().to_dict("list")}
+    found = {"cpu_seconds": round(cpu_seconds, 1), "rates": rates.to_frame().to_dict("list")}
+    description = {**decoder.description, **found}
     replace(decoder, description=description).save(out, half=True)
     print(f"{report(rates)}\n{cpu_seconds:.0f} CPU-seconds of training; saved to {out}")
     return 0

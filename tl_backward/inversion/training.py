@@ -49,7 +49,7 @@ class TrainingOptions:
     epsilon: float = EPSILON
     n_evaluations: int = 8
     """Over the whole training; each rebalances the sites."""
-    save_every: int = 200
+    save_every: int = 500
     """Steps between checkpoints, where there is a directory for them."""
     mixed_precision: str | None = None
     """"no", "fp16" or "bf16"; None for what `accelerate launch` was told, else "no"."""
