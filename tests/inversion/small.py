@@ -3,6 +3,7 @@
 import random
 
 from models import build
+
 from tl_backward.inversion.network import DecoderConfig
 from tl_backward.inversion.stream import Drawing
 from tl_backward.inversion.training import TrainingOptions, train

@@ -5,10 +5,10 @@ import random
 import numpy as np
 import pytest
 import torch
+from models import build, randomise, worlds
 
 from inversion.gpt2_by_hand import log_probabilities
 from inversion.small import CONFIG, QUIET, SITES, options, texts, trained
-from models import build, randomise, worlds
 from tl_backward.inversion.decoder import load_from
 from tl_backward.inversion.distances import distances
 from tl_backward.inversion.network import DecoderConfig

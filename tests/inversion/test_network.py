@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
+from models import randomise
 
 from inversion.gpt2_by_hand import log_probabilities
-from models import randomise
 from tl_backward.inversion.network import DecoderConfig, DecoderNetwork
 
 SIZES = {"n_sites": 3, "d_site": 7, "d_vocab": 11, "n_ctx": 6}

@@ -2,9 +2,9 @@ import itertools
 
 import pytest
 import torch
+from models import build, worlds
 
 from inversion.small import SITES, texts
-from models import build, worlds
 from tl_backward.inversion.sites import resolve_sites
 from tl_backward.inversion.sources import TextSource
 from tl_backward.inversion.stream import CHUNK, Drawing, Shares, TrainingStream
@@ -101,9 +101,9 @@ def test_a_text_without_the_position_is_left_out():
     def data(epoch):
         yield from (["w3 w4", "w5 w6 w7 w8"] * 40)
 
-    for batch in itertools.islice(stream(build(worlds()[0]), (4,), data=data, n_kept=2), 4):
+    for batch in itertools.islice(stream(build(worlds()[0]), (4,), data=data, n_kept=2), CHUNK + 3):
         assert (batch["lengths"] == 4).all()
-    with pytest.raises(ValueError, match="texts that have one of the positions.*got none in a whole batch"):
+    with pytest.raises(ValueError, match=r"texts that have one of the positions \[12\], got 128 without"):
         next(iter(stream(build(worlds()[0]), (12,), data=data)))
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import build, worlds
 
 from inversion.small import CONFIG, QUIET, SITES, options, texts, trained
-from models import build, worlds
 from tl_backward.inversion.evaluation import nearest_distances, read_queries
 from tl_backward.inversion.shipped import load
 from tl_backward.inversion.training import train

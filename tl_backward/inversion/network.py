@@ -1,7 +1,7 @@
 """The decoder's network: a small GPT-2 that says which text an activation came from, p(x | z) (Huang et al. 2024)."""
 
 from dataclasses import asdict, dataclass
-from typing import Literal, TypeAlias, cast
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-Conditioning: TypeAlias = Literal["prefix", "cross"]
 IGNORED = -100
 
 
@@ -20,8 +19,9 @@ class DecoderConfig:
     n_layers: int = 2
     d_model: int = 64
     n_heads: int = 4
-    conditioning: Conditioning = "prefix"
-    """How the text's tokens see the activation: as vectors before them, or by cross-attention in every layer."""
+    conditioning: str = "prefix"
+    """How the text's tokens see the activation: "prefix", as vectors before them, or "cross", by cross-attention in
+    every layer."""
     n_vectors: int = 4
     """How many vectors of the decoder's width an activation becomes."""
     d_hidden: int = 256
@@ -50,7 +50,9 @@ class DecoderNetwork(nn.Module):
     scale: Tensor
     null: Tensor
 
-    def __init__(self, config: DecoderConfig, *, n_sites: int, d_site: int, d_vocab: int, n_ctx: int, seed: int) -> None:
+    def __init__(
+        self, config: DecoderConfig, *, n_sites: int, d_site: int, d_vocab: int, n_ctx: int, seed: int
+    ) -> None:
         """Draw the initial weights from the seed alone.
 
         Args:

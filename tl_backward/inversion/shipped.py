@@ -120,7 +120,7 @@ def load(
         )
     if model is None:
         raise ValueError(
-            f"Expected the model beside the directory {str(name_or_dir)!r}, got none; pass the one that the decoder was "
-            "trained on, model=...."
+            f"Expected the model beside the directory {str(name_or_dir)!r}, got none; pass model=, the one that the "
+            "decoder was trained on."
         )
     return load_from(name_or_dir, model, valid=valid)

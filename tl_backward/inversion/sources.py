@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 Data: TypeAlias = Sequence[str] | Callable[[int], Iterable[str]] | Iterable[Mapping[str, object]]
 """A list of texts, read in a new order each epoch; a function epoch -> texts, called anew each epoch, which may give
@@ -13,7 +13,7 @@ texts without end; or a `datasets` data set or stream, read again each epoch."""
 class TextSource:
     """Texts without end, the same ones for the same seed, and some that are kept for evaluation."""
 
-    def __init__(self, data: Data, *, n_kept: int, seed: int = 0, column: str = "text") -> None:
+    def __init__(self, data: object, *, n_kept: int, seed: int = 0, column: str = "text") -> None:
         """Take the first `n_kept` texts for evaluation.
 
         Args:
@@ -37,7 +37,7 @@ class TextSource:
                 f"Expected data that can be read again each epoch, got {type(data).__name__}, which ends after one "
                 "reading; pass the function that makes it, called with the epoch's number."
             )
-        self._data, self._seed, self._column, self._n_kept = data, seed, column, 0
+        self._data, self._seed, self._column, self._n_kept = cast(Data, data), seed, column, 0
         first = list(islice(self._read(0), 2 * n_kept))
         if not first:
             raise ValueError(

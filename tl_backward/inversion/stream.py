@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 
 import torch
 from jaxtyping import Float, Int
@@ -69,35 +69,42 @@ class TrainingStream(IterableDataset):
             n_start: tokens that every text begins with and the decoder is not shown.
         """
         super().__init__()
-        self.reader, self.positions, self.source, self.drawing = SiteReader(model, list(sites)), positions, source, drawing
-        self.null, self.n_start = null, n_start
+        self.reader, self.positions, self.source = SiteReader(model, list(sites)), positions, source
+        self.drawing, self.null, self.n_start = drawing, null, n_start
         slots = drawing.pairs if positions is None else len(positions)
         self.history = [Shares(0, torch.ones(len(sites), slots, dtype=torch.float64))]
         self.process, self.n_processes, self.first = 0, 1, 0
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """This process's part of every batch from number `first` on."""
-        d = self.drawing
-        share = d.batch_size // self.n_processes
-        per_batch = max(1, share // d.pairs)
-        texts = iter(self.source)
-        chunk = 0
-        while True:
+        """The part of this process in every batch, from number `first` on.
+
+        Raises:
+            ValueError: texts of which none has any of the positions.
+        """
+        per_batch = max(1, self.drawing.batch_size // self.n_processes // self.drawing.pairs)
+        texts, number = iter(self.source), 0
+        for chunk in count():
             # Every process reads all texts, which costs little, and runs the model on its own alone.
             drawn = list(islice(texts, CHUNK * per_batch * self.n_processes))[self.process :: self.n_processes]
-            if (chunk + 1) * CHUNK > self.first:
-                for number, encoded in self._batches(chunk, drawn, per_batch):
-                    if number >= self.first:
-                        yield self._batch(number, encoded)
-            chunk += 1
+            for part in self._parts(chunk, drawn, per_batch):
+                if number >= self.first:
+                    yield self._batch(number, part)
+                number += 1
 
-    def _batches(self, chunk: int, texts: list[str], per_batch: int) -> Iterator[tuple[int, Encoded]]:
-        """Batches of texts of like lengths, in random order."""
+    def _parts(self, chunk: int, texts: list[str], per_batch: int) -> Iterator[Encoded]:
+        """Texts of like lengths in batches, in random order; those without the positions are left out."""
         encoded = encode(self.reader.model, texts)
+        if self.positions is not None:
+            usable = torch.stack([find_positions(encoded, rule) != NOWHERE for rule in self.positions]).any(0)
+            if not usable.any():
+                raise ValueError(
+                    f"Expected texts that have one of the positions {list(self.positions)!r:.120}, got {len(texts)} "
+                    "without; choose positions that occur in the data."
+                )
+            encoded = encoded.select(usable.nonzero()[:, 0])
         parts = encoded.lengths.argsort(stable=True).split(per_batch)
-        order = torch.randperm(len(parts), generator=self._generator(chunk, 0)).tolist()
-        for place, part in enumerate(order):
-            yield chunk * CHUNK + place, encoded.select(parts[part])
+        for part in torch.randperm(len(parts), generator=self._generator(chunk, 0)).tolist():
+            yield encoded.select(parts[part])
 
     def _batch(self, number: int, texts: Encoded) -> dict[str, Tensor]:
         generator = self._generator(number, 1)
@@ -132,11 +139,6 @@ class TrainingStream(IterableDataset):
         races = torch.empty_like(open_to).exponential_(generator=generator) / open_to
         first = races.topk(n, dim=1, largest=False)
         text, place = torch.isfinite(first.values).nonzero(as_tuple=True)
-        if not len(text):
-            raise ValueError(
-                f"Expected texts that have one of the positions {self.positions!r:.120}, got none in a whole batch; "
-                "choose positions that occur in the data."
-            )
         pair = first.indices[text, place]
         return text, pair // n_slots, pair % n_slots
 

@@ -104,7 +104,8 @@ def train(
     check_epsilon(chosen.epsilon)
     if budget < chosen.drawing.batch_size:
         raise ValueError(
-            f"Expected a budget of at least one batch ({chosen.drawing.batch_size} activations), got {budget}; raise it."
+            f"Expected a budget of at least one batch ({chosen.drawing.batch_size} activations), got {budget}; "
+            "raise it."
         )
     if out is not None and (Path(out) / DESCRIPTION).exists():
         raise ValueError(
@@ -177,7 +178,8 @@ class _Run:
             values = q.activations[q.sites == index].to(network.mean)
             network.mean[index] = values.mean(0)
             width = self.reader.widths[self.reader.sites[index]]
-            network.scale[index] = (values - network.mean[index]).square().sum(1).div(width).mean().sqrt().clamp(min=1e-8)
+            variance = (values - network.mean[index]).square().sum(1).div(width).mean()
+            network.scale[index] = variance.sqrt().clamp(min=1e-8)
             network.null[index] = network.mean[index] if null is None else null[index]
 
     def train(self, out: Path, keep: bool, show_progress: bool) -> Decoder:
@@ -187,13 +189,14 @@ class _Run:
         from tl_backward.inversion import _trainer
 
         o = self.options
-        precision = {} if o.mixed_precision is None else {o.mixed_precision: True} if o.mixed_precision != "no" else {}
+        precision = {} if o.mixed_precision in (None, "no") else {o.mixed_precision: True}
         arguments = TrainingArguments(
             output_dir=str(out), max_steps=self.steps, learning_rate=o.learning_rate, lr_scheduler_type="cosine",
             warmup_steps=max(1, round(o.warmup * self.steps)), weight_decay=o.weight_decay, max_grad_norm=o.clip,
             adam_beta2=0.98, seed=o.drawing.seed, save_strategy="steps" if keep else "no", save_steps=o.save_every,
-            logging_strategy="no", report_to=[], disable_tqdm=True, optim="adamw_torch_fused", ignore_data_skip=True, remove_unused_columns=False,
-            use_cpu=self.network.mean.device.type == "cpu", ddp_find_unused_parameters=False, **precision,
+            logging_strategy="no", report_to=[], disable_tqdm=True, ignore_data_skip=True, remove_unused_columns=False,
+            optim="adamw_torch_fused", use_cpu=self.network.mean.device.type == "cpu",
+            ddp_find_unused_parameters=False, **precision,
         )  # fmt: skip
         checkpoint = _trainer.latest_checkpoint(out)
         if checkpoint is not None:
