@@ -50,8 +50,9 @@ def find_points(
     n = 3 if model.cfg.n_heads == 2 else 2
     tokens = torch.zeros(1, min(n, model.cfg.n_ctx), dtype=torch.long, device=model.W_U.device)
     probe = torch.arange(tokens.shape[1])
-    with watch(model, [name for _, name in named], torch.zeros_like(probe), probe) as seen:
-        forward(model, tokens, None)
+    names = [name for _, name in named]
+    with watch(model, names, torch.zeros_like(probe), probe) as seen:
+        forward(model, tokens, last_layer(names))
     points = []
     for label, name in named:
         value = seen.get(name)

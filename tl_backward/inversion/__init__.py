@@ -1,9 +1,16 @@
 """What does an activation know? The inputs that give nearly the same one (InversionView, Huang et al. 2024)."""
 
 from tl_backward.inversion.activations import collect
+from tl_backward.inversion.agreement import compare_with_exact
+from tl_backward.inversion.comparison import SiteComparison, compare_sites
 from tl_backward.inversion.distances import distances
+from tl_backward.inversion.enumeration import ActivationIndex, enumerate_preimage
+from tl_backward.inversion.features import FeatureConsistency, FeatureTable, common_features, feature_consistency
+from tl_backward.inversion.patching import PatchCheck, verify_by_patching
 from tl_backward.inversion.preimage import Diagnostics, Preimage, preimage_of
+from tl_backward.inversion.proposals import pool_preimage
 from tl_backward.inversion.query import Query, read_query
+from tl_backward.inversion.search import search_preimage
 from tl_backward.inversion.sites import Site, resolve_site
 
 __all__ = [
@@ -18,4 +25,18 @@ __all__ = [
     "Preimage",
     "Diagnostics",
     "preimage_of",
+    "enumerate_preimage",
+    "ActivationIndex",
+    "search_preimage",
+    "pool_preimage",
+    "compare_with_exact",
+    # reading them
+    "feature_consistency",
+    "common_features",
+    "FeatureConsistency",
+    "FeatureTable",
+    "compare_sites",
+    "SiteComparison",
+    "verify_by_patching",
+    "PatchCheck",
 ]

@@ -11,10 +11,10 @@ from torch import Tensor
 from tl_backward._html import Cell, TableCell, table
 from tl_backward._typing import TransformerLensModel
 from tl_backward.inversion.activations import BATCH_SIZE
-from tl_backward.inversion.distances import EPSILON, check_epsilon, check_metric
+from tl_backward.inversion.distances import EPSILON, check_epsilon
 from tl_backward.inversion.positions import Position
 from tl_backward.inversion.query import Query, QueryLike, read_query
-from tl_backward.inversion.scoring import Scores, score
+from tl_backward.inversion.scoring import Scorer, Scores
 from tl_backward.inversion.sites import Site, SiteLike
 from tl_backward.inversion.texts import Encoded, Inputs, encode
 
@@ -60,10 +60,8 @@ class Preimage:
     """"any": D is the smallest over a text's positions (the paper's); "same": at the query's own position."""
     method: Method
     """How the texts were found."""
-    texts: tuple[str, ...]
-    tokens: Int[Tensor, "text pos"]
-    """As the model read them, 0 beyond each text's end."""
-    lengths: Int[Tensor, "text"]
+    inputs: Encoded
+    """The texts as the model read them."""
     distances: Float[Tensor, "text"]
     best_positions: Int[Tensor, "text"]
     """Where each text comes nearest; -1 for one that does not have the position."""
@@ -72,6 +70,23 @@ class Preimage:
     weights: Float[Tensor, "text"]
     """Each text's share of the preimage: they sum to 1 over well-formed texts inside, and are 0 elsewhere."""
     diagnostics: Diagnostics
+    shading: Float[Tensor, "text pos"] | None = None
+    """p(token | earlier ones, z) minus p(token | earlier ones, no information), where a decoder wrote the texts."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All texts, inside and outside."""
+        return self.inputs.texts
+
+    @property
+    def tokens(self) -> Int[Tensor, "text pos"]:
+        """Their tokens as the model read them, 0 beyond each text's end."""
+        return self.inputs.tokens
+
+    @property
+    def lengths(self) -> Int[Tensor, "text"]:
+        """How many tokens each text has."""
+        return self.inputs.lengths
 
     @property
     def site(self) -> Site:
@@ -86,11 +101,11 @@ class Preimage:
     def __repr__(self) -> str:
         return (
             f"Preimage({self.query.text!r:.40} at {self.site}, position {self.position}: {int(self.inside.sum())} of "
-            f"{len(self.texts)} texts within {self.epsilon:g}, by {self.method})"
+            f"{len(self)} texts within {self.epsilon:g}, by {self.method})"
         )
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.inputs)
 
     def to_frame(self) -> "pandas.DataFrame":
         """One row a text: text, distance, position (where it comes nearest), inside, weight."""
@@ -130,7 +145,7 @@ class Preimage:
         if row >= len(side):
             return None, None, None
         index = side[row]
-        return Cell(self.texts[index]), float(self.distances[index]), int(self.best_positions[index])
+        return Cell(self.inputs.text(index)), float(self.distances[index]), int(self.best_positions[index])
 
 
 def preimage_of(
@@ -175,14 +190,13 @@ def preimage_of(
             a query of zero norm, no texts, an empty one or one longer than n_ctx, or a predicate that raises.
     """
     check_epsilon(epsilon)
-    check_metric(metric)
     asked = read_query(model, query, site, position, prepend_bos=prepend_bos)
     encoded = encode(model, texts, prepend_bos=prepend_bos)
-    options = {"metric": metric, "match": match, "batch_size": batch_size, "show_progress": show_progress}
-    scores = score(model, encoded, asked, **options)
+    scorer = Scorer(model, asked, metric=metric, match=match, batch_size=batch_size)
+    scores = scorer(encoded, show_progress=show_progress)
     chance = None
     if prior is not None:
-        drawn = score(model, encode(model, prior, prepend_bos=prepend_bos), asked, **options)
+        drawn = scorer(encode(model, prior, prepend_bos=prepend_bos), show_progress=show_progress)
         chance = float((drawn.distances <= epsilon).double().mean())
     return assemble(
         asked, encoded, scores, epsilon=epsilon, metric=metric, match=match, method=method, weights=weights,
@@ -201,30 +215,35 @@ def assemble(
     method: Method,
     weights: Float[Tensor, "text"] | None = None,
     valid: Valid | None = None,
+    shading: Float[Tensor, "text pos"] | None = None,
     diagnostics: Mapping[str, float | None] | None = None,
 ) -> Preimage:
     """A `Preimage` from texts that were scored; `diagnostics` overrides or adds to what follows from them."""
     inside = scores.distances <= epsilon
-    written = texts.texts()
-    good = None if valid is None else torch.tensor([_accepted(valid, text) for text in written])
+    good = None if valid is None else torch.tensor([check_valid(valid, text) for text in texts.texts])
     counted = inside if good is None else inside & good
     raw = torch.ones_like(scores.distances) if weights is None else weights.double()
     raw = torch.where(counted, raw, 0.0)
     total = raw.sum()
     own = Diagnostics(
         share_inside=float(inside.double().mean()),
-        distinct=len({text for text, there in zip(written, inside.tolist(), strict=True) if there}),
+        distinct=len({row.tobytes() for row in texts.tokens[inside].numpy()}),
         effective_sample_size=float(total**2 / raw.square().sum()) if total > 0 else 0.0,
         well_formed=None if good is None else float(good.double().mean()),
     )
     return Preimage(
-        query=query, epsilon=epsilon, metric=metric, match=match, method=method, texts=written, tokens=texts.tokens,
-        lengths=texts.lengths, distances=scores.distances, best_positions=scores.best_positions, inside=inside,
+        query=query, epsilon=epsilon, metric=metric, match=match, method=method, inputs=texts, shading=shading,
+        distances=scores.distances, best_positions=scores.best_positions, inside=inside,
         weights=raw / total if total > 0 else raw, diagnostics=replace(own, **(diagnostics or {})),
     )  # fmt: skip
 
 
-def _accepted(valid: Valid, text: str) -> bool:
+def check_valid(valid: Valid, text: str) -> bool:
+    """What a validity predicate says of a text.
+
+    Raises:
+        ValueError: it raises; the text is named.
+    """
     try:
         return bool(valid(text))
     except Exception as error:

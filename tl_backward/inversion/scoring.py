@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tl_backward._typing import TransformerLensModel
 from tl_backward.inversion.activations import BATCH_SIZE, Samples, SiteReader, batches, progress
-from tl_backward.inversion.distances import distances
+from tl_backward.inversion.distances import check_metric, distances
 from tl_backward.inversion.positions import NOWHERE, find_positions
 from tl_backward.inversion.query import Query
 from tl_backward.inversion.texts import Encoded
@@ -45,25 +45,34 @@ def allowed_positions(texts: Encoded, query: Query, match: str) -> Int[Tensor, "
     return None if match == "any" else find_positions(texts, query.rule)
 
 
-def score(
-    model: TransformerLensModel,
-    texts: Encoded,
-    query: Query,
-    *,
-    metric: str = "euclidean",
-    match: str = "any",
-    batch_size: int = BATCH_SIZE,
-    show_progress: bool = True,
-) -> Scores:
-    """Each text's distance from the query, and where, by forward passes of the probed model."""
-    at = allowed_positions(texts, query, match)
-    found = Scores(torch.full((len(texts),), torch.inf, dtype=torch.float64), torch.full((len(texts),), NOWHERE))
-    reader = SiteReader(model, query.site)
-    for part in progress(batches(texts, at, batch_size), len(texts), batch_size, show_progress):
-        values = reader(part.tokens, part.text, part.at)[query.site]
-        each = distances(values, query.activation.to(values), metric).cpu()
-        found.distances[part.index], found.best_positions[part.index] = smallest(part, each)
-    return found
+class Scorer:
+    """Distances of texts from one query by forward passes of the probed model, batch after batch."""
+
+    def __init__(
+        self,
+        model: TransformerLensModel,
+        query: Query,
+        *,
+        metric: str = "euclidean",
+        match: str = "any",
+        batch_size: int = BATCH_SIZE,
+    ) -> None:
+        """Probe the query's site; see `preimage_of` for the options."""
+        check_metric(metric)
+        check_match(match)
+        self.query, self.metric, self.match, self.batch_size = query, metric, match, batch_size
+        self._reader = SiteReader(model, query.site)
+
+    def __call__(self, texts: Encoded, *, show_progress: bool = False) -> Scores:
+        """Each text's distance, and where."""
+        at = allowed_positions(texts, self.query, self.match)
+        found = Scores(torch.full((len(texts),), torch.inf, dtype=torch.float64), torch.full((len(texts),), NOWHERE))
+        parts = batches(texts, at, self.batch_size)
+        for part in progress(parts, len(texts), self.batch_size, show_progress):
+            values = self._reader(part.tokens, part.text, part.at)[self.query.site]
+            each = distances(values, self.query.activation.to(values), self.metric).cpu()
+            found.distances[part.index], found.best_positions[part.index] = smallest(part, each)
+        return found
 
 
 def smallest(part: Samples, each: Float[Tensor, "sample"]) -> tuple[Float[Tensor, "batch"], Int[Tensor, "batch"]]:

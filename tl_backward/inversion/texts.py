@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, TypeAlias, cast
 
 import torch
@@ -47,8 +48,9 @@ class Encoded:
             return self.source[index]
         return decode(self.tokenizer, self.row(index))
 
+    @cached_property
     def texts(self) -> tuple[str, ...]:
-        """All of them."""
+        """All of them; decoded when they are first asked for."""
         return self.source if self.source is not None else tuple(self.text(index) for index in range(len(self)))
 
     def row(self, index: int) -> list[int]:
@@ -67,7 +69,7 @@ class Encoded:
         return Encoded(self.tokens[index, :width], lengths, self.tokenizer, source)
 
 
-Inputs: TypeAlias = Sequence[str] | Int[Tensor, "text pos"] | Batch | Encoded
+Inputs: TypeAlias = Iterable[str] | Int[Tensor, "text pos"] | Batch | Encoded
 
 
 def encode(model: TransformerLensModel, inputs: Inputs, *, prepend_bos: bool | None = None) -> Encoded:
@@ -75,8 +77,8 @@ def encode(model: TransformerLensModel, inputs: Inputs, *, prepend_bos: bool | N
 
     Args:
         model: any TransformerLens model.
-        inputs: a list of texts; a tensor of tokens [text, pos] without padding; a `prompts.Batch` of tokens with their
-            mask, padded on either side; or what this function gave.
+        inputs: a list or an iterator of texts; a tensor of tokens [text, pos] without padding; a `prompts.Batch` of
+            tokens with their mask, padded on either side; or what this function gave.
         prepend_bos: as TransformerLens means it; None is the tokenizer's and the model's own.
 
     Raises:
@@ -90,14 +92,15 @@ def encode(model: TransformerLensModel, inputs: Inputs, *, prepend_bos: bool | N
         inputs = Batch(inputs, None)
     if isinstance(inputs, Batch):
         return _of_batch(model, inputs)
-    if isinstance(inputs, str) or not isinstance(inputs, Sequence) or not all(isinstance(t, str) for t in inputs):
-        what = "one text" if isinstance(inputs, str) else type(inputs).__name__
+    texts = list(inputs) if isinstance(inputs, Iterable) else []
+    if isinstance(inputs, str) or not all(isinstance(text, str) for text in texts):
+        what = "one text" if isinstance(inputs, str) else f"a {type(inputs).__name__} of something else"
         raise TypeError(
             f"Expected inputs as a list of texts or a tensor of tokens [text, pos], got {what}; put texts into a list."
         )
-    rows = _tokenize(model, list(inputs), prepend_bos)
+    rows = _tokenize(model, texts, prepend_bos)
     _warn_of_unknown(model, rows)
-    return encode_rows(model, rows, source=tuple(inputs))
+    return encode_rows(model, rows, source=tuple(texts))
 
 
 def encode_rows(

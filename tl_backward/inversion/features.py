@@ -1,0 +1,220 @@
+"""What a preimage's texts have in common: stated features, tested against the task's prior.
+
+The feature consistency rate of InverseScope (Luo et al. 2025): the share of the preimage that keeps the query's value.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_backward._html import Cell, table
+from tl_backward.inversion.preimage import Preimage
+
+if TYPE_CHECKING:
+    import pandas
+
+Feature: TypeAlias = Callable[[str], object]
+"""text -> anything that can be compared: a count, a letter, whether something holds."""
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share with its Wilson interval (Wilson 1927)."""
+
+    value: float
+    """NaN over nothing."""
+    low: float
+    high: float
+    n: float
+    """Independent draws that it is worth; infinite where it is exact."""
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class FeatureConsistency:
+    """How much of a preimage has the query's value of one feature."""
+
+    feature: str
+    query_value: object
+    rate: Rate
+    """Weighted share of the texts inside that have the query's value."""
+    prior: Rate | None
+    """Share of the prior's texts that have it; None where none were given."""
+
+    def __repr__(self) -> str:
+        beside = "" if self.prior is None else f", prior {self.prior}"
+        return f"FeatureConsistency({self.feature} = {self.query_value!r:.40}: {self.rate}{beside})"
+
+    @property
+    def bits(self) -> float:
+        """How much knowing z says of the feature: KL in bits from the prior's rate to the preimage's.
+
+        Negative where the query's value is rarer in the preimage than in the prior; rates of 0 and 1 are taken half a
+        text away from the edge. The rate itself where there is no prior.
+        """
+        if self.prior is None or math.isnan(self.rate.value):
+            return self.rate.value
+        p, q = (_inward(rate) for rate in (self.rate, self.prior))
+        kl = p * math.log2(p / q) + (1 - p) * math.log2((1 - p) / (1 - q))
+        return math.copysign(kl, p - q)
+
+
+@dataclass(frozen=True, repr=False)
+class FeatureTable:
+    """Many features of one preimage, the most telling first."""
+
+    rows: tuple[FeatureConsistency, ...]
+    title: str
+
+    def __repr__(self) -> str:
+        best = ", ".join(f"{row.feature} {row.rate.value:.3f}" for row in self.rows[:3])
+        return f"FeatureTable({len(self.rows)} features, first {best})"
+
+    def __getitem__(self, feature: str) -> FeatureConsistency:
+        found = next((row for row in self.rows if row.feature == feature), None)
+        if found is None:
+            raise KeyError(
+                f"Expected one of the features {', '.join(row.feature for row in self.rows)}, got {feature!r}."
+            )
+        return found
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One row a feature: value of the query, rate, low, high, n, prior, prior_low, prior_high, bits."""
+        import pandas
+
+        return pandas.DataFrame(
+            {
+                "feature": row.feature,
+                "query_value": row.query_value,
+                "rate": row.rate.value,
+                "low": row.rate.low,
+                "high": row.rate.high,
+                "n": row.rate.n,
+                "prior": None if row.prior is None else row.prior.value,
+                "prior_low": None if row.prior is None else row.prior.low,
+                "prior_high": None if row.prior is None else row.prior.high,
+                "bits": row.bits,
+            }
+            for row in self.rows
+        )
+
+    def _repr_html_(self) -> str:
+        """A static table, coloured by the rate."""
+        rows = [
+            [
+                str(row.query_value),
+                Cell(str(row.rate), value=None if math.isnan(row.rate.value) else row.rate.value),
+                "" if row.prior is None else str(row.prior),
+                row.bits,
+            ]
+            for row in self.rows
+        ]
+        columns = ["query's value", "share that keeps it", "prior's share", "bits"]
+        names = [row.feature for row in self.rows]
+        return table(columns, rows, row_names=names, caption=self.title, corner="feature", bound=1.0, limit=30)
+
+
+def feature_consistency(
+    preimage: Preimage,
+    feature: Feature,
+    *,
+    prior: Iterable[str] | None = None,
+    name: str | None = None,
+    level: float = LEVEL,
+) -> FeatureConsistency:
+    """The rate at which the texts inside share the query's value of a feature: sum_i w_i [f(x_i) = f(query)].
+
+    Args:
+        preimage: any; an enumerated one's rate is exact.
+        feature: text -> value, compared with ==.
+        prior: texts drawn from the task without looking at z; their rate is what the preimage's is beside.
+        name: what it is called; None for the function's own name.
+        level: of confidence of the Wilson intervals, taken over the effective sample size.
+
+    Raises:
+        ValueError: the feature raises (the text is named), or a level outside (0, 1).
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"Expected a confidence level between 0 and 1, got {level}; {LEVEL} is usual.")
+    called = name if name is not None else getattr(feature, "__name__", "feature")
+    wanted = evaluate(feature, preimage.query.text, called)
+    hits = torch.zeros(len(preimage), dtype=torch.float64)
+    for index in preimage.weights.nonzero().flatten().tolist():
+        hits[index] = float(evaluate(feature, preimage.inputs.text(index), called) == wanted)
+    exact = preimage.method == "enumeration"
+    rate = _rate(hits, preimage.weights, math.inf if exact else preimage.diagnostics.effective_sample_size, level)
+    given = None
+    if prior is not None:
+        same = [float(evaluate(feature, text, called) == wanted) for text in prior]
+        drawn = torch.tensor(same, dtype=torch.float64)
+        given = _rate(drawn, torch.full_like(drawn, 1 / max(1, len(drawn))), len(drawn), level)
+    return FeatureConsistency(called, wanted, rate, given)
+
+
+def common_features(
+    preimage: Preimage,
+    features: Mapping[str, Feature],
+    *,
+    prior: Iterable[str] | None = None,
+    level: float = LEVEL,
+) -> FeatureTable:
+    """`feature_consistency` of many hypotheses, ranked by `FeatureConsistency.bits`.
+
+    Raises:
+        ValueError: no features, or one that raises (it and the text are named).
+    """
+    if not features:
+        raise ValueError("Expected at least one feature, got none; pass {name: function of a text}.")
+    texts = None if prior is None else list(prior)
+    rows = [feature_consistency(preimage, f, prior=texts, name=name, level=level) for name, f in features.items()]
+    ranked = sorted(rows, key=lambda row: -math.inf if math.isnan(row.bits) else row.bits, reverse=True)
+    return FeatureTable(tuple(ranked), repr(preimage))
+
+
+def evaluate(feature: Feature, text: str, name: str) -> object:
+    """A feature of a text.
+
+    Raises:
+        ValueError: the function raises; the feature and the text are named.
+    """
+    try:
+        return feature(text)
+    except Exception as error:
+        raise ValueError(
+            f"Expected the feature {name!r} to give a value, got {type(error).__name__}: {error} for the text "
+            f"{text!r:.80}; return None where it has none, or pass valid=... so that such texts have no weight."
+        ) from error
+
+
+def wilson(share: float, n: float, level: float = LEVEL) -> tuple[float, float]:
+    """Bounds of a share's Wilson interval over `n` draws; (0, 1) over none."""
+    if math.isinf(n):
+        return share, share
+    if not n > 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _rate(hits: Float[Tensor, "text"], weights: Float[Tensor, "text"], n: float, level: float) -> Rate:
+    if not weights.any():
+        return Rate(math.nan, 0.0, 1.0, 0.0)
+    share = min(1.0, max(0.0, float((hits * weights).sum())))
+    return Rate(share, *wilson(share, n, level), n)
+
+
+def _inward(rate: Rate) -> float:
+    edge = 0.5 / (min(rate.n, 1e6) + 1)
+    return min(max(rate.value, edge), 1 - edge)

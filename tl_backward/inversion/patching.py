@@ -1,0 +1,167 @@
+"""The causal check: whether a text of the preimage does what the query does, its activation in the query's place."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_backward._checks import model_kind
+from tl_backward._html import table
+from tl_backward._typing import TransformerLensModel
+from tl_backward.bootstrap import bootstrap
+from tl_backward.capture import rng_untouched
+from tl_backward.inversion.activations import collect_at
+from tl_backward.inversion.preimage import Preimage
+from tl_backward.inversion.query import Query
+from tl_backward.inversion.sites import Site
+from tl_backward.readout import single_token
+from tl_backward.vocabulary import token_string
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class PatchCheck:
+    """What happens to the query's output when another text's activation is put in its place."""
+
+    query: Query
+    answer: str
+    """The token whose logit is followed."""
+    texts: tuple[str, ...]
+    """Whose activations were put in: those inside, then those outside."""
+    inside: Tensor
+    """[text], bool."""
+    distances: Float[Tensor, "text"]
+    kl: Float[Tensor, "text"]
+    """KL(clean || patched) of the next-token distribution, in nats."""
+    logit_change: Float[Tensor, "text"]
+    """The answer's patched logit minus its clean one, each relative to the mean logit."""
+    kept: Tensor
+    """[text], bool: whether the most likely token is the clean run's."""
+
+    def __repr__(self) -> str:
+        return f"PatchCheck({self.query!r}: mean KL {self._mean(True):.3g} inside, {self._mean(False):.3g} outside)"
+
+    def _mean(self, inside: bool) -> float:
+        return float(self.kl[self.inside == inside].mean())
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One row a text: text, inside, distance, kl, logit_change, kept."""
+        import pandas
+
+        return pandas.DataFrame(
+            {
+                "text": list(self.texts),
+                "inside": self.inside.tolist(),
+                "distance": self.distances.tolist(),
+                "kl": self.kl.tolist(),
+                "logit_change": self.logit_change.tolist(),
+                "kept": self.kept.tolist(),
+            }
+        )
+
+    def summary(self) -> "pandas.DataFrame":
+        """For inside and outside: n, and kl, |logit_change| and kept with their 95 % bootstrap intervals."""
+        import pandas
+
+        rows = {}
+        for name, inside in (("inside", True), ("outside", False)):
+            chosen = self.inside == inside
+            columns = {"kl": self.kl, "|logit change|": self.logit_change.abs(), "answer kept": self.kept.double()}
+            rows[name] = {"n": int(chosen.sum())}
+            for label, values in columns.items():
+                each = bootstrap(values[chosen])
+                rows[name][label] = float(each.mean)
+                rows[name] |= {f"{label} low": float(each.low), f"{label} high": float(each.high)}
+        return pandas.DataFrame.from_dict(rows, orient="index")
+
+    def _repr_html_(self) -> str:
+        """A static table of the summary."""
+        frame = self.summary()
+        caption = f"{self.query.text} at {self.query.site}, position {self.query.position}; answer {self.answer}"
+        return table(list(frame), frame.to_numpy().tolist(), row_names=list(frame.index), caption=caption)
+
+
+def verify_by_patching(
+    model: TransformerLensModel,
+    preimage: Preimage,
+    *,
+    n: int = 50,
+    answer: str | int | None = None,
+    seed: int = 0,
+) -> PatchCheck:
+    """Swap the query's activation for that of texts inside and of texts outside, and measure the output's change.
+
+    If the preimage is what the model knows there, texts inside change little and texts outside change what depends on
+    it: the paper's causal check. Each text's activation is taken where it comes nearest to the query's and put at the
+    query's position alone; the output is read at the query's last token.
+
+    Args:
+        model: the probed model.
+        preimage: with texts inside and outside; those inside are drawn by their weights, those outside evenly.
+        n: how many of each at most.
+        answer: the token whose logit is followed; None for the clean run's most likely one.
+        seed: of the draws; the global RNG is left alone.
+
+    Raises:
+        ValueError: no text of weight inside, or n < 1.
+    """
+    if n < 1:
+        raise ValueError(f"Expected n of at least 1, got {n}; 50 is the default.")
+    chosen = _drawn(preimage, n, seed)
+    query = preimage.query
+    site = Site(query.site.read_at, query.site.head)  # a head's output is patched before W_O
+    donors = preimage.inputs.select(chosen)
+    values = collect_at(model, donors, site, preimage.best_positions[chosen], show_progress=False)[site]
+    clean = _run(model, query, site, None)[0]
+    token = int(clean.argmax()) if answer is None else single_token(model, answer)
+    patched = torch.cat([_run(model, query, site, part) for part in values.split(256)])
+    before, after = clean.log_softmax(-1), patched.log_softmax(-1)
+    return PatchCheck(
+        query=query,
+        answer=token_string(model.tokenizer, token),
+        texts=donors.texts,
+        inside=preimage.inside[chosen],
+        distances=preimage.distances[chosen],
+        kl=(before.exp() * (before - after)).sum(-1).clamp(min=0),
+        logit_change=(patched - patched.mean(-1, keepdim=True))[:, token] - (clean - clean.mean())[token],
+        kept=patched.argmax(-1) == clean.argmax(),
+    )
+
+
+def _drawn(preimage: Preimage, n: int, seed: int) -> Int[Tensor, "chosen"]:
+    generator = torch.Generator().manual_seed(seed)
+    candidates = preimage.weights.nonzero().flatten()
+    if not len(candidates):
+        raise ValueError(
+            f"Expected a preimage with texts inside, got {preimage!r}; take a larger epsilon, or a search for some."
+        )
+    weights = preimage.weights[candidates]
+    inside = candidates[weights.multinomial(min(n, len(candidates)), generator=generator)]
+    others = (~preimage.inside & preimage.distances.isfinite()).nonzero().flatten()
+    outside = others[torch.randperm(len(others), generator=generator)[:n]]
+    return torch.cat([inside, outside])
+
+
+def _run(
+    model: TransformerLensModel, query: Query, site: Site, values: Float[Tensor, "donor d"] | None
+) -> Float[Tensor, "donor d_vocab"]:
+    """The query's last logits, float64 on the CPU, with each of `values` at its position; one clean row for None."""
+
+    def put(activation: Tensor, hook: object) -> Tensor:
+        given = activation.clone()
+        own = given[:, query.position]
+        mine = own if site.head is None else own[:, site.head]
+        mine.copy_(donors.reshape(mine.shape))
+        return given
+
+    device = model.W_U.device
+    donors = torch.zeros(1) if values is None else values.to(device)
+    hooks = [] if values is None else [(site.name, put)]
+    options = {"return_type": "logits"} | ({"use_cache": False} if model_kind(model) == "TransformerBridge" else {})
+    tokens = query.tokens.to(device).expand(1 if values is None else len(values), -1)
+    with torch.no_grad(), rng_untouched(model), model.hooks(fwd_hooks=hooks, bwd_hooks=[]):
+        return model(tokens, **options)[:, -1].double().cpu()

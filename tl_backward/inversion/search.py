@@ -1,0 +1,260 @@
+"""The preimage by search: Metropolis walks of token edits, every step scored by the probed model (no training)."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_backward._typing import TransformerLensModel
+from tl_backward.inversion.activations import BATCH_SIZE
+from tl_backward.inversion.chains import effective_sample_size
+from tl_backward.inversion.distances import EPSILON, check_epsilon
+from tl_backward.inversion.edits import EDITS, Edit, TokenEdits
+from tl_backward.inversion.positions import Position
+from tl_backward.inversion.preimage import Preimage, Valid, assemble, check_valid
+from tl_backward.inversion.proposals import Proposals, Sampler, proposed
+from tl_backward.inversion.query import Query, QueryLike, read_query
+from tl_backward.inversion.scoring import Scorer, Scores
+from tl_backward.inversion.sites import SiteLike
+from tl_backward.inversion.texts import Encoded, decode, encode_rows
+
+Row = tuple[int, ...]
+LogPrior = Callable[[str], float]
+
+
+def search_preimage(
+    model: TransformerLensModel,
+    query: QueryLike | Query,
+    site: SiteLike,
+    position: Position,
+    *,
+    proposals: Proposals,
+    epsilon: float = EPSILON,
+    tau: float = 0.02,
+    plateau: float | None = None,
+    chains: int = 64,
+    steps: int = 400,
+    burn_in: int | None = None,
+    thin: int = 10,
+    n_proposals: int = 1000,
+    valid: Valid | None = None,
+    log_prior: LogPrior | None = None,
+    token_edits: Sequence[Edit] = EDITS,
+    vocabulary: Sequence[int] | None = None,
+    metric: str = "euclidean",
+    match: str = "any",
+    seed: int = 0,
+    prepend_bos: bool | None = None,
+    batch_size: int = BATCH_SIZE,
+    show_progress: bool = True,
+) -> Preimage:
+    """Sample a query's preimage by random walks over texts, started from the nearest of some proposals.
+
+    Each chain is a Metropolis-Hastings walk of single token edits whose stationary distribution is
+
+        pi(x)  ~  prior(x) exp(-max(D(z, f(x)) - plateau, 0) / tau)
+
+    over all texts of at most n_ctx tokens that `valid` accepts and that edits reach. With `plateau` = epsilon (the
+    default) it is the prior itself within the preimage; plateau=0 gives exp(-D / tau). `weights` undo what is left of
+    the exponential, so that weighted texts inside are draws of prior(x) restricted to the preimage: not of p(x | z)
+    that a decoder learns.
+
+    Args:
+        model: the probed model.
+        query: the text whose activation is asked about, its tokens, or a `Query`.
+        site: see `resolve_site`.
+        position: of the query's token; see `positions.Position`.
+        proposals: a pool of inputs, a generator (n, seed) -> inputs, or a decoder with `sample`; the chains start at
+            the nearest ones that are valid.
+        epsilon: the threshold on D.
+        tau: temperature, in units of D.
+        plateau: D below which nothing is preferred; None for epsilon.
+        chains: walks side by side; each step scores all of them at once.
+        steps: of each walk, burn-in included.
+        burn_in: first steps that are left out; None for half.
+        thin: one state in so many is kept.
+        n_proposals: how many a generator or decoder is asked for.
+        valid: text -> whether it is well-formed; the walk never leaves such texts. A grammar is such a predicate.
+        log_prior: text -> log of the task's prior, up to a constant; None for one uniform over valid texts.
+        token_edits: of "substitute", "swap", "insert", "delete"; for inputs of one length leave out the last two.
+        vocabulary: token ids that edits write and erase; None for those that occur in the proposals and the query.
+        metric: as for `preimage_of`.
+        match: as for `preimage_of`.
+        seed: of the walks and the proposals; the global RNG is left alone.
+        prepend_bos: as TransformerLens means it, for texts.
+        batch_size: texts a forward pass.
+        show_progress: draw a progress bar if it takes longer than a second.
+
+    Returns:
+        The kept states of all chains. `diagnostics`: acceptance, effective sample size of D along the chains and of
+        the weights together, distinct texts inside, and as `chance` the share of a pool's or generator's texts within
+        epsilon.
+
+    Raises:
+        ValueError: as for `preimage_of`; no valid proposal at a finite distance; settings out of range; a predicate or
+            a prior that raises.
+    """
+    check_epsilon(epsilon)
+    burn_in = steps // 2 if burn_in is None else burn_in
+    plateau = epsilon if plateau is None else plateau
+    _check_settings(tau, plateau, chains, steps, burn_in, thin)
+    asked = read_query(model, query, site, position, prepend_bos=prepend_bos)
+    texts = proposed(model, proposals, asked, n_proposals, seed=seed, prepend_bos=prepend_bos)
+    scorer = Scorer(model, asked, metric=metric, match=match, batch_size=batch_size)
+    first = scorer(texts, show_progress=show_progress)
+    start = 1 if texts.tokens[0, 0] == getattr(model.tokenizer, "bos_token_id", None) else 0
+    written = _occurring(texts, asked, start) if vocabulary is None else list(dict.fromkeys(vocabulary))
+    edits = TokenEdits(tuple(token_edits), written, start, model.cfg.n_ctx)
+    walk = _Walk(model, scorer, edits, valid, log_prior, tau, plateau, seed)
+    walk.start(texts, first, chains)
+    kept: list[list[Row]] = []
+    every: list[Float[Tensor, "chain"]] = []
+    for step in tqdm(range(steps), desc="search", unit="step", disable=not show_progress, delay=1):
+        walk.step()
+        if step >= burn_in:
+            every.append(walk.distances())
+            if (step - burn_in) % thin == 0:
+                kept.append(list(walk.rows))
+    rows = [row for states in kept for row in states]
+    looked = None if isinstance(proposals, Sampler) else float((first.distances <= epsilon).double().mean())
+    return _result(model, walk, rows, torch.stack(every), asked, epsilon, metric, match, valid, looked)
+
+
+class _Walk:
+    """The chains, and every text they have met: its log target without the constant, and its score."""
+
+    def __init__(
+        self,
+        model: TransformerLensModel,
+        scorer: Scorer,
+        edits: TokenEdits,
+        valid: Valid | None,
+        log_prior: LogPrior | None,
+        tau: float,
+        plateau: float,
+        seed: int,
+    ) -> None:
+        self.model, self.scorer, self.edits = model, scorer, edits
+        self.valid, self.log_prior, self.tau, self.plateau = valid, log_prior, tau, plateau
+        self.generator = torch.Generator().manual_seed(seed)
+        self.rows: list[Row] = []
+        self.seen: dict[Row, tuple[float, float, int]] = {}
+        self.proposed = self.accepted = 0
+
+    def start(self, texts: Encoded, scores: Scores, chains: int) -> None:
+        """Put the chains at the nearest valid texts, each once as long as there are enough."""
+        starts: dict[Row, None] = {}
+        for index in scores.distances.argsort(stable=True).tolist():
+            row = tuple(texts.row(index))
+            distance = float(scores.distances[index])
+            if math.isinf(distance) or len(starts) == chains:
+                break
+            prior = self._prior(row)
+            if prior > -math.inf and row not in starts:
+                starts[row] = None
+                self.seen[row] = self._entry(prior, distance, int(scores.best_positions[index]))
+        if not starts:
+            raise ValueError(
+                f"Expected a proposal that is valid and has the position, got none among {len(texts)}; give others, or "
+                "look at what valid(text) says of them."
+            )
+        found = list(starts)
+        self.rows = [found[chain % len(found)] for chain in range(chains)]
+
+    def step(self) -> None:
+        """One proposal for each chain."""
+        draws = torch.rand(len(self.rows), 5, generator=self.generator, dtype=torch.float64).tolist()
+        moves = [self.edits.propose(row, own[:4]) for row, own in zip(self.rows, draws, strict=True)]
+        self._meet([move[0] for move in moves if move is not None])
+        for chain, (move, own) in enumerate(zip(moves, draws, strict=True)):
+            self.proposed += 1
+            if move is None:
+                continue
+            row, way_back = move
+            gain = self.seen[row][0] - self.seen[self.rows[chain]][0] + way_back
+            if gain >= 0 or own[4] < math.exp(gain):
+                self.rows[chain] = row
+                self.accepted += 1
+
+    def distances(self) -> Float[Tensor, "chain"]:
+        """Where the chains are."""
+        return torch.tensor([self.seen[row][1] for row in self.rows], dtype=torch.float64)
+
+    def _meet(self, rows: Sequence[Row]) -> None:
+        """Score the texts that are new and not forbidden."""
+        new = [row for row in dict.fromkeys(rows) if row not in self.seen]
+        priors = {row: self._prior(row) for row in new}
+        self.seen.update({row: (-math.inf, math.inf, -1) for row in new if priors[row] == -math.inf})
+        allowed = [row for row in new if priors[row] > -math.inf]
+        if not allowed:
+            return
+        scores = self.scorer(encode_rows(self.model, allowed))
+        for row, distance, at in zip(allowed, scores.distances.tolist(), scores.best_positions.tolist(), strict=True):
+            self.seen[row] = self._entry(priors[row], distance, at)
+
+    def _entry(self, prior: float, distance: float, at: int) -> tuple[float, float, int]:
+        return prior - max(distance - self.plateau, 0.0) / self.tau, distance, at
+
+    def _prior(self, row: Row) -> float:
+        if self.valid is None and self.log_prior is None:
+            return 0.0
+        text = decode(self.model.tokenizer, row)
+        if self.valid is not None and not check_valid(self.valid, text):
+            return -math.inf
+        if self.log_prior is None:
+            return 0.0
+        try:
+            return float(self.log_prior(text))
+        except Exception as error:
+            raise ValueError(
+                f"Expected log_prior(text) to give a number, got {type(error).__name__}: {error} for the text "
+                f"{text!r:.80}; give -inf for what cannot occur."
+            ) from error
+
+
+def _result(
+    model: TransformerLensModel,
+    walk: _Walk,
+    rows: list[Row],
+    trace: Float[Tensor, "step chain"],
+    query: Query,
+    epsilon: float,
+    metric: str,
+    match: str,
+    valid: Valid | None,
+    chance: float | None,
+) -> Preimage:
+    distances = torch.tensor([walk.seen[row][1] for row in rows], dtype=torch.float64)
+    scores = Scores(distances, torch.tensor([walk.seen[row][2] for row in rows]))
+    lift = torch.where(distances <= epsilon, (distances - walk.plateau).clamp(min=0) / walk.tau, 0.0)
+    weights = (lift - lift.max()).exp()
+    inside = torch.where(distances <= epsilon, weights, 0.0)
+    usable = float(inside.sum() ** 2 / inside.square().sum() / len(rows)) if inside.any() else 0.0
+    return assemble(
+        query, encode_rows(model, rows), scores, epsilon=epsilon, metric=metric, match=match, method="search",
+        weights=weights, valid=valid, diagnostics={
+            "acceptance": walk.accepted / walk.proposed,
+            "effective_sample_size": effective_sample_size(trace) * usable,
+            "chance": chance,
+        },
+    )  # fmt: skip
+
+
+def _occurring(texts: Encoded, query: Query, start: int) -> list[int]:
+    """Every token of the proposals and the query, BOS apart."""
+    tokens: Int[Tensor, "token"] = torch.cat([texts.tokens[texts.mask], query.tokens]).unique()
+    bos = set(texts.tokens[:, 0].tolist()) if start else set()
+    return [token for token in tokens.tolist() if token not in bos]
+
+
+def _check_settings(tau: float, plateau: float, chains: int, steps: int, burn_in: int, thin: int) -> None:
+    if not tau > 0 or plateau < 0:
+        raise ValueError(f"Expected tau > 0 and plateau >= 0, got {tau} and {plateau}; 0.02 and epsilon serve.")
+    if chains < 1 or thin < 1 or not 0 <= burn_in < steps:
+        raise ValueError(
+            f"Expected chains and thin of at least 1 and 0 <= burn_in < steps, got chains={chains}, thin={thin}, "
+            f"burn_in={burn_in}, steps={steps}; the defaults serve."
+        )
