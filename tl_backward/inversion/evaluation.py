@@ -128,7 +128,7 @@ def decoder_rates(
     inside = _means(nearest_distances(reader, texts, many) <= epsilon, group, shape)
     well_formed = chance = None
     if valid is not None:
-        well_formed = _means(torch.tensor([bool(valid(text)) for text in texts.texts()]), group, shape)
+        well_formed = _means(torch.tensor([bool(valid(text)) for text in texts.texts]), group, shape)
     if others is not None:
         index = torch.randint(len(others), group.shape, generator=torch.Generator().manual_seed(seed))
         chance = _means(nearest_distances(reader, others.select(index), many) <= epsilon, group, shape)

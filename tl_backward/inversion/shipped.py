@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import cast
@@ -41,7 +42,9 @@ def _facts_prompts(split: str) -> list[str]:
     return [example.prompt for example in facts.world().examples(split=split)]
 
 
-_FACTS = frozenset(example.prompt for example in facts.world().examples())
+@cache
+def _every_facts_prompt() -> frozenset[str]:
+    return frozenset(example.prompt for example in facts.world().examples())
 
 RECIPES = MappingProxyType(
     {
@@ -73,7 +76,7 @@ RECIPES = MappingProxyType(
             positions=(-1,),
             data=lambda: _facts_prompts("train"),
             others=lambda: _facts_prompts("held_out"),
-            valid=lambda text: text in _FACTS,
+            valid=lambda text: text in _every_facts_prompt(),
             budget=500_000,
             options=TrainingOptions(drawing=Drawing(pairs=2)),
         ),

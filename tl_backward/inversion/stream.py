@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import IterableDataset
 
 from tl_backward._typing import TransformerLensModel
 from tl_backward.inversion.activations import SiteReader
@@ -44,7 +43,7 @@ class Shares:
     weights: Float[Tensor, "site slot"]
 
 
-class TrainingStream(IterableDataset):
+class TrainingStream:
     """Batches for `DecoderNetwork.forward`, each a function of the seed, its number and the shares alone."""
 
     def __init__(
@@ -68,7 +67,6 @@ class TrainingStream(IterableDataset):
             null: each site's no-information activation.
             n_start: tokens that every text begins with and the decoder is not shown.
         """
-        super().__init__()
         self.reader, self.positions, self.source = SiteReader(model, list(sites)), positions, source
         self.drawing, self.null, self.n_start = drawing, null, n_start
         slots = drawing.pairs if positions is None else len(positions)

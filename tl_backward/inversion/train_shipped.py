@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     cpu_seconds = time.process_time() - started
-    rates = measured(decoder, recipe)
+    rates = measured(decoder, recipe, n_queries=N_QUERIES, n=N_SAMPLES)
     found = {"cpu_seconds": round(cpu_seconds, 1), "rates": rates.to_frame().to_dict("list")}
     description = {**decoder.description, **found}
     replace(decoder, description=description).save(out, half=True)
@@ -70,7 +70,7 @@ def made(recipe: Recipe, out: Path, model: Path | None = None) -> Decoder:
     )  # fmt: skip
 
 
-def measured(decoder: Decoder, recipe: Recipe, *, n_queries: int = N_QUERIES, n: int = N_SAMPLES) -> DecoderRates:
+def measured(decoder: Decoder, recipe: Recipe, *, n_queries: int, n: int) -> DecoderRates:
     """Rates on held-out queries at T = 1, which training never saw."""
     texts = encode(decoder.model, list(islice(recipe.others(), 10 * n_queries)))
     reader, positions = SiteReader(decoder.model, list(decoder.sites)), list(recipe.positions)

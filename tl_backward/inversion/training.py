@@ -153,7 +153,7 @@ class _Run:
         self.steps = budget // options.drawing.batch_size
         self.every = max(1, self.steps // max(1, options.n_evaluations))
         self.found: list[dict[str, object]] = []
-        self.probe = probe_texts(model, self.kept.texts())
+        self.probe = probe_texts(model, self.kept.texts)
         self.identity = {
             "model": name,
             "vocabulary": vocabulary_digest(model),
