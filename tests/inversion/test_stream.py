@@ -7,7 +7,7 @@ from models import build, worlds
 from inversion.small import SITES, texts
 from tl_backward.inversion.sites import resolve_sites
 from tl_backward.inversion.sources import TextSource
-from tl_backward.inversion.stream import CHUNK, Drawing, Shares, TrainingStream
+from tl_backward.inversion.stream import BLOCK, CHUNK, Drawing, Shares, TrainingStream
 
 
 def stream(model, positions=(-1, 2), *, data=texts, null=None, n_kept=5, **drawing):
@@ -55,7 +55,7 @@ def test_a_stream_goes_on_where_it_is_told():
     model = build(worlds()[0])
     whole = list(itertools.islice(stream(model), CHUNK + 6))
     later = stream(model)
-    later.first = CHUNK + 3
+    later.first = CHUNK + 3  # inside a block
     for a, b in zip(whole[CHUNK + 3 :], later, strict=False):
         assert all(torch.equal(a[key], b[key]) for key in a)
 
@@ -75,11 +75,10 @@ def test_processes_share_the_texts():
 
 def test_shares_say_what_is_drawn_from_their_batch_on():
     part = stream(build(worlds()[0]), pairs=1)
-    part.history.append(Shares(3, torch.tensor([[0.0, 0], [0, 1], [0, 0]], dtype=torch.float64)))
+    part.history.append(Shares(BLOCK, torch.tensor([[0.0, 0], [0, 1], [0, 0]], dtype=torch.float64)))
     sites = [batch["sites"] for batch in itertools.islice(part, 8)]
-    assert all(len(set(found.tolist())) > 1 for found in sites[:3])
-    # text lengths are sorted within a chunk and shuffled, so that batch numbers are those of the order they come in
-    assert all((found == 1).all() for found in sites[3:])
+    assert len(set(torch.cat(sites[:BLOCK]).tolist())) == 3
+    assert all((found == 1).all() for found in sites[BLOCK:])
 
 
 def test_shares_are_kept_on_average():

@@ -98,6 +98,37 @@ class DecoderNetwork(nn.Module):
         self.register_buffer("scale", torch.ones(n_sites))
         self.register_buffer("null", torch.zeros(n_sites, d_site))
 
+    @torch.no_grad()
+    def start_from(self, language: GPT2LMHeadModel) -> None:
+        """Take over the weights of a language model of the texts, such as the probed model's own.
+
+        It knows already what texts look like, and what is left to learn is what z says about them. Its first position,
+        BOS's, becomes that of END, which also takes BOS's embedding.
+
+        Raises:
+            ValueError: another width, depth, number of heads or vocabulary, or fewer positions than texts need.
+        """
+        own, given = self.lm.config, language.config
+        for name in ("n_embd", "n_layer", "n_head"):
+            if getattr(own, name) != getattr(given, name):
+                raise ValueError(
+                    f"Expected a language model of the decoder's shape to start from, got {name}="
+                    f"{getattr(given, name)} for {getattr(own, name)}; change the decoder's config."
+                )
+        if given.vocab_size != self.end or given.n_positions < self.n_ctx:
+            raise ValueError(
+                f"Expected a language model of the probed model's {self.end} tokens and at least {self.n_ctx} "
+                f"positions to start from, got {given.vocab_size} and {given.n_positions}; pass the probed model's own."
+            )
+        ours, theirs = self.lm.transformer, language.transformer
+        ours.h.load_state_dict(theirs.h.state_dict(), strict=False)  # it has no cross-attention
+        ours.ln_f.load_state_dict(theirs.ln_f.state_dict())
+        ours.wte.weight[: self.end] = theirs.wte.weight
+        ours.wte.weight[self.end] = theirs.wte.weight[given.bos_token_id or 0]
+        first = len(ours.wpe.weight) - self.n_ctx - 1
+        n = min(len(theirs.wpe.weight), self.n_ctx + 1)
+        ours.wpe.weight[first : first + n] = theirs.wpe.weight[:n]
+
     def describe(self) -> dict[str, object]:
         """What `DecoderNetwork` is built from, as JSON."""
         return {"config": asdict(self.layout), **self.shape}

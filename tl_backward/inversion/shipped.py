@@ -34,6 +34,8 @@ class Recipe:
     """Held-out texts: queries of the final figures and the prior of their chance rates."""
     valid: Callable[[str], bool]
     budget: int
+    warm: bool = False
+    """Whether the decoder starts from the model's own weights."""
     config: DecoderConfig = DecoderConfig()
     options: TrainingOptions = TrainingOptions()
 
@@ -55,7 +57,10 @@ RECIPES = MappingProxyType(
             data=lambda: lambda epoch: counting.prompts(seed=epoch),
             others=lambda: counting.prompts(split="held_out"),
             valid=lambda text: counting.parse(text) is not None,
-            budget=900_032,
+            budget=500_032,
+            warm=True,
+            config=DecoderConfig(n_heads=1),
+            options=TrainingOptions(drawing=Drawing(pairs=2)),
         ),
         "addition": Recipe(
             model="addition",
@@ -68,7 +73,7 @@ RECIPES = MappingProxyType(
             data=lambda: lambda epoch: addition.prompts(seed=epoch),
             others=lambda: addition.prompts(split="held_out"),
             valid=lambda text: addition.parse(text) is not None,
-            budget=900_032,
+            budget=400_000,
         ),
         "facts": Recipe(
             model="facts",
@@ -77,7 +82,7 @@ RECIPES = MappingProxyType(
             data=lambda: _facts_prompts("train"),
             others=lambda: _facts_prompts("held_out"),
             valid=lambda text: text in _every_facts_prompt(),
-            budget=500_000,
+            budget=300_032,
             options=TrainingOptions(drawing=Drawing(pairs=2)),
         ),
     }

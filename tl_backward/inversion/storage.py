@@ -43,6 +43,15 @@ def restore_network(network: DecoderNetwork, tensors: Mapping[str, Tensor]) -> N
     network.load_state_dict({**tensors, _TIED: tensors["lm.transformer.wte.weight"]})
 
 
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of weights."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].detach().cpu().float().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
 def vocabulary_digest(model: TransformerLensModel) -> str:
     """SHA-256 of all tokens as they read."""
     strings = [token_string(model.tokenizer, index) for index in range(model.cfg.d_vocab)]

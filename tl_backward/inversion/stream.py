@@ -16,8 +16,8 @@ from tl_backward.inversion.sites import Site
 from tl_backward.inversion.sources import TextSource
 from tl_backward.inversion.texts import Encoded, encode
 
-CHUNK = 32
-"""Batches whose texts are sorted by length together, so that little is padded."""
+CHUNK, BLOCK = 32, 4
+"""Batches whose texts are sorted by length together, so that little is padded; batches that share a forward pass."""
 LAG = 2
 """New shares hold from this many batches after the step that found them: one batch may be read ahead."""
 
@@ -44,7 +44,7 @@ class Shares:
 
 
 class TrainingStream:
-    """Batches for `DecoderNetwork.forward`, each a function of the seed, its number and the shares alone."""
+    """Batches for `DecoderNetwork.forward`, the same ones for the same seed and shares from wherever they start."""
 
     def __init__(
         self,
@@ -84,13 +84,14 @@ class TrainingStream:
         for chunk in count():
             # Every process reads all texts, which costs little, and runs the model on its own alone.
             drawn = list(islice(texts, CHUNK * per_batch * self.n_processes))[self.process :: self.n_processes]
-            for part in self._parts(chunk, drawn, per_batch):
-                if number >= self.first:
-                    yield self._batch(number, part)
-                number += 1
+            for block in self._blocks(chunk, drawn, BLOCK * per_batch):
+                n = -(-len(block) // per_batch)
+                if number + n > self.first:
+                    yield from islice(self._batches(number, block, per_batch), max(0, self.first - number), None)
+                number += n
 
-    def _parts(self, chunk: int, texts: list[str], per_batch: int) -> Iterator[Encoded]:
-        """Texts of like lengths in batches, in random order; those without the positions are left out."""
+    def _blocks(self, chunk: int, texts: list[str], size: int) -> Iterator[Encoded]:
+        """Texts of like lengths together, in random order; those without the positions are left out."""
         encoded = encode(self.reader.model, texts)
         if self.positions is not None:
             usable = torch.stack([find_positions(encoded, rule) != NOWHERE for rule in self.positions]).any(0)
@@ -100,24 +101,28 @@ class TrainingStream:
                     "without; choose positions that occur in the data."
                 )
             encoded = encoded.select(usable.nonzero()[:, 0])
-        parts = encoded.lengths.argsort(stable=True).split(per_batch)
+        parts = encoded.lengths.argsort(stable=True).split(size)
         for part in torch.randperm(len(parts), generator=self._generator(chunk, 0)).tolist():
             yield encoded.select(parts[part])
 
-    def _batch(self, number: int, texts: Encoded) -> dict[str, Tensor]:
+    def _batches(self, number: int, texts: Encoded, per_batch: int) -> Iterator[dict[str, Tensor]]:
         generator = self._generator(number, 1)
+        texts = texts.select(torch.randperm(len(texts), generator=generator))
         at = self._positions(texts, generator)
         text, slot = (at != NOWHERE).nonzero(as_tuple=True)
-        values = self.reader(texts.tokens, text, at[text, slot])
-        row, site, where = self._draw(number, at, generator)
+        values = list(self.reader(texts.tokens, text, at[text, slot]).values())
         index = torch.full(at.shape, -1)
         index[text, slot] = torch.arange(len(text))
-        activations = self._gather(list(values.values()), site, index[row, where])
+        row, site, where = self._draw(number, at, generator)
         without = torch.rand(len(row), generator=generator) < self.drawing.no_information
-        activations = torch.where(without[:, None], self.null[site].to(activations), activations)
-        lengths = texts.lengths[row] - self.n_start
-        tokens = texts.tokens[row, self.n_start :]
-        return {"activations": activations.cpu(), "sites": site, "tokens": tokens, "lengths": lengths}
+        for first in range(0, len(texts), per_batch):
+            own = (row >= first) & (row < first + per_batch)
+            rows, sites = row[own], site[own]
+            activations = self._gather(values, sites, index[rows, where[own]])
+            activations = torch.where(without[own][:, None], self.null[sites].to(activations), activations)
+            lengths = texts.lengths[rows] - self.n_start
+            tokens = texts.tokens[rows, self.n_start : self.n_start + int(lengths.max())]
+            yield {"activations": activations.cpu(), "sites": sites, "tokens": tokens, "lengths": lengths}
 
     def _positions(self, texts: Encoded, generator: torch.Generator) -> Int[Tensor, "text slot"]:
         if self.positions is not None:

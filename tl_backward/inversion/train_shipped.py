@@ -19,6 +19,7 @@ from tl_backward.inversion.storage import DESCRIPTION
 from tl_backward.inversion.texts import encode
 from tl_backward.inversion.training import train
 from tl_backward.zoo import load as load_model
+from tl_backward.zoo.loading import load_hugging_face
 
 N_QUERIES, N_SAMPLES = 50, 20
 
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--budget", type=int, help="activations to train on (default: the recipe's)")
     parser.add_argument("--conditioning", choices=("prefix", "cross"), help="(default: the recipe's)")
     parser.add_argument("--vectors", type=int, help="vectors an activation becomes (default: the recipe's)")
+    parser.add_argument("--learning-rate", type=float, help="(default: the recipe's)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     parser.add_argument("--model", type=Path, help="a directory with the model (default: the one that ships)")
     options = parser.parse_args(arguments)
@@ -43,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipe = replace(recipe, config=replace(recipe.config, conditioning=options.conditioning))
     if options.vectors is not None:
         recipe = replace(recipe, config=replace(recipe.config, n_vectors=options.vectors))
+    if options.learning_rate is not None:
+        recipe = replace(recipe, options=replace(recipe.options, learning_rate=options.learning_rate))
     torch.set_num_threads(options.threads)
     out = options.out or Path(f"{options.name}-decoder")
     started = time.process_time()
@@ -65,8 +69,8 @@ def made(recipe: Recipe, out: Path, model: Path | None = None) -> Decoder:
         raise ValueError(f"Expected a directory without a decoder, got {str(out)!r}, which holds one; choose another.")
     return train(
         load_model(model or recipe.model), list(recipe.sites), recipe.data(), budget=recipe.budget,
-        positions=list(recipe.positions), out=out, config=recipe.config, options=recipe.options, valid=recipe.valid,
-        name=recipe.model,
+        positions=list(recipe.positions), out=out, config=recipe.config, options=recipe.options,
+        start=load_hugging_face(model or recipe.model) if recipe.warm else None, name=recipe.model,
     )  # fmt: skip
 
 

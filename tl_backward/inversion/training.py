@@ -1,7 +1,7 @@
 """Train a decoder p(x | z) for a model's sites, on Hugging Face's Trainer (Huang et al. 2024, sec. 2.3)."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import GPT2LMHeadModel
 
 from tl_backward._checks import check_model
 from tl_backward._typing import TransformerLensModel
@@ -21,7 +22,7 @@ from tl_backward.inversion.network import DecoderConfig, DecoderNetwork
 from tl_backward.inversion.positions import Position
 from tl_backward.inversion.sites import SiteLike
 from tl_backward.inversion.sources import Data, TextSource
-from tl_backward.inversion.storage import DESCRIPTION, probe_texts, vocabulary_digest
+from tl_backward.inversion.storage import DESCRIPTION, digest, probe_texts, vocabulary_digest
 from tl_backward.inversion.stream import LAG, Drawing, Shares, TrainingStream, widened
 from tl_backward.inversion.texts import encode, encode_rows
 
@@ -67,7 +68,7 @@ def train(
     out: str | Path | None = None,
     config: DecoderConfig | None = None,
     options: TrainingOptions | None = None,
-    valid: Callable[[str], bool] | None = None,
+    start: GPT2LMHeadModel | None = None,
     name: str = "model",
     show_progress: bool = True,
 ) -> Decoder:
@@ -88,7 +89,8 @@ def train(
         out: a directory for checkpoints and the decoder; a run that finds its own checkpoint there goes on from it.
         config: the decoder's shape.
         options: how it is trained.
-        valid: text -> whether it is well-formed, for the figures.
+        start: a language model that the decoder's weights start from, see `DecoderNetwork.start_from`; None for random
+            ones.
         name: of the model, for messages.
         show_progress: a bar with the loss, in nats a token, and the mean in-preimage rate.
 
@@ -114,7 +116,7 @@ def train(
         )
     rules = None if positions is None else positions if isinstance(positions, list) else [positions]
     with TemporaryDirectory() as scratch, every_rng_untouched():
-        run = _Run(model, sites, data, rules, budget, shape, chosen, valid, name)
+        run = _Run(model, sites, data, rules, budget, shape, chosen, start, name)
         return run.train(Path(out or scratch), out is not None, show_progress)
 
 
@@ -130,10 +132,10 @@ class _Run:
         budget: int,
         config: DecoderConfig,
         options: TrainingOptions,
-        valid: Callable[[str], bool] | None,
+        start: GPT2LMHeadModel | None,
         name: str,
     ) -> None:
-        self.model, self.positions, self.options, self.valid, self.name = model, positions, options, valid, name
+        self.model, self.positions, self.options = model, positions, options
         self.reader = SiteReader(model, sites)
         source = TextSource(data, n_kept=options.n_kept, seed=options.drawing.seed, column=options.column)
         self.kept = encode(model, source.kept)
@@ -145,6 +147,8 @@ class _Run:
             config, n_sites=len(self.reader.sites), d_site=d_site, d_vocab=model.cfg.d_vocab,
             n_ctx=model.cfg.n_ctx - len(self.start), seed=options.drawing.seed,
         ).to(model.W_U.device)  # fmt: skip
+        if start is not None:
+            self.network.start_from(start)
         self._standardise(d_site)
         self.stream = TrainingStream(
             model, self.reader.sites, positions, source, options.drawing, self.network.null.cpu(), len(self.start)
@@ -163,6 +167,7 @@ class _Run:
             "probe": [self.probe.row(index) for index in range(len(self.probe))],
             "budget": budget,
             "config": asdict(config),
+            "start_from": None if start is None else digest(dict(start.state_dict())),
             "options": asdict(options),
         }
 

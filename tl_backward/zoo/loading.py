@@ -63,6 +63,16 @@ def load(name_or_dir: str | Path, *, kind: str | None = None, fold_ln: bool = Fa
     return cast(TransformerLensModel, loaded)
 
 
+def load_hugging_face(name_or_dir: str | Path) -> "transformers.GPT2LMHeadModel":
+    """The same model without TransformerLens around it.
+
+    Raises:
+        ValueError: as for `load`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        return _hugging_face(_directory(name_or_dir))[0]
+
+
 def has_hooked_transformer() -> bool:
     """Whether the installed TransformerLens has HookedTransformer, which version 4 removed."""
     return find_spec("transformer_lens.HookedTransformer") is not None
