@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from models import randomise
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from inversion.gpt2_by_hand import log_probabilities
 from tl_backward.inversion.network import DecoderConfig, DecoderNetwork
@@ -119,3 +120,51 @@ def test_generating_leaves_the_random_state(network):
 def test_impossible_shapes_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         DecoderConfig(**changes)
+
+
+def language(**changes):
+    sizes = {"vocab_size": 11, "n_positions": 9, "n_embd": 12, "n_layer": 2, "n_head": 3, "bos_token_id": 4}
+    made = GPT2LMHeadModel(GPT2Config(**sizes | changes, activation_function="gelu_new", attn_pdrop=0.0)).double()
+    randomise(made, seed=1)
+    return made.eval()
+
+
+def test_started_from_a_language_model_it_says_what_that_says():
+    """Through cross-attention that adds nothing yet, so that z is not heard: END stands where BOS stood."""
+    config = DecoderConfig(n_layers=2, d_model=12, n_heads=3, conditioning="cross", n_vectors=2, d_hidden=10)
+    network, given = DecoderNetwork(config, **SIZES, seed=0).double(), language()
+    network.start_from(given)
+    for block in network.lm.transformer.h:
+        block.crossattention.c_proj.weight.data.zero_()
+    z, sites, tokens, _ = some(5)
+    opened = torch.nn.functional.pad(tokens, (1, 0), value=4)
+    expected = given(opened).logits
+    found = network.logits(z, sites, tokens)
+    torch.testing.assert_close(found[..., :11], expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found[..., 11], expected[..., 4], rtol=1e-9, atol=1e-9)
+
+
+def test_a_prefix_moves_the_language_models_positions():
+    config = DecoderConfig(n_layers=2, d_model=12, n_heads=3, n_vectors=2, d_hidden=10)
+    network, given = DecoderNetwork(config, **SIZES, seed=0).double(), language()
+    before = network.lm.transformer.wpe.weight.clone()
+    network.start_from(given)
+    found = network.lm.transformer.wpe.weight
+    assert torch.equal(found[:2], before[:2])
+    assert torch.equal(found[2:], given.transformer.wpe.weight[:7])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_embd": 24}, "got n_embd=24 for 12; change the decoder's config"),
+        ({"n_layer": 1}, "got n_layer=1 for 2"),
+        ({"n_head": 2}, "got n_head=2 for 3"),
+        ({"vocab_size": 12}, "Expected a language model of the probed model's 11 tokens and at least 6 positions"),
+        ({"n_positions": 5}, "to start from, got 11 and 5"),
+    ],
+)
+def test_another_shape_is_no_start(changes, message):
+    config = DecoderConfig(n_layers=2, d_model=12, n_heads=3, n_vectors=2, d_hidden=10)
+    with pytest.raises(ValueError, match=message):
+        DecoderNetwork(config, **SIZES, seed=0).start_from(language(**changes))
