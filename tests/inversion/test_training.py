@@ -27,11 +27,11 @@ def test_a_decoder_learns():
     data = ["w3 w4 w5", "w6 w7", "w8 w9 w10 w11", "w12 w3 w12"] * 30
     model = build(worlds()[0])
     made = train(
-        model, ("resid_post", 0), data, budget=16 * 150, positions=-1, config=CONFIG,
+        model, ("resid_post", 0), data, budget=16 * 450, positions=-1, config=CONFIG,
         options=options(learning_rate=1e-2, drawing={"pairs": 1}), **QUIET,
     )  # fmt: skip
     history = made.description["history"]
-    assert [each["step"] for each in history] == [50, 100, 150]
+    assert [each["step"] for each in history] == [150, 300, 450]
     assert history[-1]["loss"] < 0.3 * history[0]["loss"]
     p = made.preimage("w8 w9 w10 w11", site=("resid_post", 0), position=-1, n=50, **QUIET)
     assert p.inside.double().mean() > 0.7

@@ -139,7 +139,8 @@ class DecoderTrainer(Trainer):
                 found.setdefault(int(index), {})[key] = tensor
         groups = [group | saved for group, saved in zip(states["param_groups"], run["rates"], strict=True)]
         self.optimizer.load_state_dict({"state": found, "param_groups": groups})
-        self.lr_scheduler.load_state_dict(run["schedule"])
+        lambdas = self.lr_scheduler.state_dict()["lr_lambdas"]
+        self.lr_scheduler.load_state_dict({**run["schedule"], "lr_lambdas": lambdas})
         self.losses = list(run["losses"])
 
     def _load_scaler(self, checkpoint: str | None) -> None:

@@ -67,13 +67,22 @@ class DecoderRates:
 def read_queries(
     reader: SiteReader, texts: Encoded, positions: Sequence[Position] | None, d_site: int, *, seed: int = 0
 ) -> Queries:
-    """Every text's activation at every site and position; without positions, at one token of each drawn at random."""
+    """Every text's activation at every site and position; without positions, at one token of each drawn at random.
+
+    Raises:
+        ValueError: no text has any of the positions.
+    """
     if positions is None:
         uniform = torch.rand(len(texts), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         at = (uniform * texts.lengths).long()[:, None]
     else:
         at = torch.stack([find_positions(texts, rule) for rule in positions], 1)
     text, slot = (at != NOWHERE).nonzero(as_tuple=True)
+    if not len(text):
+        raise ValueError(
+            f"Expected texts that have one of the positions {list(positions or [])!r:.120}, got {len(texts)} without; "
+            "choose positions that occur in the data."
+        )
     rows = []
     for part in torch.arange(len(text)).split(BATCH_SIZE):
         values = reader(texts.tokens[text[part]], torch.arange(len(part)), at[text[part], slot[part]])
