@@ -1,5 +1,6 @@
 """InversionView by brute force: one text at a time, plain float64 numpy, no batching, padding or early stop."""
 
+import functools
 import itertools
 
 import numpy
@@ -9,6 +10,12 @@ def run(model, text):
     """TransformerLens's own cache of one text, or of a row of tokens."""
     tokens = model.to_tokens(text) if isinstance(text, str) else text.reshape(1, -1)
     return model.run_with_cache(tokens)[1]
+
+
+@functools.cache
+def once(model, text):
+    """The same for models that do not change."""
+    return run(model, text)
 
 
 def activations(model, cache, site):
@@ -31,10 +38,10 @@ def distance(z, other, metric):
 
 def scores(model, texts, query, site, position, metric="euclidean", match="any"):
     """Distance and best position of each text; `position` is an index, negative from the end."""
-    z = activations(model, run(model, query), site)[position]
+    z = activations(model, once(model, query), site)[position]
     found = []
     for text in texts:
-        values = activations(model, run(model, text), site)
+        values = activations(model, once(model, text), site)
         if match == "any":
             each = [distance(z, value, metric) for value in values]
             found.append((min(each), int(numpy.argmin(each))))

@@ -56,6 +56,6 @@ def test_refused():
             distances(values, torch.tensor([1.0, torch.nan, 0]), metric)
     with pytest.raises(TypeCheckError):
         distances(values, torch.ones(4))
-    for epsilon in (0, -1, float("nan"), float("inf")):
+    for epsilon in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="Expected epsilon > 0, got .*; the paper's is 0.1."):
             check_epsilon(epsilon)

@@ -5,10 +5,11 @@ import re
 import numpy
 import pytest
 import torch
-from models import bridge, build, tokenizer, worlds
+from models import build, tokenizer, worlds
 from test_leaves_no_trace import Boom, assert_same, boom, state
 
 from inversion.oracle import scores
+from inversion.tiny import cached
 from tl_backward.inversion import Site, pool_preimage, preimage_of, read_query
 from tl_backward.inversion.preimage import assemble
 from tl_backward.inversion.scoring import Scores
@@ -27,7 +28,7 @@ SITES = {("resid_mid", 1): ("blocks.1.hook_resid_mid", None, False), ("result", 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 @pytest.mark.parametrize(("match", "position"), [("any", -1), ("same", -2), ("same", 3)])
 def test_brute_force(world, site, metric, match, position):
-    model = build(world)
+    model = cached(world)
     expected, at = scores(model, TEXTS, QUERY, SITES[site], position, metric, match)
     epsilon = sorted(expected)[3] + 1e-9
     found = preimage_of(
@@ -35,22 +36,23 @@ def test_brute_force(world, site, metric, match, position):
     )
     numpy.testing.assert_allclose(found.distances.numpy(), expected, atol=1e-11)
     assert found.best_positions.tolist() == at
-    assert found.inside.tolist() == [d <= epsilon for d in expected] and int(found.inside.sum()) == 4
-    assert found.diagnostics.share_inside == 4 / 7 and found.diagnostics.distinct == 4
-    torch.testing.assert_close(found.weights, found.inside.double() / 4)
-    assert found.diagnostics.effective_sample_size == pytest.approx(4)
+    n = sum(d <= epsilon for d in expected)
+    assert found.inside.tolist() == [bool(d <= epsilon) for d in expected]
+    assert found.diagnostics.share_inside == n / 7 and found.diagnostics.distinct == n
+    torch.testing.assert_close(found.weights, found.inside.double() / n)
+    assert found.diagnostics.effective_sample_size == pytest.approx(n)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_the_tokenizers_padding_side_is_of_no_matter(side):
-    model = bridge()
+    model = build("bridge")
     plain = preimage_of(model, TEXTS, QUERY, ("resid_post", 1), -1, **QUIET)
     model.tokenizer = tokenizer(side)
     assert preimage_of(model, TEXTS, QUERY, ("resid_post", 1), -1, **QUIET).distances.equal(plain.distances)
 
 
 def test_positions_by_token_and_by_function():
-    model = bridge()
+    model = cached("bridge")
     expected, _ = scores(model, TEXTS, QUERY, SITES[("resid_mid", 1)], 3, match="same")
     found = preimage_of(model, TEXTS, QUERY, ("resid_mid", 1), "w7", match="same", **QUIET)
     there = [index for index, text in enumerate(TEXTS) if "w7" in text]
@@ -65,7 +67,7 @@ def test_positions_by_token_and_by_function():
 
 
 def test_query_and_inputs_as_tokens():
-    model = bridge()
+    model = cached("bridge")
     texts = encode(model, TEXTS)
     by_text = preimage_of(model, TEXTS, QUERY, ("z", 1, 0), -1, **QUIET)
     query = read_query(model, QUERY, ("z", 1, 0), -1)
@@ -77,7 +79,7 @@ def test_query_and_inputs_as_tokens():
 
 
 def test_validity_weights_chance_and_what_is_distinct():
-    model = bridge()
+    model = cached("bridge")
     doubled = [QUERY, QUERY, "w5 w6 w7 w8 w9", "w40 w40"]  # the first three reach the query's activation exactly
     found = preimage_of(
         model, doubled, QUERY, ("resid_mid", 1), -1, epsilon=1e-6, weights=torch.tensor([1.0, 3.0, 4.0, 9.0]),
@@ -94,7 +96,7 @@ def test_validity_weights_chance_and_what_is_distinct():
 
 
 def test_frame_repr_and_html():
-    model = bridge()
+    model = cached("bridge")
     found = preimage_of(model, TEXTS, QUERY, ("result", 0, 1), -1, epsilon=0.3, **QUIET)
     frame = found.to_frame()
     assert list(frame) == ["text", "distance", "position", "inside", "weight"] and len(frame) == len(found) == 7
@@ -107,7 +109,7 @@ def test_frame_repr_and_html():
 
 
 def test_html_escapes_untrusted_text():
-    model = bridge()
+    model = cached("bridge")
     query = read_query(model, QUERY, ("z", 1), -1)
     texts = encode_rows(model, [[0, 5]], source=("<img src=x onerror=alert(1)>",))
     one = assemble(query, texts, Scores(torch.zeros(1).double(), torch.zeros(1).long()), epsilon=0.1, metric="euclidean",
@@ -117,12 +119,12 @@ def test_html_escapes_untrusted_text():
 
 
 def test_retrieval_from_a_pool():
-    model = bridge()
+    model = cached("bridge")
     expected, at = scores(model, TEXTS, QUERY, SITES[("resid_mid", 1)], -1)
     found = pool_preimage(model, TEXTS, QUERY, ("resid_mid", 1), -1, n=3, epsilon=0.5, **QUIET)
-    order = numpy.argsort(expected, kind="stable")[:3]
-    assert found.texts == tuple(TEXTS[index] for index in order)
-    numpy.testing.assert_allclose(found.distances.numpy(), numpy.array(expected)[order], atol=1e-11)
+    numpy.testing.assert_allclose(found.distances.numpy(), numpy.sort(expected)[:3], atol=1e-11)
+    own = [expected[TEXTS.index(text)] for text in found.texts]
+    numpy.testing.assert_allclose(found.distances.numpy(), own, atol=1e-11)
     share = sum(d <= 0.5 for d in expected) / 7
     assert (found.diagnostics.share_inside, found.diagnostics.chance, found.method) == (share, share, "pool")
     assert len(pool_preimage(model, TEXTS, QUERY, ("resid_mid", 1), -1, **QUIET)) == 7
@@ -138,7 +140,7 @@ def zero(x, hook):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"epsilon": 0}, ValueError, "Expected epsilon > 0, got 0"),
+        ({"epsilon": 0.0}, ValueError, "Expected epsilon > 0, got 0.0"),
         ({"metric": "dot"}, ValueError, "Expected metric to be one of euclidean, cosine, got 'dot'"),
         ({"match": "all"}, ValueError, "Expected match to be one of any, same, got 'all'"),
         ({"site": ("resid_md", 1)}, ValueError, "Expected a site of the model, got 'blocks.1.hook_resid_md'"),
@@ -151,7 +153,7 @@ def zero(x, hook):
     ],
 )  # fmt: skip
 def test_refused_without_a_trace(world, change, error, message):
-    model = build(world)
+    model = cached(world)
     before = state(model)
     options = {"texts": TEXTS, "query": QUERY, "site": ("resid_mid", 1), "position": -1} | change | QUIET
     texts, query, site, position = (options.pop(name) for name in ("texts", "query", "site", "position"))
@@ -162,7 +164,7 @@ def test_refused_without_a_trace(world, change, error, message):
 
 @every_world
 def test_a_query_of_zero_norm_and_a_model_that_raises(world):
-    model = build(world)
+    model = cached(world)
     before = state(model)
     with model.hooks(fwd_hooks=[("blocks.1.hook_resid_mid", zero)]):
         with pytest.raises(ValueError, match="Expected a query activation of non-zero norm, got zeros"):

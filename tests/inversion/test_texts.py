@@ -4,8 +4,9 @@ import re
 
 import pytest
 import torch
-from models import N_CTX, bridge, build, tokenizer, worlds
+from models import N_CTX, build, tokenizer, worlds
 
+from inversion.tiny import cached
 from tl_backward.inversion.positions import find_position, find_positions
 from tl_backward.inversion.texts import decode, encode, encode_rows
 from tl_backward.prompts import Batch
@@ -34,7 +35,7 @@ def test_as_to_tokens(world, side, prepend_bos, n):
 
 @every_world
 def test_batches_of_tokens_padded_on_either_side(world):
-    model = build(world)
+    model = cached(world)
     rows = [[0, 5, 6, 7], [0, 3], [0, 9, 9, 8, 7]]
     left, right = torch.full((3, 6), 1), torch.full((3, 6), 1)
     for index, row in enumerate(rows):
@@ -49,7 +50,7 @@ def test_batches_of_tokens_padded_on_either_side(world):
 
 
 def test_texts_from_an_iterator_and_without_a_tokenizer():
-    model = bridge()
+    model = build("bridge")
     assert encode(model, iter(TEXTS)).texts == tuple(TEXTS)
     model.tokenizer = None
     assert encode(model, torch.tensor([[0, 7]])).texts == ("[0][7]",)
@@ -62,24 +63,20 @@ def test_texts_from_an_iterator_and_without_a_tokenizer():
         ([], ValueError, "Expected at least one text, got none; the list, or the generator behind it, is empty."),
         (iter(()), ValueError, "Expected at least one text, got none"),
         ("w3 w4", TypeError, "Expected inputs as a list of texts or a tensor of tokens [text, pos], got one text"),
-        ([3], TypeError, "got a list of something else"),
-        (3, TypeError, "got a int of something else"),
         (["w3", ""], ValueError, "Expected texts of at least one character, got an empty one as text 1"),
         (["w3", "w4 " * N_CTX], ValueError, f"Expected at most n_ctx={N_CTX} tokens in every text, got {N_CTX + 1} in text 1 ('w4 w4"),
         (torch.tensor([[0, 50]]), ValueError, "Expected token ids in [0, 50), got 0 to 50"),
         (torch.tensor([[0, -1]]), ValueError, "Expected token ids in [0, 50), got -1 to 0"),
-        (torch.tensor([0, 1]), TypeError, "Expected integer tokens [text, pos]"),
-        (torch.zeros(2, 2), TypeError, "Expected integer tokens [text, pos], got torch.float32"),
         (torch.zeros(2, 0, dtype=torch.long), ValueError, "Expected at least one token in every text, got 0 in text 0"),
     ],
 )  # fmt: skip
 def test_refused(inputs, error, message):
     with pytest.raises(error, match=re.escape(message)):
-        encode(bridge(), inputs)
+        encode(cached("bridge"), inputs)
 
 
 def test_text_needs_a_tokenizer_and_unknown_words_are_told():
-    model = bridge()
+    model = build("bridge")
     with pytest.warns(UserWarning, match="2 texts have words that the model does not know"):
         encode(model, ["w3", "nothing", "w4 nil"])
     model.tokenizer = None
@@ -89,7 +86,7 @@ def test_text_needs_a_tokenizer_and_unknown_words_are_told():
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_positions(side):
-    model = bridge()
+    model = build("bridge")
     model.tokenizer = tokenizer(side)
     texts = encode(model, TEXTS)
     lengths = texts.lengths.tolist()
@@ -113,10 +110,9 @@ def test_positions(side):
         (lambda text, tokens: None, ValueError, "got nowhere, or outside"),
         (lambda text, tokens: 1 / 0, ValueError, "got ZeroDivisionError: division by zero for text 0 ('w5 w6 w7')"),
         (lambda text, tokens: "w5", ValueError, "to give an index or None, got 'w5' for text 0"),
-        (1.5, TypeError, "Expected a position as an index, a token or a function (text, tokens) -> index, got 1.5"),
         (True, TypeError, "Expected a position as an index"),
     ],
 )  # fmt: skip
 def test_positions_refused(position, error, message):
     with pytest.raises(error, match=re.escape(message)):
-        find_position(encode(bridge(), TEXTS[:1]), position)
+        find_position(encode(cached("bridge"), TEXTS[:1]), position)

@@ -98,9 +98,16 @@ def batches(texts: Encoded, at: Int[Tensor, "text"] | None, batch_size: int) -> 
     """Texts in batches of like widths, no wider than the last position that is read.
 
     `at` is one position a text, texts where it is negative are left out; None for every real token.
+
+    Raises:
+        ValueError: batch_size < 1.
     """
     if batch_size < 1:
         raise ValueError(f"Expected batch_size of at least 1, got {batch_size}; {BATCH_SIZE} is the default.")
+    return _batches(texts, at, batch_size)
+
+
+def _batches(texts: Encoded, at: Int[Tensor, "text"] | None, batch_size: int) -> Iterator[Samples]:
     needed = texts.lengths if at is None else at + 1
     order = needed.argsort(stable=True)
     for index in order[needed[order] > 0].split(batch_size):

@@ -10,7 +10,7 @@ def effective_sample_size(values: Float[Tensor, "step chain"]) -> float:
 
     rho_t is the autocorrelation at lag t, from the variogram within chains and the variance within and between them, so
     that chains which disagree count for little; the sum ends at the first negative pair (Geyer 1992). At most
-    steps * chains; chains that never change count as one draw each.
+    steps * chains; where nothing varies, or over fewer than four steps, one draw a chain.
     """
     n, m = values.shape
     x = values.double()

@@ -1,21 +1,23 @@
-"""Token edits that a Metropolis walk proposes: substitute, swap, insert, delete, each with its way back."""
+"""Token edits that a Metropolis walk proposes, each with its way back.
+
+substitute: another token at one position. swap: two positions exchange their tokens. relabel: two tokens exchange all
+their positions. insert, delete: one token more or less.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeAlias, get_args
 
-Edit: TypeAlias = Literal["substitute", "swap", "insert", "delete"]
-
-EDITS: tuple[Edit, ...] = get_args(Edit)
+EDITS = ("substitute", "swap", "relabel", "insert", "delete")
 
 
 @dataclass(frozen=True)
 class TokenEdits:
     """Which edits are proposed, each with equal probability, and what they may write."""
 
-    edits: Sequence[Edit]
+    edits: Sequence[str]
+    """Of EDITS."""
     vocabulary: Sequence[int]
     """Tokens that are written and erased; others are kept, though a swap may move them."""
     start: int
@@ -44,7 +46,7 @@ class TokenEdits:
         """An edited row and log q(back) - log q(forth), from four uniform draws in [0, 1); None for no move.
 
         An insertion picks one of n + 1 gaps and one of |V| tokens, the deletion that undoes it one of n + 1 positions:
-        their ratio is |V|. A substitution and a swap are their own ways back.
+        their ratio is |V|. The others are their own ways back.
         """
         edit = self.edits[_pick(draws[0], len(self.edits))]
         n = len(row) - self.start
@@ -63,6 +65,10 @@ class TokenEdits:
             if row[low] == row[high]:
                 return None
             return (*row[:low], row[high], *row[low + 1 : high], row[low], *row[high + 1 :]), 0.0
+        if edit == "relabel":
+            other = self.vocabulary[_pick(draws[3], len(self.vocabulary))]
+            exchanged = (*row[: self.start], *({token: other, other: token}.get(i, i) for i in row[self.start :]))
+            return None if exchanged == row else (exchanged, 0.0)
         if row[at] not in self._writable:
             return None
         if edit == "delete":

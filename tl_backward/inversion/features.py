@@ -157,7 +157,7 @@ def feature_consistency(
     if prior is not None:
         same = [float(evaluate(feature, text, called) == wanted) for text in prior]
         drawn = torch.tensor(same, dtype=torch.float64)
-        given = _rate(drawn, torch.full_like(drawn, 1 / max(1, len(drawn))), len(drawn), level)
+        given = _rate(drawn, torch.full_like(drawn, 1 / max(1, len(drawn))), float(len(drawn)), level)
     return FeatureConsistency(called, wanted, rate, given)
 
 

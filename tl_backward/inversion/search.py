@@ -12,7 +12,7 @@ from tl_backward._typing import TransformerLensModel
 from tl_backward.inversion.activations import BATCH_SIZE
 from tl_backward.inversion.chains import effective_sample_size
 from tl_backward.inversion.distances import EPSILON, check_epsilon
-from tl_backward.inversion.edits import EDITS, Edit, TokenEdits
+from tl_backward.inversion.edits import EDITS, TokenEdits
 from tl_backward.inversion.positions import Position
 from tl_backward.inversion.preimage import Preimage, Valid, assemble, check_valid
 from tl_backward.inversion.proposals import Proposals, Sampler, proposed
@@ -20,6 +20,8 @@ from tl_backward.inversion.query import Query, QueryLike, read_query
 from tl_backward.inversion.scoring import Scorer, Scores
 from tl_backward.inversion.sites import SiteLike
 from tl_backward.inversion.texts import Encoded, decode, encode_rows
+
+_WARMEST, _STAGES = 50.0, 10  # the burn-in's first temperature in units of tau, and in how many it falls
 
 Row = tuple[int, ...]
 LogPrior = Callable[[str], float]
@@ -33,7 +35,7 @@ def search_preimage(
     *,
     proposals: Proposals,
     epsilon: float = EPSILON,
-    tau: float = 0.02,
+    tau: float = 0.001,
     plateau: float | None = None,
     chains: int = 64,
     steps: int = 400,
@@ -42,7 +44,7 @@ def search_preimage(
     n_proposals: int = 1000,
     valid: Valid | None = None,
     log_prior: LogPrior | None = None,
-    token_edits: Sequence[Edit] = EDITS,
+    token_edits: Sequence[str] = EDITS,
     vocabulary: Sequence[int] | None = None,
     metric: str = "euclidean",
     match: str = "any",
@@ -53,7 +55,7 @@ def search_preimage(
 ) -> Preimage:
     """Sample a query's preimage by random walks over texts, started from the nearest of some proposals.
 
-    Each chain is a Metropolis-Hastings walk of single token edits whose stationary distribution is
+    Each chain is a Metropolis-Hastings walk of token edits whose stationary distribution is
 
         pi(x)  ~  prior(x) exp(-max(D(z, f(x)) - plateau, 0) / tau)
 
@@ -62,24 +64,28 @@ def search_preimage(
     the exponential, so that weighted texts inside are draws of prior(x) restricted to the preimage: not of p(x | z)
     that a decoder learns.
 
+    During the burn-in the temperature falls from 50 tau to tau, and ten times the chains are drawn anew among
+    themselves by the weights that its fall gives them (population annealing, Hukushima and Iba 2003), so that chains
+    which are stuck far from the preimage give way to those within; afterwards each walks alone.
+
     Args:
         model: the probed model.
         query: the text whose activation is asked about, its tokens, or a `Query`.
         site: see `resolve_site`.
         position: of the query's token; see `positions.Position`.
         proposals: a pool of inputs, a generator (n, seed) -> inputs, or a decoder with `sample`; the chains start at
-            the nearest ones that are valid.
+            the query and at the nearest of these that are valid.
         epsilon: the threshold on D.
         tau: temperature, in units of D.
         plateau: D below which nothing is preferred; None for epsilon.
         chains: walks side by side; each step scores all of them at once.
         steps: of each walk, burn-in included.
-        burn_in: first steps that are left out; None for half.
+        burn_in: first steps, which anneal and are left out; None for half.
         thin: one state in so many is kept.
         n_proposals: how many a generator or decoder is asked for.
         valid: text -> whether it is well-formed; the walk never leaves such texts. A grammar is such a predicate.
         log_prior: text -> log of the task's prior, up to a constant; None for one uniform over valid texts.
-        token_edits: of "substitute", "swap", "insert", "delete"; for inputs of one length leave out the last two.
+        token_edits: which of `edits.EDITS` are proposed; for inputs of one length leave out "insert" and "delete".
         vocabulary: token ids that edits write and erase; None for those that occur in the proposals and the query.
         metric: as for `preimage_of`.
         match: as for `preimage_of`.
@@ -105,26 +111,28 @@ def search_preimage(
     texts = proposed(model, proposals, asked, n_proposals, seed=seed, prepend_bos=prepend_bos)
     scorer = Scorer(model, asked, metric=metric, match=match, batch_size=batch_size)
     first = scorer(texts, show_progress=show_progress)
+    looked = None if isinstance(proposals, Sampler) else float((first.distances <= epsilon).double().mean())
     start = 1 if texts.tokens[0, 0] == getattr(model.tokenizer, "bos_token_id", None) else 0
     written = _occurring(texts, asked, start) if vocabulary is None else list(dict.fromkeys(vocabulary))
     edits = TokenEdits(tuple(token_edits), written, start, model.cfg.n_ctx)
     walk = _Walk(model, scorer, edits, valid, log_prior, tau, plateau, seed)
-    walk.start(texts, first, chains)
+    walk.start(texts, first, chains, annealed=burn_in > 0)
     kept: list[list[Row]] = []
     every: list[Float[Tensor, "chain"]] = []
     for step in tqdm(range(steps), desc="search", unit="step", disable=not show_progress, delay=1):
         walk.step()
-        if step >= burn_in:
+        if step < burn_in:
+            walk.anneal(step, burn_in)
+        else:
             every.append(walk.distances())
             if (step - burn_in) % thin == 0:
                 kept.append(list(walk.rows))
     rows = [row for states in kept for row in states]
-    looked = None if isinstance(proposals, Sampler) else float((first.distances <= epsilon).double().mean())
     return _result(model, walk, rows, torch.stack(every), asked, epsilon, metric, match, valid, looked)
 
 
 class _Walk:
-    """The chains, and every text they have met: its log target without the constant, and its score."""
+    """The chains, and every text they have met: its log prior, its distance, and where that is."""
 
     def __init__(
         self,
@@ -140,13 +148,19 @@ class _Walk:
         self.model, self.scorer, self.edits = model, scorer, edits
         self.valid, self.log_prior, self.tau, self.plateau = valid, log_prior, tau, plateau
         self.generator = torch.Generator().manual_seed(seed)
+        self.warmth = 1.0
         self.rows: list[Row] = []
         self.seen: dict[Row, tuple[float, float, int]] = {}
         self.proposed = self.accepted = 0
 
-    def start(self, texts: Encoded, scores: Scores, chains: int) -> None:
-        """Put the chains at the nearest valid texts, each once as long as there are enough."""
+    def start(self, texts: Encoded, scores: Scores, chains: int, *, annealed: bool) -> None:
+        """Put the chains at the query and the nearest valid texts, each once as long as there are enough."""
+        self.warmth = _WARMEST if annealed else 1.0
         starts: dict[Row, None] = {}
+        own = tuple(self.scorer.query.tokens.tolist())
+        if self._prior(own) > -math.inf:
+            self._meet([own])
+            starts[own] = None
         for index in scores.distances.argsort(stable=True).tolist():
             row = tuple(texts.row(index))
             distance = float(scores.distances[index])
@@ -155,7 +169,7 @@ class _Walk:
             prior = self._prior(row)
             if prior > -math.inf and row not in starts:
                 starts[row] = None
-                self.seen[row] = self._entry(prior, distance, int(scores.best_positions[index]))
+                self.seen[row] = (prior, distance, int(scores.best_positions[index]))
         if not starts:
             raise ValueError(
                 f"Expected a proposal that is valid and has the position, got none among {len(texts)}; give others, or "
@@ -174,10 +188,24 @@ class _Walk:
             if move is None:
                 continue
             row, way_back = move
-            gain = self.seen[row][0] - self.seen[self.rows[chain]][0] + way_back
+            gain = self._log_target(row) - self._log_target(self.rows[chain]) + way_back
             if gain >= 0 or own[4] < math.exp(gain):
                 self.rows[chain] = row
                 self.accepted += 1
+
+    def anneal(self, step: int, steps: int) -> None:
+        """Cool down after a step of the burn-in, its last leaving the walk at tau."""
+        stage = (step + 1) * _STAGES // steps
+        if stage == step * _STAGES // steps:
+            return
+        before, self.warmth = self.warmth, _WARMEST ** (1 - stage / _STAGES) if step + 1 < steps else 1.0
+        colder = (1 / self.warmth - 1 / before) / self.tau
+        energies = torch.tensor([self._energy(self.seen[row][1]) for row in self.rows], dtype=torch.float64)
+        weights = torch.softmax(-energies * colder, 0)
+        drawn = torch.rand(1, generator=self.generator, dtype=torch.float64)
+        edges = (torch.arange(len(self.rows)) + drawn) / len(self.rows)  # systematic resampling
+        picked = torch.searchsorted(weights.cumsum(0), edges).clamp(max=len(self.rows) - 1)
+        self.rows = [self.rows[index] for index in picked.tolist()]
 
     def distances(self) -> Float[Tensor, "chain"]:
         """Where the chains are."""
@@ -193,10 +221,14 @@ class _Walk:
             return
         scores = self.scorer(encode_rows(self.model, allowed))
         for row, distance, at in zip(allowed, scores.distances.tolist(), scores.best_positions.tolist(), strict=True):
-            self.seen[row] = self._entry(priors[row], distance, at)
+            self.seen[row] = (priors[row], distance, at)
 
-    def _entry(self, prior: float, distance: float, at: int) -> tuple[float, float, int]:
-        return prior - max(distance - self.plateau, 0.0) / self.tau, distance, at
+    def _log_target(self, row: Row) -> float:
+        prior, distance, _ = self.seen[row]
+        return prior - self._energy(distance) / (self.tau * self.warmth)
+
+    def _energy(self, distance: float) -> float:
+        return max(distance - self.plateau, 0.0)
 
     def _prior(self, row: Row) -> float:
         if self.valid is None and self.log_prior is None:
@@ -252,7 +284,7 @@ def _occurring(texts: Encoded, query: Query, start: int) -> list[int]:
 
 def _check_settings(tau: float, plateau: float, chains: int, steps: int, burn_in: int, thin: int) -> None:
     if not tau > 0 or plateau < 0:
-        raise ValueError(f"Expected tau > 0 and plateau >= 0, got {tau} and {plateau}; 0.02 and epsilon serve.")
+        raise ValueError(f"Expected tau > 0 and plateau >= 0, got {tau} and {plateau}; 0.001 and epsilon serve.")
     if chains < 1 or thin < 1 or not 0 <= burn_in < steps:
         raise ValueError(
             f"Expected chains and thin of at least 1 and 0 <= burn_in < steps, got chains={chains}, thin={thin}, "

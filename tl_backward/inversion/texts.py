@@ -92,7 +92,7 @@ def encode(model: TransformerLensModel, inputs: Inputs, *, prepend_bos: bool | N
         inputs = Batch(inputs, None)
     if isinstance(inputs, Batch):
         return _of_batch(model, inputs)
-    texts = list(inputs) if isinstance(inputs, Iterable) else []
+    texts = list(inputs) if isinstance(inputs, Iterable) else [inputs]
     if isinstance(inputs, str) or not all(isinstance(text, str) for text in texts):
         what = "one text" if isinstance(inputs, str) else f"a {type(inputs).__name__} of something else"
         raise TypeError(
@@ -113,7 +113,8 @@ def encode_rows(
     """
     lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
     tokens = torch.zeros(len(rows), int(lengths.max()) if len(rows) else 0, dtype=torch.long)
-    tokens[torch.arange(tokens.shape[1]) < lengths[:, None]] = torch.tensor([i for row in rows for i in row])
+    flat = [token for row in rows for token in row]
+    tokens[torch.arange(tokens.shape[1]) < lengths[:, None]] = torch.tensor(flat, dtype=torch.long)
     return _checked(model, Encoded(tokens, lengths, model.tokenizer, source))
 
 

@@ -1,0 +1,39 @@
+"""What users without run-time type checks are told of arguments of the wrong kind (these tests' own checks come first)."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+CALLS = {
+    "resolve_site(model, 7)": "TypeError: Expected a site as a hook name, (short name, layer) or (short name, layer, head), got 7",
+    "resolve_site(model, ('z',))": "TypeError: Expected a site as a hook name",
+    "resolve_site(model, ('z', '0'))": "TypeError: Expected a site as a hook name",
+    "resolve_site(object(), ('z', 0))": "TypeError: Expected a TransformerLens model",
+    "encode(model, [3])": "TypeError: Expected inputs as a list of texts or a tensor of tokens [text, pos], got a list of something else",
+    "encode(model, 3)": "TypeError: Expected inputs as a list of texts or a tensor of tokens [text, pos], got a int of something else",
+    "encode(model, torch.tensor([0, 1]))": "TypeError: Expected integer tokens [text, pos], got torch.int64 of shape [2]",
+    "encode(model, torch.zeros(2, 2))": "TypeError: Expected integer tokens [text, pos], got torch.float32",
+    "find_positions(encode(model, ['w3']), 1.5)": "TypeError: Expected a position as an index, a token or a function (text, tokens) -> index, got 1.5",
+    "preimage_of(model, ['w3'], 'w3', ('z', 0), -1, epsilon=0)": "ValueError: Expected epsilon > 0, got 0",
+}  # fmt: skip
+
+
+def test_messages():
+    script = f"""
+import sys, torch
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from models import bridge
+from tl_backward.inversion import preimage_of, resolve_site
+from tl_backward.inversion.positions import find_positions
+from tl_backward.inversion.texts import encode
+model = bridge()
+for call in {list(CALLS)!r}:
+    try:
+        eval(call)
+        print("fine")
+    except Exception as error:
+        print(f"{{type(error).__name__}}: {{error}}")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    for (call, message), line in zip(CALLS.items(), done.stdout.splitlines(), strict=True):
+        assert line.startswith(message), call
