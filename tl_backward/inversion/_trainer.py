@@ -12,6 +12,8 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -97,14 +99,14 @@ class DecoderTrainer(Trainer):
         partial = out / f"{_OLD}{self.state.global_step}.part"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        assert self.optimizer is not None and self.lr_scheduler is not None
-        states = self.optimizer.state_dict()
+        optimizer, scheduler = self._both()
+        states = optimizer.state_dict()
         tensors = {f"network/{name}": t for name, t in network_tensors(cast(DecoderNetwork, self.model)).items()}
         for index, state in states["state"].items():
             tensors |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in state.items()}
         save_tensors(partial / _TENSORS, {name: t.detach().clone() for name, t in tensors.items()}, {"format": "pt"})
         scaler = getattr(self.accelerator, "scaler", None)
-        schedule = {k: v for k, v in self.lr_scheduler.state_dict().items() if k != "lr_lambdas"}
+        schedule = {k: v for k, v in scheduler.state_dict().items() if k != "lr_lambdas"}
         run = {
             **self.run(),
             "rates": [{key: group[key] for key in ("lr", "initial_lr")} for group in states["param_groups"]],
@@ -129,19 +131,23 @@ class DecoderTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        assert self.optimizer is not None and self.lr_scheduler is not None
+        optimizer, scheduler = self._both()
         tensors, _ = load_tensors(Path(checkpoint) / _TENSORS)
-        run, states = read_run(Path(checkpoint)), self.optimizer.state_dict()
+        run, states = read_run(Path(checkpoint)), optimizer.state_dict()
         found: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith("optimizer/"):
                 _, index, key = name.split("/")
                 found.setdefault(int(index), {})[key] = tensor
         groups = [group | saved for group, saved in zip(states["param_groups"], run["rates"], strict=True)]
-        self.optimizer.load_state_dict({"state": found, "param_groups": groups})
-        lambdas = self.lr_scheduler.state_dict()["lr_lambdas"]
-        self.lr_scheduler.load_state_dict({**run["schedule"], "lr_lambdas": lambdas})
+        optimizer.load_state_dict({"state": found, "param_groups": groups})
+        lambdas = scheduler.state_dict()["lr_lambdas"]
+        scheduler.load_state_dict({**run["schedule"], "lr_lambdas": lambdas})
         self.losses = list(run["losses"])
+
+    def _both(self) -> tuple[Optimizer, LRScheduler]:
+        """As they are once training has begun; DeepSpeed, which would keep its own, is not supported."""
+        return cast(Optimizer, self.optimizer), cast(LRScheduler, self.lr_scheduler)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         scaler = getattr(self.accelerator, "scaler", None)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GenerationMixin, GPT2Config, GPT2LMHeadModel
 
 IGNORED = -100
 
@@ -209,7 +209,7 @@ class DecoderNetwork(nn.Module):
         devices = [sites.device.index] if sites.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            made = cast(Tensor, self.lm.generate(**options))
+            made = cast(Tensor, cast(GenerationMixin, self.lm).generate(**options))
         made = made[:, 1:] if self.layout.conditioning == "cross" else made
         ended = F.pad(made == self.end, (0, 1), value=True)
         lengths = ended.int().argmax(1)

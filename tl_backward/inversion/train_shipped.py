@@ -1,7 +1,6 @@
 """Train a decoder that ships: ``python -m tl_backward.inversion.train_shipped counting --out DIR``."""
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -91,7 +90,7 @@ def measured(decoder: Decoder, recipe: Recipe, *, n_queries: int, n: int) -> Dec
 def report(rates: DecoderRates) -> str:
     """The rates as a table."""
     lines = [f"{'site':<32}{'position':>9}{'inside':>9}{'chance':>9}{'well-formed':>13}"]
-    for row in json.loads(rates.to_frame().to_json(orient="records")):
+    for row in rates.to_frame().to_dict("records"):
         lines.append(
             f"{row['site']:<32}{row['position']:>9}{row['inside']:>9.3f}{row['chance']:>9.4f}{row['well_formed']:>13.3f}"
         )
