@@ -11,7 +11,7 @@ from tl_backward.inversion import shipped
 from tl_backward.inversion.stream import Drawing
 from tl_backward.inversion.training import TrainingOptions, train
 
-N_STEPS, N_SAMPLES, WARM = 120, 1000, 40
+N_STEPS, N_SAMPLES, WARM = 100, 1000, 20
 RECIPE = shipped.RECIPES["counting"]
 
 
@@ -50,7 +50,7 @@ def training() -> None:
                 "bare, long": lambda: bare(WARM + N_STEPS),
                 "bare, short": lambda: bare(WARM),
             },
-            rounds=3,
+            rounds=2,
         )
     seconds = {who: times[f"{who}, long"] - times[f"{who}, short"] for who in ("ours", "bare")}
     per_second = {who: N_STEPS * batch_size / value for who, value in seconds.items()}
