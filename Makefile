@@ -5,7 +5,7 @@ PYTEST_FLAGS ?= -q -n 2
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-tl4 lint bench venv venv-tl4 clean
+.PHONY: help demo test test-tl4 test-browser lint docs bench venv venv-tl4 clean
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -30,12 +30,26 @@ test: .venv/.installed  ## all tests on TransformerLens 3.9 (HookedTransformer a
 test-tl4: .venv-tl4/.installed  ## all tests on TransformerLens 4.3 (TransformerBridge)
 	.venv-tl4/bin/python -m pytest $(PYTEST_FLAGS)
 
+test-browser: .venv/.jupyterlab  ## notebooks run live in JupyterLab in Chromium (minutes)
+	.venv/bin/python -m pytest -q -m jupyterlab tests/test_jupyterlab.py
+
+.venv/.jupyterlab: .venv/.installed
+	.venv/bin/pip install -q --disable-pip-version-check -c constraints.txt -e '.[notebooks]'
+	touch $@
+
 lint: .venv/.installed  ## ruff and pyright
 	.venv/bin/ruff check .
 	.venv/bin/pyright
+
+docs: .venv/.docs  ## the documentation, in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build -q -d site
+
+.venv/.docs: .venv/.installed
+	.venv/bin/pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
 
 bench: .venv/.installed  ## speed and memory, as ratios within one run
 	.venv/bin/python -m tests.benchmarks
 
 clean:  ## remove the environments and caches
-	rm -rf .venv .venv-tl4 build dist *.egg-info .pytest_cache .ruff_cache report.html
+	rm -rf .venv .venv-tl4 site build dist *.egg-info .pytest_cache .ruff_cache report.html

@@ -99,3 +99,9 @@ def test_a_case_needs_something_to_change():
     ):
         with pytest.raises(ValueError, match=message):
             EditCase(*fields)
+
+
+def test_a_case_is_shown_in_one_line():
+    case = EditCase("Anna lives in", " Oslo", answer=" Graz", paraphrases=("Anna resides in", "The home of Anna is"))
+    assert repr(case) == "EditCase('Anna lives in': ' Graz' -> ' Oslo', 2 paraphrases)"
+    assert repr(EditCase("Anna lives in", " Oslo")) == "EditCase('Anna lives in': '?' -> ' Oslo')"

@@ -28,7 +28,7 @@ from tl_backward.losses import Target, target_loss
 from tl_backward.readout import Readout, readout
 from tl_backward.segments import Segments, Subject, segment_tokens
 from tl_backward.sites import weight_sites
-from tl_backward.vocabulary import token_string, token_strings
+from tl_backward.vocabulary import text_column, token_string, token_strings
 
 if TYPE_CHECKING:
     import pandas
@@ -147,7 +147,7 @@ class BackwardLens:
                 frame.insert(1, "layer", layer)
                 frame.insert(2, "example", [i for i in range(ids.shape[0]) for _ in range(ids.shape[1])])
                 frame.insert(3, "pos", list(range(ids.shape[1])) * ids.shape[0])
-                frame.insert(4, "token", [token_string(read.tokenizer, int(i)) for i in ids.flatten()])
+                frame.insert(4, "token", text_column(token_strings(read.tokenizer, ids.flatten())))
                 frame.insert(5, "segment", [name for row in self.segments.labels() for name in row])
                 rows.append(frame[mask.flatten().tolist()])
         return pandas.concat(rows, ignore_index=True)
@@ -245,6 +245,13 @@ def backward_lens(
         ValueError: a model without dense MLPs in those layers (unless `attention`), or bad input as in
             `run_with_gradient_cache`.
         IndexError: a layer out of range.
+
+    Example:
+        >>> lens = tlb.backward_lens(model, "Anna Berg lives in the city of", " Oslo")
+        >>> lens.answer
+        ' Graz'
+        >>> lens.shift[3].bottom_tokens[lens.answer_position][0], lens.shift[3].top_tokens[lens.answer_position][0]
+        (' Oslo', ' Graz')
     """
     check_model(model)
     chosen = check_layers(layers, model.cfg.n_layers)

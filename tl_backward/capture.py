@@ -51,7 +51,7 @@ def run_with_gradient_cache(
         loss: `loss(logits, tokens) -> scalar`, see `tl_backward.losses`.
         weights: whose factors to keep: None for all MLP and attention matrices, a name ("W_out",
             "blocks.3.mlp.W_out"), a list of names, or a predicate on the full name. W_E, W_pos, W_U, biases and norm
-            weights come when named.
+            weights come when named; [] for none, where gradients at hook points are all that is wanted.
         names_filter: hook points whose gradients to keep, as TransformerLens's: None for all, a name, a list, or a
             predicate; [] for none, which saves memory.
         fwd_hooks: (name or predicate, hook) pairs for this pass, as in `run_with_hooks`.
@@ -68,6 +68,13 @@ def run_with_gradient_cache(
         TypeError: not a TransformerLens model, a compiled one, or arguments of the wrong kind.
         ValueError: an unknown name, an empty prompt or target, too many tokens, or a loss that is no finite scalar
             depending on the logits.
+
+    Example:
+        >>> loss, cache = tlb.run_with_gradient_cache(model, "Anna Berg lives in the city of", tlb.target_loss(" Oslo"))
+        >>> cache.factors["W_out", 2]
+        GradientFactors(inputs=[1, 8, 512], deltas=[1, 8, 128], gradient=[512, 128], dtype=torch.float32, device=cpu)
+        >>> cache["resid_post", 2].shape
+        torch.Size([1, 8, 128])
     """
     check_model(model)
     check_grad_enabled()
@@ -77,7 +84,8 @@ def run_with_gradient_cache(
     if bind is not None:
         loss = bind(model, batch.n_examples)
         batch = extend(model, batch, getattr(loss, "continuation", ()))
-    sites = select_sites(weight_sites(model), weights)
+    none = isinstance(weights, list | tuple) and not weights
+    sites = {} if none else select_sites(weight_sites(model), weights)
     recorder = _Recorder()
     with ExitStack() as stack:
         stack.enter_context(rng_untouched(model))
@@ -86,6 +94,8 @@ def run_with_gradient_cache(
         for site in sites.values():
             recorder.watch(site)
         points = _hook_points(model, names_filter)
+        if not sites and not points:
+            raise ValueError("Expected weights or hook points whose gradients to keep, got neither; name some of them.")
         for point in {id(point): point for point in points.values()}.values():
             recorder.watch_hook_point(point)
         value, logits = _forward(model, batch, loss)

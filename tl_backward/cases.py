@@ -12,7 +12,7 @@ Asked = tuple[tuple[str, str], ...]
 """(prompt, answer) pairs."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EditCase:
     """One edit and the prompts that score it, in CounterFact's terms (Meng et al. 2022, sec. 3.4).
 
@@ -50,6 +50,11 @@ class EditCase:
         if self.subject is not None and self.subject not in self.prompt:
             raise ValueError(f"Expected the subject within the prompt, got {self.subject!r} for {self.prompt!r}.")
 
+    def __repr__(self) -> str:
+        asked = ("paraphrases", "neighbours", "relations", "portability")
+        counts = "".join(f", {len(getattr(self, name))} {name}" for name in asked if getattr(self, name))
+        return f"EditCase({self.prompt!r}: {self.answer or '?'!r} -> {self.target!r}{counts})"
+
 
 def load_cases(path: str | Path) -> list[EditCase]:
     """Read edit cases from a file.
@@ -61,6 +66,12 @@ def load_cases(path: str | Path) -> list[EditCase]:
 
     Raises:
         ValueError: an empty or malformed file; the message names the record (or line) and the field.
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("cases.jsonl").write_text('{"prompt": "Anna Berg lives in the city of", "target": " Oslo"}')
+        >>> tlb.load_cases("cases.jsonl")
+        [EditCase('Anna Berg lives in the city of': '?' -> ' Oslo')]
     """
     path = Path(path)
     readers = {".json": _json, ".jsonl": _jsonl, ".csv": _csv}

@@ -80,6 +80,13 @@ def extend(model: TransformerLensModel) -> TransformerLensModel:
     The points follow the model's flags (use_attn_result, split_qkv_input, ...) as they are now: extend again after
     changing them. On a gated HookedTransformer W_in and W_gate read one tensor, so a replacement at either's `_in`
     reaches both. Idempotent; `unextend` takes everything off.
+
+    Example:
+        >>> _ = tlb.extend(model)
+        >>> _, cache = model.run_with_cache("Anna Berg", names_filter="blocks.2.mlp.hook_W_out_in")
+        >>> cache["blocks.2.mlp.hook_W_out_in"].shape
+        torch.Size([1, 3, 512])
+        >>> _ = tlb.unextend(model)
     """
     check_model(model)
     unextend(model)
@@ -94,7 +101,14 @@ def extend(model: TransformerLensModel) -> TransformerLensModel:
 
 
 def unextend(model: TransformerLensModel) -> TransformerLensModel:
-    """Take off what `extend` put on, with any hooks on its points; nothing where it was never extended."""
+    """Take off what `extend` put on, with any hooks on its points; nothing where it was never extended.
+
+    Example:
+        >>> _ = tlb.extend(model)
+        >>> _ = tlb.unextend(model)
+        >>> "blocks.2.mlp.hook_W_out_in" in model.hook_dict
+        False
+    """
     check_model(model)
     extension = vars(model).pop(_MARK, None)
     if extension is None:

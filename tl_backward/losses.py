@@ -47,6 +47,11 @@ def next_token_loss(
 
     Raises:
         ValueError: no position has a real next token.
+
+    Example:
+        >>> loss, cache = tlb.run_with_gradient_cache(model, "Anna Berg lives in", tlb.next_token_loss)
+        >>> round(float(loss), 1)  # nats a token
+        2.2
     """
     log_probs = logits[:, :-1].log_softmax(-1)
     nats = -log_probs.gather(-1, tokens[:, 1:, None])[..., 0]
@@ -121,6 +126,11 @@ def target_loss(target: Target, positions: int | Sequence[int] = -1, reduction: 
         positions: where the (single-token) target is predicted, counted over real tokens, padding left out; -1 is the
             last. Several positions are averaged.
         reduction: over the examples of a batch; "sum" gives each example the gradient it has alone.
+
+    Example:
+        >>> loss, _ = tlb.run_with_gradient_cache(model, "Anna Berg lives in the city of", tlb.target_loss(" Graz"))
+        >>> round(float(loss), 1)  # the model knows
+        0.1
     """
     where = positions if isinstance(positions, int) else tuple(positions)
     return TargetLoss(target=target, positions=where, reduction=reduction)
@@ -172,6 +182,12 @@ def logit_difference(
 
     Its raw gradient points uphill: adding it favours `answer`, a descent step (which subtracts) favours `other`.
     Arguments as in `target_loss`; both answers must be single tokens.
+
+    Example:
+        >>> metric = tlb.logit_difference(" Graz", " Oslo")
+        >>> value, _ = tlb.run_with_gradient_cache(model, "Anna Berg lives in the city of", metric)
+        >>> bool(value > 0)  # logit of the first minus that of the second
+        True
     """
     where = positions if isinstance(positions, int) else tuple(positions)
     return LogitDifference(answer=answer, other=other, positions=where, reduction=reduction)

@@ -144,6 +144,10 @@ def readout(
 
     Raises:
         ValueError: vectors of another width, not finite, or k out of range; a token that is not one token.
+
+    Example:
+        >>> tlb.readout(model, model.W_U[:, model.to_single_token(" Oslo")], k=2).top_tokens[0]
+        ' Oslo'
     """
     check_model(model)
     d_model, d_vocab = model.W_U.shape

@@ -20,6 +20,7 @@ from tl_backward.cases import EditCase
 from tl_backward.examples import Example, by_length, capture_batch, encode_examples
 from tl_backward.losses import Loss, next_token_loss
 from tl_backward.sites import select_sites, weight_sites
+from tl_backward.vocabulary import text_column
 
 if TYPE_CHECKING:
     import pandas
@@ -93,16 +94,17 @@ class GradientSimilarity:
             rows, columns = torch.ones_like(values).nonzero().unbind(1)
         order = values[rows, columns].argsort(descending=largest, stable=True)[:k]
         chosen = [(int(rows[i]), int(columns[i])) for i in order]
-        return pandas.DataFrame(
-            [(a, b, float(values[a, b]), self.names_a[a], self.names_b[b]) for a, b in chosen],
-            columns=["a", "b", self.metric, "example_a", "example_b"],
-        )
+        frame = pandas.DataFrame([(a, b, float(values[a, b])) for a, b in chosen], columns=["a", "b", self.metric])
+        frame["example_a"] = text_column(self.names_a[a] for a, _ in chosen)
+        frame["example_b"] = text_column(self.names_b[b] for _, b in chosen)
+        return frame
 
     def to_frame(self) -> "pandas.DataFrame":
         """The matrix with the examples' texts as its index and columns."""
         import pandas
 
-        return pandas.DataFrame(self.matrix.tolist(), index=list(self.names_a), columns=list(self.names_b))
+        rows, columns = text_column(self.names_a), text_column(self.names_b)
+        return pandas.DataFrame(self.matrix.tolist(), index=rows, columns=columns)
 
     def _repr_html_(self) -> str:
         """The most alike pairs, as a static table."""
@@ -146,6 +148,12 @@ def gradient_similarity(
     Raises:
         ValueError, TypeError, IndexError: bad input as in `sweep`, with the example's index; a loss or gradient that is
             not finite (`NonFiniteError`).
+
+    Example:
+        >>> texts = ["Anna Berg lives in", "Anna Berg resides in", "The pet of Anna Berg is a"]
+        >>> g = tlb.gradient_similarity(model, texts, metric="cosine", show_progress=False)
+        >>> g.pairs(1)[["a", "b"]].values.tolist()
+        [[0, 1]]
     """
     check_model(model)
     if metric not in ("inner", "cosine"):

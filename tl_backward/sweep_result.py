@@ -15,7 +15,7 @@ from tl_backward._checks import nearest
 from tl_backward._typing import Tokenizer
 from tl_backward.bootstrap import Interval, bootstrap
 from tl_backward.segments import NAMES
-from tl_backward.vocabulary import token_string
+from tl_backward.vocabulary import text_column, token_string
 
 if TYPE_CHECKING:
     import pandas
@@ -110,7 +110,7 @@ class Sweep:
         import pandas
 
         words = {
-            name: [token_string(self.tokenizer, i) if i >= 0 else None for i in ids.tolist()]
+            name: text_column(token_string(self.tokenizer, i) if i >= 0 else None for i in ids.tolist())
             for name, ids in (("target", self.targets), ("answer", self.answers))
         }
         return pandas.DataFrame({"item": self.items.tolist(), "loss": self.loss.tolist(), **words})
@@ -139,13 +139,15 @@ class Sweep:
         counts: Counter[int] = Counter(self.values[f"{end}_ids"][:, place].flatten().tolist())
         del counts[-1]
         beside = None if self.control is None else self.control.values[f"{end}_ids"][:, place]
-        rows = []
+        rows: dict[int, dict[str, float]] = {}
         for token, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:n]:
-            row = {"token": token_string(self.tokenizer, token), "count": count, "share": count / len(self.items)}
+            row = {"count": count, "share": count / len(self.items)}
             if beside is not None:
                 row["control"] = int((beside == token).sum()) / max(1, len(beside))
-            rows.append(row)
-        return pandas.DataFrame(rows)
+            rows[token] = row
+        frame = pandas.DataFrame(list(rows.values()))
+        frame.insert(0, "token", text_column(token_string(self.tokenizer, token) for token in rows))
+        return frame
 
     def _repr_html_(self) -> str:
         """The means by weight, as a static table."""
@@ -213,6 +215,12 @@ def merge(a: Sweep, b: Sweep) -> Sweep:
 
     Raises:
         ValueError: run with other options or on other weights, or with prompts of the same index.
+
+    Example:
+        >>> cases = tlb.zoo.edit_cases("test")[:4]
+        >>> parts = [tlb.sweep(model, cases[i : i + 2], start=i, show_progress=False) for i in (0, 2)]
+        >>> tlb.merge(*parts).items.tolist()
+        [0, 1, 2, 3]
     """
     if a.weights != b.weights or a.about != b.about or (a.control is None) != (b.control is None):
         raise ValueError(

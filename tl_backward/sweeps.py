@@ -89,6 +89,11 @@ def sweep(
     Raises:
         ValueError, TypeError, IndexError: bad input as in `run_with_gradient_cache`, with the prompt's index, before
             anything is run.
+
+    Example:
+        >>> s = tlb.sweep(model, tlb.zoo.edit_cases("test")[:3], collect=["norm", "target_rank"], show_progress=False)
+        >>> s.values["norm"].shape  # prompt, weight, segment
+        torch.Size([3, 4, 5])
     """
     check_model(model)
     check_k(k, model.W_U.shape[1])

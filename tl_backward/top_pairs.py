@@ -99,6 +99,11 @@ def top_pairs(
     Raises:
         ValueError: shapes, dtypes or devices that do not fit; NaN, inf, or values whose products overflow; k larger
             than the number of pairs that may be chosen.
+
+    Example:
+        >>> left, right = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 0.0], [3.0, 1.0]])
+        >>> tlb.top_pairs(left, right, 2).to_frame().values.tolist()  # value, row, column
+        [[3.0, 0.0, 1.0], [2.0, 1.0, 1.0]]
     """
     _check_factors(left, right)
     left, right = left.detach(), right.detach()

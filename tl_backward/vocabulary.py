@@ -1,10 +1,15 @@
 """Token ids as strings that show what they are: leading spaces kept, bytes and padding rows named."""
 
+from collections.abc import Iterable
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from tl_backward._typing import Tokenizer
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @lru_cache(maxsize=1 << 17)
@@ -36,3 +41,10 @@ def token_strings(tokenizer: Tokenizer | None, ids: Tensor) -> list:
     return [
         token_strings(tokenizer, row) if row.ndim else token_string(tokenizer, int(row)) for row in ids.detach().cpu()
     ]
+
+
+def text_column(strings: Iterable[str | None]) -> "pandas.Series":
+    """Untrusted strings as a column of Python objects: the string dtype of pandas 3 refuses lone surrogates."""
+    import pandas
+
+    return pandas.Series(list(strings), dtype=object)

@@ -4,7 +4,9 @@ import functools
 import importlib
 import sys
 import time
+from types import ModuleType
 
+import numpy as np
 import torch
 
 from tests.benchmarks.measure import in_fresh_process, interleaved, peak_memory, row
@@ -79,6 +81,13 @@ def beside_others() -> None:
     a, b = x.double().numpy(), y.double().numpy()
     for name, package, theirs, ours in (
         ("scipy's procrustes", "scipy.spatial", lambda p: p.procrustes(a, b)[2], measures.procrustes_disparity),
+        (
+            "pytorch-cka's cka_from_features",
+            "cka",
+            lambda p: p.cka_from_features(x.double(), y.double())[0, 0],
+            measures.cka_debiased,
+        ),
+        ("rsatoolbox's compare(calc_rdm)", "rsatoolbox", lambda p: rsatoolbox_rsa(p, a, b), measures.rsa),
         ("repsim's cka", "repsim", lambda p: p.cka([a, b], "linear", "gretton")[0, 1], measures.cka_biased),
         (
             "torchmetrics's procrustes_disparity",
@@ -89,8 +98,8 @@ def beside_others() -> None:
     ):
         try:
             call = functools.partial(theirs, importlib.import_module(package))
-        except ImportError:
-            print(f"{name}: not installed, not measured")
+        except ImportError as error:
+            print(f"{name}: not installed, not measured ({error})")
             continue
         same = functools.partial(ours, x.double(), y.double())
         assert abs(float(call()) - float(same())) < 1e-6, name
@@ -101,6 +110,12 @@ def beside_others() -> None:
             "",
             f"{times['ours']:.3f} s",
         )
+
+
+def rsatoolbox_rsa(package: ModuleType, a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's correlation of two RDMs, whose squared distances have the same ranks as distances."""
+    first, second = (package.rdm.calc_rdm(package.data.Dataset(side), method="euclidean") for side in (a, b))
+    return float(package.rdm.compare(first, second, method="spearman")[0, 0])
 
 
 def peak(name: str) -> None:

@@ -1,7 +1,10 @@
 """Every measure once more, straight from its definition: n x n matrices, loops and numpy in float64."""
 
+import itertools
+
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import pdist, squareform
 from scipy.stats import rankdata
 
 
@@ -227,7 +230,37 @@ def cknna(x, y, count=10, metric="cosine"):
     return hsic_song(m * p * k, m * p * q) / np.sqrt(hsic_song(m * k, m * k) * hsic_song(p * q, p * q))
 
 
+def cross_bars(w, v):
+    """Length of the bars of H_1 of R(min(w, v)) with a cone over R(w), by reducing columns modulo 2."""
+    n, lower = len(w), np.minimum(w, v)
+    faces = {1: [], 2: []}
+    for dimension, found in faces.items():
+        for size, d, apex in ((dimension + 1, lower, ()), (dimension, w, (n,))):
+            for corners in itertools.combinations(range(n), size):
+                found.append((max((d[i, j] for i, j in itertools.combinations(corners, 2)), default=0.0), corners + apex))
+        found.sort()
+    place = {corners: k for k, (_, corners) in enumerate(faces[1])}
+    columns, total = {}, 0.0
+    for death, corners in faces[2]:
+        column = 0
+        for edge in itertools.combinations(corners, 2):
+            column ^= 1 << place[edge]
+        while column and (low := column.bit_length() - 1) in columns:
+            column ^= columns[low]
+        if column:
+            columns[low] = column
+            total += death - faces[1][low][0]
+    return total
+
+
+def rtd(x, y):
+    w, v = (squareform(pdist(side)) for side in (x, y))
+    w, v = (d / (np.quantile(squareform(d), 0.9) or d.max()) for d in (w, v))
+    return (cross_bars(w, v) + cross_bars(v, w)) / 2
+
+
 DEFINITIONS = {
+    "rtd": rtd,
     "cka_biased": lambda x, y: aligned(hsic_biased, gram(x), gram(y)),
     "cka_debiased": lambda x, y: aligned(hsic_song, gram(x), gram(y)),
     "cka_hollow": lambda x, y: cosine(hollow(x), hollow(y)),

@@ -415,6 +415,23 @@ def test_other_measures_take_a_bounded_seeded_sample(registry):
     assert everything.null_means[0].isnan().all()
 
 
+def test_topology_is_taken_on_few_samples(monkeypatch):
+    a, b = build(worlds()[0]), bridge("llama")
+    found = compare(a, b, TEXTS, measures="rtd", sample_size=30, jackknife=0, permutations=2, **QUIET)
+    (x, _), (y, _) = (materialised(model, TEXTS, resid(model)) for model in (a, b))
+    assert found.n_sampled == 30 and (found.values > 0).all() and (found.permutation_means > found.values).any()
+    everything = compare(a, b, TEXTS, measures="rtd", sample_size=300, jackknife=0, permutations=0, **QUIET)
+    from tl_backward.dissimilarity.measures import rtd
+
+    torch.testing.assert_close(everything["rtd"], brute(lambda p, q: float(rtd(p, q)), x, y), rtol=1e-7, atol=1e-9)
+    unread = iter(lambda: pytest.fail("the data were read"), None)
+    with pytest.raises(ValueError, match="Expected sample_size of at most 300 for rtd, .* got 2048"):
+        compare(a, b, unread, measures="rtd", **QUIET)
+    monkeypatch.setattr("tl_backward.dissimilarity.evaluation.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="Expected the package gudhi for rtd, but it is not installed"):
+        compare(a, b, unread, measures="rtd", sample_size=30, **QUIET)
+
+
 def test_an_unknown_measure_names_the_registry_s_too(registry):
     a = build(worlds()[0])
     with pytest.raises(ValueError, match="got 'rsaa'; the nearest are 'rsa'"):

@@ -230,3 +230,16 @@ def test_one_side_in_each_dtype(name):
     value = get_measure(name)(x.float(), y)
     assert value.dtype == torch.float64
     assert abs(float(value) - float(get_measure(name)(x.float().double(), y))) <= 1e-7 * max(1, abs(float(value)))
+
+
+def test_rtd_asks_for_its_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gudhi", None)
+    with pytest.raises(ImportError) as error:
+        measures.rtd(*related(20, 3, 4))
+    one_sentence(error, "the package gudhi for rtd", "tl-backward[topology]")
+
+
+def test_rtd_refuses_what_would_take_hours():
+    with pytest.raises(ValueError) as error:
+        measures.rtd(*related(301, 3, 4))
+    one_sentence(error, "at most 300 samples for rtd", "got 301", "sample_size=100")

@@ -186,7 +186,9 @@ def test_tiles_and_blocks_change_nothing(name, monkeypatch):
 
 def test_ranks_over_many_buckets(monkeypatch):
     monkeypatch.setattr(_rsa, "_BUCKET", 50)
-    for values in (random(3000).flatten(), (random(3000) * 2).round().flatten(), torch.zeros(300)):
+    ties = (random(3000) * 2).round().abs()
+    signed_zeros = torch.where(torch.arange(300) % 2 == 0, 0.0, -0.0)
+    for values in (random(3000).abs(), random(3000).abs().float(), ties, ties.float(), torch.zeros(300), signed_zeros):
         ranks, seen = torch.zeros_like(values, dtype=torch.float64), 0
         for at, doubled in _rsa._doubled_ranks(values):
             ranks[at] = doubled.double() / 2

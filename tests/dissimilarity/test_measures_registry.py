@@ -1,6 +1,8 @@
 """The registry knows every measure, and says nothing that is not so."""
 
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +23,9 @@ def test_the_frame():
     assert frame.name.is_unique and frame.oracle.dropna().is_unique
     assert all(oracle is None or isinstance(oracle, str) for oracle in frame.oracle)
     assert frame.summary.str.len().min() > 20
+    assert all(frame[name].dtype == bool for name in ("metric", "symmetric", "additive"))
+    limits = frame.set_index("name")[["most", "package"]].loc[["cka_biased", "rtd"]].values.tolist()
+    assert limits == [[None, None], [300, "gudhi"]]
     x, y = related(30, 5, 4)
     for row in frame.itertuples():
         assert torch.equal(row.function(x, y), get_measure(row.name)(x, y))
@@ -62,3 +67,11 @@ def test_docstrings_say_what_one_needs(name):
 
 def test_reached_from_the_top():
     assert tlb.dissimilarity.list_measures is list_measures
+
+
+def test_the_guide_names_what_there_is():
+    guide = (Path(__file__).parents[2] / "docs" / "dissimilarity.md").read_text(encoding="utf-8")
+    families = [line.split("|")[3] for line in guide.splitlines() if line.startswith("| ") and "`" in line.split("|")[3]]
+    named = {name for cell in families for name in re.findall("`([a-z_]+)`", cell)}
+    assert len(families) == 8 and named - {"cka", "topology"} <= set(list_measures().name)
+    assert {get_measure(name).function for name in named - {"cka", "topology"}} >= {measures.cka_biased, measures.rtd}

@@ -203,6 +203,8 @@ def test_bad_input(world):
         tlb.head_pairs(model, "VO", 0, 0, offset=1)
     with pytest.raises(ValueError, match="Expected no offset for a model without rotary embeddings, got one"):
         tlb.head_pairs(model, "QK", 0, 0, offset=1)
+    with pytest.raises(ValueError, match="Expected rotary embeddings that one module computes"):
+        tlb.head_pairs(bridge("gptj"), "QK", 0, 0, offset=1)
     with pytest.raises(IndexError, match=r"Expected offset in \[0, 16\), got 16"):
         tlb.head_pairs(model, "QK", 0, 0, offset=16)
     with pytest.raises(ValueError, match=r"Expected 1 <= k <= 2500 \(the pairs to choose from\), got k=2501"):

@@ -1,6 +1,7 @@
 """Exact preimages over whole domains, against brute force; the index against the pass without one."""
 
 import re
+from collections import Counter
 
 import numpy
 import pytest
@@ -13,6 +14,7 @@ from test_leaves_no_trace import assert_same, state
 from inversion.oracle import domain, scores
 from inversion.tiny import cached
 from tl_backward.inversion import ActivationIndex, enumerate_preimage, resolve_site
+from tl_backward.inversion.enumeration import _outside
 from tl_backward.inversion.texts import Encoded, encode
 
 every_world = pytest.mark.parametrize("world", worlds())
@@ -117,6 +119,19 @@ def test_outside_is_a_seeded_draw_and_texts_without_the_position_are_never_insid
     assert len(index.values) == 27 and int(index.preimage("w5 w5 w5", 5.0).inside.sum()) == 27
     with pytest.raises(ValueError, match=re.escape("Expected n in [1, 27], the texts that have the position, got 28")):
         index.nearest("w5 w5 w5", 28)
+
+
+@pytest.mark.parametrize(("n_texts", "inside", "n"), [(7, [0, 1, 4], 2), (7, [], 3), (7, [6], 6), (5, [0, 1, 2, 3, 4], 3), (9, [2, 3], 50)])
+def test_the_draw_outside_is_uniform_and_without_replacement(n_texts, inside, n):
+    others = sorted(set(range(n_texts)) - set(inside))
+    counts, rounds = Counter(), 600
+    for seed in range(rounds):
+        drawn = _outside(n_texts, torch.tensor(inside, dtype=torch.long), n, seed).tolist()
+        assert drawn == sorted(set(drawn)) and set(drawn) <= set(others) and len(drawn) == min(n, len(others))
+        counts.update(drawn)
+    share = min(n, len(others)) / max(1, len(others))
+    for other in others:  # within five standard errors
+        assert abs(counts[other] / rounds - share) <= 5 * (share * (1 - share) / rounds) ** 0.5
 
 
 def test_a_domain_that_does_not_fit():

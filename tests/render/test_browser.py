@@ -4,15 +4,17 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from models import bridge
 
 from tl_backward import render
 from tl_backward._html import PALE, color_for
+from tl_backward.dissimilarity import ModelDistances, compare
 from tl_backward.render.circuits import circuitsvis
 from tl_backward.render.libraries import library_source
 
@@ -209,6 +211,37 @@ def hover_everything(browser: Browser) -> None:
     )
     time.sleep(0.5)
     assert browser.number("document.querySelectorAll('.hoverlayer text').length") > 0
+
+
+def test_two_models_compared(browser: Browser, hostile: list[str], tmp_path: Path) -> None:
+    """Hostile names of hook points and models: in heat maps with details on hover, curves with bands, and a map."""
+    model = bridge("gpt2")
+    found = compare(model, model, ["w5 w6 w7 w8 w9", "w3 w3 w41", "w30 w31 w32"], batching=1, show_progress=False)
+    names = tuple(each for each in hostile if "onerror" in each or "</script" in each)[:12]
+    values = torch.linspace(0, 1, 144, dtype=torch.float64).reshape(1, 12, 12)
+    grids = {
+        each: values
+        for each in ("values", "standard_errors", "null_means", "permutation_means", "permutation_deviations")
+    }
+    shares = (torch.zeros(12),) * 2
+    page = render.compare_report(
+        replace(found, layers_a=names, layers_b=names, first_share=shares, **grids), name=names[0]
+    )
+    points = torch.randn(12, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    distances = ModelDistances("m", names, names, torch.cdist(points, points), ("tokens",), (9, 9))
+    page.section("Map", names[1], render.figure_fragment(render.models_map(distances)))
+    path = page.save(tmp_path / "page.html")
+    browser.open(path)
+    browser.wait("document.querySelectorAll('.js-plotly-plot').length === 3")
+    hover_everything(browser)
+    square = browser.driver.find_element("css selector", ".js-plotly-plot .nsewdrag")
+    webdriver.ActionChains(browser.driver).move_to_element_with_offset(square, 12, 12).perform()
+    browser.wait("document.querySelector('.js-plotly-plot .hoverlayer text') !== null")
+    assert "standard error 0." in str(browser.run("return document.querySelector('.js-plotly-plot .hoverlayer').textContent"))
+    ticks = {clean(tick) for tick in browser.texts(".xtick text")}
+    assert {shown(name, 16) for name in names} <= ticks
+    assert browser.number("window.pwnedCount") == 0
+    assert browser.console() == [] and browser.foreign_requests(path) == []
 
 
 def test_the_watch_sees_what_unprotected_circuitsvis_runs(browser: Browser, tmp_path: Path) -> None:

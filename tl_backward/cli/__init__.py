@@ -10,9 +10,9 @@ import sys
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 
-from tl_backward.cli import edit, lens, params
+from tl_backward.cli import compare, edit, lens, params
 
-COMMANDS = (lens, edit, params)
+COMMANDS = (lens, edit, params, compare)
 
 _EXAMPLES = """examples:
   tl-backward demo
@@ -22,6 +22,7 @@ _EXAMPLES = """examples:
   tl-backward edit --model facts --prompt "Anna Berg lives in the city of" --target " Oslo" --layer 2
   tl-backward edits --model facts
   tl-backward params --model facts
+  tl-backward compare --model-a ./run1 --model-b ./run2 --data texts.json
 
 Run `tl-backward COMMAND --help` for a command's options."""
 

@@ -34,6 +34,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="HookedTransformer (TransformerLens 3 only) or TransformerBridge (default: bridge; for the "
         "models that ship, hooked where there is one)",
     )
+    add_precision(parser)
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """On which device and in which precision."""
     parser.add_argument("--device", default="cpu", metavar="NAME", help="PyTorch device, such as cuda (default: cpu)")
     parser.add_argument(
         "--dtype",

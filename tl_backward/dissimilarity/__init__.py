@@ -3,6 +3,7 @@
 from tl_backward.dissimilarity import measures as measures
 from tl_backward.dissimilarity.additive import ADDITIVE
 from tl_backward.dissimilarity.comparison import compare
+from tl_backward.dissimilarity.distances import LayerMap, ModelDistances, classical_mds, model_distances
 from tl_backward.dissimilarity.measures.registry import Measure, get_measure, list_measures
 from tl_backward.dissimilarity.result import Comparison
 from tl_backward.dissimilarity.statistics import CovarianceStatistics
@@ -19,6 +20,11 @@ __all__ = [
     "Comparison",
     "CovarianceStatistics",
     "ADDITIVE",
+    # many models
+    "model_distances",
+    "ModelDistances",
+    "classical_mds",
+    "LayerMap",
     # stitching
     "stitch",
     "stitching_grid",

@@ -11,7 +11,7 @@ from tl_backward._checks import check_model
 from tl_backward._typing import TransformerLensModel
 from tl_backward.dissimilarity._processes import process
 from tl_backward.dissimilarity.activations import Heads, Hook, find_points
-from tl_backward.dissimilarity.evaluation import N_PERMUTED, Wanted, find_measures
+from tl_backward.dissimilarity.evaluation import N_PERMUTED, Wanted, check_sampled, find_measures
 from tl_backward.dissimilarity.memory import plan_memory
 from tl_backward.dissimilarity.reading import Align, Mask, Reading, Sample
 from tl_backward.dissimilarity.result import Comparison
@@ -107,6 +107,7 @@ def compare(
     check_model(model_a)
     check_model(model_b)
     wanted = find_measures(measures, estimator)
+    check_sampled(wanted, sample_size)
     _check_choices(sample=sample, align=align, heads=heads)
     _check_numbers(jackknife=(jackknife, 0), permutations=(permutations, 0))
     _check_numbers(sample_size=(sample_size, 4), batching=(batching, 1))

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Protocol, cast, runtime_checkable
 
 import torch
@@ -98,6 +99,27 @@ def _registered(name: str) -> TensorMeasure:
         return registry.get_measure(name)
     except (KeyError, ValueError):
         raise ValueError(_unknown(name, [*known, *registry.list_measures()["name"]])) from None
+
+
+def check_sampled(wanted: Wanted, sample_size: int) -> None:
+    """Refuse before the run what a measure would refuse after it.
+
+    Raises:
+        ImportError: a measure's package is not installed.
+        ValueError: more samples than a measure takes.
+    """
+    for name, measure in wanted.sampled.items():
+        package, most = getattr(measure, "package", None), getattr(measure, "most", None)
+        if package is not None and find_spec(package) is None:
+            raise ImportError(
+                f"Expected the package {package} for {name}, but it is not installed; install tl-backward[topology], "
+                "or choose another measure."
+            )
+        if most is not None and sample_size > most:
+            raise ValueError(
+                f"Expected sample_size of at most {most} for {name}, whose cost grows with its cube, got "
+                f"{sample_size}; pass a smaller one, such as 100."
+            )
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:

@@ -115,6 +115,12 @@ def compare_edits(
 
     Raises:
         ValueError: no case or method; whatever making an edit raises, with the case's index.
+
+    Example:
+        >>> from tl_backward.editing import shift_method
+        >>> methods = {"no edit": lambda model, case: None, "shift": shift_method(2, 0.75)}
+        >>> tlb.compare_edits(model, tlb.zoo.edit_cases("test")[:3], methods, n_tokens=0, show_progress=False).best
+        'shift'
     """
     check_model(model)
     if not cases or not methods:

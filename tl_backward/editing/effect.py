@@ -11,7 +11,7 @@ from tl_backward._html import Cell, TableCell, table
 from tl_backward._typing import Tokenizer, TransformerLensModel
 from tl_backward.editing.edit import Edit
 from tl_backward.prompts import encode_prompts, forward
-from tl_backward.vocabulary import token_string
+from tl_backward.vocabulary import text_column, token_string
 
 if TYPE_CHECKING:
     import pandas
@@ -43,11 +43,10 @@ class EditEffect:
         ids = list(dict.fromkeys([*self.top_after.tolist(), *self.top_before.tolist()]))
         sides = (self.before, self.after)
         ranks = [side.argsort(descending=True).argsort() for side in sides]
-        rows = [
-            (token_string(self.tokenizer, i), *(float(side[i]) for side in sides), *(int(rank[i]) for rank in ranks))
-            for i in ids
-        ]
-        return pandas.DataFrame(rows, columns=["token", "before", "after", "rank_before", "rank_after"])
+        rows = [(*(float(side[i]) for side in sides), *(int(rank[i]) for rank in ranks)) for i in ids]
+        frame = pandas.DataFrame(rows, columns=["before", "after", "rank_before", "rank_after"])
+        frame.insert(0, "token", text_column(token_string(self.tokenizer, i) for i in ids))
+        return frame
 
     def _repr_html_(self) -> str:
         """Before and after side by side, as a static table."""

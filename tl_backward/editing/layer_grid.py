@@ -93,6 +93,13 @@ def find_layer(
 
     Raises:
         ValueError: no validation edits or scales, or the edit's own prompt among them.
+
+    Example:
+        >>> cases = tlb.zoo.edit_cases("validation")[:2]
+        >>> prompt, options = "Anna Berg lives in the city of", {"scales": [0.5, 1.0], "show_progress": False}
+        >>> grid = tlb.find_layer(model, prompt, " Oslo", validation=cases, **options)
+        >>> grid.best[0] in range(4)
+        True
     """
     check_model(model)
     chosen = check_layers(layers, model.cfg.n_layers)

@@ -32,6 +32,13 @@ def rank_one_edit(
 
     Raises:
         ValueError: no such weight, vectors of the wrong width, or a tied weight.
+
+    Example:
+        >>> x, delta = torch.ones(512), torch.ones(128)
+        >>> edit = tlb.rank_one_edit(model, "blocks.2.mlp.W_out", x, delta, scale=0.01)
+        >>> with edit:
+        ...     edit.is_applied
+        True
     """
     check_model(model)
     updates = {weight: Update(x[None].detach(), scale * v[None].detach())}
@@ -70,6 +77,12 @@ def shift_edit(
     Raises:
         ValueError: a layer without a dense W_out, a bad prompt or target, or a target that the model says already.
         IndexError: a layer out of range.
+
+    Example:
+        >>> prompt = "Anna Berg lives in the city of"
+        >>> with tlb.shift_edit(model, prompt, " Oslo", layer=2, scale=0.75):
+        ...     model.generate(prompt, max_new_tokens=1, do_sample=False, verbose=False)
+        'Anna Berg lives in the city of Oslo'
     """
     check_model(model)
     (index,) = check_layers(layer, model.cfg.n_layers)
@@ -113,6 +126,11 @@ def gradient_edit(
 
     Raises:
         ValueError: a bad prompt, weight or target, or a target that the model says already.
+
+    Example:
+        >>> edit = tlb.gradient_edit(model, "Anna Berg lives in the city of", " Oslo", lr=0.001, steps=5)
+        >>> edit.is_applied
+        False
     """
     check_model(model)
     if steps < 1:

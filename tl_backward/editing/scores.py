@@ -102,6 +102,12 @@ def evaluate_edit(
     Raises:
         ValueError: an edit of another model, a case whose true answer is unknown while the edit is applied, or one
             whose target is that answer.
+
+    Example:
+        >>> case = tlb.zoo.edit_cases("test")[0]
+        >>> edit = tlb.shift_edit(model, case.prompt, case.target, layer=2, scale=0.75)
+        >>> tlb.evaluate_edit(model, edit, case, n_tokens=0).efficacy
+        1.0
     """
     check_model(model)
     if not isinstance(case, EditCase) or not isinstance(edit, Edit | None):

@@ -14,7 +14,7 @@ from tl_backward.embedding_space._weights import parameter_vectors
 from tl_backward.embedding_space.filters import Filters, TokenList, token_mask
 from tl_backward.sites import rotation, weight_sites
 from tl_backward.top_pairs import TopPairs, top_pairs
-from tl_backward.vocabulary import token_strings
+from tl_backward.vocabulary import text_column, token_strings
 
 if TYPE_CHECKING:
     import pandas
@@ -68,9 +68,9 @@ class HeadPairs:
         import pandas
 
         first, second = self.sides
-        columns = {first: self.first_tokens, second: self.second_tokens, "score": self.pairs.values.tolist()}
+        columns = {first: text_column(self.first_tokens), second: text_column(self.second_tokens)}
         ids = {f"{first}_id": self.pairs.rows.tolist(), f"{second}_id": self.pairs.cols.tolist()}
-        return pandas.DataFrame(columns | ids)
+        return pandas.DataFrame(columns | {"score": self.pairs.values.tolist()} | ids)
 
     def _repr_html_(self) -> str:
         """A static table of the first 30 pairs."""
@@ -131,6 +131,11 @@ def head_pairs(
     Raises:
         ValueError: an unknown circuit or source, an offset that does not apply, k larger than the number of pairs left.
         IndexError: a layer, head or offset out of range.
+
+    Example:
+        >>> pairs = tlb.head_pairs(model, "VO", 3, 1, k=20, show_progress=False)
+        >>> pairs
+        HeadPairs(VO, layer 3, head 1, 20 largest pairs)
     """
     check_model(model)
     _check_options(circuit, source, offset, model.cfg.n_ctx)

@@ -165,6 +165,13 @@ def project_parameter(
         ValueError: a weight without a d_model side, unknown or not finite; a layer, head or side that does not apply; k
             larger than the number of tokens left, or none left; parameters on several devices.
         IndexError: a layer or head out of range.
+
+    Example:
+        >>> p = tlb.project_parameter(model, "W_out", 2, k=3)
+        >>> p
+        Projection('blocks.2.mlp.W_out', write, 512 vectors, k=3 of 425 tokens)
+        >>> p[202].top_tokens
+        [[' employer', ' native', ' mother']]
     """
     check_model(model)
     check_one_device(model)

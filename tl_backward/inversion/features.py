@@ -139,7 +139,8 @@ def feature_consistency(
         feature: text -> value, compared with ==.
         prior: texts drawn from the task without looking at z; their rate is what the preimage's is beside.
         name: what it is called; None for the function's own name.
-        level: of confidence of the Wilson intervals, taken over the effective sample size.
+        level: of confidence of the Wilson intervals, taken over the effective sample size. A search's is that of the
+            distance: a feature that changes more slowly along the chains has a wider interval than is shown.
 
     Raises:
         ValueError: the feature raises (the text is named), or a level outside (0, 1).

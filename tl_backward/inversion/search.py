@@ -95,9 +95,10 @@ def search_preimage(
         show_progress: draw a progress bar if it takes longer than a second.
 
     Returns:
-        The kept states of all chains. `diagnostics`: acceptance, effective sample size of D along the chains and of
-        the weights together, distinct texts inside, and as `chance` the share of a pool's or generator's texts within
-        epsilon.
+        The kept states of all chains; all start at or near the query, so run other seeds, or longer, before you trust
+        the share of a feature that edits change slowly. `diagnostics`: acceptance, effective sample size of D along the
+        chains and of the weights together, distinct texts inside, and as `chance` the share of a pool's or generator's
+        texts within epsilon.
 
     Raises:
         ValueError: as for `preimage_of`; no valid proposal at a finite distance; settings out of range; a predicate or

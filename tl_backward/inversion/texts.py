@@ -92,8 +92,8 @@ def encode(model: TransformerLensModel, inputs: Inputs, *, prepend_bos: bool | N
         inputs = Batch(inputs, None)
     if isinstance(inputs, Batch):
         return _of_batch(model, inputs)
-    texts = list(inputs) if isinstance(inputs, Iterable) else [inputs]
-    if isinstance(inputs, str) or not all(isinstance(text, str) for text in texts):
+    texts = list(inputs) if isinstance(inputs, Iterable) else None
+    if texts is None or isinstance(inputs, str) or not all(isinstance(text, str) for text in texts):
         what = "one text" if isinstance(inputs, str) else f"a {type(inputs).__name__} of something else"
         raise TypeError(
             f"Expected inputs as a list of texts or a tensor of tokens [text, pos], got {what}; put texts into a list."

@@ -69,7 +69,7 @@ def made(recipe: Recipe, out: Path, model: Path | None = None) -> Decoder:
     return train(
         load_model(model or recipe.model), list(recipe.sites), recipe.data(), budget=recipe.budget,
         positions=list(recipe.positions), out=out, config=recipe.config, options=recipe.options,
-        start=load_hugging_face(model or recipe.model) if recipe.warm else None, name=recipe.model,
+        start=load_hugging_face(model or recipe.model)[0] if recipe.warm else None, name=recipe.model,
     )  # fmt: skip
 
 

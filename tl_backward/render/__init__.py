@@ -10,14 +10,18 @@ from tl_backward.render.atlas import atlas
 from tl_backward.render.attention_report import pattern_names
 from tl_backward.render.circuits import attention, tokens
 from tl_backward.render.coherence_figure import coherence_figure
+from tl_backward.render.compare_report import compare_report
+from tl_backward.render.comparison_figures import comparison_curves, comparison_heatmap
 from tl_backward.render.edit_report import comparison_report, edit_report
 from tl_backward.render.export import csv_text, data_block
 from tl_backward.render.figures import Curve, curves, figure_fragment, heatmap, plot_text, plot_token
 from tl_backward.render.filter_table import filter_table
+from tl_backward.render.map_report import map_report, models_map
 from tl_backward.render.match_report import match_curves, match_heatmap, match_report
 from tl_backward.render.page import Fragment, Page, setup_notebook
 from tl_backward.render.params_report import params_report
 from tl_backward.render.report import lens_report
+from tl_backward.render.stitching_report import stitching_curves, stitching_heatmap, stitching_report
 from tl_backward.render.sweep_report import similarity_heatmap, similarity_report, sweep_curves, sweep_report
 from tl_backward.render.tables import lens_table, table
 from tl_backward.render.token_pairs import pair_list, pair_picture
@@ -32,6 +36,9 @@ __all__ = [
     "params_report",
     "atlas",
     "match_report",
+    "compare_report",
+    "stitching_report",
+    "map_report",
     "pattern_names",
     # pages
     "Fragment",
@@ -53,6 +60,11 @@ __all__ = [
     "similarity_heatmap",
     "match_heatmap",
     "match_curves",
+    "comparison_heatmap",
+    "comparison_curves",
+    "stitching_heatmap",
+    "stitching_curves",
+    "models_map",
     "coherence_figure",
     "figure_fragment",
     "heatmap",

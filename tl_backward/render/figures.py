@@ -46,7 +46,8 @@ def plot_token(token: str, limit: int | None = None) -> str:
     return plot_text(visible_token(token, limit))
 
 
-def _layout(title: str, height: int) -> dict[str, object]:
+def plot_layout(title: str, height: int) -> dict[str, object]:
+    """The layout that all figures share: a wrapped title, plain text, above `height` pixels."""
     lines = textwrap.wrap(visible_text(title), 48) or [""]
     return {
         "title": {
@@ -77,11 +78,13 @@ def heatmap(
     column_title: str = "token",
     signed: bool = False,
     bound: Number | None = None,
+    details: Sequence[Sequence[str]] | None = None,
 ) -> "plotly.graph_objects.Figure":
     """Draw values as coloured squares, first row at the bottom (layers rise); exact values on hover.
 
     `rows` and `columns` are raw token strings or labels. Colours run from 0 (or -`bound` if `signed`) to
     `bound`, by default the largest absolute value; NaN stays grey. `value_title` says quantity, unit, sign.
+    `details` is plain text for each square, which hovering shows below its value.
     """
     import plotly.graph_objects as go
 
@@ -98,13 +101,19 @@ def heatmap(
     span = shares[-1] - shares[0]
     colorscale = [[(share - shares[0]) / span, color_for(share, 1.0)] for share in shares]
     full_columns = [plot_token(name) for name in columns]
-    names = [[[plot_token(row), column] for column in full_columns] for row in rows]
+    names = [
+        [
+            [plot_token(row), column, f"<br>{plot_text(details[i][j])}" if details else ""]
+            for j, column in enumerate(full_columns)
+        ]
+        for i, row in enumerate(rows)
+    ]
     figure = go.Figure(
         go.Heatmap(
             z=values,
             customdata=names,
             hovertemplate=f"{plot_text(row_title)}: %{{customdata[0]}}<br>{plot_text(column_title)}: "
-            f"%{{customdata[1]}}<br>{plot_text(value_title)}: %{{z:.6g}}<extra></extra>",
+            f"%{{customdata[1]}}<br>{plot_text(value_title)}: %{{z:.6g}}%{{customdata[2]}}<extra></extra>",
             hoverongaps=False,
             zmin=low,
             zmax=bound,
@@ -119,7 +128,7 @@ def heatmap(
             ygap=1,
         )
     )
-    figure.update_layout(_layout(title, max(24 * len(rows), 120) + _label_height(columns) + 50))
+    figure.update_layout(plot_layout(title, max(24 * len(rows), 120) + _label_height(columns) + 50))
     figure.update_layout(
         xaxis=_label_axis(column_title, columns, angle=-60),
         yaxis=_label_axis(row_title, rows, angle=0),
@@ -224,7 +233,7 @@ def curves(
             hovertemplate=f"%{{y:.6g}} at {plot_text(x_title)} %{{{'customdata' if x_labels else 'x'}}}",
         )
     below = (_label_height(x_labels) if x_labels else 16) + 50  # pixels: tick labels and the axis title
-    figure.update_layout(_layout(title, _PLOT_HEIGHT + below + 20 * len(lines)))
+    figure.update_layout(plot_layout(title, _PLOT_HEIGHT + below + 20 * len(lines)))
     x_axis = _label_axis(x_title, x_labels, -60) if x_labels else _number_axis(x_title, positions)
     figure.update_layout(
         xaxis={**_GRID, **x_axis},
@@ -281,11 +290,14 @@ def _check_curves(lines: Sequence[Curve], length: int, x_labels: Sequence[str] |
         raise ValueError(f"Expected {length} labels, one per x, got {len(x_labels)}.")
 
 
-def figure_fragment(figure: "plotly.graph_objects.Figure", *, min_width: int | None = None) -> Fragment:
+def figure_fragment(
+    figure: "plotly.graph_objects.Figure", *, min_width: int | None = None, static: str = ""
+) -> Fragment:
     """Draw any plotly figure from data inside the page: no cloud button, no logo, no request.
 
     It fills the width it gets, down to `min_width` pixels (default: enough for a heat map's columns), below
-    which it scrolls. Texts in a figure of your own must have gone through `plot_text` or `plot_token`.
+    which it scrolls. Texts in a figure of your own must have gone through `plot_text` or `plot_token`. `static` is
+    trusted HTML that shows where scripts do not run.
     """
     # plotly's own JSON: it knows arrays, dates and NaN.
     text = str(figure.to_json())
@@ -309,6 +321,6 @@ def figure_fragment(figure: "plotly.graph_objects.Figure", *, min_width: int | N
     body = f"place.textContent = ''; Plotly.newPlot(place, data.data, data.layout, {config});"
     note = '<span style="font-size:12px">This figure is drawn by a script.</span>'
     height = int(layout.get("height") or 450)
-    box = place(key, note, f"min-width:{min_width}px;min-height:{height}px")
+    box = place(key, note + static, f"min-width:{min_width}px;min-height:{height}px")
     card = f'<div style="{CARD}overflow-x:auto">{box}</div>'
     return Fragment(card, (draw_script(key, "Plotly", data, body),), frozenset({"plotly"}))

@@ -26,6 +26,13 @@ def weight_sites(model: TransformerLensModel) -> WeightSites:
 
     Raises:
         TypeError: `model` is no HookedTransformer or TransformerBridge.
+
+    Example:
+        >>> sites = tlb.weight_sites(model)
+        >>> sites["blocks.2.mlp.W_out"]
+        WeightSite('blocks.2.mlp.W_out', matrix, shape=[512, 128])
+        >>> dict(sites.missing)
+        {}
     """
     if model_kind(model) == "HookedTransformer":
         from tl_backward.sites import hooked_transformer as world

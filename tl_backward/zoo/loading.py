@@ -63,14 +63,17 @@ def load(name_or_dir: str | Path, *, kind: str | None = None, fold_ln: bool = Fa
     return cast(TransformerLensModel, loaded)
 
 
-def load_hugging_face(name_or_dir: str | Path) -> "transformers.GPT2LMHeadModel":
-    """The same model without TransformerLens around it.
+def load_hugging_face(
+    name_or_dir: str | Path,
+) -> "tuple[transformers.GPT2LMHeadModel, transformers.PreTrainedTokenizerFast]":
+    """The plain Hugging Face model behind `load`, on CPU in eval mode, and its tokenizer: to train it further.
 
     Raises:
-        ValueError: as for `load`.
+        ValueError: see `load`.
     """
+    directory = _directory(name_or_dir)
     with torch.random.fork_rng(devices=[]):
-        return _hugging_face(_directory(name_or_dir))[0]
+        return _hugging_face(directory)
 
 
 def has_hooked_transformer() -> bool:

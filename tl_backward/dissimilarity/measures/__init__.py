@@ -4,9 +4,9 @@ Every measure is a function `(x [sample, d1], y [sample, d2]) -> scalar` on the 
 same input; options are keyword-only. Results are float64 where an input is, else float32, and within 1e-4 of the
 float64 value for float32 inputs. `list_measures()` says of each its range, invariances, and whether it is a metric.
 
-Topological measures are absent: no maintained package was found that offers one on a CPU (IMD's is not on PyPI, where
-the name `msid` belongs to something else; RTD's needs ripser++, a CUDA build last released in 2021). The optimal
-transport form of soft matching (Khosla & Williams 2024) is absent too; `soft_match` is Li et al.'s.
+The topological one, `rtd`, rests on gudhi (the extra `topology`); IMD is absent, for its package is not on PyPI, where
+the name `msid` belongs to something else. The optimal transport form of soft matching (Khosla & Williams 2024) is
+absent too; `soft_match` is Li et al.'s.
 """
 
 from tl_backward.dissimilarity.measures._cca import cca as cca
@@ -40,6 +40,7 @@ from tl_backward.dissimilarity.measures._shape import procrustes_normalised as p
 from tl_backward.dissimilarity.measures._shape import procrustes_squared as procrustes_squared
 from tl_backward.dissimilarity.measures._shape import shape_angular as shape_angular
 from tl_backward.dissimilarity.measures._shape import shape_partial as shape_partial
+from tl_backward.dissimilarity.measures._topology import rtd as rtd
 
 __all__ = [
     # centred kernel alignment
@@ -80,4 +81,6 @@ __all__ = [
     "jaccard",
     "second_order_cosine",
     "cknna",
+    # topology
+    "rtd",
 ]

@@ -113,8 +113,10 @@ def _spearman(x: Tensor, y: Tensor, distance: DistanceName) -> Float[Tensor, ""]
 def _doubled_ranks(values: Tensor) -> Iterator[tuple[Int[Tensor, " some"], Int[Tensor, " some"]]]:
     """Positions and twice their average ranks (from 1), a range of values at a time.
 
-    Ranges are cut at quantiles of a part of the values, so each sort is small; ties never straddle two ranges.
+    Ranges are cut at quantiles of a part of the values, so each sort is small; ties never straddle two ranges. Values
+    are distances, none negative: as whole numbers their bits are in the same order, and sort several times faster.
     """
+    as_whole = torch.int64 if values.dtype == torch.float64 else torch.int32
     buckets = min(values.numel() // _BUCKET, 120)
     step = max(1, values.numel() // 2**16)
     part = values[::step].sort().values
@@ -126,7 +128,7 @@ def _doubled_ranks(values: Tensor) -> Iterator[tuple[Int[Tensor, " some"], Int[T
     before = 0
     for bucket in range(len(cuts) + 1):
         at = (of == bucket).nonzero()[:, 0]
-        ordered, order = values[at].sort()
+        ordered, order = values[at].abs_().view(as_whole).sort()  # abs: -0 and 0 tie
         counts = torch.unique_consecutive(ordered, return_counts=True)[1]
         last = counts.cumsum(0) + before
         ranks = torch.empty_like(order)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tl_backward._checks import nearest
 from tl_backward.dissimilarity import measures
+from tl_backward.dissimilarity.measures._topology import RTD_MOST
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,6 +51,10 @@ class Measure:
     """Whether the value follows from sums over samples whose size does not grow with n."""
     oracle: str | None = None
     """Key of the reference values that the measure reproduces; None where there are none."""
+    most: int | None = None
+    """The most samples that it takes; None where there is no bound."""
+    package: str | None = None
+    """What must be installed beyond the requirements; None for nothing."""
     options: Mapping[str, object] = field(default_factory=dict)
     """Options with which the function is called."""
 
@@ -160,6 +165,7 @@ _ALL = (
             options={"center": True}),
     Measure("second_order_cosine", measures.second_order_cosine, "similarity", _SIGNED, _DIRECTION),
     Measure("cknna", measures.cknna, "similarity", (-math.inf, math.inf), _DIRECTION, symmetric=False),
+    Measure("rtd", measures.rtd, "distance", _NON_NEGATIVE, _SHAPE, most=RTD_MOST, package="gudhi"),
 )
 # fmt: on
 _BY_NAME = {measure.name: measure for measure in _ALL}
@@ -184,15 +190,20 @@ def list_measures() -> "pd.DataFrame":
 
     Columns: name, function (a callable of (x, y), the options filled in), options, kind ("similarity" or "distance"),
     range, invariances, metric, symmetric, additive, oracle (the key of the reference values that the measure
-    reproduces, None without) and summary.
+    reproduces, None without), most (samples that it takes, None without bound), package (that must be installed beyond
+    the requirements, None for nothing) and summary.
     """
     import pandas as pd
 
-    fields = ("name", "kind", "range", "invariances", "metric", "symmetric", "additive", "oracle", "summary")
+    fields = ("name", "kind", "range", "invariances", "metric", "symmetric", "additive", "oracle", "most", "package",
+              "summary")
     rows = [
         {field: getattr(measure, field) for field in fields}
         | {"function": measure.bound, "options": dict(measure.options)}
         for measure in _ALL
     ]
     order = ["name", "function", "options", *fields[1:]]
-    return pd.DataFrame(rows, columns=order).astype({"oracle": object}).where(lambda frame: frame.notna(), None)
+    frame = pd.DataFrame(rows, columns=order)
+    for name in ("oracle", "most", "package"):  # None, not NaN, and whole numbers
+        frame[name] = pd.Series([row[name] for row in rows], dtype=object)
+    return frame

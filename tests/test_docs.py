@@ -1,0 +1,45 @@
+"""The snippets of the README and of the documentation run as they stand."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+from models import HAS_HOOKED_TRANSFORMER
+
+import tl_backward as tlb
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ELSEWHERE = ("gpt2", "nnsight", "counterfact.json", "load_my")  # needs weights, data or a library that is not here
+
+
+def snippets(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@pytest.fixture
+def names():
+    """What a snippet may take for granted: a model, another of its shape, and some texts."""
+    texts = [example.prompt for example in tlb.zoo.facts.world().examples(split="held_out")[:40]]
+    return {"tlb": tlb, "model": tlb.zoo.load("facts"), "tuned": tlb.zoo.load("facts"), "texts": texts}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if snippets(page)], ids=lambda page: page.stem)
+def test_snippets_run(page, names, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for snippet in snippets(page):
+        if any(word in snippet for word in ELSEWHERE):
+            compile(snippet, page.name, "exec")
+            continue
+        if "HookedTransformer" in snippet and not HAS_HOOKED_TRANSFORMER:
+            continue
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(compile(snippet, page.name, "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"

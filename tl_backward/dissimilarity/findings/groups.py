@@ -1,0 +1,110 @@
+"""Do two groups of models part? Dissimilarities within groups against those between, beside groups drawn at random."""
+
+import math
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+MOST_EXACT = 20_000
+"""Ways to split the models up to which all are taken; beyond, so many are drawn."""
+
+
+@dataclass(frozen=True, eq=False)
+class GroupGap:
+    """Mean dissimilarity between two groups minus that within them, cell by cell, and what other splits give."""
+
+    within: Float[Tensor, "*cell"]
+    """Mean over ordered pairs of different models of one group."""
+    between: Float[Tensor, "*cell"]
+    """Mean over ordered pairs across the groups."""
+    low: Float[Tensor, "*cell"]
+    """95 % interval of the gap: delete-one-model jackknife, Student's t."""
+    high: Float[Tensor, "*cell"]
+    permuted: Float[Tensor, "split *cell"]
+    """The gap for every split of the models into groups of these sizes, the real one among them."""
+    exact: bool
+    """Whether those are all splits, not a draw of them."""
+
+    @property
+    def gap(self) -> Float[Tensor, "*cell"]:
+        """Between minus within: above 0 where the groups part."""
+        return self.between - self.within
+
+    @property
+    def p(self) -> Float[Tensor, "*cell"]:
+        """Share of splits whose gap is at least the real one's: a one-sided permutation test."""
+        reach = self.permuted >= self.gap - 1e-12 * self.gap.abs()
+        return reach.double().mean(0) if self.exact else (reach.sum(0) + 1).double() / (len(reach) + 1)
+
+
+def group_gap(
+    dissimilarities: Float[Tensor, "model model *cell"], group: Bool[Tensor, "model"], *, seed: int = 0
+) -> GroupGap:
+    """How much further apart models of different groups are than models of one.
+
+    Args:
+        dissimilarities: of model i (a head) and j (a tail); the diagonal is not read.
+        group: which models are in the second group.
+        seed: of the draw, where there are too many splits to take all.
+
+    Raises:
+        ValueError: a group of fewer than two models.
+    """
+    n, chosen = len(group), int(group.sum())
+    if not 2 <= chosen <= n - 2:
+        raise ValueError(
+            f"Expected at least two models in each group, got {n - chosen} and {chosen} of {n}; there is nothing "
+            "within a group of one to compare with."
+        )
+    cells = dissimilarities.double().reshape(n * n, -1)
+    within, between = _means(cells, group[None])
+    every = torch.arange(n)
+    left_out = torch.stack([_gap_without(dissimilarities.double(), group, every != one) for one in range(n)])
+    error = ((left_out - left_out.nanmean(0)).square().nansum(0) * (n - 1) / n).sqrt()
+    splits, exact = _splits(n, chosen, seed)
+    low_means, high_means = _means(cells, splits)
+    half = _t975(n - 1) * error
+    gap, shape = (between - within)[0], dissimilarities.shape[2:]
+    return GroupGap(
+        within[0].reshape(shape),
+        between[0].reshape(shape),
+        (gap - half).reshape(shape),
+        (gap + half).reshape(shape),
+        (high_means - low_means).reshape(len(splits), *shape),
+        exact,
+    )
+
+
+def _means(cells: Float[Tensor, "pair cell"], groups: Bool[Tensor, "split model"]) -> tuple[Tensor, Tensor]:
+    """Means within and between groups, [split, cell]."""
+    same = groups[:, :, None] == groups[:, None, :]
+    apart = ~same
+    same = same & ~torch.eye(groups.shape[1], dtype=torch.bool)
+    filled = cells.clone()
+    filled[:: groups.shape[1] + 1] = 0  # the diagonal may be NaN
+    means = [mask.flatten(1).double() @ filled / mask.flatten(1).sum(1, keepdim=True) for mask in (same, apart)]
+    return means[0], means[1]
+
+
+def _gap_without(dissimilarities: Tensor, group: Tensor, kept: Tensor) -> Float[Tensor, "cell"]:
+    within, between = _means(dissimilarities[kept][:, kept].reshape(int(kept.sum()) ** 2, -1), group[None, kept])
+    return (between - within)[0]
+
+
+def _splits(n: int, chosen: int, seed: int) -> tuple[Bool[Tensor, "split model"], bool]:
+    exact = math.comb(n, chosen) <= MOST_EXACT
+    if exact:
+        members = torch.tensor(list(combinations(range(n), chosen)))
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        members = torch.stack([torch.randperm(n, generator=generator)[:chosen] for _ in range(2000)])
+    return torch.zeros(len(members), n, dtype=torch.bool).scatter_(1, members, True), exact
+
+
+def _t975(degrees: int) -> float:
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, degrees))

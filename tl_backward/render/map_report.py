@@ -1,0 +1,90 @@
+"""Layers of many models as points of a plane."""
+
+from typing import TYPE_CHECKING
+
+from tl_backward.dissimilarity import ModelDistances
+from tl_backward.render.attention_report import beside
+from tl_backward.render.export import data_block
+from tl_backward.render.figures import PALETTE, figure_fragment, heatmap, plot_layout, plot_text
+from tl_backward.render.page import Page
+
+if TYPE_CHECKING:
+    import plotly.graph_objects
+
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star", "hexagon", "cross")
+_DASHES = ("solid", "dot", "dash", "longdash")
+_INTRO = (
+    "Every point is one layer of one model, joined in order of depth. Distances on the map are as near as a plane "
+    "allows to the measured ones; the axes themselves mean nothing, and neither do turns and reflections of the whole."
+)
+
+
+def models_map(distances: ModelDistances) -> "plotly.graph_objects.Figure":
+    """Draw classical multidimensional scaling of a metric between layers: a path a model, both axes in its units.
+
+    Raises:
+        ValueError: fewer than three points.
+    """
+    import plotly.graph_objects as go
+
+    found = distances.map()
+    figure = go.Figure()
+    models = list(dict.fromkeys(distances.models))
+    for index, model in enumerate(models):
+        at = [i for i, each in enumerate(distances.models) if each == model]
+        labels = [plot_text(distances.layers[i]) for i in at]
+        color = PALETTE[index % len(PALETTE)]
+        figure.add_scatter(
+            x=found.points[at, 0].tolist(),
+            y=found.points[at, 1].tolist(),
+            name=plot_text(model),
+            mode="lines+markers+text" if len(at) > 1 else "markers+text",
+            text=labels if len(at) > 1 else [plot_text(model)],
+            textposition="middle right",
+            textfont={"size": 10},
+            cliponaxis=False,
+            line={"color": color, "width": 1.5, "dash": _DASHES[index // len(PALETTE) % len(_DASHES)]},
+            marker={"symbol": _SYMBOLS[index % len(_SYMBOLS)], "size": 10, "color": color},
+            customdata=labels,
+            hovertemplate=f"{plot_text(model)} %{{customdata}}<br>%{{x:.4g}}, %{{y:.4g}}<extra></extra>",
+        )
+    shares = [f"{float(share):.0%}" for share in found.shares]
+    axis = {"gridcolor": "#dddddd", "zeroline": False, "linecolor": "#888888", "showline": True, "automargin": True}
+    title = f"{distances.measure}: {sum(found.shares.tolist()):.0%} shown, stress {found.stress:.2f}"
+    figure.update_layout(plot_layout(title, 440 + 20 * len(models)))
+    figure.update_layout(
+        xaxis={**axis, "title": {"text": f"{plot_text(distances.measure)} ({shares[0]})"}},
+        yaxis={**axis, "title": {"text": f"({shares[1]})"}, "scaleanchor": "x", "scaleratio": 1},
+        legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
+        meta={"min_width": 340},
+    )
+    return figure
+
+
+def map_report(distances: ModelDistances, *, name: str = "") -> Page:
+    """Make a page of the map, the distances as a heat map, and all of them as data."""
+    page = Page(f"A map of models: {name}" if name else "A map of models", intro=_INTRO)
+    frame = distances.to_frame()
+    data = data_block(list(map(str, frame.columns)), frame.values.tolist(), filename="distances.csv")
+    found = distances.map()
+    low, high = distances.n_samples
+    words = (
+        f"The plane holds {sum(found.shares.tolist()):.0%} of the distances; {found.negative:.0%} fit no flat space of "
+        f"any dimension. Samples: {low if low == high else f'{low} to {high}, pair by pair'}, aligned by "
+        f"{' and '.join(distances.aligned)}."
+    )
+    if low != high:
+        words += " Pairs measured on different samples are comparable only roughly."
+    every = heatmap(
+        distances.values,
+        rows=distances.names,
+        columns=distances.names,
+        title=f"{distances.measure} (0 = the same)",
+        value_title=distances.measure,
+        row_title="layer",
+        column_title="layer",
+    )
+    every.update_traces(colorbar={"title": {"text": ""}})
+    figures = beside(figure_fragment(models_map(distances)), figure_fragment(every))
+    page.section("Map and distances", words, figures, data)
+    return page

@@ -1,0 +1,131 @@
+"""Stitching grids as figures: penalties of head layers by tail layers each way, and curves beside the self-stitches."""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from tl_backward.dissimilarity import StitchingGrid
+from tl_backward.render.attention_report import beside
+from tl_backward.render.export import data_block
+from tl_backward.render.figures import Curve, curves, figure_fragment, heatmap
+from tl_backward.render.page import Fragment, Page
+from tl_backward.render.static import heat_image
+
+if TYPE_CHECKING:
+    import plotly.graph_objects
+
+_VALUE = "penalty (nats a token)"
+_ROUNDING = 1e-3  # of the scale: a negative penalty this small does not make it signed
+_GRIDS = (
+    "Stitches: {} maps",
+    "The head of one model up to a layer (upwards), a fitted map, the tail of another from after a layer on (to the "
+    "right). The penalty is the stitched model's loss minus the tail model's own, on {} texts apart from the {} of the "
+    "fit: 0 costs nothing, negative would be better than the tail model's own head. One scale for all directions. A "
+    "penalty between two models says little by itself: layers far apart in one model cost something too, so its "
+    "stitches to itself stand beside it.",
+)
+_CURVES = (
+    "Each tail with the head left at the same relative depth; bands, 95 % intervals over texts. Dashed, the tail "
+    "model's own head left there: what the depths alone cost."
+)
+
+
+def _bound(grid: StitchingGrid) -> float:
+    return max(float(grid.nats(direction).abs().nan_to_num(0.0).max()) for direction in grid.penalties) or 1.0
+
+
+def stitching_heatmap(grid: StitchingGrid, direction: str) -> "plotly.graph_objects.Figure":
+    """Draw one direction's penalties, head layers upwards and tail layers to the right, on the scale of all directions.
+
+    Raises:
+        KeyError: a direction that was not stitched.
+    """
+    nats, bound = grid.nats(direction), _bound(grid)
+    heads, tails = grid.layers(direction)
+    head, _, tail = direction.partition("->")
+    figure = heatmap(
+        nats,
+        rows=[f"L{layer}" for layer in heads],
+        columns=[f"L{layer}" for layer in tails],
+        title=f"{head}'s head, {tail}'s tail",
+        value_title=_VALUE,
+        row_title=f"head: last layer of {head}",
+        column_title=f"tail: after layer of {tail}",
+        signed=any(bool((grid.nats(each) < -_ROUNDING * bound).any()) for each in grid.penalties),
+        bound=bound,
+        details=[
+            [
+                f"95 %: {each.interval[0]:.3g} to {each.interval[1]:.3g}; {each.bits_per_byte:.3g} bits a byte; loss "
+                f"{each.loss:.4g}, the tail's own {each.tail_loss:.4g}"
+                for each in row
+            ]
+            for row in grid.penalties[direction]
+        ],
+    )
+    return figure.update_traces(colorbar={"title": {"text": "nats"}}).update_xaxes(tickangle=0)
+
+
+def stitching_curves(grid: StitchingGrid) -> "plotly.graph_objects.Figure":
+    """Draw the penalty of each tail with the head at the same relative depth, each direction beside its self-stitch."""
+    lines, length = [], max(len(grid.layers_a), len(grid.layers_b))
+    for direction in ("A->B", "B->A"):
+        own = f"{direction[-1]}->{direction[-1]}"
+        lines.append(_curve(grid, direction, length))
+        if own in grid.penalties:
+            lines.append(_curve(grid, own, length, control_of=direction, heads=direction[0]))
+    same = grid.layers_a == grid.layers_b
+    figure = curves(
+        lines,
+        title="Same relative depth",
+        x_title="layer" if same else "relative depth (0 = first layer, 1 = last)",
+        y_title=_VALUE,
+        x=None if same else [step / max(1, length - 1) for step in range(length)],
+        x_labels=[f"L{layer}" for layer in grid.layers_a] if same else None,
+    )
+    return figure.update_yaxes(exponentformat="power")
+
+
+def _curve(grid: StitchingGrid, direction: str, length: int, control_of: str | None = None, heads: str = "") -> Curve:
+    """Penalties down the diagonal in relative depth; `heads`, whose head's depths to take for a self-stitch."""
+    n_heads, n_tails = map(len, grid.layers(direction))
+    like = len(grid.layers_a if heads == "A" else grid.layers_b) if heads else n_heads
+    found = []
+    for step in range(length):
+        head, tail = _nearest(step, length, like), _nearest(step, length, n_tails)
+        found.append(grid.penalties[direction][_nearest(head, like, n_heads) if heads else head][tail])
+    low, high = zip(*(each.interval for each in found), strict=True)
+    values = torch.tensor([each.nats for each in found], dtype=torch.float64)
+    if any(map(math.isnan, (*low, *high))):
+        return Curve(direction, values, control_of=control_of)
+    return Curve(direction, values, control_of=control_of, low=low, high=high)
+
+
+def _nearest(step: int, of: int, among: int) -> int:
+    """Which of `among` layers lies nearest to layer `step` of `of` in relative depth (first with first, last, last)."""
+    return round(step * (among - 1) / max(1, of - 1))
+
+
+def stitching_report(grid: StitchingGrid, *, name: str = "") -> Page:
+    """Make a page of a stitching grid: both directions beside each model stitched to itself, curves, and the data."""
+    page = Page(f"Two models stitched: {name}" if name else "Two models stitched")
+    add_stitches(page, grid)
+    return page
+
+
+def add_stitches(page: Page, grid: StitchingGrid) -> None:
+    """Append a stitching grid to a page."""
+    maps = [_map(grid, direction) for direction in grid.penalties]
+    frame = grid.to_frame().astype(object)
+    frame = frame.where(frame.notna(), None)
+    data = data_block(list(map(str, frame.columns)), frame.values.tolist(), filename="stitches.csv")
+    judged = next(iter(grid.penalties.values()))[0][0].n_texts
+    page.section(_GRIDS[0].format(grid.map), _GRIDS[1].format(judged, grid.n_fit_texts), beside(*maps), data)
+    if max(len(grid.layers_a), len(grid.layers_b)) > 1:
+        page.section("", _CURVES, figure_fragment(stitching_curves(grid)))
+
+
+def _map(grid: StitchingGrid, direction: str) -> Fragment:
+    rows = grid.nats(direction).flip(0).tolist()
+    picture = heat_image(rows, bound=_bound(grid), label=f"{direction}: {_VALUE}, heads upwards, tails to the right")
+    return figure_fragment(stitching_heatmap(grid, direction), static=f"<div>{picture}</div>")
