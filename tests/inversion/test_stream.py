@@ -156,7 +156,7 @@ def ends_early(epoch):
         ("one text", TypeError, "got one text; put texts into a list"),
         ((t for t in ["a", "b"]), TypeError, "read again each epoch, got generator"),
         (7, TypeError, "a function epoch -> texts or a data set, got int"),
-        ([1, 2], TypeError, "Expected texts, or rows with a text under 'text', got 1"),
+        ([1, 2], TypeError, "Expected texts, or rows with a text under 'text', got [12]"),
         ([{"story": "a"}], TypeError, "a text under 'text', got {'story': 'a'}"),
         (lambda epoch: "abc", TypeError, "Expected the function to give texts, got str"),
     ],
