@@ -57,7 +57,7 @@ RECIPES = MappingProxyType(
             data=lambda: lambda epoch: counting.prompts(seed=epoch),
             others=lambda: counting.prompts(split="held_out"),
             valid=lambda text: counting.parse(text) is not None,
-            budget=800_000,
+            budget=1_250_000,
             warm=True,
             config=DecoderConfig(n_heads=1),
             options=TrainingOptions(drawing=Drawing(pairs=2)),
