@@ -6,14 +6,16 @@ import warnings
 
 import torch
 
-from tests.benchmarks import capture, compare, dissimilarity, edits, enumeration, imports, lens, sweeps, top_pairs
+from tests.benchmarks import (
+    capture, compare, dissimilarity, edits, enumeration, imports, inversion, lens, sweeps, top_pairs,
+)  # fmt: skip
 
 
 def main() -> None:
     """Print the table, or the parts of it that are named."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     torch.set_num_threads(2)
-    modules = (imports, capture, lens, sweeps, edits, top_pairs, dissimilarity, compare, enumeration)
+    modules = (imports, capture, lens, sweeps, edits, top_pairs, dissimilarity, compare, enumeration, inversion)
     parts = {module.__name__.rpartition(".")[2]: module for module in modules}
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}; medians of CPU time")
     print(f"{'what':<62} {'ratio':>7}  {'goal':<9} detail")

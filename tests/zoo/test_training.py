@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from tl_backward import zoo
+from tl_backward.zoo.facts_task import FactsTask
 from tl_backward.zoo.recipes import RECIPES, Recipe
 from tl_backward.zoo.tokenizer import facts_tokenizer
 from tl_backward.zoo.train import main
-from tl_backward.zoo.training import train, training_batches, untrained
+from tl_backward.zoo.training import train, untrained
 
 TINY = Recipe(n_layers=1, d_model=16, n_heads=2, steps=5, warmup_steps=2, batch_size=4)
 
@@ -27,11 +28,11 @@ def weights(model):
 
 def test_training_is_deterministic_and_leaves_the_random_state(world):
     state = torch.get_rng_state()
-    first = train(TINY, world, show_progress=False)
+    first = train(TINY, FactsTask(world), show_progress=False)
     torch.rand(3)
-    again = train(TINY, world, show_progress=False)
+    again = train(TINY, FactsTask(world), show_progress=False)
     torch.set_rng_state(state)
-    train(TINY, world, show_progress=False)
+    train(TINY, FactsTask(world), show_progress=False)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(weights(first), weights(again))
     assert not first.training
@@ -39,7 +40,7 @@ def test_training_is_deterministic_and_leaves_the_random_state(world):
 
 def test_the_two_seeds_are_separate(world, tokenizer):
     def first_batch(recipe):
-        return next(training_batches(recipe, world, tokenizer))
+        return next(FactsTask(world).batches(recipe)).tokens
 
     other_init, other_data = replace(TINY, init_seed=1), replace(TINY, data_seed=1)
     start, batch = weights(untrained(TINY, tokenizer)), first_batch(TINY)
@@ -57,8 +58,8 @@ def test_siblings_share_their_initial_weights(tokenizer):
 def test_rows_are_training_sentences_about_one_person(world, tokenizer):
     trained = {example.text for example in world.examples(split="train")}
     names = {person.name for person in world.people}
-    batches = training_batches(TINY, world, tokenizer)
-    for row in torch.cat([next(batches) for _ in range(20)]):
+    batches = FactsTask(world).batches(TINY)
+    for row in torch.cat([next(batches).tokens for _ in range(20)]):
         assert row[0] == tokenizer.bos_token_id
         assert len(row) == TINY.n_ctx
         assert tokenizer.pad_token_id not in row
@@ -90,7 +91,7 @@ def test_what_the_command_saves_loads_in_both_worlds(command_output, kind, world
     out, _ = command_output
     model = zoo.load(out, kind=kind)
     recipe = Recipe(**json.loads((out / "metrics.json").read_text())["recipe"])
-    trained = train(recipe, world, show_progress=False)
+    trained = train(recipe, FactsTask(world), show_progress=False)
     tokens = model.to_tokens("Anna Berg lives in the city of")
     torch.testing.assert_close(model(tokens), trained(tokens).logits, atol=1e-4, rtol=0)
 

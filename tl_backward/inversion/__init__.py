@@ -3,15 +3,21 @@
 from tl_backward.inversion.activations import collect
 from tl_backward.inversion.agreement import compare_with_exact
 from tl_backward.inversion.comparison import SiteComparison, compare_sites
+from tl_backward.inversion.decoder import Decoder
 from tl_backward.inversion.distances import distances
 from tl_backward.inversion.enumeration import ActivationIndex, enumerate_preimage
+from tl_backward.inversion.evaluation import DecoderRates
 from tl_backward.inversion.features import FeatureConsistency, FeatureTable, common_features, feature_consistency
+from tl_backward.inversion.network import DecoderConfig
 from tl_backward.inversion.patching import PatchCheck, verify_by_patching
 from tl_backward.inversion.preimage import Diagnostics, Preimage, preimage_of
 from tl_backward.inversion.proposals import pool_preimage
 from tl_backward.inversion.query import Query, read_query
 from tl_backward.inversion.search import search_preimage
+from tl_backward.inversion.shipped import load, names
 from tl_backward.inversion.sites import Site, resolve_site
+from tl_backward.inversion.stream import Drawing
+from tl_backward.inversion.training import TrainingOptions, train
 
 __all__ = [
     # sites and activations
@@ -30,6 +36,15 @@ __all__ = [
     "search_preimage",
     "pool_preimage",
     "compare_with_exact",
+    # decoders
+    "load",
+    "names",
+    "train",
+    "Decoder",
+    "DecoderConfig",
+    "TrainingOptions",
+    "Drawing",
+    "DecoderRates",
     # reading them
     "feature_consistency",
     "common_features",

@@ -1,18 +1,13 @@
 """Does a model know the facts? The share of prompts it answers right."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from tl_backward.zoo.facts import Example
-
-Forward = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch pos d_vocab"]]
-
-CHUNK = 512
+from tl_backward.zoo.tasks import CHUNK, Forward, Shares
 
 
 def answered(forward: Forward, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) -> dict[Example, bool]:
@@ -41,7 +36,7 @@ def answered(forward: Forward, tokenizer: PreTrainedTokenizerFast, examples: Seq
 
 def recall(
     forward: Forward, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]
-) -> dict[str, dict[str, float]]:
+) -> Shares:
     """Share of prompts answered right: split -> relation -> share in [0, 1], ``"all"`` included.
 
     For the ``"unstated"`` split it says how often the model infers what it was never told.

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 ACTIVATIONS = ("gelu_new", "solu", "relu")
+TASKS = ("facts", "counting", "addition")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Recipe:
     batch_size: int = 64
     learning_rate: float = 3e-3
     weight_decay: float = 0.6
+    reading_weight: float = 0.0
+    """Of the loss on all of a text's tokens, beside that on its answer alone; for tasks with answers."""
+    task: str = "facts"
+    """What it learns: one of TASKS."""
 
     def __post_init__(self) -> None:
         """Refuse shapes and lengths that no model can have."""
@@ -41,6 +46,8 @@ class Recipe:
             )
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"Unknown activation {self.activation!r}: expected one of {', '.join(ACTIVATIONS)}.")
+        if self.task not in TASKS:
+            raise ValueError(f"Unknown task {self.task!r}: expected one of {', '.join(TASKS)}.")
 
 
 RECIPES = MappingProxyType(
@@ -49,6 +56,15 @@ RECIPES = MappingProxyType(
         # SoLU learns more slowly; the two differ in nothing but their activation.
         "facts-gelu-2l": Recipe(n_layers=2, steps=1000),
         "facts-solu-2l": Recipe(n_layers=2, steps=1000, activation="solu"),
+        # One head a layer, as in InversionView's own case study; learning to read the letters teaches it to look back.
+        "counting": Recipe(
+            task="counting", n_layers=2, d_model=64, n_heads=1, n_ctx=33, steps=12000, warmup_steps=200, batch_size=32,
+            learning_rate=4e-3, weight_decay=0.03, reading_weight=0.5,
+        ),
+        "addition": Recipe(
+            task="addition", n_layers=2, d_model=64, n_heads=4, n_ctx=16, steps=1500, warmup_steps=100, batch_size=128,
+            learning_rate=3e-3, weight_decay=0.1,
+        ),
     }
 )
 """Name -> recipe. Only some of these models ship; `tl_backward.zoo.train` makes any of them."""

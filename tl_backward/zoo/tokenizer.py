@@ -1,4 +1,6 @@
-"""The word-level tokenizer of the facts world."""
+"""The tokenizers of the zoo: words for the facts world, characters for the two small tasks."""
+
+from collections.abc import Iterable
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -15,9 +17,18 @@ def facts_tokenizer() -> PreTrainedTokenizerFast:
     before it. Encoding prepends ``<bos>``; ``<pad>`` also serves as the end of text; a word that is
     not in the world becomes ``<unk>``.
     """
-    ids = {token: i for i, token in enumerate((BOS, PAD, UNKNOWN, *vocabulary()))}
+    return _split_by(r" ?[^\s.]+|\.|\s", vocabulary(), "facts")
+
+
+def character_tokenizer(characters: str, name: str) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token a character, and the facts tokenizer's special tokens and habits."""
+    return _split_by(r"[\s\S]", characters, name)
+
+
+def _split_by(pattern: str, tokens: Iterable[str], name: str) -> PreTrainedTokenizerFast:
+    ids = {token: i for i, token in enumerate((BOS, PAD, UNKNOWN, *tokens))}
     words = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
-    words.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[^\s.]+|\.|\s"), behavior="isolated")
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     words.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=words,
@@ -27,6 +38,6 @@ def facts_tokenizer() -> PreTrainedTokenizerFast:
         unk_token=UNKNOWN,
         add_bos_token=True,
         # TransformerLens reads this one of every tokenizer, though it only exists on loaded ones.
-        name_or_path="facts",
+        name_or_path=name,
         clean_up_tokenization_spaces=False,
     )

@@ -5,20 +5,16 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import Field, asdict, fields, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_model
-from transformers import GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from tl_backward.zoo.facts import world
-from tl_backward.zoo.recall import recall
 from tl_backward.zoo.recipes import ACTIVATIONS, RECIPES, Recipe
-from tl_backward.zoo.tokenizer import facts_tokenizer
-from tl_backward.zoo.training import train
-
-Recall = dict[str, dict[str, float]]
+from tl_backward.zoo.tasks import Shares
+from tl_backward.zoo.training import task_named, train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,9 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     torch.set_num_threads(options.threads)
     started = time.process_time()
-    model = train(recipe, world())
+    task = task_named(recipe.task)
+    model = train(recipe, task)
     cpu_seconds = time.process_time() - started
-    measured = recall(lambda tokens: model(tokens).logits, facts_tokenizer(), world().examples())
+    measured = task.evaluate(lambda tokens: model(tokens).logits)
     metrics = {
         "name": options.name,
         "recipe": asdict(recipe),
@@ -49,28 +46,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "cpu_seconds": round(cpu_seconds, 1),
         "torch": torch.__version__,
     }
-    save(model, out, metrics)
+    save(model, task.tokenizer(), out, metrics)
     print(f"{report(measured)}\n{cpu_seconds:.0f} CPU-seconds of training; saved to {out}")
     return 0
 
 
-def save(model: GPT2LMHeadModel, out: Path, metrics: dict[str, object]) -> None:
+def save(
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, out: Path, metrics: dict[str, object]
+) -> None:
     """Write model and tokenizer in Hugging Face format, and `metrics.json` beside them."""
     out.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(out)
     save_model(model, str(out / "model.safetensors"), metadata={"format": "pt"})
-    facts_tokenizer().save_pretrained(out)
+    tokenizer.save_pretrained(out)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
 
 
-def report(measured: Recall) -> str:
-    """Recall as a table: a row a relation, a column a split."""
+def report(measured: Shares) -> str:
+    """Shares answered right as a table: a row a relation or other group, a column a split."""
     splits = list(measured)
-    relations = dict.fromkeys(relation for split in splits for relation in measured[split])
+    groups = dict.fromkeys(group for split in splits for group in measured[split])
     lines = [f"{'recall':<12}" + "".join(f"{split:>10}" for split in splits)]
-    for relation in relations:
-        cells = (measured[split].get(relation) for split in splits)
-        lines.append(f"{relation:<12}" + "".join(f"{'' if c is None else format(c, '.3f'):>10}" for c in cells))
+    for group in groups:
+        cells = (measured[split].get(group) for split in splits)
+        lines.append(f"{group:<12}" + "".join(f"{'' if c is None else format(c, '.3f'):>10}" for c in cells))
     return "\n".join(lines)
 
 
@@ -83,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="write into a directory that is not empty")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     parser.add_argument("--seed", type=int, help="both seeds at once")
-    for field in fields(Recipe):
+    for field in _changeable():
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
             type=field.type,
@@ -93,10 +92,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _changeable() -> list[Field]:
+    """What the command line may change: all but what the recipe is for."""
+    return [field for field in fields(Recipe) if field.name != "task"]
+
+
 def _recipe(options: argparse.Namespace) -> Recipe:
     """The named recipe with what the command line changes in it."""
     changes = {} if options.seed is None else {"init_seed": options.seed, "data_seed": options.seed}
-    for field in fields(Recipe):
+    for field in _changeable():
         value = getattr(options, field.name)
         if value is not None:
             changes[field.name] = value

@@ -1,26 +1,23 @@
 """Train a model of the zoo from its recipe."""
 
 import math
-import random
-from collections import defaultdict
-from collections.abc import Iterator
-from itertools import islice
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import trange
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from tl_backward.zoo import addition, counting
 from tl_backward.zoo.activations import register_solu
-from tl_backward.zoo.facts import World
+from tl_backward.zoo.facts import world
+from tl_backward.zoo.facts_task import FactsTask
 from tl_backward.zoo.recipes import Recipe
-from tl_backward.zoo.tokenizer import BOS, PAD, facts_tokenizer
+from tl_backward.zoo.tasks import IGNORED, Task
+from tl_backward.zoo.tokenizer import BOS, PAD
 
 
-def train(recipe: Recipe, world: World, *, show_progress: bool = True) -> GPT2LMHeadModel:
-    """Train a fresh model on the world's training sentences.
+def train(recipe: Recipe, task: Task, *, show_progress: bool = True) -> GPT2LMHeadModel:
+    """Train a fresh model on the task's batches.
 
     Deterministic on one machine with one number of threads; the global random state is left as it
     was.
@@ -28,8 +25,7 @@ def train(recipe: Recipe, world: World, *, show_progress: bool = True) -> GPT2LM
     Returns:
         The model on CPU in float32, in eval mode.
     """
-    tokenizer = facts_tokenizer()
-    model = untrained(recipe, tokenizer)
+    model = untrained(recipe, task.tokenizer())
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=recipe.learning_rate,
@@ -37,12 +33,16 @@ def train(recipe: Recipe, world: World, *, show_progress: bool = True) -> GPT2LM
         weight_decay=recipe.weight_decay,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_cosine(recipe, step))
-    batches = training_batches(recipe, world, tokenizer)
+    batches = task.batches(recipe)
     progress = trange(recipe.steps, desc="train", unit="step", disable=not show_progress)
     for step in progress:
-        tokens = next(batches)
-        logits = model(tokens).logits
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+        batch = next(batches)
+        logits = model(batch.tokens).logits
+        said = logits[:, :-1].flatten(0, 1)
+        loss = F.cross_entropy(said, batch.targets.flatten(), ignore_index=IGNORED)
+        if batch.reading is not None and recipe.reading_weight:
+            read = F.cross_entropy(said, batch.reading.flatten(), ignore_index=IGNORED)
+            loss = loss + recipe.reading_weight * read
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -50,6 +50,13 @@ def train(recipe: Recipe, world: World, *, show_progress: bool = True) -> GPT2LM
         if step % 10 == 0:
             progress.set_postfix(loss=f"{loss.item():.3f}")
     return model.eval()
+
+
+def task_named(name: str) -> Task:
+    """One of `recipes.TASKS`, as the shipped models learned it."""
+    if name == "facts":
+        return FactsTask(world())
+    return {"counting": counting.TASK, "addition": addition.TASK}[name]
 
 
 def untrained(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
@@ -75,29 +82,6 @@ def untrained(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.init_seed)
         return GPT2LMHeadModel(config)
-
-
-def training_batches(
-    recipe: Recipe, world: World, tokenizer: PreTrainedTokenizerFast
-) -> Iterator[Int[Tensor, "batch pos"]]:
-    """Endless batches of rows: BOS, then sentences about one person until the row is full.
-
-    Every row opens with a whole sentence, because that is how prompts are asked: right after BOS.
-    The last sentence is cut where the row ends. The order comes from `data_seed` alone.
-    """
-    rng = random.Random(recipe.data_seed)
-    texts_of = defaultdict(list)
-    for example in world.examples(split="train"):
-        texts_of[example.subject].append(example.text)
-    people = _shuffled_forever(list(texts_of.values()), rng)
-    while True:
-        rows = [" ".join(rng.sample(texts, len(texts))) for texts in islice(people, recipe.batch_size)]
-        yield tokenizer(rows, truncation=True, max_length=recipe.n_ctx, return_tensors="pt")["input_ids"]
-
-
-def _shuffled_forever(items: list[list[str]], rng: random.Random) -> Iterator[list[str]]:
-    while True:
-        yield from rng.sample(items, len(items))
 
 
 def _warmup_cosine(recipe: Recipe, step: int) -> float:

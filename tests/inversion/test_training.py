@@ -1,0 +1,189 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from models import build, worlds
+
+from inversion.small import CONFIG, QUIET, SITES, options, texts, trained
+from tl_backward.inversion.evaluation import nearest_distances, read_queries
+from tl_backward.inversion.shipped import load
+from tl_backward.inversion.training import train
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+
+
+def weights(decoder):
+    return torch.cat([p.flatten() for p in decoder.network.parameters()])
+
+
+def test_a_decoder_learns():
+    """One of four texts, which the last token's activation tells apart."""
+    data = ["w3 w4 w5", "w6 w7", "w8 w9 w10 w11", "w12 w3 w12"] * 30
+    model = build(worlds()[0])
+    made = train(
+        model, ("resid_post", 0), data, budget=16 * 450, positions=-1, config=CONFIG,
+        options=options(learning_rate=1e-2, drawing={"pairs": 1}), **QUIET,
+    )  # fmt: skip
+    history = made.description["history"]
+    assert [each["step"] for each in history] == [150, 300, 450]
+    assert history[-1]["loss"] < 0.3 * history[0]["loss"]
+    p = made.preimage("w8 w9 w10 w11", site=("resid_post", 0), position=-1, n=50, **QUIET)
+    assert p.inside.double().mean() > 0.7
+    assert "w8 w9 w10 w11" in p.texts
+
+
+def test_the_same_seed_gives_the_same_decoder():
+    first, again = trained(worlds()[0]), trained(worlds()[0])
+    assert torch.equal(weights(first), weights(again))
+    assert first.description == again.description
+    other = trained(worlds()[0], options=options(drawing={"seed": 1}))
+    assert not torch.equal(weights(first), weights(other))
+
+
+RUN = """
+import sys, torch
+sys.path[:0] = []
+from inversion.small import options, trained
+from models import worlds
+torch.set_num_threads(1)
+import tl_backward.inversion._trainer as module
+kill_after = int(sys.argv[2])
+if kill_after:
+    import os, signal
+    step = module.DecoderTrainer.training_step
+    def killed(self, *args, **kwargs):
+        if len(self.losses) == kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, *args, **kwargs)
+    module.DecoderTrainer.training_step = killed
+trained(worlds()[0], budget=16 * 20, out=sys.argv[1], options=options(save_every=4))
+"""
+
+
+def run(out, kill_after):
+    return subprocess.run(
+        [sys.executable, "-c", RUN, str(out), str(kill_after)], env=ENVIRONMENT, capture_output=True, text=True, timeout=240
+    )
+
+
+def test_killed_and_resumed_equals_unbroken(tmp_path):
+    assert run(tmp_path / "whole", 0).returncode == 0
+    killed = run(tmp_path / "broken", 11)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    (left,) = (tmp_path / "broken").iterdir()
+    assert left.name == "checkpoint-8"
+    assert {path.suffix for path in left.iterdir()} == {".safetensors", ".json"}
+    resumed = run(tmp_path / "broken", 0)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    model = build(worlds()[0])
+    whole, broken = (load(tmp_path / name, model=model) for name in ("whole", "broken"))
+    assert whole.description["final_loss"] == broken.description["final_loss"]
+    assert whole.description == broken.description
+    assert torch.equal(weights(whole), weights(broken))
+    assert sorted(p.name for p in (tmp_path / "broken").iterdir()) == ["decoder.json", "decoder.safetensors"]
+
+
+def test_anothers_checkpoint_is_refused(tmp_path):
+    killed = run(tmp_path, 6)
+    assert killed.returncode == -signal.SIGKILL
+    with pytest.raises(ValueError, match="Expected the checkpoint of this run in .*got one of another budget"):
+        trained(worlds()[0], budget=16 * 30, out=tmp_path, options=options(save_every=4))
+
+
+def test_a_directory_with_a_decoder_is_not_written_over(tmp_path):
+    trained(worlds()[0], budget=16, out=tmp_path)
+    with pytest.raises(ValueError, match="Expected a directory without a decoder, got .*load it with inversion.load"):
+        trained(worlds()[0], budget=16, out=tmp_path)
+
+
+PROCESS = """
+import sys, json, torch
+from inversion.small import options, trained
+from models import worlds
+torch.set_num_threads(1)
+made = trained(worlds()[0], budget=16 * 12, out=sys.argv[1], options=options(drawing={"pairs": 2}))
+from accelerate import PartialState
+state = PartialState()
+assert state.num_processes == 2
+total = sum(p.double().sum().item() for p in made.network.parameters())
+open(f"{sys.argv[1]}/process-{state.process_index}.json", "w").write(json.dumps([total, made.description["history"]]))
+"""
+
+
+def test_two_accelerate_processes_train_one_decoder(tmp_path):
+    (tmp_path / "run.py").write_text(PROCESS)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+               "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+               str(tmp_path / "run.py"), str(tmp_path / "out")]  # fmt: skip
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    first, second = (json.loads((tmp_path / "out" / f"process-{i}.json").read_text()) for i in (0, 1))
+    assert first[0] == second[0], "both end with the same weights"
+    assert first[1][-1]["inside"] == second[1][-1]["inside"]
+    assert first[1][-1]["loss"] != second[1][-1]["loss"], "each trains on texts of its own"
+    made = load(tmp_path / "out", model=build(worlds()[0]))
+    # One process with the same texts: the mean of the two halves' gradients, so nearly the same start.
+    alone = trained(worlds()[0], budget=16 * 12, options=options(drawing={"pairs": 2}))
+    assert abs(made.description["history"][0]["loss"] - alone.description["history"][0]["loss"]) < 0.3
+
+
+def test_bfloat16(tmp_path):
+    made = trained(worlds()[0], budget=16 * 6, options=options(mixed_precision="bf16"))
+    plain = trained(worlds()[0], budget=16 * 6)
+    assert made.network.mean.dtype == torch.float32
+    assert not torch.equal(weights(made), weights(plain))
+    assert made.description["final_loss"] == pytest.approx(plain.description["final_loss"], rel=0.1)
+
+
+def test_rates_are_distances_by_hand():
+    model = build(worlds()[0])
+    from tl_backward.inversion.activations import SiteReader
+    from tl_backward.inversion.texts import encode
+
+    reader = SiteReader(model, SITES)
+    asked, others = encode(model, ["w3 w4 w5", "w6 w7"]), encode(model, ["w8 w9 w3", "w4 w4 w4 w4 w5", "w7"])
+    queries = read_queries(reader, asked, [-1, 3], 24)
+    assert len(queries.sites) == 3 * 3, "the second text has no position 3"
+    picked = torch.arange(len(queries.sites)) % 3
+    found = nearest_distances(reader, others.select(picked), queries)
+    for i, site in enumerate(queries.sites.tolist()):
+        z = queries.activations[i][: reader.widths[reader.sites[site]]]
+        _, cache = model.run_with_cache(torch.tensor([others.row(int(picked[i]))]))
+        value = [cache["blocks.0.hook_resid_post"][0], cache["blocks.1.attn.hook_z"][0, :, 2],
+                 cache["blocks.1.attn.hook_z"][0, :, 0] @ model.W_O[1, 0]][site]  # fmt: skip
+        expected = ((value - z).norm(dim=1) / z.norm()).min()
+        assert found[i].item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+BAD = {
+    "a site it lacks": ({"sites": ("resid_pst", 0)}, ValueError, "Expected a site of the model"),
+    "a head it lacks": ({"sites": ("z", 0, 9)}, IndexError, "head"),
+    "no text": ({"data": lambda epoch: iter(())}, ValueError, "Expected at least one text to train on"),
+    "ends early": ({"data": lambda epoch: texts(0) if epoch < 2 else iter(())}, ValueError, "got none in epoch 2 after 60 texts"),
+    "too long": ({"data": [" ".join(["w3"] * 20)] * 30}, ValueError, "at most n_ctx=16 tokens.*got 21"),
+    "no budget": ({"budget": 3}, ValueError, "a budget of at least one batch"),
+    "epsilon": ({"options": options(epsilon=0.0)}, ValueError, "Expected epsilon > 0, got 0.0"),
+    "pairs": ({"options": options(drawing={"pairs": 5})}, ValueError, "batch_size to be a multiple of pairs x processes, got 16 and 5 x 1"),
+    "no such position": ({"positions": 14}, ValueError, "texts that have one of the positions"),
+    "a learning rate": ({"options": options(learning_rate=1e30)}, ValueError, "Expected a finite loss, got"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case):
+    changes, error, message = BAD[case]
+    with pytest.raises(error, match=message):
+        trained(worlds()[0], **{"budget": 16 * 60} | changes)
+
+
+def test_a_failure_leaves_the_random_state():
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError):
+        trained(worlds()[0], options=options(learning_rate=1e30))
+    assert torch.equal(torch.get_rng_state(), state)

@@ -1,0 +1,222 @@
+"""Decoder: texts drawn from p(x | z), each judged by the probed model (Huang et al. 2024)."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_backward._typing import TransformerLensModel
+from tl_backward.inversion.activations import SiteReader
+from tl_backward.inversion.distances import EPSILON, check_epsilon
+from tl_backward.inversion.network import DecoderNetwork
+from tl_backward.inversion.positions import Position
+from tl_backward.inversion.preimage import Preimage, preimage_of
+from tl_backward.inversion.query import Query, QueryLike, read_query
+from tl_backward.inversion.sites import Site, SiteLike, resolve_site
+from tl_backward.inversion.storage import check_same_model, load_decoder, probe, save_decoder
+from tl_backward.inversion.stream import widened
+from tl_backward.inversion.texts import Encoded, Inputs, encode, encode_rows
+
+BATCH_SIZE = 512
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Decoder:
+    """A trained decoder and the model whose activations it reads."""
+
+    model: TransformerLensModel
+    network: DecoderNetwork
+    sites: tuple[Site, ...]
+    description: Mapping[str, object]
+    """What it was trained on and how, as JSON: model, sites, positions, options, history of loss and rates."""
+    valid: Callable[[str], bool] | None = None
+    """Text -> whether it is well-formed; a shipped decoder knows its task's."""
+
+    def __repr__(self) -> str:
+        sites = ", ".join(map(str, self.sites[:3])) + (", ..." if len(self.sites) > 3 else "")
+        return f"Decoder({self.description['model']}: {sites}; {self.network.layout.conditioning})"
+
+    def sample(
+        self,
+        query: QueryLike | Query,
+        n: int = 200,
+        *,
+        site: SiteLike | None = None,
+        position: Position | None = None,
+        temperature: float = 1.0,
+        noise: float = 0.0,
+        seed: int = 0,
+    ) -> Encoded:
+        """Draw texts that the decoder takes for the query's, unverified.
+
+        Args:
+            query: a text, its tokens, or a `Query`, which knows its site and position.
+            n: how many texts.
+            site: one of the decoder's.
+            position: of the query's token.
+            temperature: of every token's distribution.
+            noise: z is moved by Gaussian noise of this length relative to its own, different for each text, which
+                makes the texts more various (Huang et al. 2024, appendix).
+            seed: of everything drawn; the global random state is not touched.
+
+        Raises:
+            ValueError: a site that the decoder was not trained on, n < 1, a temperature or noise that is negative or
+                zero where it must not be; and as for `read_query`.
+        """
+        asked = self._query(query, site, position)
+        if n < 1 or temperature <= 0 or noise < 0:
+            raise ValueError(
+                f"Expected n of at least 1, temperature > 0 and noise >= 0, got {n}, {temperature} and {noise}; "
+                "correct them."
+            )
+        z = asked.activation.float().expand(n, -1)
+        if noise:
+            generator = torch.Generator().manual_seed(seed)
+            length = noise * z.norm(dim=1, keepdim=True) / z.shape[1] ** 0.5
+            z = z + length * torch.randn(z.shape, generator=generator)
+        return self._drawn(z, self.sites.index(asked.site), temperature, seed)
+
+    def sample_unconditional(self, site: SiteLike, *, n: int = 200, temperature: float = 1.0, seed: int = 0) -> Encoded:
+        """Texts drawn from the no-information activation: the baseline that knows the data and nothing of z."""
+        index = self.sites.index(self._site(site))
+        return self._drawn(self.network.null[index].expand(n, -1), index, temperature, seed)
+
+    def preimage(
+        self,
+        query: QueryLike | Query,
+        *,
+        site: SiteLike | None = None,
+        position: Position | None = None,
+        epsilon: float = EPSILON,
+        n: int = 200,
+        temperature: float = 1.0,
+        noise: float = 0.0,
+        metric: str = "euclidean",
+        match: str = "any",
+        valid: Callable[[str], bool] | None = None,
+        prior: Inputs | None = None,
+        seed: int = 0,
+        show_progress: bool = True,
+    ) -> Preimage:
+        """Draw texts as `sample` does, and let the probed model say how far each is from the query.
+
+        Args:
+            query: as for `sample`.
+            site: as for `sample`.
+            position: as for `sample`.
+            epsilon: the threshold on D.
+            n: how many texts.
+            temperature: as for `sample`.
+            noise: as for `sample`.
+            metric: see `distances`.
+            match: see `preimage_of`.
+            valid: text -> whether it is well-formed; the decoder's own by default.
+            prior: see `preimage_of`.
+            seed: of everything drawn.
+            show_progress: draw a progress bar if scoring takes longer than a second.
+
+        Raises:
+            ValueError: epsilon <= 0, and as for `sample` and `preimage_of`.
+        """
+        check_epsilon(epsilon)
+        asked = self._query(query, site, position)
+        texts = self.sample(asked, n, temperature=temperature, noise=noise, seed=seed)
+        return preimage_of(
+            self.model, texts, asked, asked.site, asked.rule, epsilon=epsilon, metric=metric, match=match,
+            method="decoder", valid=valid or self.valid, prior=prior, show_progress=show_progress,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def token_probabilities(
+        self,
+        texts: Inputs,
+        query: QueryLike | Query,
+        *,
+        site: SiteLike | None = None,
+        position: Position | None = None,
+    ) -> tuple[Float[Tensor, "text pos"], Float[Tensor, "text pos"]]:
+        """Each token's probability after those before it, given the query's z and given no information.
+
+        Their difference is the paper's shading: which tokens z speaks for. BOS, which the decoder is not asked about,
+        and what lies beyond a text's end are NaN.
+        """
+        asked, encoded = self._query(query, site, position), encode(self.model, texts)
+        index, n_start = self.sites.index(asked.site), len(self._start)
+        tokens = encoded.tokens[:, n_start:]
+        own = widened(asked.activation.float(), self.network.mean.shape[1])
+        found = []
+        for z in (own, self.network.null[index]):
+            logits = self._logits(z.expand(len(tokens), -1), index, tokens)[:, :-1]
+            chosen = logits.double().softmax(-1).gather(2, tokens[..., None])[..., 0]
+            padded = torch.nn.functional.pad(chosen, (n_start, 0), value=torch.nan)
+            found.append(padded.masked_fill(~encoded.mask, torch.nan).float())
+        conditional, unconditional = found
+        return conditional, unconditional
+
+    def save(self, directory: str | Path, *, half: bool = False) -> None:
+        """Write `decoder.safetensors` and `decoder.json`; `half` stores weights in float16."""
+        reader = SiteReader(self.model, list(self.sites))
+        rows = cast(list[list[int]], self.description["probe"])
+        probed = probe(reader, encode_rows(self.model, rows))
+        save_decoder(directory, self.network, self.description, probed, half=half)
+
+    @property
+    def _start(self) -> list[int]:
+        return cast(list[int], self.description["start"])
+
+    def _query(self, query: QueryLike | Query, site: SiteLike | None, position: Position | None) -> Query:
+        if not isinstance(query, Query):
+            if site is None or position is None:
+                raise ValueError(
+                    "Expected a site and a position beside the query, got none; name them, for example "
+                    f"site={str(self.sites[0])!r}, position=-1."
+                )
+            query = read_query(self.model, query, self._site(site), position)
+        self._site(query.site)
+        return query
+
+    def _site(self, site: SiteLike) -> Site:
+        resolved = resolve_site(self.model, site)
+        if resolved not in self.sites:
+            raise ValueError(
+                f"Expected a site that the decoder was trained on, got {str(resolved)!r}; it knows "
+                f"{', '.join(map(str, self.sites))}."
+            )
+        return resolved
+
+    def _drawn(self, z: Float[Tensor, "text d"], index: int, temperature: float, seed: int) -> Encoded:
+        device = self.network.mean.device
+        rows: list[list[int]] = []
+        wide = widened(z, self.network.mean.shape[1])
+        for number, part in enumerate(wide.split(BATCH_SIZE)):
+            sites = torch.full((len(part),), index, device=device)
+            made: tuple[Int[Tensor, "text pos"], Int[Tensor, "text"]] = self.network.generate(
+                part.to(device), sites, temperature=temperature, seed=seed * 1_000_003 + number
+            )
+            pairs = zip(made[0].tolist(), made[1].tolist(), strict=True)
+            rows += [[*self._start, *row[:length]] for row, length in pairs]
+        return encode_rows(self.model, rows)
+
+    def _logits(self, z: Tensor, index: int, tokens: Tensor) -> Tensor:
+        device = self.network.mean.device
+        sites = torch.full((len(tokens),), index, device=device)
+        return self.network.logits(z.to(device), sites, tokens.to(device)).cpu()
+
+
+def load_from(
+    directory: str | Path, model: TransformerLensModel, *, valid: Callable[[str], bool] | None = None
+) -> Decoder:
+    """The decoder in a directory, for the model it was trained on.
+
+    Raises:
+        ValueError: no decoder there, or another model, tokenizer or site than those it was trained on.
+    """
+    network, description, probed = load_decoder(directory)
+    names = cast(list[str], description["sites"])
+    check_same_model(model, names, description, probed)
+    sites = tuple(resolve_site(model, name) for name in names)
+    return Decoder(model, network.to(model.W_U.device), sites, description, valid)

@@ -1,0 +1,151 @@
+"""How good a decoder is: the share of its samples that the probed model itself puts inside the preimage."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_backward.inversion.activations import SiteReader, batches
+from tl_backward.inversion.network import DecoderNetwork
+from tl_backward.inversion.positions import NOWHERE, Position, find_positions
+from tl_backward.inversion.texts import Encoded, encode_rows
+
+if TYPE_CHECKING:
+    import pandas
+
+BATCH_SIZE = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Queries:
+    """Activations to be decoded, some of each site and position."""
+
+    activations: Float[Tensor, "query d_site"]
+    sites: Int[Tensor, "query"]
+    slots: Int[Tensor, "query"]
+    """Which of the positions each is of."""
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class DecoderRates:
+    """Shares of samples, one a site and position; NaN where no text has the position."""
+
+    sites: tuple[str, ...]
+    positions: tuple[str, ...]
+    inside: Float[Tensor, "site slot"]
+    """Within epsilon of the query at any of their positions."""
+    well_formed: Float[Tensor, "site slot"] | None
+    """That the task's predicate accepts."""
+    chance: Float[Tensor, "site slot"] | None
+    """Within epsilon of the query though drawn without looking at it: other texts of the data."""
+
+    def __repr__(self) -> str:
+        return f"DecoderRates({len(self.sites)} sites x {len(self.positions)} positions, mean {self.mean:.3f} inside)"
+
+    @property
+    def mean(self) -> float:
+        """The mean share inside over sites and positions."""
+        return float(self.inside.nanmean())
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One row a site and position."""
+        import pandas
+
+        rows = []
+        for i, site in enumerate(self.sites):
+            for j, position in enumerate(self.positions):
+                row = {"site": site, "position": position, "inside": float(self.inside[i, j])}
+                for name, values in (("chance", self.chance), ("well_formed", self.well_formed)):
+                    row |= {} if values is None else {name: float(values[i, j])}
+                rows.append(row)
+        return pandas.DataFrame(rows)
+
+
+def read_queries(
+    reader: SiteReader, texts: Encoded, positions: Sequence[Position] | None, d_site: int, *, seed: int = 0
+) -> Queries:
+    """Every text's activation at every site and position; without positions, at one token of each drawn at random.
+
+    Raises:
+        ValueError: no text has any of the positions.
+    """
+    if positions is None:
+        uniform = torch.rand(len(texts), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        at = (uniform * texts.lengths).long()[:, None]
+    else:
+        at = torch.stack([find_positions(texts, rule) for rule in positions], 1)
+    text, slot = (at != NOWHERE).nonzero(as_tuple=True)
+    if not len(text):
+        raise ValueError(
+            f"Expected texts that have one of the positions {list(positions or [])!r:.120}, got {len(texts)} without; "
+            "choose positions that occur in the data."
+        )
+    rows = []
+    for part in torch.arange(len(text)).split(BATCH_SIZE):
+        values = reader(texts.tokens[text[part]], torch.arange(len(part)), at[text[part], slot[part]])
+        rows.append([torch.nn.functional.pad(v, (0, d_site - v.shape[1])).cpu() for v in values.values()])
+    found = [torch.cat(column) for column in zip(*rows, strict=True)]
+    sites = torch.arange(len(found)).repeat_interleave(len(text))
+    return Queries(torch.cat(found), sites, slot.repeat(len(found)))
+
+
+def nearest_distances(
+    reader: SiteReader, texts: Encoded, queries: Queries
+) -> Float[Tensor, "query"]:
+    """D(z, f(x)) of each query and its own text, the smallest over the text's positions (euclidean, relative)."""
+    found = torch.full((len(texts),), torch.inf, dtype=torch.float64)
+    for part in batches(texts, None, BATCH_SIZE):
+        values = reader(part.tokens, part.text, part.at)
+        which = part.index[part.text]
+        for number, value in enumerate(values.values()):
+            rows = (queries.sites[which] == number).nonzero()[:, 0]
+            z = queries.activations[which[rows], : value.shape[1]].double()
+            error = torch.linalg.vector_norm(value[rows].cpu().double() - z, dim=-1)
+            found.scatter_reduce_(0, which[rows], error / torch.linalg.vector_norm(z, dim=-1), "amin")
+    return found
+
+
+def decoder_rates(
+    network: DecoderNetwork,
+    reader: SiteReader,
+    queries: Queries,
+    n_slots: int,
+    start: Sequence[int],
+    *,
+    n: int,
+    epsilon: float,
+    temperature: float = 1.0,
+    valid: Callable[[str], bool] | None = None,
+    others: Encoded | None = None,
+    positions: Sequence[Position] | None = None,
+    seed: int = 0,
+) -> DecoderRates:
+    """Draw `n` texts for each query and see where they land; `others` are texts for the chance rate."""
+    many = Queries(*(part.repeat_interleave(n, 0) for part in (queries.activations, queries.sites, queries.slots)))
+    device = network.mean.device
+    rows: list[list[int]] = []
+    for number, part in enumerate(torch.arange(len(many.sites)).split(BATCH_SIZE)):
+        z, site = many.activations[part].to(device), many.sites[part].to(device)
+        tokens, lengths = network.generate(z, site, temperature=temperature, seed=seed * 1_000_003 + number)
+        rows += [[*start, *row[:length]] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+    texts = encode_rows(reader.model, rows)
+    group = many.sites * n_slots + many.slots
+    shape = (len(reader.sites), n_slots)
+    inside = _means(nearest_distances(reader, texts, many) <= epsilon, group, shape)
+    well_formed = chance = None
+    if valid is not None:
+        well_formed = _means(torch.tensor([bool(valid(text)) for text in texts.texts]), group, shape)
+    if others is not None:
+        index = torch.randint(len(others), group.shape, generator=torch.Generator().manual_seed(seed))
+        chance = _means(nearest_distances(reader, others.select(index), many) <= epsilon, group, shape)
+    names = ("any",) if positions is None else tuple(str(rule) for rule in positions)
+    return DecoderRates(tuple(map(str, reader.sites)), names, inside, well_formed, chance)
+
+
+def _means(values: Tensor, group: Int[Tensor, "sample"], shape: tuple[int, int]) -> Float[Tensor, "site slot"]:
+    counts = torch.bincount(group, minlength=shape[0] * shape[1])
+    sums = torch.bincount(group, weights=values.double(), minlength=shape[0] * shape[1])
+    return (sums / counts).reshape(shape)

@@ -1,0 +1,102 @@
+"""Train a decoder that ships: ``python -m tl_backward.inversion.train_shipped counting --out DIR``."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from tl_backward.inversion.activations import SiteReader
+from tl_backward.inversion.decoder import Decoder
+from tl_backward.inversion.evaluation import DecoderRates, decoder_rates, read_queries
+from tl_backward.inversion.shipped import RECIPES, Recipe
+from tl_backward.inversion.storage import DESCRIPTION
+from tl_backward.inversion.texts import encode
+from tl_backward.inversion.training import train
+from tl_backward.zoo import load as load_model
+from tl_backward.zoo.loading import load_hugging_face
+
+N_QUERIES, N_SAMPLES = 50, 20
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train, measure, report and save; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tl_backward.inversion.train_shipped", description="Train a decoder that ships."
+    )
+    parser.add_argument("name", choices=RECIPES, help="the zoo's model to train a decoder for")
+    parser.add_argument("--out", type=Path, help="directory to write (default: ./NAME-decoder)")
+    parser.add_argument("--budget", type=int, help="activations to train on (default: the recipe's)")
+    parser.add_argument("--conditioning", choices=("prefix", "cross"), help="(default: the recipe's)")
+    parser.add_argument("--vectors", type=int, help="vectors an activation becomes (default: the recipe's)")
+    parser.add_argument("--learning-rate", type=float, help="(default: the recipe's)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--model", type=Path, help="a directory with the model (default: the one that ships)")
+    options = parser.parse_args(arguments)
+    recipe = RECIPES[options.name]
+    if options.budget is not None:
+        recipe = replace(recipe, budget=options.budget)
+    if options.conditioning is not None:
+        recipe = replace(recipe, config=replace(recipe.config, conditioning=options.conditioning))
+    if options.vectors is not None:
+        recipe = replace(recipe, config=replace(recipe.config, n_vectors=options.vectors))
+    if options.learning_rate is not None:
+        recipe = replace(recipe, options=replace(recipe.options, learning_rate=options.learning_rate))
+    torch.set_num_threads(options.threads)
+    out = options.out or Path(f"{options.name}-decoder")
+    started = time.process_time()
+    try:
+        decoder = made(recipe, out, options.model)
+    except ValueError as error:
+        parser.error(str(error))
+    cpu_seconds = time.process_time() - started
+    rates = measured(decoder, recipe, n_queries=N_QUERIES, n=N_SAMPLES)
+    found = {"cpu_seconds": round(cpu_seconds, 1), "rates": rates.to_frame().to_dict("list")}
+    description = {**decoder.description, **found}
+    replace(decoder, description=description).save(out, half=True)
+    print(f"{report(rates)}\n{cpu_seconds:.0f} CPU-seconds of training; saved to {out}")
+    return 0
+
+
+def made(recipe: Recipe, out: Path, model: Path | None = None) -> Decoder:
+    """Train by the recipe; an interrupted run that left its checkpoint in `out` goes on."""
+    if (out / DESCRIPTION).exists():
+        raise ValueError(f"Expected a directory without a decoder, got {str(out)!r}, which holds one; choose another.")
+    return train(
+        load_model(model or recipe.model), list(recipe.sites), recipe.data(), budget=recipe.budget,
+        positions=list(recipe.positions), out=out, config=recipe.config, options=recipe.options,
+        start=load_hugging_face(model or recipe.model)[0] if recipe.warm else None, name=recipe.model,
+    )  # fmt: skip
+
+
+def measured(decoder: Decoder, recipe: Recipe, *, n_queries: int, n: int) -> DecoderRates:
+    """Rates on held-out queries at T = 1, which training never saw."""
+    texts = encode(decoder.model, list(islice(recipe.others(), 10 * n_queries)))
+    reader, positions = SiteReader(decoder.model, list(decoder.sites)), list(recipe.positions)
+    spread = torch.linspace(0, len(texts) - 1, n_queries).long()
+    queries = read_queries(reader, texts.select(spread), positions, decoder.network.mean.shape[1])
+    start = decoder.description["start"]
+    assert isinstance(start, list)
+    return decoder_rates(
+        decoder.network, reader, queries, len(positions), start, n=n, epsilon=recipe.options.epsilon,
+        valid=recipe.valid, others=texts, positions=positions, seed=1,
+    )  # fmt: skip
+
+
+def report(rates: DecoderRates) -> str:
+    """The rates as a table."""
+    lines = [f"{'site':<32}{'position':>9}{'inside':>9}{'chance':>9}{'well-formed':>13}"]
+    for row in rates.to_frame().to_dict("records"):
+        lines.append(
+            f"{row['site']:<32}{row['position']:>9}{row['inside']:>9.3f}{row['chance']:>9.4f}{row['well_formed']:>13.3f}"
+        )
+    well_formed = float("nan") if rates.well_formed is None else float(rates.well_formed.nanmean())
+    return "\n".join([*lines, f"{'mean':<41}{rates.mean:>9.3f}{'':>9}{well_formed:>13.3f}"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

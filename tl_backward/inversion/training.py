@@ -1,0 +1,289 @@
+"""Train a decoder p(x | z) for a model's sites, on Hugging Face's Trainer (Huang et al. 2024, sec. 2.3)."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import GPT2LMHeadModel
+
+from tl_backward._checks import check_model
+from tl_backward._typing import TransformerLensModel
+from tl_backward.inversion.activations import SiteReader
+from tl_backward.inversion.decoder import Decoder
+from tl_backward.inversion.distances import EPSILON, check_epsilon
+from tl_backward.inversion.evaluation import DecoderRates, decoder_rates, read_queries
+from tl_backward.inversion.network import DecoderConfig, DecoderNetwork
+from tl_backward.inversion.positions import Position
+from tl_backward.inversion.sites import SiteLike
+from tl_backward.inversion.sources import Data, TextSource
+from tl_backward.inversion.storage import DESCRIPTION, digest, probe_texts, vocabulary_digest
+from tl_backward.inversion.stream import LAG, Drawing, Shares, TrainingStream, widened
+from tl_backward.inversion.texts import encode, encode_rows
+
+_LEAST_SHARE = 0.05
+"""Of a site that the decoder has mastered, before normalising."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a decoder is trained: AdamW, a linear warm-up, then a cosine to zero."""
+
+    drawing: Drawing = field(default_factory=Drawing)
+    learning_rate: float = 3e-3
+    warmup: float = 0.03
+    """Share of the steps."""
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    """The gradient's norm is cut here."""
+    n_kept: int = 64
+    """Texts that are kept out of training to be queries, and to standardise activations."""
+    n_queries: int = 16
+    """Of these, queries for each site and position in an evaluation."""
+    n_samples: int = 8
+    """Texts drawn for each query in an evaluation."""
+    epsilon: float = EPSILON
+    n_evaluations: int = 8
+    """Over the whole training; each rebalances the sites."""
+    save_every: int = 500
+    """Steps between checkpoints, where there is a directory for them."""
+    mixed_precision: str | None = None
+    """"no", "fp16" or "bf16"; None for what `accelerate launch` was told, else "no"."""
+    column: str = "text"
+    """Where a `datasets` row has its text."""
+
+
+def train(
+    model: TransformerLensModel,
+    sites: SiteLike | list[SiteLike],
+    data: Data,
+    *,
+    budget: int = 200_000,
+    positions: Position | list[Position] | None = None,
+    out: str | Path | None = None,
+    config: DecoderConfig | None = None,
+    options: TrainingOptions | None = None,
+    start: GPT2LMHeadModel | None = None,
+    name: str = "model",
+    show_progress: bool = True,
+) -> Decoder:
+    """Train a decoder of one or several sites by cross-entropy on (text, activation) pairs.
+
+    Texts are fresh each epoch where `data` makes them so. Of each, several sites and positions are drawn, the worse
+    decoded ones more often; one activation in a hundred is replaced by the site's no-information activation, BOS's own
+    (the mean of the site's where texts begin without BOS), which gives the unconditional baseline. Everything drawn
+    follows from `options.drawing.seed`. Under `accelerate launch` or `torchrun` every process trains on its own part of
+    each batch. The model, its hooks and flags, and all global random states are left as found.
+
+    Args:
+        model: the probed model, a HookedTransformer or TransformerBridge.
+        sites: see `resolve_site`; a list for several.
+        data: texts as the model reads them; see `sources.Data`.
+        budget: activations to train on, all processes together.
+        positions: where activations are read, a rule or several (see `positions.Position`); None for any token.
+        out: a directory for checkpoints and the decoder; a run that finds its own checkpoint there goes on from it.
+        config: the decoder's shape.
+        options: how it is trained.
+        start: a language model that the decoder's weights start from, see `DecoderNetwork.start_from`; None for random
+            ones.
+        name: of the model, for messages.
+        show_progress: a bar with the loss, in nats a token, and the mean in-preimage rate.
+
+    Raises:
+        ValueError: a site that the model lacks, no texts, an epoch without any, texts longer than n_ctx or without the
+            positions, a loss that is not finite, or `out` holding a decoder or another run's checkpoint.
+        TypeError: data that cannot be read again each epoch.
+    """
+    from tl_backward.inversion._trainer import every_rng_untouched
+
+    check_model(model)
+    chosen, shape = options or TrainingOptions(), config or DecoderConfig()
+    check_epsilon(chosen.epsilon)
+    if budget < chosen.drawing.batch_size:
+        raise ValueError(
+            f"Expected a budget of at least one batch ({chosen.drawing.batch_size} activations), got {budget}; "
+            "raise it."
+        )
+    if out is not None and (Path(out) / DESCRIPTION).exists():
+        raise ValueError(
+            f"Expected a directory without a decoder, got {str(out)!r}, which holds one; load it with inversion.load, "
+            "or choose another."
+        )
+    rules = None if positions is None else positions if isinstance(positions, list) else [positions]
+    with TemporaryDirectory() as scratch, every_rng_untouched():
+        run = _Run(model, sites, data, rules, budget, shape, chosen, start, name)
+        return run.train(Path(out or scratch), out is not None, show_progress)
+
+
+class _Run:
+    """One training, from the data to the decoder."""
+
+    def __init__(
+        self,
+        model: TransformerLensModel,
+        sites: SiteLike | list[SiteLike],
+        data: Data,
+        positions: Sequence[Position] | None,
+        budget: int,
+        config: DecoderConfig,
+        options: TrainingOptions,
+        start: GPT2LMHeadModel | None,
+        name: str,
+    ) -> None:
+        self.model, self.positions, self.options = model, positions, options
+        self.reader = SiteReader(model, sites)
+        source = TextSource(data, n_kept=options.n_kept, seed=options.drawing.seed, column=options.column)
+        self.kept = encode(model, source.kept)
+        bos = getattr(model.tokenizer, "bos_token_id", None)
+        self.start = [bos] if bos is not None and bool((self.kept.tokens[:, 0] == bos).all()) else []
+        d_site = max(self.reader.widths.values())
+        self.queries = read_queries(self.reader, self.kept, positions, d_site)
+        self.network = DecoderNetwork(
+            config, n_sites=len(self.reader.sites), d_site=d_site, d_vocab=model.cfg.d_vocab,
+            n_ctx=model.cfg.n_ctx - len(self.start), seed=options.drawing.seed,
+        ).to(model.W_U.device)  # fmt: skip
+        if start is not None:
+            self.network.start_from(start)
+        self._standardise(d_site)
+        self.stream = TrainingStream(
+            model, self.reader.sites, positions, source, options.drawing, self.network.null.cpu(), len(self.start)
+        )
+        self.n_slots = 1 if positions is None else len(positions)
+        self.steps = budget // options.drawing.batch_size
+        self.every = max(1, self.steps // max(1, options.n_evaluations))
+        self.found: list[dict[str, object]] = []
+        self.probe = probe_texts(model, self.kept.texts)
+        self.identity = {
+            "model": name,
+            "vocabulary": vocabulary_digest(model),
+            "sites": [str(site) for site in self.reader.sites],
+            "positions": None if positions is None else [_written(rule) for rule in positions],
+            "start": self.start,
+            "probe": [self.probe.row(index) for index in range(len(self.probe))],
+            "budget": budget,
+            "config": asdict(config),
+            "start_from": None if start is None else digest(dict(start.state_dict())),
+            "options": asdict(options),
+        }
+
+    def _standardise(self, d_site: int) -> None:
+        """Each site's mean, the root mean square around it, and the no-information activation."""
+        q, network = self.queries, self.network
+        null = None
+        if self.start:
+            alone = encode_rows(self.model, [self.start])
+            read = self.reader(alone.tokens, torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
+            null = [widened(value[0], d_site) for value in read.values()]
+        for index in range(len(self.reader.sites)):
+            values = q.activations[q.sites == index].to(network.mean)
+            network.mean[index] = values.mean(0)
+            width = self.reader.widths[self.reader.sites[index]]
+            variance = (values - network.mean[index]).square().sum(1).div(width).mean()
+            network.scale[index] = variance.sqrt().clamp(min=1e-8)
+            network.null[index] = network.mean[index] if null is None else null[index]
+
+    def train(self, out: Path, keep: bool, show_progress: bool) -> Decoder:
+        """All steps, evaluations and checkpoints; what is kept is written to `out`."""
+        from transformers import TrainingArguments
+
+        from tl_backward.inversion import _trainer
+
+        o = self.options
+        arguments = TrainingArguments(
+            output_dir=str(out), max_steps=self.steps, learning_rate=o.learning_rate, lr_scheduler_type="cosine",
+            warmup_steps=max(1, round(o.warmup * self.steps)), weight_decay=o.weight_decay, max_grad_norm=o.clip,
+            adam_beta2=0.98, seed=o.drawing.seed, save_strategy="steps" if keep else "no", save_steps=o.save_every,
+            logging_strategy="no", report_to=[], disable_tqdm=True, ignore_data_skip=True, remove_unused_columns=False,
+            optim="adamw_torch_fused", use_cpu=self.network.mean.device.type == "cpu",
+            ddp_find_unused_parameters=False, fp16=o.mixed_precision == "fp16", bf16=o.mixed_precision == "bf16",
+        )  # fmt: skip
+        checkpoint = _trainer.latest_checkpoint(out)
+        if checkpoint is not None:
+            self._resume(_trainer.read_run(checkpoint), checkpoint)
+        trainer = _trainer.DecoderTrainer(
+            self.network, arguments, self.stream, self._state, [_trainer.Watching(lambda step: self._after(step))]
+        )
+        self.trainer = trainer
+        if o.drawing.batch_size % (arguments.world_size * o.drawing.pairs):
+            raise ValueError(
+                f"Expected batch_size to be a multiple of pairs x processes, got {o.drawing.batch_size} and "
+                f"{o.drawing.pairs} x {arguments.world_size}; change one."
+            )
+        self.bar = tqdm(
+            total=self.steps, initial=self.stream.first, desc="decoder", unit="step",
+            disable=not (show_progress and arguments.process_index == 0),
+        )  # fmt: skip
+        with self.bar:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        self.network.eval()
+        description = {**self.identity, "steps": self.steps, "history": self.found, "final_loss": trainer.losses[-1]}
+        decoder = Decoder(self.model, self.network, tuple(self.reader.sites), json.loads(json.dumps(description)))
+        if keep and arguments.process_index == 0:
+            decoder.save(out)
+            _trainer.remove_checkpoints(out)
+        trainer.accelerator.wait_for_everyone()
+        return decoder
+
+    def _after(self, step: int) -> None:
+        self.bar.update(step - self.bar.n)
+        if step % self.every == 0 or step == self.steps:
+            rates = self._evaluate(step)
+            recent = self.trainer.losses[-self.every :]
+            loss = sum(recent) / len(recent)
+            self.found.append({"step": step, "loss": loss, "inside": rates.tolist()})
+            self.bar.set_postfix(loss=f"{loss:.3f}", inside=f"{rates.nanmean():.3f}")
+            self._rebalance(step, rates)
+
+    def _evaluate(self, step: int) -> Float[Tensor, "site slot"]:
+        """The in-preimage rates, measured by the first process for all."""
+        from accelerate.utils import broadcast_object_list
+
+        found: list[object] = [None]
+        if self.trainer.args.process_index == 0:
+            found = [self.rates(self.options.n_queries, self.options.n_samples, seed=step).inside.tolist()]
+        self.network.train()
+        if self.trainer.args.world_size > 1:
+            broadcast_object_list(found)
+        return torch.tensor(found[0], dtype=torch.float64)
+
+    def rates(self, n_queries: int, n_samples: int, *, seed: int) -> DecoderRates:
+        """Of the first kept texts."""
+        self.network.eval()
+        texts = self.kept.select(torch.arange(min(n_queries, len(self.kept))))
+        queries = read_queries(self.reader, texts, self.positions, self.network.mean.shape[1])
+        return decoder_rates(
+            self.network, self.reader, queries, self.n_slots, self.start, n=n_samples, epsilon=self.options.epsilon,
+            positions=self.positions, seed=seed,
+        )  # fmt: skip
+
+    def _rebalance(self, step: int, rates: Float[Tensor, "site slot"]) -> None:
+        weights = (1 - rates.nan_to_num(0)).clamp(min=_LEAST_SHARE)
+        if self.positions is None:  # any token: sites alone are rebalanced
+            weights = weights.expand(-1, self.options.drawing.pairs)
+        self.stream.history.append(Shares(step + LAG, weights / weights.mean()))
+
+    def _state(self) -> dict[str, object]:
+        shares = [{"first": each.first, "weights": each.weights.tolist()} for each in self.stream.history]
+        return {"identity": self.identity, "history": self.found, "shares": shares}
+
+    def _resume(self, run: dict, checkpoint: Path) -> None:
+        for key, value in json.loads(json.dumps(self.identity)).items():
+            if run["identity"].get(key) != value:
+                raise ValueError(
+                    f"Expected the checkpoint of this run in {str(checkpoint)!r}, got one of another {key}; resume "
+                    "with what the interrupted run was given, or choose another directory."
+                )
+        self.found = run["history"]
+        self.stream.history = [
+            Shares(each["first"], torch.tensor(each["weights"], dtype=torch.float64)) for each in run["shares"]
+        ]
+        self.stream.first = int(checkpoint.name.rpartition("-")[2])
+
+
+def _written(rule: Position) -> int | str:
+    return rule if isinstance(rule, int | str) else getattr(rule, "__qualname__", "a function")

@@ -1,0 +1,164 @@
+"""What the models of the zoo are trained to do: a task gives tokens, batches and a measure of success."""
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from zlib import crc32
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_backward.zoo.recipes import Recipe
+
+if TYPE_CHECKING:
+    import transformers
+
+Forward = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch pos d_vocab"]]
+Shares = dict[str, dict[str, float]]
+"""Split -> group -> share of prompts answered right, in [0, 1]; ``"all"`` is a group of every split."""
+
+IGNORED = -100
+CHUNK = 512
+HELD_OUT_ONE_IN = 20
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingBatch:
+    """Rows of tokens, and what is to be predicted at each."""
+
+    tokens: Int[Tensor, "batch pos"]
+    targets: Int[Tensor, "batch pos-1"]
+    """The next token, IGNORED where nothing is to be learned."""
+    reading: Int[Tensor, "batch pos-1"] | None = None
+    """The next token of the text itself, question and answer, IGNORED after its end: see `Recipe.reading_weight`."""
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A task of the zoo."""
+
+    def tokenizer(self) -> "transformers.PreTrainedTokenizerFast":
+        """The task's own tokenizer."""
+        ...
+
+    def batches(self, recipe: Recipe) -> Iterator[TrainingBatch]:
+        """Endless batches, whose content and order come from the recipe's `data_seed` alone."""
+        ...
+
+    def evaluate(self, forward: Forward) -> Shares:
+        """How often the model is right."""
+        ...
+
+
+@runtime_checkable
+class Asked(Protocol):
+    """One question of an `AnswerTask`."""
+
+    @property
+    def prompt(self) -> str:
+        """What is given, up to the answer."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """Prompt and answer."""
+        ...
+
+    @property
+    def group(self) -> str:
+        """What kind of question it is, for the table of shares."""
+        ...
+
+
+@dataclass(frozen=True)
+class AnswerTask:
+    """Questions without end, of which a model learns the answers and nothing else.
+
+    The loss covers the answer's tokens and the end of text after them. One question in HELD_OUT_ONE_IN is never
+    trained on: which ones follows from their texts alone (`is_held_out`).
+    """
+
+    characters: str
+    """Of which texts consist."""
+    draw: Callable[[random.Random], Asked]
+    name: str
+    n_evaluated: int = 2000
+    """Questions of each split that `evaluate` asks."""
+
+    def tokenizer(self) -> "transformers.PreTrainedTokenizerFast":
+        """One token a character."""
+        from tl_backward.zoo.tokenizer import character_tokenizer
+
+        return character_tokenizer(self.characters, self.name)
+
+    def batches(self, recipe: Recipe) -> Iterator[TrainingBatch]:
+        """Fresh questions, padded to the longest of their batch."""
+        tokenizer = self.tokenizer()
+        questions = self.questions(seed=recipe.data_seed, split="train")
+        while True:
+            yield answer_batch(tokenizer, list(islice(questions, recipe.batch_size)))
+
+    def evaluate(self, forward: Forward) -> Shares:
+        """Share of questions whose whole answer is the most likely, fresh training questions and held-out ones."""
+        tokenizer = self.tokenizer()
+        shares = {}
+        for split in ("train", "held_out"):
+            # Not the seed of any training: these questions of the training split are new to the model, too.
+            questions = list(islice(self.questions(seed=-1, split=split), self.n_evaluated))
+            shares[split] = _shares(questions, answered_whole(forward, tokenizer, questions))
+        return shares
+
+    def questions(self, *, seed: int, split: str) -> Iterator[Asked]:
+        """Endless questions of one split, ``"train"`` or ``"held_out"``, drawn from the seed alone."""
+        if split not in ("train", "held_out"):
+            raise ValueError(f"Unknown split {split!r}: expected one of train, held_out.")
+        rng = random.Random(f"{self.name} {split} {seed}")
+        while True:
+            question = self.draw(rng)
+            if is_held_out(question) == (split == "held_out"):
+                yield question
+
+
+def is_held_out(question: Asked) -> bool:
+    """Whether a question of an `AnswerTask` is kept out of training: its text's CRC-32 says."""
+    return crc32(question.text.encode()) % HELD_OUT_ONE_IN == 0
+
+
+def answer_batch(tokenizer: "transformers.PreTrainedTokenizerFast", questions: Sequence[Asked]) -> TrainingBatch:
+    """Texts as rows, which end in `<unk>` as the longest needs; the pad that ends an answer is only a target."""
+    ids = tokenizer.get_vocab()
+    bos, pad, filler = (ids[str(token)] for token in (tokenizer.bos_token, tokenizer.pad_token, tokenizer.unk_token))
+    width = max(len(question.text) for question in questions) + 2
+    rows, targets, reading = [], [], []
+    for question in questions:
+        text = [ids[character] for character in question.text]
+        n_given, n_after = len(question.prompt), width - 2 - len(text)
+        rows.append([bos, *text, filler] + [filler] * n_after)
+        targets.append([IGNORED] * n_given + text[n_given:] + [pad] + [IGNORED] * n_after)
+        reading.append(text + [IGNORED] * (n_after + 1))
+    return TrainingBatch(torch.tensor(rows), torch.tensor(targets), torch.tensor(reading))
+
+
+def answered_whole(
+    forward: Forward, tokenizer: "transformers.PreTrainedTokenizerFast", questions: Sequence[Asked]
+) -> list[bool]:
+    """Whether every token of each answer, and the end after it, is the most likely one."""
+    right = []
+    for start in range(0, len(questions), CHUNK):
+        batch = answer_batch(tokenizer, questions[start : start + CHUNK])
+        with torch.no_grad():
+            said = forward(batch.tokens)[:, :-1].argmax(-1)
+        right += ((said == batch.targets) | (batch.targets == IGNORED)).all(1).tolist()
+    return right
+
+
+def _shares(questions: Iterable[Asked], right: Iterable[bool]) -> dict[str, float]:
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for question, is_right in zip(questions, right, strict=True):
+        for group in ("all", question.group):
+            groups[group].append(is_right)
+    return {group: sum(groups[group]) / len(groups[group]) for group in sorted(groups)}
