@@ -52,6 +52,8 @@ class SiteReading:
     """Hypotheses of what the texts within share, ranked."""
     retrieval: Preimage | None
     """The baseline: the nearest inputs of a pool."""
+    retrieval_features: FeatureTable | None
+    """What those within epsilon keep."""
     exact: Preimage | None
     """All inputs of a finite domain within epsilon, where it was enumerated."""
     exact_features: FeatureTable | None
@@ -97,10 +99,13 @@ def read_preimage(
         preimage = compare_with_exact(preimage, exact, features)
     texts = None if prior is None else list(prior)
     table = common_features(preimage, features, prior=texts, level=level) if features else None
-    truth = common_features(exact, features, prior=texts, level=level) if features and exact is not None else None
+    near, truth = (
+        common_features(each, features, prior=texts, level=level) if features and each is not None else None
+        for each in (retrieval, exact)
+    )
     sides = [_nearest(preimage, inside, n_shown) for inside in (True, False)]
     inside, outside = (_shown(model, preimage, side, decoder) for side in sides)
-    return SiteReading(preimage, inside, outside, table, retrieval, exact, truth)
+    return SiteReading(preimage, inside, outside, table, retrieval, near, exact, truth)
 
 
 def _nearest(preimage: Preimage, inside: bool, n: int) -> list[int]:

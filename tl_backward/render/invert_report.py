@@ -1,10 +1,12 @@
 """A page of what activations know of a query: the inputs that give nearly the same ones, and what they share."""
 
+import math
 from collections.abc import Sequence
 
 from tl_backward import _html
 from tl_backward._html import Cell, TableCell, escape, visible_text
 from tl_backward.inversion import FeatureTable, Preimage, SiteComparison
+from tl_backward.inversion.features import FeatureConsistency, Rate
 from tl_backward.inversion.site_reading import SiteReading
 from tl_backward.render.attention_report import beside
 from tl_backward.render.export import data_block
@@ -30,6 +32,7 @@ HOW = {
     "pool": "The nearest of a pool of inputs.",
     "given": "Texts that were given.",
 }
+QUERY = "The token in a frame is the one whose activations are asked about."
 SAMPLES = (
     "The nearest texts on either side, each once; the Data box has the others. First the distance D; the token in a "
     "frame is where the text comes nearest. Hover over a token for its own D."
@@ -66,7 +69,9 @@ def invert_report(
         )
     first = given[0].preimage
     page = Page("What an activation knows" + (f": {name}" if name else ""), intro=INTRO, footer=FOOTER)
-    page.section("The query", first.query.text, query_strip(first) if len(given) == 1 else Fragment(""), _summary(given))
+    one_place = len({each.preimage.position for each in given}) == 1
+    strip = query_strip(first, marked=first.position if one_place else None)
+    page.section("The query", QUERY if one_place else "", strip, _summary(given))
     if comparison is not None:
         maps = [_folded(row.feature, i == 0, feature_map(comparison, row.feature)) for i, row in enumerate(_ranked(comparison))]
         page.section("Where along the network", MAP, *maps, _frame_data(comparison, "feature_map.csv"))
@@ -75,14 +80,20 @@ def invert_report(
     return page
 
 
-def _ranked(comparison: SiteComparison):
-    """Features by the most that any site knows of them."""
-    best = {}
-    for table in comparison.features:
-        for row in table.rows:
-            if row.bits == row.bits and (row.feature not in best or row.bits > best[row.feature].bits):
-                best[row.feature] = row
-    return sorted(best.values(), key=lambda row: -row.bits)
+def _ranked(comparison: SiteComparison) -> list[FeatureConsistency]:
+    """Each feature where most is known of it, the best known first."""
+    best: dict[str, FeatureConsistency] = {}
+    for row in (row for table in comparison.features for row in table.rows):
+        known = best.setdefault(row.feature, row)
+        if math.isnan(known.bits) or row.bits > known.bits:
+            best[row.feature] = row
+    return sorted(best.values(), key=lambda row: -math.inf if math.isnan(row.bits) else row.bits, reverse=True)
+
+
+def known_best(features: FeatureTable | None, n: int = 1) -> list[FeatureConsistency]:
+    """The most telling features that are kept more often than by chance: interval above the prior's."""
+    rows = () if features is None else features.rows
+    return [row for row in rows if row.prior is None or row.rate.low > row.prior.high][:n]
 
 
 def _summary(readings: Sequence[SiteReading]) -> Fragment:
@@ -90,8 +101,7 @@ def _summary(readings: Sequence[SiteReading]) -> Fragment:
     for reading in readings:
         p = reading.preimage
         d = p.diagnostics
-        best = reading.features.rows[0] if reading.features is not None else None
-        told = None if best is None or best.rate.value != best.rate.value else f"{best.feature} {best.rate}"
+        told = "; ".join(f"{row.feature}: {row.rate}" for row in known_best(reading.features))
         rows.append(
             [p.position, p.method, int(p.inside.sum()), d.distinct, d.share_inside, d.chance, d.well_formed, told]
         )
@@ -104,12 +114,14 @@ def _block(reading: SiteReading, *, is_open: bool) -> Fragment:
     p = reading.preimage
     stem = f"{p.site}_{p.position}"
     parts = [
-        query_strip(p),
+        query_strip(p, marked=p.position),
         beside(_facts(p), _part("How the texts were found", HOW[p.method])),
         _part("Texts inside and outside", SAMPLES, preimage_samples(reading), samples_data(p, filename=f"texts_{stem}.csv")),
     ]
     if reading.features is not None:
-        table = hypotheses(reading.features, reading.exact_features)
+        table = hypotheses(
+            reading.features, retrieved=reading.retrieval_features, exact=reading.exact_features
+        )
         parts.append(_part("Hypotheses", FEATURES, table, _features_data(reading.features, f"features_{stem}.csv")))
     others = []
     if reading.exact is not None and reading.exact is not p:
@@ -124,24 +136,31 @@ def _block(reading: SiteReading, *, is_open: bool) -> Fragment:
     return _folded(f"{p.site}, position {p.position}: {int(p.inside.sum())} of {len(p)} texts inside", is_open, *parts)
 
 
-def hypotheses(features: FeatureTable, exact: FeatureTable | None = None) -> Fragment:
-    """Hypotheses ranked: the query's value, the share that keeps it, the prior's, bits, and the exact share if known."""
-    rows: list[list[TableCell]] = []
-    for row in features.rows:
-        known = row.rate.value == row.rate.value
-        cells: list[TableCell] = [
+def hypotheses(
+    features: FeatureTable, *, retrieved: FeatureTable | None = None, exact: FeatureTable | None = None
+) -> Fragment:
+    """Hypotheses ranked: the query's value, the share that keeps it, the prior's, bits, and what other ways say."""
+    beside_it = {"among retrieved": retrieved, "exact share": exact}
+    others = {name: table for name, table in beside_it.items() if table is not None}
+    rows: list[list[TableCell]] = [
+        [
             Cell(str(row.query_value)),
-            Cell(str(row.rate) if known else "\u2013", value=row.rate.value if known else None),
+            _share(row.rate),
             "" if row.prior is None else str(row.prior),
-            row.bits if known else None,
+            None if math.isnan(row.bits) else row.bits,
+            *(_share(table[row.feature].rate) for table in others.values()),
         ]
-        if exact is not None:
-            truth = exact[row.feature].rate.value
-            cells.append(Cell(f"{truth:.3f}", value=truth) if truth == truth else None)
-        rows.append(cells)
-    columns = ["query's value", "share that keeps it", "prior's share", "bits"] + (["exact share"] if exact is not None else [])
+        for row in features.rows
+    ]
+    columns = ["query's value", "share that keeps it", "prior's share", "bits", *others]
     names = [row.feature for row in features.rows]
     return Fragment(_html.table(columns, rows, row_names=names, corner="feature", bound=1.0, limit=40))
+
+
+def _share(rate: Rate) -> Cell:
+    if math.isnan(rate.value):
+        return Cell("\u2013")
+    return Cell(f"{rate.value:.3f}" if math.isinf(rate.n) else str(rate), value=rate.value)
 
 
 def _facts(p: Preimage) -> Fragment:
@@ -164,7 +183,7 @@ def _facts(p: Preimage) -> Fragment:
 def _features_data(features: FeatureTable, filename: str) -> Fragment:
     frame = features.to_frame()
     frame["query_value"] = frame["query_value"].map(str)
-    frame["n"] = [None if n == float("inf") else n for n in frame["n"]]
+    frame["n"] = [None if math.isinf(n) else n for n in frame["n"]]
     frame = frame.astype(object).where(frame.notna(), None)
     return data_block(list(map(str, frame.columns)), frame.values.tolist(), filename=filename)
 

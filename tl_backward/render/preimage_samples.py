@@ -10,6 +10,7 @@ from tl_backward.inversion.site_reading import ShownText, SiteReading
 from tl_backward.render.attention_report import beside
 from tl_backward.render.export import data_block
 from tl_backward.render.page import Fragment
+from tl_backward.vocabulary import token_string
 
 SHADING = "p(token | z) minus p(token | no information), by the decoder"
 _MOST_ROWS = 5000  # of the data block
@@ -36,15 +37,14 @@ def preimage_samples(reading: SiteReading) -> Fragment:
     return Fragment(above) + beside(*columns)
 
 
-def query_strip(preimage: Preimage) -> Fragment:
-    """The query's tokens, with a frame around the one whose activation is asked about."""
-    strings = _strings(preimage)
+def query_strip(preimage: Preimage, *, marked: int | None) -> Fragment:
+    """The query's tokens, their positions on hover, with a frame around the one at `marked`."""
+    strings = [token_string(preimage.inputs.tokenizer, token) for token in preimage.query.tokens.tolist()]
     details = [f"position {i}" for i in range(len(strings))]
-    values = [float(i == preimage.position) for i in range(len(strings))]
-    strip = token_strip(
-        strings, values, value_label="", bound=4.0, with_legend=False, details=details, marked=preimage.position
+    values = [float(i == marked) for i in range(len(strings))]
+    return Fragment(
+        token_strip(strings, values, value_label="", bound=4.0, with_legend=False, details=details, marked=marked)
     )
-    return Fragment(strip)
 
 
 def nearest_texts(preimage: Preimage, *, n: int = 10, caption: str = "") -> Fragment:
@@ -65,12 +65,6 @@ def samples_data(preimage: Preimage, *, filename: str) -> Fragment:
         for text, distance, position, inside, weight in frame.itertuples(index=False)
     ]
     return data_block(list(map(str, frame.columns)), rows, filename=filename)
-
-
-def _strings(preimage: Preimage) -> list[str]:
-    from tl_backward.vocabulary import token_string
-
-    return [token_string(preimage.inputs.tokenizer, token) for token in preimage.query.tokens.tolist()]
 
 
 def _strips(preimage: Preimage, shown: Sequence[ShownText], bound: float) -> str:
@@ -97,7 +91,7 @@ def _strip(text: ShownText, nearest: int, bound: float) -> str:
 
 
 def _heading(text: str) -> str:
-    return f'<div style="font-weight:bold;font-size:13px;margin:4px 0">{escape(visible_text(text))}; D first</div>'
+    return f'<div style="font-weight:bold;font-size:13px;margin:4px 0">{escape(visible_text(text))}</div>'
 
 
 def _note(text: str) -> str:
