@@ -379,11 +379,12 @@ def token_strip(
     for i, (token, value) in enumerate(zip(tokens, values, strict=True)):
         background = color_for(value, bound, PALE)
         title = _title([visible_token(token), repr(float(value)) if details is None else details[i]])
-        frame = "outline:2px solid #1a1a1a;outline-offset:-2px;font-weight:bold;" if i == marked else ""
+        frame = "outline:2px solid #c2185b;outline-offset:-2px;font-weight:bold;" if i == marked else ""
         spans.append(
             f'<bdi style="display:inline-block;max-width:100%;overflow-wrap:break-word;white-space:pre-wrap;'
             f"border:1px solid #c8c8c8;padding:2px 1px;margin:1px 0;{frame}"
-            f'background-color:{background};color:{text_color(background)}"{title}>{escape(visible_token(token, 200))}</bdi>'
+            f'background-color:{background};color:{text_color(background)}"{title}>'
+            f"{escape(visible_token(token, 200))}</bdi>"
         )
     body = "".join(spans)
     strip = f'<div style="{MONO};font-size:13px;margin:4px 0;max-width:100%">{body}</div>'

@@ -7,7 +7,16 @@ import warnings
 import torch
 
 from tests.benchmarks import (
-    capture, compare, dissimilarity, edits, enumeration, imports, inversion, lens, sweeps, top_pairs,
+    capture,
+    compare,
+    dissimilarity,
+    edits,
+    enumeration,
+    imports,
+    inversion,
+    lens,
+    sweeps,
+    top_pairs,
 )  # fmt: skip
 
 

@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tl_backward.cli.compare import read_data
 from tl_backward.cli.options import Commands, add_model, add_output, check_out, open_page, positive
+from tl_backward.text_files import read_data
 
 if TYPE_CHECKING:
     from tl_backward.inversion import SiteReading
@@ -77,7 +77,9 @@ def add_commands(commands: Commands) -> None:
     )
     data.add_argument("--text-key", default="text", metavar="NAME", help="where a text is in objects of the file")
     data.add_argument("--pool", type=positive, default=2000, metavar="N", help="texts of it (default: 2000)")
-    data.add_argument("--max-tokens", type=positive, metavar="N", help="cut a file's texts there (default: at the context)")
+    data.add_argument(
+        "--max-tokens", type=positive, metavar="N", help="cut a file's texts there (default: at the context)"
+    )
     add_output(parser)
     parser.add_argument("--json", action="store_true", help="print the numbers as one JSON object; a page with --out")
     parser.set_defaults(run=_invert)
@@ -107,7 +109,7 @@ def _invert(arguments: argparse.Namespace) -> None:
     out = check_out(arguments.out)
     name = Path(arguments.model).name or arguments.model
     texts = None if arguments.data is None else read_data(Path(arguments.data), arguments.text_key)
-    task = task_of(arguments.model) if texts is None else task_of_texts(texts, Path(arguments.data).name)
+    task = task_of(arguments.model) if texts is None else task_of_texts(texts)
     if task is None:
         raise ValueError(
             f"Expected --data with a model that has no task of its own, got {arguments.model!r} alone; give a file of "
@@ -168,7 +170,11 @@ def _as_json(reading: "SiteReading") -> dict[str, object]:
         frame["query_value"] = frame["query_value"].map(str)
         data["features"] = frame.to_dict("records")
     data["texts"] = [
-        {"text": "".join(text.strings), "distance": float(p.distances[text.index]), "inside": bool(p.inside[text.index])}
+        {
+            "text": "".join(text.strings),
+            "distance": float(p.distances[text.index]),
+            "inside": bool(p.inside[text.index]),
+        }
         for text in (*reading.inside, *reading.outside)
     ]
     return data

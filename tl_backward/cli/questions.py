@@ -28,9 +28,7 @@ _CHAINS, _STEPS = 64, 400  # of a search
 class Questions:
     """One prompt asked at many sites and positions, the pool and the decoder shared."""
 
-    def __init__(
-        self, model: TransformerLensModel, name: str, task: Task, arguments: argparse.Namespace
-    ) -> None:
+    def __init__(self, model: TransformerLensModel, name: str, task: Task, arguments: argparse.Namespace) -> None:
         """Refuse early what no site could answer.
 
         Raises:
@@ -89,13 +87,12 @@ class Questions:
 
     def answer(self, site: SiteLike, position: Position) -> SiteReading:
         """The preimage at one site and position, beside retrieval and, of few inputs, the exact one."""
-        asked = {"epsilon": self.arguments.epsilon, "metric": self.arguments.metric, "show_progress": self.watched}
-        where = (self.arguments.prompt, site, position)
         near = pool_preimage(
-            self.model, self.pool, *where, n=self.arguments.n, valid=self.task.valid, **asked
-        )
-        exact = self._exact(near, asked) if self.method == "enumerate" or self._is_small else None
-        found = {"pool": near, "enumerate": exact}.get(self.method) or self._sampled(near, asked)
+            self.model, self.pool, self.arguments.prompt, site, position, n=self.arguments.n, valid=self.task.valid,
+            epsilon=self.arguments.epsilon, metric=self.arguments.metric, show_progress=self.watched,
+        )  # fmt: skip
+        exact = self._exact(near) if self.method == "enumerate" or self._is_small else None
+        found = {"pool": near, "enumerate": exact}.get(self.method) or self._sampled(near)
         knows = self.decoder is not None and found.site in self.decoder.sites
         return read_preimage(
             self.model, found, features=self.task.features, prior=self.pool.texts,
@@ -107,19 +104,24 @@ class Questions:
     def _is_small(self) -> bool:
         return self.task.is_small and self.arguments.data is None
 
-    def _exact(self, near: Preimage, asked: dict[str, object]) -> Preimage:
+    def _exact(self, near: Preimage) -> Preimage:
         domain = self._encoded(self.task.draw(sys.maxsize, 0)) if self.task.domain is None else self.task.domain()
         return enumerate_preimage(
-            self.model, domain, near.site, near.query.rule, near.query, valid=self.task.valid, **asked
-        )
+            self.model, domain, near.site, near.query.rule, near.query, near.epsilon, metric=near.metric,
+            valid=self.task.valid, show_progress=self.watched,
+        )  # fmt: skip
 
-    def _sampled(self, near: Preimage, asked: dict[str, object]) -> Preimage:
+    def _sampled(self, near: Preimage) -> Preimage:
         n, seed = self.arguments.n, self.arguments.seed
         if self.method == "decoder" and self.decoder is not None:
-            return self.decoder.preimage(near.query, n=n, prior=self.pool, seed=seed, **asked)
+            return self.decoder.preimage(
+                near.query, n=n, epsilon=near.epsilon, metric=near.metric, prior=self.pool, seed=seed,
+                show_progress=self.watched,
+            )  # fmt: skip
         chains = min(_CHAINS, n)
         thin = max(1, chains * (_STEPS // 2) // n)
         return search_preimage(
             self.model, near.query, near.site, near.query.rule, proposals=self.pool, chains=chains, steps=_STEPS,
-            thin=thin, valid=self.task.valid, token_edits=self.task.edits, seed=seed, **asked,
+            thin=thin, valid=self.task.valid, token_edits=self.task.edits, seed=seed,
+            epsilon=near.epsilon, metric=near.metric, show_progress=self.watched,
         )  # fmt: skip

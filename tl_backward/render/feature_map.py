@@ -20,7 +20,10 @@ def feature_map(comparison: SiteComparison, feature: str) -> Fragment:
     Raises:
         KeyError: a feature that was not compared.
     """
-    found = {(p.site, p.position): (p, table[feature]) for p, table in zip(comparison.preimages, comparison.features, strict=True)}
+    found = {
+        (p.site, p.position): (p, table[feature])
+        for p, table in zip(comparison.preimages, comparison.features, strict=True)
+    }
     sites = list(dict.fromkeys(site for site, _ in found))
     positions = sorted({position for _, position in found})
     query = comparison.preimages[0].query
@@ -44,7 +47,13 @@ def feature_map(comparison: SiteComparison, feature: str) -> Fragment:
     value = comparison.features[0][feature].query_value
     caption = f"{feature} = {value}"
     return lens_table(
-        [site_label(site) for site in sites], columns, cells, value_label=LABEL, caption=caption, corner="site", bound=1.0
+        [site_label(site) for site in sites],
+        columns,
+        cells,
+        value_label=LABEL,
+        caption=caption,
+        corner="site",
+        bound=1.0,
     )
 
 

@@ -43,8 +43,9 @@ FEATURES = (
     "A feature kept near 1 is known; one at the prior's share is forgotten."
 )
 MAP = (
-    "For each site and token of the query, the share of a pool's inputs within epsilon that keep the query's value of a "
-    "feature. A dash: the pool has no input within epsilon, and nothing is known. Few inputs make wide intervals: hover."
+    "For each site and token of the query, the share of a pool's inputs within epsilon that keep the query's value of "
+    "a feature. A dash: the pool has no input within epsilon, and nothing is known. Few inputs make wide intervals: "
+    "hover."
 )
 
 
@@ -73,7 +74,10 @@ def invert_report(
     strip = query_strip(first, marked=first.position if one_place else None)
     page.section("The query", QUERY if one_place else "", strip, _summary(given))
     if comparison is not None:
-        maps = [_folded(row.feature, i == 0, feature_map(comparison, row.feature)) for i, row in enumerate(_ranked(comparison))]
+        maps = [
+            _folded(row.feature, i == 0, feature_map(comparison, row.feature))
+            for i, row in enumerate(_ranked(comparison))
+        ]
         page.section("Where along the network", MAP, *maps, _frame_data(comparison, "feature_map.csv"))
     blocks = [_block(reading, is_open=i == 0) for i, reading in enumerate(given)]
     page.section("Site by site", "", *blocks)
@@ -116,16 +120,20 @@ def _block(reading: SiteReading, *, is_open: bool) -> Fragment:
     parts = [
         query_strip(p, marked=p.position),
         beside(_facts(p), _part("How the texts were found", HOW[p.method])),
-        _part("Texts inside and outside", SAMPLES, preimage_samples(reading), samples_data(p, filename=f"texts_{stem}.csv")),
+        _part(
+            "Texts inside and outside",
+            SAMPLES,
+            preimage_samples(reading),
+            samples_data(p, filename=f"texts_{stem}.csv"),
+        ),
     ]
     if reading.features is not None:
-        table = hypotheses(
-            reading.features, retrieved=reading.retrieval_features, exact=reading.exact_features
-        )
+        table = hypotheses(reading.features, retrieved=reading.retrieval_features, exact=reading.exact_features)
         parts.append(_part("Hypotheses", FEATURES, table, _features_data(reading.features, f"features_{stem}.csv")))
     others = []
     if reading.exact is not None and reading.exact is not p:
-        share = f"{int(reading.exact.inside.sum())} inputs of the domain, a share of {reading.exact.diagnostics.share_inside:.3g}."
+        n, share_inside = int(reading.exact.inside.sum()), reading.exact.diagnostics.share_inside
+        share = f"{n} inputs of the domain, a share of {share_inside:.3g}."
         others.append(_part("The exact preimage", share, nearest_texts(reading.exact)))
     if reading.retrieval is not None:
         r = reading.retrieval.diagnostics
@@ -174,7 +182,12 @@ def _facts(p: Preimage) -> Fragment:
         ["distinct inside", d.distinct],
         ["effective sample size", d.effective_sample_size],
     ]
-    others = {"chance (the prior's share)": d.chance, "well-formed": d.well_formed, "accepted": d.acceptance, "recall": d.recall}
+    others = {
+        "chance (the prior's share)": d.chance,
+        "well-formed": d.well_formed,
+        "accepted": d.acceptance,
+        "recall": d.recall,
+    }
     others |= {f"TV of {name}": value for name, value in d.total_variation.items()}
     rows += [[name, value] for name, value in others.items() if value is not None]
     return Fragment(_html.table(["what", "value"], rows, limit=30))
@@ -195,8 +208,8 @@ def _frame_data(comparison: SiteComparison, filename: str) -> Fragment:
 
 
 def _part(title: str, words: str, *fragments: Fragment) -> Fragment:
-    head = f'<div style="font-weight:bold;margin:12px 0 2px">{_text(title)}</div><p style="font-size:14px">{_text(words)}</p>'
-    return sum(fragments, start=Fragment(head))
+    head = f'<div style="font-weight:bold;margin:12px 0 2px">{_text(title)}</div>'
+    return sum(fragments, start=Fragment(f'{head}<p style="font-size:14px">{_text(words)}</p>'))
 
 
 def _folded(title: str, is_open: bool, *fragments: Fragment) -> Fragment:

@@ -33,7 +33,9 @@ def preimage_samples(reading: SiteReading) -> Fragment:
         (f"inside: {n_inside} of {len(preimage)}", reading.inside, "No text within epsilon was found."),
         (f"outside: {len(preimage) - n_inside}", reading.outside, "Every text is within epsilon."),
     )
-    columns = [Fragment(_heading(title) + (_strips(preimage, shown, bound) or _note(none))) for title, shown, none in sides]
+    columns = [
+        Fragment(_heading(title) + (_strips(preimage, shown, bound) or _note(none))) for title, shown, none in sides
+    ]
     return Fragment(above) + beside(*columns)
 
 
@@ -70,7 +72,8 @@ def samples_data(preimage: Preimage, *, filename: str) -> Fragment:
 def _strips(preimage: Preimage, shown: Sequence[ShownText], bound: float) -> str:
     return "".join(
         '<div style="display:flex;gap:8px;align-items:baseline;margin:2px 0">'
-        f'<span style="flex:0 0 4.2em;font-size:12px;text-align:right" title="{float(preimage.distances[text.index])!r}">'
+        f'<span style="flex:0 0 4.2em;font-size:12px;text-align:right" '
+        f'title="{float(preimage.distances[text.index])!r}">'
         f"{float(preimage.distances[text.index]):.3g}</span>"
         f'<div style="min-width:0">{_strip(text, int(preimage.best_positions[text.index]), bound)}</div></div>'
         for text in shown
@@ -86,7 +89,14 @@ def _strip(text: ShownText, nearest: int, bound: float) -> str:
         said = ["" if math.isnan(a) else f"; p {a:.3g} with z, {b:.3g} without" for a, b in pairs]
         details = [first + second for first, second in zip(details, said, strict=True)]
     return token_strip(
-        text.strings, values, value_label="", signed=True, bound=bound, with_legend=False, details=details, marked=nearest
+        text.strings,
+        values,
+        value_label="",
+        signed=True,
+        bound=bound,
+        with_legend=False,
+        details=details,
+        marked=nearest,
     )
 
 
