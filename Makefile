@@ -5,7 +5,7 @@ PYTEST_FLAGS ?= -q -n 2
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-tl4 test-browser lint docs bench venv venv-tl4 clean
+.PHONY: help demo test test-tl4 test-browser lint docs dist bench venv venv-tl4 clean
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -47,6 +47,15 @@ docs: .venv/.docs  ## the documentation, in site/; a warning is an error
 .venv/.docs: .venv/.installed
 	.venv/bin/pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@
+
+# The wheel is run from where it is unpacked, so that nothing in it is missed thanks to this folder.
+dist: .venv/.installed  ## wheel and sdist, checked; the demo runs from the wheel
+	rm -rf dist
+	.venv/bin/python -m build -q
+	.venv/bin/twine check --strict dist/*.whl dist/*.tar.gz
+	test "$$(stat -c %s dist/*.whl)" -lt 12000000
+	.venv/bin/pip install -q --disable-pip-version-check --no-deps --target dist/unpacked dist/*.whl
+	cd dist && PYTHONPATH=unpacked ../.venv/bin/python -m tl_backward.cli demo --out demo.html --no-open
 
 bench: .venv/.installed  ## speed and memory, as ratios within one run
 	.venv/bin/python -m tests.benchmarks

@@ -145,7 +145,7 @@ SENTENCES = {
     "names_filter matches nothing": (lambda m: run(m, names_filter=lambda n: False), ValueError, "got one that matches none"),
     "unknown hook point": (lambda m: run(m, names_filter="hook_embd"), ValueError, "the nearest are 'hook_embed'"),
     "unknown weight": (lambda m: run(m, weights="W_ot"), ValueError, "got 'W_ot'; the nearest are .*'W_out'"),
-    "no weights": (lambda m: run(m, weights=[]), ValueError, "Expected at least one weight"),
+    "nothing to keep": (lambda m: run(m, weights=[], names_filter=[]), ValueError, "hook points whose gradients to keep, got neither"),
     "weights of the wrong kind": (lambda m: run(m, weights=3), TypeError, "got int; for example"),
     "vector loss": (lambda m: run(m, loss=lambda x, t: x[0, 0]), ValueError, r"scalar, got shape \(50,\); reduce it"),
     "number loss": (lambda m: run(m, loss=lambda x, t: 3.0), TypeError, "got float; return a torch tensor"),

@@ -17,7 +17,7 @@ from tests.benchmarks import (
     lens,
     sweeps,
     top_pairs,
-)  # fmt: skip
+)
 
 
 def main() -> None:

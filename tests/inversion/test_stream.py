@@ -118,9 +118,9 @@ def test_a_function_is_called_anew_each_epoch():
 def test_a_list_is_shuffled_each_epoch_and_keeps_some_back():
     data = [f"t{i}" for i in range(20)]
     source = TextSource(data, n_kept=5, seed=1)
-    assert source.kept == data[:5]
+    assert len(source.kept) == 5 and source.kept != data[:5], "a list may be sorted by what it is about"
     drawn = list(itertools.islice(source, 30))
-    assert set(drawn[:15]) == set(drawn[15:]) == set(data[5:])
+    assert set(drawn[:15]) == set(drawn[15:]) == set(data) - set(source.kept)
     assert drawn[:15] != drawn[15:]
     assert drawn == list(itertools.islice(TextSource(data, n_kept=5, seed=1), 30))
     assert drawn != list(itertools.islice(TextSource(data, n_kept=5, seed=2), 30))
@@ -128,8 +128,8 @@ def test_a_list_is_shuffled_each_epoch_and_keeps_some_back():
 
 def test_a_short_list_keeps_half():
     source = TextSource(["a", "b", "c", "d"], n_kept=64)
-    assert source.kept == ["a", "b"]
-    assert set(itertools.islice(source, 4)) == {"c", "d"}
+    assert len(source.kept) == 2
+    assert {*source.kept, *itertools.islice(source, 4)} == {"a", "b", "c", "d"}
     assert next(iter(TextSource(["a"], n_kept=64))) == "a"
 
 
@@ -156,7 +156,7 @@ def ends_early(epoch):
         ("one text", TypeError, "got one text; put texts into a list"),
         ((t for t in ["a", "b"]), TypeError, "read again each epoch, got generator"),
         (7, TypeError, "a function epoch -> texts or a data set, got int"),
-        ([1, 2], TypeError, "Expected texts, or rows with a text under 'text', got 1"),
+        ([1, 2], TypeError, "Expected texts, or rows with a text under 'text', got [12]"),
         ([{"story": "a"}], TypeError, "a text under 'text', got {'story': 'a'}"),
         (lambda epoch: "abc", TypeError, "Expected the function to give texts, got str"),
     ],

@@ -1,13 +1,13 @@
 """The decoder's network: a small GPT-2 that says which text an activation came from, p(x | z) (Huang et al. 2024)."""
 
 from dataclasses import asdict, dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GenerationMixin, GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
 
 IGNORED = -100
 
@@ -38,6 +38,12 @@ class DecoderConfig:
             )
         if self.conditioning not in ("prefix", "cross"):
             raise ValueError(f"Expected conditioning 'prefix' or 'cross', got {self.conditioning!r}; choose one.")
+
+
+class _Generates(Protocol):
+    """What every causal model of Hugging Face's can do, though its own types hide it."""
+
+    def generate(self, **options: object) -> Tensor: ...
 
 
 class DecoderNetwork(nn.Module):
@@ -209,7 +215,7 @@ class DecoderNetwork(nn.Module):
         devices = [sites.device.index] if sites.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            made = cast(Tensor, cast(GenerationMixin, self.lm).generate(**options))
+            made = cast(_Generates, self.lm).generate(**options)
         made = made[:, 1:] if self.layout.conditioning == "cross" else made
         ended = F.pad(made == self.end, (0, 1), value=True)
         lengths = ended.int().argmax(1)

@@ -19,7 +19,7 @@ class TextSource:
         Args:
             data: see `Data`.
             n_kept: how many to keep out of training; of a function they are its epoch 0, and training begins with
-                epoch 1. A list or a stream keeps at most half of its texts.
+                epoch 1. Of a list they are drawn at random, of a stream they are the first; at most half of either.
             seed: of a list's order.
             column: where a `datasets` row has its text.
 
@@ -38,6 +38,8 @@ class TextSource:
                 "reading; pass the function that makes it, called with the epoch's number."
             )
         self._data, self._seed, self._column, self._n_kept = cast(Data, data), seed, column, 0
+        if isinstance(data, Sequence):  # whose order may be by subject
+            self._data = random.Random(f"{seed} kept").sample(list(data), len(data))
         first = list(islice(self._read(0), 2 * n_kept))
         if not first:
             raise ValueError(

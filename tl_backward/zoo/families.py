@@ -10,9 +10,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_backward.zoo.facts import World, world
+from tl_backward.zoo.facts_task import FactsTask
 from tl_backward.zoo.recipes import Recipe
-from tl_backward.zoo.tokenizer import facts_tokenizer
-from tl_backward.zoo.training import training_batches
 
 SMALL = Recipe(n_layers=4, d_model=64, steps=400, batch_size=32, learning_rate=1e-2)
 
@@ -65,4 +64,4 @@ def sentence_rows(n: int, *, seed: int, of: World | None = None) -> Int[Tensor, 
     The sentences are those of training; no two seeds order them alike.
     """
     recipe = replace(SMALL, batch_size=n, data_seed=seed)
-    return next(training_batches(recipe, of or small_world(), facts_tokenizer()))
+    return next(FactsTask(of or small_world()).batches(recipe)).tokens

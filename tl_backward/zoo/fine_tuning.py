@@ -114,5 +114,5 @@ def fine_tuned(
     else:
         model, tokenizer = load_hugging_face(pretrained)
         examples = task.training(recipe.n_train, recipe.n_crossed, seed=recipe.seed)
-        save(fine_tune(model, tokenizer, examples, recipe, show_progress=show_progress), folder, asked)
+        save(fine_tune(model, tokenizer, examples, recipe, show_progress=show_progress), tokenizer, folder, asked)
     return load(folder, kind=kind)

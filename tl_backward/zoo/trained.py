@@ -6,10 +6,9 @@ from pathlib import Path
 
 from tl_backward._typing import TransformerLensModel
 from tl_backward.zoo.facts import World
+from tl_backward.zoo.facts_task import FactsTask
 from tl_backward.zoo.loading import FILES, load
-from tl_backward.zoo.recall import recall
 from tl_backward.zoo.recipes import Recipe
-from tl_backward.zoo.tokenizer import facts_tokenizer
 from tl_backward.zoo.train import save
 from tl_backward.zoo.training import train
 
@@ -41,9 +40,10 @@ def trained(
                 "directory, or delete that folder."
             )
     else:
-        model, tokenizer = train(recipe, world, show_progress=show_progress), facts_tokenizer()
-        measured = recall(lambda tokens: model(tokens).logits, tokenizer, world.examples())
-        save(model, folder, {"name": folder.name, **asked, "recall": measured})
+        task = FactsTask(world)
+        model = train(recipe, task, show_progress=show_progress)
+        measured = task.evaluate(lambda tokens: model(tokens).logits)
+        save(model, task.tokenizer(), folder, {"name": folder.name, **asked, "recall": measured})
     return load(folder, kind=kind)
 
 
