@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -10,12 +11,24 @@ from torch import Tensor
 from tl_backward._typing import TransformerLensModel
 from tl_backward.inversion.activations import collect
 from tl_backward.inversion.agreement import compare_with_exact
-from tl_backward.inversion.decoder import Decoder
 from tl_backward.inversion.distances import distances
 from tl_backward.inversion.features import LEVEL, Feature, FeatureTable, common_features
 from tl_backward.inversion.preimage import Preimage
+from tl_backward.inversion.query import Query
+from tl_backward.inversion.texts import Inputs
 
 N_SHOWN = 16
+
+
+@runtime_checkable
+class TokenReader(Protocol):
+    """A decoder: anything that says how probable each token is with z and without."""
+
+    def token_probabilities(
+        self, texts: Inputs, query: Query
+    ) -> tuple[Float[Tensor, "text pos"], Float[Tensor, "text pos"]]:
+        """Each token's probability after those before it, given z and given no information; NaN for BOS."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -72,7 +85,7 @@ def read_preimage(
     prior: Iterable[str] | None = None,
     retrieval: Preimage | None = None,
     exact: Preimage | None = None,
-    decoder: Decoder | None = None,
+    decoder: TokenReader | None = None,
     n_shown: int = N_SHOWN,
     level: float = LEVEL,
 ) -> SiteReading:
@@ -120,7 +133,7 @@ def _nearest(preimage: Preimage, inside: bool, n: int) -> list[int]:
 
 
 def _shown(
-    model: TransformerLensModel, preimage: Preimage, indices: list[int], decoder: Decoder | None
+    model: TransformerLensModel, preimage: Preimage, indices: list[int], decoder: TokenReader | None
 ) -> tuple[ShownText, ...]:
     if not indices:
         return ()

@@ -97,7 +97,8 @@ def _ranked(comparison: SiteComparison) -> list[FeatureConsistency]:
 def known_best(features: FeatureTable | None, n: int = 1) -> list[FeatureConsistency]:
     """The most telling features that are kept more often than by chance: interval above the prior's."""
     rows = () if features is None else features.rows
-    return [row for row in rows if row.prior is None or row.rate.low > row.prior.high][:n]
+    known = [row for row in rows if not math.isnan(row.rate.value)]
+    return [row for row in known if row.prior is None or row.rate.low > row.prior.high][:n]
 
 
 def _summary(readings: Sequence[SiteReading]) -> Fragment:
@@ -194,11 +195,15 @@ def _facts(p: Preimage) -> Fragment:
 
 
 def _features_data(features: FeatureTable, filename: str) -> Fragment:
-    frame = features.to_frame()
-    frame["query_value"] = frame["query_value"].map(str)
-    frame["n"] = [None if math.isinf(n) else n for n in frame["n"]]
-    frame = frame.astype(object).where(frame.notna(), None)
-    return data_block(list(map(str, frame.columns)), frame.values.tolist(), filename=filename)
+    rows = [[row.feature, str(row.query_value), *_numbers(row)] for row in features.rows]
+    columns = ["feature", "query_value", "rate", "low", "high", "n", "prior", "prior_low", "prior_high", "bits"]
+    return data_block(columns, rows, filename=filename)
+
+
+def _numbers(row: FeatureConsistency) -> list[float | None]:
+    prior = (None, None, None) if row.prior is None else (row.prior.value, row.prior.low, row.prior.high)
+    values = [row.rate.value, row.rate.low, row.rate.high, row.rate.n, *prior, row.bits]
+    return [value if value is not None and math.isfinite(value) else None for value in values]
 
 
 def _frame_data(comparison: SiteComparison, filename: str) -> Fragment:

@@ -61,12 +61,20 @@ def nearest_texts(preimage: Preimage, *, n: int = 10, caption: str = "") -> Frag
 
 def samples_data(preimage: Preimage, *, filename: str) -> Fragment:
     """All texts as CSV, nearest first: text, distance, position, inside, weight; 5,000 of them at most."""
-    frame = preimage.to_frame().sort_values("distance", kind="stable").head(_MOST_ROWS)
+    distances, positions, weights = (
+        values.tolist() for values in (preimage.distances, preimage.best_positions, preimage.weights)
+    )
     rows = [
-        [text, distance if math.isfinite(distance) else None, position, bool(inside), weight]
-        for text, distance, position, inside, weight in frame.itertuples(index=False)
+        [
+            preimage.inputs.text(i),
+            distances[i] if math.isfinite(distances[i]) else None,
+            positions[i],
+            bool(preimage.inside[i]),
+            weights[i],
+        ]
+        for i in preimage.distances.argsort(stable=True)[:_MOST_ROWS].tolist()
     ]
-    return data_block(list(map(str, frame.columns)), rows, filename=filename)
+    return data_block(["text", "distance", "position", "inside", "weight"], rows, filename=filename)
 
 
 def _strips(preimage: Preimage, shown: Sequence[ShownText], bound: float) -> str:
