@@ -77,12 +77,13 @@ def test_bad_input_is_one_sentence(capsys, argv, message):
 
 
 def test_a_model_without_a_task_or_decoder(capsys, tmp_path):
-    from models import bridge
+    from models import tokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    folder = tmp_path / "mine"
-    inner = bridge("gpt2")
-    inner.original_model.save_pretrained(folder)
-    inner.tokenizer.save_pretrained(folder)
+    folder, words = tmp_path / "mine", tokenizer()
+    config = AutoConfig.for_model("gpt2", n_layer=2, n_embd=8, n_head=2, n_positions=16, vocab_size=len(words))
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    words.save_pretrained(folder)
     argv = ["invert", "--no-open", "--model", folder, "--prompt", "w5 w6"]
     code, _, complained = run(capsys, *argv)
     assert code == 1 and "Expected --data with a model that has no task of its own" in complained
@@ -90,7 +91,7 @@ def test_a_model_without_a_task_or_decoder(capsys, tmp_path):
     code, _, complained = run(capsys, *argv, "--data", tmp_path / "texts.txt", "--method", "decoder")
     assert code == 1 and "Expected a model whose decoder ships" in complained
     code, said, _ = run(capsys, *argv, "--data", tmp_path / "texts.txt", "--method", "enumerate", "--json")
-    assert code == 0 and [one["method"] for one in json.loads(said)["readings"]] == ["enumeration"] * inner.cfg.n_layers
+    assert code == 0 and [one["method"] for one in json.loads(said)["readings"]] == ["enumeration"] * 2
 
 
 @pytest.mark.parametrize("site", ["resid_mid,x", "result,1,2,3"])
