@@ -6,8 +6,8 @@ import pytest
 from test_cli import run
 
 from tl_backward import inversion
+from tl_backward.cli import main
 
-QUERY = "aabba|b:"
 INVERT = ["invert", "--no-open", "--model", "counting", "--prompt", "vvzccvczvvvzvcvc|v:"]
 SMALL = ["--n", "20", "--pool", "60"]
 
@@ -84,12 +84,13 @@ def test_a_model_without_a_task_or_decoder(capsys, tmp_path):
     config = AutoConfig.for_model("gpt2", n_layer=2, n_embd=8, n_head=2, n_positions=16, vocab_size=len(words))
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     words.save_pretrained(folder)
+    capsys.readouterr()  # the bars of saving
     argv = ["invert", "--no-open", "--model", folder, "--prompt", "w5 w6"]
     code, _, complained = run(capsys, *argv)
     assert code == 1 and "Expected --data with a model that has no task of its own" in complained
     (tmp_path / "texts.txt").write_text("w5 w6\nw7 w6\nw5 w9\n")
-    code, _, complained = run(capsys, *argv, "--data", tmp_path / "texts.txt", "--method", "decoder")
-    assert code == 1 and "Expected a model whose decoder ships" in complained
+    code = main([str(each) for each in (*argv, "--data", tmp_path / "texts.txt", "--method", "decoder")])
+    assert code == 1 and "Expected a model whose decoder ships" in capsys.readouterr().err  # below the bar of loading
     code, said, _ = run(capsys, *argv, "--data", tmp_path / "texts.txt", "--method", "enumerate", "--json")
     assert code == 0 and [one["method"] for one in json.loads(said)["readings"]] == ["enumeration"] * 2
 
