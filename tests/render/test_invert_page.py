@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import worlds
-
 from inversion.oracle import scores
 from inversion.tiny import cached
+from models import worlds
+
 from tl_backward import render
 from tl_backward.inversion import (
     common_features,

@@ -30,7 +30,7 @@ def preimage_samples(reading: SiteReading) -> Fragment:
     preimage = reading.preimage
     n_inside = int(preimage.inside.sum())
     sides = (
-        (f"inside: {n_inside} of {len(preimage)}", reading.inside, "No text within epsilon was found."),
+        (f"inside: {n_inside} of {len(preimage)}, {preimage.diagnostics.distinct} different", reading.inside, "No text within epsilon was found."),
         (f"outside: {len(preimage) - n_inside}", reading.outside, "Every text is within epsilon."),
     )
     columns = [
@@ -80,7 +80,7 @@ def samples_data(preimage: Preimage, *, filename: str) -> Fragment:
 def _strips(preimage: Preimage, shown: Sequence[ShownText], bound: float) -> str:
     return "".join(
         '<div style="display:flex;gap:8px;align-items:baseline;margin:2px 0">'
-        f'<span style="flex:0 0 4.2em;font-size:12px;text-align:right" '
+        f'<span style="flex:0 0 5em;white-space:nowrap;font-size:12px;text-align:right" '
         f'title="{float(preimage.distances[text.index])!r}">'
         f"{float(preimage.distances[text.index]):.3g}</span>"
         f'<div style="min-width:0">{_strip(text, int(preimage.best_positions[text.index]), bound)}</div></div>'
