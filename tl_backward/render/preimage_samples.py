@@ -13,6 +13,7 @@ from tl_backward.render.page import Fragment
 from tl_backward.vocabulary import token_string
 
 SHADING = "p(token | z) minus p(token | no information), by the decoder"
+NOTHING = "No text within epsilon was found."
 _MOST_ROWS = 5000  # of the data block
 _TEXT = 60
 
@@ -28,9 +29,9 @@ def preimage_samples(reading: SiteReading) -> Fragment:
     bound = scale_bound(values)
     above = legend(SHADING, bound, signed=True, ends=PALE) if values else ""
     preimage = reading.preimage
-    n_inside = int(preimage.inside.sum())
+    n_inside, distinct = int(preimage.inside.sum()), preimage.diagnostics.distinct
     sides = (
-        (f"inside: {n_inside} of {len(preimage)}, {preimage.diagnostics.distinct} different", reading.inside, "No text within epsilon was found."),
+        (f"inside: {n_inside} of {len(preimage)}, {distinct} different", reading.inside, NOTHING),
         (f"outside: {len(preimage) - n_inside}", reading.outside, "Every text is within epsilon."),
     )
     columns = [
