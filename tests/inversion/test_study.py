@@ -45,6 +45,9 @@ def test_digits_are_counted_over_the_whole_domain():
 
 
 def test_the_command_prints_every_table(capsys):
-    assert study.main(["addition", "--queries", "2", "--refined", "1", "--most", "110"]) == 0
+    assert study.main(["addition", "--queries", "2", "--refined", "1", "--most", "240"]) == 0
     said = capsys.readouterr().out
     assert "decoder: shares of" in said and "times the cost" in said and "right 10s" in said
+    with pytest.raises(SystemExit):
+        study.main(["addition", "--most", "200"])
+    assert "--most is from 235" in capsys.readouterr().err

@@ -37,7 +37,8 @@ class Rate:
     """Independent draws that it is worth; infinite where it is exact."""
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        interval = "" if math.isinf(self.n) else f" [{self.low:.3f}, {self.high:.3f}]"  # an exact rate needs none
+        return f"{self.value:.3f}{interval}"
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 N_REFINED = 200  # samples of a decoder that a search starts from
 N_CHAINS, N_STEPS, THIN = 50, 40, 5  # of that search: short, so its chains stay near where they start
-LEAST = 100  # of the addends in the exact table, which end before `most`
+LEAST, SUM = 100, "234+157="  # the exact table: of which numbers on, and the question
 
 COUNTING: dict[str, Feature] = {
     "count": lambda text: getattr(counting.parse(text), "count", None),
@@ -96,7 +96,7 @@ def findings_table(decoder: Decoder, *, n_queries: int = 5, steps: int = 400, se
     return pandas.DataFrame(rows)
 
 
-def digits_table(recipe: Recipe, *, query: str = "234+157=", most: int = 400) -> "pandas.DataFrame":
+def digits_table(recipe: Recipe, *, query: str = SUM, most: int = 400) -> "pandas.DataFrame":
     """Which digits each site carries at "=", exactly, over all sums of two numbers from 100 to below `most`."""
     model = load_model(recipe.model)
     domain = [f"{left}+{right}=" for left in range(LEAST, most) for right in range(LEAST, most)]
@@ -116,6 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--refined", type=int, default=5, help="queries that search refines (default: 5)")
     parser.add_argument("--most", type=int, default=400, help="addition: numbers below this, to 1000 (default: 400)")
     options = parser.parse_args(arguments)
+    if not 235 <= options.most <= 1000:
+        parser.error(f"--most is from 235, so that {SUM!r} is among the sums, to 1000, got {options.most}.")
     recipe = RECIPES[options.name]
     if options.decoder is None:
         decoder = load(options.name)
