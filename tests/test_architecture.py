@@ -12,7 +12,8 @@ import tl_backward as tlb
 PACKAGE = Path(tlb.__file__).parent
 FLOORS = [
     {"_typing", "_checks", "_html", "_torch_hooks"},
-    {"factors", "losses", "vocabulary", "readout", "segments", "sites", "zoo", "prompts", "loading", "cases", "bootstrap", "top_pairs"},
+    {"factors", "losses", "vocabulary", "readout", "segments", "sites", "zoo", "prompts", "loading", "cases", "bootstrap", "top_pairs",
+     "text_files"},
     {"activations", "answers", "capture", "gradient_cache", "controls"},
     {"examples", "backward_lens", "editing", "sweeps", "sweep_result", "similarity", "embedding_space", "alignment", "dissimilarity",
      "inversion"},

@@ -362,20 +362,29 @@ def token_strip(
     signed: bool = False,
     bound: Number | None = None,
     with_legend: bool = True,
+    details: Sequence[str] | None = None,
+    marked: int | None = None,
 ) -> str:
-    """Show the tokens (raw) of one text, coloured by `values`, in lines that wrap; exact values on hover."""
+    """Show the tokens (raw) of one text, coloured by `values`, in lines that wrap; exact values on hover.
+
+    `details`, one a token, are shown on hover instead of the value; the token at `marked` has a frame.
+    """
     if len(tokens) != len(values):
         raise ValueError(f"Need one value per token: got {len(tokens)} tokens and {len(values)} values.")
+    if details is not None and len(details) != len(tokens):
+        raise ValueError(f"Need one detail per token: got {len(tokens)} tokens and {len(details)} details.")
     if bound is None:
         bound = scale_bound(values)
     spans = []
-    for token, value in zip(tokens, values, strict=True):
+    for i, (token, value) in enumerate(zip(tokens, values, strict=True)):
         background = color_for(value, bound, PALE)
-        title = _title([visible_token(token), repr(float(value))])
+        title = _title([visible_token(token), repr(float(value)) if details is None else details[i]])
+        frame = "outline:2px solid #c2185b;outline-offset:-2px;font-weight:bold;" if i == marked else ""
         spans.append(
             f'<bdi style="display:inline-block;max-width:100%;overflow-wrap:break-word;white-space:pre-wrap;'
-            f"border:1px solid #c8c8c8;padding:2px 1px;margin:1px 0;background-color:{background};"
-            f'color:{text_color(background)}"{title}>{escape(visible_token(token, 200))}</bdi>'
+            f"border:1px solid #c8c8c8;padding:2px 1px;margin:1px 0;{frame}"
+            f'background-color:{background};color:{text_color(background)}"{title}>'
+            f"{escape(visible_token(token, 200))}</bdi>"
         )
     body = "".join(spans)
     strip = f'<div style="{MONO};font-size:13px;margin:4px 0;max-width:100%">{body}</div>'

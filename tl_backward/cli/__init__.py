@@ -10,9 +10,9 @@ import sys
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 
-from tl_backward.cli import compare, edit, lens, params
+from tl_backward.cli import compare, edit, invert, lens, params
 
-COMMANDS = (lens, edit, params, compare)
+COMMANDS = (lens, edit, params, compare, invert)
 
 _EXAMPLES = """examples:
   tl-backward demo
@@ -23,6 +23,7 @@ _EXAMPLES = """examples:
   tl-backward edits --model facts
   tl-backward params --model facts
   tl-backward compare --model-a ./run1 --model-b ./run2 --data texts.json
+  tl-backward invert --model counting --prompt "vvzccvczvvvzvcvc|v:"
 
 Run `tl-backward COMMAND --help` for a command's options."""
 

@@ -16,6 +16,7 @@ from tl_backward.cli.options import (
     open_page,
     positive,
 )
+from tl_backward.text_files import read_data
 
 if TYPE_CHECKING:
     from tl_backward.dissimilarity import Comparison
@@ -163,34 +164,3 @@ def lines(found: "Comparison", measure: str) -> list[str]:
         for name, row in zip(found.layers_a, found[measure].tolist(), strict=True)
     ]
     return [f"{measure}:", head, *rows]
-
-
-def read_data(path: Path, text_key: str) -> list[str]:
-    """The texts of a file: a line each (.txt, empty ones left out), a JSON list, or a JSON value a line.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: another kind of file, no JSON, no texts in it.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected a file of texts, got {str(path)!r}, which is not there; give --data one.")
-    if path.suffix not in (".txt", ".json", ".jsonl"):
-        raise ValueError(f"Expected --data to end in .txt, .json or .jsonl, got {path.name!r}; convert it to one.")
-    try:
-        content = path.read_text(encoding="utf-8")
-        kept = [line for line in content.split("\n") if line.strip()]
-        items = kept if path.suffix == ".txt" else json.loads(content) if path.suffix == ".json" else None
-        items = [json.loads(line) for line in kept] if items is None else items
-    except ValueError as error:  # of JSON and of UTF-8
-        raise ValueError(f"Expected {path.suffix} in UTF-8 in {str(path)!r}, got something else: {error}.") from error
-    if not isinstance(items, list) or not items:
-        got = "no list" if items else "nothing"
-        raise ValueError(f"Expected a list of texts in {str(path)!r}, got {got}; put texts in it.")
-    texts = [item.get(text_key) if isinstance(item, dict) else item for item in items]
-    bad = next((index for index, text in enumerate(texts) if not isinstance(text, str)), None)
-    if bad is not None:
-        raise ValueError(
-            f"Expected texts, or objects with {text_key!r}, in {str(path)!r}, got {type(items[bad]).__name__} as item "
-            f"{bad}; name another --text-key or mend it."
-        )
-    return [text for text in texts if isinstance(text, str)]

@@ -15,8 +15,10 @@ from tl_backward.inversion.proposals import pool_preimage
 from tl_backward.inversion.query import Query, read_query
 from tl_backward.inversion.search import search_preimage
 from tl_backward.inversion.shipped import load, names
+from tl_backward.inversion.site_reading import ShownText, SiteReading, read_preimage
 from tl_backward.inversion.sites import Site, resolve_site
 from tl_backward.inversion.stream import Drawing
+from tl_backward.inversion.tasks import Task, task_of, task_of_texts
 from tl_backward.inversion.training import TrainingOptions, train
 
 __all__ = [
@@ -54,4 +56,11 @@ __all__ = [
     "SiteComparison",
     "verify_by_patching",
     "PatchCheck",
+    "read_preimage",
+    "SiteReading",
+    "ShownText",
+    # tasks of the zoo's models
+    "task_of",
+    "task_of_texts",
+    "Task",
 ]

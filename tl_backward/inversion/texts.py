@@ -103,6 +103,20 @@ def encode(model: TransformerLensModel, inputs: Inputs, *, prepend_bos: bool | N
     return encode_rows(model, rows, source=tuple(texts))
 
 
+def encode_starts(
+    model: TransformerLensModel, texts: Sequence[str], max_tokens: int | None = None, *, prepend_bos: bool | None = None
+) -> Encoded:
+    """Texts cut after `max_tokens` tokens, BOS counted; None cuts them where the model's context ends.
+
+    Raises:
+        ValueError: max_tokens < 1, and as for `encode`.
+    """
+    if max_tokens is not None and max_tokens < 1:
+        raise ValueError(f"Expected max_tokens of at least 1, got {max_tokens}; leave it out to cut at the context.")
+    longest = min(max_tokens or model.cfg.n_ctx, model.cfg.n_ctx)
+    return encode_rows(model, [row[:longest] for row in _tokenize(model, list(texts), prepend_bos)])
+
+
 def encode_rows(
     model: TransformerLensModel, rows: Sequence[Sequence[int]], *, source: tuple[str, ...] | None = None
 ) -> Encoded:

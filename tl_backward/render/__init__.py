@@ -14,12 +14,15 @@ from tl_backward.render.compare_report import compare_report
 from tl_backward.render.comparison_figures import comparison_curves, comparison_heatmap
 from tl_backward.render.edit_report import comparison_report, edit_report
 from tl_backward.render.export import csv_text, data_block
+from tl_backward.render.feature_map import feature_map
 from tl_backward.render.figures import Curve, curves, figure_fragment, heatmap, plot_text, plot_token
 from tl_backward.render.filter_table import filter_table
+from tl_backward.render.invert_report import hypotheses, invert_report
 from tl_backward.render.map_report import map_report, models_map
 from tl_backward.render.match_report import match_curves, match_heatmap, match_report
 from tl_backward.render.page import Fragment, Page, setup_notebook
 from tl_backward.render.params_report import params_report
+from tl_backward.render.preimage_samples import preimage_samples
 from tl_backward.render.report import lens_report
 from tl_backward.render.stitching_report import stitching_curves, stitching_heatmap, stitching_report
 from tl_backward.render.sweep_report import similarity_heatmap, similarity_report, sweep_curves, sweep_report
@@ -39,6 +42,7 @@ __all__ = [
     "compare_report",
     "stitching_report",
     "map_report",
+    "invert_report",
     "pattern_names",
     # pages
     "Fragment",
@@ -52,6 +56,9 @@ __all__ = [
     "filter_table",
     "pair_list",
     "pair_picture",
+    "preimage_samples",
+    "hypotheses",
+    "feature_map",
     "tokens",
     # plotly
     "Curve",

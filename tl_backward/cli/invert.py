@@ -1,0 +1,189 @@
+"""`tl-backward invert`."""
+
+import argparse
+import json
+import math
+import re
+import sys
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tl_backward.cli.options import Commands, add_model, add_output, check_out, open_page, positive
+from tl_backward.text_files import read_data
+
+if TYPE_CHECKING:
+    from tl_backward.inversion import SiteReading
+
+METHODS = ("decoder", "search", "pool", "enumerate")
+_EXAMPLES = """examples:
+  what does the counting model know at its last token, at every site that its decoder was trained on:
+    tl-backward invert --model counting --prompt "vvzccvczvvvzvcvc|v:"
+  one head, without a decoder:
+    tl-backward invert --model counting --prompt "vvzccvczvvvzvcvc|v:" --site result,1,0 --method search
+  the exact preimage over all inputs of the task:
+    tl-backward invert --model facts --prompt "Anna Berg lives in the city of" --site resid_post,3 --method enumerate
+  a model of your own, among your own texts:
+    tl-backward invert --model ./my-llama --prompt "Once upon a time" --site resid_post,2 --data texts.json"""
+
+
+def add_commands(commands: Commands) -> None:
+    """`invert`."""
+    parser = commands.add_parser(
+        "invert",
+        help="what an activation knows: the inputs that give nearly the same one",
+        description="Find inputs whose activation lies within epsilon of the prompt's (InversionView, Huang et al.\n"
+        "2024), read what they share, and write a page.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model(parser)
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="the input whose activations are asked about")
+    parser.add_argument(
+        "--site",
+        type=_site,
+        action="append",
+        metavar="NAME",
+        help="a hook point (blocks.1.hook_resid_mid), or short: resid_mid,1, or one head: result,1,0; may be repeated "
+        "(default: the decoder's, or resid_post of every layer)",
+    )
+    parser.add_argument(
+        "--position",
+        type=_position,
+        action="append",
+        metavar="N|TOKEN",
+        help="an index, BOS counted, negative from the end, or a token at its last occurrence; may be repeated "
+        "(default: -1)",
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--method",
+        choices=METHODS,
+        help="decoder, search, pool or enumerate (default: decoder where one is at hand, else enumerate where all "
+        "inputs are few, pool with --data, else search)",
+    )
+    how.add_argument("--decoder", metavar="DIR", help="a decoder that inversion.train wrote (default: a shipped one)")
+    how.add_argument("--epsilon", type=float, default=0.1, metavar="D", help="(default: 0.1)")
+    how.add_argument("--metric", choices=("euclidean", "cosine"), default="euclidean", help="(default: euclidean)")
+    how.add_argument("--n", type=positive, default=200, metavar="N", help="texts of each preimage (default: 200)")
+    how.add_argument("--seed", type=int, default=0, metavar="N", help="of everything that is drawn (default: 0)")
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data",
+        metavar="FILE",
+        help="texts that stand for the model's inputs, as in `tl-backward compare` (default: the task's own, for a "
+        "model that ships)",
+    )
+    data.add_argument("--text-key", default="text", metavar="NAME", help="where a text is in objects of the file")
+    data.add_argument("--pool", type=positive, default=2000, metavar="N", help="texts of it (default: 2000)")
+    data.add_argument(
+        "--max-tokens", type=positive, metavar="N", help="cut a file's texts there (default: at the context)"
+    )
+    add_output(parser)
+    parser.add_argument("--json", action="store_true", help="print the numbers as one JSON object; a page with --out")
+    parser.set_defaults(run=_invert)
+
+
+def _site(text: str) -> str | tuple[str, int] | tuple[str, int, int]:
+    """A site as `resolve_site` takes it; "result,1,0" is short for a tuple."""
+    name, *numbers = text.split(",")
+    if not numbers:
+        return text
+    if len(numbers) > 2 or not all(re.fullmatch(r"\s*-?\d+\s*", number) for number in numbers):
+        raise argparse.ArgumentTypeError(f"expected a site such as blocks.0.hook_resid_mid or result,1,0, got {text!r}")
+    layer, *head = map(int, numbers)
+    return (name, layer, head[0]) if head else (name, layer)
+
+
+def _position(text: str) -> int | str:
+    return int(text) if re.fullmatch(r"-?\d+", text) else text
+
+
+def _invert(arguments: argparse.Namespace) -> None:
+    from tl_backward.cli.questions import Questions
+    from tl_backward.inversion import compare_sites, task_of, task_of_texts
+    from tl_backward.loading import load_model
+    from tl_backward.render.invert_report import invert_report
+
+    out = check_out(arguments.out)
+    name = Path(arguments.model).name or arguments.model
+    texts = None if arguments.data is None else read_data(Path(arguments.data), arguments.text_key)
+    task = task_of(arguments.model) if texts is None else task_of_texts(texts)
+    if task is None:
+        raise ValueError(
+            f"Expected --data with a model that has no task of its own, got {arguments.model!r} alone; give a file of "
+            "texts such as the model reads."
+        )
+    with redirect_stdout(sys.stderr):
+        model = load_model(arguments.model, kind=arguments.kind, device=arguments.device, dtype=arguments.dtype)
+        questions = Questions(model, arguments.model, task, arguments)
+        readings = [questions.answer(site, at) for site in questions.sites for at in arguments.position or [-1]]
+        report = None
+        if arguments.out or not arguments.json:
+            length = len(readings[0].preimage.query.tokens)
+            comparison = compare_sites(
+                model, arguments.prompt, questions.sites, inputs=questions.pool, features=task.features,
+                positions=list(range(questions.start, length)), epsilon=arguments.epsilon, metric=arguments.metric,
+                show_progress=questions.watched,
+            )  # fmt: skip
+            report = invert_report(readings, comparison=comparison, name=name).save(out).resolve()
+    if arguments.json:
+        data = {"model": arguments.model, "prompt": arguments.prompt, "epsilon": arguments.epsilon}
+        data |= {"metric": arguments.metric, "readings": [_as_json(reading) for reading in readings]}
+        print(json.dumps(_finite(data | {"report": report and str(report)}), allow_nan=False))
+    else:
+        print("\n".join(lines(readings)))
+    if report is not None:
+        if not arguments.json:
+            print(f"report: {report} ({report.stat().st_size / 1e6:.1f} MB)")
+        open_page(report, arguments.no_open)
+
+
+def lines(readings: "list[SiteReading]") -> list[str]:
+    """A row a site and position: how much is inside, and the two features that are known best."""
+    from tl_backward.render.invert_report import known_best
+
+    width = max(4, *(len(str(reading.preimage.site)) for reading in readings))
+    head = f"{'site':<{width}} {'position':>8} {'method':>11} {'inside':>13} {'chance':>8}  known best (share, prior's)"
+    rows = [head]
+    for reading in readings:
+        p, d = reading.preimage, reading.preimage.diagnostics
+        chance = "" if d.chance is None else f"{d.chance:.2g}"
+        known = [(row.feature, row.rate, row.prior) for row in known_best(reading.features, 2)]
+        told = [f"{name} {rate.value:.2f}" + (f", {prior.value:.2g}" if prior else "") for name, rate, prior in known]
+        inside = f"{int(p.inside.sum())} of {len(p)}"
+        rows.append(
+            f"{p.site!s:<{width}} {p.position:>8} {p.method:>11} {inside:>13} {chance:>8}  {'; '.join(told) or '-'}"
+        )
+    return rows
+
+
+def _as_json(reading: "SiteReading") -> dict[str, object]:
+    p = reading.preimage
+    data: dict[str, object] = {"site": str(p.site), "position": p.position, "method": p.method, "n": len(p)}
+    data |= asdict(p.diagnostics) | {"n_inside": int(p.inside.sum())}
+    if reading.exact is not None:
+        data["n_exact"] = int(reading.exact.inside.sum())
+    if reading.features is not None:
+        frame = reading.features.to_frame()
+        frame["query_value"] = frame["query_value"].map(str)
+        data["features"] = frame.to_dict("records")
+    data["texts"] = [
+        {
+            "text": "".join(text.strings),
+            "distance": float(p.distances[text.index]),
+            "inside": bool(p.inside[text.index]),
+        }
+        for text in (*reading.inside, *reading.outside)
+    ]
+    return data
+
+
+def _finite(value: object) -> object:
+    """The same for JSON, which has no NaN and no infinity: null."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

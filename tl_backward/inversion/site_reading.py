@@ -1,0 +1,154 @@
+"""One activation read: its preimage, some texts token by token, what they share, and what it stands beside."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_backward._typing import TransformerLensModel
+from tl_backward.inversion.activations import collect
+from tl_backward.inversion.agreement import compare_with_exact
+from tl_backward.inversion.distances import distances
+from tl_backward.inversion.features import LEVEL, Feature, FeatureTable, common_features
+from tl_backward.inversion.preimage import Preimage
+from tl_backward.inversion.query import Query
+from tl_backward.inversion.texts import Inputs
+
+N_SHOWN = 16
+
+
+@runtime_checkable
+class TokenReader(Protocol):
+    """A decoder: anything that says how probable each token is with z and without."""
+
+    def token_probabilities(
+        self, texts: Inputs, query: Query
+    ) -> tuple[Float[Tensor, "text pos"], Float[Tensor, "text pos"]]:
+        """Each token's probability after those before it, given z and given no information; NaN for BOS."""
+        ...
+
+
+@dataclass(frozen=True)
+class ShownText:
+    """One text of a preimage, token by token."""
+
+    index: int
+    """Of the preimage's texts."""
+    strings: tuple[str, ...]
+    """Its tokens as they read, raw."""
+    distances: Float[Tensor, "pos"]
+    """D of each token's activation from the query's."""
+    conditional: Float[Tensor, "pos"] | None
+    """p(token | those before it, z) of the decoder; NaN for BOS."""
+    unconditional: Float[Tensor, "pos"] | None
+    """p(token | those before it), given no information."""
+
+    @property
+    def shading(self) -> Float[Tensor, "pos"] | None:
+        """Conditional minus unconditional probability: which tokens z speaks for (Huang et al. 2024)."""
+        return None if self.conditional is None or self.unconditional is None else self.conditional - self.unconditional
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class SiteReading:
+    """What one site at one position knows of the query, as a page shows it."""
+
+    preimage: Preimage
+    inside: tuple[ShownText, ...]
+    """Different texts within epsilon, nearest first."""
+    outside: tuple[ShownText, ...]
+    """Different texts that are not, nearest first."""
+    features: FeatureTable | None
+    """Hypotheses of what the texts within share, ranked."""
+    retrieval: Preimage | None
+    """The baseline: the nearest inputs of a pool."""
+    retrieval_features: FeatureTable | None
+    """What those within epsilon keep."""
+    exact: Preimage | None
+    """All inputs of a finite domain within epsilon, where it was enumerated."""
+    exact_features: FeatureTable | None
+    """What the exact preimage keeps."""
+
+    def __repr__(self) -> str:
+        beside = [name for name in ("retrieval", "exact") if getattr(self, name) is not None]
+        return f"SiteReading({self.preimage!r}{', beside ' + ' and '.join(beside) if beside else ''})"
+
+
+def read_preimage(
+    model: TransformerLensModel,
+    preimage: Preimage,
+    *,
+    features: Mapping[str, Feature] | None = None,
+    prior: Iterable[str] | None = None,
+    retrieval: Preimage | None = None,
+    exact: Preimage | None = None,
+    decoder: TokenReader | None = None,
+    n_shown: int = N_SHOWN,
+    level: float = LEVEL,
+) -> SiteReading:
+    """Read a preimage for a page: its nearest texts token by token, the hypotheses, and what it is compared with.
+
+    Args:
+        model: the probed model.
+        preimage: however it was found.
+        features: name -> hypothesis; see `common_features`.
+        prior: texts drawn from the task, for the hypotheses' rates without z.
+        retrieval: the nearest inputs of a pool, from `pool_preimage`, of the same question.
+        exact: from `enumerate_preimage`, of the same question; recall and total variation are then added.
+        decoder: of this site; it colours tokens by what z adds to their probability, whoever wrote them.
+        n_shown: texts on each side.
+        level: of confidence.
+
+    Raises:
+        ValueError: n_shown < 1; another question in `exact`; a decoder that does not know the site; a feature that
+            raises.
+    """
+    if n_shown < 1:
+        raise ValueError(f"Expected n_shown of at least 1, got {n_shown}; {N_SHOWN} is the default.")
+    if exact is not None and preimage.method != "enumeration":
+        preimage = compare_with_exact(preimage, exact, features)
+    texts = None if prior is None else list(prior)
+    table = common_features(preimage, features, prior=texts, level=level) if features else None
+    near, truth = (
+        common_features(each, features, prior=texts, level=level) if features and each is not None else None
+        for each in (retrieval, exact)
+    )
+    sides = [_nearest(preimage, inside, n_shown) for inside in (True, False)]
+    inside, outside = (_shown(model, preimage, side, decoder) for side in sides)
+    return SiteReading(preimage, inside, outside, table, retrieval, near, exact, truth)
+
+
+def _nearest(preimage: Preimage, inside: bool, n: int) -> list[int]:
+    """The nearest texts on one side, each once; those without the position are nowhere near."""
+    chosen: dict[tuple[int, ...], int] = {}
+    for index in preimage.distances.argsort(stable=True).tolist():
+        if len(chosen) == n:
+            break
+        if bool(preimage.inside[index]) == inside and torch.isfinite(preimage.distances[index]):
+            chosen.setdefault(tuple(preimage.inputs.row(index)), index)
+    return list(chosen.values())
+
+
+def _shown(
+    model: TransformerLensModel, preimage: Preimage, indices: list[int], decoder: TokenReader | None
+) -> tuple[ShownText, ...]:
+    if not indices:
+        return ()
+    texts = preimage.inputs.select(torch.tensor(indices))
+    site = preimage.site
+    values = collect(model, texts.tokens, site, mask=texts.mask, show_progress=False)[site]
+    each = distances(values, preimage.query.activation.to(values), preimage.metric)
+    with_z, without = (None, None) if decoder is None else decoder.token_probabilities(texts, preimage.query)
+    return tuple(
+        ShownText(
+            index,
+            tuple(texts.strings(row)),
+            each[row, :length],
+            None if with_z is None else with_z[row, :length],
+            None if without is None else without[row, :length],
+        )
+        for row, (index, length) in enumerate(zip(indices, texts.lengths.tolist(), strict=True))
+    )

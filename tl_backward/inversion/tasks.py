@@ -1,0 +1,151 @@
+"""What is known of the zoo's tasks: their inputs, which are well-formed, and features to look for."""
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
+
+from tl_backward.inversion.edits import EDITS
+from tl_backward.inversion.features import Feature
+from tl_backward.inversion.shipped import RECIPES
+from tl_backward.zoo import addition, counting, facts
+
+SMALL_DOMAIN = 20_000
+"""Inputs that are looked through, all of them, without being asked."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A source of inputs and what can be asked of them."""
+
+    name: str
+    draw: Callable[[int, int], list[str]]
+    """(n, seed) -> inputs drawn from the task's prior."""
+    features: MappingProxyType[str, Feature]
+    """Hypotheses; None as the value of an input that is not well-formed."""
+    valid: Callable[[str], bool] | None = None
+    """Whether an input is well-formed; None where all are."""
+    domain: Callable[[], Iterable[str]] | None = None
+    """All inputs, where they are finitely many."""
+    domain_size: int = 0
+    edits: Sequence[str] = EDITS
+    """How a search may move between inputs."""
+
+    @property
+    def is_small(self) -> bool:
+        """Whether all inputs can be looked through in seconds."""
+        return 0 < self.domain_size <= SMALL_DOMAIN
+
+
+def task_of(model_name: str) -> Task | None:
+    """The task that a model of the zoo was trained on, or None; the facts models share one."""
+    if model_name.startswith("facts"):
+        return _facts()
+    if model_name == "counting":
+        return _counting()
+    return _addition() if model_name == "addition" else None
+
+
+def task_of_texts(texts: Sequence[str], name: str = "texts") -> Task:
+    """A task whose prior is a list of texts: drawn from without replacement, and again from the start when it ends."""
+    pool = list(texts)
+
+    def draw(n: int, seed: int) -> list[str]:
+        return random.Random(seed).sample(pool, min(n, len(pool)))
+
+    return Task(name, draw, MappingProxyType(WORDS))
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+WORDS: dict[str, Feature] = {
+    "first word": lambda text: next(iter(_words(text)), None),
+    "last word": lambda text: next(reversed(_words(text)), None),
+    "last two words": lambda text: tuple(_words(text)[-2:]),
+    "last character": lambda text: text[-1:],
+    "number of words": lambda text: len(_words(text)),
+}
+"""Features that any text has."""
+
+
+def _of(parse: Callable[[str], object | None], feature: Callable[..., object]) -> Feature:
+    def value(text: str) -> object:
+        parsed = parse(text)
+        return None if parsed is None else feature(parsed)
+
+    return value
+
+
+def _counting() -> Task:
+    asked: dict[str, Callable[[counting.Count], object]] = {
+        "count": lambda q: q.count,
+        "query letter": lambda q: q.query,
+        "letters": lambda q: "".join(sorted(set(q.letters))),
+        "other letters": lambda q: "".join(sorted(set(q.letters) - {q.query})),
+        "length": lambda q: len(q.letters),
+        "first letter": lambda q: q.letters[0],
+        "last letter": lambda q: q.letters[-1],
+    }
+    return Task(
+        "counting",
+        lambda n, seed: list(counting.prompts(n, seed=seed, split="held_out")),
+        MappingProxyType({name: _of(counting.parse, feature) for name, feature in asked.items()}),
+        valid=RECIPES["counting"].valid,
+    )
+
+
+def _addition() -> Task:
+    asked: dict[str, Callable[[addition.Sum], object]] = {
+        **{f"left {place}": lambda q, i=i: str(q.left)[i] for i, place in enumerate(PLACES)},
+        **{f"right {place}": lambda q, i=i: str(q.right)[i] for i, place in enumerate(PLACES)},
+        **{f"sum of the {place}": lambda q, i=i: _digits(q, i) for i, place in enumerate(PLACES)},
+        "carry into the tens": lambda q: q.left % 10 + q.right % 10 >= 10,
+        "carry into the hundreds": lambda q: q.left % 100 + q.right % 100 >= 100,
+        "first digit of the sum": lambda q: str(q.left + q.right)[0],
+        "sum of four digits": lambda q: q.left + q.right >= 1000,
+        "sum": lambda q: q.left + q.right,
+    }
+    return Task(
+        "addition",
+        lambda n, seed: list(addition.prompts(n, seed=seed, split="held_out")),
+        MappingProxyType({name: _of(addition.parse, feature) for name, feature in asked.items()}),
+        valid=RECIPES["addition"].valid,
+        domain=addition.every_prompt,
+        domain_size=810_000,
+        edits=("substitute", "swap"),
+    )
+
+
+PLACES = ("hundreds", "tens", "units")
+
+
+def _digits(asked: addition.Sum, place: int) -> int:
+    return int(str(asked.left)[place]) + int(str(asked.right)[place])
+
+
+def _facts() -> Task:
+    known = _facts_by_prompt()
+    asked: dict[str, Callable[[facts.Example], object]] = {
+        "relation": lambda e: e.relation,
+        "person": lambda e: e.subject,
+        "first name": lambda e: e.subject.split()[0],
+        "last name": lambda e: e.subject.split()[-1],
+        "answer": lambda e: e.answer,
+        "template": lambda e: (e.relation, e.template),
+    }
+    return Task(
+        "facts",
+        lambda n, seed: random.Random(seed).sample(list(known), min(n, len(known))),
+        MappingProxyType({name: _of(known.get, feature) for name, feature in asked.items()}),
+        valid=RECIPES["facts"].valid,
+        domain=lambda: list(known),
+        domain_size=len(known),
+    )
+
+
+@cache
+def _facts_by_prompt() -> dict[str, facts.Example]:
+    return {example.prompt: example for example in facts.world().examples()}

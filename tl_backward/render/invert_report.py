@@ -1,0 +1,228 @@
+"""A page of what activations know of a query: the inputs that give nearly the same ones, and what they share."""
+
+import math
+from collections.abc import Sequence
+
+from tl_backward import _html
+from tl_backward._html import Cell, TableCell, escape, visible_text
+from tl_backward.inversion import FeatureTable, Preimage, SiteComparison
+from tl_backward.inversion.features import FeatureConsistency, Rate
+from tl_backward.inversion.site_reading import SiteReading
+from tl_backward.render.attention_report import beside
+from tl_backward.render.export import data_block
+from tl_backward.render.feature_map import feature_map, site_label
+from tl_backward.render.page import Fragment, Page
+from tl_backward.render.preimage_samples import nearest_texts, preimage_samples, query_strip, samples_data
+
+INTRO = (
+    "What does an activation know of its input? Just what the inputs share that give nearly the same one: its "
+    "epsilon-preimage, all x with D(z, f(x)) <= epsilon. Whatever varies among them, the activation has forgotten."
+)
+FOOTER = (
+    "Method: Xinting Huang, Madhur Panwar, Navin Goyal, Michael Hahn, InversionView, NeurIPS 2024. Every distance was "
+    "computed by the probed model. This page is one file and asks no network for anything."
+)
+HOW = {
+    "decoder": "Drawn from a trained decoder p(x | z), whose habits they share: a feature can be kept more often among "
+    "a decoder's samples than in the preimage itself. Search and enumeration correct that.",
+    "enumeration": "All inputs of the domain were looked through: these shares are exact.",
+    "search": "Random walks of token edits, each step scored by the model; weighted texts within epsilon are draws of "
+    "the prior restricted to the preimage. Chains start at the query and the nearest of a pool: run other seeds before "
+    "trusting a small effective sample size.",
+    "pool": "The nearest of a pool of inputs.",
+    "given": "Texts that were given.",
+}
+QUERY = "The token in a frame is the one whose activations are asked about."
+SAMPLES = (
+    "The nearest texts on either side, each once; the Data box has the others. First the distance D; the token in a "
+    "frame is where the text comes nearest. Hover over a token for its own D."
+)
+FEATURES = (
+    "The share of the texts within epsilon that have the query's value (with its 95 % interval over the effective "
+    "sample size), beside the share of the task's prior; most telling first, in bits of the first against the second. "
+    "A feature kept near 1 is known; one at the prior's share is forgotten."
+)
+MAP = (
+    "For each site and token of the query, the share of a pool's inputs within epsilon that keep the query's value of "
+    "a feature. A dash: the pool has no input within epsilon, and nothing is known. Few inputs make wide intervals: "
+    "hover."
+)
+
+
+def invert_report(
+    readings: SiteReading | Sequence[SiteReading], *, comparison: SiteComparison | None = None, name: str = ""
+) -> Page:
+    """Make one page of one query at one or several sites and positions; `.save(path)` writes one offline file.
+
+    Args:
+        readings: from `read_preimage`, all of the same query.
+        comparison: from `compare_sites`, for maps of each feature along the network.
+        name: the model's, for the title.
+
+    Raises:
+        ValueError: no reading, or readings of several queries.
+    """
+    given = [readings] if isinstance(readings, SiteReading) else list(readings)
+    queries = {tuple(each.preimage.query.tokens.tolist()) for each in given}
+    if len(queries) != 1:
+        raise ValueError(
+            f"Expected readings of one query, got {len(given)} of {len(queries)} queries; make a page of each."
+        )
+    first = given[0].preimage
+    page = Page("What an activation knows" + (f": {name}" if name else ""), intro=INTRO, footer=FOOTER)
+    one_place = len({each.preimage.position for each in given}) == 1
+    strip = query_strip(first, marked=first.position if one_place else None)
+    page.section("The query", QUERY if one_place else "", strip, _summary(given))
+    if comparison is not None:
+        maps = [
+            _folded(row.feature, i == 0, feature_map(comparison, row.feature))
+            for i, row in enumerate(_ranked(comparison))
+        ]
+        page.section("Where along the network", MAP, *maps, _frame_data(comparison, "feature_map.csv"))
+    blocks = [_block(reading, is_open=i == 0) for i, reading in enumerate(given)]
+    page.section("Site by site", "", *blocks)
+    return page
+
+
+def _ranked(comparison: SiteComparison) -> list[FeatureConsistency]:
+    """Each feature where most is known of it, the best known first."""
+    best: dict[str, FeatureConsistency] = {}
+    for row in (row for table in comparison.features for row in table.rows):
+        known = best.setdefault(row.feature, row)
+        if math.isnan(known.bits) or row.bits > known.bits:
+            best[row.feature] = row
+    return sorted(best.values(), key=lambda row: -math.inf if math.isnan(row.bits) else row.bits, reverse=True)
+
+
+def known_best(features: FeatureTable | None, n: int = 1) -> list[FeatureConsistency]:
+    """The most telling features that are kept more often than by chance: interval above the prior's."""
+    rows = () if features is None else features.rows
+    known = [row for row in rows if not math.isnan(row.rate.value)]
+    return [row for row in known if row.prior is None or row.rate.low > row.prior.high][:n]
+
+
+def _summary(readings: Sequence[SiteReading]) -> Fragment:
+    rows: list[list[TableCell]] = []
+    for reading in readings:
+        p = reading.preimage
+        d = p.diagnostics
+        told = "; ".join(f"{row.feature}: {row.rate}" for row in known_best(reading.features))
+        rows.append(
+            [p.position, p.method, int(p.inside.sum()), d.distinct, d.share_inside, d.chance, d.well_formed, told]
+        )
+    columns = ["position", "method", "inside", "distinct", "share inside", "chance", "well-formed", "known best"]
+    names = [site_label(reading.preimage.site) for reading in readings]
+    return Fragment(_html.table(columns, rows, row_names=names, corner="site", limit=30))
+
+
+def _block(reading: SiteReading, *, is_open: bool) -> Fragment:
+    p = reading.preimage
+    stem = f"{p.site}_{p.position}"
+    parts = [
+        query_strip(p, marked=p.position),
+        beside(_facts(p), _part("How the texts were found", HOW[p.method])),
+        _part(
+            "Texts inside and outside",
+            SAMPLES,
+            preimage_samples(reading),
+            samples_data(p, filename=f"texts_{stem}.csv"),
+        ),
+    ]
+    if reading.features is not None:
+        table = hypotheses(reading.features, retrieved=reading.retrieval_features, exact=reading.exact_features)
+        parts.append(_part("Hypotheses", FEATURES, table, _features_data(reading.features, f"features_{stem}.csv")))
+    others = []
+    if reading.exact is not None and reading.exact is not p:
+        n, share_inside = int(reading.exact.inside.sum()), reading.exact.diagnostics.share_inside
+        share = f"{n} inputs of the domain, a share of {share_inside:.3g}."
+        others.append(_part("The exact preimage", share, nearest_texts(reading.exact)))
+    if reading.retrieval is not None:
+        r = reading.retrieval.diagnostics
+        share = f"The nearest inputs of a pool, without any search: {r.share_inside:.3g} of the pool is within epsilon."
+        others.append(_part("Retrieval, the baseline", share, nearest_texts(reading.retrieval)))
+    if others:
+        parts.append(beside(*others))
+    return _folded(f"{p.site}, position {p.position}: {int(p.inside.sum())} of {len(p)} texts inside", is_open, *parts)
+
+
+def hypotheses(
+    features: FeatureTable, *, retrieved: FeatureTable | None = None, exact: FeatureTable | None = None
+) -> Fragment:
+    """Hypotheses ranked: the query's value, the share that keeps it, the prior's, bits, and what other ways say."""
+    beside_it = {"among retrieved": retrieved, "exact share": exact}
+    others = {name: table for name, table in beside_it.items() if table is not None}
+    rows: list[list[TableCell]] = [
+        [
+            Cell(str(row.query_value)),
+            _share(row.rate),
+            "" if row.prior is None else str(row.prior),
+            None if math.isnan(row.bits) else row.bits,
+            *(_share(table[row.feature].rate) for table in others.values()),
+        ]
+        for row in features.rows
+    ]
+    columns = ["query's value", "share that keeps it", "prior's share", "bits", *others]
+    names = [row.feature for row in features.rows]
+    return Fragment(_html.table(columns, rows, row_names=names, corner="feature", bound=1.0, limit=40))
+
+
+def _share(rate: Rate) -> Cell:
+    if math.isnan(rate.value):
+        return Cell("\u2013")
+    return Cell(f"{rate.value:.3f}" if math.isinf(rate.n) else str(rate), value=rate.value)
+
+
+def _facts(p: Preimage) -> Fragment:
+    d = p.diagnostics
+    rows: list[list[TableCell]] = [
+        ["epsilon", p.epsilon],
+        ["distance", f"{p.metric}, at {'any position' if p.match == 'any' else 'the same position'}"],
+        ["made by", p.method],
+        ["texts", len(p)],
+        ["share inside", d.share_inside],
+        ["distinct inside", d.distinct],
+        ["effective sample size", d.effective_sample_size],
+    ]
+    others = {
+        "chance (the prior's share)": d.chance,
+        "well-formed": d.well_formed,
+        "accepted": d.acceptance,
+        "recall": d.recall,
+    }
+    others |= {f"TV of {name}": value for name, value in d.total_variation.items()}
+    rows += [[name, value] for name, value in others.items() if value is not None]
+    return Fragment(_html.table(["what", "value"], rows, limit=30))
+
+
+def _features_data(features: FeatureTable, filename: str) -> Fragment:
+    rows = [[row.feature, str(row.query_value), *_numbers(row)] for row in features.rows]
+    columns = ["feature", "query_value", "rate", "low", "high", "n", "prior", "prior_low", "prior_high", "bits"]
+    return data_block(columns, rows, filename=filename)
+
+
+def _numbers(row: FeatureConsistency) -> list[float | None]:
+    prior = (None, None, None) if row.prior is None else (row.prior.value, row.prior.low, row.prior.high)
+    values = [row.rate.value, row.rate.low, row.rate.high, row.rate.n, *prior, row.bits]
+    return [value if value is not None and math.isfinite(value) else None for value in values]
+
+
+def _frame_data(comparison: SiteComparison, filename: str) -> Fragment:
+    frame = comparison.to_frame()
+    frame = frame.astype(object).where(frame.notna(), None)
+    return data_block(list(map(str, frame.columns)), frame.values.tolist(), filename=filename)
+
+
+def _part(title: str, words: str, *fragments: Fragment) -> Fragment:
+    head = f'<div style="font-weight:bold;margin:12px 0 2px">{_text(title)}</div>'
+    return sum(fragments, start=Fragment(f'{head}<p style="font-size:14px">{_text(words)}</p>'))
+
+
+def _folded(title: str, is_open: bool, *fragments: Fragment) -> Fragment:
+    state = " open" if is_open else ""
+    summary = f'<summary style="cursor:pointer;font-weight:bold;overflow-wrap:anywhere">{_text(title)}</summary>'
+    box = f'<details{state} style="margin:8px 0;border:1px solid #9a9a9a;padding:6px 10px">{summary}'
+    return sum(fragments, start=Fragment(box)) + Fragment("</details>")
+
+
+def _text(text: str) -> str:
+    return escape(visible_text(text))
