@@ -48,3 +48,12 @@ def test_similarity(world):
     assert found.to_frame().index.tolist() == found.to_frame().columns.tolist() == [LONE, "b"]
     assert set(found.pairs(1)[["example_a", "example_b"]].iloc[0]) == {LONE, "b"}
     assert torch.equal(torch.tensor(found.to_frame().values), found.matrix)
+
+
+def test_preimage():
+    from tl_backward import inversion
+
+    model = tlb.zoo.load("counting")
+    found = inversion.pool_preimage(model, ["aab|a:", "abb|a:"], "aab|a:", ("resid_mid", 1), -1, show_progress=False)
+    object.__setattr__(found.inputs, "texts", (LONE, "b"))
+    assert found.to_frame()["text"].tolist() == [LONE, "b"]

@@ -17,6 +17,7 @@ from tl_backward.inversion.query import Query, QueryLike, read_query
 from tl_backward.inversion.scoring import Scorer, Scores
 from tl_backward.inversion.sites import Site, SiteLike
 from tl_backward.inversion.texts import Encoded, Inputs, encode
+from tl_backward.vocabulary import text_column
 
 if TYPE_CHECKING:
     import pandas
@@ -112,7 +113,7 @@ class Preimage:
         import pandas
 
         columns = {
-            "text": list(self.texts),
+            "text": text_column(self.texts),
             "distance": self.distances.tolist(),
             "position": self.best_positions.tolist(),
             "inside": self.inside.tolist(),
