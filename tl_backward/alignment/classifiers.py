@@ -110,6 +110,12 @@ def fine_tune(
 
     Raises:
         ValueError: not one label a prompt, fewer than two labels, none of a prompt.
+
+    Example:
+        >>> prompts = ["Anna Berg lives in", "The pet of Anna Berg is a"] * 8
+        >>> c = tlb.alignment.fine_tune(model, prompts, torch.tensor([0, 1] * 8), steps=5, show_progress=False)
+        >>> c.predict(prompts[:2]).tolist()
+        [0, 1]
     """
     check_model(model)
     check_one_device(model)
@@ -175,6 +181,12 @@ def transfer_head(
     Raises:
         ValueError: a classifier that was translated already, vocabularies that differ without a map.
         IndexError: a cut that is not between two layers.
+
+    Example:
+        >>> prompts = ["Anna Berg lives in", "The pet of Anna Berg is a"] * 8
+        >>> c = tlb.alignment.fine_tune(model, prompts, torch.tensor([0, 1] * 8), steps=5, show_progress=False)
+        >>> tlb.alignment.transfer_head(c, model, cut=2).predict(prompts[:2]).tolist()
+        [0, 1]
     """
     if classifier.stitched is not None:
         raise ValueError("Expected a classifier of one model, got one that was translated; translate the original.")

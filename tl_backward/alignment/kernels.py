@@ -35,6 +35,11 @@ def translation(
 
     Raises:
         ValueError: vocabularies that differ and no map between them, weights that are not finite.
+
+    Example:
+        >>> kernel = tlb.alignment.translation(model, model)
+        >>> bool(torch.allclose(kernel, torch.eye(128), atol=1e-3))  # into itself
+        True
     """
     tokens = shared_tokens(model_a, model_b, token_map)
     with torch.no_grad():
@@ -56,6 +61,11 @@ def random_kernel(
     """Make the control of a translation: a kernel of the same singular values in random directions (Haar).
 
     What survives it owes nothing to the vocabulary. The global RNG is left alone.
+
+    Example:
+        >>> kernel = tlb.alignment.translation(model, model)
+        >>> tlb.alignment.random_kernel(kernel, seed=0).shape
+        torch.Size([128, 128])
     """
     generator = torch.Generator().manual_seed(seed)
     values = torch.linalg.svdvals(kernel.detach().double().cpu())

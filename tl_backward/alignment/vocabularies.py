@@ -58,6 +58,10 @@ def token_map(model_a: TransformerLensModel, model_b: TransformerLensModel) -> T
 
     Raises:
         ValueError: a model without a tokenizer, or no token in common.
+
+    Example:
+        >>> tlb.alignment.token_map(model, model).coverage
+        (1.0, 1.0)
     """
     sides = [_texts(model_a), _texts(model_b)]
     unique = [{text for text, n in Counter(side).items() if n == 1 and text} for side in sides]

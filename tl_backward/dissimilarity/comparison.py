@@ -103,6 +103,12 @@ def compare(
         ValueError: an unknown measure, hook point or layer; models without a common vocabulary for tokens; NaN or inf
             (the hook point and the batch are named); fewer than 4 samples, or a layer that never varies; more memory
             than allowed, with what would fit.
+
+    Example:
+        >>> texts = [example.text for example in tlb.zoo.facts.world().examples(split="held_out")[:40]]
+        >>> c = tlb.dissimilarity.compare(model, model, texts, show_progress=False)
+        >>> [round(float(value), 3) for value in c.values[0].diagonal()]  # CKA of each layer with itself
+        [1.0, 1.0, 1.0, 1.0]
     """
     check_model(model_a)
     check_model(model_b)

@@ -158,6 +158,10 @@ def edit_methods(
         steps: how many.
         scaling: of the shift's factors.
         weights: that the gradient steps change.
+
+    Example:
+        >>> list(tlb.editing.edit_methods(layer=2, scale=0.75, lr=0.001))
+        ['no edit', 'forward-pass shift', '1 gradient step', '5 gradient steps']
     """
     return {
         "no edit": lambda model, case: None,
@@ -168,12 +172,24 @@ def edit_methods(
 
 
 def shift_method(layer: int, scale: float, *, scaling: Scaling = "unit") -> Method:
-    """`shift_edit` of a case's prompt and target."""
+    """`shift_edit` of a case's prompt and target.
+
+    Example:
+        >>> case = tlb.zoo.edit_cases("test")[0]
+        >>> tlb.editing.shift_method(2, 0.75)(model, case)
+        Edit(blocks.2.mlp.W_out rank <= 1)
+    """
     return lambda model, case: shift_edit(model, case.prompt, case.target, layer, scale, scaling=scaling)
 
 
 def gradient_method(lr: float, *, steps: int = 1, weights: str | Sequence[str] = "W_out") -> Method:
-    """`gradient_edit` of a case's prompt and target."""
+    """`gradient_edit` of a case's prompt and target.
+
+    Example:
+        >>> case = tlb.zoo.edit_cases("test")[0]
+        >>> tlb.editing.gradient_method(0.001, steps=2)(model, case).is_applied
+        False
+    """
     return lambda model, case: gradient_edit(model, case.prompt, case.target, weights=weights, lr=lr, steps=steps)
 
 
@@ -200,6 +216,12 @@ def tuned_methods(
 
     Returns:
         The methods by name, the chosen setting in the name.
+
+    Example:
+        >>> cases = tlb.zoo.edit_cases("validation")[:2]
+        >>> methods = tlb.editing.tuned_methods(model, cases, layers=[2], show_progress=False)
+        >>> len(methods)
+        4
     """
     chosen = check_layers(layers, model.cfg.n_layers)
     cells = [(layer, scale) for scale in scales for layer in chosen]

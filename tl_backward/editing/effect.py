@@ -70,6 +70,12 @@ def edit_effect(
 
     Raises:
         ValueError: the edit is applied, so that the model without it is not at hand.
+
+    Example:
+        >>> prompt = "Anna Berg lives in the city of"
+        >>> edit = tlb.shift_edit(model, prompt, " Oslo", layer=2, scale=0.75)
+        >>> tlb.editing.edit_effect(model, edit, prompt)
+        EditEffect('Anna Berg lives in the city of': ' Graz' -> ' Oslo')
     """
     check_model(model)
     check_k(k, model.W_U.shape[1])

@@ -138,7 +138,14 @@ def shift_probabilities(
     scales: Sequence[float] = SCALES,
     scaling: Scaling = "unit",
 ) -> Float[Tensor, "layer scale"]:
-    """P(target | prompt) once the prompt is shifted to it, for each layer and scale: the edit's own cells."""
+    """P(target | prompt) once the prompt is shifted to it, for each layer and scale: the edit's own cells.
+
+    Example:
+        >>> prompt = "Anna Berg lives in the city of"
+        >>> p = tlb.editing.shift_probabilities(model, prompt, " Oslo", layers=[2], scales=[0.1, 4.0])
+        >>> bool(p[0, 1] > p[0, 0])
+        True
+    """
     found, asked = [], encode(model, [(prompt, target)])
     for layer in check_layers(layers, model.cfg.n_layers):
         for scale in scales:

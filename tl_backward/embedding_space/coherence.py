@@ -111,6 +111,11 @@ def parameter_coherence(
     Raises:
         ValueError: k below two, or what `project_parameter` refuses.
         IndexError: a layer or head out of range.
+
+    Example:
+        >>> c = tlb.embedding_space.parameter_coherence(model, "W_out", 2, seed=0)
+        >>> c.projection[int(c.order[0])].top_tokens[0][0]
+        ' employer'
     """
     if k < 2 or n_gaussian < 1:
         raise ValueError(

@@ -50,6 +50,10 @@ def token_mask(
 
     Raises:
         ValueError: an unknown filter, no tokenizer for filters on text, no token left.
+
+    Example:
+        >>> int(tlb.embedding_space.token_mask(model, tokens=[" Oslo", " Graz"]).sum())
+        2
     """
     wanted = [filters] if isinstance(filters, str) or callable(filters) else list(filters)
     if tokens is None and not wanted:

@@ -117,6 +117,12 @@ def parameter_activation_overlap(
         ValueError: a weight without activations of this kind, k larger than the number of tokens left, more vectors
             than there are.
         IndexError: a layer out of range.
+
+    Example:
+        >>> texts = ["Anna Berg lives in the city of", "The pet of Anna Berg is a"]
+        >>> o = tlb.embedding_space.parameter_activation_overlap(model, texts, "W_out", 2)
+        >>> bool(o.aligned.mean() > o.shuffled.mean())
+        True
     """
     if weight not in _READ_BY:
         raise ValueError(

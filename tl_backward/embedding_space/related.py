@@ -112,6 +112,11 @@ def related_pairs(
     Raises:
         ValueError: an unknown kind, a layer without these weights, k larger than the number of tokens left.
         IndexError: a layer or head out of range.
+
+    Example:
+        >>> r = tlb.embedding_space.related_pairs(model, "KV", 2, seed=0)
+        >>> bool(r.to_frame()["aligned"].mean() > r.to_frame()["shuffled"].mean())
+        True
     """
     if kind not in get_args(PairKind):
         kinds = ", ".join(get_args(PairKind))

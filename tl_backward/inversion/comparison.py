@@ -128,6 +128,16 @@ def compare_sites(
 
     Raises:
         ValueError: as for `preimage_of`; no position; or a feature that raises.
+
+    Example:
+        >>> adder = tlb.zoo.load("addition")
+        >>> domain = [f"{left}+157=" for left in range(200, 300)]
+        >>> features = {"tens": lambda text: text[1]}
+        >>> c = tlb.inversion.compare_sites(
+        ...     adder, "234+157=", ("result", 0, 3), inputs=domain, features=features, match="same"
+        ... )
+        >>> c.features[0]["tens"].rate.value  # this head carries the tens
+        1.0
     """
     check_epsilon(epsilon)
     check_metric(metric)

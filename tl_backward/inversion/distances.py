@@ -26,6 +26,11 @@ def distances(
 
     Raises:
         ValueError: an unknown metric, or a query of zero norm, from which nothing has a distance.
+
+    Example:
+        >>> z = torch.tensor([3.0, 4.0])
+        >>> tlb.inversion.distances(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), z).tolist()  # relative to |z|
+        [0.0, 1.0]
     """
     check_metric(metric)
     check_query(query)

@@ -64,6 +64,13 @@ def enumerate_preimage(
 
     Raises:
         ValueError: as for `preimage_of`.
+
+    Example:
+        >>> counting = tlb.zoo.load("counting")
+        >>> domain = ["aab|a:", "aba|a:", "abb|a:"]
+        >>> p = tlb.inversion.enumerate_preimage(counting, domain, ("resid_mid", 1), -1, "aab|a:")
+        >>> p.diagnostics.share_inside <= 1
+        True
     """
     check_epsilon(epsilon)
     asked = read_query(model, query, site, position, prepend_bos=prepend_bos)

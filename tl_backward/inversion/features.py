@@ -145,6 +145,12 @@ def feature_consistency(
 
     Raises:
         ValueError: the feature raises (the text is named), or a level outside (0, 1).
+
+    Example:
+        >>> counting, pool = tlb.zoo.load("counting"), list(tlb.zoo.counting.prompts(50))
+        >>> p = tlb.inversion.pool_preimage(counting, pool, pool[0], ("resid_mid", 1), -1)
+        >>> tlb.inversion.feature_consistency(p, lambda text: text[-2], prior=pool, name="query letter").rate.value
+        1.0
     """
     if not 0 < level < 1:
         raise ValueError(f"Expected a confidence level between 0 and 1, got {level}; {LEVEL} is usual.")
@@ -174,6 +180,12 @@ def common_features(
 
     Raises:
         ValueError: no features, or one that raises (it and the text are named).
+
+    Example:
+        >>> counting, pool = tlb.zoo.load("counting"), list(tlb.zoo.counting.prompts(50))
+        >>> p = tlb.inversion.pool_preimage(counting, pool, pool[0], ("resid_mid", 1), -1)
+        >>> len(tlb.inversion.common_features(p, {"letter": lambda text: text[-2], "length": len}, prior=pool).rows)
+        2
     """
     if not features:
         raise ValueError("Expected at least one feature, got none; pass {name: function of a text}.")

@@ -108,6 +108,13 @@ def verify_by_patching(
 
     Raises:
         ValueError: no text of weight inside, or n < 1.
+
+    Example:
+        >>> decoder = tlb.inversion.load("counting")
+        >>> p = decoder.preimage("vvzccvczvvvzvcvc|v:", site=("resid_mid", 1), position=-1, n=50)
+        >>> check = tlb.inversion.verify_by_patching(decoder.model, p, n=5)
+        >>> bool(check.kl[check.inside].mean() < check.kl[~check.inside].mean())
+        True
     """
     if n < 1:
         raise ValueError(f"Expected n of at least 1, got {n}; 50 is the default.")

@@ -189,6 +189,12 @@ def preimage_of(
     Raises:
         ValueError: epsilon <= 0, an unknown metric or match, a site that the model lacks, a position outside the query,
             a query of zero norm, no texts, an empty one or one longer than n_ctx, or a predicate that raises.
+
+    Example:
+        >>> texts = ["Anna Berg lives in", "Anna Berg resides in", "The pet of Anna Berg is a"]
+        >>> p = tlb.inversion.preimage_of(model, texts, "Anna Berg lives in", ("resid_post", 1), -1)
+        >>> p.inside.tolist()
+        [True, False, False]
     """
     check_epsilon(epsilon)
     asked = read_query(model, query, site, position, prepend_bos=prepend_bos)

@@ -86,6 +86,11 @@ def pool_preimage(
 
     Raises:
         ValueError: as for `preimage_of`, or n < 1.
+
+    Example:
+        >>> counting, pool = tlb.zoo.load("counting"), list(tlb.zoo.counting.prompts(50))
+        >>> tlb.inversion.pool_preimage(counting, pool, pool[0], ("resid_mid", 1), -1, n=1).texts == (pool[0],)
+        True
     """
     check_epsilon(epsilon)
     if n < 1:

@@ -55,6 +55,11 @@ def read_query(
 
     Raises:
         ValueError: a position outside the text, a site that the model lacks, an activation of zero norm or not finite.
+
+    Example:
+        >>> query = tlb.inversion.read_query(model, "Anna Berg lives in", ("resid_post", 1), -1)
+        >>> query.activation.shape
+        torch.Size([128])
     """
     if isinstance(query, Query):
         return query

@@ -103,6 +103,14 @@ def search_preimage(
     Raises:
         ValueError: as for `preimage_of`; no valid proposal at a finite distance; settings out of range; a predicate or
             a prior that raises.
+
+    Example:
+        >>> counting, pool = tlb.zoo.load("counting"), list(tlb.zoo.counting.prompts(50))
+        >>> p = tlb.inversion.search_preimage(
+        ...     counting, pool[0], ("resid_mid", 1), -1, proposals=pool, chains=4, steps=10, show_progress=False
+        ... )
+        >>> p.method
+        'search'
     """
     check_epsilon(epsilon)
     burn_in = steps // 2 if burn_in is None else burn_in

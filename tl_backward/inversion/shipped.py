@@ -91,7 +91,12 @@ RECIPES = MappingProxyType(
 
 
 def names() -> tuple[str, ...]:
-    """The decoders that ship with the package."""
+    """The decoders that ship with the package.
+
+    Example:
+        >>> tlb.inversion.names()
+        ('addition', 'counting', 'facts')
+    """
     return tuple(sorted(path.parent.name for path in WEIGHTS.glob(f"*/{DESCRIPTION}")))
 
 
@@ -111,6 +116,11 @@ def load(
     Raises:
         ValueError: an unknown name, a directory without a decoder or one for which no model is given, or another model,
             tokenizer or site than those it was trained on.
+
+    Example:
+        >>> decoder = tlb.inversion.load("counting")
+        >>> len(decoder.sites)
+        5
     """
     if str(name_or_dir) in RECIPES:
         recipe = RECIPES[str(name_or_dir)]

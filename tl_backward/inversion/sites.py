@@ -56,6 +56,10 @@ def resolve_site(model: TransformerLensModel, site: SiteLike) -> Site:
         ValueError: a site that the model lacks, the nearest are named; or a head where the site has none.
         IndexError: a layer or head out of range.
         TypeError: anything but a name or such a tuple.
+
+    Example:
+        >>> str(tlb.inversion.resolve_site(model, ("result", 1, 0)))
+        'blocks.1.attn.hook_result[0]'
     """
     check_model(model)
     if isinstance(site, Site):

@@ -19,7 +19,12 @@ FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config
 
 
 def names() -> tuple[str, ...]:
-    """The models that ship with the package."""
+    """The models that ship with the package.
+
+    Example:
+        >>> tlb.zoo.names()
+        ('addition', 'counting', 'facts')
+    """
     return tuple(sorted(path.parent.name for path in WEIGHTS.glob("*/config.json")))
 
 
@@ -39,6 +44,10 @@ def load(name_or_dir: str | Path, *, kind: str | None = None, fold_ln: bool = Fa
         ValueError: the name is unknown, the directory holds no model of the zoo, or the options do
             not go together.
         ImportError: ``kind="hooked"`` where TransformerLens has no HookedTransformer.
+
+    Example:
+        >>> tlb.zoo.load("facts").cfg.n_layers
+        4
     """
     if kind not in (None, "hooked", "bridge"):
         raise ValueError(f"Unknown kind {kind!r}: expected 'hooked', 'bridge' or None.")

@@ -176,6 +176,12 @@ def get_measure(name: str) -> Measure:
 
     Raises:
         ValueError: no measure has it; the message names the nearest.
+
+    Example:
+        >>> cka = tlb.dissimilarity.get_measure("cka_debiased")
+        >>> x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+        >>> round(float(cka.function(x, 3 * x)), 6)  # a scale does not matter
+        1.0
     """
     if name not in _BY_NAME:
         raise ValueError(
@@ -192,6 +198,11 @@ def list_measures() -> "pd.DataFrame":
     range, invariances, metric, symmetric, additive, oracle (the key of the reference values that the measure
     reproduces, None without), most (samples that it takes, None without bound), package (that must be installed beyond
     the requirements, None for nothing) and summary.
+
+    Example:
+        >>> measures = tlb.dissimilarity.list_measures()
+        >>> bool(measures.set_index("name").loc["procrustes", "metric"])
+        True
     """
     import pandas as pd
 

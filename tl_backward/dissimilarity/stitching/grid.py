@@ -162,6 +162,13 @@ def stitching_grid(
 
     Raises:
         ValueError: see `stitch`.
+
+    Example:
+        >>> texts = [example.text for example in tlb.zoo.facts.world().examples(split="held_out")[:60]]
+        >>> options = {"map": "identity", "baselines": False, "show_progress": False}
+        >>> grid = tlb.dissimilarity.stitching_grid(model, model, texts, layers_a=[1], layers_b=[1, 2], **options)
+        >>> len(grid.to_frame())  # both directions
+        4
     """
     check_pair(model_a, model_b)
     if map not in KINDS:

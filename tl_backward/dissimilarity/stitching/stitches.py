@@ -142,6 +142,12 @@ def stitch(
         TypeError: no TransformerLens model, or data of an unknown kind.
         ValueError: an unknown map or fit; models that do not share a tokenizer; too little data to judge on.
         IndexError: a layer that a model lacks.
+
+    Example:
+        >>> texts = [example.text for example in tlb.zoo.facts.world().examples(split="held_out")[:60]]
+        >>> s = tlb.dissimilarity.stitch(model, 1, model, 1, texts, map="identity", show_progress=False)
+        >>> abs(s.penalty.nats) < 1e-5  # a model and itself
+        True
     """
     check_pair(model_a, model_b)
     if map not in KINDS or fit not in FITS:
