@@ -53,7 +53,7 @@ def lab(tmp_path_factory):
     )
     try:
         wait_for(lambda: answers(port), 120, "JupyterLab to answer")
-        yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}"
+        yield f"http://127.0.0.1:{port}/lab/workspaces/{{0}}/tree/{{0}}.ipynb?token={token}"  # nothing else is open there
     finally:
         server.terminate()
         server.wait(30)
@@ -98,7 +98,7 @@ def test_runs_live_and_draws(lab, browser, name, tmp_path):
 
     cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
     n_code = sum(cell.cell_type == "code" for cell in cells)
-    browser.get(lab.format(f"{name}.ipynb"))
+    browser.get(lab.format(name))
 
     def all_of(selector):
         return browser.find_elements(By.CSS_SELECTOR, selector)

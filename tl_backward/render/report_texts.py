@@ -32,9 +32,9 @@ def advice(*, has_control: bool, has_subject: bool) -> str:
             "Some of what follows holds in an untrained model too: make the lens with "
             "control='random_init' to see which."
         )
-    subject = " and are the VJPs large on the subject?" if has_subject else ""
+    subject = ", and are the VJPs large on the subject" if has_subject else ""
     return (
-        f"What to look at: in which layers does the old answer reach the very top of the shift,{subject or '?'} That "
+        f"What to look at: in which layers does the old answer reach the very top of the shift{subject}? That "
         "comes with training (in the last layer from the model's confidence alone). The target at the very bottom "
         "does not: the same architecture with random weights, the untrained control, shows it too, because a "
         "cross-entropy loss puts it there. Trust what differs from the control, which is one random draw: other "
