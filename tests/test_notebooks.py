@@ -97,7 +97,7 @@ CLAIMS = {
         "second.features[0]['answer 100s'].rate.value > 0.98 and second.features[1]['answer 10s'].rate.value > 0.98",
     ],
     "7_your_own_model": [
-        "type(model).__name__ == 'TransformerBridge' and not sites.missing and len(sites) == 70",
+        "'Bridge' in type(model).__name__ and not sites.missing and len(sites) >= 60",
         "0.5 < cosine < 0.99 and gone",
         "all(abs(a - b) < 1e-3 for a, b in zip(patched_norms[0], clean_norms))",
         "patched_norms[2][:2] == [0, 0] and abs(patched_norms[2][2] - clean_norms[2]) < 1e-3",
