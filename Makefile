@@ -5,7 +5,7 @@ PYTEST_FLAGS ?= -q -n 2
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-tl4 test-browser lint docs dist bench venv venv-tl4 clean
+.PHONY: help demo test test-tl4 test-long test-browser lint docs dist bench venv venv-tl4 clean
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -29,6 +29,10 @@ test: .venv/.installed  ## all tests on TransformerLens 3.9 (HookedTransformer a
 
 test-tl4: .venv-tl4/.installed  ## all tests on TransformerLens 4.3 (TransformerBridge)
 	.venv-tl4/bin/python -m pytest $(PYTEST_FLAGS)
+
+test-long: .venv/.installed .venv-tl4/.installed  ## the tests that take long, on both (most of an hour)
+	.venv/bin/python -m pytest $(PYTEST_FLAGS) -m long
+	.venv-tl4/bin/python -m pytest $(PYTEST_FLAGS) -m long
 
 test-browser: .venv/.jupyterlab  ## notebooks run live in JupyterLab in Chromium (minutes)
 	.venv/bin/python -m pytest -q -m jupyterlab tests/test_jupyterlab.py

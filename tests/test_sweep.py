@@ -12,6 +12,7 @@ from models import build, worlds
 from shared import shared, stories
 
 import tl_backward as tlb
+from tl_backward._storage import save_tensors
 from tl_backward.bootstrap import bootstrap
 from tl_backward.cases import EditCase
 from tl_backward.controls import random_init
@@ -290,8 +291,11 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="of another format"):
+    with pytest.raises(ValueError, match="Expected a file that tl_backward saved"):
         load_sweep(tmp_path / "other.safetensors")
+    save_tensors(tmp_path / "ours.safetensors", {"x": torch.zeros(1)}, {"format": "tl_backward edit 1"})
+    with pytest.raises(ValueError, match="of another format"):
+        load_sweep(tmp_path / "ours.safetensors")
     whole = sweep(build(worlds()[0]), ["w5 w6"], ["w9"], show_progress=False).save(tmp_path / "s.safetensors")
     whole.write_bytes(whole.read_bytes()[:200])
     with pytest.raises(ValueError, match="damaged"):

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_backward._checks import nearest
+from tl_backward._storage import load_tensors, save_tensors
 from tl_backward._typing import Tokenizer
 from tl_backward.bootstrap import Interval, bootstrap
 from tl_backward.segments import NAMES
@@ -159,18 +160,14 @@ class Sweep:
 
     def save(self, path: str | Path) -> Path:
         """Write everything but the tokenizer as safetensors; atomically."""
-        from safetensors.torch import save_file
-
         tensors = _tensors(self, "") | ({} if self.control is None else _tensors(self.control, "control/"))
         about = {
             name: {"about": side.about, "skipped": side.skipped, "interrupted": side.interrupted}
             for name, side in (("model", self), ("control", self.control))
             if side is not None
         }
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        save_file(tensors, partial, {"format": FORMAT, "weights": json.dumps(self.weights), "sides": json.dumps(about)})
-        return partial.replace(path)
+        metadata = {"format": FORMAT, "weights": json.dumps(self.weights), "sides": json.dumps(about)}
+        return save_tensors(path, tensors, metadata)
 
 
 _BOUNDS = ("mean", "low", "high")
@@ -182,13 +179,7 @@ def load_sweep(path: str | Path, *, tokenizer: Tokenizer | None = None) -> Sweep
     Raises:
         ValueError: not such a file, or a damaged one.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), "pt") as file:
-            about, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"Expected a file written by Sweep.save, got {str(path)!r}, damaged: {error}.") from error
+    tensors, about = load_tensors(path)
     if about.get("format") != FORMAT:
         raise ValueError(f"Expected a file written by Sweep.save, got {str(path)!r}, of another format; save it anew.")
     sides = json.loads(about["sides"])
@@ -199,7 +190,11 @@ def load_sweep(path: str | Path, *, tokenizer: Tokenizer | None = None) -> Sweep
             own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             own = {key: value for key, value in own.items() if "/" not in key.removeprefix("values/")}
             made[name] = Sweep(
-                **{column: own[column] for column in _COLUMNS},
+                items=own["items"],
+                loss=own["loss"],
+                targets=own["targets"],
+                answers=own["answers"],
+                draws=own["draws"],
                 weights=weights,
                 values={key.removeprefix("values/"): value for key, value in own.items() if key.startswith("values/")},
                 skipped={int(index): why for index, why in sides[name]["skipped"].items()},

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._checks import check_model
+from tl_backward._storage import load_tensors, save_tensors
 from tl_backward._typing import TransformerLensModel
 from tl_backward.sites import WeightSite, WeightSites, select_sites, weight_sites
 
@@ -112,15 +113,11 @@ class Edit:
 
     def save(self, path: str | Path) -> Path:
         """Write the factors (a few KB) and how they were made, as safetensors; atomically."""
-        from safetensors.torch import save_file
-
         tensors = {}
         for name, update in self.updates.items():
-            tensors |= {f"{name}.x": update.x.contiguous(), f"{name}.v": update.v.contiguous()}
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        save_file(tensors, partial, {"format": FORMAT, "how": json.dumps(self.how), "model": _describe(self.model)})
-        return partial.replace(path)
+            tensors |= {f"{name}.x": update.x, f"{name}.v": update.v}
+        about = {"format": FORMAT, "how": json.dumps(self.how), "model": _describe(self.model)}
+        return save_tensors(path, tensors, about)
 
 
 def load_edit(model: TransformerLensModel, path: str | Path) -> Edit:
@@ -134,14 +131,8 @@ def load_edit(model: TransformerLensModel, path: str | Path) -> Edit:
         >>> tlb.load_edit(model, "anna.safetensors")
         Edit(blocks.2.mlp.W_out rank <= 1)
     """
-    from safetensors import SafetensorError, safe_open
-
     check_model(model)
-    try:
-        with safe_open(str(path), "pt") as file:
-            about, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"Expected a file written by Edit.save, got {str(path)!r}, damaged: {error}.") from error
+    tensors, about = load_tensors(path)
     if about.get("format") != FORMAT:
         raise ValueError(f"Expected a file written by Edit.save, got {str(path)!r}, of another format; save it anew.")
     if about["model"] != _describe(model):

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_backward._storage import load_tensors, replacing, save_tensors
 from tl_backward._typing import TransformerLensModel
-from tl_backward.dissimilarity._storage import load_tensors, save_tensors
 from tl_backward.inversion.activations import SiteReader
 from tl_backward.inversion.network import DecoderConfig, DecoderNetwork
 from tl_backward.inversion.texts import Encoded, encode, encode_rows
@@ -81,7 +81,8 @@ def save_decoder(
     tensors |= {f"probe/{name}": value for name, value in probed.items()}
     save_tensors(directory / TENSORS, {name: t.detach().cpu() for name, t in tensors.items()}, {"format": "pt"})
     text = json.dumps({"network": network.describe(), **description}, indent=2)
-    (directory / DESCRIPTION).write_text(text + "\n")
+    with replacing(directory / DESCRIPTION) as partial:
+        partial.write_text(text + "\n")
 
 
 def load_decoder(directory: str | Path) -> tuple[DecoderNetwork, dict[str, object], dict[str, Tensor]]:

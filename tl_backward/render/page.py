@@ -3,13 +3,13 @@
 import base64
 import hashlib
 import os
-import secrets
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tl_backward._html import escape, visible_text
+from tl_backward._storage import replacing
 from tl_backward.render.libraries import LIBRARIES, Library, inline, library_source
 
 
@@ -168,16 +168,8 @@ class Page:
             raise FileNotFoundError(
                 f"Cannot write {str(target)!r}: there is no folder {str(target.parent)!r}; create it first."
             )
-        temporary = target.with_name(f".{target.name[:64]}.{secrets.token_hex(6)}.tmp")
-        try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with replacing(target) as partial:
+            partial.write_bytes(data)
         return target
 
     def __str__(self) -> str:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_backward._storage import load_tensors, save_tensors
 from tl_backward.capture import rng_untouched
-from tl_backward.dissimilarity._storage import load_tensors, save_tensors
 from tl_backward.dissimilarity.stitching.model import StitchedModel
 from tl_backward.dissimilarity.stitching.texts import TextBatch
 
