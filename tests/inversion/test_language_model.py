@@ -5,7 +5,6 @@ import json
 import re
 from types import SimpleNamespace
 
-import pytest
 from torch.nn import Module
 
 from tests.shared import shared
@@ -82,9 +81,5 @@ def test_stories_through_the_script(capsys, tmp_path):
     assert main([*small, "--out", str(out)]) == 1 and "Expected --out to be a new or empty folder" in capsys.readouterr().err
     assert main([*small, "--case", "texts", "--out", str(tmp_path / "b")]) == 1
     assert "Expected --data FILE with --case texts" in capsys.readouterr().err
-
-
-def test_bad_usage(capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main(["--model", "facts", "--site", "resid_post,x", "--out", "o"])
-    assert "expected a site such as" in capsys.readouterr().err
+    assert main([*small, "--site", "resid_post,x", "--out", str(tmp_path / "c")]) == 1
+    assert "Expected a site of the model, got 'resid_post,x'" in capsys.readouterr().err and not (tmp_path / "c").exists()

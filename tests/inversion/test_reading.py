@@ -3,6 +3,7 @@
 import html
 import math
 import re
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -24,7 +25,7 @@ from tl_backward.inversion import (
     verify_by_patching,
 )
 from tl_backward.inversion.agreement import marginal, total_variation
-from tl_backward.inversion.features import wilson
+from tl_backward.inversion.features import Rate, wilson
 
 every_world = pytest.mark.parametrize("world", worlds())
 QUIET = {"show_progress": False}
@@ -69,6 +70,8 @@ def test_feature_consistency_is_the_weighted_share_that_keeps_the_querys_value()
     assert feature_consistency(found, first).prior is None and "first = 'w6': 0.625" in repr(by_hand)
     rarer = feature_consistency(found, first, prior=["w6"] * 9)
     assert rarer.bits < 0  # rarer inside than in the prior
+    same = replace(by_hand, rate=Rate(0.0, 0.0, 0.1, 50.0), prior=Rate(0.0, 0.0, 0.9, 3.0))
+    assert same.bits == 0  # none of either, however many were looked at
 
 
 def test_exact_rates_have_no_interval_and_nothing_inside_has_no_rate():

@@ -13,9 +13,12 @@ from test_leaves_no_trace import assert_same, state
 
 from inversion.oracle import domain, scores
 from inversion.tiny import cached
+from tl_backward import zoo
 from tl_backward.inversion import search_preimage
 from tl_backward.inversion.chains import effective_sample_size
 from tl_backward.inversion.edits import EDITS, TokenEdits
+from tl_backward.inversion.search import _independent
+from tl_backward.zoo import counting
 
 every_world = pytest.mark.parametrize("world", worlds())
 QUIET = {"show_progress": False}
@@ -185,3 +188,16 @@ def test_effective_sample_size_of_chains_that_disagree_or_stand_still():
     assert effective_sample_size(apart) < 10
     assert effective_sample_size(torch.arange(3.0).double().expand(50, 3)) < 3
     assert effective_sample_size(torch.zeros(50, 3)) == 3 and effective_sample_size(torch.zeros(2, 5)) == 5
+
+
+def test_chains_that_stand_still_on_one_text_are_one_draw():
+    a, b, c = (1, 2), (1, 3), (1, 4)
+    assert _independent([[a, a, a, b], [a, a, a, b]]) == 2 / 4
+    assert _independent([[a, a, b, c], [a, c, b, b]]) == 4 / 4
+    model = zoo.load("counting")
+    pool = list(counting.prompts(40, split="held_out"))
+    alone = search_preimage(
+        model, pool[0], ("resid_mid", 1), -1, proposals=pool[:1], valid=lambda text: text == pool[0], chains=32, steps=20,
+        show_progress=False,
+    )  # fmt: skip
+    assert alone.diagnostics.distinct == 1 and alone.diagnostics.effective_sample_size == 1

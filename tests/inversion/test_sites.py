@@ -16,6 +16,8 @@ every_world = pytest.mark.parametrize("world", worlds())
         ("blocks.1.hook_resid_mid", "blocks.1.hook_resid_mid", None),
         (("resid_mid", 1), "blocks.1.hook_resid_mid", None),
         (("resid_mid", -1), "blocks.1.hook_resid_mid", None),
+        ("resid_mid,-1", "blocks.1.hook_resid_mid", None),
+        ("result, 1, 0", "blocks.1.attn.hook_result", 0),
         (("z", 0, 2), "blocks.0.attn.hook_z", 2),
         (("z", 0, -1), "blocks.0.attn.hook_z", None),
         (("result", 1, 0), "blocks.1.attn.hook_result", 0),

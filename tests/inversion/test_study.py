@@ -40,14 +40,14 @@ def test_digits_are_counted_over_the_whole_domain():
     inside = [text for text, kept in zip(one.texts, one.inside.tolist(), strict=True) if kept]
     row = frame[frame["site"] == "blocks.0.attn.hook_result[3]"].iloc[0]
     assert row["n_inside"] == len(inside) > 0
-    assert row["left 10s"] == pytest.approx(sum(text[1] == "0" for text in inside) / len(inside))
-    assert row["right 1s"] == pytest.approx(sum(text[6] == "7" for text in inside) / len(inside))
+    assert row["left tens"] == pytest.approx(sum(text[1] == "0" for text in inside) / len(inside))
+    assert row["right units"] == pytest.approx(sum(text[6] == "7" for text in inside) / len(inside))
 
 
 def test_the_command_prints_every_table(capsys):
     assert study.main(["addition", "--queries", "2", "--refined", "1", "--most", "240"]) == 0
     said = capsys.readouterr().out
-    assert "decoder: shares of" in said and "times the cost" in said and "right 10s" in said
+    assert "decoder: shares of" in said and "times the cost" in said and "right tens" in said
     with pytest.raises(SystemExit):
         study.main(["addition", "--most", "200"])
     assert "--most is from 235" in capsys.readouterr().err

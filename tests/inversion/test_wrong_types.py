@@ -14,6 +14,7 @@ CALLS = {
     "encode(model, torch.tensor([0, 1]))": "TypeError: Expected integer tokens [text, pos], got torch.int64 of shape [2]",
     "encode(model, torch.zeros(2, 2))": "TypeError: Expected integer tokens [text, pos], got torch.float32",
     "find_positions(encode(model, ['w3']), 1.5)": "TypeError: Expected a position as an index, a token or a function (text, tokens) -> index, got 1.5",
+    "common_features(preimage_of(model, ['w3'], 'w3', ('z', 0, 0), -1), [len])": "TypeError: Expected features as {name: function of a text}, got list",
     "preimage_of(model, ['w3'], 'w3', ('z', 0), -1, epsilon=0)": "ValueError: Expected epsilon > 0, got 0",
 }  # fmt: skip
 
@@ -23,7 +24,7 @@ def test_messages():
 import sys, torch
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from models import bridge
-from tl_backward.inversion import preimage_of, resolve_site
+from tl_backward.inversion import common_features, preimage_of, resolve_site
 from tl_backward.inversion.positions import find_positions
 from tl_backward.inversion.texts import encode
 model = bridge()

@@ -42,7 +42,6 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="the input whose activations are asked about")
     parser.add_argument(
         "--site",
-        type=_site,
         action="append",
         metavar="NAME",
         help="a hook point (blocks.1.hook_resid_mid), or short: resid_mid,1, or one head: result,1,0; may be repeated "
@@ -83,17 +82,6 @@ def add_commands(commands: Commands) -> None:
     add_output(parser)
     parser.add_argument("--json", action="store_true", help="print the numbers as one JSON object; a page with --out")
     parser.set_defaults(run=_invert)
-
-
-def _site(text: str) -> str | tuple[str, int] | tuple[str, int, int]:
-    """A site as `resolve_site` takes it; "result,1,0" is short for a tuple."""
-    name, *numbers = text.split(",")
-    if not numbers:
-        return text
-    if len(numbers) > 2 or not all(re.fullmatch(r"\s*-?\d+\s*", number) for number in numbers):
-        raise argparse.ArgumentTypeError(f"expected a site such as blocks.0.hook_resid_mid or result,1,0, got {text!r}")
-    layer, *head = map(int, numbers)
-    return (name, layer, head[0]) if head else (name, layer)
 
 
 def _position(text: str) -> int | str:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -23,6 +23,17 @@ Feature: TypeAlias = Callable[[str], object]
 """text -> anything that can be compared: a count, a letter, whether something holds."""
 
 LEVEL = 0.95
+Parsed = TypeVar("Parsed")
+
+
+def feature_of(parse: Callable[[str], Parsed | None], feature: Callable[[Parsed], object]) -> Feature:
+    """A feature of what a text says: `feature(parse(text))`, and None where it cannot be parsed."""
+
+    def value(text: str) -> object:
+        parsed = parse(text)
+        return None if parsed is None else feature(parsed)
+
+    return value
 
 
 @dataclass(frozen=True)
@@ -61,10 +72,13 @@ class FeatureConsistency:
         """How much knowing z says of the feature: KL in bits from the prior's rate to the preimage's.
 
         Negative where the query's value is rarer in the preimage than in the prior; rates of 0 and 1 are taken half a
-        text away from the edge. The rate itself where there is no prior.
+        text away from the edge, and equal rates say nothing, however many texts each was counted in. The rate itself
+        where there is no prior.
         """
         if self.prior is None or math.isnan(self.rate.value):
             return self.rate.value
+        if self.rate.value == self.prior.value:
+            return 0.0
         p, q = (_inward(rate) for rate in (self.rate, self.prior))
         kl = p * math.log2(p / q) + (1 - p) * math.log2((1 - p) / (1 - q))
         return math.copysign(kl, p - q)
@@ -179,6 +193,7 @@ def common_features(
     """`feature_consistency` of many hypotheses, ranked by `FeatureConsistency.bits`.
 
     Raises:
+        TypeError: anything but a mapping of features.
         ValueError: no features, or one that raises (it and the text are named).
 
     Example:
@@ -187,6 +202,11 @@ def common_features(
         >>> len(tlb.inversion.common_features(p, {"letter": lambda text: text[-2], "length": len}, prior=pool).rows)
         2
     """
+    if not isinstance(features, Mapping):
+        raise TypeError(
+            f"Expected features as {{name: function of a text}}, got {type(features).__name__}; "
+            "for example {'length': len}."
+        )
     if not features:
         raise ValueError("Expected at least one feature, got none; pass {name: function of a text}.")
     texts = None if prior is None else list(prior)

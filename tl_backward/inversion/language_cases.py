@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
 
-from tl_backward.inversion.features import Feature
+from tl_backward.inversion.features import Feature, feature_of
 from tl_backward.inversion.positions import Position
 
 NAMES = (
@@ -139,7 +139,7 @@ def ioi() -> Case:
         "ioi",
         IOI[0].format(a="Lily", b="Tom", c="Tom", place="park", thing="ball"),
         draw,
-        {name: _of(parse_gift, feature) for name, feature in asked.items()},
+        {name: feature_of(parse_gift, feature) for name, feature in asked.items()},
         {"END": -1, "S2": _second_mention, "S1+1": _after_first_mention},
         lambda text: parse_gift(text) is not None,
         CIRCUIT,
@@ -164,7 +164,7 @@ def factual_recall() -> Case:
         "facts",
         RELATIONS["capital"][0].format("France"),
         draw,
-        {name: _of(known.get, feature) for name, feature in asked.items()},
+        {name: feature_of(known.get, feature) for name, feature in asked.items()},
         {"END": -1, "subject": _subject},
         known.__contains__,
         {},
@@ -202,14 +202,6 @@ def _facts() -> dict[str, tuple[str, str, int]]:
         for relation, templates in RELATIONS.items()
         for number, template in enumerate(templates)
     }
-
-
-def _of(parse: Callable[[str], object | None], feature: Callable[..., object]) -> Feature:
-    def value(text: str) -> object:
-        parsed = parse(text)
-        return None if parsed is None else feature(parsed)
-
-    return value
 
 
 def _token_at(tokens: list[str], end: int) -> int | None:

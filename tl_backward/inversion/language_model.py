@@ -16,7 +16,6 @@ texts.csv. A page of the same is made by `tl-backward invert --model ... --data 
 import argparse
 import csv
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -79,6 +78,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, object]]:
             f"Expected --out to be a new or empty folder, got {str(out)!r}, which holds files; choose another."
         )
     model = load_model(arguments.model, kind=arguments.kind, device=arguments.device)
+    arguments.site = [resolve_site(model, site) for site in arguments.site or ()]
     decoder = None if arguments.decoder is None else load_from(arguments.decoder, model)
     names = arguments.case or ["ioi", "facts", *(["texts"] if arguments.data else [])]
     cases = [_case(name, model, arguments) for name in names]
@@ -195,16 +195,6 @@ def _shown(value: object) -> str:
     return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _site(text: str) -> SiteLike:
-    name, *numbers = text.split(",")
-    if not 0 < len(numbers) < 3:
-        return text
-    if not all(re.fullmatch(r"-?\d+", number) for number in numbers):
-        raise argparse.ArgumentTypeError(f"expected a site such as resid_post,3 or result,9,6, got {text!r}")
-    layer, *head = map(int, numbers)
-    return (name, layer, head[0]) if head else (name, layer)
-
-
 def _parser() -> argparse.ArgumentParser:
     doc = str(__doc__)
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -217,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", help="texts of the third case: .txt, .json or .jsonl")
     parser.add_argument("--text-key", default="text", help="where a text is in objects of the file")
     parser.add_argument("--max-tokens", type=int, default=24, help="of a text's beginning (default: 24)")
-    parser.add_argument("--site", type=_site, action="append", help="resid_post,3 or result,9,6; may be repeated")
+    parser.add_argument("--site", action="append", help="resid_post,3 or result,9,6; may be repeated")
     parser.add_argument("--decoder", help="a folder that inversion.train wrote for this model")
     parser.add_argument("--out", required=True, help="a new folder")
     parser.add_argument("--epsilon", type=float, default=0.1)

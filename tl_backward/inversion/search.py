@@ -97,8 +97,8 @@ def search_preimage(
     Returns:
         The kept states of all chains; all start at or near the query, so run other seeds, or longer, before you trust
         the share of a feature that edits change slowly. `diagnostics`: acceptance, effective sample size of D along the
-        chains and of the weights together, distinct texts inside, and as `chance` the share of a pool's or generator's
-        texts within epsilon.
+        chains and of the weights together (chains that stand still on one text count as one), distinct texts inside,
+        and as `chance` the share of a pool's or generator's texts within epsilon.
 
     Raises:
         ValueError: as for `preimage_of`; no valid proposal at a finite distance; settings out of range; a predicate or
@@ -136,8 +136,7 @@ def search_preimage(
             every.append(walk.distances())
             if (step - burn_in) % thin == 0:
                 kept.append(list(walk.rows))
-    rows = [row for states in kept for row in states]
-    return _result(model, walk, rows, torch.stack(every), asked, epsilon, metric, match, valid, looked)
+    return _result(model, walk, kept, torch.stack(every), asked, epsilon, metric, match, valid, looked)
 
 
 class _Walk:
@@ -259,7 +258,7 @@ class _Walk:
 def _result(
     model: TransformerLensModel,
     walk: _Walk,
-    rows: list[Row],
+    kept: list[list[Row]],
     trace: Float[Tensor, "step chain"],
     query: Query,
     epsilon: float,
@@ -268,6 +267,7 @@ def _result(
     valid: Valid | None,
     chance: float | None,
 ) -> Preimage:
+    rows = [row for states in kept for row in states]
     distances = torch.tensor([walk.seen[row][1] for row in rows], dtype=torch.float64)
     scores = Scores(distances, torch.tensor([walk.seen[row][2] for row in rows]))
     lift = torch.where(distances <= epsilon, (distances - walk.plateau).clamp(min=0) / walk.tau, 0.0)
@@ -278,10 +278,17 @@ def _result(
         query, encode_rows(model, rows), scores, epsilon=epsilon, metric=metric, match=match, method="search",
         weights=weights, valid=valid, diagnostics={
             "acceptance": walk.accepted / walk.proposed,
-            "effective_sample_size": effective_sample_size(trace) * usable,
+            "effective_sample_size": effective_sample_size(trace) * usable * _independent(kept),
             "chance": chance,
         },
     )  # fmt: skip
+
+
+def _independent(kept: list[list[Row]]) -> float:
+    """The share of chains that say something of their own: those that stand still on one text say it once."""
+    visited = [set(rows) for rows in zip(*kept, strict=True)]
+    still = [frozenset(rows) for rows in visited if len(rows) == 1]
+    return (len(visited) - len(still) + len(set(still))) / len(visited)
 
 
 def _occurring(texts: Encoded, query: Query, start: int) -> list[int]:

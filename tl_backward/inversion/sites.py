@@ -11,6 +11,7 @@ from tl_backward._typing import TransformerLensModel
 _WITH_HEADS = ("hook_z", "hook_q", "hook_k", "hook_v", "hook_rot_q", "hook_rot_k", "hook_result")
 _PLAIN = ("hook_in", "hook_out")  # TransformerBridge's own names, which TransformerLens's old ones are aliases of
 _WRITTEN = re.compile(r"(.+)\[(-?\d+)\]")
+_SHORT = re.compile(r"([^,\s]+)\s*,\s*(-?\d+)(?:\s*,\s*(-?\d+))?")  # a tuple, written on a command line
 
 
 @dataclass(frozen=True, order=True)
@@ -50,7 +51,8 @@ def resolve_site(model: TransformerLensModel, site: SiteLike) -> Site:
         model: a HookedTransformer or TransformerBridge.
         site: a full hook name ("blocks.1.hook_resid_mid", also as `str(site)` writes it: "blocks.1.attn.hook_z[0]");
             TransformerLens's short name and a layer, negative ones from the end (("resid_mid", 1)); a head's part
-            (("z", layer, head)), or its output before the sum over heads (("result", layer, head)).
+            (("z", layer, head)), or its output before the sum over heads (("result", layer, head)). Such tuples may
+            be written as one string, "result,1,0".
 
     Raises:
         ValueError: a site that the model lacks, the nearest are named; or a head where the site has none.
@@ -64,6 +66,8 @@ def resolve_site(model: TransformerLensModel, site: SiteLike) -> Site:
     check_model(model)
     if isinstance(site, Site):
         name, head = site.name, site.head
+    elif isinstance(site, str) and (short := _SHORT.fullmatch(site)):
+        name, head = _of_tuple(model, (short[1], *(int(number) for number in short.groups()[1:] if number)))
     elif isinstance(site, str):
         written = _WRITTEN.fullmatch(site)
         name, head = (site, None) if written is None else (written[1], int(written[2]))

@@ -7,7 +7,7 @@ beside chance; the same once search has refined them, with its cost; and what th
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from tl_backward.inversion.features import Feature, feature_consistency
 from tl_backward.inversion.query import read_query
 from tl_backward.inversion.search import search_preimage
 from tl_backward.inversion.shipped import RECIPES, Recipe, load
+from tl_backward.inversion.tasks import task_of
 from tl_backward.inversion.train_shipped import N_QUERIES, N_SAMPLES, measured, report
 from tl_backward.zoo import counting
 from tl_backward.zoo import load as load_model
@@ -31,16 +32,7 @@ N_REFINED = 200  # samples of a decoder that a search starts from
 N_CHAINS, N_STEPS, THIN = 50, 40, 5  # of that search: short, so its chains stay near where they start
 LEAST, SUM = 100, "234+157="  # the exact table: of which numbers on, and the question
 
-COUNTING: dict[str, Feature] = {
-    "count": lambda text: getattr(counting.parse(text), "count", None),
-    "query letter": lambda text: text[-2:-1],
-    "set of letters": lambda text: "".join(sorted(set(text.partition("|")[0]))),
-}
-DIGITS: dict[str, Feature] = {
-    f"{side} {place}": (lambda text, at=at: text[at])
-    for side, first in (("left", 0), ("right", 4))
-    for at, place in enumerate(("100s", "10s", "1s"), start=first)
-}
+KEPT = ("count", "query letter", "letters")  # what the counting model's findings are about
 
 
 def refinement_table(decoder: Decoder, recipe: Recipe, *, n_queries: int = 5, seed: int = 0) -> "pandas.DataFrame":
@@ -81,6 +73,7 @@ def findings_table(decoder: Decoder, *, n_queries: int = 5, steps: int = 400, se
     import pandas
 
     pool = list(islice(counting.prompts(split="held_out"), 1000))
+    features = _features("counting")
     rows = []
     for site, position in ((("resid_mid", 1), -1), (("resid_post", 0), -2)):
         for text in pool[:: len(pool) // n_queries][:n_queries]:
@@ -90,8 +83,8 @@ def findings_table(decoder: Decoder, *, n_queries: int = 5, steps: int = 400, se
             )  # fmt: skip
             row: dict[str, object] = {"site": f"{site[0]}, {site[1]}", "position": position, "query": text}
             row["inside"] = found.diagnostics.share_inside
-            for name, feature in COUNTING.items():
-                row[name] = str(feature_consistency(found, feature, name=name).rate)
+            for name in KEPT:
+                row[name] = str(feature_consistency(found, features[name], name=name).rate)
             rows.append(row)
     return pandas.DataFrame(rows)
 
@@ -100,7 +93,8 @@ def digits_table(recipe: Recipe, *, query: str = SUM, most: int = 400) -> "panda
     """Which digits each site carries at "=", exactly, over all sums of two numbers from 100 to below `most`."""
     model = load_model(recipe.model)
     domain = [f"{left}+{right}=" for left in range(LEAST, most) for right in range(LEAST, most)]
-    found = compare_sites(model, query, list(recipe.sites), inputs=domain, features=DIGITS, exact=True, match="same")
+    digits = {name: feature for name, feature in _features("addition").items() if name.startswith(("left ", "right "))}
+    found = compare_sites(model, query, list(recipe.sites), inputs=domain, features=digits, exact=True, match="same")
     frame = found.to_frame()
     return frame.pivot_table(index=["site", "n_inside"], columns="feature", values="rate", sort=False).reset_index()
 
@@ -139,6 +133,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{title}")
         _show(table())
     return 0
+
+
+def _features(name: str) -> Mapping[str, Feature]:
+    task = task_of(name)
+    assert task is not None
+    return task.features
 
 
 def _show(frame: "pandas.DataFrame") -> None:

@@ -7,7 +7,7 @@ from functools import cache
 from types import MappingProxyType
 
 from tl_backward.inversion.edits import EDITS
-from tl_backward.inversion.features import Feature
+from tl_backward.inversion.features import Feature, feature_of
 from tl_backward.inversion.shipped import RECIPES
 from tl_backward.zoo import addition, counting, facts
 
@@ -71,14 +71,6 @@ WORDS: dict[str, Feature] = {
 """Features that any text has."""
 
 
-def _of(parse: Callable[[str], object | None], feature: Callable[..., object]) -> Feature:
-    def value(text: str) -> object:
-        parsed = parse(text)
-        return None if parsed is None else feature(parsed)
-
-    return value
-
-
 def _counting() -> Task:
     asked: dict[str, Callable[[counting.Count], object]] = {
         "count": lambda q: q.count,
@@ -92,7 +84,7 @@ def _counting() -> Task:
     return Task(
         "counting",
         lambda n, seed: list(counting.prompts(n, seed=seed, split="held_out")),
-        MappingProxyType({name: _of(counting.parse, feature) for name, feature in asked.items()}),
+        MappingProxyType({name: feature_of(counting.parse, feature) for name, feature in asked.items()}),
         valid=RECIPES["counting"].valid,
     )
 
@@ -111,7 +103,7 @@ def _addition() -> Task:
     return Task(
         "addition",
         lambda n, seed: list(addition.prompts(n, seed=seed, split="held_out")),
-        MappingProxyType({name: _of(addition.parse, feature) for name, feature in asked.items()}),
+        MappingProxyType({name: feature_of(addition.parse, feature) for name, feature in asked.items()}),
         valid=RECIPES["addition"].valid,
         domain=addition.every_prompt,
         domain_size=810_000,
@@ -139,7 +131,7 @@ def _facts() -> Task:
     return Task(
         "facts",
         lambda n, seed: random.Random(seed).sample(list(known), min(n, len(known))),
-        MappingProxyType({name: _of(known.get, feature) for name, feature in asked.items()}),
+        MappingProxyType({name: feature_of(known.get, feature) for name, feature in asked.items()}),
         valid=RECIPES["facts"].valid,
         domain=lambda: list(known),
         domain_size=len(known),
