@@ -90,11 +90,35 @@ def test_json_with_a_page(capsys, tmp_path, no_browser):
     assert [entry["layer"] for entry in data["shift"]] == [2, 3] and "control_norm" not in data["shift"][0]
 
 
+def test_demo_as_json(capsys, tmp_path, monkeypatch, no_browser):
+    monkeypatch.chdir(tmp_path)
+    code, said, complained = run(capsys, "demo", "--json")
+    data = json.loads(said)
+    assert (code, complained, list(tmp_path.iterdir()), no_browser) == (0, "", [], [])
+    assert (data["prompt"], data["target"], data["answer"], data["report"]) == (PROMPT, TARGET, " Graz", None)
+    assert data["shift"][3]["target_rank"][-1] == 424
+
+
+def test_words_that_the_model_cannot_read_are_noted(capsys):
+    code, said, complained = run(capsys, *ASK[:4], "Zoe Berg lives in the city of", *ASK[5:], "--json")
+    assert code == 0 and json.loads(said)["model"] == "facts"
+    assert complained.startswith("note: The prompt 'Zoe Berg lives in the city of' has words that are not in the model's")
+    assert complained.count("\n") == 1
+
+
+def test_a_target_that_the_model_says_already_has_no_old_answer(capsys, tmp_path):
+    out = tmp_path / "page.html"
+    code, said, _ = run(capsys, *ASK[:-1], " Graz", "--layers=2,3", "--no-control", "--no-open", "--out", out)
+    assert code == 0 and 'the model says " Graz" already' in said and "old answer" not in said
+    page = out.read_text(encoding="utf-8")
+    assert "there is no old answer to push down" in page and '"name":"old answer"' not in page
+
+
 BAD_INPUT = {
     "unknown target word": ([*ASK[:-1], " Nowhereville"], "Expected a target in the model's vocabulary"),
     "empty target": ([*ASK[:-1], ""], "Expected a target that encodes to at least one token"),
     "empty prompt": ([*ASK[:4], "", *ASK[5:]], "Expected a prompt with at least one token"),
-    "long prompt": ([*ASK[:4], "Anna Berg " * 20, *ASK[5:]], "Expected at most n_ctx=32 tokens"),
+    "long prompt": ([*ASK[:4], "Anna Berg " * 20 + "lives", *ASK[5:]], "Expected at most n_ctx=32 tokens"),
     "layer": ([*ASK, "--layers", "9"], "Expected layers in [-4, 4), got 9"),
     "k": ([*ASK, "--k", "1000"], "Expected 1 <= k <= 425"),
     "subject": ([*ASK, "--subject", "Bob"], "Expected the subject to occur in the prompt, got 'Bob'"),

@@ -57,7 +57,7 @@ def test_edit_chooses_its_layer_on_other_edits(capsys, tmp_path):
 
 
 def test_edits_prints_one_table(capsys, tmp_path):
-    few = ["--n-validation", "2", "--n-test", "3", "--layers", "2", "--scales", "0.7,0.8", "--lrs", "0.005", "--steps", "2"]
+    few = ["--n-validation", "2", "--n-test", "3", "--layers", "2", "--scales", "0.7,0.8", "--lrs", "0.005", "--steps", "2", "--no-open"]
     code, said, _ = run(capsys, "edits", "--model", "facts", *few, "--out", tmp_path / "t.html")
     assert code == 0
     assert "3 edits, settings chosen on 2 others" in said and "neighbourhood" in said and "no edit" in said
@@ -66,6 +66,23 @@ def test_edits_prints_one_table(capsys, tmp_path):
     rows = json.loads(said)["scores"]
     none = {row["metric"]: row["mean"] for row in rows if row["method"] == "no edit"}
     assert none["efficacy"] == 0 and none["relations"] == 1 and len(rows) == 4 * 13
+
+
+def test_one_edit_alone_cannot_choose_its_layer(capsys, tmp_path):
+    cases = tmp_path / "cases.jsonl"
+    cases.write_text(json.dumps({"prompt": PROMPT, "target": TARGET}))
+    code, _, complained = run(capsys, *EDIT, "--cases", cases)
+    assert code == 1 and "Expected an edit of another prompt in" in complained and "got none; it chooses the layer" in complained
+    code, _, complained = run(capsys, "edits", "--model", "facts", "--cases", cases)
+    assert code == 1 and "Expected two or more edits in" in complained and "got 1; some choose settings" in complained
+
+
+def test_a_gradient_edits_page_speaks_of_gradient_steps(capsys, tmp_path):
+    out = tmp_path / "edit.html"
+    code, *_ = run(capsys, *EDIT, "--method", "gradient", "--lr", "0.01", "--out", out)
+    page = out.read_text(encoding="utf-8")
+    assert code == 0 and "The edit: one gradient step on every W_out, learning rate 0.01." in page
+    assert "forward pass: W_out +=" not in page
 
 
 @pytest.mark.parametrize(

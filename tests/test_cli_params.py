@@ -35,7 +35,7 @@ def test_a_weight_as_json(capsys):
 def test_the_atlas(capsys, tmp_path):
     out = tmp_path / "atlas.html"
     code, said, complained = run(capsys, *PARAMS, "--layer", "3", "--out", out)
-    assert code == 0 and complained == "" and said.startswith("report: ")
+    assert code == 0 and complained == "" and said.startswith("facts: the atlas of its weights is a page; ")
     html = out.read_text(encoding="utf-8")
     assert "Atlas of facts" in html and "blocks.3.mlp.W_out" in html and "blocks.2.mlp.W_out" not in html
 

@@ -11,6 +11,10 @@ import torch
 from tl_backward._typing import TransformerLensModel
 
 
+class UnknownWordsWarning(UserWarning):
+    """A text has words that the model's tokenizer reads as unknown: what follows is about them too."""
+
+
 class NonFiniteError(ValueError):
     """A loss or gradient that is NaN or infinite: of many examples, that of `index`, which may be left out for it."""
 

@@ -195,7 +195,8 @@ def _load_named(name: str, kind: str, device: str, dtype: torch.dtype) -> nn.Mod
         shipped = ", ".join(zoo.names())
         raise ValueError(
             f"Expected a shipped model ({shipped}), a folder with a Hugging Face model, or a name that "
-            f"TransformerLens can load, got {name!r}: {_first_line(error)}"
+            f"TransformerLens can load, got {name!r}: {_first_line(error)} (without the internet, give the "
+            "folder that save_pretrained wrote)"
         ) from error
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_backward._checks import model_kind
+from tl_backward._checks import UnknownWordsWarning, model_kind
 from tl_backward._typing import Prompts, TransformerLensModel
 
 
@@ -82,6 +82,7 @@ def encode_prompts(
         if unknown in rows[-1] and unknown != getattr(model.tokenizer, "bos_token_id", None):  # GPT-2's are the same
             warnings.warn(
                 f"The prompt {text!r} has words that are not in the model's vocabulary and are read as unknown.",
+                UnknownWordsWarning,
                 stacklevel=4,
             )
     return _checked(model, pad(model, rows))

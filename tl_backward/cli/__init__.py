@@ -8,8 +8,11 @@ import argparse
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
+from tl_backward._checks import UnknownWordsWarning
+from tl_backward._html import visible_text
 from tl_backward.cli import compare, edit, invert, lens, params
 
 COMMANDS = (lens, edit, params, compare, invert)
@@ -36,9 +39,11 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
-        # Other libraries' deprecations say nothing to the person at the terminal.
+        # Other libraries' deprecations say nothing to the person at the terminal; what the model could not read does.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            warnings.simplefilter("always", UnknownWordsWarning)
+            warnings.showwarning = _noting_once()
             arguments.run(arguments)
             sys.stdout.flush()
     except BrokenPipeError:
@@ -50,6 +55,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f"tl-backward: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 1
     return 0
+
+
+def _noting_once() -> Callable[..., None]:
+    noted: set[str] = set()
+
+    def note(message: Warning | str, *about: object) -> None:
+        if str(message) not in noted:
+            noted.add(str(message))
+            print(f"note: {visible_text(str(message))}", file=sys.stderr)
+
+    return note
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -91,8 +91,9 @@ def add_commands(commands: Commands) -> None:
     edits.add_argument("--lrs", type=_numbers, metavar="LIST", help="of the gradient steps to try")
     edits.add_argument("--steps", type=positive, default=5, metavar="N", help="of the longer descent (default: 5)")
     edits.add_argument("--out", metavar="FILE", help="write the table as a page too")
+    edits.add_argument("--no-open", action="store_true", help="do not open the page in the browser")
     edits.add_argument("--json", action="store_true", help="print every score as one JSON object")
-    edits.set_defaults(run=_edits, no_open=True)
+    edits.set_defaults(run=_edits)
 
 
 def _edit(arguments: argparse.Namespace) -> None:
@@ -227,6 +228,7 @@ def _edits(arguments: argparse.Namespace) -> None:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
     if report is not None:
         print(f"report: {report}")
+        open_page(report, arguments.no_open)
 
 
 def _cases(
@@ -246,9 +248,9 @@ def _cases(
     asked = getattr(arguments, "prompt", None)
     cases = [case for case in load_cases(arguments.cases) if asked not in (case.prompt, *case.paraphrases)]
     if len(cases) < (2 if n_test else 1):
-        raise ValueError(
-            f"Expected more edits in {arguments.cases!r}, got {len(cases)}; some choose settings, others are scored."
-        )
+        wanted = "two or more edits" if n_test else "an edit of another prompt"
+        why = "some choose settings, others are scored" if n_test else "it chooses the layer (or give --layer)"
+        raise ValueError(f"Expected {wanted} in {arguments.cases!r}, got {len(cases) or 'none'}; {why}.")
     n_validation = min(n_validation, len(cases) - 1) if n_test else n_validation
     return cases[:n_validation], cases[n_validation : n_validation + n_test]
 

@@ -41,7 +41,7 @@ def add_commands(commands: Commands) -> None:
         epilog="examples:\n  tl-backward demo\n  tl-backward demo --out report.html --no-open",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_output(demo)
+    _add_answer(demo)
     demo.set_defaults(run=_demo)
     lens = commands.add_parser(
         "lens",
@@ -53,13 +53,17 @@ def add_commands(commands: Commands) -> None:
     )
     _add_question(lens)
     add_model(lens)
-    add_output(lens)
-    lens.add_argument(
+    _add_answer(lens)
+    lens.set_defaults(run=_lens)
+
+
+def _add_answer(parser: argparse.ArgumentParser) -> None:
+    add_output(parser)
+    parser.add_argument(
         "--json",
         action="store_true",
         help="print the results as one JSON object; a page is then written only with --out",
     )
-    lens.set_defaults(run=_lens)
 
 
 def _add_question(parser: argparse.ArgumentParser) -> None:
@@ -103,19 +107,24 @@ def _demo(arguments: argparse.Namespace) -> None:
         model = zoo.load("facts")
         prompt, target = zoo.facts.example_edit()
         lens = _compute(model, prompt, target, subject="Anna Berg")
-        page = _page(lens, model, "facts")
-        _add_edit(page, model, prompt, target)
-        path = page.save(out).resolve()
-    _describe(lens, "facts", prompt, target)
-    _written(path, arguments)
-    print(f"in {time.monotonic() - started:.0f} s")
+        path = None
+        if arguments.out or not arguments.json:
+            page = _page(lens, model, "facts")
+            _add_edit(page, model, prompt, target)
+            path = page.save(out).resolve()
+    if arguments.json:
+        _print_json(lens, "facts", prompt, target, path)
+    else:
+        _describe(lens, "facts", prompt, target)
+        _written(path)
+        print(f"in {time.monotonic() - started:.0f} s")
+    if path is not None:
+        open_page(path, arguments.no_open)
 
 
 def _lens(arguments: argparse.Namespace) -> None:
     from tl_backward._checks import check_layers
     from tl_backward.loading import load_model
-    from tl_backward.render.key_figures import PromptView
-    from tl_backward.render.lens_data import lens_data
 
     out = check_out(arguments.out)
     # Nothing that another library prints may end up among the results.
@@ -133,18 +142,18 @@ def _lens(arguments: argparse.Namespace) -> None:
             seed=arguments.seed,
         )
     name = Path(arguments.model).name or arguments.model
-    if arguments.json:
-        report = None if arguments.out is None else _page(lens, model, name).save(out).resolve()
-        asked = {"model": arguments.model, "prompt": arguments.prompt, "target": arguments.target}
-        data = asked | lens_data(PromptView(lens)) | {"report": None if report is None else str(report)}
-        print(json.dumps(data, allow_nan=False))
-        if report is not None:
-            open_page(report, arguments.no_open)
-    else:
+    if not arguments.json:  # before the page, which takes longer
         _describe(lens, name, arguments.prompt, arguments.target)
+    path = None
+    if arguments.out or not arguments.json:
         with redirect_stdout(sys.stderr):
             path = _page(lens, model, name).save(out).resolve()
-        _written(path, arguments)
+    if arguments.json:
+        _print_json(lens, arguments.model, arguments.prompt, arguments.target, path)
+    else:
+        _written(path)
+    if path is not None:
+        open_page(path, arguments.no_open)
 
 
 def _compute(
@@ -181,7 +190,8 @@ def _describe(lens: "BackwardLens", name: str, prompt: str, target: str) -> None
 
     view = PromptView(lens)
     first = "" if target == view.target else f", of which the first token is {quoted(view.target)}"
-    print(f"{name}: {quoted(prompt)} -> {quoted(target)}{first}; the model says {quoted(view.answer)}")
+    already = " already" if view.target == view.answer else ""
+    print(f"{name}: {quoted(prompt)} -> {quoted(target)}{first}; the model says {quoted(view.answer)}{already}")
     rows = [("", "", "") if lens.control is None else ("", "model", "untrained control")]
     rows += [(each.name, each.value, each.control) for each in key_figures(view)]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
@@ -206,6 +216,14 @@ def _add_edit(page: "Page", model: "TransformerLensModel", prompt: str, target: 
     add_edit(page, effect, how=how, cells=cells, layers=range(model.cfg.n_layers), scales=SCALES)
 
 
-def _written(path: Path, arguments: argparse.Namespace) -> None:
-    print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    open_page(path, arguments.no_open)
+def _print_json(lens: "BackwardLens", model: str, prompt: str, target: str, report: Path | None) -> None:
+    from tl_backward.render.key_figures import PromptView
+    from tl_backward.render.lens_data import lens_data
+
+    asked = {"model": model, "prompt": prompt, "target": target}
+    print(json.dumps(asked | lens_data(PromptView(lens)) | {"report": report and str(report)}, allow_nan=False))
+
+
+def _written(path: Path | None) -> None:
+    if path is not None:
+        print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -87,6 +87,8 @@ def _params(arguments: argparse.Namespace) -> None:
         names, words = found.projection.vector_names(), found.projection.top_tokens
         for i in best:
             print(f"  {names[i]:>12}  {float(found.score[i]):.3f}  {' '.join(map(quoted, words[i][:6]))}")
+    elif page is not None:
+        print(f"{name}: the atlas of its weights is a page; --weight W_out --layer 0 prints one weight's words")
     if report is not None:
         if not arguments.json:
             print(f"report: {report} ({report.stat().st_size / 1e6:.1f} MB)")

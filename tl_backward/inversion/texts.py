@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from tl_backward._checks import UnknownWordsWarning
 from tl_backward._typing import Tokenizer, TransformerLensModel
 from tl_backward.prompts import Batch
 from tl_backward.vocabulary import token_string
@@ -221,4 +222,5 @@ def _warn_of_unknown(model: TransformerLensModel, rows: Iterable[Sequence[int]])
         return
     n = sum(unknown in row for row in rows)
     if n:
-        warnings.warn(f"{n} texts have words that the model does not know and reads as unknown.", stacklevel=3)
+        message = f"{n} texts have words that the model does not know and reads as unknown."
+        warnings.warn(message, UnknownWordsWarning, stacklevel=3)

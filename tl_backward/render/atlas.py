@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 from tl_backward._checks import check_layers
 from tl_backward._html import Cell, TableCell
 from tl_backward._typing import TransformerLensModel
-from tl_backward.embedding_space import Coherence
+from tl_backward.embedding_space import Coherence, head_pairs, parameter_coherence
 from tl_backward.embedding_space.filters import Filters
 from tl_backward.render.coherence_figure import coherence_figure
 from tl_backward.render.export import data_block
@@ -77,9 +77,9 @@ def atlas(
         raise ValueError(
             f"Expected short names of weights in layers {chosen}, got {list(wanted)}; see weight_sites(model)."
         )
-    reading = Reading(inverse, fold_ln, filters)
+    reading = Reading(inverse=inverse, fold_ln=fold_ln, filters=filters)
     found = {
-        place: reading.coherence(model, *place, k=k, seed=seed, show_progress=False)
+        place: parameter_coherence(model, *place, k=k, seed=seed, show_progress=False, **reading)
         for place in tqdm(places, disable=not show_progress, delay=1, leave=False, desc="atlas")
     }
     page = Page(f"Atlas of {name}" if name else "Atlas of a model", intro=_INTRO, footer=FOOTER)
@@ -130,7 +130,7 @@ def _heads(
     places = [(circuit, layer, head) for circuit in circuits for layer in layers for head in range(model.cfg.n_heads)]
     rows: list[list[TableCell]] = []
     for circuit, layer, head in tqdm(places, disable=not show_progress, delay=1, leave=False, desc="heads"):
-        pairs = reading.pairs(model, circuit, layer, head, k=n_pairs, show_progress=False)
+        pairs = head_pairs(model, circuit, layer, head, k=n_pairs, show_progress=False, **reading)
         scores = pairs.pairs.values.tolist()
         cells = [
             Cell(first, sub=second, title=(f"score {score:.4g}",))

@@ -20,10 +20,12 @@ _FOOTER = (
 
 _EFFECT = (
     "One edit: the prompt before and after",
-    "Section 7 of the paper writes the target in with one forward pass: W_out += scale * outer(x, the target's "
-    "unembedding direction), x its input at the last token, both of unit norm. Here {}. Below, the most likely next "
-    "tokens and their probabilities, without and with the edit. It was made for this very prompt: that it works here "
-    "says little; `tl-backward edits` scores what else such edits change.",
+    "The edit: {}.{} Below, the most likely next tokens and their probabilities, without and with it. It was made for "
+    "this very prompt: that it works here says little; `tl-backward edits` scores what else such edits change.",
+)
+_SHIFT = (
+    " Section 7 of the paper writes the target in with one forward pass: W_out += scale * outer(x, the target's "
+    "unembedding direction), x its input at the last token, both of unit norm."
 )
 _CELLS = (
     "Which layer, how strongly",
@@ -103,7 +105,8 @@ def add_edit(
     grid: LayerGrid | None = None,
 ) -> None:
     """Append the effect at the prompt and the edit's cells to a page."""
-    page.section(_EFFECT[0], _EFFECT[1].format(how), table(*effect.table()))
+    is_shift = cells is not None or grid is not None  # other edits have no cells
+    page.section(_EFFECT[0], _EFFECT[1].format(how, _SHIFT if is_shift else ""), table(*effect.table()))
     if grid is not None:
         cells, layers, scales = grid.probability, grid.layers, grid.scales
     if cells is None:

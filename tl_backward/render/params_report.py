@@ -1,8 +1,7 @@
 """One weight in words as a page: its vectors' tokens, how coherent they are, and its heads' strongest pairs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 from tl_backward._checks import check_head
 from tl_backward._html import Cell, TableCell, visible_token
@@ -10,7 +9,6 @@ from tl_backward._typing import TransformerLensModel
 from tl_backward.embedding_space import (
     Coherence,
     HeadPairs,
-    RelatedPairs,
     head_pairs,
     parameter_coherence,
     related_pairs,
@@ -56,71 +54,12 @@ PAIRS = {
 _SHOWN = 1000  # vectors in the table; the data block has all of them
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(TypedDict):
     """How parameters are read: the options that every projection of a page shares."""
 
     inverse: str
     fold_ln: bool
     filters: Filters
-
-    def coherence(
-        self,
-        model: TransformerLensModel,
-        weight: str,
-        layer: int | None,
-        *,
-        head: int | None = None,
-        k: int,
-        seed: int,
-        show_progress: bool,
-    ) -> Coherence:
-        """Coherence of a weight's vectors."""
-        return parameter_coherence(
-            model,
-            weight,
-            layer,
-            head=head,
-            k=k,
-            inverse=self.inverse,
-            fold_ln=self.fold_ln,
-            filters=self.filters,
-            seed=seed,
-            show_progress=show_progress,
-        )
-
-    def related(
-        self, model: TransformerLensModel, kind: str, layer: int, *, head: int | None, k: int, seed: int
-    ) -> RelatedPairs:
-        """Vectors that belong together."""
-        return related_pairs(
-            model,
-            kind,
-            layer,
-            head=head,
-            k=k,
-            inverse=self.inverse,
-            fold_ln=self.fold_ln,
-            filters=self.filters,
-            seed=seed,
-            show_progress=False,
-        )
-
-    def pairs(
-        self, model: TransformerLensModel, circuit: str, layer: int, head: int, *, k: int, show_progress: bool
-    ) -> HeadPairs:
-        """A head's strongest token pairs."""
-        return head_pairs(
-            model,
-            circuit,
-            layer,
-            head,
-            k=k,
-            inverse=self.inverse,
-            fold_ln=self.fold_ln,
-            filters=self.filters,
-            show_progress=show_progress,
-        )
 
 
 def params_report(
@@ -161,8 +100,10 @@ def params_report(
     Raises:
         ValueError, IndexError: what `parameter_coherence` and `head_pairs` refuse.
     """
-    reading = Reading(inverse, fold_ln, filters)
-    found = reading.coherence(model, weight, layer, head=head, k=k, seed=seed, show_progress=show_progress)
+    reading = Reading(inverse=inverse, fold_ln=fold_ln, filters=filters)
+    found = parameter_coherence(
+        model, weight, layer, head=head, k=k, seed=seed, show_progress=show_progress, **reading
+    )
     short = weight.rpartition(".")[2]
     title = found.projection.weight + (f", head {head}" if head is not None else "")
     page = Page(f"{title} in words" + (f": {name}" if name else ""), intro=_intro(found), footer=FOOTER)
@@ -172,7 +113,9 @@ def params_report(
     block = _layer_of(found)
     if block is not None and short in PARTNERS and f".{short}" in found.projection.weight:
         size = min(100, max(2, found.projection.n_tokens // 4))
-        related = reading.related(model, PARTNERS[short], block, head=head, k=size, seed=seed)
+        related = related_pairs(
+            model, PARTNERS[short], block, head=head, k=size, seed=seed, show_progress=False, **reading
+        )
         summary = related.summary()
         rows = [[str(name), *values] for name, values in zip(summary.index, summary.to_numpy().tolist(), strict=True)]
         text = f"{PAIRED} Here the {size} top tokens of {' and '.join(related.weights)}."
@@ -181,7 +124,7 @@ def params_report(
         heads = range(model.cfg.n_heads) if head is None else [check_head(head, model.cfg.n_heads)]
         for each in heads:
             n = min(n_pairs, found.projection.n_tokens**2)
-            pairs = reading.pairs(model, CIRCUITS[short], block, each, k=n, show_progress=show_progress)
+            pairs = head_pairs(model, CIRCUITS[short], block, each, k=n, show_progress=show_progress, **reading)
             page.section(f"{CIRCUITS[short]} pairs of head {each}", _pairs_text(pairs), pair_fragment(pairs))
     return page
 

@@ -16,7 +16,7 @@ from tl_backward.render.attention_report import (
 from tl_backward.render.circuits import tokens
 from tl_backward.render.export import data_block
 from tl_backward.render.figures import Curve, figure_fragment, heatmap
-from tl_backward.render.key_figures import RANKS, PromptView, key_figures
+from tl_backward.render.key_figures import PromptView, key_figures
 from tl_backward.render.page import Fragment, Page
 from tl_backward.render.rank_curves import rank_curves
 from tl_backward.render.tables import table
@@ -76,6 +76,8 @@ def _question(page: Page, view: PromptView) -> None:
     text = report_texts.question(view.d_vocab)
     if forced:
         text += " " + report_texts.FORCED.format(visible_token(forced, _LONGEST))
+    if view.target == view.answer:
+        text += " " + report_texts.SAME
     if view.n_prompts > 1:
         text += f" This is prompt {view.example + 1} of {view.n_prompts}; only the means over the parts of the"
         text += " prompt use all of them."
@@ -118,7 +120,7 @@ def _words(page: Page, view: PromptView, of: str) -> None:
 
 def _ranks(page: Page, view: PromptView) -> None:
     lines = []
-    for words, quantity in RANKS.items():
+    for words, quantity in view.followed.items():
         for source, end in ((view, ""), (view.control(), ", untrained control")):
             if source is not None:
                 ranks = source.stacked(quantity)[:, view.asked]

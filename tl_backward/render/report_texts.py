@@ -47,6 +47,8 @@ FORCED = (
     "loss is the mean over its tokens, and ranks are those of the first, read where the prompt ends."
 )
 
+SAME = "The target is what the model says already, so that there is no old answer to push down."
+
 TOKEN_NORMS = (
     "Where the gradient arrives",
     "The prompt's tokens, coloured by the norms of their VJPs, summed over the layers: how much the loss "
