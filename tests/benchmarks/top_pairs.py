@@ -24,10 +24,10 @@ def weights(heavy: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return embedding, value, output
 
 
-def bare(left: torch.Tensor, right: torch.Tensor) -> None:
+def bare(left: torch.Tensor, right: torch.Tensor, tile: tuple[int, int] = TILE) -> None:
     """The product of the factors, tile by tile in one buffer, and nothing else."""
-    height, width = TILE
-    buffer = torch.empty(height * width)
+    height, width = tile
+    buffer = torch.empty(height * width, device=left.device, dtype=left.dtype)
     for i in range(0, len(left), height):
         rows = left[i : i + height]
         for j in range(0, len(right), width):
