@@ -243,8 +243,13 @@ TableCell = str | Number | Cell | None
 
 _BORDER = "border:1px solid #9a9a9a"
 _TD = f"{_BORDER};padding:2px 6px;text-align:left;vertical-align:top;white-space:pre;font-size:12px"
-# Opaque, so that scrolled cells do not shine through; dropped by the sanitizer together with "sticky".
-_STICKY = "position:sticky;left:0;z-index:1;background-color:Canvas;color:CanvasText"
+# Opaque, so that scrolled cells do not shine through; dropped by the sanitizer together with "sticky". JupyterLab and
+# VS Code have dark themes without telling the browser, so their own colours come before its.
+_STICKY = (
+    "position:sticky;left:0;z-index:1;"
+    "background-color:var(--jp-layout-color0,var(--vscode-editor-background,Canvas));"
+    "color:var(--jp-content-font-color1,var(--vscode-editor-foreground,CanvasText))"
+)
 
 
 def _title(lines: Sequence[str]) -> str:

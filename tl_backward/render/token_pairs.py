@@ -55,7 +55,7 @@ def pair_picture(pairs: HeadPairs, *, n: int = 30) -> Fragment:
     height = 34 + _ROW * tall
     return Fragment(
         f'<div style="overflow-x:auto"><svg role="img" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" '
-        f'height="{height}" style="max-width:100%;color:CanvasText" xmlns="http://www.w3.org/2000/svg">'
+        f'height="{height}" style="max-width:100%" xmlns="http://www.w3.org/2000/svg">'
         f"<title>{escape(repr(pairs))}</title>{''.join(parts)}</svg></div>"
     )
 
