@@ -22,8 +22,8 @@ CLAIMS = {
         "(ranks['target, trained'] == 424).all() and (ranks['target, untrained'] == 424).all() and model.cfg.d_vocab == 425",
         "ranks['old answer, trained'].iloc[-1] == 0 and ranks['old answer, untrained'].iloc[-1] > 20",
         "already['loss for Graz'] < 0.2 < already['loss for Oslo'] and already['gradient norms, Graz / Oslo'] < 0.2",
-        "largest[last][1] == 0 < largest[0][1]",
-        "found[1] == found[2]",
+        "largest['last layer, all but the last token'] == 0 < largest['first layer'][1] < largest['first layer, last token']",
+        "found[1] == found[2] and example.subject != 'Anna Berg'",
     ],
     "1_gradients_are_outer_products": [
         "largest_difference < 1e-14",
@@ -43,9 +43,10 @@ CLAIMS = {
         "frame.query(\"quantity == 'share' and layer == 0 and segment == 'subject'\")['low'].item() > 0.4",
         "frame.query(\"quantity == 'share' and layer == 0 and segment == 'subject'\")['control_high'].item() < 0.2",
         "frame.query(\"quantity == 'share' and layer == 3 and segment == 'last'\")[['mean', 'control_mean']].eq(1).all(axis=None)",
-        "(top['control'] < top['share']).all()",
+        "0.4 < top['trained'].iloc[-1] < 0.7 and top['trained'].iloc[:-1].max() < 0.2 and (top['untrained'] == 0).all()",
+        "60 > sweep.interval('answer_rank').mean[0] > 50 and sweep.interval('answer_rank').mean.diff().max() < 0",
         "trained < 8 < 100 < untrained",
-        "len(similar.pairs(3)) == 3",
+        "similar.pairs(3)['cosine'].between(0.1, 0.4).all() and all(a[-6:] == b[-6:] for a, b in zip(*map(similar.pairs(2).get, ['example_a', 'example_b']), strict=True))",
     ],
     "3_editing": [
         "restored",
@@ -151,7 +152,7 @@ def test_is_a_lesson(path):
     assert len(installs) == 1 and f"%pip install -q {project['name']}" in installs[0].source
     solutions = [cell for cell in notebook.cells if "solution" in cell.metadata.get("tags", [])]
     assert len(solutions) == 3 == len(re.findall(r"\*\*[123]\.\*\*", prose))
-    assert all(cell.metadata["jupyter"]["source_hidden"] and cell.outputs for cell in solutions)
+    assert all(set(cell.metadata["jupyter"].values()) == {True} and cell.outputs for cell in solutions)
     assert path.stat().st_size < LIMIT
     text = path.read_text()
     assert text.count("CircuitsVis=") <= 1 or "CircuitsVis" not in text
