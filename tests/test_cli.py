@@ -103,6 +103,7 @@ def test_words_that_the_model_cannot_read_are_noted(capsys):
     code, said, complained = run(capsys, *ASK[:4], "Zoe Berg lives in the city of", *ASK[5:], "--json")
     assert code == 0 and json.loads(said)["model"] == "facts"
     assert complained.startswith("note: The prompt 'Zoe Berg lives in the city of' has words that are not in the model's")
+    assert complained.endswith("read as unknown: 'Zoe'.\n")
     assert complained.count("\n") == 1
 
 
@@ -115,7 +116,7 @@ def test_a_target_that_the_model_says_already_has_no_old_answer(capsys, tmp_path
 
 
 BAD_INPUT = {
-    "unknown target word": ([*ASK[:-1], " Nowhereville"], "Expected a target in the model's vocabulary"),
+    "unknown target word": ([*ASK[:-1], " Olso"], "Expected a target in the model's vocabulary, got ' Olso', which contains an unknown word; the nearest are ' Oslo'"),
     "empty target": ([*ASK[:-1], ""], "Expected a target that encodes to at least one token"),
     "empty prompt": ([*ASK[:4], "", *ASK[5:]], "Expected a prompt with at least one token"),
     "long prompt": ([*ASK[:4], "Anna Berg " * 20 + "lives", *ASK[5:]], "Expected at most n_ctx=32 tokens"),

@@ -1,6 +1,7 @@
 """`tl-backward edit` and `edits`: what they print agrees with the library, in words and as JSON."""
 
 import json
+import os
 
 import pytest
 from shared import shared
@@ -68,6 +69,16 @@ def test_edits_prints_one_table(capsys, tmp_path):
     assert none["efficacy"] == 0 and none["relations"] == 1 and len(rows) == 4 * 13
 
 
+def test_what_the_probabilities_do_not_say(capsys):
+    code, said, _ = run(capsys, *EDIT, "--layer", "2", "--scale", "0.05", "--out", os.devnull)
+    assert code == 0 and "note: the target is still not the most likely" in said
+    folder = shared("models", "stories260K")
+    ask = ["edit", "--model", folder, "--prompt", "Once upon a time, there was a little", "--target", " Bob", "--no-open"]
+    code, said, _ = run(capsys, *ask, "--layer", "3", "--scale", "20", "--json")
+    code, said, _ = run(capsys, *ask, "--layer", "3", "--scale", "20", "--out", os.devnull)
+    assert code == 0 and "is the first token: probabilities are its own" in said
+
+
 def test_one_edit_alone_cannot_choose_its_layer(capsys, tmp_path):
     cases = tmp_path / "cases.jsonl"
     cases.write_text(json.dumps({"prompt": PROMPT, "target": TARGET}))
@@ -90,7 +101,9 @@ def test_a_gradient_edits_page_speaks_of_gradient_steps(capsys, tmp_path):
     [
         ([*EDIT, "--layer", "9"], "Expected layers in [-4, 4)"),
         ([*EDIT, "--target", " Graz", "--layer", "2"], "Expected a target other than the model's answer"),
-        ([*EDIT, "--cases", "missing.csv"], "missing.csv"),
+        ([*EDIT, "--cases", "missing.csv"], "Expected a file of edit cases, got 'missing.csv'; there is no such file."),
+        ([*EDIT, "--method", "gradient", "--layer", "2"], "Expected --layer with --method shift alone, got --method gradient"),
+        ([*EDIT, "--layer", "1", "--lr", "0.1"], "Expected --lr with --method gradient alone, got --method shift"),
         (["edits", "--model", "facts", "--cases", "cases.txt"], "Expected a file of edit cases as .json, .jsonl, .csv"),
     ],
 )

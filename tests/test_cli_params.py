@@ -43,8 +43,8 @@ def test_the_atlas(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--head", "1"], "Expected --weight with --head or --json"),
-        (["--json"], "Expected --weight with --head or --json"),
+        (["--head", "1"], "Expected --weight NAME with --head, got --head alone"),
+        (["--json"], "Expected --weight NAME with --json, got --json alone"),
         (["--weight", "W_out", "--layer", "0,1"], "Expected one --layer with --weight"),
         (["--weight", "W_out"], "Expected a layer for 'W_out'"),
         (["--weight", "W_ou", "--layer", "0"], "Expected the name of a weight"),

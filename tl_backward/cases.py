@@ -65,6 +65,7 @@ def load_cases(path: str | Path) -> list[EditCase]:
     `answer` and `subject`.
 
     Raises:
+        FileNotFoundError: no such file.
         ValueError: an empty or malformed file; the message names the record (or line) and the field.
 
     Example:
@@ -77,6 +78,8 @@ def load_cases(path: str | Path) -> list[EditCase]:
     readers = {".json": _json, ".jsonl": _jsonl, ".csv": _csv}
     if path.suffix not in readers:
         raise ValueError(f"Expected a file of edit cases as {', '.join(readers)}, got {path.name!r}; convert it first.")
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected a file of edit cases, got {str(path)!r}; there is no such file.")
     try:
         cases = list(readers[path.suffix](path))
     except UnicodeDecodeError as error:

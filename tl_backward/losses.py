@@ -5,7 +5,7 @@ parameter `attention_mask` is given the mask of real tokens too (bool [batch pos
 that name their target in words (`target_loss(" Oslo")`) learn its ids from the model they are used with.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
@@ -13,6 +13,9 @@ from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from tl_backward._checks import nearest
+from tl_backward.vocabulary import token_string
 
 Loss: TypeAlias = Callable[..., Float[Tensor, ""]]
 Reduction: TypeAlias = Literal["mean", "sum"]
@@ -257,9 +260,10 @@ def encode_text(text: str, model: Encoder) -> list[int]:
     unknown = getattr(tokenizer, "unk_token_id", None)
     # GPT-2's tokenizer names <|endoftext|> as unknown, yet never produces it for text: its bytes cover everything.
     if unknown is not None and unknown in ids:
+        known = [token_string(tokenizer, token) for token in range(len(cast(Sized, tokenizer)))]
         raise ValueError(
-            f"Expected a target in the model's vocabulary, got {text!r}, which contains an unknown word; mind the "
-            "leading space (' Oslo' and 'Oslo' are different tokens), or pass token ids."
+            f"Expected a target in the model's vocabulary, got {text!r}, which contains an unknown word; the nearest "
+            f"are {nearest(text, known)} (the leading space counts: ' Oslo' and 'Oslo' are different tokens)."
         )
     return ids
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tl_backward._checks import UnknownWordsWarning, model_kind
 from tl_backward._typing import Prompts, TransformerLensModel
+from tl_backward.vocabulary import unknown_words
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,10 @@ def encode_prompts(
         rows.append([int(i) for i in model.to_tokens(text, truncate=False, **options).flatten()])
         unknown = getattr(model.tokenizer, "unk_token_id", None)
         if unknown in rows[-1] and unknown != getattr(model.tokenizer, "bos_token_id", None):  # GPT-2's are the same
+            which = ", ".join(map(repr, unknown_words(model.tokenizer, text)))
             warnings.warn(
-                f"The prompt {text!r} has words that are not in the model's vocabulary and are read as unknown.",
+                f"The prompt {text!r} has words that are not in the model's vocabulary and are read as unknown"
+                + (f": {which}." if which else "."),
                 UnknownWordsWarning,
                 stacklevel=4,
             )

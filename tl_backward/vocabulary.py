@@ -43,6 +43,16 @@ def token_strings(tokenizer: Tokenizer | None, ids: Tensor) -> list:
     ]
 
 
+def unknown_words(tokenizer: Tokenizer | None, text: str) -> list[str]:
+    """The words of a text that the tokenizer reads as its unknown token, with a space before them and without."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    encode = getattr(tokenizer, "encode", None)
+    if unknown is None or encode is None:
+        return []
+    words = dict.fromkeys(text.split())
+    return [w for w in words if all(unknown in encode(form, add_special_tokens=False) for form in (w, f" {w}"))]
+
+
 def text_column(strings: Iterable[str | None]) -> "pandas.Series":
     """Untrusted strings as a column of Python objects: the string dtype of pandas 3 refuses lone surrogates."""
     import pandas

@@ -124,7 +124,7 @@ def test_key_figures_of_the_demo(facts):
     assert figures["target's rank in layer 3's shift"].value == "424 of 424"
     old = figures["old answer's rank in layer 3's shift"]
     assert old.value == "0 of 424" and int(old.control.split(" of ")[0]) > 20
-    share = figures["the subject's share of all VJPs' norms"]
+    share = figures["the subject's share of all VJP norms"]
     assert int(share.value.removesuffix(" %")) > int(share.control.removesuffix(" %"))
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -15,6 +16,7 @@ from tl_backward.cli.options import (
     layers,
     open_page,
     positive,
+    size_of,
 )
 from tl_backward.text_files import read_data
 
@@ -150,7 +152,7 @@ def _compare(arguments: argparse.Namespace) -> None:
             print(f"note: {caveat}")
     if report is not None:
         if not arguments.json:
-            print(f"report: {report} ({report.stat().st_size / 1e6:.1f} MB)")
+            print(f"report: {report} ({size_of(report)})")
         open_page(report, arguments.no_open)
 
 
@@ -163,4 +165,7 @@ def lines(found: "Comparison", measure: str) -> list[str]:
         f"{name:<{side}}" + "".join(f"{value:>{width}.3f}" for value in row)
         for name, row in zip(found.layers_a, found[measure].tolist(), strict=True)
     ]
-    return [f"{measure}:", head, *rows]
+    frame = found.to_frame().query("measure == @measure")
+    mean, deviation = (float(frame[f"permutation_{name}"].mean()) for name in ("mean", "deviation"))
+    by_chance = [] if math.isnan(mean) else [f"by chance (samples paired at random): {mean:.3f}, deviation {deviation:.3f}"]
+    return [f"{measure}:", head, *rows, *by_chance]

@@ -4,21 +4,32 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tl_backward.cli.options import Commands, add_model, add_output, check_out, layers, open_page, positive, quoted
+from tl_backward.cli.options import (
+    Commands,
+    add_model,
+    add_output,
+    check_out,
+    layers,
+    open_page,
+    positive,
+    quoted,
+    size_of,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tl_backward._typing import TransformerLensModel
     from tl_backward.cases import EditCase
-    from tl_backward.editing import Edit, LayerGrid
+    from tl_backward.editing import Edit, EditEffect, LayerGrid
 
-DEFAULT_SCALE = 0.8
+DEFAULT_SCALE, DEFAULT_LR = 0.8, 0.005
+_OF_METHOD = {"shift": ("layer", "scale", "scaling"), "gradient": ("lr", "steps")}
 
 _EDIT_EXAMPLES = """examples:
   the shift of one layer, what it changes, and the whole layer x scale grid, as a page:
@@ -59,11 +70,10 @@ def add_commands(commands: Commands) -> None:
     edit.add_argument(
         "--scaling",
         choices=("unit", "raw"),
-        default="unit",
-        help="unit-normalised factors, or the paper's raw ones (default: unit)",
+        help="of the shift: unit-normalised factors, or the paper's raw ones (default: unit)",
     )
-    edit.add_argument("--lr", type=float, default=0.005, metavar="X", help="of the gradient steps (default: 0.005)")
-    edit.add_argument("--steps", type=positive, default=1, metavar="N", help="gradient steps (default: 1)")
+    edit.add_argument("--lr", type=float, metavar="X", help=f"of the gradient steps (default: {DEFAULT_LR})")
+    edit.add_argument("--steps", type=positive, metavar="N", help="gradient steps (default: 1)")
     edit.add_argument(
         "--cases", metavar="FILE", help="validation edits to choose the layer on (.json CounterFact, .jsonl, .csv)"
     )
@@ -102,6 +112,7 @@ def _edit(arguments: argparse.Namespace) -> None:
     from tl_backward.render.edit_report import edit_report
 
     out = check_out(arguments.out)
+    _settle_method(arguments)
     with redirect_stdout(sys.stderr):
         model = load_model(arguments.model, kind=arguments.kind, device=arguments.device, dtype=arguments.dtype)
         grid = _chosen_grid(model, arguments)
@@ -136,14 +147,43 @@ def _edit(arguments: argparse.Namespace) -> None:
         frame = effect.to_frame().head(5)
         for token, before, after in zip(frame["token"], frame["before"], frame["after"], strict=True):
             print(f"  {quoted(token):<24}  {before:.3f} -> {after:.3f}")
+        for note in _what_it_says(model, arguments.target, effect):
+            print(f"  note: {note}")
         if scores is not None:
             known = {name: value for name, value in _finite(vars(scores[1])).items() if value is not None}
             print("  " + ", ".join(f"{name} {value:.2f}" for name, value in known.items()))
         for what, path in (("edit", saved), ("report", report)):
             if path is not None:
-                print(f"{what}: {path} ({path.stat().st_size / 1e6:.3g} MB)")
+                print(f"{what}: {path} ({size_of(path)})")
     if report is not None:
         open_page(report, arguments.no_open)
+
+
+def _settle_method(arguments: argparse.Namespace) -> None:
+    """Refuse the other method's options, and set what was left open of this one's."""
+    for method, options in _OF_METHOD.items():
+        given = [f"--{name}" for name in options if getattr(arguments, name) is not None]
+        if given and method != arguments.method:
+            raise ValueError(
+                f"Expected {', '.join(given)} with --method {method} alone, got --method {arguments.method}; leave out "
+                "one or the other."
+            )
+    arguments.scaling = arguments.scaling or "unit"
+    arguments.lr = DEFAULT_LR if arguments.lr is None else arguments.lr
+    arguments.steps = arguments.steps or 1
+
+
+def _what_it_says(model: "TransformerLensModel", target: str, effect: "EditEffect") -> Iterator[str]:
+    """What else a reader of the probabilities has to know."""
+    from tl_backward.losses import encode_text
+    from tl_backward.vocabulary import token_string
+
+    first, *others = encode_text(target, model)
+    if others:
+        word = quoted(token_string(effect.tokenizer, first))
+        yield f"of the target, {word} is the first token: probabilities are its own"
+    if int(effect.top_after[0]) != first:
+        yield "the target is still not the most likely; try a larger scale or more steps, or another layer"
 
 
 def _chosen_grid(model: "TransformerLensModel", arguments: argparse.Namespace) -> "LayerGrid | None":
@@ -227,7 +267,7 @@ def _edits(arguments: argparse.Namespace) -> None:
     for row in (columns, *rows):
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
     if report is not None:
-        print(f"report: {report}")
+        print(f"report: {report} ({size_of(report)})")
         open_page(report, arguments.no_open)
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tl_backward.cli.options import Commands, add_model, add_output, check_out, open_page, positive
+from tl_backward.cli.options import Commands, add_model, add_output, check_out, open_page, positive, size_of
 from tl_backward.text_files import read_data
 
 if TYPE_CHECKING:
@@ -122,23 +122,25 @@ def _invert(arguments: argparse.Namespace) -> None:
         print(json.dumps(_finite(data | {"report": report and str(report)}), allow_nan=False))
     else:
         print("\n".join(lines(readings)))
+        if any(reading.preimage.method == "decoder" for reading in readings):
+            print("note: a decoder's samples also share its habits; --method search looks for texts that do not")
     if report is not None:
         if not arguments.json:
-            print(f"report: {report} ({report.stat().st_size / 1e6:.1f} MB)")
+            print(f"report: {report} ({size_of(report)})")
         open_page(report, arguments.no_open)
 
 
 def lines(readings: "list[SiteReading]") -> list[str]:
-    """A row a site and position: how much is inside, and the two features that are known best."""
-    from tl_backward.render.invert_report import known_best
+    """A row a site and position: how much is inside, and which features those texts keep."""
+    from tl_backward.render.invert_report import kept_features
 
     width = max(4, *(len(str(reading.preimage.site)) for reading in readings))
-    head = f"{'site':<{width}} {'position':>8} {'method':>11} {'inside':>13} {'chance':>8}  known best (share, prior's)"
+    head = f"{'site':<{width}} {'position':>8} {'method':>11} {'inside':>13} {'chance':>8}  kept inside (share, prior's)"
     rows = [head]
     for reading in readings:
         p, d = reading.preimage, reading.preimage.diagnostics
         chance = "" if d.chance is None else f"{d.chance:.2g}"
-        known = [(row.feature, row.rate, row.prior) for row in known_best(reading.features, 2)]
+        known = [(row.feature, row.rate, row.prior) for row in kept_features(reading.features)]
         told = [f"{name} {rate.value:.2f}" + (f", {prior.value:.2g}" if prior else "") for name, rate, prior in known]
         inside = f"{int(p.inside.sum())} of {len(p)}"
         rows.append(

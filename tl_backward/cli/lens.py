@@ -8,7 +8,17 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tl_backward.cli.options import Commands, add_model, add_output, check_out, layers, open_page, positive, quoted
+from tl_backward.cli.options import (
+    Commands,
+    add_model,
+    add_output,
+    check_out,
+    layers,
+    open_page,
+    positive,
+    quoted,
+    size_of,
+)
 
 if TYPE_CHECKING:
     from tl_backward._typing import TransformerLensModel
@@ -226,4 +236,4 @@ def _print_json(lens: "BackwardLens", model: str, prompt: str, target: str, repo
 
 def _written(path: Path | None) -> None:
     if path is not None:
-        print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+        print(f"report: {path} ({size_of(path)})")

@@ -91,6 +91,12 @@ def check_out(out: str | None) -> Path:
     return path
 
 
+def size_of(path: Path) -> str:
+    """A file's size in words."""
+    size = path.stat().st_size
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+
+
 def quoted(text: str) -> str:
     """Text for a terminal: no control character of a token or prompt reaches it."""
     return f'"{visible_text(text)}"'

@@ -6,7 +6,17 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from tl_backward.cli.options import Commands, add_model, add_output, check_out, layers, open_page, positive, quoted
+from tl_backward.cli.options import (
+    Commands,
+    add_model,
+    add_output,
+    check_out,
+    layers,
+    open_page,
+    positive,
+    quoted,
+    size_of,
+)
 
 _FILTERS = ("ascii", "alphanumeric", "not_special")
 
@@ -91,14 +101,17 @@ def _params(arguments: argparse.Namespace) -> None:
         print(f"{name}: the atlas of its weights is a page; --weight W_out --layer 0 prints one weight's words")
     if report is not None:
         if not arguments.json:
-            print(f"report: {report} ({report.stat().st_size / 1e6:.1f} MB)")
+            print(f"report: {report} ({size_of(report)})")
         open_page(report, arguments.no_open)
 
 
 def _one_layer(arguments: argparse.Namespace) -> int | None:
     if arguments.weight is None:
         if arguments.head is not None or arguments.json:
-            raise ValueError("Expected --weight with --head or --json, got neither a name nor one; say which weight.")
+            option = "--json" if arguments.json else "--head"
+            raise ValueError(
+                f"Expected --weight NAME with {option}, got {option} alone; for example --weight W_out --layer 0."
+            )
         return None
     if arguments.layer is not None and len(arguments.layer) != 1:
         raise ValueError(f"Expected one --layer with --weight, got {arguments.layer}; the atlas takes several.")

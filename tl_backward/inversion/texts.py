@@ -222,5 +222,6 @@ def _warn_of_unknown(model: TransformerLensModel, rows: Iterable[Sequence[int]])
         return
     n = sum(unknown in row for row in rows)
     if n:
-        message = f"{n} texts have words that the model does not know and reads as unknown."
+        some = "1 text has" if n == 1 else f"{n} texts have"
+        message = f"{some} words that the model does not know and reads as unknown."
         warnings.warn(message, UnknownWordsWarning, stacklevel=3)

@@ -76,7 +76,7 @@ def edit_report(
         name: the model's, for the title.
     """
     prompt, said = visible_token(effect.prompt, 400), visible_token(target)
-    intro = f"After {prompt} the model is to say {said}: {visible_text(how)}."
+    intro = f'After "{prompt}" the model is to say "{said}": {visible_text(how)}.'
     page = Page(f"One edit: {name}" if name else "One edit", intro=intro, footer=_FOOTER)
     add_edit(page, effect, how=how, cells=cells, layers=layers, scales=scales, grid=grid)
     if scores is not None:

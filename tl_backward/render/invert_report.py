@@ -94,11 +94,20 @@ def _ranked(comparison: SiteComparison) -> list[FeatureConsistency]:
     return sorted(best.values(), key=lambda row: -math.inf if math.isnan(row.bits) else row.bits, reverse=True)
 
 
-def known_best(features: FeatureTable | None, n: int = 1) -> list[FeatureConsistency]:
-    """The most telling features that are kept more often than by chance: interval above the prior's."""
+KEPT = 0.95
+"""A share of texts from which on a feature counts as kept."""
+
+
+def kept_features(features: FeatureTable | None) -> list[FeatureConsistency]:
+    """All that are kept, more often than by chance (interval above the prior's), the most telling first.
+
+    Where none is, the one that is kept most.
+    """
     rows = () if features is None else features.rows
     known = [row for row in rows if not math.isnan(row.rate.value)]
-    return [row for row in known if row.prior is None or row.rate.low > row.prior.high][:n]
+    telling = [row for row in known if row.prior is None or row.rate.low > row.prior.high]
+    kept = [row for row in telling if row.rate.value >= KEPT]
+    return kept or sorted(telling, key=lambda row: row.rate.value, reverse=True)[:1]
 
 
 def _summary(readings: Sequence[SiteReading]) -> Fragment:
@@ -106,11 +115,11 @@ def _summary(readings: Sequence[SiteReading]) -> Fragment:
     for reading in readings:
         p = reading.preimage
         d = p.diagnostics
-        told = "; ".join(f"{row.feature}: {row.rate}" for row in known_best(reading.features))
+        told = "; ".join(f"{row.feature}: {row.rate}" for row in kept_features(reading.features))
         rows.append(
             [p.position, p.method, int(p.inside.sum()), d.distinct, d.share_inside, d.chance, d.well_formed, told]
         )
-    columns = ["position", "method", "inside", "distinct", "share inside", "chance", "well-formed", "known best"]
+    columns = ["position", "method", "inside", "distinct", "share inside", "chance", "well-formed", "kept inside"]
     names = [site_label(reading.preimage.site) for reading in readings]
     return Fragment(_html.table(columns, rows, row_names=names, corner="site", limit=30))
 

@@ -72,6 +72,11 @@ class PromptView:
         return "shift" if self.lens.shift else "attn_shift"
 
     @property
+    def n_forced(self) -> int:
+        """How many tokens of a longer target were appended to the prompt."""
+        return len(self.tokens) - self.asked - 1
+
+    @property
     def d_vocab(self) -> int:
         """Size of the vocabulary that ranks run over."""
         return next(iter(self.lens.readouts()[self.of].values())).d_vocab
@@ -121,7 +126,8 @@ def _figures(view: PromptView) -> dict[str, str]:
     bottom, last = view.d_vocab - 1, view.lens.layers[view.last]
     near = max(1, round(view.d_vocab / 100))  # one word in a hundred
     of_prompts = f", sum over {view.n_prompts} prompts" if view.lens.is_batch else ""
-    figures = {f"loss, nats{of_prompts}": format_number(view.lens.loss.item())}
+    of_tokens = ", mean over the target's tokens" if view.n_forced else ""
+    figures = {f"loss, nats{of_tokens}{of_prompts}": format_number(view.lens.loss.item())}
     ranks = {words: view.stacked(quantity)[:, view.asked] for words, quantity in view.followed.items()}
     for words, by_layer in ranks.items():
         rank = by_layer[view.last]
@@ -131,20 +137,20 @@ def _figures(view: PromptView) -> dict[str, str]:
     n_layers = len(view.lens.layers)
     at_bottom = int((ranks["target"] > bottom - near).sum())
     words_kept = "word" if near == 1 else f"{near} words"
-    figures[f"layers where the target is among the {words_kept} of the shift's bottom"] = f"{at_bottom} of {n_layers}"
+    figures[f"layers with the target among the lowest {words_kept}"] = f"{at_bottom} of {n_layers}"
     if "old answer" in ranks:
         at_top = int((ranks["old answer"] < near).sum())
-        figures[f"layers where the old answer is among the {words_kept} of its top"] = f"{at_top} of {n_layers}"
+        figures[f"layers with the old answer among the highest {words_kept}"] = f"{at_top} of {n_layers}"
     norms, words = view.stacked("norm").sum(0), view.tokens
     if view.asked > 0:
         before = norms[: view.asked]
         largest = int(before.argmax())
         place = f"{visible_token(words[largest], 24)} (token {largest})" if before.any() else "none: all are zero"
-        figures["largest VJPs (gradients at the output) before the last token"] = place
+        figures["largest VJP norms before the last token"] = place
     subject = view.lens.segments.masks().get("subject")
     if subject is not None:
         inside = subject[view.example][view.mask.cpu()]
-        figures["the subject's share of all VJPs' norms"] = f"{100 * float(norms[inside].sum() / norms.sum()):.0f} %"
+        figures["the subject's share of all VJP norms"] = f"{100 * float(norms[inside].sum() / norms.sum()):.0f} %"
     return figures
 
 

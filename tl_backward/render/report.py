@@ -76,15 +76,15 @@ def _question(page: Page, view: PromptView) -> None:
     text = report_texts.question(view.d_vocab)
     if forced:
         text += " " + report_texts.FORCED.format(visible_token(forced, _LONGEST))
-    if view.target == view.answer:
-        text += " " + report_texts.SAME
     if view.n_prompts > 1:
         text += f" This is prompt {view.example + 1} of {view.n_prompts}; only the means over the parts of the"
         text += " prompt use all of them."
     columns = ["", "this model"] + (["untrained control"] if view.control() else [])
     rows = [[each.name, each.value, *([each.control] if view.control() else [])] for each in key_figures(view)]
     has_subject = "subject" in view.lens.segments.masks()
-    advice = report_texts.advice(has_control=view.control() is not None, has_subject=has_subject)
+    advice = report_texts.advice(
+        has_control=view.control() is not None, has_subject=has_subject, has_answer=view.target != view.answer
+    )
     words = Fragment(sentence + "".join(f"<p>{escape(visible_text(paragraph))}</p>" for paragraph in (text, advice)))
     page.section("The question", "", beside(words, table(columns, rows)))
 

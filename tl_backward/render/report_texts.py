@@ -21,12 +21,15 @@ def question(d_vocab: int) -> str:
     return (
         "The loss is -log p(target | prompt), in nats. Its gradient is read as it is, and a training step "
         f"SUBTRACTS it. Ranks go from 0, the word with the largest logit, to {d_vocab - 1}, the one with the "
-        "smallest: the step pushes down the top of a shift and writes its bottom."
+        "smallest: the step pushes down the top of a shift and writes its bottom. The lowest and the highest are one "
+        "word in a hundred."
     )
 
 
-def advice(*, has_control: bool, has_subject: bool) -> str:
+def advice(*, has_control: bool, has_subject: bool, has_answer: bool) -> str:
     """Say what to look at, and what of it is a finding."""
+    if not has_answer:
+        return SAME
     if not has_control:
         return (
             "Some of what follows holds in an untrained model too: make the lens with "
@@ -47,7 +50,10 @@ FORCED = (
     "loss is the mean over its tokens, and ranks are those of the first, read where the prompt ends."
 )
 
-SAME = "The target is what the model says already, so that there is no old answer to push down."
+SAME = (
+    "The target is what the model says already, so that there is no old answer to push down: the step makes it surer "
+    "of what it says."
+)
 
 TOKEN_NORMS = (
     "Where the gradient arrives",
