@@ -166,6 +166,6 @@ def lines(found: "Comparison", measure: str) -> list[str]:
         for name, row in zip(found.layers_a, found[measure].tolist(), strict=True)
     ]
     frame = found.to_frame().query("measure == @measure")
-    mean, deviation = (float(frame[f"permutation_{name}"].mean()) for name in ("mean", "deviation"))
-    by_chance = [] if math.isnan(mean) else [f"by chance (samples paired at random): {mean:.3f}, deviation {deviation:.3f}"]
-    return [f"{measure}:", head, *rows, *by_chance]
+    mean, deviation = frame[["permutation_mean", "permutation_deviation"]].mean().tolist()
+    chance = f"by chance (samples paired at random): {mean:.3f}, deviation {deviation:.3f}"
+    return [f"{measure}:", head, *rows, *([] if math.isnan(mean) else [chance])]
