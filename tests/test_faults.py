@@ -1,0 +1,160 @@
+"""Raise, interrupt and run out of memory everywhere: what comes out is the fault, and the model is what it was."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from faults import EDITING, ENTRIES, ERRORS, WITH_LOSS, Fault, hooked_by, in_backward, model_of, next_token
+from leaves_no_trace import assert_same, state
+from models import HAS_HOOKED_TRANSFORMER, worlds
+
+every_world = pytest.mark.parametrize("world", worlds())
+FAMILIES = {
+    "hooked": ["ln", "rms_gated", "gqa_ungrouped_split", "attn_result", "parallel", "post_norms", "softcap"],
+    "bridge": ["gpt2", "neox", "llama", "gemma2"],
+}
+
+
+def strike(run, fault, *, swallows=()):
+    """Run with the fault armed: whether it was met; then it must have come out as itself."""
+    kind = type(fault.make())
+    fault.armed = True
+    try:
+        run()
+    except kind as error:
+        assert fault.struck and "struck" in str(error)
+        return True
+    finally:
+        fault.armed = False
+    assert not fault.struck or kind in swallows, f"{kind.__name__} was swallowed"
+    return fault.struck
+
+
+def visits(model, run, direction):
+    """Hook point -> how often a run passes it."""
+    counts, seen = {}, set()
+    for name, point in model.hook_dict.items():
+        if id(point) not in seen:  # some have several names
+            seen.add(id(point))
+            counter = Fault(RuntimeError, at=0)
+            with hooked_by(model, name, counter, direction):
+                counter.armed = True
+                run()
+            counts[name] = counter.calls
+    return {name: n for name, n in counts.items() if n}
+
+
+def survived(model, name, points, direction, errors=ERRORS):
+    """Faults at hook points that an entry survived without a trace; `points` is {name: which call of it}."""
+    run, count = (lambda: ENTRIES[name](model)), 0
+    for point, at in points.items():
+        for error, make in errors.items():
+            fault = Fault(make, at)
+            with hooked_by(model, point, fault, direction):
+                before = state(model)
+                # Interrupted by hand, a sweep gives what it has.
+                met = strike(run, fault, swallows=(KeyboardInterrupt,) if name.startswith("sweep") else ())
+                assert_same(before, state(model), but=("versions",) if name in EDITING else ())
+            assert met, (name, point, direction, error)
+            count += 1
+    return count
+
+
+POINTS = {"fwd": ["blocks.0.hook_resid_pre", "blocks.1.hook_resid_post"], "bwd": ["blocks.1.hook_resid_pre"]}
+
+
+@every_world
+@pytest.mark.parametrize("name", ENTRIES)
+def test_faults_at_hooks_leave_no_trace(world, name):
+    """A few of the faults that the long test draws."""
+    model = model_of(world, None)
+    ENTRIES[name](model)  # imports what it imports
+    point = random.Random(name).choice(POINTS["fwd"])
+    met = survived(model, name, {point: 1}, "fwd")
+    if name in WITH_LOSS or name in ("lens", "gradient_edit", "in an edit"):
+        met += survived(model, name, dict.fromkeys(POINTS["bwd"], 1), "bwd")
+        assert met == 6
+    assert met >= 3
+
+
+@every_world
+@pytest.mark.parametrize("name", WITH_LOSS)
+@pytest.mark.parametrize("where", [next_token, in_backward])
+def test_faults_in_losses_leave_no_trace(world, name, where):
+    model = model_of(world, None)
+    before = state(model)
+    for make in ERRORS.values():
+        for at in (1, 2) if name in ("sweep", "similarity") else (1,):
+            fault = Fault(make, at)
+            loss = where(fault)
+            swallows = (KeyboardInterrupt,) if name == "sweep" else ()
+            assert strike(lambda loss=loss: WITH_LOSS[name](model, loss), fault, swallows=swallows)
+            assert_same(before, state(model))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("world", "family"), [(w, f) for w in worlds() for f in FAMILIES[w]])
+def test_faults_at_every_hook_leave_no_trace(world, family, record_property):
+    """Every hook point that a run passes, forward and backward, every kind of fault, at a drawn one of its visits."""
+    drawn, count = random.Random(family), 0
+    for name, run in ENTRIES.items():
+        model = model_of(world, family)
+        if name == "train" and family != FAMILIES[world][0]:
+            continue  # what it does to the model is what collect does
+        run(model)
+        for direction in ("fwd", "bwd"):
+            points = visits(model, lambda run=run, model=model: run(model), direction)
+            assert points or direction == "bwd", name
+            chosen = {point: drawn.randint(1, n) for point, n in points.items()}
+            if name in ("train", "report", "stitching_grid", "compare_edits"):  # the slow ones: a third of the points
+                chosen = dict(drawn.sample(sorted(chosen.items()), len(chosen) // 3))
+            count += survived(model, name, chosen, direction)
+    record_property("faults", count)
+    print(f"{world} {family}: {count} faults survived")
+    assert count >= 1000
+
+
+@every_world
+@pytest.mark.parametrize("training", [False, True])
+def test_every_entry_leaves_no_trace(world, training):
+    """Dropout draws from the global RNG, which is given back; under no hook and no fault."""
+    model = model_of(world, None).train(training)
+    for name, run in ENTRIES.items():
+        run(model)
+        before = state(model)
+        run(model)
+        assert_same(before, state(model), but=("versions",) if name in EDITING else ())
+
+
+def test_pythons_random_state_is_left_alone():
+    """In a process of its own, without the run-time type checks of these tests, which draw from it."""
+    script = """
+import sys, torch
+sys.path.insert(0, "tests")
+torch.set_num_threads(1)
+from faults import EDITING, ENTRIES, model_of
+from leaves_no_trace import assert_same, state
+from models import worlds
+for name, run in ENTRIES.items():
+    model = model_of(worlds()[-1], None)
+    run(model)
+    before = state(model, python_random=True)
+    run(model)
+    assert_same(before, state(model, python_random=True), but=("versions",) if name in EDITING else ())
+    print(name)
+"""
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split("\n")[:-1] == list(ENTRIES)
+
+
+def test_out_of_memory_is_torchs_own():
+    assert issubclass(torch.OutOfMemoryError, RuntimeError) and torch.OutOfMemoryError is torch.cuda.OutOfMemoryError
+
+
+def test_both_worlds_were_tested():
+    assert HAS_HOOKED_TRANSFORMER == ("hooked" in worlds())
