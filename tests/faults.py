@@ -167,7 +167,7 @@ EDITING = {"gradient_edit", "in an edit", "evaluate_edit", "compare_edits", "fin
 def hooked_by(model, name, fault, direction="fwd"):
     """A fault at a hook point, as a user's own hook."""
     point = model.hook_dict[name]
-    model.add_hook(name, lambda value, hook: fault(), dir=direction)
+    point.add_hook(lambda value, hook: fault(), dir=direction)
     try:
         yield
     finally:
