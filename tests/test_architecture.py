@@ -15,8 +15,8 @@ FLOORS = [
     {"factors", "losses", "vocabulary", "readout", "segments", "sites", "zoo", "prompts", "loading", "cases", "bootstrap", "top_pairs",
      "text_files"},
     {"activations", "answers", "capture", "gradient_cache", "controls"},
-    {"examples", "backward_lens", "editing", "sweeps", "sweep_result", "similarity", "embedding_space", "alignment", "dissimilarity",
-     "inversion"},
+    {"examples", "backward_lens", "editing", "sweeps", "sweep_result", "sweep_checkpoint", "similarity", "embedding_space",
+     "alignment", "dissimilarity", "inversion"},
     {"hook_points"},
     {"render", "cli"},
 ]

@@ -1,0 +1,44 @@
+"""Killed at random moments with SIGKILL and started again, a run ends with the bits of one that nobody killed."""
+
+import json
+import random
+import shutil
+
+import pytest
+from killable import JOBS, Server
+
+from tl_backward._storage import load_tensors
+
+
+def killed_and_resumed(server, job, folder, n_kills, seed):
+    """Kill a job `n_kills` times, then let it end; how many of the kills met a checkpoint."""
+    folder.mkdir()
+    seconds = server.run(job, folder / "whole")
+    drawn, kills, met = random.Random(f"{job} {seed}"), 0, 0
+    broken = folder / "broken"
+    while kills < n_kills:
+        if server.run(job, broken, kill_after=drawn.uniform(0.1, 0.8) * seconds) is None:
+            kills += 1
+            met += any(path.name != "result" for path in broken.glob("**/*") if path.is_file())
+        else:  # it was faster than the kill
+            shutil.rmtree(broken)
+    server.run(job, broken)
+    whole, resumed = ((folder / name / "result").read_bytes() for name in ("whole", "broken"))
+    assert whole == resumed, f"{job} ended with other bits"
+    tensors, metadata = load_tensors(folder / "whole" / "result")
+    assert tensors and json.loads(metadata["rest"])
+    return met
+
+
+def test_two_kills(tmp_path):
+    """The two that a training and a sweep meet in the default run; the long one has twenty."""
+    with Server() as server:
+        assert sum(killed_and_resumed(server, job, tmp_path / job, 1, seed=0) for job in ("decoder", "sweep")) <= 2
+
+
+@pytest.mark.long
+def test_twenty_kills(tmp_path):
+    with Server() as server:
+        met = {job: killed_and_resumed(server, job, tmp_path / job, 5, seed=1) for job in JOBS}
+    print(f"20 kills, of which these met a checkpoint: {met}")
+    assert sum(met.values()) >= 8
