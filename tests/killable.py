@@ -26,10 +26,17 @@ def _words(n, seed):
 def decoder(folder):
     """Weights and description of a decoder trained in 120 steps."""
     from inversion.small import options, trained
-    from models import worlds
+    from models import build, worlds
 
-    made = trained(worlds()[0], budget=16 * 120, out=folder / "decoder", options=options(save_every=8, n_evaluations=2))
-    return dict(made.network.state_dict()), dict(made.description)
+    from tl_backward.inversion.decoder import load_from
+    from tl_backward.inversion.storage import network_tensors
+
+    out, made = folder / "decoder", options(save_every=8, n_evaluations=2)
+    if (out / "decoder.json").exists():  # killed after its end
+        found = load_from(out, build(worlds()[0]))
+    else:
+        found = trained(worlds()[0], budget=16 * 120, out=out, options=made)
+    return network_tensors(found.network), {key: found.description[key] for key in ("final_loss", "history", "steps")}
 
 
 def stitch(folder):
