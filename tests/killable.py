@@ -4,6 +4,7 @@ Reads a line of JSON, {"job": ..., "folder": ...}, from stdin; says the child's 
 `Server` is the other end.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -144,7 +145,8 @@ class Server:
         child, start = self._read(), time.monotonic()
         if kill_after is not None:
             time.sleep(kill_after)
-            os.kill(child, signal.SIGKILL)  # not waited for yet, so the number is still its
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and the server knows
+                os.kill(child, signal.SIGKILL)
         ended = self._read()
         if ended == signal.SIGKILL:
             return None

@@ -54,7 +54,7 @@ def watched_captures(model, n, checkpoints=()):
 @every_world
 def test_sixty_captures_leave_nothing_behind(world):
     model = build(world)
-    watched_captures(model, 10)
+    watched_captures(model, 24)  # every shape once
     before = counts(model)
     _, alive = watched_captures(model, 60)
     after = counts(model)
@@ -70,7 +70,7 @@ def test_two_thousand_captures_in_one_process(world):
     """Resident memory after the last is within 5 % of that after the 50th."""
     wide = {"d_model": 64, "d_mlp": 256, "d_head": 16} if world == "hooked" else {"n_embd": 66}
     model = hooked(**wide) if world == "hooked" else bridge(**wide)
-    watched_captures(model, 10)
+    watched_captures(model, 24)  # every shape once
     before = counts(model)
     memory, alive = watched_captures(model, 2000, checkpoints=(50, 500, 1000, 2000))
     after = counts(model)
