@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from tl_backward._checks import model_kind
-from tl_backward._torch_hooks import register_last
+from tl_backward._torch_hooks import as_shown, register_last
 from tl_backward._typing import TransformerLensModel
 from tl_backward._visits import check_visitor, rng_untouched
 
@@ -35,8 +35,7 @@ def watch(
             check_visitor(model)
             if not isinstance(output, Tensor) or not output.is_floating_point():
                 return
-            conversion = getattr(module, "hook_conversion", None)
-            value = output if conversion is None else conversion.convert(output)
+            value = as_shown(module, output)
             n_texts, n_tokens = shape
             if value.ndim >= 3 and tuple(value.shape[:2]) == (n_texts, n_tokens) and value[0, 0].numel() > 1:
                 kept = value.detach()[text.to(value.device), at.to(value.device)]

@@ -16,7 +16,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from tl_backward._checks import check_callable_loss, check_grad_enabled, check_loss, check_model, nearest
-from tl_backward._torch_hooks import register_last
+from tl_backward._torch_hooks import as_shown, register_last
 from tl_backward._typing import HookFn, NamesFilter, Prompts, TransformerLensModel
 from tl_backward._visits import check_visitor, rng_untouched
 from tl_backward.gradient_cache import FactorMap, GradientCache
@@ -307,8 +307,7 @@ class _Recorder:
             parts = [deltas[id(entry)] for entry in written]
             if parts and len({part.shape for part in parts}) == 1:
                 total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)  # ln1 runs for q, k and v
-                conversion = getattr(self.converters[key], "hook_conversion", None)
-                gradients[key] = total if conversion is None else conversion.convert(total)
+                gradients[key] = as_shown(self.converters[key], total)
         return calls, gradients
 
     def _check_complete(self, entries: list[_Written]) -> None:
