@@ -33,9 +33,9 @@ def killed_and_resumed(server, job, folder, n_kills, seed):
 
 
 def test_two_kills(tmp_path):
-    """The two that a training and a sweep meet in the default run; the long one has twenty."""
+    """Of a training and of a sweep."""
     with Server() as server:
-        assert sum(killed_and_resumed(server, job, tmp_path / job, 1, seed=0) for job in ("decoder", "sweep")) <= 2
+        assert sum(killed_and_resumed(server, job, tmp_path / job, 1, seed=0) for job in ("stitch", "sweep")) <= 2
 
 
 @pytest.mark.long
