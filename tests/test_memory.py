@@ -101,3 +101,25 @@ def test_entries_leave_nothing_behind(world, name, n):
         assert after[kind] <= before[kind], (kind, before, after)
     assert after["objects"] <= before["objects"] + 100 + n // 2
     assert resident() < memory * 1.05
+
+
+def test_strings_of_tokens_do_not_keep_their_tokenizer():
+    import copy
+
+    from tl_backward.vocabulary import token_string
+
+    class Slotted:
+        __slots__ = ()
+
+        def convert_ids_to_tokens(self, token):
+            return f"t{token}"
+
+        def decode(self, tokens):
+            return f"t{tokens[0]}"
+
+    tokenizer = copy.deepcopy(build(worlds()[0]).tokenizer)
+    assert [token_string(tokenizer, 5) for _ in range(2)] == ["w5", "w5"] and token_string(Slotted(), 3) == "t3"
+    reference = weakref.ref(tokenizer)
+    del tokenizer
+    gc.collect()
+    assert reference() is None

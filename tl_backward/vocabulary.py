@@ -26,7 +26,10 @@ def token_string(tokenizer: Tokenizer | None, token: int) -> str:
         return ""
     if tokenizer is None:
         return f"[{token}]"
-    known = _KNOWN.setdefault(tokenizer, {})
+    try:
+        known = _KNOWN.setdefault(tokenizer, {})
+    except TypeError:  # one that cannot be referred to weakly
+        return _token_string(tokenizer, token)
     if token not in known:
         known[token] = _token_string(tokenizer, token)
     return known[token]
