@@ -100,13 +100,16 @@ def _directory(name_or_dir: str | Path) -> Path:
         return WEIGHTS / name_or_dir
     directory = Path(name_or_dir)
     if all((directory / file).is_file() for file in FILES):
-        metrics(directory)
-        model_type = json.loads((directory / "config.json").read_text()).get("model_type")
+        try:
+            model_type = json.loads((directory / "config.json").read_text()).get("model_type")
+        except ValueError as error:
+            raise ValueError(damaged(directory / "config.json", str(error))) from error
         if model_type != "gpt2":
             raise ValueError(
                 f"The models of the zoo are GPT-2 shaped, got model_type {model_type!r} in {directory}; "
                 "load others with TransformerBridge.boot_transformers."
             )
+        metrics(directory)
         return directory
     shipped = ", ".join(map(repr, names()))
     if str(name_or_dir) in RECIPES:
