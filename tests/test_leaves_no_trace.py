@@ -4,61 +4,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy
 import pytest
 import torch
+from leaves_no_trace import Boom, assert_same, assert_same_but_versions, boom, interrupt, state
 from models import HAS_HOOKED_TRANSFORMER, TOKENS, bridge, build, worlds
 from torch import nn
 
 import tl_backward as tlb
 
 every_world = pytest.mark.parametrize("world", worlds())
-
-
-def state(model):
-    """Everything a capture could change, by value."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        model(TOKENS)  # a Bridge installs hooks of its own on its first pass
-    modules = list(model.modules())
-    return {
-        "parameters": [(id(p), p.data_ptr(), p._version, p.requires_grad) for p in model.parameters()],
-        "values": [p.detach().clone() for p in model.parameters()],
-        "grads": [None if p.grad is None else (id(p.grad), p.grad._version) for p in model.parameters()],
-        "buffers": [b.detach().clone() for b in model.buffers()],
-        "torch hooks": [
-            (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks), len(m._backward_pre_hooks),
-             len(m._forward_hooks_with_kwargs), len(m._forward_pre_hooks_with_kwargs))
-            for m in modules
-        ],
-        "tl hooks": [[id(h.user_hook) for h in (*m.fwd_hooks, *m.bwd_hooks)] for m in modules if hasattr(m, "fwd_hooks")],
-        "training": [m.training for m in modules],
-        # Not Python's own `random`: the run-time type checks of these tests draw from it.
-        "rng": (torch.get_rng_state(), numpy.random.get_state()[1].tolist()),
-        "grad mode": torch.is_grad_enabled(),
-        "context": getattr(model, "context_level", None),
-    }  # fmt: skip
-
-
-def assert_same(before, after):
-    for key, value in before.items():
-        if key in ("values", "buffers"):
-            assert all(torch.equal(a, b) for a, b in zip(value, after[key], strict=True)), key
-        elif key == "rng":
-            assert torch.equal(value[0], after[key][0]) and value[1:] == after[key][1:]
-        else:
-            assert value == after[key], key
-
-
-class Boom(Exception):
-    pass
-
-
-def boom(*args, **options):
-    raise Boom
-
-
-def interrupt(*args, **options):
-    raise KeyboardInterrupt
 
 
 CASES = {
@@ -349,7 +303,4 @@ def test_tools_over_data_leave_no_trace(world, tool, fault):
     except (Boom, KeyboardInterrupt):
         assert fault is not None
     assert len(passes) >= 2
-    # An edit writes its weight in place and back: the same memory and bits, but a later version.
-    for side in (before, after := state(model)):
-        side["parameters"] = [(identity, pointer, grad) for identity, pointer, _, grad in side["parameters"]]
-    assert_same(before, after)
+    assert_same_but_versions(before, state(model))

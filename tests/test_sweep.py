@@ -12,6 +12,7 @@ from models import build, worlds
 from shared import shared, stories
 
 import tl_backward as tlb
+from tl_backward import sweeps
 from tl_backward._storage import save_tensors
 from tl_backward.bootstrap import bootstrap
 from tl_backward.cases import EditCase
@@ -180,6 +181,61 @@ def test_interrupted_it_returns_what_it_has(world):
     whole = sweep(model, PROMPTS, TARGETS, batch_size=2, control=None, show_progress=False)
     torch.testing.assert_close(found.values["norm"], whole.values["norm"][found.items], equal_nan=True)
     assert not whole.interrupted
+
+
+def same(a, b):
+    """Two sweeps, bit by bit."""
+    assert torch.equal(a.items, b.items) and torch.equal(a.loss, b.loss) and torch.equal(a.draws, b.draws)
+    assert torch.equal(a.answers, b.answers) and a.skipped == b.skipped and a.interrupted == b.interrupted
+    assert a.values.keys() == b.values.keys() and a.about == b.about
+    assert all(torch.equal(value.nan_to_num(-9), b.values[name].nan_to_num(-9)) for name, value in a.values.items())
+    assert (a.control is None) == (b.control is None)
+    if a.control is not None and b.control is not None:
+        same(a.control, b.control)
+
+
+@every_world
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_from_its_checkpoint_it_goes_on_to_the_same_numbers(world, error, tmp_path, monkeypatch):
+    """Stopped at every one of its batches, the control's too; what was saved is not measured again."""
+    monkeypatch.setattr(sweeps, "SAVE_EVERY", 1)
+    model, calls = build(world), []
+    options = dict(batch_size=2, n_draws=2, collect=["norm", "share", "top_tokens"], show_progress=False)
+    whole = sweep(model, PROMPTS, TARGETS, **options)
+    original = sweeps.capture_batch
+
+    def failing(*arguments):
+        calls.append(1)
+        if len(calls) % 2 == 0:
+            raise error
+        return original(*arguments)
+
+    monkeypatch.setattr(sweeps, "capture_batch", failing)
+    path, rounds = tmp_path / "sweep.safetensors", 0
+    while True:
+        rounds += 1
+        try:
+            found = sweep(model, PROMPTS, TARGETS, checkpoint=path, **options)
+        except ZeroDivisionError:
+            assert error is ZeroDivisionError
+            continue
+        if not found.interrupted:
+            break
+    same(found, whole)
+    same(load_sweep(path, tokenizer=model.tokenizer), whole)
+    n_batches = len(calls) - (rounds - 1)  # each but the last ended with one that failed
+    assert rounds > 3 and n_batches == 3 + sum(-(-len([i for i in range(5) if i % 2 == d]) // 2) for d in range(2))
+    calls.clear()
+    same(sweep(model, PROMPTS, TARGETS, checkpoint=path, **options), whole)
+    assert not calls
+    for changes in ({"batch_size": 3}, {"seed": 1}, {"start": 1}, {"control": None}, {"weights": "W_in"}):
+        with pytest.raises(ValueError, match="Expected the checkpoint of this sweep in .*other prompts, options or model"):
+            sweep(model, PROMPTS, TARGETS, checkpoint=path, **options | changes)
+    with pytest.raises(ValueError, match="of other prompts, options or model"):
+        sweep(model, PROMPTS[::-1], TARGETS, checkpoint=path, **options)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="damaged or another's"):
+        sweep(model, PROMPTS, TARGETS, checkpoint=path, **options)
 
 
 @every_world

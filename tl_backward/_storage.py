@@ -1,5 +1,6 @@
-"""Files that are replaced only by whole ones; tensors and JSON in one of safetensors, refused when it is damaged."""
+"""Files that are replaced only by whole ones: safetensors with JSON in it, and JSON alone; refused when damaged."""
 
+import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping
@@ -57,10 +58,46 @@ def load_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tenso
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             metadata = dict(file.metadata() or {})
     except SafetensorError as error:
-        raise ValueError(_damaged(path, str(error))) from error
+        raise ValueError(damaged(path, str(error))) from error
     if metadata.pop(_CHECKSUM, None) != checksum(tensors, metadata):
-        raise ValueError(_damaged(path, "its checksum is missing or another"))
+        raise ValueError(damaged(path, "its checksum is missing or another"))
     return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata
+
+
+def save_json(path: str | Path, value: Mapping[str, object]) -> Path:
+    """Write `path` atomically, with a checksum beside what `value` holds."""
+    path = Path(path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps({**value, _CHECKSUM: _json_checksum(value)}, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def load_json(path: str | Path) -> dict:
+    """What `save_json` was given, as JSON has it.
+
+    Raises:
+        ValueError: no such file, not one that `save_json` wrote, or one that no longer says the same.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"Expected a saved file, got {str(path)!r}; there is no such file.")
+    try:
+        value = json.loads(Path(path).read_bytes().decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # of UTF-8, of JSON
+        raise ValueError(damaged(path, str(error))) from error
+    if not isinstance(value, dict) or value.pop(_CHECKSUM, None) != _json_checksum(value):
+        raise ValueError(damaged(path, "its checksum is missing or another"))
+    return value
+
+
+def file_checksum(path: str | Path) -> str:
+    """CRC-32 of a whole file that another library wrote."""
+    return f"{zlib.crc32(Path(path).read_bytes()):08x}"
+
+
+def _json_checksum(value: object) -> str:
+    """Of what is said, whatever the layout."""
+    said = json.loads(json.dumps(value))
+    return f"{zlib.crc32(json.dumps(said, sort_keys=True).encode()):08x}"
 
 
 def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -75,5 +112,6 @@ def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     return f"{sum:08x}"
 
 
-def _damaged(path: str | Path, why: str) -> str:
+def damaged(path: str | Path, why: str) -> str:
+    """How a file is refused."""
     return f"Expected a file that tl_backward saved, got {str(path)!r}, damaged or another's ({why}); make it anew."

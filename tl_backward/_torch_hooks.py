@@ -1,11 +1,11 @@
-"""Two things torch's hooks lack: to run last whatever comes later, and to be left out."""
+"""What torch's hooks lack: to run last whatever comes later, to be left out, to see what TransformerLens's see."""
 
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 
@@ -23,6 +23,22 @@ def register_last(module: nn.Module, hook: Callable, *, with_kwargs: bool = Fals
     """Register a forward hook that runs after all others, those that are added later too."""
     handle = module.register_forward_hook(hook, with_kwargs=with_kwargs)
     return [handle, module.register_forward_pre_hook(_MoveToEnd(handle.id))]
+
+
+def as_shown(point: nn.Module, value: Tensor) -> Tensor:
+    """A value at a hook point in the shape in which TransformerLens's own hooks see it.
+
+    A TransformerBridge's conversion notes the shape of every tensor for the way back and never forgets one.
+    """
+    conversion = getattr(point, "hook_conversion", None)
+    if conversion is None:
+        return value
+    try:
+        return conversion.convert(value)
+    finally:
+        forget = getattr(conversion, "clear_state", None)
+        if forget is not None:
+            forget(id(value))
 
 
 def without_hooks(module: nn.Module) -> nn.Module:

@@ -1,8 +1,10 @@
 """The model Protocol and the run-time checks of public tensor functions."""
 
+import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar, runtime_checkable
+from functools import wraps
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 import torch
 from beartype import beartype
@@ -14,7 +16,22 @@ F = TypeVar("F", bound=Callable)
 
 def typed(function: F) -> F:
     """Check a public function's tensor shapes and dtypes on every call (jaxtyping + beartype)."""
-    return jaxtyped(typechecker=beartype)(function)
+    return jaxtyped(typechecker=_checked)(function)
+
+
+def _checked(signature: F) -> F:
+    """beartype, which looks at one item of a list, drawn by Python's global generator: given back."""
+    check = beartype(signature)
+
+    @wraps(signature)
+    def checked(*args: object, **kwargs: object) -> object:
+        before = random.getstate()
+        try:
+            return check(*args, **kwargs)
+        finally:
+            random.setstate(before)
+
+    return cast(F, checked)
 
 
 class Config(Protocol):

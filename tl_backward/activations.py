@@ -9,9 +9,9 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from tl_backward._checks import model_kind
-from tl_backward._torch_hooks import register_last
+from tl_backward._torch_hooks import as_shown, register_last
 from tl_backward._typing import TransformerLensModel
-from tl_backward.capture import rng_untouched
+from tl_backward._visits import check_visitor, rng_untouched
 
 
 @contextmanager
@@ -32,10 +32,10 @@ def watch(
 
     def keeper(module: nn.Module, mine: list[str]):
         def keep(_: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+            check_visitor(model)
             if not isinstance(output, Tensor) or not output.is_floating_point():
                 return
-            conversion = getattr(module, "hook_conversion", None)
-            value = output if conversion is None else conversion.convert(output)
+            value = as_shown(module, output)
             n_texts, n_tokens = shape
             if value.ndim >= 3 and tuple(value.shape[:2]) == (n_texts, n_tokens) and value[0, 0].numel() > 1:
                 kept = value.detach()[text.to(value.device), at.to(value.device)]
@@ -51,6 +51,7 @@ def watch(
         shape = tuple(tokens.shape[:2])
 
     with ExitStack() as stack:
+        stack.enter_context(rng_untouched(model))
         embed = cast(nn.Module, model).get_submodule("embed")
         stack.callback(embed.register_forward_pre_hook(remember, with_kwargs=True).remove)
         for key, module in modules.items():

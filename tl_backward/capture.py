@@ -16,8 +16,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from tl_backward._checks import check_callable_loss, check_grad_enabled, check_loss, check_model, nearest
-from tl_backward._torch_hooks import register_last
+from tl_backward._torch_hooks import as_shown, register_last
 from tl_backward._typing import HookFn, NamesFilter, Prompts, TransformerLensModel
+from tl_backward._visits import check_visitor, rng_untouched
 from tl_backward.gradient_cache import FactorMap, GradientCache
 from tl_backward.losses import Loss, takes_mask
 from tl_backward.prompts import Batch, encode_prompts, extend, forward
@@ -86,7 +87,7 @@ def run_with_gradient_cache(
         batch = extend(model, batch, getattr(loss, "continuation", ()))
     none = isinstance(weights, list | tuple) and not weights
     sites = {} if none else select_sites(weight_sites(model), weights)
-    recorder = _Recorder()
+    recorder = _Recorder(model)
     with ExitStack() as stack:
         stack.enter_context(rng_untouched(model))
         stack.enter_context(user_hooks(model, fwd_hooks, bwd_hooks))
@@ -142,14 +143,6 @@ def _depends_on(value: Tensor, origin: object) -> bool:
             seen.add(node)
             stack.extend(parent for parent, _ in node.next_functions)
     return False
-
-
-@contextmanager
-def rng_untouched(model: TransformerLensModel) -> Iterator[None]:
-    """Dropout in a training-mode model draws numbers; give them back."""
-    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(index for index in devices if index is not None)):
-        yield
 
 
 @contextmanager
@@ -212,6 +205,7 @@ class _Written:
 class _Recorder:
     """The hooks of one capture, and what they saw."""
 
+    model: TransformerLensModel
     handles: list[RemovableHandle] = field(default_factory=list)
     sites: list[WeightSite] = field(default_factory=list)
     reads: dict[int, list[tuple[Tensor, int]]] = field(default_factory=dict)
@@ -266,6 +260,7 @@ class _Recorder:
 
     def _before(self, module: nn.Module, written: list[_Written]) -> None:
         def hook(module: nn.Module, args: tuple) -> tuple | None:
+            check_visitor(self.model)
             entry, replacement = _trace(args[0], private=True)
             written.append(entry)
             return None if replacement is None else (replacement, *args[1:])
@@ -274,6 +269,7 @@ class _Recorder:
 
     def _first(self, module: nn.Module, written: list[_Written]) -> None:
         def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+            check_visitor(self.model)
             entry, replacement = _trace(output, private=True)
             written.append(entry)
             return replacement
@@ -282,7 +278,12 @@ class _Recorder:
 
     def _last(self, module: nn.Module, keep: Callable[[tuple, dict, object], Tensor | None]) -> None:
         """Call `keep` after every other forward hook, also those that are added while we wait."""
-        self.handles += register_last(module, lambda _, args, kwargs, out: keep(args, kwargs, out), with_kwargs=True)
+
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: object) -> Tensor | None:
+            check_visitor(self.model)
+            return keep(args, kwargs, output)
+
+        self.handles += register_last(module, hook, with_kwargs=True)
 
     def differentiate(self, loss: Tensor) -> tuple[dict[str, list[tuple[Tensor | None, Tensor]]], dict[int, Tensor]]:
         """(x, delta) of every call of every site, and the gradient at every hook point that ran, by its id."""
@@ -306,8 +307,7 @@ class _Recorder:
             parts = [deltas[id(entry)] for entry in written]
             if parts and len({part.shape for part in parts}) == 1:
                 total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)  # ln1 runs for q, k and v
-                conversion = getattr(self.converters[key], "hook_conversion", None)
-                gradients[key] = total if conversion is None else conversion.convert(total)
+                gradients[key] = as_shown(self.converters[key], total)
         return calls, gradients
 
     def _check_complete(self, entries: list[_Written]) -> None:

@@ -6,14 +6,18 @@ import torch
 from torch import Tensor
 
 from tl_backward._typing import TransformerLensModel
+from tl_backward._visits import check_visitor
 from tl_backward.sites import weight_sites
 
 
 def copied(model: TransformerLensModel) -> TransformerLensModel:
-    """A copy of `model` that shares nothing with it and has no hooks."""
+    """A copy of `model` that shares nothing but the tokenizer with it and has no hooks."""
+    check_visitor(model)  # whose hooks would be copied
     # TransformerBridge keeps the last attention pattern, a tensor inside a graph, which cannot be copied.
     kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    clone = deepcopy(model, {id(value): value.detach() for value in kept if not value.is_leaf})
+    memo: dict[int, object] = {id(value): value.detach() for value in kept if not value.is_leaf}
+    memo[id(model.tokenizer)] = model.tokenizer
+    clone = deepcopy(model, memo)
     # In compatibility mode a gated MLP computes with aliases of its parameters, which a copy tears from them.
     twins = {(p.data_ptr(), p.shape): q for p, q in zip(model.parameters(), clone.parameters(), strict=True)}
     for module, copy in zip(model.modules(), clone.modules(), strict=True):

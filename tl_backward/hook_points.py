@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from tl_backward._checks import check_model, model_kind
 from tl_backward._torch_hooks import register_last
 from tl_backward._typing import TransformerLensModel
+from tl_backward._visits import check_visitor, visiting
 from tl_backward.backward_lens import backward_lens
 from tl_backward.capture import run_with_gradient_cache
 from tl_backward.sites import WeightSite, weight_sites
@@ -89,7 +90,17 @@ def extend(model: TransformerLensModel) -> TransformerLensModel:
         >>> _ = tlb.unextend(model)
     """
     check_model(model)
-    unextend(model)
+    with visiting(model):
+        unextend(model)
+        try:
+            _extend(model)
+        except BaseException:
+            unextend(model)
+            raise
+    return model
+
+
+def _extend(model: TransformerLensModel) -> None:
     extension = _Extension()
     object.__setattr__(model, _MARK, extension)
     for site in weight_sites(model).values():
@@ -97,7 +108,6 @@ def extend(model: TransformerLensModel) -> TransformerLensModel:
             _add_points(model, site, extension)
     for function in (run_with_gradient_cache, backward_lens):
         object.__setattr__(model, function.__name__, _Method(function, model))
-    return model
 
 
 def unextend(model: TransformerLensModel) -> TransformerLensModel:
@@ -110,6 +120,7 @@ def unextend(model: TransformerLensModel) -> TransformerLensModel:
         False
     """
     check_model(model)
+    check_visitor(model)
     extension = vars(model).pop(_MARK, None)
     if extension is None:
         return model

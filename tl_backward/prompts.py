@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tl_backward._checks import UnknownWordsWarning, model_kind
 from tl_backward._typing import Prompts, TransformerLensModel
+from tl_backward._visits import rng_untouched
 from tl_backward.vocabulary import unknown_words
 
 
@@ -92,13 +93,14 @@ def encode_prompts(
 
 
 def forward(model: TransformerLensModel, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
-    """The logits of one pass, padding masked, without a key-value cache."""
+    """The logits of one pass, padding masked, without a key-value cache; no draw from the global RNG."""
     options: dict[str, object] = {"return_type": "logits"}
     if batch.mask is not None:
         options["attention_mask"] = batch.mask.long()
     if model_kind(model) == "TransformerBridge":
         options["use_cache"] = False
-    return model(batch.tokens, **options)
+    with rng_untouched(model):
+        return model(batch.tokens, **options)
 
 
 def extend(model: TransformerLensModel, batch: Batch, continuation: tuple[tuple[int, ...], ...]) -> Batch:

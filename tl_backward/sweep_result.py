@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -158,15 +158,15 @@ class Sweep:
         columns = [str(name) for name in frame.columns]
         return table(columns, frame.astype(object).values.tolist(), caption=repr(self))
 
-    def save(self, path: str | Path) -> Path:
-        """Write everything but the tokenizer as safetensors; atomically."""
+    def save(self, path: str | Path, *, run: str = "") -> Path:
+        """Write everything but the tokenizer as safetensors; atomically. `run` says of which run it is a part."""
         tensors = _tensors(self, "") | ({} if self.control is None else _tensors(self.control, "control/"))
         about = {
             name: {"about": side.about, "skipped": side.skipped, "interrupted": side.interrupted}
             for name, side in (("model", self), ("control", self.control))
             if side is not None
         }
-        metadata = {"format": FORMAT, "weights": json.dumps(self.weights), "sides": json.dumps(about)}
+        metadata = {"format": FORMAT, "weights": json.dumps(self.weights), "sides": json.dumps(about), "run": run}
         return save_tensors(path, tensors, metadata)
 
 
@@ -179,6 +179,11 @@ def load_sweep(path: str | Path, *, tokenizer: Tokenizer | None = None) -> Sweep
     Raises:
         ValueError: not such a file, or a damaged one.
     """
+    return load_sweep_of_run(path, tokenizer=tokenizer)[0]
+
+
+def load_sweep_of_run(path: str | Path, *, tokenizer: Tokenizer | None) -> tuple[Sweep, str]:
+    """The sweep in a file, and the run that it is a part of; errors as of `load_sweep`."""
     tensors, about = load_tensors(path)
     if about.get("format") != FORMAT:
         raise ValueError(f"Expected a file written by Sweep.save, got {str(path)!r}, of another format; save it anew.")
@@ -202,7 +207,7 @@ def load_sweep(path: str | Path, *, tokenizer: Tokenizer | None = None) -> Sweep
                 about=sides[name]["about"],
                 tokenizer=tokenizer,
             )
-    return replace(made["model"], control=made.get("control"))
+    return replace(made["model"], control=made.get("control")), about.get("run", "")
 
 
 def merge(a: Sweep, b: Sweep) -> Sweep:
@@ -244,6 +249,19 @@ def in_order(parts: Sequence[Sweep]) -> Sweep:
         values={name: value[order] for name, value in values.items()},
         skipped=dict(sorted(skipped.items())),
         interrupted=any(part.interrupted for part in parts),
+    )
+
+
+def rows_of_draw(control: Sweep, draw: int) -> Sweep:
+    """A control's prompts that saw one draw of fresh weights."""
+    own = control.draws == draw
+    n_draws = cast(int, control.about["n_draws"])
+    return replace(
+        control,
+        **{name: getattr(control, name)[own] for name in _COLUMNS},
+        values={name: value[own] for name, value in control.values.items()},
+        skipped={index: why for index, why in control.skipped.items() if index % n_draws == draw},
+        interrupted=False,
     )
 
 

@@ -1,7 +1,9 @@
 """Gradients over a data set: of each prompt's gradient a few numbers are kept, its factors dropped with their batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -18,6 +20,7 @@ from tl_backward.gradient_cache import GradientCache
 from tl_backward.readout import readout
 from tl_backward.segments import NAMES, Span, segment_tokens
 from tl_backward.sites import select_sites, weight_sites
+from tl_backward.sweep_checkpoint import SweepCheckpoint, run_digest
 from tl_backward.sweep_result import Quantity, Sweep, in_order
 from tl_backward.vocabulary import token_strings
 
@@ -25,6 +28,9 @@ Collect: TypeAlias = Quantity | Literal["top_tokens"]
 
 COLLECT: tuple[Collect, ...] = ("norm", "gradient_norm", "share", "target_rank", "answer_rank")
 """What a sweep keeps by default."""
+
+SAVE_EVERY = 20
+"""Batches between checkpoints."""
 
 _IMPRINTS = ("W_Q", "W_K", "W_V", "W_in", "W_gate")  # read the residual stream: their inputs are read in words
 _SHIFTS = ("W_O", "W_out")  # write to it: their VJPs are
@@ -46,6 +52,7 @@ def sweep(
     seed: int = 0,
     start: int = 0,
     prepend_bos: bool | None = None,
+    checkpoint: str | Path | None = None,
     show_progress: bool = True,
 ) -> Sweep:
     """Capture the gradient of every prompt of a data set, in batches, and keep a few numbers of each.
@@ -80,6 +87,8 @@ def sweep(
         seed: of the first draw; the next draws' follow it.
         start: index of the first prompt, for parts of one data set that are to be merged.
         prepend_bos: as in `model.to_tokens`.
+        checkpoint: a file that is saved every 20 batches; a run that finds its own goes on from it, to the same numbers
+            bit for bit. `load_sweep` reads it too.
         show_progress: show a bar.
 
     Returns:
@@ -88,7 +97,7 @@ def sweep(
 
     Raises:
         ValueError, TypeError, IndexError: bad input as in `run_with_gradient_cache`, with the prompt's index, before
-            anything is run.
+            anything is run; ValueError also for a checkpoint that is damaged or another run's.
 
     Example:
         >>> s = tlb.sweep(model, tlb.zoo.edit_cases("test")[:3], collect=["norm", "target_rank"], show_progress=False)
@@ -103,9 +112,12 @@ def sweep(
     )
     names = tuple(select_sites(weight_sites(model), weights if isinstance(weights, str) else list(weights)))
     wanted = tuple(name for name in get_args(Quantity) if name in collect) + ("top_tokens",) * ("top_tokens" in collect)
-    run = _Run(names, wanted, k, batch_size, {"collect": list(wanted), "n_draws": n_draws, "seed": seed, "k": k})
+    about: dict[str, object] = {"collect": list(wanted), "n_draws": n_draws, "seed": seed, "k": k}
+    options = about | {"weights": names, "batch_size": batch_size, "control": control, "start": start}
+    kept = SweepCheckpoint.of(checkpoint, run_digest(model, items, options), model)
+    run = _Run(names, wanted, k, batch_size, about)
     with tqdm(total=len(items) * (2 if control else 1), desc="sweep", unit="prompt", disable=not show_progress) as bar:
-        trained = run(model, items, bar)
+        trained = run(model, items, bar, kept.done(None), kept.save)
         if control is None:
             return trained
         old = dict(zip(trained.items.tolist(), trained.answers.tolist(), strict=True))
@@ -114,9 +126,17 @@ def sweep(
             chosen = [item for item in items if item.index % n_draws == draw and item.index in old]
             if chosen and not parts[-1].interrupted:
                 chosen = [replace(item, answer=old[item.index]) for item in chosen]
-                done = run(random_init(model, seed=seed + draw), chosen, bar)
-                parts.append(replace(done, draws=torch.full_like(done.items, draw)))
-    return replace(trained, control=in_order(parts[1:]) if parts[1:] else None, interrupted=parts[-1].interrupted)
+                beside = partial(_beside, trained, parts[1:])
+                untrained = random_init(model, seed=seed + draw)
+                parts.append(
+                    run(untrained, chosen, bar, kept.done(draw), lambda part, b=beside: kept.save(b(part)), draw)
+                )
+    return _beside(trained, parts[1:-1], parts[-1]) if parts[1:] else trained
+
+
+def _beside(trained: Sweep, before: Sequence[Sweep], last: Sweep) -> Sweep:
+    """A sweep with what there is of its control."""
+    return replace(trained, control=in_order([*before, last]), interrupted=last.interrupted)
 
 
 @dataclass(frozen=True)
@@ -129,13 +149,29 @@ class _Run:
     batch_size: int
     about: dict[str, object]
 
-    def __call__(self, model: TransformerLensModel, items: list[Example], bar: tqdm) -> Sweep:
-        """Measure every item; what is not finite is skipped, and an interrupt ends the pass."""
+    def __call__(
+        self,
+        model: TransformerLensModel,
+        items: list[Example],
+        bar: tqdm,
+        done: Sweep | None,
+        save: Callable[[Sweep], None],
+        draw: int = 0,
+    ) -> Sweep:
+        """Measure every item that is not `done`; what is not finite is skipped, and an interrupt ends the pass."""
         parts: list[tuple[list[Example], dict[str, Tensor]]] = []
         skipped: dict[int, str] = {}
-        interrupted = False
+        known = set() if done is None else {*done.items.tolist(), *done.skipped}
+        bar.update(len(known))
+
+        def found(*, interrupted: bool = False) -> Sweep:
+            new = self._gathered(model, parts, skipped, interrupted, draw)
+            return new if done is None else in_order([new, done])
+
+        batches = by_length(items, self.batch_size)
+        left_to_do = [batch for batch in batches if not known.issuperset(example.index for example in batch)]
         try:
-            for batch in by_length(items, self.batch_size):
+            for number, batch in enumerate(left_to_do, 1):
                 left = list(batch)
                 while left:
                     try:
@@ -145,8 +181,23 @@ class _Run:
                         skipped[error.index] = str(error)
                         left = [example for example in left if example.index != error.index]
                 bar.update(len(batch))
+                if number % SAVE_EVERY == 0:
+                    save(found())
         except KeyboardInterrupt:
-            interrupted = True
+            save(stopped := found(interrupted=True))
+            return stopped
+        if left_to_do:
+            save(found())
+        return found()
+
+    def _gathered(
+        self,
+        model: TransformerLensModel,
+        parts: list[tuple[list[Example], dict[str, Tensor]]],
+        skipped: dict[int, str],
+        interrupted: bool,
+        draw: int,
+    ) -> Sweep:
         indices = torch.tensor([example.index for batch, _ in parts for example in batch], dtype=torch.long)
         order = indices.argsort()
         names = parts[0][1] if parts else ()
@@ -157,7 +208,7 @@ class _Run:
             loss=columns.pop("loss", none.double()),
             targets=columns.pop("targets", none),
             answers=columns.pop("answers", none),
-            draws=torch.zeros_like(indices),
+            draws=torch.full_like(indices, draw),
             weights=self.weights,
             values=columns,
             skipped=dict(sorted(skipped.items())),

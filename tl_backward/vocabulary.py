@@ -1,8 +1,8 @@
 """Token ids as strings that show what they are: leading spaces kept, bytes and padding rows named."""
 
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     import pandas
 
 
-@lru_cache(maxsize=1 << 17)
+_KNOWN: "WeakKeyDictionary[Tokenizer, dict[int, str]]" = WeakKeyDictionary()
+"""The strings of each tokenizer, for as long as somebody has it."""
+
+
 def token_string(tokenizer: Tokenizer | None, token: int) -> str:
     """One token as text, as it stands in a sentence.
 
@@ -23,6 +26,16 @@ def token_string(tokenizer: Tokenizer | None, token: int) -> str:
         return ""
     if tokenizer is None:
         return f"[{token}]"
+    try:
+        known = _KNOWN.setdefault(tokenizer, {})
+    except TypeError:  # one that cannot be referred to weakly
+        return _token_string(tokenizer, token)
+    if token not in known:
+        known[token] = _token_string(tokenizer, token)
+    return known[token]
+
+
+def _token_string(tokenizer: Tokenizer, token: int) -> str:
     try:
         piece, text = tokenizer.convert_ids_to_tokens(token), tokenizer.decode([token])
     except (IndexError, KeyError, OverflowError, TypeError, ValueError):

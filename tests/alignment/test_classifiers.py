@@ -3,8 +3,8 @@
 import pandas
 import pytest
 import torch
+from leaves_no_trace import assert_same, state
 from models import build, worlds
-from test_leaves_no_trace import assert_same, state
 
 from tests.alignment.test_stitching import CLOSE
 from tests.alignment.twins import twins

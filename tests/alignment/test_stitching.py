@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from leaves_no_trace import Boom, assert_same, boom, interrupt, state
 from models import BRIDGED, HAS_HOOKED_TRANSFORMER, HOOKED, TOKENS, bridge, build, hooked, worlds
 from shared import stories
-from test_leaves_no_trace import Boom, assert_same, boom, interrupt, state
 
 from tests.alignment.test_kernels import small
 from tests.alignment.twins import twins

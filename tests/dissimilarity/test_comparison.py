@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from leaves_no_trace import assert_same, state
 from models import HAS_HOOKED_TRANSFORMER, bridge, build, hooked, worlds
 from shared import shared, stories
-from test_leaves_no_trace import assert_same, state
 
 import tl_backward as tlb
 from dissimilarity.brute_force import brute_cka, reference, song

@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
+from leaves_no_trace import assert_same, state
 from models import D_VOCAB, bridge, build, worlds
 from shared import shared, stories
-from test_leaves_no_trace import assert_same, state
 
 from tl_backward.dissimilarity import StitchedModel, stitch, stitching_grid
 from tl_backward.dissimilarity.stitching.descent import Descent

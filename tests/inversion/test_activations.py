@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from leaves_no_trace import Boom, assert_same, boom, state
 from models import HAS_HOOKED_TRANSFORMER, TOKENS, bridge, build, hooked, worlds
 from shared import stories
-from test_leaves_no_trace import Boom, assert_same, boom, state
 
 from inversion.oracle import activations, run
 from tl_backward.inversion import collect, resolve_site

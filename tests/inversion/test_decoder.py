@@ -1,6 +1,6 @@
-import json
 import math
 import random
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from models import build, randomise, worlds
 
 from inversion.gpt2_by_hand import log_probabilities
 from inversion.small import CONFIG, QUIET, SITES, options, texts, trained
+from tl_backward._storage import load_json, save_json
 from tl_backward.inversion.decoder import load_from
 from tl_backward.inversion.distances import distances
 from tl_backward.inversion.network import DecoderConfig
@@ -18,6 +19,16 @@ from tl_backward.inversion.storage import DESCRIPTION, TENSORS
 from tl_backward.inversion.training import train
 
 QUERY = "w5 w9 w4 w12"
+
+
+def saved(decoder, folder):
+    decoder.save(folder)
+    return folder / DESCRIPTION
+
+
+def described(description):
+    """As a file has it beside its tensors, whose checksum it adds."""
+    return {**description, "crc32 of decoder.safetensors": ANY}
 
 
 @pytest.fixture(scope="module", params=worlds())
@@ -95,7 +106,7 @@ def test_token_probabilities_given_z_and_given_nothing(decoder):
 def test_saved_and_loaded(decoder, tmp_path, half):
     decoder.save(tmp_path, half=half)
     again = load(tmp_path, model=decoder.model)
-    assert again.sites == decoder.sites and again.description == json.loads((tmp_path / DESCRIPTION).read_text())
+    assert again.sites == decoder.sites and described(again.description) == load_json(tmp_path / DESCRIPTION)
     for name, tensor in decoder.network.state_dict().items():
         found = again.network.state_dict()[name]
         assert found.dtype == torch.float32
@@ -133,9 +144,7 @@ def test_another_model_or_tokenizer_is_refused(decoder, tmp_path):
     other = build(worlds()[0])
     other.tokenizer = build(worlds()[0]).tokenizer
     other.tokenizer.add_tokens(["w99"])
-    description = json.loads((tmp_path / DESCRIPTION).read_text())
-    description["vocabulary"] = "0" * 64
-    (tmp_path / DESCRIPTION).write_text(json.dumps(description))
+    save_json(tmp_path / DESCRIPTION, load_json(tmp_path / DESCRIPTION) | {"vocabulary": "0" * 64})
     with pytest.raises(ValueError, match="Expected the tokenizer of 'model'.*got one with other tokens"):
         load(tmp_path, model=decoder.model)
 
@@ -172,6 +181,10 @@ def test_a_directory_without_a_decoder(decoder, tmp_path):
     with pytest.raises(ValueError, match="Expected the model beside the directory"):
         load(tmp_path)
     (tmp_path / DESCRIPTION).write_text("{}")
+    with pytest.raises(ValueError, match="Expected a file that tl_backward saved, got .*decoder.json.*checksum"):
+        load(tmp_path, model=decoder.model)
+    other = "crc32 of decoder.safetensors"
+    save_json(tmp_path / DESCRIPTION, {other: load_json(saved(decoder, tmp_path))[other]})
     with pytest.raises(ValueError, match="Expected a decoder's description"):
         load(tmp_path, model=decoder.model)
     decoder.save(tmp_path)
@@ -179,10 +192,13 @@ def test_a_directory_without_a_decoder(decoder, tmp_path):
     with pytest.raises(ValueError, match="Expected a file that tl_backward saved, got .*decoder.safetensors.*damaged"):
         load(tmp_path, model=decoder.model)
     decoder.save(tmp_path)
-    description = json.loads((tmp_path / DESCRIPTION).read_text())
+    description = load_json(tmp_path / DESCRIPTION)
     description["network"]["config"]["d_hidden"] = 9
-    (tmp_path / DESCRIPTION).write_text(json.dumps(description))
+    save_json(tmp_path / DESCRIPTION, description)
     with pytest.raises(ValueError, match="the two files do not belong together"):
+        load(tmp_path, model=decoder.model)
+    save_json(tmp_path / DESCRIPTION, description | {other: "0"})
+    with pytest.raises(ValueError, match="got two that were not saved together"):
         load(tmp_path, model=decoder.model)
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from leaves_no_trace import assert_same, state
 from models import worlds
-from test_leaves_no_trace import assert_same, state
 
 from inversion.oracle import domain, scores
 from inversion.tiny import cached

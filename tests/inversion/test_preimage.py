@@ -5,8 +5,8 @@ import re
 import numpy
 import pytest
 import torch
+from leaves_no_trace import Boom, assert_same, boom, state
 from models import build, tokenizer, worlds
-from test_leaves_no_trace import Boom, assert_same, boom, state
 
 from inversion.oracle import scores
 from inversion.tiny import cached

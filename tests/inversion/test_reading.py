@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy
 import pytest
 import torch
+from leaves_no_trace import Boom, assert_same, boom, state
 from models import HAS_HOOKED_TRANSFORMER, hooked, worlds
 from scipy.stats import binomtest
-from test_leaves_no_trace import Boom, assert_same, boom, state
 
 from inversion.oracle import activations, domain, run, scores
 from inversion.tiny import cached

@@ -8,8 +8,8 @@ from itertools import product
 import numpy
 import pytest
 import torch
+from leaves_no_trace import assert_same, state
 from models import worlds
-from test_leaves_no_trace import assert_same, state
 
 from inversion.oracle import domain, scores
 from inversion.tiny import cached

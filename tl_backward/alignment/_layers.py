@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tl_backward._checks import model_kind
 from tl_backward._torch_hooks import register_last, without_hooks
 from tl_backward._typing import TransformerLensModel
-from tl_backward.capture import rng_untouched
+from tl_backward._visits import rng_untouched
 from tl_backward.prompts import Batch
 from tl_backward.sites._site import first_input
 
@@ -41,6 +41,7 @@ def stream_at(
         raise _Reached(out)
 
     with ExitStack() as stack:
+        stack.enter_context(rng_untouched(model))
         for handle in register_last(model.hook_dict[name], leave):
             stack.callback(handle.remove)
         try:

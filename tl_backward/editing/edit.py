@@ -6,6 +6,7 @@ gradient's factors are (x_i, delta_i), a descent step's are (x_i, -lr * delta_i)
 
 import hashlib
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from torch import Tensor
 from tl_backward._checks import check_model
 from tl_backward._storage import load_tensors, save_tensors
 from tl_backward._typing import TransformerLensModel
+from tl_backward._visits import visiting
 from tl_backward.sites import WeightSite, WeightSites, select_sites, weight_sites
 
 FORMAT = "tl_backward edit 1"
@@ -47,6 +49,8 @@ class Edit:
     how: dict[str, object] = field(default_factory=dict)
     """How the edit was made, for people to read; saved with it."""
     _saved: dict[str, tuple[Tensor, str]] = field(default_factory=dict)
+    _visit: ExitStack = field(default_factory=ExitStack)
+    """While it is a context: no other thread may use the model."""
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{name} rank <= {len(update.x)}" for name, update in self.updates.items())
@@ -67,15 +71,16 @@ class Edit:
         if self.is_applied:
             raise RuntimeError("Expected an edit that is not applied, got one that is; revert() it first.")
         sites = editable(self.model, self.updates)
-        try:
-            for name, update in self.updates.items():
-                parameter = sites[name].parameter
-                self._saved[name] = (parameter.detach().clone(), "")
-                _add_outer(sites[name], update)
-                self._saved[name] = (self._saved[name][0], _fingerprint(parameter))
-        except BaseException:
-            self._restore(sites)
-            raise
+        with visiting(self.model):
+            try:
+                for name, update in self.updates.items():
+                    parameter = sites[name].parameter
+                    self._saved[name] = (parameter.detach().clone(), "")
+                    _add_outer(sites[name], update)
+                    self._saved[name] = (self._saved[name][0], _fingerprint(parameter))
+            except BaseException:
+                self._restore(sites)
+                raise
         return self
 
     def revert(self) -> "Edit":
@@ -103,13 +108,18 @@ class Edit:
         self._saved.clear()
 
     def __enter__(self) -> "Edit":
-        return self.apply()
+        with ExitStack() as visit:
+            visit.enter_context(visiting(self.model))
+            self.apply()
+            self._visit = visit.pop_all()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.is_applied:
-            self.revert()
+        with self._visit:
+            if self.is_applied:
+                self.revert()
 
     def save(self, path: str | Path) -> Path:
         """Write the factors (a few KB) and how they were made, as safetensors; atomically."""

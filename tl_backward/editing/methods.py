@@ -1,7 +1,7 @@
 """Ways to edit: the forward-pass shift of Katz et al. 2024, plain gradient steps, and the rank-one primitive."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Literal, TypeAlias
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tl_backward._checks import check_layers, check_model
 from tl_backward._torch_hooks import register_last
 from tl_backward._typing import TransformerLensModel
+from tl_backward._visits import rng_untouched
 from tl_backward.capture import run_with_gradient_cache
 from tl_backward.editing.edit import Edit, Update, editable
 from tl_backward.losses import Target, target_loss
@@ -173,11 +174,9 @@ def _inputs_and_logits(model: TransformerLensModel, site: WeightSite, tokens: Te
     def keep(module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
         seen.append(read.take(args, kwargs, output).detach())
 
-    handles = register_last(read.module, keep, with_kwargs=True)
-    try:
+    with rng_untouched(model), ExitStack() as stack:
+        for handle in register_last(read.module, keep, with_kwargs=True):
+            stack.callback(handle.remove)
         with torch.no_grad():
             logits = model(tokens, return_type="logits")
-    finally:
-        for handle in handles:
-            handle.remove()
     return seen[0], logits

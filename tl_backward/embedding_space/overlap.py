@@ -12,7 +12,7 @@ from tl_backward._checks import check_layers, model_kind
 from tl_backward._html import table, visible_token
 from tl_backward._torch_hooks import register_last
 from tl_backward._typing import Prompts, TransformerLensModel, typed
-from tl_backward.capture import rng_untouched
+from tl_backward._visits import rng_untouched
 from tl_backward.embedding_space._embedding import Embedding
 from tl_backward.embedding_space._weights import parameter_vectors, per_query_head
 from tl_backward.embedding_space.filters import Filters, TokenList, token_mask

@@ -1,6 +1,5 @@
 """Hugging Face's Trainer with checkpoints of our own: safetensors and JSON, each there whole or not at all."""
 
-import json
 import os
 import random
 import shutil
@@ -17,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tl_backward._storage import load_tensors, save_tensors
+from tl_backward._storage import damaged, file_checksum, load_json, load_tensors, save_json, save_tensors
 from tl_backward.inversion.network import DecoderNetwork
 from tl_backward.inversion.storage import network_tensors, restore_network
 from tl_backward.inversion.stream import TrainingStream
@@ -45,8 +44,15 @@ def latest_checkpoint(out: Path) -> Path | None:
 
 
 def read_run(checkpoint: Path) -> dict:
-    """What a run was when it was saved."""
-    return json.loads((checkpoint / _RUN).read_text())
+    """What a run was when it was saved.
+
+    Raises:
+        ValueError: a file that is missing, damaged or another's.
+    """
+    run, state = load_json(checkpoint / _RUN), checkpoint / _STATE
+    if not state.is_file() or run[_STATE] != file_checksum(state):
+        raise ValueError(damaged(state, "it is missing, or its checksum is another"))
+    return run
 
 
 def remove_checkpoints(out: Path) -> None:
@@ -114,8 +120,8 @@ class DecoderTrainer(Trainer):
             "scaler": None if scaler is None else scaler.state_dict(),
             "losses": self.losses,
         }
-        (partial / _RUN).write_text(json.dumps(run))
         self.state.save_to_json(str(partial / _STATE))
+        save_json(partial / _RUN, run | {_STATE: file_checksum(partial / _STATE)})
         whole = partial.with_suffix("")
         shutil.rmtree(whole, ignore_errors=True)
         os.replace(partial, whole)

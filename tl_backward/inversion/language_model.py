@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import process_time
 
+from tl_backward._storage import replacing
 from tl_backward._typing import TransformerLensModel
 from tl_backward.inversion.decoder import Decoder, load_from
 from tl_backward.inversion.features import common_features
@@ -97,7 +98,8 @@ def run(arguments: argparse.Namespace) -> list[dict[str, object]]:
                 writer.writerows(
                     [*head, *values[:2], *values[3:]] for values in found.to_frame().itertuples(index=False)
                 )
-    (out / "figures.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    with replacing(out / "figures.json") as partial:
+        partial.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     return rows
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from tl_backward._checks import model_kind
 from tl_backward._html import table
 from tl_backward._typing import TransformerLensModel
+from tl_backward._visits import rng_untouched
 from tl_backward.bootstrap import bootstrap
-from tl_backward.capture import rng_untouched
 from tl_backward.inversion.activations import collect_at
 from tl_backward.inversion.preimage import Preimage
 from tl_backward.inversion.query import Query

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward._storage import load_tensors, replacing, save_tensors
+from tl_backward._storage import file_checksum, load_json, load_tensors, save_json, save_tensors
 from tl_backward._typing import TransformerLensModel
 from tl_backward.inversion.activations import SiteReader
 from tl_backward.inversion.network import DecoderConfig, DecoderNetwork
@@ -17,6 +17,7 @@ from tl_backward.inversion.texts import Encoded, encode, encode_rows
 from tl_backward.vocabulary import token_string
 
 TENSORS, DESCRIPTION = "decoder.safetensors", "decoder.json"
+_OTHER_FILE = f"crc32 of {TENSORS}"
 _TIED = "lm.lm_head.weight"
 _TOLERANCE = 1e-2
 """Of the probe's activations, relative to their norm: another dtype passes, another model does not."""
@@ -80,9 +81,8 @@ def save_decoder(
     }
     tensors |= {f"probe/{name}": value for name, value in probed.items()}
     save_tensors(directory / TENSORS, {name: t.detach().cpu() for name, t in tensors.items()}, {"format": "pt"})
-    text = json.dumps({"network": network.describe(), **description}, indent=2)
-    with replacing(directory / DESCRIPTION) as partial:
-        partial.write_text(text + "\n")
+    written = {_OTHER_FILE: file_checksum(directory / TENSORS)}
+    save_json(directory / DESCRIPTION, {"network": network.describe(), **description, **written})
 
 
 def load_decoder(directory: str | Path) -> tuple[DecoderNetwork, dict[str, object], dict[str, Tensor]]:
@@ -99,11 +99,16 @@ def load_decoder(directory: str | Path) -> tuple[DecoderNetwork, dict[str, objec
             f"{' and '.join(missing)}; make one with inversion.train(..., out=...)."
         )
     tensors, _ = load_tensors(directory / TENSORS)
+    description = load_json(directory / DESCRIPTION)
+    if description.pop(_OTHER_FILE, None) != file_checksum(directory / TENSORS):
+        raise ValueError(
+            f"Expected {TENSORS} and {DESCRIPTION} of one decoder in {str(directory)!r}, got two that were not saved "
+            "together; save the decoder again."
+        )
     try:
-        description = json.loads((directory / DESCRIPTION).read_text())
         shape = dict(description["network"])
         network = DecoderNetwork(DecoderConfig(**shape.pop("config")), **shape, seed=0)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"Expected a decoder's description in {str(directory / DESCRIPTION)!r}, got something else "
             f"({type(error).__name__}: {error}); make it again."

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tl_backward._typing import TransformerLensModel
+from tl_backward._visits import rng_untouched
 from tl_backward.capture import user_hooks
 from tl_backward.render.circuits import attention
 from tl_backward.render.export import data_block
@@ -40,7 +41,7 @@ def attention_patterns(
         found[str(getattr(hook, "name", ""))] = pattern.detach()[0].float().cpu()
 
     names = pattern_names(model, layers)
-    with torch.no_grad(), user_hooks(model, [(name, keep) for name in names], ()):
+    with torch.no_grad(), rng_untouched(model), user_hooks(model, [(name, keep) for name in names], ()):
         model(tokens[None], return_type="logits")
     return {layer: found[_pattern_name(layer)] for layer in layers if _pattern_name(layer) in found}
 

@@ -13,7 +13,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from tl_backward._typing import TransformerLensModel
 from tl_backward.zoo.cue_task import LABELS, CuedPrompts, CueTask
-from tl_backward.zoo.loading import FILES, load, load_hugging_face
+from tl_backward.zoo.loading import FILES, METRICS, load, load_hugging_face, metrics
 from tl_backward.zoo.tokenizer import PAD
 from tl_backward.zoo.train import save
 
@@ -105,8 +105,8 @@ def fine_tuned(
     """
     asked = {"pretrained": Path(pretrained).name, "recipe": asdict(recipe)}
     folder = Path(directory) / f"{asked['pretrained']}-crossed{recipe.n_crossed}-seed{recipe.seed}"
-    if all((folder / file).is_file() for file in (*FILES, "metrics.json")):
-        if json.loads((folder / "metrics.json").read_text()) != asked:
+    if all((folder / file).is_file() for file in (*FILES, METRICS)):
+        if metrics(folder) != json.loads(json.dumps(asked)):
             raise ValueError(
                 f"Expected the classifier of {recipe} in {folder}, got one of another recipe; choose another "
                 "directory, or delete that folder."

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
+from tl_backward._storage import damaged, file_checksum, load_json
 from tl_backward._typing import TransformerLensModel
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path(__file__).parent / "weights"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+METRICS, SUMS = "metrics.json", "crc32 of files"
 
 
 def names() -> tuple[str, ...]:
@@ -41,8 +43,8 @@ def load(name_or_dir: str | Path, *, kind: str | None = None, fold_ln: bool = Fa
             logit; HookedTransformer only. By default the weights are as they were trained.
 
     Raises:
-        ValueError: the name is unknown, the directory holds no model of the zoo, or the options do
-            not go together.
+        ValueError: the name is unknown, the directory holds no model of the zoo or a damaged one, or
+            the options do not go together.
         ImportError: ``kind="hooked"`` where TransformerLens has no HookedTransformer.
 
     Example:
@@ -94,15 +96,20 @@ def _directory(name_or_dir: str | Path) -> Path:
     from tl_backward.zoo.recipes import RECIPES
 
     if name_or_dir in names():
+        metrics(WEIGHTS / name_or_dir)
         return WEIGHTS / name_or_dir
     directory = Path(name_or_dir)
     if all((directory / file).is_file() for file in FILES):
-        model_type = json.loads((directory / "config.json").read_text()).get("model_type")
+        try:
+            model_type = json.loads((directory / "config.json").read_text()).get("model_type")
+        except ValueError as error:
+            raise ValueError(damaged(directory / "config.json", str(error))) from error
         if model_type != "gpt2":
             raise ValueError(
                 f"The models of the zoo are GPT-2 shaped, got model_type {model_type!r} in {directory}; "
                 "load others with TransformerBridge.boot_transformers."
             )
+        metrics(directory)
         return directory
     shipped = ", ".join(map(repr, names()))
     if str(name_or_dir) in RECIPES:
@@ -113,6 +120,21 @@ def _directory(name_or_dir: str | Path) -> Path:
     raise ValueError(
         f"Unknown model {str(name_or_dir)!r}: expected one of {shipped}, or a directory with {', '.join(FILES)}."
     )
+
+
+def metrics(directory: Path) -> dict:
+    """What was recorded when a model was saved, its files being those of then; nothing where others saved it.
+
+    Raises:
+        ValueError: a file that is damaged or another's.
+    """
+    if not (directory / METRICS).is_file() or b"crc32" not in (directory / METRICS).read_bytes():
+        return {}
+    recorded = load_json(directory / METRICS)
+    for name, expected in recorded.pop(SUMS).items():
+        if file_checksum(directory / name) != expected:
+            raise ValueError(damaged(directory / name, "its checksum is another"))
+    return recorded
 
 
 def _hugging_face(

@@ -1,7 +1,6 @@
 """Train a model of the zoo: ``python -m tl_backward.zoo.train facts --out DIR``."""
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +11,8 @@ import torch
 from safetensors.torch import save_model
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from tl_backward._storage import file_checksum, replacing, save_json
+from tl_backward.zoo.loading import FILES, METRICS, SUMS
 from tl_backward.zoo.recipes import ACTIVATIONS, RECIPES, Recipe
 from tl_backward.zoo.tasks import Shares
 from tl_backward.zoo.training import task_named, train
@@ -54,12 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def save(
     model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, out: Path, metrics: dict[str, object]
 ) -> None:
-    """Write model and tokenizer in Hugging Face format, and `metrics.json` beside them."""
+    """Write model and tokenizer in Hugging Face format, and last `metrics.json`, which says that they are whole."""
     out.mkdir(parents=True, exist_ok=True)
+    (out / METRICS).unlink(missing_ok=True)
     model.config.save_pretrained(out)
-    save_model(model, str(out / "model.safetensors"), metadata={"format": "pt"})
+    with replacing(out / "model.safetensors") as partial:
+        save_model(model, str(partial), metadata={"format": "pt"})
     tokenizer.save_pretrained(out)
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    save_json(out / METRICS, metrics | {SUMS: {name: file_checksum(out / name) for name in FILES}})
 
 
 def report(measured: Shares) -> str:

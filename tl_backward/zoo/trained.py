@@ -1,13 +1,12 @@
 """Models of recipes that do not ship: trained when they are first asked for, then kept in a directory."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 from tl_backward._typing import TransformerLensModel
 from tl_backward.zoo.facts import World
 from tl_backward.zoo.facts_task import FactsTask
-from tl_backward.zoo.loading import FILES, load
+from tl_backward.zoo.loading import FILES, METRICS, load, metrics
 from tl_backward.zoo.recipes import Recipe
 from tl_backward.zoo.train import save
 from tl_backward.zoo.training import train
@@ -32,8 +31,8 @@ def trained(
     """
     folder = Path(directory) / folder_name(recipe)
     asked = {"recipe": asdict(recipe), "world_seed": world.seed, "n_people": len(world.people)}
-    if all((folder / file).is_file() for file in (*FILES, "metrics.json")):
-        held = json.loads((folder / "metrics.json").read_text())
+    if all((folder / file).is_file() for file in (*FILES, METRICS)):
+        held = metrics(folder)
         if {key: held.get(key) for key in asked} != asked:
             raise ValueError(
                 f"Expected the model of {recipe} in {folder}, got one of another recipe or world; choose another "
@@ -49,7 +48,7 @@ def trained(
 
 def recalled(recipe: Recipe, directory: str | Path) -> float:
     """Share of training prompts that a model kept by `trained` answers right."""
-    return json.loads((Path(directory) / folder_name(recipe) / "metrics.json").read_text())["recall"]["train"]["all"]
+    return metrics(Path(directory) / folder_name(recipe))["recall"]["train"]["all"]
 
 
 def folder_name(recipe: Recipe) -> str:

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
+from leaves_no_trace import assert_same, state
 from models import worlds
-from test_leaves_no_trace import assert_same, state
 
 from tl_backward.dissimilarity import stitch
 from tl_backward.dissimilarity.findings import activation_asymmetry

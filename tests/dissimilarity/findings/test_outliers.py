@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from leaves_no_trace import assert_same, state
 from models import worlds
-from test_leaves_no_trace import assert_same, state
 
 from tl_backward.dissimilarity.findings import find_outliers, planted
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tl_backward._storage import replacing
 from tl_backward._typing import TransformerLensModel
 from tl_backward.controls import random_init
 from tl_backward.dissimilarity.findings.asymmetry import activation_asymmetry
@@ -41,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
 
     def save(name: str, frame: "pandas.DataFrame") -> None:
-        frame.to_csv(options.out / f"{name}.csv", index=False)
+        with replacing(options.out / f"{name}.csv") as partial:
+            frame.to_csv(partial, index=False)
         print(f"\n{name}\n{frame.to_string(index=False, float_format='{:.3f}'.format)}")
 
     options.run(options, save)

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from tl_backward._checks import check_model
 from tl_backward._html import table
 from tl_backward._typing import TransformerLensModel
-from tl_backward.capture import rng_untouched
+from tl_backward._visits import rng_untouched
 from tl_backward.dissimilarity.findings.groups import GroupGap, group_gap
 from tl_backward.dissimilarity.measures import cka_debiased
 from tl_backward.dissimilarity.stitching.model import run_head, run_tail

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_backward._typing import TransformerLensModel
-from tl_backward.capture import rng_untouched
+from tl_backward._visits import rng_untouched
 from tl_backward.dissimilarity.stitching.model import run_head
 
 

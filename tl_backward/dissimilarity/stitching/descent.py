@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_backward._storage import load_tensors, save_tensors
-from tl_backward.capture import rng_untouched
+from tl_backward._visits import rng_untouched
 from tl_backward.dissimilarity.stitching.model import StitchedModel
 from tl_backward.dissimilarity.stitching.texts import TextBatch
 

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from tl_backward._checks import check_layers
 from tl_backward._html import Cell, table
 from tl_backward._typing import TransformerLensModel
-from tl_backward.capture import rng_untouched
+from tl_backward._visits import rng_untouched
 from tl_backward.dissimilarity.reading import Reading
 from tl_backward.dissimilarity.stitching.maps import KINDS, MapKind
 from tl_backward.dissimilarity.stitching.model import StitchedModel, run_head

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tl_backward._checks import model_kind, nearest
 from tl_backward._typing import HookFn, NamesFilter, Tokenizer, TransformerLensModel
+from tl_backward._visits import visiting
 from tl_backward.dissimilarity.stitching.maps import StitchMap
 
 HookList: TypeAlias = Sequence[tuple[str | Callable[[str], bool], HookFn]]
@@ -274,7 +275,7 @@ def run_head(
     options = _options(model)
     if max(layers) + 1 < model.cfg.n_layers:
         options["stop_at_layer"] = max(layers) + 1
-    with model.hooks(fwd_hooks=[*hooked, *ours], bwd_hooks=[]):
+    with visiting(model), model.hooks(fwd_hooks=[*hooked, *ours], bwd_hooks=[]):
         model(tokens.to(model.W_U.device), return_type="logits", **options)
     return found
 
@@ -291,10 +292,10 @@ def run_tail(
     A HookedTransformer starts there; a TransformerBridge cannot, so that its first layers run to no effect.
     """
     if model_kind(model) == "HookedTransformer" and _kind_of_positions(model) != "shortformer":
-        with model.hooks(fwd_hooks=list(hooked), bwd_hooks=[]):
+        with visiting(model), model.hooks(fwd_hooks=list(hooked), bwd_hooks=[]):
             return model(stream, start_at_layer=layer + 1, return_type="logits")
     replace = (f"blocks.{layer}.hook_resid_post", lambda value, hook: stream)
-    with model.hooks(fwd_hooks=[*hooked, replace], bwd_hooks=[]):
+    with visiting(model), model.hooks(fwd_hooks=[*hooked, replace], bwd_hooks=[]):
         return model(tokens, return_type="logits", **_options(model))
 
 

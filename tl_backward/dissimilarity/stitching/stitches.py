@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from tl_backward._checks import check_layers, check_model
 from tl_backward._html import table
 from tl_backward._typing import TransformerLensModel
-from tl_backward.capture import rng_untouched
+from tl_backward._visits import rng_untouched
 from tl_backward.dissimilarity.moments import PairSums
 from tl_backward.dissimilarity.reading import Reading
 from tl_backward.dissimilarity.statistics import CovarianceStatistics

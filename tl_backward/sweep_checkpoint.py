@@ -1,0 +1,57 @@
+"""What a sweep has done so far, in a file that it goes on from."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tl_backward._typing import TransformerLensModel
+from tl_backward.examples import Example
+from tl_backward.sweep_result import Sweep, load_sweep_of_run, rows_of_draw
+
+
+@dataclass
+class SweepCheckpoint:
+    """A file, if there is one to be, and what it held."""
+
+    path: str | Path | None
+    run: str
+    """What the run is; a file of another is refused."""
+    held: Sweep | None = None
+
+    @classmethod
+    def of(cls, path: str | Path | None, run: str, model: TransformerLensModel) -> "SweepCheckpoint":
+        """Read the file where it is.
+
+        Raises:
+            ValueError: it is damaged, or of another run.
+        """
+        if path is None or not Path(path).exists():
+            return cls(path, run)
+        held, its = load_sweep_of_run(path, tokenizer=getattr(model, "tokenizer", None))
+        if its != run:
+            raise ValueError(
+                f"Expected the checkpoint of this sweep in {str(path)!r}, got one of other prompts, options or model; "
+                "resume with those of the run that was interrupted, or choose another file."
+            )
+        return cls(path, run, held)
+
+    def done(self, draw: int | None) -> Sweep | None:
+        """What the file held of the model (None) or of a draw of the control."""
+        if self.held is None or draw is None:
+            return None if self.held is None else replace(self.held, control=None, interrupted=False)
+        return None if self.held.control is None else rows_of_draw(self.held.control, draw)
+
+    def save(self, found: Sweep) -> None:
+        """Write what there is, atomically: a sweep that `load_sweep` reads."""
+        if self.path is not None:
+            found.save(self.path, run=self.run)
+
+
+def run_digest(model: TransformerLensModel, items: Sequence[Example], options: Mapping[str, object]) -> str:
+    """Of everything that a sweep's numbers follow from, the model's weights and the losses' code apart."""
+    cfg = model.cfg
+    examples = [(e.index, e.tokens, e.n_forced, e.target, e.subject, e.answer) for e in items]
+    said = [options, [cfg.n_layers, cfg.n_heads, cfg.d_model, cfg.d_head, cfg.d_vocab], examples]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
