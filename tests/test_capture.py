@@ -68,15 +68,19 @@ def test_bridge(family):
     check(bridge(family), loose=loose)
 
 
-@pytest.mark.parametrize("family", [name for name in BRIDGED if name != "mixtral"])
-def test_bridge_in_compatibility_mode(family):
-    model = bridge(family, compatibility=True)
-    functional = getattr(model.blocks[0].mlp, "_use_processed_weights", False)
-    if functional:  # its MLP multiplies by copies that are not parameters: let autograd see them
-        for block in model.blocks:
+def let_autograd_see(model):
+    """In compatibility mode a gated MLP multiplies by copies that are not parameters: make them the parameters."""
+    for block in model.blocks:
+        if getattr(block.mlp, "_use_processed_weights", False):
             for part in ("gate", "in", "out"):
                 weight = getattr(block.mlp, part).original_component.weight
                 object.__setattr__(block.mlp, f"_processed_W_{part}", weight)
+
+
+@pytest.mark.parametrize("family", [name for name in BRIDGED if name != "mixtral"])
+def test_bridge_in_compatibility_mode(family):
+    model = bridge(family, compatibility=True)
+    let_autograd_see(model)
     check(model, weights=lambda name: not name.startswith("embed") or family != "gemma2", loose=(".w",))
 
 

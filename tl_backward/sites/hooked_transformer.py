@@ -163,7 +163,14 @@ def _mlp(sites: WeightSites, name: str, mlp: nn.Module) -> None:
     gated = "W_gate" in mlp._parameters
     read = Read(mlp, first_input)
     pre, post = mlp.get_submodule("hook_pre"), mlp.get_submodule("hook_post")
-    if gated:
+    if gated and "ln" in mlp._modules:
+        _matrix(sites, f"{name}.W_gate", mlp, read, Write(pre, "input"))
+        for unused in ("W_in", "b_in"):
+            sites.missing[f"{name}.{unused}"] = (
+                "TransformerLens's gated MLP does not use it with an activation that ends in a LayerNorm (solu_ln); "
+                "choose another act_fn, or capture W_gate and W_out."
+            )
+    elif gated:
         _matrix(sites, f"{name}.W_gate", mlp, read, Write(pre, "input"))
         _matrix(sites, f"{name}.W_in", mlp, read, Write(mlp.get_submodule("hook_pre_linear"), "input"))
         _bias(sites, f"{name}.b_in", mlp, Write(post, "input"))  # TL adds b_in after the gate
