@@ -223,8 +223,8 @@ def bridges(draw):
     options = BRIDGES[family](draw)
     grouped = options.get("num_key_value_heads", 0) != options.get("num_attention_heads", 0)
     flags = _flags(draw, [flag for flag in FLAGS if not (flag == "use_attn_in" and grouped)])
-    if family == "gptj":  # TransformerLens refuses it
-        flags = tuple(flag for flag in flags if flag not in ("use_attn_in", "use_split_qkv_input"))
+    if family == "gptj":  # TransformerLens refuses the others
+        flags = tuple(flag for flag in flags if flag == "use_hook_mlp_in")
     compatibility = family != "mixtral" and draw(often)
     return Drawn("bridge", family, options, draw(dtypes), flags, compatibility, frozen=draw(often))
 

@@ -73,8 +73,9 @@ def let_autograd_see(model):
     for block in model.blocks:
         if getattr(block.mlp, "_use_processed_weights", False):
             for part in ("gate", "in", "out"):
-                weight = getattr(block.mlp, part).original_component.weight
-                object.__setattr__(block.mlp, f"_processed_W_{part}", weight)
+                layer = getattr(block.mlp, part).original_component
+                object.__setattr__(block.mlp, f"_processed_W_{part}", layer.weight)
+                object.__setattr__(block.mlp, f"_processed_b_{part}", layer.bias)
 
 
 @pytest.mark.parametrize("family", [name for name in BRIDGED if name != "mixtral"])

@@ -48,6 +48,10 @@ def collect(model: TransformerLensModel) -> WeightSites:
     written = Write(unembed.get_submodule("hook_out"), "input")
     _matrix(sites, "unembed.W_U", unembed, Read(unembed.get_submodule("hook_in"), output), written)
     _bias(sites, "unembed.b_U", unembed, written)
+    found = {id(site.parameter) for site in sites.values()}
+    for name, parameter in root.named_parameters():  # those of a trained activation function, attention sinks
+        if id(parameter) not in found:
+            sites.missing.setdefault(name, "what it reads and writes is not known, or the model never reads it.")
     return sites
 
 

@@ -217,11 +217,12 @@ def _norm(sites: WeightSites, name: str, component: nn.Module | None, *, forked:
     if component is None or layer is None or weight is None or "hook_normalized" not in component._modules:
         return
     if forked or weight.ndim != 1:
-        sites.missing[f"{name}.w"] = (
+        reason = (
             "with split_qkv_input or attn_in the norm runs once a head outside its hooks; turn the flag off."
             if forked
             else f"its weight has shape {list(weight.shape)}, one row a head."
         )
+        sites.missing |= {f"{name}.{letter}": reason for letter in ("w", "b")[: len(layer._parameters)]}
         return
     write = Write(component.get_submodule("hook_out"), "input")
     # Hugging Face's own norm runs unless a hook edits hook_scale or hook_normalized; then TransformerLens's does.
