@@ -179,14 +179,14 @@ def _grouped(draw):
 
 def _llama(draw):
     options = _grouped(draw)
-    width = options["num_attention_heads"] * draw(st.integers(1, 6))  # Hugging Face wants it so, whatever head_dim is
+    width = options["num_attention_heads"] * draw(st.integers(2, 6))  # Hugging Face wants it so, whatever head_dim is
     return options | dict(hidden_size=width, attention_bias=draw(st.booleans()), mlp_bias=draw(st.booleans()))
 
 
 def _gemma2(draw):
     options = _grouped(draw)
     act = options.pop("hidden_act")
-    width = options["num_attention_heads"] * draw(st.integers(1, 6))
+    width = options["num_attention_heads"] * draw(st.integers(2, 6))
     return options | dict(
         hidden_size=width, hidden_activation=act, sliding_window=draw(st.integers(2, 8)),
         query_pre_attn_scalar=draw(st.sampled_from([4, 256])),
