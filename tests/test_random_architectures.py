@@ -12,12 +12,15 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, seed, settings
+from hypothesis import strategies as st
 from models import worlds
 from random_models import LOSSES, Asked, Drawn, bridges, hooked_transformers, questions
 from test_capture import errors, let_autograd_see
 from test_leaves_no_trace import assert_same, state
+from test_readout import full_logits, vectors
 
 import tl_backward as tlb
+from tl_backward.editing.edit import _matrix_shape
 
 DRAWN = {"hooked": hooked_transformers(), "bridge": bridges()}
 SEED = int(os.environ.get("TL_BACKWARD_SEED", "8"))
@@ -121,6 +124,11 @@ def check_nothing_is_forgotten(model, gradients, sites):
         assert f"blocks.{layer}.{THEIR_NAMES.get(rest)}" in sites.missing, plain
 
 
+def examples(n):
+    """Settings of a property over `n` draws, the same every time."""
+    return settings(max_examples=n, derandomize=True, **QUIET)
+
+
 def draw_models(world, n, seeded=None):
     """Run the property on `n` models, no two of them the same, and return those that it held for."""
     held, failed = {}, []
@@ -161,3 +169,51 @@ def test_300_models(world, record_property):
     for name in sorted(set().union(*options)):  # nothing was drawn the same every time
         values = {repr(each[name]) for each in options if name in each}
         assert len(values) > 1 or name in ("vocab_size", "max_position_embeddings", "use_local_attn", "attn_only"), name
+
+
+@pytest.mark.parametrize("world", worlds())
+def test_a_readout_is_the_float64_one(world):
+    """Of any vectors, through the model's own last norm, unembedding and softcap."""
+
+    @examples(15)
+    @given(DRAWN[world].filter(lambda drawn: drawn.dtype == torch.float64), st.integers(0, 10**6), st.booleans())
+    def agree(drawn, number, bias):
+        model = drawn.build()
+        v = vectors(model, 2, 3, number=number)
+        logits = full_logits(model, v, bias)
+        read = tlb.readout(model, v, k=50, bias=bias, target=7)
+        torch.testing.assert_close(read.top_values, logits.sort(descending=True).values, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(read.top_values, logits.gather(-1, read.top_ids), rtol=1e-10, atol=1e-12)
+        assert torch.equal(read.bottom_values, read.top_values.flip(-1))
+        place = (read.top_ids == 7).int().argmax(-1)
+        assert torch.equal(read.target_rank, place)
+
+    agree()
+
+
+@pytest.mark.parametrize("world", worlds())
+def test_edits_come_off_to_the_bit(world):
+    """Of any matrices and biases, in any order that is last in, first out, in any dtype."""
+
+    @examples(15)
+    @given(DRAWN[world], st.lists(st.integers(0, 10**6), min_size=1, max_size=4))
+    def reversible(drawn, numbers):
+        model = drawn.build()
+        sites = tlb.weight_sites(model)
+        shared = Counter(site.parameter.data_ptr() for site in sites.values())
+        names = [n for n, s in sites.items() if s.kind in ("matrix", "bias") and shared[s.parameter.data_ptr()] == 1]
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        edits = []
+        for number in numbers:
+            name = names[number % len(names)]
+            generator = torch.Generator().manual_seed(number)
+            d_in, d_out = _matrix_shape(sites[name])
+            x, y = (torch.randn(d, generator=generator, dtype=torch.float64).to(drawn.dtype) for d in (d_in, d_out))
+            edits.append(tlb.rank_one_edit(model, name, x, y, scale=0.5).apply())
+        assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters())
+        for edit in reversed(edits):
+            edit.revert()
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter.view(torch.uint8), before[name].view(torch.uint8)), name
+
+    reversible()
