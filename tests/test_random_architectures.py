@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, seed, settings
+from hypothesis import HealthCheck, Phase, assume, given, seed, settings
 from hypothesis import strategies as st
 from models import worlds
 from random_models import LOSSES, Asked, Drawn, bridges, hooked_transformers, questions
@@ -24,7 +24,8 @@ from tl_backward.editing.edit import _matrix_shape
 
 DRAWN = {"hooked": hooked_transformers(), "bridge": bridges()}
 SEED = int(os.environ.get("TL_BACKWARD_SEED", "8"))
-QUIET = dict(deadline=None, database=None, suppress_health_check=list(HealthCheck))
+PHASES = (Phase.explicit, Phase.generate, Phase.shrink)
+QUIET = dict(deadline=None, database=None, phases=PHASES, suppress_health_check=list(HealthCheck))
 ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 1e-2}
 # Hugging Face's Gemma computes its norms in float32 whatever the model's dtype, so autograd itself rounds there.
 ROUNDED = {"gemma2": ".w"}

@@ -1,5 +1,7 @@
 """TransformerLens's own tools on the same models: gradients in its cache, its BackwardLens, readout and factored matrices."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given
@@ -22,7 +24,10 @@ def plain(drawn):
 
 @every_world
 def test_gradients_of_run_with_cache(world):
-    """`run_with_cache(incl_bwd=True)` keeps the gradient at every hook point that it can."""
+    """`run_with_cache(incl_bwd=True)` keeps the gradient at every hook point.
+
+    A Bridge's input points are left to the next test. Hugging Face's RMSNorm rounds to float32, hence the tolerance.
+    """
     compared = set()
 
     @examples(12)
@@ -32,16 +37,29 @@ def test_gradients_of_run_with_cache(world):
         loss, theirs = model.run_with_cache(tokens, incl_bwd=True, return_type="loss")
         model.zero_grad()
         value, ours = tlb.run_with_gradient_cache(model, tokens, tlb.next_token_loss, weights=[])
-        torch.testing.assert_close(value, loss.detach(), rtol=1e-12, atol=1e-13)
-        names = [name for name in ours if f"{name}_grad" in theirs and name.startswith("blocks")]
-        for name in names:
-            gradient = theirs[f"{name}_grad"]
-            if gradient.shape == ours[name].shape and not name.endswith(("ln1.hook_normalized", "ln1.hook_scale")):
-                torch.testing.assert_close(ours[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
-                compared.add(name.partition(".")[2].partition(".")[2])
+        torch.testing.assert_close(value, loss.detach(), rtol=1e-6, atol=1e-7)
+        inputs = {id(point) for name, point in model.hook_dict.items() if name.endswith(("hook_in", "_input"))}
+        scale = max(float(gradient.abs().max()) for gradient in ours.values() if gradient.numel())
+        tolerance = 1e-5 if drawn.family in ("llama", "gemma2", "qwen2", "mixtral") else 1e-11
+        for name, gradient in ours.items():
+            if f"{name}_grad" not in theirs or (world == "bridge" and id(model.hook_dict[name]) in inputs):
+                continue
+            if gradient.numel() and theirs[f"{name}_grad"].shape == gradient.shape and "ln1" not in name:  # it runs for q, k and v apart
+                assert (theirs[f"{name}_grad"] - gradient).abs().max() <= tolerance * scale, name
+                compared.add(re.sub(r"blocks.[0-9]+.", "", name))
 
     agree()
     assert {"hook_resid_post", "attn.hook_pattern"} <= compared and len(compared) >= 8, compared
+
+
+def test_at_an_input_point_of_a_bridge_the_gradient_is_the_whole_tensors():
+    """q, k and v read one tensor: TransformerLens's hooks give each reader's share of its gradient, ours all of it."""
+    model, tokens = bridge("gpt2"), torch.tensor([[0, 7, 9, 11, 30]])
+    _, theirs = model.run_with_cache(tokens, incl_bwd=True, return_type="loss")
+    _, ours = tlb.run_with_gradient_cache(model, tokens, tlb.next_token_loss, weights=[])
+    shares = [theirs[f"blocks.1.attn.{part}.hook_in_grad"] for part in "qkv"]
+    for part in "qkv":
+        torch.testing.assert_close(ours[f"blocks.1.attn.{part}.hook_in"], sum(shares), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.skipif(not hasattr(analysis, "BackwardLens"), reason="TransformerLens has its BackwardLens in 3.9")
@@ -55,9 +73,9 @@ def test_backward_lens():
         assert ours.loss.item() == pytest.approx(theirs.loss, rel=1e-5)
         for layer in ours.layers:
             result = theirs.layer(layer)
-            for weight, part, read, side in (
-                ("W_in", result.input_projection, ours.imprint[layer], "forward_inputs"),
-                ("W_out", result.output_projection, ours.shift[layer], "output_gradients"),
+            for weight, part, read in (
+                ("W_in", result.input_projection, ours.imprint[layer]),
+                ("W_out", result.output_projection, ours.shift[layer]),
             ):
                 factors = ours.cache.factors[weight, layer]
                 scale = part.factors.weight_gradient.abs().max()

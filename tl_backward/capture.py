@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from tl_backward._checks import check_callable_loss, check_grad_enabled, check_gradient, check_loss, check_model, nearest
+from tl_backward._checks import (
+    check_callable_loss,
+    check_grad_enabled,
+    check_gradient,
+    check_loss,
+    check_model,
+    nearest,
+)
 from tl_backward._torch_hooks import register_last
 from tl_backward._typing import HookFn, NamesFilter, Prompts, TransformerLensModel
 from tl_backward.gradient_cache import FactorMap, GradientCache
@@ -253,7 +260,11 @@ class _Recorder:
         return next((seen for seen in ways if seen), [])
 
     def watch_hook_point(self, point: nn.Module) -> None:
-        """Record the gradient at a HookPoint's output, as TransformerLens's own bwd hooks see it."""
+        """Record the gradient of the tensor at a HookPoint, all its readers' shares together.
+
+        TransformerLens's own bwd hooks see the same, but for a Bridge's input points (`q.hook_in`, `ln2.hook_in`),
+        where they give the one reader's share.
+        """
         written = self.points[id(point)] = []
         self.converters[id(point)] = point
 
