@@ -38,7 +38,7 @@ def test_gradients_of_run_with_cache(world):
         model.zero_grad()
         value, ours = tlb.run_with_gradient_cache(model, tokens, tlb.next_token_loss, weights=[])
         torch.testing.assert_close(value, loss.detach(), rtol=1e-6, atol=1e-7)
-        inputs = {id(point) for name, point in model.hook_dict.items() if name.endswith(("hook_in", "_input"))}
+        inputs = {id(point) for name, point in model.hook_dict.items() if name.endswith(("_in", "_input"))}
         scale = max(float(gradient.abs().max()) for gradient in ours.values() if gradient.numel())
         tolerance = 1e-5 if drawn.family in ("llama", "gemma2", "qwen2", "mixtral") else 1e-11
         for name, gradient in ours.items():
