@@ -281,6 +281,15 @@ def test_per_head_factors_with_hooks(flags):
     assert cache.factors[key, 0].per_head
 
 
+@pytest.mark.parametrize("family", ["gpt2", "neox", "llama"])
+def test_a_hook_between_a_bias_and_the_attentions_output(family):
+    """A Bridge that splits q, k and v off one matrix has hook_hidden_states between b_O and hook_out."""
+    model = bridge(family)
+    model.set_use_attn_result(True)
+    for name in ("blocks.0.attn.hook_hidden_states", "blocks.0.attn.hook_out"):
+        check(model, hooks=[(name, scale)])
+
+
 def test_both_worlds_agree():
     if not HAS_HOOKED_TRANSFORMER:
         pytest.skip("TransformerLens 4 has no HookedTransformer")
