@@ -94,8 +94,12 @@ def test_the_prompts_last_token_is_where_the_answer_is_asked_for(world):
     lens = tlb.backward_lens(model, ["w5 w6 w7", "w8"], ["w3 w4 w10", "w11 w9 w3"], subject=["w6", "w8"])
     tokens = [[lens.tokens[i][p] for p in range(lens.token_ids.shape[1])] for i in range(2)]
     assert [tokens[i][int(p)] for i, p in enumerate(lens.answer_position)] == ["w7", "w8"]
-    assert lens.segments.labels()[0][-5:] == ["other", "subject", "last", "target", "target"]
-    assert lens.segments.labels()[1][-4:] == ["first", "last", "target", "target"]
+    labels = [
+        [label for label, is_real in zip(row, real, strict=True) if is_real]
+        for row, real in zip(lens.segments.labels(), lens.mask.tolist(), strict=True)
+    ]
+    assert labels[0][-5:] == ["other", "subject", "last", "target", "target"]
+    assert labels[1][-4:] == ["first", "last", "target", "target"]
     one = tlb.backward_lens(model, "w5 w6 w7", "w3 w4 w10")
     assert one.answer == lens.answer[0] and one.tokens[int(one.answer_position)] == "w7"
 

@@ -68,15 +68,20 @@ def test_bridge(family):
     check(bridge(family), loose=loose)
 
 
+def let_autograd_see(model):
+    """In compatibility mode a gated MLP multiplies by copies that are not parameters: make them the parameters."""
+    for block in model.blocks:
+        if getattr(block.mlp, "_use_processed_weights", False):
+            for part in ("gate", "in", "out"):
+                layer = getattr(block.mlp, part).original_component
+                object.__setattr__(block.mlp, f"_processed_W_{part}", layer.weight)
+                object.__setattr__(block.mlp, f"_processed_b_{part}", layer.bias)
+
+
 @pytest.mark.parametrize("family", [name for name in BRIDGED if name != "mixtral"])
 def test_bridge_in_compatibility_mode(family):
     model = bridge(family, compatibility=True)
-    functional = getattr(model.blocks[0].mlp, "_use_processed_weights", False)
-    if functional:  # its MLP multiplies by copies that are not parameters: let autograd see them
-        for block in model.blocks:
-            for part in ("gate", "in", "out"):
-                weight = getattr(block.mlp, part).original_component.weight
-                object.__setattr__(block.mlp, f"_processed_W_{part}", weight)
+    let_autograd_see(model)
     check(model, weights=lambda name: not name.startswith("embed") or family != "gemma2", loose=(".w",))
 
 
@@ -88,3 +93,25 @@ def test_bridge_flags(family, flag):
     model = bridge(family)
     getattr(model, f"set_{flag}")(True)
     check(model)
+
+
+@needs_hooked
+def test_what_a_model_never_reads_or_hides_is_listed():
+    """A gated MLP of TransformerLens's with solu_ln skips W_in and b_in; xIELU trains numbers inside an activation."""
+    model = hooked("ln", gated_mlp=True, act_fn="solu_ln")
+    sites, _ = check(model)
+    assert "blocks.1.mlp.W_gate" in sites and "blocks.1.mlp.W_in" not in sites
+    with pytest.raises(ValueError, match="got 'b_in': TransformerLens's gated MLP does not use it"):
+        tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss, weights="b_in")
+    model = hooked("ln", act_fn="xielu", use_attention_sinks=True)
+    assert set(tlb.weight_sites(model).missing) == {
+        f"blocks.{layer}.{name}" for layer in (0, 1) for name in ("mlp.act_fn.alpha_p", "mlp.act_fn.alpha_n", "attn.sinks")
+    }
+    check(model)
+
+
+def test_a_forked_norm_lists_its_bias_too():
+    model = bridge("gpt2")
+    model.set_use_split_qkv_input(True)
+    missing = tlb.weight_sites(model).missing
+    assert "turn the flag off" in missing["blocks.0.ln1.w"] and missing["blocks.0.ln1.b"] == missing["blocks.0.ln1.w"]

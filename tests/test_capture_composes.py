@@ -137,7 +137,17 @@ def test_padding(world, side):
 @every_world
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_texts_are_padded_and_each_example_keeps_its_own_gradient(world, side):
-    model = build(world)
+    each_its_own(build(world), side)
+
+
+@pytest.mark.parametrize("compatibility", [False, True])
+@pytest.mark.parametrize("family", ["gpt2", "neox", "llama", "qwen2"])
+def test_left_padding_is_no_matter_to_a_bridge(family, compatibility):
+    """TransformerLens itself answers a left-padded batch with NaN: plain rotary Bridges, and any in compatibility mode."""
+    each_its_own(bridge(family, compatibility=compatibility), "left")
+
+
+def each_its_own(model, side):
     model.tokenizer.padding_side = side
     prompts, targets = ["w5 w6 w7 w8", "w9 w10"], ["w11 w12", "w13"]
     _, batch = tlb.run_with_gradient_cache(model, prompts, tlb.target_loss(targets, reduction="sum"))
@@ -148,6 +158,23 @@ def test_texts_are_padded_and_each_example_keeps_its_own_gradient(world, side):
             torch.testing.assert_close(
                 batch.factors[name].per_example()[example].gradient(), factors.gradient(), rtol=1e-9, atol=1e-12
             )
+
+
+@every_world
+def test_a_gradient_that_is_not_finite_is_refused(world):
+    model = build(world)
+
+    def poison(activation, hook):
+        activation = activation.clone()
+        activation.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([1]), float("nan")))
+        return activation
+
+    hooks = [("blocks.1.hook_resid_pre", poison)]
+    with pytest.raises(ValueError, match=r"a finite gradient of blocks.0.attn.W_Q, got NaN or inf; .*\(pad on the right\)") as caught:
+        tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss, fwd_hooks=hooks)
+    assert caught.value.index == 1
+    later = tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss, fwd_hooks=hooks, weights="blocks.1.mlp.W_in")
+    assert later[1].factors["W_in", 1].deltas.isfinite().all()
 
 
 @every_world
@@ -252,6 +279,15 @@ def test_per_head_factors_with_hooks(flags):
     _, cache = check(hooked("ln", **flags), hooks=[(name, one_head)])
     key = "W_Q" if "use_split_qkv_input" in flags else "W_O"
     assert cache.factors[key, 0].per_head
+
+
+@pytest.mark.parametrize("family", ["gpt2", "neox", "llama"])
+def test_a_hook_between_a_bias_and_the_attentions_output(family):
+    """A Bridge that splits q, k and v off one matrix has hook_hidden_states between b_O and hook_out."""
+    model = bridge(family)
+    model.set_use_attn_result(True)
+    for name in ("blocks.0.attn.hook_hidden_states", "blocks.0.attn.hook_out"):
+        check(model, hooks=[(name, scale)])
 
 
 def test_both_worlds_agree():

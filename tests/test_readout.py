@@ -11,8 +11,8 @@ import tl_backward as tlb
 every_world = pytest.mark.parametrize("world", worlds())
 
 
-def vectors(model, *lead):
-    generator = torch.Generator().manual_seed(1)
+def vectors(model, *lead, number=1):
+    generator = torch.Generator().manual_seed(number)
     return torch.randn(*lead, model.cfg.d_model, generator=generator, dtype=torch.float64).to(model.W_U.dtype)
 
 

@@ -113,7 +113,8 @@ def check_loss(loss: object) -> torch.Tensor:
         )
     if not torch.isfinite(loss).all():
         raise NonFiniteError(
-            f"Expected a finite loss, got {loss.item()}; look for an overflow, masked targets, or a division by 0."
+            f"Expected a finite loss, got {loss.item()}; look for an overflow, masked targets, a division by 0, or "
+            "tokens padded on the left (pad on the right)."
         )
     if not loss.requires_grad:
         raise ValueError(
@@ -121,6 +122,22 @@ def check_loss(loss: object) -> torch.Tensor:
             "argument without .detach(), .item() or integer operations."
         )
     return loss.reshape(())
+
+
+def check_gradient(name: str, deltas: torch.Tensor) -> None:
+    """Refuse a weight's deltas [batch, pos, ...] that are not all finite.
+
+    Raises:
+        NonFiniteError: some are not; it carries the first row of the batch that has any.
+    """
+    if all_finite(deltas):
+        return
+    row = int(torch.isfinite(deltas.flatten(1)).all(1).int().argmin())
+    raise NonFiniteError(
+        f"Expected a finite gradient of {name}, got NaN or inf; look for an overflow, a division by 0 or, on a Bridge, "
+        "tokens padded on the left (pad on the right).",
+        row,
+    )
 
 
 def check_layers(layers: int | Sequence[int] | None, n_layers: int) -> list[int]:

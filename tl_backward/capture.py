@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from tl_backward._checks import check_callable_loss, check_grad_enabled, check_loss, check_model, nearest
+from tl_backward._checks import (
+    check_callable_loss,
+    check_grad_enabled,
+    check_gradient,
+    check_loss,
+    check_model,
+    nearest,
+)
 from tl_backward._torch_hooks import as_shown, register_last
 from tl_backward._typing import HookFn, NamesFilter, Prompts, TransformerLensModel
 from tl_backward._visits import check_visitor, rng_untouched
@@ -67,8 +74,8 @@ def run_with_gradient_cache(
         RuntimeError: under torch.no_grad() or inference_mode; a weight or named hook point that never ran; an x that
             was overwritten in place after it was read.
         TypeError: not a TransformerLens model, a compiled one, or arguments of the wrong kind.
-        ValueError: an unknown name, an empty prompt or target, too many tokens, or a loss that is no finite scalar
-            depending on the logits.
+        ValueError: an unknown name, an empty prompt or target, too many tokens, a loss that is no finite scalar
+            depending on the logits, or a gradient that is not finite.
 
     Example:
         >>> loss, cache = tlb.run_with_gradient_cache(model, "Anna Berg lives in the city of", tlb.target_loss(" Oslo"))
@@ -102,6 +109,8 @@ def run_with_gradient_cache(
         value, logits = _forward(model, batch, loss)
         calls, gradients = recorder.differentiate(value)
     factors = {name: site.factors(calls[name]) for name, site in sites.items()}
+    for name, each in factors.items():
+        check_gradient(name, each.deltas)
     shorts = {site.key: name for name, site in sites.items()}
     n_layers = model.cfg.n_layers
     kept = {name: gradients[id(point)] for name, point in points.items() if id(point) in gradients}
@@ -245,7 +254,11 @@ class _Recorder:
         return next((seen for seen in ways if seen), [])
 
     def watch_hook_point(self, point: nn.Module) -> None:
-        """Record the gradient at a HookPoint's output, as TransformerLens's own bwd hooks see it."""
+        """Record the gradient of the tensor at a HookPoint, all its readers' shares together.
+
+        TransformerLens's own bwd hooks see the same, but for a Bridge's input points (`q.hook_in`, `ln2.hook_in`),
+        where they give the one reader's share.
+        """
         written = self.points[id(point)] = []
         self.converters[id(point)] = point
 

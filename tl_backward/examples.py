@@ -145,16 +145,13 @@ def capture_batch(model: TransformerLensModel, examples: Sequence[Example], weig
     given = pad(model, [example.tokens for example in examples])
     mask = given.mask if given.mask is not None else torch.ones_like(given.tokens, dtype=torch.bool)
     loss = _EachItsOwn(examples, mask, given.last.tolist())
-    _, cache = run_with_gradient_cache(
-        model, given.tokens, loss, weights=list(weights), names_filter=[], attention_mask=given.mask
-    )
-    for name, factors in cache.factors.items():
-        finite = torch.isfinite(factors.deltas.sum(dim=tuple(range(1, factors.deltas.ndim)), dtype=torch.float64))
-        if not finite.all():
-            index = examples[int(finite.int().argmin())].index
-            raise NonFiniteError(
-                f"Expected a finite gradient of {name}, got NaN or inf in prompt {index}; look for an overflow.", index
-            )
+    try:
+        _, cache = run_with_gradient_cache(
+            model, given.tokens, loss, weights=list(weights), names_filter=[], attention_mask=given.mask
+        )
+    except NonFiniteError as error:
+        index = examples[error.index].index
+        raise NonFiniteError(f"Prompt {index}: {error}", index) from error
     n_forced = torch.tensor([example.n_forced for example in examples], device=mask.device)
     return Captured(cache, mask, torch.stack(loss.values), given.last - n_forced)
 
@@ -181,7 +178,7 @@ class _EachItsOwn:
             try:
                 value = check_loss(example.loss(logits[row : row + 1, real], own, **named))
             except NonFiniteError as error:
-                raise NonFiniteError(f"Prompt {example.index}: {error}", example.index) from error
+                raise NonFiniteError(str(error), row) from error
             self.values.append(value.detach().double())
             total = total + value
         return total

@@ -54,8 +54,9 @@ class GradientCache(Mapping[Key, Tensor]):
     """The result of a capture: gradients at hook points, and the factors of every chosen weight's gradient.
 
     `cache["resid_post", 3]` or `cache["blocks.3.hook_resid_post"]` is dL/d(activation) at that hook point, raw sign,
-    in the activation's shape; `cache.factors["W_out", 3]` the rank-1 factors of a weight's gradient. Everything is
-    detached; activations are references, not copies.
+    in the activation's shape, through all that reads the tensor there (a Bridge's own backward hooks give the one
+    reader's share at `q.hook_in` or `ln2.hook_in`); `cache.factors["W_out", 3]` the rank-1 factors of a weight's
+    gradient. Everything is detached; activations are references, not copies.
     """
 
     loss: Float[Tensor, ""]

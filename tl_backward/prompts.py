@@ -48,7 +48,7 @@ def encode_prompts(
     prepend_bos: bool | None = None,
     attention_mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"] | None = None,
 ) -> Batch:
-    """Tokenise `prompts` as the model does; several texts are padded on the tokenizer's side, with their mask.
+    """Tokenise `prompts` as the model does; several texts are padded (see `pad`), with their mask.
 
     Raises:
         ValueError: an empty prompt, one longer than n_ctx, ids outside the vocabulary, text without a tokenizer, or a
@@ -112,9 +112,14 @@ def extend(model: TransformerLensModel, batch: Batch, continuation: tuple[tuple[
 
 
 def pad(model: TransformerLensModel, rows: list[list[int]]) -> Batch:
-    """Rows of ids as one tensor, padded on the tokenizer's side with its pad token."""
+    """Rows of ids as one tensor, padded with the tokenizer's pad token on its side; a Bridge's always on the right.
+
+    Left padding turns the logits or gradients of most Bridges into NaN: TransformerLens gives a query without any key
+    -inf alone to choose from. What a causal model says of real tokens does not depend on the side.
+    """
     tokenizer = getattr(model, "tokenizer", None)
-    side: Literal["left", "right"] = "left" if getattr(tokenizer, "padding_side", "right") == "left" else "right"
+    left = getattr(tokenizer, "padding_side", "right") == "left" and model_kind(model) == "HookedTransformer"
+    side: Literal["left", "right"] = "left" if left else "right"
     fill = getattr(tokenizer, "pad_token_id", None) or 0
     width = max(len(row) for row in rows)
     tokens = torch.full((len(rows), width), fill, dtype=torch.long)

@@ -48,6 +48,10 @@ def collect(model: TransformerLensModel) -> WeightSites:
     written = Write(unembed.get_submodule("hook_out"), "input")
     _matrix(sites, "unembed.W_U", unembed, Read(unembed.get_submodule("hook_in"), output), written)
     _bias(sites, "unembed.b_U", unembed, written)
+    found = {id(site.parameter) for site in sites.values()}
+    for name, parameter in root.named_parameters():  # those of a trained activation function, attention sinks
+        if id(parameter) not in found:
+            sites.missing.setdefault(name, "what it reads and writes is not known, or the model never reads it.")
     return sites
 
 
@@ -163,7 +167,14 @@ def _mlp(sites: WeightSites, name: str, mlp: nn.Module) -> None:
     gated = "W_gate" in mlp._parameters
     read = Read(mlp, first_input)
     pre, post = mlp.get_submodule("hook_pre"), mlp.get_submodule("hook_post")
-    if gated:
+    if gated and "ln" in mlp._modules:
+        _matrix(sites, f"{name}.W_gate", mlp, read, Write(pre, "input"))
+        for unused in ("W_in", "b_in"):
+            sites.missing[f"{name}.{unused}"] = (
+                "TransformerLens's gated MLP does not use it with an activation that ends in a LayerNorm (solu_ln); "
+                "choose another act_fn, or capture W_gate and W_out."
+            )
+    elif gated:
         _matrix(sites, f"{name}.W_gate", mlp, read, Write(pre, "input"))
         _matrix(sites, f"{name}.W_in", mlp, read, Write(mlp.get_submodule("hook_pre_linear"), "input"))
         _bias(sites, f"{name}.b_in", mlp, Write(post, "input"))  # TL adds b_in after the gate

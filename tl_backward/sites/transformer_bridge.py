@@ -217,11 +217,12 @@ def _norm(sites: WeightSites, name: str, component: nn.Module | None, *, forked:
     if component is None or layer is None or weight is None or "hook_normalized" not in component._modules:
         return
     if forked or weight.ndim != 1:
-        sites.missing[f"{name}.w"] = (
+        reason = (
             "with split_qkv_input or attn_in the norm runs once a head outside its hooks; turn the flag off."
             if forked
             else f"its weight has shape {list(weight.shape)}, one row a head."
         )
+        sites.missing |= {f"{name}.{letter}": reason for letter in ("w", "b")[: len(layer._parameters)]}
         return
     write = Write(component.get_submodule("hook_out"), "input")
     # Hugging Face's own norm runs unless a hook edits hook_scale or hook_normalized; then TransformerLens's does.
@@ -237,6 +238,9 @@ def _norm(sites: WeightSites, name: str, component: nn.Module | None, *, forked:
 def _attention(sites: WeightSites, name: str, attn: nn.Module | None) -> None:
     if attn is None:
         return
+    from transformer_lens.model_bridge.generalized_components.joint_qkv_attention import JointQKVAttentionBridge
+
+    joint = isinstance(attn, JointQKVAttentionBridge)  # it has one hook more between b_O and hook_out
     d_head = int(getattr(attn.config, "d_head", 0)) or None
     for part, letter in _ATTENTION.items():
         component = _component(attn, part)
@@ -246,7 +250,7 @@ def _attention(sites: WeightSites, name: str, attn: nn.Module | None) -> None:
         if letter == "O" and _flag(attn, "use_attn_result"):
             read = Read(component.get_submodule("hook_in"), output)
             write = Write(attn.get_submodule("hook_result"), "input")
-            bias_write = Write(attn.get_submodule("hook_out"), "input")
+            bias_write = Write(attn.get_submodule("hook_hidden_states" if joint else "hook_out"), "input")
         elif letter != "O" and _split_inputs(attn):
             fork = f"hook_{part}_input" if _flag(attn, "use_split_qkv_input") else "hook_attn_in"
             read = Read(attn.get_submodule(fork), _Forked(attn))
