@@ -154,7 +154,9 @@ DRAWN = (
 )
 
 
-@pytest.mark.parametrize("with_policy", [True, False], ids=["policy", "escaping-alone"])
+@pytest.mark.parametrize(
+    "with_policy", [pytest.param(True, marks=pytest.mark.long, id="policy"), pytest.param(False, id="escaping-alone")]
+)
 def test_hostile_page(browser: Browser, hostile: list[str], tmp_path: Path, with_policy: bool) -> None:
     """The policy and the escaping are two walls: each must hold without the other."""
     path = build_page(hostile).save(tmp_path / "page.html")

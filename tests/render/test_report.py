@@ -278,7 +278,7 @@ def hostile_model(strings):
         tokenizer_object=core, name_or_path="<img src=x onerror=pwned()>", clean_up_tokenization_spaces=False
     )
     size = {"d_vocab": len(words)} if worlds()[0] == "hooked" else {"vocab_size": len(words)}
-    context = {"n_ctx": 128} if worlds()[0] == "hooked" else {"n_positions": 128}
+    context = {"n_ctx": 512} if worlds()[0] == "hooked" else {"n_positions": 512}
     model = build(worlds()[0], **size, **context)
     model.tokenizer = tokenizer
     return model, len(words)
@@ -286,7 +286,7 @@ def hostile_model(strings):
 
 @pytest.fixture(scope="module")
 def hostile_page():
-    from .conftest import HOSTILE
+    from hostile import TOKENS as HOSTILE
 
     model, n = hostile_model(HOSTILE)
     lens = full_lens(model, torch.arange(n), 3)
