@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tl_backward._html import Cell, table
 from tl_backward.inversion.preimage import Preimage
+from tl_backward.vocabulary import text_frame
 
 if TYPE_CHECKING:
     import pandas
@@ -91,9 +92,7 @@ class FeatureTable:
 
     def to_frame(self) -> "pandas.DataFrame":
         """One row a feature: value of the query, rate, low, high, n, prior, prior_low, prior_high, bits."""
-        import pandas
-
-        return pandas.DataFrame(
+        return text_frame(
             {
                 "feature": row.feature,
                 "query_value": row.query_value,

@@ -20,6 +20,7 @@ from tl_backward.bootstrap import Interval
 from tl_backward.dissimilarity.findings.seeds import over_seeds
 from tl_backward.dissimilarity.stitching import stitch
 from tl_backward.dissimilarity.stitching.descent import Descent
+from tl_backward.vocabulary import text_frame
 
 if TYPE_CHECKING:
     import pandas
@@ -69,8 +70,6 @@ class StitchingAsymmetry:
 
     def to_frame(self) -> "pandas.DataFrame":
         """One row a stitch or difference and layer: mean over seeds in nats a token, 95 % interval, seeds."""
-        import pandas
-
         rows = []
         for quantity in (*STITCHES, *_DIFFERENCES):
             found = self.interval(quantity)
@@ -85,7 +84,7 @@ class StitchingAsymmetry:
                         "n_seeds": int(found.n[layer]),
                     }
                 )
-        return pandas.DataFrame(rows)
+        return text_frame(rows)
 
     def _named(self, quantity: str) -> str:
         a, b = self.names
