@@ -196,7 +196,7 @@ ENTITIES = [
 ]
 
 SWALLOWED = ["<s>", "</s>", "<bos>", "<|endoftext|>", "<unk>", "<0x0A>", "<b>bold</b>", "<br>", "<i>", "<sub>2</sub>", "<sup>",
-             "<span style='color:red'>red</span>", "[INST]", "[MASK]", "##ing", "Ġthe", "▁the", "�", "◌"]  # fmt: skip
+             "<span style='color:red'>red</span>", "[INST]", "[MASK]", "##ing", "Ġthe", "�", "◌"]  # fmt: skip
 
 INVISIBLE = [
     "", " ", "  ", " Oslo", "Oslo ", "a  b", "\n", "\n\n", "\r", "\t", "\\n", "\\\n", "\t\r\n", "\x00", "a\x00b", "\x01", "\x07",
@@ -250,5 +250,6 @@ def hostile_model(n_ctx: int = 512, world: str | None = None):
     model = build(world, **size)
     words = tokenizer()
     words.__class__ = HostileTokenizer
+    words.unk_token = words.bos_token  # as GPT-2's: unknown words need no warning
     model.tokenizer = words
     return model

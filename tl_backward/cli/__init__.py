@@ -9,7 +9,9 @@ import os
 import sys
 import warnings
 from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
 
+from tl_backward._html import visible_text
 from tl_backward.cli import compare, edit, invert, lens, params
 
 COMMANDS = (lens, edit, params, compare, invert)
@@ -47,13 +49,19 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (ValueError, TypeError, IndexError, RuntimeError, ImportError, OSError) as error:
-        print(f"tl-backward: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        sentence = " ".join(str(error).split()) or type(error).__name__
+        print(f"tl-backward: {visible_text(sentence)}", file=sys.stderr)
         return 1
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(visible_text(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="tl-backward",
         description="What learning writes into a transformer: gradients read in words.",
         epilog=_EXAMPLES,

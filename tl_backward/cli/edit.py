@@ -9,7 +9,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tl_backward.cli.options import Commands, add_model, add_output, check_out, layers, open_page, positive, quoted
+from tl_backward.cli.options import Commands, add_model, add_output, check_out, layers, open_page, positive, quoted, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,16 +131,16 @@ def _edit(arguments: argparse.Namespace) -> None:
         data |= {"saved": saved and str(saved), "report": report and str(report)}
         print(json.dumps(data, allow_nan=False))
     else:
-        print(f"{quoted(arguments.prompt)} -> {quoted(arguments.target)}: {how}")
+        say(f"{quoted(arguments.prompt)} -> {quoted(arguments.target)}: {how}")
         frame = effect.to_frame().head(5)
         for token, before, after in zip(frame["token"], frame["before"], frame["after"], strict=True):
-            print(f"  {quoted(token):<24}  {before:.3f} -> {after:.3f}")
+            say(f"  {quoted(token):<24}  {before:.3f} -> {after:.3f}")
         if scores is not None:
             known = {name: value for name, value in _finite(vars(scores[1])).items() if value is not None}
-            print("  " + ", ".join(f"{name} {value:.2f}" for name, value in known.items()))
+            say("  " + ", ".join(f"{name} {value:.2f}" for name, value in known.items()))
         for what, path in (("edit", saved), ("report", report)):
             if path is not None:
-                print(f"{what}: {path} ({path.stat().st_size / 1e6:.3g} MB)")
+                say(f"{what}: {path} ({path.stat().st_size / 1e6:.3g} MB)")
     if report is not None:
         open_page(report, arguments.no_open)
 
@@ -222,11 +222,11 @@ def _edits(arguments: argparse.Namespace) -> None:
         return
     columns, rows = found.table()
     widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
-    print(f"{len(test)} edits, settings chosen on {len(validation)} others; means with 95 % bootstrap intervals")
+    say(f"{len(test)} edits, settings chosen on {len(validation)} others; means with 95 % bootstrap intervals")
     for row in (columns, *rows):
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+        say("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
     if report is not None:
-        print(f"report: {report}")
+        say(f"report: {report}")
 
 
 def _cases(

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tl_backward.cli.options import Commands, add_model, add_output, check_out, open_page, positive
+from tl_backward.cli.options import Commands, add_model, add_output, check_out, open_page, positive, say
 from tl_backward.text_files import read_data
 
 if TYPE_CHECKING:
@@ -133,10 +133,10 @@ def _invert(arguments: argparse.Namespace) -> None:
         data |= {"metric": arguments.metric, "readings": [_as_json(reading) for reading in readings]}
         print(json.dumps(_finite(data | {"report": report and str(report)}), allow_nan=False))
     else:
-        print("\n".join(lines(readings)))
+        say(*lines(readings))
     if report is not None:
         if not arguments.json:
-            print(f"report: {report} ({report.stat().st_size / 1e6:.1f} MB)")
+            say(f"report: {report} ({report.stat().st_size / 1e6:.1f} MB)")
         open_page(report, arguments.no_open)
 
 

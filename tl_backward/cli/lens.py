@@ -8,7 +8,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tl_backward.cli.options import Commands, add_model, add_output, check_out, layers, open_page, positive, quoted
+from tl_backward.cli.options import Commands, add_model, add_output, check_out, layers, open_page, positive, quoted, say
 
 if TYPE_CHECKING:
     from tl_backward._typing import TransformerLensModel
@@ -108,7 +108,7 @@ def _demo(arguments: argparse.Namespace) -> None:
         path = page.save(out).resolve()
     _describe(lens, "facts", prompt, target)
     _written(path, arguments)
-    print(f"in {time.monotonic() - started:.0f} s")
+    say(f"in {time.monotonic() - started:.0f} s")
 
 
 def _lens(arguments: argparse.Namespace) -> None:
@@ -181,12 +181,12 @@ def _describe(lens: "BackwardLens", name: str, prompt: str, target: str) -> None
 
     view = PromptView(lens)
     first = "" if target == view.target else f", of which the first token is {quoted(view.target)}"
-    print(f"{name}: {quoted(prompt)} -> {quoted(target)}{first}; the model says {quoted(view.answer)}")
+    say(f"{name}: {quoted(prompt)} -> {quoted(target)}{first}; the model says {quoted(view.answer)}")
     rows = [("", "", "") if lens.control is None else ("", "model", "untrained control")]
     rows += [(each.name, each.value, each.control) for each in key_figures(view)]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
-        print("  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+        say("  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _page(lens: "BackwardLens", model: "TransformerLensModel", name: str) -> "Page":
@@ -207,5 +207,5 @@ def _add_edit(page: "Page", model: "TransformerLensModel", prompt: str, target: 
 
 
 def _written(path: Path, arguments: argparse.Namespace) -> None:
-    print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    say(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
     open_page(path, arguments.no_open)

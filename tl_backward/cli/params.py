@@ -6,7 +6,7 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from tl_backward.cli.options import Commands, add_model, add_output, check_out, layers, open_page, positive, quoted
+from tl_backward.cli.options import Commands, add_model, add_output, check_out, layers, open_page, positive, quoted, say
 
 _FILTERS = ("ascii", "alphanumeric", "not_special")
 
@@ -82,14 +82,14 @@ def _params(arguments: argparse.Namespace) -> None:
         data |= {"gaussian_95": float(found.gaussian.quantile(0.95)), "vectors": vectors}
         print(json.dumps(data | {"report": report and str(report)}, allow_nan=False))
     elif found is not None:
-        print(repr(found))
+        say(repr(found))
         best = found.order[:5].tolist()
         names, words = found.projection.vector_names(), found.projection.top_tokens
         for i in best:
-            print(f"  {names[i]:>12}  {float(found.score[i]):.3f}  {' '.join(map(quoted, words[i][:6]))}")
+            say(f"  {names[i]:>12}  {float(found.score[i]):.3f}  {' '.join(map(quoted, words[i][:6]))}")
     if report is not None:
         if not arguments.json:
-            print(f"report: {report} ({report.stat().st_size / 1e6:.1f} MB)")
+            say(f"report: {report} ({report.stat().st_size / 1e6:.1f} MB)")
         open_page(report, arguments.no_open)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_backward._checks import check_layers, check_model
+from tl_backward._html import visible_text
 from tl_backward._typing import TransformerLensModel
 from tl_backward.bootstrap import Interval, bootstrap
 from tl_backward.cases import EditCase
@@ -45,7 +46,7 @@ class EditComparison:
     metrics: tuple[str, ...]
 
     def __repr__(self) -> str:
-        return f"EditComparison({', '.join(self.methods)}; {self.scores.shape[1]} cases)"
+        return f"EditComparison({visible_text(', '.join(self.methods))}; {self.scores.shape[1]} cases)"
 
     def interval(self, *, level: float = 0.95, n_boot: int = 1000, seed: int = 0) -> Interval:
         """Mean over cases of each [method, metric], with a percentile bootstrap interval over cases."""

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_backward._html import table
+from tl_backward._html import table, visible_text
 from tl_backward._typing import TransformerLensModel
 from tl_backward.bootstrap import Interval
 from tl_backward.dissimilarity.findings.seeds import over_seeds
@@ -65,7 +65,7 @@ class StitchingAsymmetry:
 
     def __repr__(self) -> str:
         _, n_seeds, n_layers = self.penalties.shape
-        a, b = self.names
+        a, b = map(visible_text, self.names)
         return f"StitchingAsymmetry(A={a}, B={b}; {n_seeds} seeds, {n_layers} layers, {self.map} maps by {self.fit})"
 
     def to_frame(self) -> "pandas.DataFrame":

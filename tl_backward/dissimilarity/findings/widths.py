@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_backward._html import table
+from tl_backward._html import table, visible_text
 from tl_backward._typing import TransformerLensModel
 from tl_backward.dissimilarity.comparison import compare
 from tl_backward.dissimilarity.findings.seeds import over_seeds
@@ -41,7 +41,7 @@ class WidthsAndDepths:
 
     def __repr__(self) -> str:
         n_seeds = len(next(iter(self.cka.values())))
-        return f"WidthsAndDepths({', '.join(self.names)}; {n_seeds} seeds, {self.n_samples} samples)"
+        return f"WidthsAndDepths({visible_text(', '.join(self.names))}; {n_seeds} seeds, {self.n_samples} samples)"
 
     def aligned(self, a: str, b: str, *, other_seed: bool = False) -> Float[Tensor, "seed"]:
         """Mean CKA at equal relative depth: each layer of the shallower member with the nearest of the other."""
