@@ -175,3 +175,16 @@ def check_k(k: int, d_vocab: int) -> int:
     if not 1 <= k <= d_vocab:
         raise ValueError(f"Expected 1 <= k <= {d_vocab} (the vocabulary), got k={k}; choose a smaller k.")
     return k
+
+
+def check_text(text: str) -> str:
+    """Text that a tokenizer can take.
+
+    Raises:
+        ValueError: half of a surrogate pair in it, as bytes that are not UTF-8 become on a command line.
+    """
+    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+        raise ValueError(
+            f"Expected text that UTF-8 can write, got {text!r:.80}, half of a surrogate pair in it; mend its encoding."
+        )
+    return text

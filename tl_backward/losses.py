@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tl_backward._checks import check_text
+
 Loss: TypeAlias = Callable[..., Float[Tensor, ""]]
 Reduction: TypeAlias = Literal["mean", "sum"]
 Target: TypeAlias = (
@@ -247,7 +249,7 @@ def encode_text(text: str, model: Encoder) -> list[int]:
         ValueError: the text encodes to nothing, or to the tokenizer's unknown token.
     """
     tokenizer = getattr(model, "tokenizer", None)
-    ids = [int(i) for i in model.to_tokens(text, prepend_bos=False).flatten()] if text else []
+    ids = [int(i) for i in model.to_tokens(check_text(text), prepend_bos=False).flatten()] if text else []
     # A sentencepiece tokenizer puts a space before every text: the one that is there already would be a token more.
     piece = getattr(tokenizer, "convert_ids_to_tokens", lambda token: None)
     if len(ids) > 1 and text.startswith(" ") and piece(ids[0]) == "\N{LOWER ONE EIGHTH BLOCK}":
