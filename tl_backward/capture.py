@@ -295,7 +295,13 @@ class _Recorder:
         for site in self.sites:
             wrote = [deltas[id(entry)] for entry in self.writes[id(site.write.module), site.write.at]]
             read = [None] * len(wrote) if site.read is None else [x.detach() for x, _ in self._seen(site)]
-            if len(read) != len(wrote):
+            if len(read) == len(wrote):
+                # Under autocast the product sees a rounded x.
+                read = [
+                    x.to(delta.dtype) if x is not None and x.is_floating_point() else x
+                    for x, delta in zip(read, wrote, strict=True)
+                ]
+            else:
                 raise RuntimeError(
                     f"Expected {site.name} to write once for each time it reads, got {len(read)} reads and "
                     f"{len(wrote)} writes; the model calls it in a way that is not known here."
