@@ -49,12 +49,19 @@ def model_kind(model: object) -> str:
 
 
 def check_model(model: TransformerLensModel) -> None:
-    """Refuse anything that is not an uncompiled TransformerLens model.
+    """Refuse anything that is not an uncompiled TransformerLens model in memory.
 
     Raises:
         TypeError: see `model_kind`; also when a submodule was compiled, since its hooks cannot fire.
+        ValueError: parameters on the meta device, whose numbers are elsewhere or nowhere.
     """
     model_kind(model)
+    away = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
+    if away is not None:
+        raise ValueError(
+            f"Expected a model whose parameters are in memory, got {away!r} on the meta device, offloaded or never "
+            "loaded; load it without offloading."
+        )
     for name, module in model.named_modules():
         if getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod"):
             raise TypeError(

@@ -85,7 +85,8 @@ def run_with_gradient_cache(
         loss = bind(model, batch.n_examples)
         batch = extend(model, batch, getattr(loss, "continuation", ()))
     none = isinstance(weights, list | tuple) and not weights
-    sites = {} if none else select_sites(weight_sites(model), weights)
+    known = weight_sites(model)
+    sites = {} if none else select_sites(known, weights)
     recorder = _Recorder()
     with ExitStack() as stack:
         stack.enter_context(rng_untouched(model))
@@ -95,7 +96,10 @@ def run_with_gradient_cache(
             recorder.watch(site)
         points = _hook_points(model, names_filter)
         if not sites and not points:
-            raise ValueError("Expected weights or hook points whose gradients to keep, got neither; name some of them.")
+            reasons = "" if none else "".join(f" ({name}: {why})" for name, why in list(known.missing.items())[:1])
+            raise ValueError(
+                f"Expected weights or hook points whose gradients to keep, got neither; name some of them.{reasons}"
+            )
         for point in {id(point): point for point in points.values()}.values():
             recorder.watch_hook_point(point)
         value, logits = _forward(model, batch, loss)

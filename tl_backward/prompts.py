@@ -77,7 +77,7 @@ def encode_prompts(
     for text in texts:
         if not text:
             raise ValueError("Expected a prompt with at least one token, got an empty text; write something.")
-        rows.append([int(i) for i in model.to_tokens(check_text(text), truncate=False, **options).flatten()])
+        rows.append(model.to_tokens(check_text(text), truncate=False, **options).flatten().tolist())
         unknown = getattr(model.tokenizer, "unk_token_id", None)
         if unknown in rows[-1] and unknown != getattr(model.tokenizer, "bos_token_id", None):  # GPT-2's are the same
             warnings.warn(

@@ -196,7 +196,7 @@ def _encode(model: TransformerLensModel, text: str, reading: Reading) -> list[in
             "model.tokenizer."
         )
     options = {} if reading.prepend_bos is None else {"prepend_bos": reading.prepend_bos}
-    return [int(i) for i in model.to_tokens(check_text(text), truncate=False, **options).flatten()]
+    return model.to_tokens(check_text(text), truncate=False, **options).flatten().tolist()
 
 
 def count_tokens(model: TransformerLensModel, text: str, reading: Reading) -> int:
