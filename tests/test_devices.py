@@ -272,3 +272,13 @@ def test_capture_readout_and_dissimilarity_on_a_gpu_give_the_cpus_numbers(world)
     assert read.shift[0].norm.is_cuda and error(read.stacked("norm").cpu(), lens.stacked("norm")) < 1e-4
     pairs, same = (tlb.head_pairs(model, "VO", 0, 0, k=9, **QUIET).pairs.values.cpu() for model in (on_cpu, on_gpu))
     torch.testing.assert_close(pairs, same, rtol=1e-4, atol=1e-4)
+
+
+@needs_gpu
+def test_a_decoder_trained_in_fp16_on_a_gpu():
+    from inversion.small import options, trained
+
+    half = trained(WORLDS[0], budget=16 * 12, model=build(WORLDS[0], dtype=torch.float32).to("cuda"), options=options(mixed_precision="fp16"))
+    full = trained(WORLDS[0], budget=16 * 12, model=build(WORLDS[0], dtype=torch.float32).to("cuda"))
+    assert half.network.mean.dtype == torch.float32
+    assert half.description["final_loss"] == pytest.approx(full.description["final_loss"], rel=0.1)
