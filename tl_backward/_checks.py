@@ -56,13 +56,13 @@ def check_model(model: TransformerLensModel) -> None:
         ValueError: parameters on the meta device, whose numbers are elsewhere or nowhere.
     """
     model_kind(model)
-    away = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
-    if away is not None:
-        raise ValueError(
-            f"Expected a model whose parameters are in memory, got {away!r} on the meta device, offloaded or never "
-            "loaded; load it without offloading."
-        )
     for name, module in model.named_modules():
+        away = [key for key, parameter in module._parameters.items() if parameter is not None and parameter.is_meta]
+        if away:
+            raise ValueError(
+                f"Expected a model whose parameters are in memory, got {f'{name}.{away[0]}'!r} on the meta device, "
+                "offloaded or never loaded; load it without offloading."
+            )
         if getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod"):
             raise TypeError(
                 f"Expected an uncompiled model, got one whose {name or 'root'!r} was compiled with torch.compile, "
