@@ -88,6 +88,7 @@ def test_hostile_page(browser: Browser, hostile: list[str], tmp_path: Path, with
         assert visible in body
 
     hover_everything(browser)
+    assert browser.number("document.querySelectorAll('.hoverlayer text').length") > 0
     # The camera button: the policy must not stop saving a picture.
     picture = browser.driver.execute_async_script(
         "const done = arguments[0], plot = document.querySelector('.js-plotly-plot');"
@@ -120,6 +121,7 @@ def test_two_models_compared(browser: Browser, hostile: list[str], tmp_path: Pat
     browser.open(path)
     browser.wait("document.querySelectorAll('.js-plotly-plot').length === 3")
     hover_everything(browser)
+    assert browser.number("document.querySelectorAll('.hoverlayer text').length") > 0
     from selenium.webdriver import ActionChains
 
     square = browser.driver.find_element("css selector", ".js-plotly-plot .nsewdrag")
