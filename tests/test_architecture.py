@@ -11,7 +11,7 @@ import tl_backward as tlb
 
 PACKAGE = Path(tlb.__file__).parent
 FLOORS = [
-    {"_typing", "_checks", "_html", "_storage", "_torch_hooks", "_visits"},
+    {"_typing", "_checks", "_html", "_storage", "_csv", "_torch_hooks", "_visits"},
     {"factors", "losses", "vocabulary", "readout", "segments", "sites", "zoo", "prompts", "loading", "cases", "bootstrap", "top_pairs",
      "text_files"},
     {"activations", "answers", "capture", "gradient_cache", "controls"},

@@ -53,13 +53,20 @@ def model_kind(model: object) -> str:
 
 
 def check_model(model: TransformerLensModel) -> None:
-    """Refuse anything that is not an uncompiled TransformerLens model.
+    """Refuse anything that is not an uncompiled TransformerLens model in memory.
 
     Raises:
         TypeError: see `model_kind`; also when a submodule was compiled, since its hooks cannot fire.
+        ValueError: parameters on the meta device, whose numbers are elsewhere or nowhere.
     """
     model_kind(model)
     for name, module in model.named_modules():
+        away = [key for key, parameter in module._parameters.items() if parameter is not None and parameter.is_meta]
+        if away:
+            raise ValueError(
+                f"Expected a model whose parameters are in memory, got {f'{name}.{away[0]}'!r} on the meta device, "
+                "offloaded or never loaded; load it without offloading."
+            )
         if getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod"):
             raise TypeError(
                 f"Expected an uncompiled model, got one whose {name or 'root'!r} was compiled with torch.compile, "
@@ -196,3 +203,16 @@ def check_k(k: int, d_vocab: int) -> int:
     if not 1 <= k <= d_vocab:
         raise ValueError(f"Expected 1 <= k <= {d_vocab} (the vocabulary), got k={k}; choose a smaller k.")
     return k
+
+
+def check_text(text: str) -> str:
+    """Text that a tokenizer can take.
+
+    Raises:
+        ValueError: half of a surrogate pair in it, as bytes that are not UTF-8 become on a command line.
+    """
+    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+        raise ValueError(
+            f"Expected text that UTF-8 can write, got {text!r:.80}, half of a surrogate pair in it; mend its encoding."
+        )
+    return text

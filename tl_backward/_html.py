@@ -117,10 +117,12 @@ def visible_token(token: str, limit: int | None = None) -> str:
             units.append(char)
     # Escaping marks and controls must see the neighbours, so it comes after the spaces are replaced.
     text = visible_text("".join(units))
-    if limit is None or len(text) <= limit:
-        return text
-    # Half an escape would read as other text.
-    return _HALF_ESCAPE.sub("", text[: max(limit - 1, 0)]) + "\u2026"
+    return text if limit is None else _cut(text, limit)
+
+
+def _cut(text: str, limit: int) -> str:
+    """At most `limit` characters of visible text; half an escape would read as other text."""
+    return text if len(text) <= limit else _HALF_ESCAPE.sub("", text[: max(limit - 1, 0)]) + "\u2026"
 
 
 def token_html(token: str, limit: int | None = 40) -> str:
@@ -277,7 +279,7 @@ def _cell_html(cell: TableCell, bound: Number, limit: int) -> str:
         return f'<td style="{_TD}"></td>'
     if isinstance(cell, str):
         text = visible_text(cell)
-        short = text if len(text) <= 3 * limit else text[: 3 * limit - 1] + "\u2026"
+        short = _cut(text, 3 * limit)
         title = _title([text]) if short != text else ""
         return f'<td style="{_TD}"{title}><bdi>{escape(short)}</bdi></td>'
     return f'<td style="{_TD};text-align:right"{_title([repr(cell)])}>{format_number(cell)}</td>'
@@ -332,7 +334,7 @@ def table(
 
 def _header(name: str, attributes: str, limit: int) -> str:
     text = visible_text(name)
-    short = text if len(text) <= limit else text[: limit - 1] + "\u2026"
+    short = _cut(text, limit)
     return f"<th {attributes}{_title([text]) if short != text else ''}><bdi>{escape(short)}</bdi></th>"
 
 

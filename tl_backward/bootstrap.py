@@ -40,7 +40,7 @@ def bootstrap(
     """
     if not 0 < level < 1:
         raise ValueError(f"Expected a confidence level between 0 and 1, got {level}; 0.95 is usual.")
-    flat = values.detach().double().reshape(len(values), -1).cpu()
+    flat = values.detach().double().reshape(len(values), values.shape[1:].numel()).cpu()
     there = (~flat.isnan()).double()
     filled = flat.nan_to_num(0.0)
     n = there.sum(0)

@@ -93,7 +93,8 @@ def run_with_gradient_cache(
         loss = bind(model, batch.n_examples)
         batch = extend(model, batch, getattr(loss, "continuation", ()))
     none = isinstance(weights, list | tuple) and not weights
-    sites = {} if none else select_sites(weight_sites(model), weights)
+    known = weight_sites(model)
+    sites = {} if none else select_sites(known, weights)
     recorder = _Recorder(model)
     with ExitStack() as stack:
         stack.enter_context(rng_untouched(model))
@@ -103,7 +104,10 @@ def run_with_gradient_cache(
             recorder.watch(site)
         points = _hook_points(model, names_filter)
         if not sites and not points:
-            raise ValueError("Expected weights or hook points whose gradients to keep, got neither; name some of them.")
+            reasons = "" if none else "".join(f" ({name}: {why})" for name, why in list(known.missing.items())[:1])
+            raise ValueError(
+                f"Expected weights or hook points whose gradients to keep, got neither; name some of them.{reasons}"
+            )
         for point in {id(point): point for point in points.values()}.values():
             recorder.watch_hook_point(point)
         value, logits = _forward(model, batch, loss)
@@ -309,7 +313,13 @@ class _Recorder:
         for site in self.sites:
             wrote = [deltas[id(entry)] for entry in self.writes[id(site.write.module), site.write.at]]
             read = [None] * len(wrote) if site.read is None else [x.detach() for x, _ in self._seen(site)]
-            if len(read) != len(wrote):
+            if len(read) == len(wrote):
+                # Under autocast the product sees a rounded x.
+                read = [
+                    x.to(delta.dtype) if x is not None and x.is_floating_point() else x
+                    for x, delta in zip(read, wrote, strict=True)
+                ]
+            else:
                 raise RuntimeError(
                     f"Expected {site.name} to write once for each time it reads, got {len(read)} reads and "
                     f"{len(wrote)} writes; the model calls it in a way that is not known here."

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_backward._checks import nearest
+from tl_backward._checks import check_text, nearest
 from tl_backward.vocabulary import token_string
 
 Loss: TypeAlias = Callable[..., Float[Tensor, ""]]
@@ -250,11 +250,11 @@ def encode_text(text: str, model: Encoder) -> list[int]:
         ValueError: the text encodes to nothing, or to the tokenizer's unknown token.
     """
     tokenizer = getattr(model, "tokenizer", None)
-    ids = [int(i) for i in model.to_tokens(text, prepend_bos=False).flatten()] if text else []
+    ids = model.to_tokens(check_text(text), prepend_bos=False).flatten().tolist() if text else []
     # A sentencepiece tokenizer puts a space before every text: the one that is there already would be a token more.
     piece = getattr(tokenizer, "convert_ids_to_tokens", lambda token: None)
     if len(ids) > 1 and text.startswith(" ") and piece(ids[0]) == "\N{LOWER ONE EIGHTH BLOCK}":
-        ids = [int(i) for i in model.to_tokens(text[1:], prepend_bos=False).flatten()]
+        ids = model.to_tokens(text[1:], prepend_bos=False).flatten().tolist()
     if not ids:
         raise ValueError(f"Expected a target that encodes to at least one token, got {text!r}; give a word.")
     unknown = getattr(tokenizer, "unk_token_id", None)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_backward._checks import UnknownWordsWarning, model_kind
+from tl_backward._checks import UnknownWordsWarning, check_text, model_kind
 from tl_backward._typing import Prompts, TransformerLensModel
 from tl_backward._visits import rng_untouched
 from tl_backward.vocabulary import unknown_words
@@ -79,7 +79,7 @@ def encode_prompts(
     for text in texts:
         if not text:
             raise ValueError("Expected a prompt with at least one token, got an empty text; write something.")
-        rows.append([int(i) for i in model.to_tokens(text, truncate=False, **options).flatten()])
+        rows.append(model.to_tokens(check_text(text), truncate=False, **options).flatten().tolist())
         unknown = getattr(model.tokenizer, "unk_token_id", None)
         if unknown in rows[-1] and unknown != getattr(model.tokenizer, "bos_token_id", None):  # GPT-2's are the same
             which = ", ".join(map(repr, unknown_words(model.tokenizer, text)))

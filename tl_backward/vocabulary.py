@@ -1,6 +1,6 @@
 """Token ids as strings that show what they are: leading spaces kept, bytes and padding rows named."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -64,6 +64,18 @@ def unknown_words(tokenizer: Tokenizer | None, text: str) -> list[str]:
         return []
     words = dict.fromkeys(text.split())
     return [w for w in words if all(unknown in encode(form, add_special_tokens=False) for form in (w, f" {w}"))]
+
+
+def text_frame(rows: Iterable[Mapping[str, object]]) -> "pandas.DataFrame":
+    """Rows as a frame; a column with a string in it holds Python objects, as `text_column` does."""
+    import pandas
+
+    rows = list(rows)
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    with_text = {name for name, values in columns.items() if any(isinstance(value, str) for value in values)}
+    dtypes = {name: object if name in with_text else None for name in columns}
+    return pandas.DataFrame({name: pandas.Series(values, dtype=dtypes[name]) for name, values in columns.items()})
 
 
 def text_column(strings: Iterable[str | None]) -> "pandas.Series":

@@ -171,6 +171,8 @@ BAD = {
     "epsilon": ({"options": options(epsilon=0.0)}, ValueError, "Expected epsilon > 0, got 0.0"),
     "pairs": ({"options": options(drawing={"pairs": 5})}, ValueError, "batch_size to be a multiple of pairs x processes, got 16 and 5 x 1"),
     "no such position": ({"positions": 14}, ValueError, "texts that have one of the positions"),
+    "fp16 on the CPU": ({"options": options(mixed_precision="fp16")}, ValueError, "on a GPU with mixed_precision 'fp16'.*use 'bf16' there"),
+    "a precision": ({"options": options(mixed_precision="half")}, ValueError, "Expected mixed_precision 'no', 'fp16' or 'bf16', got 'half'"),
     "a learning rate": ({"options": options(learning_rate=1e30)}, ValueError, "Expected a finite loss, got"),
 }
 

@@ -1,117 +1,18 @@
-"""Token strings that try to become markup, script, formulas, or nothing at all."""
+from collections.abc import Iterator
 
 import pytest
+from hostile import TOKENS
 
-HOSTILE = [
-    # markup that runs script; pwned() is what the browser tests count
-    "<script>pwned()</script>",
-    "</script><script>pwned()</script>",
-    "<SCRIPT SRC=http://evil.invalid/x.js></SCRIPT>",
-    "<scr<script>ipt>pwned()</script>",
-    "<script\x0b>pwned()</script>",
-    "<img/src='x'/onerror=pwned()>",
-    "<img/src=x/onerror=pwned()>",
-    "<img src=x onerror='pwned()'>",
-    '<IMG SRC="x" ONERROR="pwned()">',
-    "<img src=http://evil.invalid/pixel.png>",
-    "<svg/onload=pwned()>",
-    "<svg><script>pwned()</script></svg>",
-    "<svg><animate onbegin=pwned() attributeName=x dur=1s>",
-    "<body onload=pwned()>",
-    "<iframe src=javascript:pwned()></iframe>",
-    "<iframe srcdoc='<script>parent.pwned()</script>'>",
-    "<object data=javascript:pwned()>",
-    "<embed src=javascript:pwned()>",
-    "<details open ontoggle=pwned()>",
-    "<input autofocus onfocus=pwned()>",
-    "<video><source onerror=pwned()></video>",
-    "<a href=javascript:pwned()>click</a>",
-    '<a href="http://evil.invalid">link</a>',
-    "<form action=http://evil.invalid><button>",
-    "<style>*{display:none}</style>",
-    "<link rel=stylesheet href=http://evil.invalid/x.css>",
-    "<meta http-equiv=refresh content=0;url=http://evil.invalid>",
-    "<base href=http://evil.invalid/>",
-    '<math><mtext></mtext><mglyph><svg><mtext><textarea><path id="</textarea><img onerror=pwned() src=1>">',
-    # ways out of attributes, scripts, comments, templates
-    '" onmouseover="pwned()',
-    "' onmouseover='pwned()",
-    "`${pwned()}`",
-    "\\u003cimg src=x onerror=pwned()\\u003e",
-    '");pwned();//',
-    "'-pwned()-'",
-    "<!--",
-    "--><script>pwned()</script>",
-    "<!--<script>",
-    "]]>",
-    "<![CDATA[<script>pwned()</script>]]>",
-    "{{constructor.constructor('pwned()')()}}",
-    "%{z} %{customdata[0]} %{x}",
-    "$\\text{a}$",
-    "__proto__",
-    # entities
-    "&lt;img src=x onerror=pwned()&gt;",
-    "&amp;lt;",
-    "&#60;script&#62;pwned()&#60;/script&#62;",
-    "&ltscript&gt",
-    "&",
-    "<",
-    # tokens that markup would swallow
-    "<s>",
-    "</s>",
-    "<bos>",
-    "<|endoftext|>",
-    "<b>bold</b>",
-    "<br>",
-    # space and invisibles
-    "",
-    " ",
-    "  ",
-    " Oslo",
-    "\n",
-    "\\n",
-    "\\\n",
-    "\t\r\n",
-    "\x00",
-    "a\x00b",
-    "\x1b[31m",
-    "\xa0",
-    "\u3000",
-    "\u200b",
-    "a\u200bb",
-    "\ufeff",
-    "\u2028",
-    "\u2029",
-    "\u2060",
-    "<\u2060img src=x onerror=pwned()>",
-    "\u202etxt.exe",
-    "\u2066\u2067abc",
-    "\ud800",
-    "\udfff x",
-    "\u0301",
-    "a" + "\u0301" * 40,
-    # scripts and lengths
-    "שלום",
-    "مرحبا 12",
-    "日本語",
-    "👩\u200d👩\u200d👧",
-    "❤\ufe0f",
-    "␣",
-    "·",
-    "w" * 40,
-    "<img src=x onerror=pwned()>" * 40,
-    "x" * 5000,
-    # formulas
-    "=1+1",
-    "+1",
-    "-1",
-    "@SUM(A1)",
-    " =cmd|'/c calc'!A1",
-    '=HYPERLINK("http://evil.invalid")',
-]
+from .browsing import Browser, chromium
 
 
 @pytest.fixture
 def hostile() -> list[str]:
-    """About a hundred token strings that no renderer may run, lose, fetch or hide."""
-    return list(HOSTILE)
+    """Token strings that no renderer may run, lose, fetch or hide."""
+    return list(TOKENS)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with chromium(tmp_path_factory.mktemp("profile")) as session:
+        yield session

@@ -1,12 +1,9 @@
 """Pages of hostile text in a real Chromium with the network blocked: nothing runs, nothing is lost."""
 
 import json
-import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -18,103 +15,11 @@ from tl_backward.dissimilarity import ModelDistances, compare
 from tl_backward.render.circuits import circuitsvis
 from tl_backward.render.libraries import library_source
 
-if TYPE_CHECKING:
-    from selenium.webdriver import Chrome as WebDriver
-
-webdriver = pytest.importorskip("selenium.webdriver", reason="the browser tests need selenium")
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None, reason="the browser tests need chromium and chromedriver on the PATH"
-)
-
-# Runs before a page's scripts: counts what the hostile strings call, and keeps what canvases draw.
-WATCH = """
-window.pwnedCount = 0;
-window.pwned = function () { window.pwnedCount += 1; };
-window.alert = window.prompt = window.confirm = window.pwned;
-window.canvasTexts = new Set();
-(function () {
-  var fillText = CanvasRenderingContext2D.prototype.fillText;
-  CanvasRenderingContext2D.prototype.fillText = function (text) {
-    window.canvasTexts.add(String(text));
-    return fillText.apply(this, arguments);
-  };
-})();
-"""
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --window-size=1400,1000"
-).split()
-
-
-@dataclass
-class Browser:
-    driver: "WebDriver"
-
-    def open(self, path: Path) -> None:
-        self.driver.get("about:blank")
-        self.driver.get_log("browser")
-        self.driver.get_log("performance")
-        self.driver.get(path.as_uri())
-
-    def run(self, script: str) -> object:
-        return self.driver.execute_script(script)
-
-    def number(self, expression: str) -> int:
-        value = self.run(f"return {expression}")
-        assert isinstance(value, int)
-        return value
-
-    def texts(self, selector: str) -> list[str]:
-        found = self.run(f"return [...document.querySelectorAll('{selector}')].map(e => e.textContent)")
-        assert isinstance(found, list)
-        return found
-
-    def wait(self, condition: str, seconds: float = 15) -> None:
-        end = time.monotonic() + seconds
-        while not self.run(f"return Boolean({condition})"):
-            assert time.monotonic() < end, f"{condition} did not become true; console: {self.console()}"
-            time.sleep(0.05)
-
-    def console(self) -> list[str]:
-        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
-
-    def requests(self) -> list[str]:
-        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        return [
-            message["params"]["request"]["url"]
-            for message in messages
-            if message["method"] == "Network.requestWillBeSent"
-        ]
-
-    def foreign_requests(self, path: Path) -> list[str]:
-        own = ("data:", "blob:", "about:", "chrome:", path.as_uri())
-        return [url for url in self.requests() if not url.startswith(own)]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    profile = tmp_path_factory.mktemp("profile")
-    for flag in (*FLAGS, f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    try:
-        driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": WATCH})
-        yield Browser(driver)
-    finally:
-        driver.quit()
+from .browsing import Browser, clean, hover_everything
 
 
 def shown(token: str, limit: int | None = None) -> str:
     return render.visible_token(token, limit)
-
-
-def clean(text: str) -> str:
-    """Take out what keeps text from being markup or from reordering its neighbours; none of it is visible."""
-    return text.translate({0x2060: None, 0x2068: None, 0x2069: None, 0xA0: " "})
 
 
 def build_page(tokens: list[str]) -> render.Page:
@@ -154,7 +59,9 @@ DRAWN = (
 )
 
 
-@pytest.mark.parametrize("with_policy", [True, False], ids=["policy", "escaping-alone"])
+@pytest.mark.parametrize(
+    "with_policy", [pytest.param(True, marks=pytest.mark.long, id="policy"), pytest.param(False, id="escaping-alone")]
+)
 def test_hostile_page(browser: Browser, hostile: list[str], tmp_path: Path, with_policy: bool) -> None:
     """The policy and the escaping are two walls: each must hold without the other."""
     path = build_page(hostile).save(tmp_path / "page.html")
@@ -181,6 +88,7 @@ def test_hostile_page(browser: Browser, hostile: list[str], tmp_path: Path, with
         assert visible in body
 
     hover_everything(browser)
+    assert browser.number("document.querySelectorAll('.hoverlayer text').length") > 0
     # The camera button: the policy must not stop saving a picture.
     picture = browser.driver.execute_async_script(
         "const done = arguments[0], plot = document.querySelector('.js-plotly-plot');"
@@ -190,27 +98,6 @@ def test_hostile_page(browser: Browser, hostile: list[str], tmp_path: Path, with
     assert browser.number("window.pwnedCount") == 0
     assert browser.console() == []
     assert browser.foreign_requests(path) == []
-
-
-def hover_everything(browser: Browser) -> None:
-    """Open each hover box: tooltips are made from the same strings by other code."""
-    browser.run(
-        """
-        document.querySelectorAll('.colored-tokens > span').forEach(function (span) {
-          for (const type of ['pointerover', 'mouseover', 'mouseenter', 'mousemove', 'focusin']) {
-            span.dispatchEvent(new MouseEvent(type, {bubbles: true, clientX: 9, clientY: 9}));
-          }
-        });
-        document.querySelectorAll('.js-plotly-plot').forEach(function (plot) {
-          const points = plot.data.flatMap((trace, i) => trace.hoverinfo === 'skip' ? [] :
-            (trace.z ? trace.z[0] : trace.y).map((_, j) => trace.z
-              ? {curveNumber: i, pointNumber: [0, j]} : {curveNumber: i, pointNumber: j}));
-          points.forEach(point => Plotly.Fx.hover(plot, [point]));
-        });
-        """
-    )
-    time.sleep(0.5)
-    assert browser.number("document.querySelectorAll('.hoverlayer text').length") > 0
 
 
 def test_two_models_compared(browser: Browser, hostile: list[str], tmp_path: Path) -> None:
@@ -234,8 +121,11 @@ def test_two_models_compared(browser: Browser, hostile: list[str], tmp_path: Pat
     browser.open(path)
     browser.wait("document.querySelectorAll('.js-plotly-plot').length === 3")
     hover_everything(browser)
+    assert browser.number("document.querySelectorAll('.hoverlayer text').length") > 0
+    from selenium.webdriver import ActionChains
+
     square = browser.driver.find_element("css selector", ".js-plotly-plot .nsewdrag")
-    webdriver.ActionChains(browser.driver).move_to_element_with_offset(square, 12, 12).perform()
+    ActionChains(browser.driver).move_to_element_with_offset(square, 12, 12).perform()
     browser.wait("document.querySelector('.js-plotly-plot .hoverlayer text') !== null")
     assert "standard error 0." in str(browser.run("return document.querySelector('.js-plotly-plot .hoverlayer').textContent"))
     ticks = {clean(tick) for tick in browser.texts(".xtick text")}

@@ -7,11 +7,11 @@ import io
 import json
 import math
 import re
-import shutil
 import time
 
 import pytest
 import torch
+from hostile import TOKENS as HOSTILE
 from models import BRIDGED, HAS_HOOKED_TRANSFORMER, HOOKED, TOKENS, bridge, build, hooked, worlds
 from shared import stories
 from tokenizers import Tokenizer
@@ -19,13 +19,14 @@ from tokenizers import models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
 
 import tl_backward as tlb
-from tl_backward.render import lens_report, pattern_names
+from tl_backward.render import lens_report, pattern_names, visible_token
 from tl_backward.render.attention_report import attention_patterns, attention_section
 from tl_backward.render.figures import Curve
 from tl_backward.render.key_figures import PromptView, key_figures
 from tl_backward.render.lens_data import lens_data
 from tl_backward.render.rank_curves import rank_curves, rank_height, rank_ticks
 
+from .browsing import clean
 from .reading import read
 
 HEADINGS = [
@@ -278,7 +279,7 @@ def hostile_model(strings):
         tokenizer_object=core, name_or_path="<img src=x onerror=pwned()>", clean_up_tokenization_spaces=False
     )
     size = {"d_vocab": len(words)} if worlds()[0] == "hooked" else {"vocab_size": len(words)}
-    context = {"n_ctx": 128} if worlds()[0] == "hooked" else {"n_positions": 128}
+    context = {"n_ctx": 512} if worlds()[0] == "hooked" else {"n_positions": 512}
     model = build(worlds()[0], **size, **context)
     model.tokenizer = tokenizer
     return model, len(words)
@@ -286,8 +287,6 @@ def hostile_model(strings):
 
 @pytest.fixture(scope="module")
 def hostile_page():
-    from .conftest import HOSTILE
-
     model, n = hostile_model(HOSTILE)
     lens = full_lens(model, torch.arange(n), 3)
     return lens_report(lens, model, name="<script>pwned()</script>")
@@ -305,27 +304,9 @@ def test_hostile_tokens_stay_text(hostile_page):
     assert "<script>pwned()</script>" in " ".join(reader.texts)
 
 
-@pytest.fixture(scope="module")
-def chrome(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="NOT TESTED in a browser: selenium is missing")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("NOT TESTED in a browser: chromium and chromedriver are not on the PATH")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --window-size=1400,1000"
-    )
-    profile = f"--user-data-dir={tmp_path_factory.mktemp('profile')}"
-    for flag in (*flags.split(), profile, "--host-resolver-rules=MAP * ~NOTFOUND"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    session = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    watch = "window.pwnedCount = 0; window.pwned = window.alert = function () { window.pwnedCount += 1; };"
-    session.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": watch})
-    yield session
-    session.quit()
+@pytest.fixture
+def chrome(browser):
+    return browser.driver
 
 
 def wait(chrome, condition, seconds=30):
@@ -371,8 +352,12 @@ def test_in_a_browser_without_network(chrome, facts, tmp_path):
     assert [url for url in asked if not url.startswith(("data:", "blob:", path.as_uri()))] == []
 
 
-def test_hostile_tokens_in_a_browser(chrome, hostile_page, tmp_path):
-    opened(chrome, hostile_page, tmp_path / "hostile.html")
+def test_hostile_tokens_in_a_browser(browser, hostile_page, tmp_path):
+    path = tmp_path / "hostile.html"
+    opened(browser.driver, hostile_page, path)
     time.sleep(1)
-    assert chrome.execute_script("return window.pwnedCount") == 0
-    assert [entry for entry in chrome.get_log("browser") if entry["level"] == "SEVERE"] == []
+    assert browser.number("window.pwnedCount") == 0
+    assert browser.console() == [] and browser.foreign_requests(path) == []
+    texts = set(map(clean, browser.texts("th bdi")))
+    words = (word.encode("utf-8", "ignore").decode() for word in HOSTILE)
+    assert not [word for word in words if word and visible_token(word, 18) not in texts]

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
 
 from tl_backward._checks import UnknownWordsWarning
 from tl_backward._html import visible_text
@@ -52,7 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (ValueError, TypeError, IndexError, RuntimeError, ImportError, OSError) as error:
-        print(f"tl-backward: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        sentence = " ".join(str(error).split()) or type(error).__name__
+        print(f"tl-backward: {visible_text(sentence)}", file=sys.stderr)
         return 1
     return 0
 
@@ -68,8 +70,13 @@ def _noting_once() -> Callable[..., None]:
     return note
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(visible_text(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="tl-backward",
         description="What learning writes into a transformer: gradients read in words.",
         epilog=_EXAMPLES,

@@ -16,6 +16,7 @@ from tl_backward.cli.options import (
     layers,
     open_page,
     positive,
+    say,
     size_of,
 )
 from tl_backward.text_files import read_data
@@ -145,14 +146,14 @@ def _compare(arguments: argparse.Namespace) -> None:
             data["stitches"] = frame.astype(object).where(frame.notna(), None).to_dict("records")
         print(json.dumps(data | {"report": report and str(report)}, allow_nan=False))
     else:
-        print(repr(found))
+        say(repr(found))
         for measure in found.measures:
-            print("\n".join(lines(found, measure)))
+            say(*lines(found, measure))
         for caveat in caveats(found):
-            print(f"note: {caveat}")
+            say(f"note: {caveat}")
     if report is not None:
         if not arguments.json:
-            print(f"report: {report} ({size_of(report)})")
+            say(f"report: {report} ({size_of(report)})")
         open_page(report, arguments.no_open)
 
 

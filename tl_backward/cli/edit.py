@@ -18,6 +18,7 @@ from tl_backward.cli.options import (
     open_page,
     positive,
     quoted,
+    say,
     size_of,
 )
 
@@ -143,18 +144,18 @@ def _edit(arguments: argparse.Namespace) -> None:
         data |= {"saved": saved and str(saved), "report": report and str(report)}
         print(json.dumps(data, allow_nan=False))
     else:
-        print(f"{quoted(arguments.prompt)} -> {quoted(arguments.target)}: {how}")
+        say(f"{quoted(arguments.prompt)} -> {quoted(arguments.target)}: {how}")
         frame = effect.to_frame().head(5)
         for token, before, after in zip(frame["token"], frame["before"], frame["after"], strict=True):
-            print(f"  {quoted(token):<24}  {before:.3f} -> {after:.3f}")
+            say(f"  {quoted(token):<24}  {before:.3f} -> {after:.3f}")
         for note in _what_it_says(model, arguments.target, effect):
-            print(f"  note: {note}")
+            say(f"  note: {note}")
         if scores is not None:
             known = {name: value for name, value in _finite(vars(scores[1])).items() if value is not None}
-            print("  " + ", ".join(f"{name} {value:.2f}" for name, value in known.items()))
+            say("  " + ", ".join(f"{name} {value:.2f}" for name, value in known.items()))
         for what, path in (("edit", saved), ("report", report)):
             if path is not None:
-                print(f"{what}: {path} ({size_of(path)})")
+                say(f"{what}: {path} ({size_of(path)})")
     if report is not None:
         open_page(report, arguments.no_open)
 
@@ -263,11 +264,11 @@ def _edits(arguments: argparse.Namespace) -> None:
         return
     columns, rows = found.table()
     widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
-    print(f"{len(test)} edits, settings chosen on {len(validation)} others; means with 95 % bootstrap intervals")
+    say(f"{len(test)} edits, settings chosen on {len(validation)} others; means with 95 % bootstrap intervals")
     for row in (columns, *rows):
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+        say("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
     if report is not None:
-        print(f"report: {report} ({size_of(report)})")
+        say(f"report: {report} ({size_of(report)})")
         open_page(report, arguments.no_open)
 
 

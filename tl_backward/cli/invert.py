@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tl_backward.cli.options import Commands, add_model, add_output, check_out, open_page, positive, size_of
+from tl_backward.cli.options import Commands, add_model, add_output, check_out, open_page, positive, say, size_of
 from tl_backward.text_files import read_data
 
 if TYPE_CHECKING:
@@ -121,12 +121,12 @@ def _invert(arguments: argparse.Namespace) -> None:
         data |= {"metric": arguments.metric, "readings": [_as_json(reading) for reading in readings]}
         print(json.dumps(_finite(data | {"report": report and str(report)}), allow_nan=False))
     else:
-        print("\n".join(lines(readings)))
+        say(*lines(readings))
         if any(reading.preimage.method == "decoder" for reading in readings):
-            print("note: a decoder's samples also share its habits; --method search looks for texts that do not")
+            say("note: a decoder's samples also share its habits; --method search looks for texts that do not")
     if report is not None:
         if not arguments.json:
-            print(f"report: {report} ({size_of(report)})")
+            say(f"report: {report} ({size_of(report)})")
         open_page(report, arguments.no_open)
 
 

@@ -17,6 +17,7 @@ from tl_backward.cli.options import (
     open_page,
     positive,
     quoted,
+    say,
     size_of,
 )
 
@@ -127,7 +128,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     else:
         _describe(lens, "facts", prompt, target)
         _written(path)
-        print(f"in {time.monotonic() - started:.0f} s")
+        say(f"in {time.monotonic() - started:.0f} s")
     if path is not None:
         open_page(path, arguments.no_open)
 
@@ -201,12 +202,12 @@ def _describe(lens: "BackwardLens", name: str, prompt: str, target: str) -> None
     view = PromptView(lens)
     first = "" if target == view.target else f", of which the first token is {quoted(view.target)}"
     already = " already" if view.target == view.answer else ""
-    print(f"{name}: {quoted(prompt)} -> {quoted(target)}{first}; the model says {quoted(view.answer)}{already}")
+    say(f"{name}: {quoted(prompt)} -> {quoted(target)}{first}; the model says {quoted(view.answer)}{already}")
     rows = [("", "", "") if lens.control is None else ("", "model", "untrained control")]
     rows += [(each.name, each.value, each.control) for each in key_figures(view)]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
-        print("  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+        say("  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _page(lens: "BackwardLens", model: "TransformerLensModel", name: str) -> "Page":
@@ -236,4 +237,4 @@ def _print_json(lens: "BackwardLens", model: str, prompt: str, target: str, repo
 
 def _written(path: Path | None) -> None:
     if path is not None:
-        print(f"report: {path} ({size_of(path)})")
+        say(f"report: {path} ({size_of(path)})")

@@ -98,8 +98,14 @@ def size_of(path: Path) -> str:
 
 
 def quoted(text: str) -> str:
-    """Text for a terminal: no control character of a token or prompt reaches it."""
+    """Text in quotes for a terminal: no control character of a token or prompt reaches it."""
     return f'"{visible_text(text)}"'
+
+
+def say(*lines: str) -> None:
+    """Print lines of text: nothing in a token, a prompt or a file's name can command the terminal."""
+    for line in lines:
+        print(visible_text(line))
 
 
 def open_page(path: Path, no_open: bool) -> None:

@@ -15,6 +15,7 @@ from tl_backward.cli.options import (
     open_page,
     positive,
     quoted,
+    say,
     size_of,
 )
 
@@ -92,16 +93,16 @@ def _params(arguments: argparse.Namespace) -> None:
         data |= {"gaussian_95": float(found.gaussian.quantile(0.95)), "vectors": vectors}
         print(json.dumps(data | {"report": report and str(report)}, allow_nan=False))
     elif found is not None:
-        print(repr(found))
+        say(repr(found))
         best = found.order[:5].tolist()
         names, words = found.projection.vector_names(), found.projection.top_tokens
         for i in best:
-            print(f"  {names[i]:>12}  {float(found.score[i]):.3f}  {' '.join(map(quoted, words[i][:6]))}")
+            say(f"  {names[i]:>12}  {float(found.score[i]):.3f}  {' '.join(map(quoted, words[i][:6]))}")
     elif page is not None:
-        print(f"{name}: the atlas of its weights is a page; --weight W_out --layer 0 prints one weight's words")
+        say(f"{name}: the atlas of its weights is a page; --weight W_out --layer 0 prints one weight's words")
     if report is not None:
         if not arguments.json:
-            print(f"report: {report} ({size_of(report)})")
+            say(f"report: {report} ({size_of(report)})")
         open_page(report, arguments.no_open)
 
 

@@ -14,6 +14,7 @@ from tl_backward._html import Cell, scale_bound, table
 from tl_backward._typing import TransformerLensModel
 from tl_backward.dissimilarity.comparison import compare
 from tl_backward.dissimilarity.measures.registry import get_measure, list_measures
+from tl_backward.vocabulary import text_frame
 
 if TYPE_CHECKING:
     import pandas
@@ -51,10 +52,8 @@ class ModelDistances:
 
     def to_frame(self) -> "pandas.DataFrame":
         """One row a pair of layers, each pair once."""
-        import pandas
-
         n = len(self.layers)
-        return pandas.DataFrame(
+        return text_frame(
             {
                 "model_a": self.models[i],
                 "layer_a": self.layers[i],

@@ -11,6 +11,7 @@ from tl_backward._html import Cell, table
 from tl_backward.dissimilarity.memory import MemoryPlan
 from tl_backward.dissimilarity.minibatch import Estimator
 from tl_backward.dissimilarity.reading import Sample
+from tl_backward.vocabulary import text_frame
 
 if TYPE_CHECKING:
     import pandas
@@ -84,8 +85,6 @@ class Comparison:
 
     def to_frame(self) -> "pandas.DataFrame":
         """One row a measure and pair of layers: value, standard error, nulls, and what it was taken from."""
-        import pandas
-
         rows = []
         for m, measure in enumerate(self.measures):
             for i, a in enumerate(self.layers_a):
@@ -108,7 +107,7 @@ class Comparison:
                             "first_excluded": self.first_excluded,
                         }
                     )
-        return pandas.DataFrame(rows)
+        return text_frame(rows)
 
     def _repr_html_(self) -> str:
         """A static table a measure: layers of A down, of B across, standard errors beside the values."""

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from tl_backward._checks import check_text
 from tl_backward._typing import TransformerLensModel
 from tl_backward.dissimilarity.reading import Reading
 from tl_backward.prompts import Batch
@@ -195,7 +196,7 @@ def _encode(model: TransformerLensModel, text: str, reading: Reading) -> list[in
             "model.tokenizer."
         )
     options = {} if reading.prepend_bos is None else {"prepend_bos": reading.prepend_bos}
-    return [int(i) for i in model.to_tokens(text, truncate=False, **options).flatten()]
+    return model.to_tokens(check_text(text), truncate=False, **options).flatten().tolist()
 
 
 def count_tokens(model: TransformerLensModel, text: str, reading: Reading) -> int:

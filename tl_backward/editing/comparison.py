@@ -11,12 +11,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_backward._checks import check_layers, check_model
+from tl_backward._html import visible_text
 from tl_backward._typing import TransformerLensModel
 from tl_backward.bootstrap import Interval, bootstrap
 from tl_backward.cases import EditCase
 from tl_backward.editing.edit import Edit
 from tl_backward.editing.methods import Scaling, gradient_edit, shift_edit
 from tl_backward.editing.scores import METRICS, EditScores, ask, score
+from tl_backward.vocabulary import text_frame
 
 if TYPE_CHECKING:
     import pandas
@@ -44,7 +46,7 @@ class EditComparison:
     metrics: tuple[str, ...]
 
     def __repr__(self) -> str:
-        return f"EditComparison({', '.join(self.methods)}; {self.scores.shape[1]} cases)"
+        return f"EditComparison({visible_text(', '.join(self.methods))}; {self.scores.shape[1]} cases)"
 
     def interval(self, *, level: float = 0.95, n_boot: int = 1000, seed: int = 0) -> Interval:
         """Mean over cases of each [method, metric], with a percentile bootstrap interval over cases."""
@@ -64,15 +66,13 @@ class EditComparison:
 
     def to_frame(self, *, level: float = 0.95, n_boot: int = 1000, seed: int = 0) -> "pandas.DataFrame":
         """One row a method and metric: mean, low, high, n."""
-        import pandas
-
         found = self.interval(level=level, n_boot=n_boot, seed=seed)
         rows = [
             (method, metric, *(float(each[m, i]) for each in (found.mean, found.low, found.high)), int(found.n[m, i]))
             for m, method in enumerate(self.methods)
             for i, metric in enumerate(self.metrics)
         ]
-        return pandas.DataFrame(rows, columns=["method", "metric", "mean", "low", "high", "n"])
+        return text_frame(dict(zip(("method", "metric", "mean", "low", "high", "n"), row, strict=True)) for row in rows)
 
     def table(self, metrics: Sequence[str] = SHOWN) -> tuple[list[str], list[list[str]]]:
         """Column names and rows of text, "mean (low to high)", one row a method."""

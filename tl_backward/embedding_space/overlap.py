@@ -20,7 +20,7 @@ from tl_backward.embedding_space.projection import check_choice, top_tokens
 from tl_backward.prompts import Batch, encode_prompts
 from tl_backward.readout import extremes, through_final_norm
 from tl_backward.sites import weight_sites
-from tl_backward.vocabulary import token_string
+from tl_backward.vocabulary import text_column, token_strings
 
 if TYPE_CHECKING:
     import pandas
@@ -59,7 +59,7 @@ class ActivationOverlap:
         import pandas
 
         examples, positions = self.places.unbind(1)
-        columns = {"example": examples.tolist(), "position": positions.tolist(), "token": self.tokens}
+        columns = {"example": examples.tolist(), "position": positions.tolist(), "token": text_column(self.tokens)}
         return pandas.DataFrame(columns | {"aligned": self.aligned.tolist(), "shuffled": self.shuffled.tolist()})
 
     def _repr_html_(self) -> str:
@@ -152,7 +152,7 @@ def parameter_activation_overlap(
             k_state=k_state,
             n_vectors=n_vectors,
             places=real.nonzero(),
-            tokens=[token_string(tokenizer, int(token)) for token in batch.tokens[real]],
+            tokens=token_strings(tokenizer, batch.tokens[real]),
             aligned=_recall(said, active),
             shuffled=_recall(said, active[order]),
         )

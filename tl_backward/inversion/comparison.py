@@ -18,6 +18,7 @@ from tl_backward.inversion.query import QueryLike, read_query
 from tl_backward.inversion.scoring import Scores, allowed_positions, smallest
 from tl_backward.inversion.sites import SiteLike
 from tl_backward.inversion.texts import Inputs, encode
+from tl_backward.vocabulary import text_frame
 
 if TYPE_CHECKING:
     import pandas
@@ -42,9 +43,7 @@ class SiteComparison:
 
     def to_frame(self) -> "pandas.DataFrame":
         """One row a site, position and feature: share_inside, n_inside, rate, low, high, prior, bits."""
-        import pandas
-
-        return pandas.DataFrame(
+        return text_frame(
             {
                 "site": str(preimage.site),
                 "position": preimage.position,

@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward._html import Cell, table
+from tl_backward._html import Cell, table, visible_text
 from tl_backward.inversion.preimage import Preimage
+from tl_backward.vocabulary import text_frame
 
 if TYPE_CHECKING:
     import pandas
@@ -65,7 +66,7 @@ class FeatureConsistency:
 
     def __repr__(self) -> str:
         beside = "" if self.prior is None else f", prior {self.prior}"
-        return f"FeatureConsistency({self.feature} = {self.query_value!r:.40}: {self.rate}{beside})"
+        return f"FeatureConsistency({visible_text(self.feature)} = {self.query_value!r:.40}: {self.rate}{beside})"
 
     @property
     def bits(self) -> float:
@@ -92,7 +93,7 @@ class FeatureTable:
     title: str
 
     def __repr__(self) -> str:
-        best = ", ".join(f"{row.feature} {row.rate.value:.3f}" for row in self.rows[:3])
+        best = ", ".join(f"{visible_text(row.feature)} {row.rate.value:.3f}" for row in self.rows[:3])
         return f"FeatureTable({len(self.rows)} features, first {best})"
 
     def __getitem__(self, feature: str) -> FeatureConsistency:
@@ -105,9 +106,7 @@ class FeatureTable:
 
     def to_frame(self) -> "pandas.DataFrame":
         """One row a feature: value of the query, rate, low, high, n, prior, prior_low, prior_high, bits."""
-        import pandas
-
-        return pandas.DataFrame(
+        return text_frame(
             {
                 "feature": row.feature,
                 "query_value": row.query_value,

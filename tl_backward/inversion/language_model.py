@@ -14,13 +14,14 @@ texts.csv. A page of the same is made by `tl-backward invert --model ... --data 
 """
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import process_time
 
+from tl_backward._csv import csv_lines, csv_text
+from tl_backward._html import visible_text
 from tl_backward._storage import replacing
 from tl_backward._typing import TransformerLensModel
 from tl_backward.inversion.decoder import Decoder, load_from
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(arguments)
     except (ValueError, TypeError, IndexError, OSError) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
+        print(visible_text(" ".join(str(error).split())), file=sys.stderr)
         return 1
     return 0
 
@@ -86,17 +87,16 @@ def run(arguments: argparse.Namespace) -> list[dict[str, object]]:
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, object]] = []
     with (out / "texts.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["case", "site", "position", "method", "text", "distance", "inside", "weight"])
+        file.write(csv_text(["case", "site", "position", "method", "text", "distance", "inside", "weight"], []))
         for case in cases:
             print(f"\n{case.name}: {case.query!r}\n" + "  ".join(COLUMNS[1:]))
             for where, found, cpu_seconds in _found(case, model, decoder, arguments):
                 row = _row(case, where, found, arguments, cpu_seconds)
                 rows.append(row)
-                print("  ".join(_shown(row[name]) for name in COLUMNS[1:]), flush=True)
+                print(visible_text("  ".join(_shown(row[name]) for name in COLUMNS[1:])), flush=True)
                 head = [case.name, str(found.site), where, found.method]
-                writer.writerows(
-                    [*head, *values[:2], *values[3:]] for values in found.to_frame().itertuples(index=False)
+                file.write(
+                    csv_lines([*head, *values[:2], *values[3:]] for values in found.to_frame().itertuples(index=False))
                 )
     with replacing(out / "figures.json") as partial:
         partial.write_text(json.dumps(rows, indent=1), encoding="utf-8")

@@ -17,7 +17,7 @@ from tl_backward.inversion.preimage import Preimage
 from tl_backward.inversion.query import Query
 from tl_backward.inversion.sites import Site
 from tl_backward.readout import single_token
-from tl_backward.vocabulary import token_string
+from tl_backward.vocabulary import text_column, token_string
 
 if TYPE_CHECKING:
     import pandas
@@ -54,7 +54,7 @@ class PatchCheck:
 
         return pandas.DataFrame(
             {
-                "text": list(self.texts),
+                "text": text_column(self.texts),
                 "inside": self.inside.tolist(),
                 "distance": self.distances.tolist(),
                 "kl": self.kl.tolist(),

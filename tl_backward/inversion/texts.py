@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tl_backward._checks import UnknownWordsWarning
+from tl_backward._checks import UnknownWordsWarning, check_text
 from tl_backward._typing import Tokenizer, TransformerLensModel
 from tl_backward.prompts import Batch
 from tl_backward.vocabulary import token_string
@@ -198,7 +198,7 @@ def _tokenize(model: TransformerLensModel, texts: list[str], prepend_bos: bool |
     options = {} if prepend_bos is None else {"prepend_bos": prepend_bos}
 
     def one(text: str) -> list[int]:
-        return [int(i) for i in model.to_tokens(text, truncate=False, **options).flatten()]
+        return model.to_tokens(check_text(text), truncate=False, **options).flatten().tolist()
 
     if len(texts) < 8:
         return [one(text) for text in texts]

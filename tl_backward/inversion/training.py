@@ -114,6 +114,10 @@ def train(
             f"Expected a directory without a decoder, got {str(out)!r}, which holds one; load it with inversion.load, "
             "or choose another."
         )
+    if chosen.mixed_precision not in (None, "no", "fp16", "bf16"):
+        raise ValueError(f"Expected mixed_precision 'no', 'fp16' or 'bf16', got {chosen.mixed_precision!r}.")
+    if chosen.mixed_precision == "fp16" and model.W_U.device.type == "cpu":
+        raise ValueError("Expected a model on a GPU with mixed_precision 'fp16', got one on the CPU; use 'bf16' there.")
     rules = None if positions is None else positions if isinstance(positions, list) else [positions]
     with TemporaryDirectory() as scratch, every_rng_untouched():
         run = _Run(model, sites, data, rules, budget, shape, chosen, start, name)

@@ -5,6 +5,7 @@ nothing is fetched from a network, and nothing is displayed by itself. plotly an
 loaded only when something is drawn with them.
 """
 
+from tl_backward._csv import csv_text
 from tl_backward._html import Cell, visible_token
 from tl_backward.render.atlas import atlas
 from tl_backward.render.attention_report import pattern_names
@@ -13,7 +14,7 @@ from tl_backward.render.coherence_figure import coherence_figure
 from tl_backward.render.compare_report import compare_report
 from tl_backward.render.comparison_figures import comparison_curves, comparison_heatmap
 from tl_backward.render.edit_report import comparison_report, edit_report
-from tl_backward.render.export import csv_text, data_block
+from tl_backward.render.export import data_block
 from tl_backward.render.feature_map import feature_map
 from tl_backward.render.figures import Curve, curves, figure_fragment, heatmap, plot_text, plot_token
 from tl_backward.render.filter_table import filter_table

@@ -14,12 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_backward._html import table
+from tl_backward._html import table, visible_text
 from tl_backward._typing import TransformerLensModel
 from tl_backward.bootstrap import Interval
 from tl_backward.dissimilarity.findings.seeds import over_seeds
 from tl_backward.dissimilarity.stitching import stitch
 from tl_backward.dissimilarity.stitching.descent import Descent
+from tl_backward.vocabulary import text_frame
 
 if TYPE_CHECKING:
     import pandas
@@ -64,13 +65,11 @@ class StitchingAsymmetry:
 
     def __repr__(self) -> str:
         _, n_seeds, n_layers = self.penalties.shape
-        a, b = self.names
+        a, b = map(visible_text, self.names)
         return f"StitchingAsymmetry(A={a}, B={b}; {n_seeds} seeds, {n_layers} layers, {self.map} maps by {self.fit})"
 
     def to_frame(self) -> "pandas.DataFrame":
         """One row a stitch or difference and layer: mean over seeds in nats a token, 95 % interval, seeds."""
-        import pandas
-
         rows = []
         for quantity in (*STITCHES, *_DIFFERENCES):
             found = self.interval(quantity)
@@ -85,7 +84,7 @@ class StitchingAsymmetry:
                         "n_seeds": int(found.n[layer]),
                     }
                 )
-        return pandas.DataFrame(rows)
+        return text_frame(rows)
 
     def _named(self, quantity: str) -> str:
         a, b = self.names

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tl_backward._storage import replacing
+from tl_backward._csv import save_csv
 from tl_backward._typing import TransformerLensModel
 from tl_backward.controls import random_init
 from tl_backward.dissimilarity.findings.asymmetry import activation_asymmetry
@@ -42,8 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
 
     def save(name: str, frame: "pandas.DataFrame") -> None:
-        with replacing(options.out / f"{name}.csv") as partial:
-            frame.to_csv(partial, index=False)
+        save_csv(frame, options.out / f"{name}.csv")
         print(f"\n{name}\n{frame.to_string(index=False, float_format='{:.3f}'.format)}")
 
     options.run(options, save)

@@ -19,6 +19,7 @@ from tl_backward._typing import TransformerLensModel
 from tl_backward.dissimilarity.findings.leave_out import cka_without_dimension, cka_without_group
 from tl_backward.dissimilarity.findings.streams import nearest_layer, streams
 from tl_backward.dissimilarity.measures import cka_biased
+from tl_backward.vocabulary import text_frame
 
 if TYPE_CHECKING:
     import pandas
@@ -60,10 +61,8 @@ class OutlierSearch:
 
     def to_frame(self) -> "pandas.DataFrame":
         """One row a model and layer."""
-        import pandas
-
         found = set(self.found)
-        return pandas.DataFrame([{**vars(each), "found": each in found} for each in self.layers])
+        return text_frame({**vars(each), "found": each in found} for each in self.layers)
 
     def _repr_html_(self) -> str:
         """The frame, as a static table."""

@@ -14,11 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_backward._html import table
+from tl_backward._html import table, visible_text
 from tl_backward._typing import TransformerLensModel
 from tl_backward.dissimilarity.comparison import compare
 from tl_backward.dissimilarity.findings.seeds import over_seeds
 from tl_backward.dissimilarity.findings.streams import nearest_layer
+from tl_backward.vocabulary import text_frame
 
 if TYPE_CHECKING:
     import pandas
@@ -40,7 +41,7 @@ class WidthsAndDepths:
 
     def __repr__(self) -> str:
         n_seeds = len(next(iter(self.cka.values())))
-        return f"WidthsAndDepths({', '.join(self.names)}; {n_seeds} seeds, {self.n_samples} samples)"
+        return f"WidthsAndDepths({visible_text(', '.join(self.names))}; {n_seeds} seeds, {self.n_samples} samples)"
 
     def aligned(self, a: str, b: str, *, other_seed: bool = False) -> Float[Tensor, "seed"]:
         """Mean CKA at equal relative depth: each layer of the shallower member with the nearest of the other."""
@@ -68,8 +69,6 @@ class WidthsAndDepths:
 
     def to_frame(self) -> "pandas.DataFrame":
         """One row a pair of members: CKA at equal relative depth, and how far best matches lie, mean and interval."""
-        import pandas
-
         rows = []
         same = [(a, b, False) for a, b in self.cka if a != b]
         for a, b, other_seed in same + [(a, b, True) for a, b in self.other_seed]:
@@ -89,12 +88,10 @@ class WidthsAndDepths:
                     "n_seeds": int(alike.n),
                 }
             )
-        return pandas.DataFrame(rows)
+        return text_frame(rows)
 
     def blocks_frame(self) -> "pandas.DataFrame":
         """One row a member: its largest block, as a share of layers, and the mean CKA of neighbours and of the ends."""
-        import pandas
-
         rows = []
         for name in self.names:
             grid = self.cka[name, name]
@@ -107,7 +104,7 @@ class WidthsAndDepths:
                 found = over_seeds(values)
                 bounds = {"mean": float(found.mean), "low": float(found.low), "high": float(found.high)}
                 rows.append({"model": name, "quantity": quantity, **bounds, "n_seeds": int(found.n)})
-        return pandas.DataFrame(rows)
+        return text_frame(rows)
 
     def _repr_html_(self) -> str:
         """Both frames, as static tables."""
