@@ -14,7 +14,7 @@ FLOORS = [
     {"_typing", "_checks", "_html", "_storage", "_csv", "_torch_hooks", "_visits"},
     {"factors", "losses", "vocabulary", "readout", "segments", "sites", "zoo", "prompts", "loading", "cases", "bootstrap", "top_pairs",
      "text_files"},
-    {"activations", "answers", "capture", "gradient_cache", "controls"},
+    {"activations", "answers", "capture", "gradient_cache", "controls", "recorder"},
     {"examples", "backward_lens", "editing", "sweeps", "sweep_result", "sweep_checkpoint", "similarity", "embedding_space",
      "alignment", "dissimilarity", "inversion"},
     {"hook_points"},

@@ -231,6 +231,12 @@ def test_from_its_checkpoint_it_goes_on_to_the_same_numbers(world, error, tmp_pa
     for changes in ({"batch_size": 3}, {"seed": 1}, {"start": 1}, {"control": None}, {"weights": "W_in"}):
         with pytest.raises(ValueError, match="Expected the checkpoint of this sweep in .*other prompts, options or model"):
             sweep(model, PROMPTS, TARGETS, checkpoint=path, **options | changes)
+    with torch.no_grad():
+        model.W_E[:, 0] += 1
+    with pytest.raises(ValueError, match="of other prompts, options or model"):
+        sweep(model, PROMPTS, TARGETS, checkpoint=path, **options)
+    with torch.no_grad():
+        model.W_E[:, 0] -= 1
     with pytest.raises(ValueError, match="of other prompts, options or model"):
         sweep(model, PROMPTS[::-1], TARGETS, checkpoint=path, **options)
     path.write_bytes(path.read_bytes()[:-1])

@@ -5,10 +5,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
+
+from torch import nn
 
 from tl_backward._typing import TransformerLensModel
 from tl_backward.examples import Example
 from tl_backward.sweep_result import Sweep, load_sweep_of_run, rows_of_draw
+
+_PROBED = 64  # numbers of a weight: training changes nearly all of them
 
 
 @dataclass
@@ -50,8 +55,12 @@ class SweepCheckpoint:
 
 
 def run_digest(model: TransformerLensModel, items: Sequence[Example], options: Mapping[str, object]) -> str:
-    """Of everything that a sweep's numbers follow from, the model's weights and the losses' code apart."""
-    cfg = model.cfg
+    """Of everything that a sweep's numbers follow from but the losses' code; of each weight, a few of its numbers."""
+    cfg, digest = model.cfg, hashlib.sha256()
+    for name, weight in cast(nn.Module, model).named_parameters():
+        few = weight.detach().flatten()[:: max(1, weight.numel() // _PROBED)]
+        digest.update(name.encode() + few.float().cpu().numpy().tobytes())
     examples = [(e.index, e.tokens, e.n_forced, e.target, e.subject, e.answer) for e in items]
     said = [options, [cfg.n_layers, cfg.n_heads, cfg.d_model, cfg.d_head, cfg.d_vocab], examples]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    digest.update(json.dumps(said).encode())
+    return digest.hexdigest()
