@@ -3,8 +3,8 @@
 Each delta is torch.autograd.grad(loss, edge of y), so the engine runs only the backward steps that lead to some y and
 never the matrix product that would form a weight's gradient.
 
-Hooks are bound methods and partials, not closures: a run-time type checker decorates a function each time it is defined,
-which costs more than a pass of a small model.
+Hooks are bound methods and partials, not closures: a run-time type checker decorates a function each time it is
+defined, which costs more than a pass of a small model.
 """
 
 from collections.abc import Callable
