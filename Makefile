@@ -31,8 +31,8 @@ test-tl4: .venv-tl4/.installed  ## all tests on TransformerLens 4.3 (Transformer
 	.venv-tl4/bin/python -m pytest $(PYTEST_FLAGS)
 
 test-long: .venv/.installed .venv-tl4/.installed  ## the tests that take long, on both (most of an hour)
-	.venv/bin/python -m pytest $(PYTEST_FLAGS) -m long
-	.venv-tl4/bin/python -m pytest $(PYTEST_FLAGS) -m long
+	.venv/bin/python -m pytest $(PYTEST_FLAGS) -m long -rP
+	.venv-tl4/bin/python -m pytest $(PYTEST_FLAGS) -m long -rP
 
 test-browser: .venv/.jupyterlab  ## notebooks run live in JupyterLab in Chromium (minutes)
 	.venv/bin/python -m pytest -q -m jupyterlab tests/test_jupyterlab.py
