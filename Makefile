@@ -24,6 +24,9 @@ venv-tl4: .venv-tl4/.installed  ## .venv-tl4: the same on TransformerLens 4.3
 demo: .venv/.installed  ## the main job: one edit-shaped question on the shipped model, read in words, as a page
 	.venv/bin/tl-backward demo --out report.html $(DEMO_FLAGS)
 
+# The processes that tests start, notebooks' kernels among them, keep to one thread too: two that wait for cores spin.
+test test-tl4 test-long: export OMP_NUM_THREADS = 1
+
 test: .venv/.installed  ## all tests on TransformerLens 3.9 (HookedTransformer and TransformerBridge)
 	.venv/bin/python -m pytest $(PYTEST_FLAGS)
 
