@@ -8,11 +8,11 @@ import torch
 from models import worlds
 
 import tl_backward as tlb
-from tl_backward import alignment, dissimilarity, editing, embedding_space, inversion, zoo
+from tl_backward import alignment, dissimilarity, editing, embedding_space, inversion, render, zoo
 
 FUNCTIONS = {
     f"{module.__name__}.{name}": getattr(module, name)
-    for module in (tlb, alignment, dissimilarity, editing, embedding_space, inversion, zoo)
+    for module in (tlb, alignment, dissimilarity, editing, embedding_space, inversion, render, zoo)
     for name in module.__all__
     if inspect.isfunction(getattr(module, name))
 }

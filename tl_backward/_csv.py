@@ -19,11 +19,15 @@ Value = str | Number | None
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Value]]) -> str:
-    """CSV in which no cell can become a formula and none breaks a reader.
+    r"""CSV in which no cell can become a formula and none breaks a reader.
 
     Text that starts (after spaces) with ``= + - @`` gets a leading apostrophe, which spreadsheets take as
     "this is text"; controls, invisible characters and lone surrogates are written as escapes. Numbers stay
     numbers.
+
+    Example:
+        >>> tlb.render.csv_text(['word', 'n'], [['=1+1', -2]])
+        "word,n\r\n'=1+1,-2\r\n"
     """
     return csv_lines([columns, *rows])
 

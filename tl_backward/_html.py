@@ -96,6 +96,10 @@ def visible_token(token: str, limit: int | None = None) -> str:
 
     With `limit`, at most that many characters are returned, the last one ``…``; give readers the whole token
     elsewhere (`token_html` does).
+
+    Example:
+        >>> tlb.render.visible_token(' a\n')
+        '␣a\\n'
     """
     if not token:
         return _EMPTY

@@ -63,6 +63,11 @@ def atlas(
     Raises:
         ValueError: no such weight in these layers, or what `parameter_coherence` refuses.
         IndexError: a layer out of range.
+
+    Example:
+        >>> page = tlb.render.atlas(model, weights=['W_out'], layers=2, name='facts', show_progress=False)
+        >>> page.title
+        'Atlas of facts'
     """
     chosen = check_layers(layers, model.cfg.n_layers)
     wanted = WEIGHTS if weights is None else tuple(weights)

@@ -19,7 +19,12 @@ MOST_ROWS = 20_000  # of the data below the charts, about 1 MB
 
 
 def pattern_names(model: TransformerLensModel, layers: Sequence[int] | None = None) -> list[str]:
-    """List the model's attention pattern hook points, to pass as `names_filter` to `backward_lens`."""
+    """List the model's attention pattern hook points, to pass as `names_filter` to `backward_lens`.
+
+    Example:
+        >>> tlb.render.pattern_names(model, layers=[0])
+        ['blocks.0.attn.hook_pattern']
+    """
     chosen = range(model.cfg.n_layers) if layers is None else layers
     return [name for name in map(_pattern_name, chosen) if name in model.hook_dict]
 

@@ -77,6 +77,10 @@ def tokens(
 
     `value_label` names the value, its unit and, if `signed`, the sign convention. Colours run from -`bound`
     (orange) over 0 (white) to `bound` (blue); the default bound is the largest absolute value.
+
+    Example:
+        >>> 'nats' in tlb.render.tokens(['<bos>', ' of'], [0.0, 1.5], value_label='loss, nats').html
+        True
     """
     numbers = floats(values)
     if len(numbers) != len(tokens):
@@ -114,6 +118,11 @@ def attention(
     `patterns` are probabilities, scores or gradients, on the scale of `tokens`; the default bound is the
     largest absolute value, shared by all heads, counting only keys up to the query if `causal` (the rest is
     masked in grey).
+
+    Example:
+        >>> page = tlb.render.attention(['a', 'b'], torch.tensor([[[1.0, 0.0], [0.5, 0.5]]]))
+        >>> isinstance(page, tlb.render.Fragment)
+        True
     """
     heads, queries, keys = patterns.shape
     if queries != keys or keys != len(tokens) or heads == 0 or keys == 0:

@@ -27,6 +27,11 @@ def coherence_figure(
         scores: name of a group -> its scores [vector]; NaN is left out.
         gaussian: scores of Gaussian vectors through the same embedding [draw].
         title: above the figure.
+
+    Example:
+        >>> found = tlb.embedding_space.parameter_coherence(model, 'W_out', 2)
+        >>> len(tlb.render.coherence_figure({'W_out': found.score}, found.gaussian).data) > 1
+        True
     """
     kept = {name: values.detach().double().cpu() for name, values in {GAUSSIAN: gaussian, **scores}.items()}
     kept = {name: values[values.isfinite()] for name, values in kept.items()}

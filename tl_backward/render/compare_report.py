@@ -54,6 +54,12 @@ def compare_report(comparison: Comparison, *, stitches: StitchingGrid | None = N
         comparison: from `tl_backward.dissimilarity.compare`.
         stitches: of the same two models, from `stitching_grid`, to put below.
         name: of the two models, for the title.
+
+    Example:
+        >>> texts = [case.prompt for case in tlb.zoo.edit_cases("test")[:12]]
+        >>> c = tlb.dissimilarity.compare(model, model, texts, measures=["cka"], show_progress=False)
+        >>> isinstance(tlb.render.compare_report(c), tlb.render.Page)
+        True
     """
     page = Page(f"Two models compared: {name}" if name else "Two models compared", intro=_INTRO, footer=_FOOTER)
     page.section(_WHAT, " ".join(caveats(comparison)), table(["what", "value"], facts(comparison)))

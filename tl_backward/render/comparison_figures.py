@@ -55,6 +55,12 @@ def comparison_heatmap(comparison: Comparison, measure: str) -> "plotly.graph_ob
 
     Raises:
         KeyError: a measure that was not computed.
+
+    Example:
+        >>> texts = [case.prompt for case in tlb.zoo.edit_cases("test")[:12]]
+        >>> c = tlb.dissimilarity.compare(model, model, texts, measures=["cka"], show_progress=False)
+        >>> len(tlb.render.comparison_heatmap(c, 'cka').data) > 0
+        True
     """
     values = comparison[measure]
     m, bound = comparison.measures.index(measure), _bound(comparison, measure)
@@ -143,6 +149,12 @@ def comparison_curves(comparison: Comparison, measure: str) -> "plotly.graph_obj
 
     Raises:
         KeyError: a measure that was not computed.
+
+    Example:
+        >>> texts = [case.prompt for case in tlb.zoo.edit_cases("test")[:12]]
+        >>> c = tlb.dissimilarity.compare(model, model, texts, measures=["cka"], show_progress=False)
+        >>> len(tlb.render.comparison_curves(c, 'cka').data) > 0
+        True
     """
     values = comparison[measure]
     errors = comparison.standard_errors[comparison.measures.index(measure)]

@@ -74,6 +74,12 @@ def edit_report(
         scores: of the unedited model and of the edit, from `evaluate_edit`.
         comparison: of the method over many edits, from `compare_edits`.
         name: the model's, for the title.
+
+    Example:
+        >>> edit = tlb.shift_edit(model, "Anna Berg lives in the city of", " Oslo", layer=2, scale=0.75)
+        >>> effect = tlb.editing.edit_effect(model, edit, "Anna Berg lives in the city of")
+        >>> tlb.render.edit_report(effect, target=' Oslo', how='the shift of layer 2', name='facts').title
+        'One edit: facts'
     """
     prompt, said = visible_token(effect.prompt, 400), visible_token(target)
     intro = f'After "{prompt}" the model is to say "{said}": {visible_text(how)}.'
@@ -143,7 +149,15 @@ def add_comparison(page: Page, comparison: EditComparison) -> None:
 
 
 def comparison_report(comparison: EditComparison, *, name: str = "") -> Page:
-    """Make a page of several methods' scores on the same edits."""
+    """Make a page of several methods' scores on the same edits.
+
+    Example:
+        >>> case = tlb.zoo.edit_cases("test")[0]
+        >>> edits = {"shift": lambda model, case: tlb.shift_edit(model, case.prompt, case.target, layer=2, scale=0.75)}
+        >>> e = tlb.compare_edits(model, [case], edits, show_progress=False)
+        >>> isinstance(tlb.render.comparison_report(e), tlb.render.Page)
+        True
+    """
     page = Page(f"Ways to edit {name}" if name else "Ways to edit", footer=_FOOTER)
     add_comparison(page, comparison)
     return page

@@ -11,7 +11,12 @@ _MOST_ROWS = 200
 
 
 def data_block(columns: Sequence[str], rows: Sequence[Sequence[Value]], *, filename: str) -> Fragment:
-    """Make a closed "Data" box, to put under a figure: a CSV of all `rows`, a table of the first 200."""
+    """Make a closed "Data" box, to put under a figure: a CSV of all `rows`, a table of the first 200.
+
+    Example:
+        >>> 'n.csv' in tlb.render.data_block(['n'], [[1]], filename='n.csv').html
+        True
+    """
     data = base64.b64encode(csv_text(columns, rows).encode("utf-8")).decode("ascii")
     name = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in filename)
     more = f" (first {_MOST_ROWS} of {len(rows)} rows shown)" if len(rows) > _MOST_ROWS else ""

@@ -36,13 +36,22 @@ def plot_text(text: str) -> str:
     """Turn plain text into a string that plotly shows as it is.
 
     plotly reads a subset of HTML in every text, and TeX between dollar signs where MathJax is loaded.
+
+    Example:
+        >>> tlb.render.plot_text('<b>')[-10:]
+        '&lt;b&gt;'
     """
     # Not the quotes: plotly would show "&quot;" as it is.
     return html.escape(isolate(visible_text(text)), quote=False).replace("$", "&#36;")
 
 
 def plot_token(token: str, limit: int | None = None) -> str:
-    """Turn a raw token into a string that plotly shows as it is: visible and escaped."""
+    """Turn a raw token into a string that plotly shows as it is: visible and escaped.
+
+    Example:
+        >>> 'Oslo' in tlb.render.plot_token(' Oslo')
+        True
+    """
     return plot_text(visible_token(token, limit))
 
 
@@ -85,6 +94,11 @@ def heatmap(
     `rows` and `columns` are raw token strings or labels. Colours run from 0 (or -`bound` if `signed`) to
     `bound`, by default the largest absolute value; NaN stays grey. `value_title` says quantity, unit, sign.
     `details` is plain text for each square, which hovering shows below its value.
+
+    Example:
+        >>> figure = tlb.render.heatmap(torch.eye(2), rows=['0', '1'], columns=['a', 'b'], title='I', value_title='x')
+        >>> figure.layout.title.text
+        'I'
     """
     import plotly.graph_objects as go
 
@@ -194,6 +208,11 @@ def curves(
 
     `x_labels` (raw tokens or labels) replace the numbers below the axis. A log axis cannot show zero: plot
     ranks as rank + 1. `reverse_y` puts small values, such as rank 1, on top.
+
+    Example:
+        >>> line = tlb.render.Curve('trained', [3.0, 2.0])
+        >>> tlb.render.curves([line], title='Loss', x_title='layer', y_title='nats').layout.yaxis.title.text
+        'nats'
     """
     import plotly.graph_objects as go
 
@@ -298,6 +317,11 @@ def figure_fragment(
     It fills the width it gets, down to `min_width` pixels (default: enough for a heat map's columns), below
     which it scrolls. Texts in a figure of your own must have gone through `plot_text` or `plot_token`. `static` is
     trusted HTML that shows where scripts do not run.
+
+    Example:
+        >>> figure = tlb.render.curves([tlb.render.Curve('a', [1.0])], title='A', x_title='x', y_title='y')
+        >>> sorted(tlb.render.figure_fragment(figure).needs)
+        ['plotly']
     """
     # plotly's own JSON: it knows arrays, dates and NaN.
     text = str(figure.to_json())

@@ -50,6 +50,10 @@ def filter_table(
 
     The rows are static, escaped HTML and all there without a script. Cells as in `table`; the table scrolls within
     `height` pixels.
+
+    Example:
+        >>> 'Oslo' in tlb.render.filter_table(['word', 'share'], [['Oslo', 0.5]]).html
+        True
     """
     html = _html.table(columns, rows, row_names=row_names, caption=caption, corner=corner)
     key = place_key("filter", html)

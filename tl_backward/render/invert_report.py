@@ -61,6 +61,13 @@ def invert_report(
 
     Raises:
         ValueError: no reading, or readings of several queries.
+
+    Example:
+        >>> counting, pool = tlb.zoo.load("counting"), list(tlb.zoo.counting.prompts(50))
+        >>> p = tlb.inversion.pool_preimage(counting, pool, pool[0], ("resid_mid", 1), -1, show_progress=False)
+        >>> reading = tlb.inversion.read_preimage(counting, p)
+        >>> isinstance(tlb.render.invert_report(reading), tlb.render.Page)
+        True
     """
     given = [readings] if isinstance(readings, SiteReading) else list(readings)
     queries = {tuple(each.preimage.query.tokens.tolist()) for each in given}
@@ -157,7 +164,16 @@ def _block(reading: SiteReading, *, is_open: bool) -> Fragment:
 def hypotheses(
     features: FeatureTable, *, retrieved: FeatureTable | None = None, exact: FeatureTable | None = None
 ) -> Fragment:
-    """Hypotheses ranked: the query's value, the share that keeps it, the prior's, bits, and what other ways say."""
+    """Hypotheses ranked: the query's value, the share that keeps it, the prior's, bits, and what other ways say.
+
+    Example:
+        >>> counting, pool = tlb.zoo.load("counting"), list(tlb.zoo.counting.prompts(50))
+        >>> p = tlb.inversion.pool_preimage(counting, pool, pool[0], ("resid_mid", 1), -1, show_progress=False)
+        >>> features = {"letter": lambda text: text[-2], "length": len}
+        >>> found = tlb.inversion.common_features(p, features, prior=pool)
+        >>> 'letter' in tlb.render.hypotheses(found).html
+        True
+    """
     beside_it = {"among retrieved": retrieved, "exact share": exact}
     others = {name: table for name, table in beside_it.items() if table is not None}
     rows: list[list[TableCell]] = [

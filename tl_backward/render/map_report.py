@@ -24,6 +24,12 @@ def models_map(distances: ModelDistances) -> "plotly.graph_objects.Figure":
 
     Raises:
         ValueError: fewer than three points.
+
+    Example:
+        >>> texts = [case.prompt for case in tlb.zoo.edit_cases("test")[:12]]
+        >>> d = tlb.dissimilarity.model_distances({"a": model, "b": model}, texts, show_progress=False)
+        >>> len(tlb.render.models_map(d).data) > 0
+        True
     """
     import plotly.graph_objects as go
 
@@ -62,7 +68,14 @@ def models_map(distances: ModelDistances) -> "plotly.graph_objects.Figure":
 
 
 def map_report(distances: ModelDistances, *, name: str = "") -> Page:
-    """Make a page of the map, the distances as a heat map, and all of them as data."""
+    """Make a page of the map, the distances as a heat map, and all of them as data.
+
+    Example:
+        >>> texts = [case.prompt for case in tlb.zoo.edit_cases("test")[:12]]
+        >>> d = tlb.dissimilarity.model_distances({"a": model, "b": model}, texts, show_progress=False)
+        >>> isinstance(tlb.render.map_report(d), tlb.render.Page)
+        True
+    """
     page = Page(f"A map of models: {name}" if name else "A map of models", intro=_INTRO)
     frame = distances.to_frame()
     data = data_block(list(map(str, frame.columns)), frame.values.tolist(), filename="distances.csv")

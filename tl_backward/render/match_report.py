@@ -32,6 +32,11 @@ def match_heatmap(match: ParameterMatch, space: str = "embedding") -> "plotly.gr
 
     Raises:
         ValueError: a space that was not compared.
+
+    Example:
+        >>> m = tlb.alignment.match_parameters(model, model, "W_O", show_progress=False)
+        >>> len(tlb.render.match_heatmap(m).data) > 0
+        True
     """
     if space not in match.spaces():
         raise ValueError(
@@ -63,7 +68,13 @@ def match_heatmap(match: ParameterMatch, space: str = "embedding") -> "plotly.gr
 
 
 def match_curves(match: ParameterMatch) -> "plotly.graph_objects.Figure":
-    """Draw the score of each layer with the same place in the other model, beside chance and its interval."""
+    """Draw the score of each layer with the same place in the other model, beside chance and its interval.
+
+    Example:
+        >>> m = tlb.alignment.match_parameters(model, model, "W_O", show_progress=False)
+        >>> len(tlb.render.match_curves(m).data) > 0
+        True
+    """
     lines = []
     n = min(len(match.layers_a), len(match.layers_b))
     for name, of in match.spaces().items():
@@ -82,7 +93,13 @@ def match_curves(match: ParameterMatch) -> "plotly.graph_objects.Figure":
 
 
 def match_report(matches: ParameterMatch | Sequence[ParameterMatch], *, name: str = "") -> Page:
-    """Make a page of one or more weights' matches: heat maps, curves with chance, and the numbers."""
+    """Make a page of one or more weights' matches: heat maps, curves with chance, and the numbers.
+
+    Example:
+        >>> m = tlb.alignment.match_parameters(model, model, "W_O", show_progress=False)
+        >>> isinstance(tlb.render.match_report(m), tlb.render.Page)
+        True
+    """
     page = Page(
         f"Parameters of two models: {name}" if name else "Parameters of two models", intro=_INTRO, footer=_FOOTER
     )

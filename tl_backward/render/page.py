@@ -50,6 +50,10 @@ def setup_notebook(*libraries: Library) -> Fragment:
 
     Every later `Fragment` in the notebook uses this copy. ``"plotly"`` (4.8 MB) is needed only for
     `figure_fragment`; plotly figures returned from a cell are shown by plotly itself.
+
+    Example:
+        >>> tlb.render.setup_notebook('circuitsvis').html.strip()[:1]
+        '<'
     """
     chosen = libraries or ("circuitsvis",)
     note = f'<div style="font-size:12px">Loaded for this notebook: {", ".join(chosen)}.</div>'

@@ -99,6 +99,11 @@ def params_report(
 
     Raises:
         ValueError, IndexError: what `parameter_coherence` and `head_pairs` refuse.
+
+    Example:
+        >>> page = tlb.render.params_report(model, 'W_out', 2, name='facts', show_progress=False)
+        >>> page.save('values.html').name
+        'values.html'
     """
     reading = Reading(inverse=inverse, fold_ln=fold_ln, filters=filters)
     found = parameter_coherence(

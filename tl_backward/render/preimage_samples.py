@@ -23,6 +23,13 @@ def preimage_samples(reading: SiteReading) -> Fragment:
 
     A token's colour is what z adds to its probability, where a decoder says so; on hover, its distance D and both
     probabilities. The token where a text comes nearest to the query has a frame. Texts are shown raw and escaped.
+
+    Example:
+        >>> counting, pool = tlb.zoo.load("counting"), list(tlb.zoo.counting.prompts(50))
+        >>> p = tlb.inversion.pool_preimage(counting, pool, pool[0], ("resid_mid", 1), -1, show_progress=False)
+        >>> reading = tlb.inversion.read_preimage(counting, p)
+        >>> isinstance(tlb.render.preimage_samples(reading), tlb.render.Fragment)
+        True
     """
     shades = [text.shading for text in (*reading.inside, *reading.outside)]
     values = [value for each in shades if each is not None for value in each.tolist()]

@@ -44,6 +44,11 @@ def lens_report(
 
     Raises:
         IndexError: a batch without that example.
+
+    Example:
+        >>> lens = tlb.backward_lens(model, "Anna Berg lives in the city of", " Oslo")
+        >>> tlb.render.lens_report(lens, model, name='facts').save('lens.html').name
+        'lens.html'
     """
     view = PromptView(lens, example)
     # A model booted from a folder is called by its whole path.

@@ -40,6 +40,12 @@ def stitching_heatmap(grid: StitchingGrid, direction: str) -> "plotly.graph_obje
 
     Raises:
         KeyError: a direction that was not stitched.
+
+    Example:
+        >>> texts = [case.prompt for case in tlb.zoo.edit_cases("test")[:12]]
+        >>> grid = tlb.dissimilarity.stitching_grid(model, model, texts, layers_a=[1], layers_b=[1], batching=1)
+        >>> len(tlb.render.stitching_heatmap(grid, 'A->B').data) > 0
+        True
     """
     nats, bound = grid.nats(direction), _bound(grid)
     heads, tails = grid.layers(direction)
@@ -67,7 +73,14 @@ def stitching_heatmap(grid: StitchingGrid, direction: str) -> "plotly.graph_obje
 
 
 def stitching_curves(grid: StitchingGrid) -> "plotly.graph_objects.Figure":
-    """Draw the penalty of each tail with the head at the same relative depth, each direction beside its self-stitch."""
+    """Draw the penalty of each tail with the head at the same relative depth, each direction beside its self-stitch.
+
+    Example:
+        >>> texts = [case.prompt for case in tlb.zoo.edit_cases("test")[:12]]
+        >>> grid = tlb.dissimilarity.stitching_grid(model, model, texts, layers_a=[1], layers_b=[1], batching=1)
+        >>> len(tlb.render.stitching_curves(grid).data) > 0
+        True
+    """
     lines, length = [], max(len(grid.layers_a), len(grid.layers_b))
     for direction in ("A->B", "B->A"):
         own = f"{direction[-1]}->{direction[-1]}"
@@ -107,7 +120,14 @@ def _nearest(step: int, of: int, among: int) -> int:
 
 
 def stitching_report(grid: StitchingGrid, *, name: str = "") -> Page:
-    """Make a page of a stitching grid: both directions beside each model stitched to itself, curves, and the data."""
+    """Make a page of a stitching grid: both directions beside each model stitched to itself, curves, and the data.
+
+    Example:
+        >>> texts = [case.prompt for case in tlb.zoo.edit_cases("test")[:12]]
+        >>> grid = tlb.dissimilarity.stitching_grid(model, model, texts, layers_a=[1], layers_b=[1], batching=1)
+        >>> isinstance(tlb.render.stitching_report(grid), tlb.render.Page)
+        True
+    """
     page = Page(f"Two models stitched: {name}" if name else "Two models stitched")
     add_stitches(page, grid)
     return page

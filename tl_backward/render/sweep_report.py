@@ -41,6 +41,11 @@ def sweep_curves(sweep: Sweep, quantity: Quantity, *, weight: str = "W_out") -> 
 
     Raises:
         ValueError: a quantity or weight that the sweep lacks.
+
+    Example:
+        >>> s = tlb.sweep(model, tlb.zoo.edit_cases("test")[:3], collect=["norm", "answer_rank"], show_progress=False)
+        >>> len(tlb.render.sweep_curves(s, 'answer_rank').data) > 0
+        True
     """
     layers = {i: layer for i, layer in enumerate(sweep.layers) if sweep.weights[i].rpartition(".")[2] == weight}
     places = [i for i, layer in layers.items() if layer is not None]
@@ -64,7 +69,13 @@ def sweep_curves(sweep: Sweep, quantity: Quantity, *, weight: str = "W_out") -> 
 
 
 def sweep_report(sweep: Sweep, *, name: str = "") -> Page:
-    """Make a page of everything a sweep collected: curves by layer with the control, and its tokens, each with data."""
+    """Make a page of everything a sweep collected: curves by layer with the control, and its tokens, each with data.
+
+    Example:
+        >>> s = tlb.sweep(model, tlb.zoo.edit_cases("test")[:3], collect=["norm", "answer_rank"], show_progress=False)
+        >>> isinstance(tlb.render.sweep_report(s), tlb.render.Page)
+        True
+    """
     page = Page(f"Gradients of {len(sweep.items)} prompts" + (f": {name}" if name else ""), intro=_INTRO)
     shorts = list(dict.fromkeys(weight.rpartition(".")[2] for weight in sweep.weights if weight.startswith("blocks.")))
     frame = sweep.to_frame()
@@ -92,7 +103,13 @@ def sweep_report(sweep: Sweep, *, name: str = "") -> Page:
 
 
 def similarity_heatmap(similarity: GradientSimilarity) -> "plotly.graph_objects.Figure":
-    """Draw the matrix of examples x examples, symmetric around zero; the examples' texts on hover."""
+    """Draw the matrix of examples x examples, symmetric around zero; the examples' texts on hover.
+
+    Example:
+        >>> g = tlb.gradient_similarity(model, tlb.zoo.edit_cases("test")[:3], show_progress=False)
+        >>> len(tlb.render.similarity_heatmap(g).data)
+        1
+    """
     matrix = similarity.matrix
     bound = None
     if similarity.metric == "cosine":
@@ -113,7 +130,13 @@ def similarity_heatmap(similarity: GradientSimilarity) -> "plotly.graph_objects.
 
 
 def similarity_report(similarity: GradientSimilarity, *, k: int = 20, name: str = "") -> Page:
-    """Make a page of a gradient similarity: the matrix, and the pairs most and least alike."""
+    """Make a page of a gradient similarity: the matrix, and the pairs most and least alike.
+
+    Example:
+        >>> g = tlb.gradient_similarity(model, tlb.zoo.edit_cases("test")[:3], show_progress=False)
+        >>> isinstance(tlb.render.similarity_report(g), tlb.render.Page)
+        True
+    """
     page = Page(
         "Which examples would write the same thing?" + (f" {name}" if name else ""),
         intro=f"The {similarity.metric} between the raw gradients of pairs of examples. Positive: a descent step on "

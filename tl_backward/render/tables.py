@@ -22,6 +22,11 @@ def lens_table(
 
     `value_label` names what the colour shows, its unit and, if `signed`, the sign convention. Colours end at
     +-`bound`, by default the largest absolute value. The table scrolls sideways, row names staying in view.
+
+    Example:
+        >>> cells = [[tlb.render.Cell(' Oslo', value=1.0)]]
+        >>> 'Oslo' in tlb.render.lens_table(['layer 0'], [' of'], cells).html
+        True
     """
     return Fragment(
         _html.lens_table(
@@ -44,5 +49,10 @@ def table(
     row_names: Sequence[str] | None = None,
     caption: str = "",
 ) -> Fragment:
-    """Make a table of plain text, numbers (four digits, the exact value on hover) and coloured `Cell`s."""
+    """Make a table of plain text, numbers (four digits, the exact value on hover) and coloured `Cell`s.
+
+    Example:
+        >>> '0.5' in tlb.render.table(['word', 'share'], [['Oslo', 0.5]]).html
+        True
+    """
     return Fragment(_html.table(columns, rows, row_names=row_names, caption=caption))

@@ -12,7 +12,13 @@ _LEFT, _RIGHT = 190, 370  # where the lines begin and end
 
 
 def pair_list(pairs: HeadPairs) -> Fragment:
-    """List the pairs, best first, in a table that can be filtered."""
+    """List the pairs, best first, in a table that can be filtered.
+
+    Example:
+        >>> pairs = tlb.head_pairs(model, "VO", 1, 0, k=5, show_progress=False)
+        >>> isinstance(tlb.render.pair_list(pairs), tlb.render.Fragment)
+        True
+    """
     rows = [
         [Cell(a), Cell(b), Cell(f"{score:.4g}", value=score)]
         for a, b, score in zip(pairs.first_tokens, pairs.second_tokens, pairs.pairs.values.tolist(), strict=True)
@@ -25,6 +31,11 @@ def pair_picture(pairs: HeadPairs, *, n: int = 30) -> Fragment:
     """Draw the first `n` pairs as lines from one token to another: the thicker, the larger the score.
 
     On the left, tokens in the order of their best pair; on the right, each beside those that it is joined to.
+
+    Example:
+        >>> pairs = tlb.head_pairs(model, "VO", 1, 0, k=5, show_progress=False)
+        >>> '<svg' in tlb.render.pair_picture(pairs, n=5).html
+        True
     """
     first, second = pairs.sides
     ids = list(zip(pairs.pairs.rows.tolist(), pairs.pairs.cols.tolist(), strict=True))[:n]
