@@ -127,7 +127,8 @@ WITH_LOSS = {
 }
 ENTRIES = {
     **{name: lambda model, run=run: run(model, next_token()) for name, run in WITH_LOSS.items()},
-    "lens": lambda model: tlb.backward_lens(model, "w5 w6 w7", "w9", attention=True),
+    # A head's own input has no place in a lens, which says so.
+    "lens": lambda model: tlb.backward_lens(model, "w5 w6 w7", "w9", attention=not model.cfg.use_split_qkv_input),
     "sweep with control": lambda model: tlb.sweep(model, [CASE], n_draws=1, **QUIET),
     "shift_edit": lambda model: tlb.shift_edit(model, "w5 w6", "w9", 1, 3.0),
     "gradient_edit": lambda model: tlb.gradient_edit(model, "w5 w6", "w9", steps=2),
