@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 LAUNCHERS = {
     # accelerate starts several processes by --multi_gpu alone; Accelerator(cpu=True) keeps them on the CPU.
@@ -12,6 +14,13 @@ LAUNCHERS = {
                    "no", "--dynamo_backend", "no", "--main_process_port", "0"],
     "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
 }  # fmt: skip
+
+
+def launchers(default=None):
+    """The default one always, the other in the long run."""
+    return pytest.mark.parametrize(
+        "launcher", [each if each == default else pytest.param(each, marks=pytest.mark.long) for each in LAUNCHERS]
+    )
 
 
 def launched(launcher, script, folder, *arguments, timeout=240):

@@ -1,23 +1,29 @@
-"""Two CPU processes under `accelerate launch` and `torchrun`: the result of one, and an end when one is killed."""
+"""Two CPU processes under `accelerate launch` and `torchrun`: the result of one, and an end when one is killed.
+
+Comparisons of two processes are in dissimilarity/test_comparison.py.
+"""
 
 import json
 import signal
 import time
+from copy import copy
 
 import pytest
 import torch
 from dissimilarity.test_statistics import assert_equal
-from launched import LAUNCHERS, launched
-from models import bridge
+from inversion.small import options, trained
+from launched import launched, launchers
+from models import bridge, build, worlds
+from torch.utils.data import DataLoader, IterableDataset
 
 import tl_backward as tlb
 from tl_backward.dissimilarity import CovarianceStatistics
+from tl_backward.inversion import _trainer, load
+from tl_backward.inversion._trainer import DecoderTrainer
 
 QUIET = {"show_progress": False}
 PROMPTS = ["w5 w6 w7", "w8 w9", "w10", "w11 w12 w13 w14", "w3 w4", "w20 w21 w22", "w9 w9"]
 TARGETS = ["w8", "w9", "w10", "w11", "w12", "w13", "w14"]
-both = pytest.mark.parametrize("launcher", [name if name == "torchrun" else pytest.param(name, marks=pytest.mark.long) for name in LAUNCHERS])
-every = pytest.mark.parametrize("launcher", [pytest.param(name, marks=pytest.mark.long) for name in LAUNCHERS])
 
 SWEEP = """
 import os, sys, torch
@@ -32,7 +38,7 @@ part.save(f"{sys.argv[1]}/part-{rank}.safetensors")
 """
 
 
-@both
+@launchers("torchrun")
 def test_a_sweep_in_parts_by_rank_is_the_sweep_of_one_process(launcher, tmp_path):
     done = launched(launcher, SWEEP, tmp_path, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -70,7 +76,7 @@ def statistics(rank, world):
     return found
 
 
-@every
+@launchers()
 def test_reduced_statistics_are_those_of_one_process(launcher, tmp_path):
     done = launched(launcher, STATISTICS, tmp_path, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -84,22 +90,80 @@ def test_reduced_statistics_are_those_of_one_process(launcher, tmp_path):
 
 TRAINING = """
 import json, os, sys, torch
-from inversion.small import options, trained
-from models import worlds
+from test_processes import decoder
 torch.set_num_threads(1)
-made = trained(worlds()[0], budget=16 * 8, out=sys.argv[1], options=options(drawing={"pairs": 2}))
+made = decoder(out=sys.argv[1])
 total = sum(p.double().sum().item() for p in made.network.parameters())
-open(f"{sys.argv[1]}/process-{os.environ['RANK']}.json", "w").write(json.dumps([total, made.description["history"]]))
+open(f"{sys.argv[1]}/process-{os.environ['RANK']}.json", "w").write(json.dumps([total, made.description]))
 """
 
 
-@every
-def test_two_processes_train_one_decoder(launcher, tmp_path):
+def decoder(**changes):
+    return trained(worlds()[0], budget=16 * 8, options=options(drawing={"pairs": 2}), **changes)
+
+
+POISONED = """
+import os
+import tl_backward.inversion.network as network
+if os.environ["RANK"] == "1":
+    whole, calls = network.DecoderNetwork.forward, []
+    def poisoned(*args, **kwargs):
+        calls.append(1)
+        found = whole(*args, **kwargs)
+        return {**found, "loss": found["loss"] * float("nan")} if len(calls) == 3 else found
+    network.DecoderNetwork.forward = poisoned
+"""
+
+
+class BothInOne(DecoderTrainer):
+    """One process that takes the batches of two in turns and steps on the mean of their gradients."""
+
+    def __init__(self, network, arguments, *rest):
+        arguments.gradient_accumulation_steps = 2
+        super().__init__(network, arguments, *rest)
+
+    def get_train_dataloader(self):
+        parts = [copy(self.stream), copy(self.stream)]
+        for process, part in enumerate(parts):
+            part.process, part.n_processes = process, 2
+        return DataLoader(InTurns(parts), batch_size=None)
+
+    def training_step(self, *args):
+        loss = super().training_step(*args)
+        self.turns = getattr(self, "turns", 0) + 1
+        if self.turns % 2 == 0:
+            self.losses.append(self.losses.pop() + self.losses.pop())  # each was divided by two
+        return loss
+
+
+class InTurns(IterableDataset):
+    def __init__(self, parts):
+        self.parts = parts
+
+    def __iter__(self):
+        return (batch for batches in zip(*self.parts, strict=True) for batch in batches)
+
+
+@launchers("accelerate")
+def test_two_processes_train_the_decoder_of_one(launcher, tmp_path, monkeypatch):
     done = launched(launcher, TRAINING, tmp_path, tmp_path / "out")
     assert done.returncode == 0, done.stderr[-4000:]
     first, second = (json.loads((tmp_path / "out" / f"process-{i}.json").read_text()) for i in (0, 1))
-    assert first[0] == second[0] and first[1][-1]["inside"] == second[1][-1]["inside"]
-    assert first[1][-1]["loss"] != second[1][-1]["loss"]
+    assert first == second, "both end with the same weights and description"
+    found = load(tmp_path / "out", model=build(worlds()[0]))
+    monkeypatch.setattr(_trainer, "DecoderTrainer", BothInOne)
+    alone = decoder()
+    for name, expected in alone.network.state_dict().items():
+        torch.testing.assert_close(found.network.state_dict()[name], expected, rtol=1e-4, atol=1e-5, msg=name)
+    for one, other in zip(found.description["history"], alone.description["history"], strict=True):
+        assert one["inside"] == other["inside"] and one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    assert found.description["final_loss"] == pytest.approx(alone.description["final_loss"], rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_ends_all_processes_at_once(tmp_path):
+    done = launched("torchrun", POISONED + TRAINING, tmp_path, tmp_path / "out", timeout=120)
+    assert done.returncode != 0
+    assert done.stderr.count("ValueError: Expected a finite loss, got nan at step 2") == 2
 
 
 COMPARE = """
@@ -111,23 +175,9 @@ from tl_backward.dissimilarity import compare
 torch.set_num_threads(1)
 accelerator = Accelerator(cpu=True)
 assert accelerator.num_processes == 2
-found = compare(bridge("gpt2"), bridge("llama"), TEXTS, batching=1, jackknife=4, measures=["cka", "linear_regression"], show_progress=False)
+found = compare(bridge("gpt2"), bridge("llama"), TEXTS, batching=1, jackknife=4, measures=["cka"], show_progress=False)
 open(f"{sys.argv[1]}/{accelerator.process_index}.json", "w").write(json.dumps(found.values.tolist()))
 """
-
-
-@every
-def test_a_comparison_of_two_processes_is_that_of_one(launcher, tmp_path):
-    from dissimilarity.test_comparison import TEXTS
-
-    done = launched(launcher, COMPARE, tmp_path, tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    alone = tlb.dissimilarity.compare(
-        bridge("gpt2"), bridge("llama"), iter(TEXTS), batching=1, jackknife=4, measures=["cka", "linear_regression"], **QUIET
-    )
-    for process in (0, 1):
-        values = torch.tensor(json.loads((tmp_path / f"{process}.json").read_text()), dtype=torch.float64)
-        torch.testing.assert_close(values, alone.values, rtol=1e-9, atol=1e-11)
 
 
 KILLED = """
@@ -150,7 +200,7 @@ DIES = {
 
 
 @pytest.mark.parametrize("task", DIES)
-@every
+@launchers()
 def test_a_killed_worker_ends_the_job_with_a_message(launcher, task, tmp_path):
     started = time.monotonic()
     done = launched(launcher, DIES[task], tmp_path, tmp_path, timeout=120)

@@ -2,15 +2,13 @@
 
 import json
 import math
-import os
-import subprocess
 import sys
 import types
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
+from launched import launched, launchers
 from leaves_no_trace import assert_same, state
 from models import HAS_HOOKED_TRANSFORMER, bridge, build, hooked, worlds
 from shared import shared, stories
@@ -561,15 +559,9 @@ RUNS = {
 }
 
 
-def test_two_accelerate_processes_equal_one(tmp_path):
-    root = Path(__file__).parents[2]
-    (tmp_path / "run.py").write_text(PROCESS)
-    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-               "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-               str(tmp_path / "run.py"), str(tmp_path), json.dumps(RUNS)]  # fmt: skip
-    # accelerate starts several processes by --multi_gpu alone; they are on the CPU by Accelerator(cpu=True).
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+@launchers("accelerate")
+def test_two_processes_equal_one(launcher, tmp_path):
+    done = launched(launcher, PROCESS, tmp_path, tmp_path, json.dumps(RUNS))
     assert done.returncode == 0, done.stderr[-3000:]
     for name, options in RUNS.items():
         # An iterator's length is not known, so that one process, too, takes the route of sums.

@@ -1,4 +1,3 @@
-import json
 import os
 import signal
 import subprocess
@@ -100,37 +99,6 @@ def test_a_directory_with_a_decoder_is_not_written_over(tmp_path):
     trained(worlds()[0], budget=16, out=tmp_path)
     with pytest.raises(ValueError, match="Expected a directory without a decoder, got .*load it with inversion.load"):
         trained(worlds()[0], budget=16, out=tmp_path)
-
-
-PROCESS = """
-import sys, json, torch
-from inversion.small import options, trained
-from models import worlds
-torch.set_num_threads(1)
-made = trained(worlds()[0], budget=16 * 12, out=sys.argv[1], options=options(drawing={"pairs": 2}))
-from accelerate import PartialState
-state = PartialState()
-assert state.num_processes == 2
-total = sum(p.double().sum().item() for p in made.network.parameters())
-open(f"{sys.argv[1]}/process-{state.process_index}.json", "w").write(json.dumps([total, made.description["history"]]))
-"""
-
-
-def test_two_accelerate_processes_train_one_decoder(tmp_path):
-    (tmp_path / "run.py").write_text(PROCESS)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-               "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-               str(tmp_path / "run.py"), str(tmp_path / "out")]  # fmt: skip
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
-    first, second = (json.loads((tmp_path / "out" / f"process-{i}.json").read_text()) for i in (0, 1))
-    assert first[0] == second[0], "both end with the same weights"
-    assert first[1][-1]["inside"] == second[1][-1]["inside"]
-    assert first[1][-1]["loss"] != second[1][-1]["loss"], "each trains on texts of its own"
-    made = load(tmp_path / "out", model=build(worlds()[0]))
-    # One process with the same texts: the mean of the two halves' gradients, so nearly the same start.
-    alone = trained(worlds()[0], budget=16 * 12, options=options(drawing={"pairs": 2}))
-    assert abs(made.description["history"][0]["loss"] - alone.description["history"][0]["loss"]) < 0.3
 
 
 def test_bfloat16(tmp_path):

@@ -5,6 +5,7 @@ import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 from typing import cast
 
@@ -84,16 +85,17 @@ class DecoderTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Trainer's own, refusing a loss that is not finite.
+        """Trainer's own, which keeps the mean loss of all processes and refuses one that is not finite, in all at once.
 
         Raises:
             ValueError: NaN or inf.
         """
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self.losses.append(loss.item())
-        if not torch.isfinite(loss):
+        mean = cast(Tensor, self.accelerator.reduce(loss.clone(), "mean")).item()
+        self.losses.append(mean)
+        if not isfinite(mean):
             raise ValueError(
-                f"Expected a finite loss, got {loss.item()} at step {self.state.global_step}; lower learning_rate "
+                f"Expected a finite loss, got {mean} at step {self.state.global_step}; lower learning_rate "
                 f"({self.args.learning_rate})."
             )
         return loss
