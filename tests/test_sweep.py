@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import build, worlds
+from models import build, randomise, worlds
 from shared import shared, stories
 
 import tl_backward as tlb
@@ -131,6 +131,11 @@ def test_batches_do_not_matter_and_parts_merge_into_one_run(world, tmp_path):
     other = sweep(model, PROMPTS[3:], TARGETS[3:], start=3, show_progress=False)
     with pytest.raises(ValueError, match="same options"):
         merge(parts[0], other)
+    another = build(world)
+    randomise(another, seed=1)
+    apart = sweep(another, PROMPTS[3:], TARGETS[3:], subjects=SUBJECTS[3:], start=3, batch_size=1, **options)
+    with pytest.raises(ValueError, match="Expected two sweeps of one model, got two whose weights differ"):
+        merge(parts[0], apart)
 
 
 @every_world

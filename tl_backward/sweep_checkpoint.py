@@ -54,13 +54,17 @@ class SweepCheckpoint:
             found.save(self.path, run=self.run)
 
 
-def run_digest(model: TransformerLensModel, items: Sequence[Example], options: Mapping[str, object]) -> str:
-    """Of everything that a sweep's numbers follow from but the losses' code; of each weight, a few of its numbers."""
+def model_digest(model: TransformerLensModel) -> str:
+    """Of a few numbers of each weight."""
     cfg, digest = model.cfg, hashlib.sha256()
+    digest.update(json.dumps([cfg.n_layers, cfg.n_heads, cfg.d_model, cfg.d_head, cfg.d_vocab]).encode())
     for name, weight in cast(nn.Module, model).named_parameters():
         few = weight.detach().flatten()[:: max(1, weight.numel() // _PROBED)]
         digest.update(name.encode() + few.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def run_digest(items: Sequence[Example], options: Mapping[str, object]) -> str:
+    """Of everything that a sweep's numbers follow from but the losses' code; `options` name the model."""
     examples = [(e.index, e.tokens, e.n_forced, e.target, e.subject, e.answer) for e in items]
-    said = [options, [cfg.n_layers, cfg.n_heads, cfg.d_model, cfg.d_head, cfg.d_vocab], examples]
-    digest.update(json.dumps(said).encode())
-    return digest.hexdigest()
+    return hashlib.sha256(json.dumps([options, examples]).encode()).hexdigest()

@@ -53,7 +53,7 @@ class Sweep:
     interrupted: bool
     """Whether it was ended by hand, before all prompts were seen."""
     about: dict[str, object]
-    """The options it was run with; equal for sweeps that can be merged."""
+    """The options it was run with and a digest of the model; equal for sweeps that can be merged."""
     tokenizer: Tokenizer | None = None
     control: "Sweep | None" = None
     """The same of the untrained control."""
@@ -214,7 +214,7 @@ def merge(a: Sweep, b: Sweep) -> Sweep:
     """Two sweeps over parts of one data set, as one run over both would have given it.
 
     Raises:
-        ValueError: run with other options or on other weights, or with prompts of the same index.
+        ValueError: run on other models, weights or with other options, or with prompts of the same index.
 
     Example:
         >>> cases = tlb.zoo.edit_cases("test")[:4]
@@ -222,6 +222,11 @@ def merge(a: Sweep, b: Sweep) -> Sweep:
         >>> tlb.merge(*parts).items.tolist()
         [0, 1, 2, 3]
     """
+    if a.about.get("model") != b.about.get("model"):
+        raise ValueError(
+            f"Expected two sweeps of one model, got two whose weights differ (digests {a.about.get('model')} and "
+            f"{b.about.get('model')}); run both on one."
+        )
     if a.weights != b.weights or a.about != b.about or (a.control is None) != (b.control is None):
         raise ValueError(
             f"Expected two sweeps run with the same options, got {a.about} and {b.about}; run both alike."

@@ -20,7 +20,7 @@ from tl_backward.gradient_cache import GradientCache
 from tl_backward.readout import readout
 from tl_backward.segments import NAMES, Span, segment_tokens
 from tl_backward.sites import select_sites, weight_sites
-from tl_backward.sweep_checkpoint import SweepCheckpoint, run_digest
+from tl_backward.sweep_checkpoint import SweepCheckpoint, model_digest, run_digest
 from tl_backward.sweep_result import Quantity, Sweep, in_order
 from tl_backward.vocabulary import token_strings
 
@@ -112,9 +112,10 @@ def sweep(
     )
     names = tuple(select_sites(weight_sites(model), weights if isinstance(weights, str) else list(weights)))
     wanted = tuple(name for name in get_args(Quantity) if name in collect) + ("top_tokens",) * ("top_tokens" in collect)
-    about: dict[str, object] = {"collect": list(wanted), "n_draws": n_draws, "seed": seed, "k": k}
+    of = model_digest(model)
+    about: dict[str, object] = {"model": of, "collect": list(wanted), "n_draws": n_draws, "seed": seed, "k": k}
     options = about | {"weights": names, "batch_size": batch_size, "control": control, "start": start}
-    kept = SweepCheckpoint.of(checkpoint, run_digest(model, items, options), model)
+    kept = SweepCheckpoint.of(checkpoint, run_digest(items, options), model)
     run = _Run(names, wanted, k, batch_size, about)
     with tqdm(total=len(items) * (2 if control else 1), desc="sweep", unit="prompt", disable=not show_progress) as bar:
         trained = run(model, items, bar, kept.done(None), kept.save)
