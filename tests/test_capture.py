@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import BRIDGED, HAS_HOOKED_TRANSFORMER, HOOKED, TOKENS, bridge, hooked
+from models import BRIDGED, HAS_HOOKED_TRANSFORMER, HOOKED, TOKENS, bridge, hooked, tokenizer
 
 import tl_backward as tlb
 
@@ -115,3 +115,39 @@ def test_a_forked_norm_lists_its_bias_too():
     model.set_use_split_qkv_input(True)
     missing = tlb.weight_sites(model).missing
     assert "turn the flag off" in missing["blocks.0.ln1.w"] and missing["blocks.0.ln1.b"] == missing["blocks.0.ln1.w"]
+
+
+def test_the_models_own_tokens_count_not_the_tokenizers():
+    """A Bridge that is given a tokenizer anew takes its size for cfg.d_vocab."""
+    padded, small = bridge("gpt2", vocab_size=60), bridge("gpt2", vocab_size=40)
+    for model in (padded, small):
+        model.tokenizer = tokenizer()
+        assert model.cfg.d_vocab == 50
+    tokens = torch.tensor([[0, 59, 5, 52]])
+    _, cache = tlb.run_with_gradient_cache(padded, tokens, tlb.next_token_loss)
+    assert torch.equal(cache.tokens, tokens)
+    assert tlb.readout(padded, cache.factors["blocks.1.mlp.W_out"].deltas, target=59).target_rank.shape == (1, 4)
+    for run in (
+        lambda: tlb.run_with_gradient_cache(small, "w5 w45", tlb.next_token_loss),
+        lambda: tlb.inversion.pool_preimage(small, ["w5 w45"], "w5", ("resid_post", 1), -1, show_progress=False),
+    ):
+        with pytest.raises(ValueError, match=r"Expected token ids in \[0, 40\), got 0 to 45"):
+            run()
+    with pytest.raises(ValueError, match=r"Expected target ids in \[0, 40\), got \[45\]"):
+        tlb.backward_lens(small, "w5 w6", 45)
+
+
+@needs_hooked
+def test_a_model_that_has_no_logits_of_some_tokens_it_reads():
+    model = hooked(d_vocab_out=40)
+    tlb.run_with_gradient_cache(model, "w5 w45", tlb.target_loss("w6"))
+    vectors = model.W_U.T[:2]
+    for run in (
+        lambda: tlb.run_with_gradient_cache(model, "w5 w45", tlb.next_token_loss),
+        lambda: tlb.run_with_gradient_cache(model, "w5", tlb.target_loss("w45")),
+        lambda: tlb.readout(model, vectors, target="w45"),
+        lambda: tlb.readout(model, vectors, target=torch.tensor([3, 45])),
+        lambda: tlb.backward_lens(model, "w5 w6", "w7", answer=torch.tensor([45])),
+    ):
+        with pytest.raises(ValueError, match=r"Expected .* in \[0, 40\).*got \[?45"):
+            run()

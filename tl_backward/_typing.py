@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         cfg: Config
         tokenizer: Tokenizer | None
         training: bool
+        W_E: Float[Tensor, "d_vocab d_model"]
         W_U: Float[Tensor, "d_model d_vocab"]
         b_U: Float[Tensor, "d_vocab"]
         blocks: nn.ModuleList

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_backward._typing import TransformerLensModel
-from tl_backward.readout import single_token
+from tl_backward.readout import predicted_tokens, single_token
 
 Answer: TypeAlias = str | int | Sequence[str] | Sequence[int] | Int[Tensor, "batch"] | None
 
@@ -28,7 +28,7 @@ def answer_tokens(
     """The old answer's token of each example: as given, or the model's own most likely one at `asked`."""
     n, device = logits.shape[0], logits.device
     if isinstance(answer, Tensor):
-        return answer.to(device).expand(n)
+        return predicted_tokens(model, answer).to(device).expand(n)
     if answer is None:
         return logits[torch.arange(n, device=device), asked].argmax(-1)
     words = [answer] * n if isinstance(answer, str | int) else list(answer)

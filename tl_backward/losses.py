@@ -49,15 +49,13 @@ def next_token_loss(
     """The language-model loss: mean over real tokens of -log p(token[i+1] | token[:i+1]), in nats.
 
     Raises:
-        ValueError: no position has a real next token.
+        ValueError: no position has a real next token, or one has no logit.
 
     Example:
         >>> loss, cache = tlb.run_with_gradient_cache(model, "Anna Berg lives in", tlb.next_token_loss)
         >>> round(float(loss), 1)  # nats a token
         2.2
     """
-    log_probs = logits[:, :-1].log_softmax(-1)
-    nats = -log_probs.gather(-1, tokens[:, 1:, None])[..., 0]
     if attention_mask is None:
         attention_mask = torch.ones_like(tokens, dtype=torch.bool)
     real = attention_mask[:, 1:] & attention_mask[:, :-1]
@@ -66,6 +64,13 @@ def next_token_loss(
             f"Expected at least two real tokens for a next-token loss, got tokens of shape {list(tokens.shape)}; "
             "use a longer prompt or target_loss(...)."
         )
+    following = tokens[:, 1:].masked_fill(~real, 0)
+    if int(following.max()) >= logits.shape[-1]:
+        raise ValueError(
+            f"Expected next tokens with ids in [0, {logits.shape[-1]}), which the model has logits of, got "
+            f"{int(following.max())}; a model that does not predict what it reads needs target_loss(...)."
+        )
+    nats = -logits[:, :-1].log_softmax(-1).gather(-1, following[..., None])[..., 0]
     return nats[real].mean()
 
 
@@ -226,7 +231,8 @@ def _encode(target: Target, model: Encoder | None, n_examples: int) -> tuple[tup
             rows = [[int(item) for item in cast(Sequence[int], target)]]
     if any(not row for row in rows) or not rows:
         raise ValueError(f"Expected a target of at least one token, got {target!r}; give text or ids.")
-    d_vocab = getattr(getattr(model, "cfg", None), "d_vocab", None)
+    head = getattr(model, "W_U", None)
+    d_vocab = None if head is None else head.shape[1]
     for row in rows:
         if min(row) < 0 or (d_vocab is not None and max(row) >= d_vocab):
             raise ValueError(

@@ -11,7 +11,7 @@ from torch import Tensor
 from tl_backward._checks import UnknownWordsWarning, check_text, model_kind
 from tl_backward._typing import Prompts, TransformerLensModel
 from tl_backward._visits import rng_untouched
-from tl_backward.vocabulary import unknown_words
+from tl_backward.vocabulary import unknown_words, vocabulary_size
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _given_tokens(tokens: Tensor, attention_mask: Tensor | None) -> Batch:
 
 
 def _checked(model: TransformerLensModel, batch: Batch) -> Batch:
-    n_tokens, n_ctx, d_vocab = batch.tokens.shape[1], model.cfg.n_ctx, model.cfg.d_vocab
+    n_tokens, n_ctx, d_vocab = batch.tokens.shape[1], model.cfg.n_ctx, vocabulary_size(model)
     if batch.tokens.numel() == 0:
         raise ValueError(f"Expected at least one token, got shape {list(batch.tokens.shape)}; the prompt is empty.")
     if n_tokens > n_ctx:

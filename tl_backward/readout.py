@@ -206,23 +206,30 @@ def single_token(model: TransformerLensModel, token: str | int) -> int:
     Raises:
         ValueError: the text is several tokens, none, or not in the vocabulary.
     """
-    if isinstance(token, int):
-        if not 0 <= token < model.cfg.d_vocab:
-            raise ValueError(
-                f"Expected a token id in [0, {model.cfg.d_vocab}), got {token}; it is from another vocabulary."
-            )
-        return token
-    ids = encode_text(token, model)
+    ids = [token] if isinstance(token, int) else encode_text(token, model)
     if len(ids) != 1:
         raise ValueError(f"Expected one token, got {token!r}, which is {len(ids)}; pass the id of the one you mean.")
-    return ids[0]
+    return int(predicted_tokens(model, torch.tensor(ids)))
+
+
+def predicted_tokens(model: TransformerLensModel, ids: Tensor) -> Tensor:
+    """Token ids that the model has logits of.
+
+    Raises:
+        ValueError: some have none.
+    """
+    n = model.W_U.shape[1]
+    wrong = ids[(ids < 0) | (ids >= n)]
+    if wrong.numel():
+        raise ValueError(f"Expected a token id in [0, {n}), got {int(wrong[0])}; it is from another vocabulary.")
+    return ids
 
 
 def _choice(model: TransformerLensModel, token: TokenChoice | None, lead: torch.Size) -> Tensor | None:
     """Token ids, one a vector."""
     if token is None:
         return None
-    ids = token if isinstance(token, Tensor) else torch.tensor(single_token(model, token))
+    ids = predicted_tokens(model, token) if isinstance(token, Tensor) else torch.tensor(single_token(model, token))
     return ids.to(model.W_U.device).broadcast_to(lead).reshape(-1)
 
 

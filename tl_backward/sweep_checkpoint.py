@@ -56,11 +56,10 @@ class SweepCheckpoint:
 
 def model_digest(model: TransformerLensModel) -> str:
     """Of a few numbers of each weight."""
-    cfg, digest = model.cfg, hashlib.sha256()
-    digest.update(json.dumps([cfg.n_layers, cfg.n_heads, cfg.d_model, cfg.d_head, cfg.d_vocab]).encode())
+    digest = hashlib.sha256(f"{model.cfg.n_heads} heads".encode())
     for name, weight in cast(nn.Module, model).named_parameters():
         few = weight.detach().flatten()[:: max(1, weight.numel() // _PROBED)]
-        digest.update(name.encode() + few.float().cpu().numpy().tobytes())
+        digest.update(f"{name} {list(weight.shape)}".encode() + few.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -6,7 +6,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from tl_backward._typing import Tokenizer
+from tl_backward._typing import Tokenizer, TransformerLensModel
 
 if TYPE_CHECKING:
     import pandas
@@ -14,6 +14,23 @@ if TYPE_CHECKING:
 
 _KNOWN: "WeakKeyDictionary[Tokenizer, dict[int, str]]" = WeakKeyDictionary()
 """The strings of each tokenizer, for as long as somebody has it."""
+
+
+def vocabulary_size(model: TransformerLensModel) -> int:
+    """How many tokens a model reads, the rows of W_E.
+
+    A Bridge's `cfg.d_vocab` is its tokenizer's size once it was given another tokenizer.
+    """
+    return model.W_E.shape[0]
+
+
+def one_vocabulary(model_a: TransformerLensModel, model_b: TransformerLensModel) -> bool:
+    """Whether an id is the same token to both, as their tokenizers tell; where one has none, as their sizes do."""
+    vocabularies = [getattr(model.tokenizer, "get_vocab", None) for model in (model_a, model_b)]
+    known = [get() for get in vocabularies if get is not None]
+    if len(known) == 2:
+        return known[0] == known[1]
+    return vocabulary_size(model_a) == vocabulary_size(model_b)
 
 
 def token_string(tokenizer: Tokenizer | None, token: int) -> str:

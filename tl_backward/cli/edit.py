@@ -118,7 +118,7 @@ def _edit(arguments: argparse.Namespace) -> None:
         model = load_model(arguments.model, kind=arguments.kind, device=arguments.device, dtype=arguments.dtype)
         grid = _chosen_grid(model, arguments)
         edit, how = _made(model, arguments, grid)
-        effect = edit_effect(model, edit, arguments.prompt, k=min(arguments.k, model.cfg.d_vocab))
+        effect = edit_effect(model, edit, arguments.prompt, k=min(arguments.k, model.W_U.shape[1]))
         case = _own_case(arguments)
         scores = None if case is None else (evaluate_edit(model, None, case), evaluate_edit(model, edit, case))
         saved = None if arguments.save is None else edit.save(arguments.save)

@@ -18,6 +18,7 @@ from tl_backward._checks import check_text
 from tl_backward._typing import TransformerLensModel
 from tl_backward.dissimilarity.reading import Reading
 from tl_backward.prompts import Batch
+from tl_backward.vocabulary import one_vocabulary, vocabulary_size
 
 
 class _OffsetTokenizer(Protocol):
@@ -252,19 +253,14 @@ def _shared_ends(ends_a: list[int | None], ends_b: list[int | None]) -> list[tup
 
 
 def _check_one_vocabulary(model_a: TransformerLensModel, model_b: TransformerLensModel, item: Batch) -> None:
-    if model_a is model_b:
-        sizes = [model_a.cfg.d_vocab]
-    else:
-        sizes = [model_a.cfg.d_vocab, model_b.cfg.d_vocab]
-        vocabularies = [getattr(model.tokenizer, "get_vocab", None) for model in (model_a, model_b)]
-        known = [get() for get in vocabularies if get is not None]
-        if len(known) == 2 and known[0] != known[1] or len(known) < 2 and sizes[0] != sizes[1]:
-            raise ValueError(
-                "Expected models of one vocabulary for data given as tokens, got two whose tokenizers differ, so that "
-                "an id means different words; pass texts, which are aligned by characters."
-            )
-    if int(item.tokens.min()) < 0 or int(item.tokens.max()) >= min(sizes):
+    if model_a is not model_b and not one_vocabulary(model_a, model_b):
         raise ValueError(
-            f"Expected token ids in [0, {min(sizes)}), got {int(item.tokens.min())} to {int(item.tokens.max())}; the "
+            "Expected models of one vocabulary for data given as tokens, got two whose tokenizers differ, so that "
+            "an id means different words; pass texts, which are aligned by characters."
+        )
+    size = min(vocabulary_size(model) for model in (model_a, model_b))
+    if int(item.tokens.min()) < 0 or int(item.tokens.max()) >= size:
+        raise ValueError(
+            f"Expected token ids in [0, {size}), got {int(item.tokens.min())} to {int(item.tokens.max())}; the "
             "tokens come from another vocabulary."
         )

@@ -20,6 +20,7 @@ from tl_backward._storage import load_tensors, save_tensors
 from tl_backward._typing import TransformerLensModel
 from tl_backward._visits import visiting
 from tl_backward.sites import WeightSite, WeightSites, select_sites, weight_sites
+from tl_backward.vocabulary import vocabulary_size
 
 FORMAT = "tl_backward edit 1"
 
@@ -218,4 +219,4 @@ def _fingerprint(tensor: Tensor) -> str:
 def _describe(model: TransformerLensModel) -> str:
     """What must agree for an edit to fit another copy of a model."""
     cfg = model.cfg
-    return f"{cfg.n_layers} layers, d_model {cfg.d_model}, {cfg.n_heads} heads and d_vocab {cfg.d_vocab}"
+    return f"{cfg.n_layers} layers, d_model {cfg.d_model}, {cfg.n_heads} heads and d_vocab {vocabulary_size(model)}"

@@ -52,7 +52,7 @@ def sample(
         batch = pad(model, rows)
         with torch.no_grad():
             logits = forward(model, batch)[torch.arange(len(rows)), batch.last]
-        values, ids = logits.topk(min(top_k, model.cfg.d_vocab))
+        values, ids = logits.topk(min(top_k, logits.shape[1]))
         drawn = torch.multinomial(values.float().softmax(-1), 1, generator=generator)
         for row, token in zip(rows, ids.gather(1, drawn).flatten().tolist(), strict=True):
             row.append(token)

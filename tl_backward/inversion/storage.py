@@ -14,7 +14,7 @@ from tl_backward._typing import TransformerLensModel
 from tl_backward.inversion.activations import SiteReader
 from tl_backward.inversion.network import DecoderConfig, DecoderNetwork
 from tl_backward.inversion.texts import Encoded, encode, encode_rows
-from tl_backward.vocabulary import token_string
+from tl_backward.vocabulary import token_string, vocabulary_size
 
 TENSORS, DESCRIPTION = "decoder.safetensors", "decoder.json"
 _OTHER_FILE = f"crc32 of {TENSORS}"
@@ -55,7 +55,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 def vocabulary_digest(model: TransformerLensModel) -> str:
     """SHA-256 of all tokens as they read."""
-    strings = [token_string(model.tokenizer, index) for index in range(model.cfg.d_vocab)]
+    strings = [token_string(model.tokenizer, index) for index in range(vocabulary_size(model))]
     return hashlib.sha256(json.dumps(strings).encode()).hexdigest()
 
 

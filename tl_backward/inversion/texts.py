@@ -13,7 +13,7 @@ from torch import Tensor
 from tl_backward._checks import UnknownWordsWarning, check_text
 from tl_backward._typing import Tokenizer, TransformerLensModel
 from tl_backward.prompts import Batch
-from tl_backward.vocabulary import token_string
+from tl_backward.vocabulary import token_string, vocabulary_size
 
 
 class _BatchTokenizer(Protocol):
@@ -136,7 +136,7 @@ def encode_rows(
 def _checked(model: TransformerLensModel, texts: Encoded) -> Encoded:
     if not len(texts):
         raise ValueError("Expected at least one text, got none; the list, or the generator behind it, is empty.")
-    n_ctx, d_vocab = model.cfg.n_ctx, model.cfg.d_vocab
+    n_ctx, d_vocab = model.cfg.n_ctx, vocabulary_size(model)
     lengths, tokens = texts.lengths, texts.tokens
     for wrong, wanted in ((lengths == 0, "at least one token"), (lengths > n_ctx, f"at most n_ctx={n_ctx} tokens")):
         if wrong.any():

@@ -25,6 +25,7 @@ from tl_backward.inversion.sources import Data, TextSource
 from tl_backward.inversion.storage import DESCRIPTION, digest, probe_texts, vocabulary_digest
 from tl_backward.inversion.stream import LAG, Drawing, Shares, TrainingStream, widened
 from tl_backward.inversion.texts import encode, encode_rows
+from tl_backward.vocabulary import vocabulary_size
 
 _LEAST_SHARE = 0.05
 """Of a site that the decoder has mastered, before normalising."""
@@ -148,7 +149,7 @@ class _Run:
         d_site = max(self.reader.widths.values())
         self.queries = read_queries(self.reader, self.kept, positions, d_site)
         self.network = DecoderNetwork(
-            config, n_sites=len(self.reader.sites), d_site=d_site, d_vocab=model.cfg.d_vocab,
+            config, n_sites=len(self.reader.sites), d_site=d_site, d_vocab=vocabulary_size(model),
             n_ctx=model.cfg.n_ctx - len(self.start), seed=options.drawing.seed,
         ).to(model.W_U.device)  # fmt: skip
         if start is not None:

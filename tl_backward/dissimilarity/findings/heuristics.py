@@ -21,6 +21,7 @@ from tl_backward.dissimilarity.findings.groups import GroupGap, group_gap
 from tl_backward.dissimilarity.measures import cka_debiased
 from tl_backward.dissimilarity.stitching.model import run_head, run_tail
 from tl_backward.prompts import encode_prompts
+from tl_backward.vocabulary import vocabulary_size
 from tl_backward.zoo.cue_task import LABELS, CuedPrompts
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def heuristics(
     Raises:
         ValueError: models of different shapes, an answer that is not one token, or fewer than two models of a kind.
     """
-    shapes = {(model.cfg.n_layers, model.cfg.d_model, model.cfg.d_vocab) for model in models}
+    shapes = {(model.cfg.n_layers, model.cfg.d_model, vocabulary_size(model)) for model in models}
     if len(models) < 4 or len(shapes) > 1:
         raise ValueError(
             f"Expected four or more models of one shape, got {len(models)} of {len(shapes)} shapes; identity stitching "

@@ -22,6 +22,7 @@ from tl_backward.dissimilarity.stitching.maps import KINDS, MapKind, StitchMap, 
 from tl_backward.dissimilarity.stitching.model import StitchedModel, run_head
 from tl_backward.dissimilarity.stitching.penalty import Penalty, judge
 from tl_backward.dissimilarity.stitching.texts import TextBatch, read_texts, split_texts
+from tl_backward.vocabulary import one_vocabulary
 
 if TYPE_CHECKING:
     import pandas
@@ -187,9 +188,7 @@ def check_pair(model_a: TransformerLensModel, model_b: TransformerLensModel) -> 
     """
     check_model(model_a)
     check_model(model_b)
-    vocabularies = [getattr(model.tokenizer, "get_vocab", None) for model in (model_a, model_b)]
-    known = [get() for get in vocabularies if get is not None]
-    if (len(known) == 2 and known[0] != known[1]) or (len(known) < 2 and model_a.cfg.d_vocab != model_b.cfg.d_vocab):
+    if not one_vocabulary(model_a, model_b):
         raise ValueError(
             "Expected models with one tokenizer, got two whose vocabularies differ, so that the head would read other "
             "tokens than the tail predicts; stitch models that share one (compare aligns others)."
