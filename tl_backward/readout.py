@@ -219,9 +219,9 @@ def predicted_tokens(model: TransformerLensModel, ids: Tensor) -> Tensor:
         ValueError: some have none.
     """
     n = model.W_U.shape[1]
-    wrong = ids[(ids < 0) | (ids >= n)]
-    if wrong.numel():
-        raise ValueError(f"Expected a token id in [0, {n}), got {int(wrong[0])}; it is from another vocabulary.")
+    wrong = (ids < 0) | (ids >= n)
+    if wrong.any():
+        raise ValueError(f"Expected a token id in [0, {n}), got {int(ids[wrong][0])}; it is from another vocabulary.")
     return ids
 
 

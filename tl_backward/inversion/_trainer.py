@@ -91,7 +91,7 @@ class DecoderTrainer(Trainer):
             ValueError: NaN or inf.
         """
         loss = super().training_step(model, inputs, num_items_in_batch)
-        mean = cast(Tensor, self.accelerator.reduce(loss.clone(), "mean")).item()
+        mean = cast(Tensor, self.accelerator.reduce(loss.clone(), "mean")).item()  # it reduces in place
         self.losses.append(mean)
         if not isfinite(mean):
             raise ValueError(
