@@ -1,8 +1,7 @@
 """Vectors of the residual stream read in words: final norm, unembedding, top and bottom tokens, ranks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -13,8 +12,8 @@ from tqdm.auto import tqdm
 
 from tl_backward._checks import check_k, check_model
 from tl_backward._html import Cell, table
-from tl_backward._torch_hooks import without_hooks
 from tl_backward._typing import Tokenizer, TransformerLensModel, typed
+from tl_backward.head import Head, Product
 from tl_backward.losses import encode_text
 from tl_backward.vocabulary import token_strings
 
@@ -126,16 +125,21 @@ def readout(
     target: TokenChoice | None = None,
     answer: TokenChoice | None = None,
 ) -> Readout:
-    """Read vectors of the residual stream in words: logits = softcap(final_norm(v) @ W_U [+ b_U]).
+    """Read vectors of the residual stream in words: logits = softcap(scale * (final_norm(v) @ W_U [+ b_U])).
 
-    The logit lens (nostalgebraist 2020), for activations, weights and gradients alike. The model's final norm is
-    applied afresh to each vector, with its own mean and scale, without anyone's hooks.
+    The logit lens (nostalgebraist 2020), for activations, weights and gradients alike, through the model's own head:
+    the last residual stream, read with `bias=True`, gives the model's logits. What the architecture has between the two
+    takes part: BERT's and ModernBERT's transform, OPT-350m's projection, the scales of T5, Cohere and Granite, Gemma's
+    softcap, an adapter or a quantiser on the unembedding. The head is learnt from one pass over a few tokens at its
+    first use, which is held against what that pass said. The final norm is applied afresh to each vector, with its own
+    mean and scale, without anyone's hooks.
 
     Args:
         model: a HookedTransformer or TransformerBridge, folded or not.
         vectors: anything in the residual stream's basis, on the model's device.
         k: how many top and bottom tokens to keep.
-        ln: whether to apply the model's final norm (none is applied where the model has none).
+        ln: whether to apply the model's final norm (none is applied where the model has none). Without it the rest of
+            the head is applied still: a projection, and a transform with the norm that is part of it (BERT).
         normalize: scale each vector to unit norm first: the Normalized Logit Lens of Katz et al. 2024, for
             VJPs so small that the norm's epsilon would swallow them.
         bias: whether to add b_U.
@@ -143,14 +147,17 @@ def readout(
         answer: a second such token.
 
     Raises:
-        ValueError: vectors of another width, not finite, or k out of range; a token that is not one token.
+        ValueError: vectors of another width, not finite, or k out of range; a token that is not one token; a model
+            whose head could not be learnt: none, one that mixes several streams (Gemma3n), or one that gives other
+            numbers when it is run alone.
 
     Example:
         >>> tlb.readout(model, model.W_U[:, model.to_single_token(" Oslo")], k=2).top_tokens[0]
         ' Oslo'
     """
     check_model(model)
-    d_model, d_vocab = model.W_U.shape
+    head = Head.of(model)
+    d_model, d_vocab = head.d_model, head.d_vocab
     if vectors.ndim == 0 or vectors.shape[-1] != d_model:
         raise ValueError(
             f"Expected vectors [..., d_model={d_model}], got shape {list(vectors.shape)}; only vectors of the residual "
@@ -170,12 +177,12 @@ def readout(
         wanted = [ids[said] for ids in chosen if ids is not None]
         ids = torch.stack(wanted, -1) if wanted else torch.zeros(len(said), 0, dtype=torch.long, device=flat.device)
         found = extremes(
-            through_final_norm(model, flat[said], ln=ln, normalize=normalize),
-            model.W_U.detach(),
+            head.pre(_unit(flat[said].to(head.dtype)) if normalize else flat[said], ln=ln),
+            head.product(),
             k,
             wanted=ids,
-            offset=model.b_U.detach() if bias else None,
-            transform=partial(_softcapped, model),
+            offset=head.bias() if bias else None,
+            transform=head.post,
         )
 
     def placed(part: Tensor, fill: int) -> Tensor:
@@ -233,18 +240,9 @@ def _choice(model: TransformerLensModel, token: TokenChoice | None, lead: torch.
     return ids.to(model.W_U.device).broadcast_to(lead).reshape(-1)
 
 
-def through_final_norm(
-    model: TransformerLensModel, vectors: Tensor, *, ln: bool = True, normalize: bool = False
-) -> Tensor:
-    """Vectors as W_U is given them: scaled to unit norm if asked, then through the final norm."""
-    vectors = vectors.to(model.W_U.dtype)
-    if normalize:
-        vectors = torch.nn.functional.normalize(vectors, dim=-1, eps=torch.finfo(vectors.dtype).tiny)
-    norm = getattr(model, "ln_final", None)
-    if not ln or norm is None:
-        return vectors
-    # Norms expect [batch, pos, d_model].
-    return without_hooks(norm)(vectors[None])[0]
+def _unit(vectors: Tensor) -> Tensor:
+    """Vectors of unit norm, however small they were."""
+    return torch.nn.functional.normalize(vectors, dim=-1, eps=torch.finfo(vectors.dtype).tiny)
 
 
 @dataclass(frozen=True)
@@ -258,7 +256,7 @@ class Extremes:
 
 def extremes(
     vectors: Tensor,
-    unembedding: Tensor,
+    unembedding: Product,
     k: int,
     *,
     wanted: Tensor | None = None,
@@ -272,8 +270,9 @@ def extremes(
     Wide tiles of many vectors keep the matrix product at its best; each leaves k candidates and a count.
 
     Args:
-        vectors: [n, d_model], in the dtype of `unembedding` [d_model, d_vocab].
-        unembedding: what they are multiplied with.
+        vectors: [n, d_model], in the dtype of `unembedding`.
+        unembedding: what they are multiplied with: a matrix [d_model, d_vocab], or a function that does it, of which
+            fewer vectors are read at once since it makes their logits whole.
         k: how many of each end.
         wanted: [n, m], the ids to rank.
         offset: [d_vocab], added to the logits.
@@ -282,23 +281,30 @@ def extremes(
         show_progress: draw a progress bar if it takes longer than a second.
     """
     wanted = torch.zeros(len(vectors), 0, dtype=torch.long, device=vectors.device) if wanted is None else wanted
-    d_vocab = unembedding.shape[1] if columns is None else len(columns)
-    rows = min(len(vectors), _ROWS)
-    width = max(1, min(d_vocab, MAX_LOGIT_BYTES // max(1, rows * (vectors.element_size() + 4))))
+    allowed = MAX_LOGIT_BYTES // (vectors.element_size() + 4)
+    if isinstance(unembedding, Tensor):
+        d_vocab = unembedding.shape[1] if columns is None else len(columns)
+        rows = min(len(vectors), _ROWS)
+        width = max(1, min(d_vocab, allowed // max(1, rows)))
+    else:
+        d_vocab = width = unembedding(vectors[:1]).shape[1] if len(vectors) else k
+        rows = min(len(vectors), max(1, allowed // d_vocab))
     buffer, scratch = vectors.new_empty(rows * width), vectors.new_empty(rows * width, dtype=torch.float32)
     parts = []
     starts = range(0, max(1, len(vectors)), max(1, rows))
     for start in tqdm(starts, disable=not show_progress, delay=1, leave=False, desc="vectors in words"):
         chunk, ids = vectors[start : start + rows], wanted[start : start + rows]
-        own = torch.einsum("nd,dnm->nm", chunk, unembedding[:, ids])
+        if isinstance(unembedding, Tensor):
+            own = torch.einsum("nd,dnm->nm", chunk, unembedding[:, ids])
+            tiles = _products(chunk, unembedding, columns, width, buffer)
+        else:
+            whole = unembedding(chunk) if len(chunk) else buffer.new_zeros(0, d_vocab)
+            own, tiles = whole.gather(1, ids), iter([whole])
         own = transform(own if offset is None else own + offset[ids])
-        ranks, tops, bottoms = torch.zeros_like(ids), [], []
-        for first in range(0, d_vocab, width):
-            tile = slice(first, min(first + width, d_vocab))
-            shape = (len(chunk), tile.stop - first)
-            part = unembedding[:, tile] if columns is None else unembedding.index_select(1, columns[tile])
-            logits = torch.mm(chunk, part, out=_view(buffer, shape))
-            logits = transform(logits if offset is None else logits.add_(offset[tile]))
+        ranks, tops, bottoms, first = torch.zeros_like(ids), [], [], 0
+        for logits in tiles:
+            shape, stop = (len(chunk), logits.shape[1]), first + logits.shape[1]
+            logits = transform(logits if offset is None else logits.add_(offset[first:stop]))
             for found, largest in ((tops, True), (bottoms, False)):
                 values, places = logits.topk(min(k, shape[1]), largest=largest)
                 found.append((values, places + first))
@@ -307,9 +313,10 @@ def extremes(
                 greater = torch.gt(logits, value[:, None], out=_view(scratch, shape))
                 # The token itself, whose logit was computed apart, must not outrank itself by a rounding error.
                 place = (ids[:, i] - first).clamp(0, shape[1] - 1)[:, None]
-                inside = ((ids[:, i] >= first) & (ids[:, i] < tile.stop))[:, None]
+                inside = ((ids[:, i] >= first) & (ids[:, i] < stop))[:, None]
                 greater.scatter_(1, place, torch.where(inside, 0.0, greater.gather(1, place)))
                 ranks[:, i] += greater.sum(-1).long()
+            first = stop
         parts.append((*_merged(tops, k, largest=True), *_merged(bottoms, k, largest=False), ranks))
     top, top_ids, bottom, bottom_ids, ranks = (torch.cat(side) for side in zip(*parts, strict=True))
     for i, ids in enumerate(wanted.unbind(-1)):
@@ -320,6 +327,15 @@ def extremes(
     if columns is not None:
         top_ids, bottom_ids = columns[top_ids], columns[bottom_ids]
     return Extremes((top, top_ids), (bottom, bottom_ids), ranks)
+
+
+def _products(vectors: Tensor, matrix: Tensor, columns: Tensor | None, width: int, buffer: Tensor) -> Iterator[Tensor]:
+    """Tiles [n, width] of vectors @ matrix, each in the place of the last."""
+    d_vocab = matrix.shape[1] if columns is None else len(columns)
+    for first in range(0, d_vocab, width):
+        tile = slice(first, min(first + width, d_vocab))
+        part = matrix[:, tile] if columns is None else matrix.index_select(1, columns[tile])
+        yield torch.mm(vectors, part, out=_view(buffer, (len(vectors), tile.stop - first)))
 
 
 def _place(values: Tensor, listed: Tensor, ids: Tensor, *, largest: bool) -> Tensor:
@@ -340,12 +356,3 @@ def _merged(tiles: list[tuple[Tensor, Tensor]], k: int, *, largest: bool) -> tup
     values, ids = (torch.cat(side, dim=1) for side in zip(*tiles, strict=True))
     values, places = values.topk(k, largest=largest)
     return values, ids.gather(1, places)
-
-
-def _softcapped(model: TransformerLensModel, logits: Tensor) -> Tensor:
-    """What the model does to its logits after the unembedding (Gemma's softcap, Cohere's scale)."""
-    transform = getattr(getattr(model, "adapter", None), "apply_output_logits_transform", None)
-    if transform is not None:
-        return transform(logits)
-    cap = float(getattr(model.cfg, "output_logits_soft_cap", 0) or 0)
-    return logits.div_(cap).tanh_().mul_(cap) if cap > 0 else logits

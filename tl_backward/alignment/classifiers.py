@@ -15,8 +15,8 @@ from tl_backward.alignment.stitching import StitchedModel, zero_shot_stitch
 from tl_backward.alignment.vocabularies import TokenMap
 from tl_backward.bootstrap import Interval, bootstrap
 from tl_backward.controls import copied
+from tl_backward.head import Head
 from tl_backward.prompts import Batch, encode_prompts
-from tl_backward.readout import through_final_norm
 
 _CHUNK = 256  # prompts in one pass
 
@@ -77,7 +77,7 @@ class Classifier:
         start = None if self.stitched is None else (self.stitched.cut_b, self.stitched.translated(batch))
         stream = stream_at(self.model, batch, last, start)
         rows = torch.arange(batch.n_examples, device=stream.device)
-        read = through_final_norm(self.model, stream[rows, batch.last.to(stream.device)])
+        read = Head.of(self.model).normed(stream[rows, batch.last.to(stream.device)])
         return read @ self.weight + self.bias
 
 
@@ -126,7 +126,8 @@ def fine_tune(
         )
     texts = list(prompts)
     tuned, generator = copied(model), torch.Generator().manual_seed(seed)
-    d_model, like = model.W_U.shape[0], model.W_U
+    head = Head.of(model)
+    d_model, like = head.d_model, torch.empty(0, dtype=head.dtype, device=model.W_U.device)
     start = torch.randn(d_model, int(labels.max()) + 1, generator=generator) * d_model**-0.5
     weight = start.to(like).requires_grad_()
     bias = torch.zeros(weight.shape[1], dtype=like.dtype, device=like.device, requires_grad=True)

@@ -14,6 +14,7 @@ from tl_backward._typing import TransformerLensModel
 from tl_backward._visits import rng_untouched
 from tl_backward.capture import run_with_gradient_cache
 from tl_backward.editing.edit import Edit, Update, editable
+from tl_backward.head import Head
 from tl_backward.losses import Target, target_loss
 from tl_backward.prompts import encode_prompts, extend
 from tl_backward.sites import WeightSite, select_sites, weight_sites
@@ -82,7 +83,7 @@ def shift_edit(
     Example:
         >>> prompt = "Anna Berg lives in the city of"
         >>> with tlb.shift_edit(model, prompt, " Oslo", layer=2, scale=0.75):
-        ...     model.generate(prompt, max_new_tokens=1, do_sample=False, verbose=False)
+        ...     model.generate(prompt, max_new_tokens=1, do_sample=False, use_past_kv_cache=False, verbose=False)
         'Anna Berg lives in the city of Oslo'
     """
     check_model(model)
@@ -94,7 +95,7 @@ def shift_edit(
     inputs, logits = _inputs_and_logits(model, site, batch.tokens)
     _check_news(logits, ids, target)
     x = inputs[0, -len(ids) :]
-    v = model.W_U.detach()[:, list(ids)].T
+    v = Head.of(model).matrix(list(ids)).T
     if scaling == "unit":
         x, v = (torch.nn.functional.normalize(side, dim=-1) for side in (x, v))
     how = {"method": "shift", "prompt": prompt, "target": list(ids), "layer": index, "scale": scale, "scaling": scaling}

@@ -8,6 +8,7 @@ from torch import Tensor
 from tl_backward._checks import all_finite
 from tl_backward._typing import TransformerLensModel
 from tl_backward.embedding_space._weights import ParameterVectors, norm_weight, parameter_vectors
+from tl_backward.head import Head
 
 _TILE = 4096  # columns of W_U taken to a wider dtype at once
 
@@ -21,7 +22,7 @@ class Embedding:
     """
 
     matrix: Tensor
-    """W_U as it is stored."""
+    """W_U as the model uses it: as stored, or with the projection before it or the adapter on it."""
     model: TransformerLensModel
     fold_ln: bool
     scale: Tensor | None
@@ -36,9 +37,9 @@ class Embedding:
         """The model's own."""
         if inverse not in ("transpose", "pinv"):
             raise ValueError(f"Expected inverse to be 'transpose' or 'pinv', got {inverse!r}; the paper takes E^T.")
-        matrix = model.W_U.detach()
-        if not all_finite(matrix):
+        if model.W_U.is_floating_point() and not all_finite(model.W_U.detach()):
             raise ValueError("Expected finite weights, got NaN or inf in unembed.W_U; load or train the model anew.")
+        matrix = Head.of(model).matrix()
         scale = norm_weight(model, "ln_final.w") if fold_ln else None
         center = fold_ln and _subtracts_mean(model)
         plain = Embedding(matrix, model, fold_ln, scale, center, None)

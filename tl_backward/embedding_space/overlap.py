@@ -17,8 +17,9 @@ from tl_backward.embedding_space._embedding import Embedding
 from tl_backward.embedding_space._weights import parameter_vectors, per_query_head
 from tl_backward.embedding_space.filters import Filters, TokenList, token_mask
 from tl_backward.embedding_space.projection import check_choice, top_tokens
+from tl_backward.head import Head
 from tl_backward.prompts import Batch, encode_prompts
-from tl_backward.readout import extremes, through_final_norm
+from tl_backward.readout import extremes
 from tl_backward.sites import weight_sites
 from tl_backward.vocabulary import text_column, token_strings
 
@@ -140,7 +141,7 @@ def parameter_activation_overlap(
         named = top_tokens(embedding, embedding.prepared(of), k, mask, show_progress=show_progress).top_ids
         activations, hidden = _activations(model, batch, f"blocks.{layer}.{_READ_BY[weight]}", layer)
         real = torch.ones_like(batch.tokens, dtype=torch.bool) if batch.mask is None else batch.mask
-        activations, hidden = activations[real], through_final_norm(model, hidden[real])
+        activations, hidden = activations[real], Head.of(model).normed(hidden[real])
         columns = None if mask is None else mask.nonzero().flatten()
         said = extremes(hidden, embedding.matrix, k_state, columns=columns).top[1]
         active = named[activations.topk(n_vectors, dim=-1).indices].flatten(1)

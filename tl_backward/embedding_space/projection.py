@@ -246,7 +246,7 @@ def _tensor_vectors(
     model: TransformerLensModel, tensor: Tensor, layer: int | None, head: int | None, side: str | None
 ) -> ParameterVectors:
     """A user's vectors, as if they were a weight's."""
-    d_model = model.W_U.shape[0]
+    d_model = model.cfg.d_model
     if layer is not None or head is not None:
         raise ValueError(
             f"Expected neither layer nor head with a tensor, got layer={layer}, head={head}; slice the tensor instead."

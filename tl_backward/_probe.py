@@ -1,0 +1,63 @@
+"""A short pass that nobody sees: without anyone's hooks, gradients or dropout, and the model is left as it was."""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from tl_backward._checks import model_kind
+from tl_backward._typing import TransformerLensModel
+from tl_backward._visits import rng_untouched
+
+_BATCH, _LENGTH = 4, 3
+
+
+@contextmanager
+def unobserved(model: TransformerLensModel) -> Iterator[None]:
+    """Within the context the model has no hooks, is in eval mode and records no gradient.
+
+    Hooks that are registered inside are of the context alone.
+    """
+    modules = list(model.modules())
+    found = []
+    with rng_untouched(model), torch.no_grad():
+        try:
+            for module in modules:
+                state = module.__dict__
+                hooks = {name: value for name, value in state.items() if _holds_hooks(name) and value}
+                found.append((state, hooks, module.training))
+                state.update({name: OrderedDict() for name in hooks if isinstance(hooks[name], dict)})
+                state["training"] = False
+            yield
+        finally:
+            for state, hooks, training in found:
+                for name, value in state.items():
+                    if _holds_hooks(name) and isinstance(value, dict):
+                        value.clear()
+                state.update(hooks)
+                state["training"] = training
+
+
+def _holds_hooks(name: str) -> bool:
+    return name.endswith(("forward_hooks", "forward_pre_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
+
+
+def probe_tokens(model: TransformerLensModel) -> Tensor:
+    """A few tokens [batch, pos] from the middle of the vocabulary, where none stands for padding."""
+    table = model.W_E
+    d_vocab, length = table.shape[0], max(1, min(_LENGTH, model.cfg.n_ctx))
+    ids = d_vocab // 2 + torch.arange(_BATCH * length) % max(1, d_vocab // 2)
+    return ids.reshape(_BATCH, length).to(table.device)
+
+
+def probe_logits(model: TransformerLensModel, tokens: Tensor) -> Tensor:
+    """The logits of a pass, without a key-value cache; an encoder-decoder's decoder reads the same tokens."""
+    options: dict[str, object] = {"return_type": "logits"}
+    if model_kind(model) == "TransformerBridge":
+        options["use_cache"] = False
+        inner: nn.Module | None = getattr(model, "original_model", None)
+        if getattr(getattr(inner, "config", None), "is_encoder_decoder", False):
+            options["decoder_input"] = tokens
+    return model(tokens, **options)
