@@ -1,0 +1,75 @@
+"""Whether a TransformerLens model computes what Hugging Face's does: a few tokens through both."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+N_TOKENS = 12
+
+
+def probe_tokens(model: "PreTrainedModel") -> Tensor | None:
+    """Ids [1, pos] that any text model takes, none of them special; None for a model that reads no text."""
+    embedding = model.get_input_embeddings() if model.main_input_name == "input_ids" else None
+    weight = getattr(embedding, "weight", None)
+    if not isinstance(weight, Tensor):
+        return None
+    config = model.config.to_dict()
+    special = set(_special_ids(config))
+    ids = [token for token in range(min(len(weight), 1000)) if token not in special]
+    # Two fewer than there are positions, as RoBERTa's begin at the padding's.
+    limits = [config[name] for name in ("max_position_embeddings", "n_positions") if isinstance(config.get(name), int)]
+    length = max(1, min(N_TOKENS, *(limit - 2 for limit in limits), len(ids)))
+    step = max(1, len(ids) // length)
+    return torch.tensor([ids[::step][:length]], device=model.device)
+
+
+def _special_ids(config: Mapping) -> Iterator[int]:
+    """Ids that a configuration gives a meaning: an image's place among them."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _special_ids(value)
+        elif str(name).endswith(("token_id", "token_index", "token_ids")):
+            yield from (value if isinstance(value, list) else [value] if isinstance(value, int) else [])
+
+
+@torch.no_grad()
+def own_logits(model: "PreTrainedModel", tokens: Tensor | None) -> Tensor | None:
+    """Hugging Face's logits [1, pos, d_vocab], taken before TransformerLens wraps the model; None where it has none."""
+    if tokens is None:
+        return None
+    try:
+        logits = getattr(model(**probe_inputs(model, tokens)), "logits", None)
+    except (ValueError, TypeError, RuntimeError, AttributeError, IndexError):  # it takes no text alone
+        return None
+    return logits if isinstance(logits, Tensor) else None
+
+
+def probe_inputs(model: "PreTrainedModel", tokens: Tensor) -> dict[str, Tensor]:
+    """The tokens, for an encoder-decoder to both of its halves."""
+    decoder = {"decoder_input_ids": tokens} if getattr(model.config, "is_encoder_decoder", False) else {}
+    return {"input_ids": tokens, **decoder}
+
+
+def difference(ours: Tensor, theirs: Tensor) -> float:
+    """The largest |ours - theirs| / the largest |theirs|; infinite where one is a number and the other is none.
+
+    In half precision, of the median position: rounding may send a token to another expert, and move its logits far.
+    """
+    half = theirs.dtype not in (torch.float32, torch.float64)
+    ours, theirs = ours.detach().cpu().double(), theirs.detach().cpu().double()
+    finite = theirs.isfinite()
+    if ours.shape != theirs.shape or not torch.equal(finite, ours.isfinite()):
+        return float("inf")
+    scale = theirs.masked_fill(~finite, 0).abs().max().clamp_min(torch.finfo(theirs.dtype).tiny)
+    errors = (ours - theirs).masked_fill(~finite, 0).abs().amax(-1)  # of each position
+    return float((errors.median() if half else errors.max()) / scale)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """The largest `difference` of two right implementations."""
+    return 1e-3 if dtype in (torch.float32, torch.float64) else 0.1

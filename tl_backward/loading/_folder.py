@@ -1,0 +1,114 @@
+"""A Hugging Face model of a folder, of its own class, every weight of it from the folder's files."""
+
+import re
+import warnings
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from tl_backward.loading._others import LoadingWarning, first_line
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def read_folder(directory: Path, dtype: torch.dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase | None]":
+    """The model, in eval mode on the CPU, and its tokenizer: None for a model that reads no text and has none.
+
+    Raises:
+        ValueError: a folder that transformers cannot load, or whose weights are not those of the model.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    from tl_backward.zoo.activations import register_solu
+
+    register_solu()  # a model of the zoo that was trained into a directory
+    tokenizer = None
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        architecture, load = _class_of(config)
+        if _reads_text(architecture) or (directory / "tokenizer_config.json").is_file():
+            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        loaded = load(
+            directory,
+            local_files_only=True,
+            # TransformerBridge hooks attention scores and patterns, which only eager attention computes.
+            attn_implementation="eager",
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+        )
+    except MemoryError:
+        raise
+    except Exception as error:  # safetensors, pickle, json and each tokenizer have errors of their own
+        raise ValueError(
+            f"Expected a language model with its tokenizer in {str(directory)!r}, but transformers cannot load it: "
+            f"{first_line(error)}; copy or save the folder again, whole."
+        ) from error
+    model, found = cast("tuple[PreTrainedModel, dict[str, Collection]]", loaded)
+    _check_weights(directory, model, found)
+    return model.eval(), tokenizer
+
+
+def _class_of(config: "PretrainedConfig") -> tuple[str, Callable[..., object]]:
+    """The architecture that TransformerBridge takes a configuration for, and how its class is loaded.
+
+    AutoModelForCausalLM would load a BertForMaskedLM as a BertLMHeadModel, and no encoder-decoder.
+    """
+    import transformers
+    from transformer_lens.model_bridge.sources.transformers import (
+        determine_architecture_from_hf_config,
+        get_hf_model_class_for_architecture,
+    )
+
+    try:
+        architecture = str(determine_architecture_from_hf_config(config))
+    except ValueError:  # TransformerBridge refuses it later, unless HookedTransformer knows it
+        return "", transformers.AutoModelForCausalLM.from_pretrained
+    own = None if architecture.endswith("Model") or not _reads_text(architecture) else architecture
+    # A bare model, such as BloomModel, and those of sound and pictures are read as TransformerLens reads them.
+    loader = getattr(transformers, own or "", None) or get_hf_model_class_for_architecture(architecture)
+    return architecture, loader.from_pretrained
+
+
+def _reads_text(architecture: str) -> bool:
+    from transformer_lens.utilities.architectures import classify_architecture
+
+    return classify_architecture(architecture) not in ("audio", "vision")
+
+
+def _check_weights(directory: Path, model: "PreTrainedModel", found: dict[str, Collection]) -> None:
+    """Refuse what transformers filled with random numbers; it has set aside what a class may lack or leave unread.
+
+    Raises:
+        ValueError: tensors that are missing, of another shape, or of a part of the model that it has not as saved.
+    """
+    missing = sorted(found["missing_keys"])
+    shapes = sorted(found["mismatched_keys"])
+    reshaped = [f"{name} {list(got)} instead of {list(wanted)}" for name, got, wanted in shapes]
+    unread = sorted(found["unexpected_keys"])
+    known = {_pattern(name) for name, _ in model.named_modules()}
+    # Another task's head is a module of its own; a bias of a module that the model has, or another layer, was meant.
+    meant = [name for name in unread if _pattern(name.rpartition(".")[0]) in known]
+    kind = type(model).__name__
+    if missing or reshaped or meant:
+        parts = [("lack", missing), ("have in another shape", reshaped), ("have unasked", unread)]
+        said = ", ".join(f"{verb} {_several(names)}" for verb, names in parts if names)
+        raise ValueError(
+            f"Expected files in {str(directory)!r} with the weights of the {kind} that its config.json describes, got "
+            f"files that {said}; copy or save the folder again, whole, or mend its config.json."
+        )
+    if unread:
+        warnings.warn(f"{kind} has no use for {_several(unread)} in {str(directory)!r}.", LoadingWarning, stacklevel=2)
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
+
+
+def _several(names: Iterable[str]) -> str:
+    names = list(names)
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
