@@ -451,7 +451,7 @@ def test_a_stitched_model_generates_text(world):
     texts = json.loads(shared("data", "tinystories-1000.json").read_text())[:24]
     same = stitch(model, 2, model, 2, texts, max_tokens=40, batching=4, **QUIET)
     prompt = "Once upon a time, there was a"
-    own = model.generate(prompt, max_new_tokens=12, do_sample=False, verbose=False)
+    own = model.generate(prompt, max_new_tokens=12, do_sample=False, use_past_kv_cache=False, verbose=False)
     said = same.model.generate(prompt, max_new_tokens=12)
     assert said.startswith(prompt) and own.split() == said.split()
     moved = stitch(model, 1, model, 2, texts, max_tokens=40, batching=4, **QUIET)
