@@ -8,15 +8,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_backward._typing import TransformerLensModel
+from tl_backward.losses import TargetLoss
 from tl_backward.readout import predicted_tokens, single_token
 
 Answer: TypeAlias = str | int | Sequence[str] | Sequence[int] | Int[Tensor, "batch"] | None
 
 
-def answer_position(mask: Bool[Tensor, "batch pos"], continuation: Sequence[Sequence[int]]) -> Int[Tensor, "batch"]:
-    """Index of each prompt's last token, before the target tokens that were appended to it (`continuation`)."""
-    places = [row.nonzero().flatten() for row in mask]
-    return torch.stack([real[-1 - len(forced)] for real, forced in zip(places, continuation, strict=True)])
+def answer_position(
+    loss: TargetLoss, tokens: Int[Tensor, "batch pos"], mask: Bool[Tensor, "batch pos"] | None
+) -> Int[Tensor, "batch"]:
+    """Index of the token in each row at which the (first) target token is asked for: the prompt's last, or its mask."""
+    return torch.tensor([places[0] for places in loss.places(tokens, mask)], device=tokens.device)
 
 
 def answer_tokens(

@@ -60,7 +60,7 @@ class BackwardLens:
         loss: -log p(target | prompt) in nats.
         tokens: the tokens as strings; token_ids, mask: their ids, and which are real.
         target: the (first) target token. answer: the model's own before any edit.
-        answer_position: index of the prompt's last token.
+        answer_position: index of the token at which the target is asked for: the prompt's last, or its mask.
         imprint: layer -> Readout of W_in's inputs. shift: layer -> Readout of W_out's VJPs, raw sign.
         attn_imprint, attn_shift: the same for W_V and W_O, with `attention=True`.
         segments: which tokens are first, subject, last, other, target.
@@ -81,7 +81,7 @@ class BackwardLens:
     answer: str | list[str]
     """The model's own answer before any edit: its most likely next token (or the one that was given)."""
     answer_position: Int[Tensor, "*batch"]
-    """Index of the prompt's last token, after which the (first) target token is expected."""
+    """Index of the token at which the (first) target token is asked for: the prompt's last, or its mask."""
     imprint: dict[int, Readout]
     """Per layer, the inputs x_i of W_in (and of W_gate, which reads the same) in words: [pos]."""
     shift: dict[int, Readout]
@@ -221,6 +221,7 @@ def backward_lens(
     names_filter: NamesFilter = (),
     fwd_hooks: HookList = (),
     prepend_bos: bool | None = None,
+    position: int | None = None,
 ) -> BackwardLens:
     """Read in words what one gradient-descent step on `target` after `prompt` would write (Katz et al. 2024).
 
@@ -240,6 +241,8 @@ def backward_lens(
         names_filter: hook points whose gradients to keep in `lens.cache`, as TransformerLens's; none by default.
         fwd_hooks: (name, hook) pairs active in the pass.
         prepend_bos: as in `model.to_tokens`.
+        position: the token at which a target of one token is asked for, counted over the prompt's tokens; None for the
+            last, or the one mask of a prompt for a model that sees both ways (BERT).
 
     Raises:
         ValueError: a model without dense MLPs in those layers (unless `attention`), or bad input as in
@@ -259,7 +262,7 @@ def backward_lens(
     if control not in (None, "random_init"):
         raise ValueError(f"Expected control=None or 'random_init', got {control!r}; no other control is known.")
     pairs, gates = _weight_pairs(model, chosen, attention)
-    loss = target_loss(target, reduction="sum")
+    loss = target_loss(target, position, reduction="sum")
     value, cache = run_with_gradient_cache(
         model,
         prompt,
@@ -272,7 +275,7 @@ def backward_lens(
     bound = loss.bind(model, cache.tokens.shape[0])
     batched = not isinstance(prompt, str) and not (isinstance(prompt, Tensor) and prompt.ndim == 1)
     mask = cache.mask if cache.mask is not None else torch.ones_like(cache.tokens, dtype=torch.bool)
-    asked = answer_position(mask, bound.continuation)
+    asked = answer_position(bound, cache.tokens, mask)
     target_ids = torch.tensor([row[0] for row in bound.ids or ()], device=cache.tokens.device)
     answer_ids = answer_tokens(model, answer, cache.logits, asked)
     vectors = []
@@ -314,6 +317,7 @@ def backward_lens(
             attention=attention,
             normalize=normalize,
             prepend_bos=prepend_bos,
+            position=position,
         )
     targets, answers = ([token_string(tokenizer, int(i)) for i in ids] for ids in (target_ids, answer_ids))
     return BackwardLens(
@@ -328,7 +332,7 @@ def backward_lens(
         shift=reads.get("shift", {}),
         attn_imprint=reads.get("attn_imprint", {}),
         attn_shift=reads.get("attn_shift", {}),
-        segments=segment_tokens(strings, mask, asked, subject),
+        segments=segment_tokens(strings, mask, asked, subject, n_forced=[len(ids) for ids in bound.continuation]),
         cache=cache,
         control=beside,
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tl_backward._checks import NonFiniteError, check_callable_loss, check_loss
 from tl_backward._typing import TransformerLensModel
+from tl_backward.asked import asked_index, mask_token
 from tl_backward.capture import run_with_gradient_cache
 from tl_backward.cases import EditCase
 from tl_backward.gradient_cache import GradientCache
@@ -40,6 +41,8 @@ class Example:
     subject: Span = None
     answer: int | None = None
     """The old answer's (first) token; None for the model's own."""
+    asked: int | None = None
+    """Index in `tokens` at which the answer is asked for; None for the prompt's last."""
 
 
 def encode_examples(
@@ -105,14 +108,26 @@ def _encoded(
     if isinstance(loss, TargetLoss):
         loss = loss.bind(model, 1)
         (ids,) = loss.ids or ((-1,),)
-        forced, target = ids[:-1], ids[0] if loss.positions == -1 else -1
+        one = loss.positions in (None, -1) or (loss.mask is not None and isinstance(loss.positions, int))
+        forced, target = ids[:-1], ids[0] if one else -1
     if len(tokens) + len(forced) > model.cfg.n_ctx:
         raise ValueError(f"Expected at most n_ctx={model.cfg.n_ctx} tokens (target included), got more; shorten it.")
     if subject is not None:
         strings = token_strings(getattr(model, "tokenizer", None), torch.tensor([tokens]))
         subject = find_span(strings[0], subject)
     old = None if answer in (None, "") else _first_token(model, answer)
-    return Example(index, [*tokens, *forced], len(forced), loss, target, subject, old)
+    return Example(index, [*tokens, *forced], len(forced), loss, target, subject, old, _asked(model, loss, tokens))
+
+
+def _asked(model: TransformerLensModel, loss: Loss, tokens: list[int]) -> int | None:
+    """Where a model that has a mask is asked: there, or at the one position that the loss names."""
+    mask = mask_token(model)
+    if mask is None:
+        return None
+    positions = getattr(loss, "positions", None)
+    if isinstance(positions, int):
+        return range(len(tokens))[positions]
+    return asked_index(tokens, mask)
 
 
 def _first_token(model: TransformerLensModel, text: str | int) -> int:
@@ -133,7 +148,7 @@ class Captured:
     mask: Bool[Tensor, "batch pos"]
     losses: Float[Tensor, "batch"]
     asked: Int[Tensor, "batch"]
-    """Index of each prompt's last token."""
+    """Index of the token at which each prompt is asked: its last, or its mask."""
 
 
 def capture_batch(model: TransformerLensModel, examples: Sequence[Example], weights: Sequence[str]) -> Captured:
@@ -152,8 +167,9 @@ def capture_batch(model: TransformerLensModel, examples: Sequence[Example], weig
     except NonFiniteError as error:
         index = examples[error.index].index
         raise NonFiniteError(f"Prompt {index}: {error}", index) from error
-    n_forced = torch.tensor([example.n_forced for example in examples], device=mask.device)
-    return Captured(cache, mask, torch.stack(loss.values), given.last - n_forced)
+    # From a row's end, on whichever side it is padded.
+    back = [e.n_forced if e.asked is None else len(e.tokens) - 1 - e.asked for e in examples]
+    return Captured(cache, mask, torch.stack(loss.values), given.last - torch.tensor(back, device=mask.device))
 
 
 @dataclass

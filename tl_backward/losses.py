@@ -15,10 +15,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_backward._checks import check_text, nearest
+from tl_backward._typing import TransformerLensModel
+from tl_backward.asked import asked_index, check_one_token, mask_token
 from tl_backward.vocabulary import token_string
 
 Loss: TypeAlias = Callable[..., Float[Tensor, ""]]
 Reduction: TypeAlias = Literal["mean", "sum"]
+Positions: TypeAlias = int | tuple[int, ...] | None
 Target: TypeAlias = (
     str | int | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Int[Tensor, "pos"] | Int[Tensor, "batch pos"]
 )
@@ -79,25 +82,42 @@ class TargetLoss:
     """See `target_loss`."""
 
     target: Target
-    positions: int | tuple[int, ...] = -1
+    positions: Positions = None
     reduction: Reduction = "mean"
     ids: tuple[tuple[int, ...], ...] | None = None
     """The target's token ids, one tuple an example (or one for all), once bound to a model."""
+    mask: int | None = None
+    """The mask token at which that model is asked; None where it is asked after the last token."""
 
     def bind(self, model: Encoder, n_examples: int) -> "TargetLoss":
         """The same loss with the target encoded by `model`, one row an example."""
-        rows = _encode(self.target, model, n_examples)
-        if len({len(row) for row in rows} | {1}) > 1 and self.positions != -1:
+        rows, mask = _encode(self.target, model, n_examples), _mask_of(model)
+        check_one_token(rows, mask)
+        if len({len(row) for row in rows} | {1}) > 1 and self.positions not in (None, -1):
             raise ValueError(
                 f"Expected a single-token target with positions={self.positions}, got {rows} token ids; a target of "
-                "several tokens is teacher-forced after the prompt, which needs positions=-1."
+                "several tokens is teacher-forced after the prompt, which needs positions=None."
             )
-        return replace(self, ids=rows)
+        return replace(self, ids=rows, mask=mask)
 
     @property
     def continuation(self) -> tuple[tuple[int, ...], ...]:
         """What is appended to each prompt so that every target token is predicted (teacher forcing)."""
         return tuple(row[:-1] for row in self.ids or ())
+
+    def places(
+        self, tokens: Int[Tensor, "batch pos"], attention_mask: Bool[Tensor, "batch pos"] | None = None
+    ) -> list[list[int]]:
+        """Where each example's target tokens are predicted, as indices into its row: one a target token.
+
+        Several `positions` of a single-token target have one place each.
+        """
+        found = []
+        for example, ids in enumerate(self.ids or _encode(self.target, None, tokens.shape[0])):
+            real = _real_positions(tokens, attention_mask, example)
+            forced = len(ids) > 1
+            found.append(real[-len(ids) :] if forced else _select(tokens[example], real, self.positions, self.mask))
+        return found
 
     def __call__(
         self,
@@ -108,13 +128,11 @@ class TargetLoss:
         """Mean (or sum) over examples of the mean over target tokens of -log p(target token), in nats."""
         rows = self.ids or _encode(self.target, None, tokens.shape[0])
         losses = []
-        for example, ids in enumerate(rows):
-            real = _real_positions(tokens, attention_mask, example)
-            at = real[-len(ids) :] if len(ids) > 1 else _select(real, self.positions)
+        for example, (ids, at) in enumerate(zip(rows, self.places(tokens, attention_mask), strict=True)):
             if len(at) < len(ids):
                 raise ValueError(
                     f"Expected the prompt to be followed by the target's first {len(ids) - 1} tokens, got "
-                    f"{len(real)} real tokens; pass the loss to run_with_gradient_cache, which appends them."
+                    f"{len(at)} real tokens; pass the loss to run_with_gradient_cache, which appends them."
                 )
             wanted = torch.tensor(ids if len(ids) > 1 else ids * len(at), device=logits.device)
             losses.append(torch.nn.functional.cross_entropy(logits[example, at], wanted))
@@ -122,17 +140,20 @@ class TargetLoss:
         return stacked.mean() if self.reduction == "mean" else stacked.sum()
 
 
-def target_loss(target: Target, positions: int | Sequence[int] = -1, reduction: Reduction = "mean") -> TargetLoss:
+def target_loss(
+    target: Target, positions: int | Sequence[int] | None = None, reduction: Reduction = "mean"
+) -> TargetLoss:
     """Cross-entropy of a target after the prompt: -log p(target | prompt) in nats, averaged over its tokens.
 
     A target of several tokens is teacher-forced: all but its last token are appended to the prompt, and the loss is
     the mean over the target's positions. This is the loss of Katz et al. 2024, sec. 6 (one new answer, one prompt).
+    A model that sees both ways (BERT) is asked at the prompt's one mask, for a target of one token.
 
     Args:
         target: text (its leading space counts: " Oslo"), a token id, ids, a list of texts or of lists of ids (one an
             example), or an integer tensor [pos] or [batch, pos].
-        positions: where the (single-token) target is predicted, counted over real tokens, padding left out; -1 is the
-            last. Several positions are averaged.
+        positions: where the (single-token) target is predicted, counted over real tokens, padding left out; None is
+            where the prompt asks: the last token (-1), or the mask. Several positions are averaged.
         reduction: over the examples of a batch; "sum" gives each example the gradient it has alone.
 
     Example:
@@ -140,7 +161,7 @@ def target_loss(target: Target, positions: int | Sequence[int] = -1, reduction: 
         >>> round(float(loss), 1)  # the model knows
         0.1
     """
-    where = positions if isinstance(positions, int) else tuple(positions)
+    where = positions if positions is None or isinstance(positions, int) else tuple(positions)
     return TargetLoss(target=target, positions=where, reduction=reduction)
 
 
@@ -150,9 +171,11 @@ class LogitDifference:
 
     answer: Target
     other: Target
-    positions: int | tuple[int, ...] = -1
+    positions: Positions = None
     reduction: Reduction = "mean"
     ids: tuple[tuple[int, int], ...] | None = None
+    mask: int | None = None
+    """As in `TargetLoss`."""
 
     def bind(self, model: Encoder, n_examples: int) -> "LogitDifference":
         """The same difference with both answers encoded by `model`."""
@@ -165,7 +188,7 @@ class LogitDifference:
                     "subtracted, use target_loss for a longer target."
                 )
             pairs.append((answer[0], other[0]))
-        return replace(self, ids=tuple(pairs))
+        return replace(self, ids=tuple(pairs), mask=_mask_of(model))
 
     def __call__(
         self,
@@ -177,14 +200,15 @@ class LogitDifference:
         pairs = self.ids or self.bind(_NoModel(), tokens.shape[0]).ids or ()
         values = []
         for example, (answer, other) in enumerate(pairs):
-            at = _select(_real_positions(tokens, attention_mask, example), self.positions)
+            real = _real_positions(tokens, attention_mask, example)
+            at = _select(tokens[example], real, self.positions, self.mask)
             values.append((logits[example, at, answer] - logits[example, at, other]).mean())
         stacked = torch.stack(values)
         return stacked.mean() if self.reduction == "mean" else stacked.sum()
 
 
 def logit_difference(
-    answer: Target, other: Target, positions: int | Sequence[int] = -1, reduction: Reduction = "mean"
+    answer: Target, other: Target, positions: int | Sequence[int] | None = None, reduction: Reduction = "mean"
 ) -> LogitDifference:
     """The metric logit(answer) - logit(other) at a position, TransformerLens's usual one (larger is better).
 
@@ -197,7 +221,7 @@ def logit_difference(
         >>> bool(value > 0)  # logit of the first minus that of the second
         True
     """
-    where = positions if isinstance(positions, int) else tuple(positions)
+    where = positions if positions is None or isinstance(positions, int) else tuple(positions)
     return LogitDifference(answer=answer, other=other, positions=where, reduction=reduction)
 
 
@@ -256,11 +280,13 @@ def encode_text(text: str, model: Encoder) -> list[int]:
         ValueError: the text encodes to nothing, or to the tokenizer's unknown token.
     """
     tokenizer = getattr(model, "tokenizer", None)
-    ids = model.to_tokens(check_text(text), prepend_bos=False).flatten().tolist() if text else []
+    ids = (
+        _bare(tokenizer, text, model.to_tokens(check_text(text), prepend_bos=False).flatten().tolist()) if text else []
+    )
     # A sentencepiece tokenizer puts a space before every text: the one that is there already would be a token more.
     piece = getattr(tokenizer, "convert_ids_to_tokens", lambda token: None)
     if len(ids) > 1 and text.startswith(" ") and piece(ids[0]) == "\N{LOWER ONE EIGHTH BLOCK}":
-        ids = model.to_tokens(text[1:], prepend_bos=False).flatten().tolist()
+        ids = _bare(tokenizer, text[1:], model.to_tokens(text[1:], prepend_bos=False).flatten().tolist())
     if not ids:
         raise ValueError(f"Expected a target that encodes to at least one token, got {text!r}; give a word.")
     unknown = getattr(tokenizer, "unk_token_id", None)
@@ -274,13 +300,34 @@ def encode_text(text: str, model: Encoder) -> list[int]:
     return ids
 
 
+def _bare(tokenizer: object, text: str, ids: list[int]) -> list[int]:
+    """A text's ids without what its tokenizer puts around every text (BERT's [CLS] and [SEP])."""
+    around = {
+        getattr(tokenizer, name, None) for name in ("cls_token_id", "sep_token_id", "bos_token_id", "eos_token_id")
+    }
+    encode = getattr(tokenizer, "encode", None)
+    if encode is None or not ids or not {ids[0], ids[-1]} & around:
+        return ids
+    bare = list(encode(text, add_special_tokens=False))
+    extra = [token for token in ids if token not in bare]
+    return bare if set(extra) <= around and len(bare) < len(ids) else ids
+
+
 def _real_positions(tokens: Tensor, attention_mask: Tensor | None, example: int) -> list[int]:
     if attention_mask is None:
         return list(range(tokens.shape[1]))
     return attention_mask[example].nonzero().flatten().tolist()
 
 
-def _select(real: list[int], positions: int | tuple[int, ...]) -> list[int]:
+def _mask_of(model: Encoder) -> int | None:
+    """See `mask_token`; None for a stand-in that is no model."""
+    return None if isinstance(model, _NoModel) else mask_token(cast(TransformerLensModel, model))
+
+
+def _select(tokens: Tensor, real: list[int], positions: Positions, mask: int | None) -> list[int]:
+    """Indices into a row of the positions that are meant, None being where the prompt asks."""
+    if positions is None:
+        return [real[asked_index(tokens[real].tolist(), mask)]]
     wanted = (positions,) if isinstance(positions, int) else positions
     for position in wanted:
         if not -len(real) <= position < len(real):

@@ -18,9 +18,9 @@ Subject: TypeAlias = Span | Sequence[Span]
 class Segments:
     """Which segment each token belongs to: each real token is in exactly one.
 
-    `last` is the prompt's last token, where the answer is asked for, even within the subject; the subject's tokens are
-    `subject` even at the start; the first is `first` (usually BOS); tokens of a longer target that were appended to the
-    prompt are `target`; the rest is `other`.
+    `last` is where the answer is asked for, the prompt's last token or its mask, even within the subject; the
+    subject's tokens are `subject` even at the start; the first is `first` (usually BOS); tokens of a longer target that
+    were appended to the prompt are `target`; the rest is `other`.
     """
 
     codes: Int[Tensor, "batch pos"]
@@ -44,15 +44,18 @@ def segment_tokens(
     mask: Bool[Tensor, "batch pos"],
     answer_position: Int[Tensor, "batch"],
     subject: Subject = None,
+    *,
+    n_forced: Sequence[int] | None = None,
 ) -> Segments:
     """Segment each prompt.
 
     Args:
         tokens: each prompt's tokens as strings, padding included.
         mask: True at real tokens.
-        answer_position: the prompt's last token in each row.
+        answer_position: the token in each row at which its answer is asked for.
         subject: the subject's text or its (start, end) span among the real tokens (end excluded, BOS counted), one for
             all prompts or one each; None for none.
+        n_forced: how many tokens at each row's end are the target's; None for all after `answer_position`.
 
     Raises:
         ValueError: a subject that does not occur, a span outside the prompt, or as many subjects as no prompts.
@@ -69,7 +72,9 @@ def segment_tokens(
             codes[example, places[start:end]] = NAMES.index("subject")
         last = int(answer_position[example])
         codes[example, last] = NAMES.index("last")
-        codes[example, [place for place in places if place > last]] = NAMES.index("target")
+        after = [place for place in places if place > last]
+        forced = after if n_forced is None else places[len(places) - n_forced[example] :]
+        codes[example, forced] = NAMES.index("target")
     return Segments(codes.to(mask.device))
 
 

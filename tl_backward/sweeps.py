@@ -227,7 +227,8 @@ class _Run:
             answers[row] = answers[row] if example.answer is None else example.answer
         targets = torch.tensor([example.target for example in batch], device=asked.device)
         strings = token_strings(getattr(model, "tokenizer", None), cache.tokens.masked_fill(~captured.mask, -1))
-        codes = segment_tokens(strings, captured.mask, asked, [example.subject for example in batch]).codes
+        subjects, forced = [example.subject for example in batch], [example.n_forced for example in batch]
+        codes = segment_tokens(strings, captured.mask, asked, subjects, n_forced=forced).codes
         found = {"loss": captured.losses, "targets": targets, "answers": answers}
         found |= _gradient_quantities(cache, codes, self.collect)
         found |= self._words(model, cache, asked, targets, answers)

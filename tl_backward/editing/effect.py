@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from tl_backward._checks import check_k, check_model
 from tl_backward._html import Cell, TableCell, table
 from tl_backward._typing import Tokenizer, TransformerLensModel
+from tl_backward.asked import asked_index, mask_token
 from tl_backward.editing.edit import Edit
 from tl_backward.prompts import encode_prompts, forward
 from tl_backward.vocabulary import text_column, token_string
@@ -66,7 +67,7 @@ class EditEffect:
 def edit_effect(
     model: TransformerLensModel, edit: Edit, prompt: str, *, k: int = 10, prepend_bos: bool | None = None
 ) -> EditEffect:
-    """The next-token probabilities after `prompt`, without an edit and with it.
+    """The next-token probabilities after `prompt` (or those at its mask), without an edit and with it.
 
     Raises:
         ValueError: the edit is applied, so that the model without it is not at hand.
@@ -82,10 +83,11 @@ def edit_effect(
     if edit.is_applied:
         raise ValueError("Expected an edit that is not applied, got one that is; revert() it first.")
     batch = encode_prompts(model, prompt, prepend_bos=prepend_bos)
+    at = asked_index(batch.rows()[0], mask_token(model))
 
     def said() -> torch.Tensor:
         with torch.no_grad():
-            return forward(model, batch)[0, -1].float().softmax(-1).cpu()
+            return forward(model, batch)[0, at].float().softmax(-1).cpu()
 
     before = said()
     with edit:

@@ -18,6 +18,7 @@ from tl_backward.editing.scores import encode, probabilities
 if TYPE_CHECKING:
     import pandas
 
+
 @dataclass(frozen=True, repr=False, eq=False)
 class LayerGrid:
     """The result of `find_layer`: the whole grid, and its best cell."""

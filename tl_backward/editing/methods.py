@@ -60,8 +60,9 @@ def shift_edit(
 ) -> Edit:
     """The forward-pass shift (Katz et al. 2024, sec. 7): W_out[layer] += scale * outer(x_last, W_U[:, target]).
 
-    One forward pass gives x_last, W_out's input at the prompt's last token; the gradient's VJP there is replaced by
-    what it mostly is, the target's unembedding direction. A target of several tokens adds one product a token.
+    One forward pass gives x_last, W_out's input at the prompt's last token (or at its mask); the gradient's VJP there
+    is replaced by what it mostly is, the target's unembedding direction: W_U as the model uses it, with a projection
+    before it or an adapter on it. A target of several tokens adds one product a token.
 
     Args:
         model: a HookedTransformer or TransformerBridge.
@@ -77,7 +78,8 @@ def shift_edit(
         An Edit, not applied: use it as a context, or `apply()` it.
 
     Raises:
-        ValueError: a layer without a dense W_out, a bad prompt or target, or a target that the model says already.
+        ValueError: a layer without a dense W_out, a bad prompt or target, a target that the model says already, or a
+            head that is not linear after its final norm (BERT's transform): no direction stands for a token there.
         IndexError: a layer out of range.
 
     Example:
@@ -93,8 +95,9 @@ def shift_edit(
     (ids,) = loss.ids or ((),)
     (site,) = select_sites(weight_sites(model), f"blocks.{index}.mlp.W_out").values()
     inputs, logits = _inputs_and_logits(model, site, batch.tokens)
-    _check_news(logits, ids, target)
-    x = inputs[0, -len(ids) :]
+    (at,) = loss.places(batch.tokens)
+    _check_news(logits[0, at], ids, target)
+    x = inputs[0, at]
     v = Head.of(model).matrix(list(ids)).T
     if scaling == "unit":
         x, v = (torch.nn.functional.normalize(side, dim=-1) for side in (x, v))
@@ -147,7 +150,8 @@ def gradient_edit(
                 model, prompt, loss, weights=names, names_filter=[], prepend_bos=prepend_bos
             )
         if not step:
-            _check_news(cache.logits, (loss.ids or ((),))[0], target)
+            (at,) = loss.places(cache.tokens)
+            _check_news(cache.logits[0, at], (loss.ids or ((),))[0], target)
         for name in names:
             x, delta = cache.factors[name].rows()
             moved = Update(x.clone(), -lr * delta)
@@ -156,9 +160,9 @@ def gradient_edit(
     return Edit(model, total, how)
 
 
-def _check_news(logits: Float[Tensor, "1 pos d_vocab"], ids: Sequence[int], target: Target) -> None:
-    """Refuse a target that the model says already."""
-    if logits[0, -len(ids) :].argmax(-1).tolist() == list(ids):
+def _check_news(logits: Float[Tensor, "token d_vocab"], ids: Sequence[int], target: Target) -> None:
+    """Refuse a target that the model says already, at the places of its tokens."""
+    if logits.argmax(-1).tolist() == list(ids):
         raise ValueError(
             f"Expected a target other than the model's answer, got {target!r}, which it says already; there is nothing "
             "to edit."

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tl_backward._checks import check_model
 from tl_backward._typing import TransformerLensModel
+from tl_backward.asked import asked_index, check_one_token, mask_token
 from tl_backward.cases import EditCase
 from tl_backward.editing.edit import Edit
 from tl_backward.editing.fluency import generation_entropy, sample
@@ -132,6 +133,8 @@ class Encoded:
 
     row: tuple[int, ...]
     answer: tuple[int, ...]
+    asked: int
+    """Index in `row` at which the answer's first token is asked for."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +154,10 @@ def ask(model: TransformerLensModel, case: EditCase, *, prepend_bos: bool | None
     """
     answer: str | int = case.answer
     if not case.answer:
+        batch = encode_prompts(model, case.prompt, prepend_bos=prepend_bos)
         with torch.no_grad():
-            logits = forward(model, encode_prompts(model, case.prompt, prepend_bos=prepend_bos))
-        answer = int(logits[0, -1].argmax())
+            logits = forward(model, batch)
+        answer = int(logits[0, asked_index(batch.rows()[0], mask_token(model))].argmax())
     edited = [(prompt, each) for prompt in (case.prompt, *case.paraphrases) for each in (case.target, answer)]
     around = [(prompt, each) for prompt, true in case.neighbours for each in (true, case.target)]
     groups = tuple(encode(model, each, prepend_bos) for each in (edited, around, case.relations, case.portability))
@@ -192,6 +196,7 @@ def encode(
     model: TransformerLensModel, asked: Sequence[tuple[str, str | int]], prepend_bos: bool | None = None
 ) -> list[Encoded]:
     """(prompt, answer) pairs as ids; an answer may be one id."""
+    mask = mask_token(model)
     prompts: dict[str, list[int]] = {}
     answers: dict[str | int, tuple[int, ...]] = {}
     for prompt, answer in asked:
@@ -199,7 +204,11 @@ def encode(
             (prompts[prompt],) = encode_prompts(model, prompt, prepend_bos=prepend_bos).rows()
         if answer not in answers:
             answers[answer] = (answer,) if isinstance(answer, int) else tuple(encode_text(answer, model))
-    return [Encoded((*prompts[prompt], *answers[answer][:-1]), answers[answer]) for prompt, answer in asked]
+    check_one_token(list(answers.values()), mask)
+    places = {prompt: asked_index(ids, mask) for prompt, ids in prompts.items()}
+    return [
+        Encoded((*prompts[prompt], *answers[answer][:-1]), answers[answer], places[prompt]) for prompt, answer in asked
+    ]
 
 
 def probabilities(
@@ -210,7 +219,10 @@ def probabilities(
     An answer of several tokens is teacher-forced; its probability is the geometric mean over its tokens.
     """
     order = sorted({each.row for each in asked}, key=len)
-    longest = max(len(each.answer) for each in asked)
+    spans: dict[tuple[int, ...], tuple[int, int]] = {}  # of the positions whose words are needed
+    for each in asked:
+        begin, end = spans.get(each.row, (len(each.row), 0))
+        spans[each.row] = min(begin, each.asked), max(end, each.asked + len(each.answer))
     log_probs: dict[tuple[int, ...], Tensor] = {}
     for first in range(0, len(order), _ROWS):
         chunk = order[first : first + _ROWS]
@@ -218,10 +230,13 @@ def probabilities(
         with torch.no_grad():
             logits = forward(model, batch)
         for row, tokens, last in zip(chunk, logits, batch.last.tolist(), strict=True):
-            log_probs[row] = tokens[max(0, last + 1 - longest) : last + 1].float().log_softmax(-1)
+            start = last + 1 - len(row)
+            log_probs[row] = tokens[start + spans[row][0] : start + spans[row][1]].float().log_softmax(-1)
     means, right = [], []
     for each in asked:
-        said, wanted = log_probs[each.row][-len(each.answer) :], torch.tensor(each.answer, device=model.W_U.device)
+        at = each.asked - spans[each.row][0]
+        said = log_probs[each.row][at : at + len(each.answer)]
+        wanted = torch.tensor(each.answer, device=said.device)
         means.append(said.gather(1, wanted[:, None]).mean().exp())
         right.append((said.argmax(-1) == wanted).all())
     return torch.stack(means), torch.stack(right)
