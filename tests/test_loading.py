@@ -98,12 +98,38 @@ def test_weights_that_a_part_of_the_model_has_not_are_named(tmp_path, name):
     assert f"have unasked {name};" in refused(tmp_path)
 
 
+def test_further_layers_of_a_bare_model_are_named(tmp_path):
+    saved(tmp_path / "gpt2", "GPT2Model")
+    rewrite(tmp_path / "gpt2", lambda tensors: tensors.update({"h.2.mlp.c_fc.weight": torch.zeros(24, 96)}))
+    assert "have unasked" in refused(tmp_path / "gpt2")
+
+
+def test_experts(tmp_path):
+    options = dict(**GROUPED, num_local_experts=3, num_experts_per_tok=2)
+    saved(tmp_path / "whole", "MixtralForCausalLM", **options)
+    expert = "model.layers.1.block_sparse_moe.experts.2.w1.weight"
+    further = expert.replace("layers.1", "layers.2")
+    changes = [
+        (lambda tensors: tensors.pop(expert), "joins, such as a layer's experts, do not fit"),
+        (lambda tensors: tensors.update({expert: tensors[expert][:-1].clone()}), "joins, such as a layer's experts, do not fit"),
+        (lambda tensors: tensors.update({further: tensors[expert].clone()}), "have unasked model.layers.2."),
+        (lambda tensors: [tensors.pop(name) for name in list(tensors) if "layers.1" in name and ".w2." in name], "lack model.layers.1."),
+    ]
+    for number, (change, sentence) in enumerate(changes):
+        shutil.copytree(tmp_path / "whole", tmp_path / f"{number}")
+        rewrite(tmp_path / f"{number}", change)
+        assert sentence in refused(tmp_path / f"{number}")
+
+
 @pytest.mark.parametrize("kind", worlds())
-def test_another_task_s_head_is_left_with_a_warning(tmp_path, kind):
+def test_another_task_s_head_is_left_with_a_warning(capsys, tmp_path, kind):
     saved(tmp_path)
     rewrite(tmp_path, lambda tensors: tensors.update({"score.weight": torch.zeros(3, 24)}))
     with pytest.warns(LoadingWarning, match="GPT2LMHeadModel has no use for score.weight in"):
         assert load_model(str(tmp_path), kind=kind).cfg.n_layers == 2
+    capsys.readouterr()
+    main(["lens", "--model", str(tmp_path), "--kind", kind, "--prompt", "w4 w5", "--target", "w6", "--no-control", "--json"])
+    assert "note: GPT2LMHeadModel has no use for score.weight" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", worlds())

@@ -15,6 +15,7 @@ from typing import NoReturn
 from tl_backward._checks import UnknownWordsWarning
 from tl_backward._html import visible_text
 from tl_backward.cli import compare, edit, invert, lens, params
+from tl_backward.loading import LoadingWarning
 
 COMMANDS = (lens, edit, params, compare, invert)
 
@@ -44,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", UnknownWordsWarning)
+            warnings.simplefilter("always", LoadingWarning)
             warnings.showwarning = _noting_once()
             arguments.run(arguments)
             sys.stdout.flush()

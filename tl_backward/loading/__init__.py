@@ -36,10 +36,16 @@ def load_model(
         dtype: one of DTYPES.
 
     Raises:
-        ValueError: an unknown name, kind, dtype or device, or a directory without a model; also where
-            TransformerLens's HookedTransformer of a directory would not compute what Hugging Face's model
-            does.
+        ValueError: an unknown name, kind, dtype or device; a directory without a model, or whose files lack
+            weights of it or have others; a directory of which TransformerLens's model would not compute what
+            Hugging Face's does, on a few tokens.
         ImportError: `kind="hooked"` where TransformerLens has no HookedTransformer.
+
+    Warns:
+        LoadingWarning: a directory with another task's weights beside the model's, or a multimodal model whose
+            processor does not load. TransformerLens would install torchvision for it; here nothing is installed.
+
+    A directory's model is of the class that its config.json names: masked models and encoder-decoders too.
     """
     if kind not in (None, *KINDS):
         raise ValueError(f"Expected kind 'hooked' or 'bridge', got {kind!r}.")

@@ -32,7 +32,8 @@ def transformer_bridge(
     Raises:
         ValueError: TransformerBridge does not know the architecture, or computes something else.
     """
-    model = cast("PreTrainedModel", cast(nn.Module, model).to(device))  # boot leaves a model where it is
+    if torch.device(device) != model.device:  # boot leaves a model where it is
+        cast(nn.Module, model).to(device)
     tokens = probe_tokens(model)
     theirs = own_logits(model, tokens)
     options = {"hf_model": model, "tokenizer": tokenizer, "device": device, "dtype": dtype}

@@ -45,11 +45,17 @@ def read_folder(directory: Path, dtype: torch.dtype) -> "tuple[PreTrainedModel, 
     except Exception as error:  # safetensors, pickle, json and each tokenizer have errors of their own
         raise ValueError(
             f"Expected a language model with its tokenizer in {str(directory)!r}, but transformers cannot load it: "
-            f"{first_line(error)}; copy or save the folder again, whole."
+            f"{_reason(error)}; copy or save the folder again, whole."
         ) from error
     model, found = cast("tuple[PreTrainedModel, dict[str, Collection]]", loaded)
     _check_weights(directory, model, found)
     return model.eval(), tokenizer
+
+
+def _reason(error: Exception) -> str:
+    if "automatic conversion of the weights" in str(error):  # it refers to a report that is not printed here
+        return "weights that it joins, such as a layer's experts, do not fit together"
+    return first_line(error).rstrip(".")
 
 
 def _class_of(config: "PretrainedConfig") -> tuple[str, Callable[..., object]]:
@@ -89,9 +95,8 @@ def _check_weights(directory: Path, model: "PreTrainedModel", found: dict[str, C
     shapes = sorted(found["mismatched_keys"])
     reshaped = [f"{name} {list(got)} instead of {list(wanted)}" for name, got, wanted in shapes]
     unread = sorted(found["unexpected_keys"])
-    known = {_pattern(name) for name, _ in model.named_modules()}
-    # Another task's head is a module of its own; a bias of a module that the model has, or another layer, was meant.
-    meant = [name for name in unread if _pattern(name.rpartition(".")[0]) in known]
+    modules = {name for part in (model, model.base_model) for name, _ in part.named_modules()} - {""}
+    meant = [name for name in unread if _belongs(name, modules)]
     kind = type(model).__name__
     if missing or reshaped or meant:
         parts = [("lack", missing), ("have in another shape", reshaped), ("have unasked", unread)]
@@ -102,6 +107,15 @@ def _check_weights(directory: Path, model: "PreTrainedModel", found: dict[str, C
         )
     if unread:
         warnings.warn(f"{kind} has no use for {_several(unread)} in {str(directory)!r}.", LoadingWarning, stacklevel=2)
+
+
+def _belongs(name: str, modules: Collection[str]) -> bool:
+    """Whether a tensor is of a module that the model has, or of a further layer; another task's head is of neither."""
+    patterns = {_pattern(module) for module in modules}
+    parts = name.split(".")[:-1]
+    around = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    further = any(_pattern(module) in patterns and module not in modules for module in around)
+    return further or bool(around) and _pattern(around[-1]) in patterns
 
 
 def _pattern(name: str) -> str:

@@ -39,11 +39,11 @@ def hooked_transformer(
     try:
         if classify_architecture(type(model).__name__) not in ("causal_lm", "multimodal"):
             raise ValueError(f"a HookedTransformer is a causal language model and a {type(model).__name__} is none")
-        hooked = _convert(directory, model, tokenizer, device, dtype)
         tokens = probe_tokens(model)
         theirs = own_logits(model, tokens)
         if tokens is None or theirs is None:
             raise ValueError("Hugging Face's own model gives no logits for tokens alone")
+        hooked = _convert(directory, model, tokenizer, device, dtype)
         with torch.no_grad():
             ours: Tensor = hooked(tokens.to(device))
         error = difference(ours, theirs)
