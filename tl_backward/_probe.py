@@ -46,10 +46,19 @@ def _holds_hooks(name: str) -> bool:
 
 def probe_tokens(model: TransformerLensModel) -> Tensor:
     """A few tokens [batch, pos] from the middle of the vocabulary, where none stands for padding."""
-    table = model.W_E
+    table = _table(model)
     d_vocab, length = table.shape[0], max(1, min(_LENGTH, model.cfg.n_ctx))
     ids = d_vocab // 2 + torch.arange(_BATCH * length) % max(1, d_vocab // 2)
     return ids.reshape(_BATCH, length).to(table.device)
+
+
+def _table(model: TransformerLensModel) -> Tensor:
+    """The input embedding, that TransformerLens has no name for in some encoder-decoders."""
+    inputs = getattr(getattr(model, "original_model", None), "get_input_embeddings", None)
+    table = getattr(inputs(), "weight", None) if inputs is not None else model.W_E
+    if not isinstance(table, Tensor) or table.ndim != 2:
+        raise ValueError("Expected a model that reads tokens, got one without an input embedding; it has no words.")
+    return table
 
 
 def probe_logits(model: TransformerLensModel, tokens: Tensor) -> Tensor:

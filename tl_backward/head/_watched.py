@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from tl_backward._probe import probe_logits, probe_tokens
 from tl_backward._typing import TransformerLensModel
 from tl_backward.head._parts import Step, close, innermost, name_of, root_of, unembed_of
 
-_STREAM = re.compile(r"\w*blocks\.\d+\.hook_(?:resid_post|out)")
+_BLOCK = re.compile(r"(\w*blocks\.\d+)\.hook_\w+")
 
 
 @dataclass
@@ -52,10 +53,11 @@ class _Watch:
     calls: list[Call] = field(default_factory=list)
     begun: dict[str, Tensor] = field(default_factory=dict)
 
-    def at_stream(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+    def at_block(self, module: nn.Module, args: tuple, output: object) -> None:
         """A block ended; the last to do so before the unembedding is the one that the head reads."""
-        if self.read is None:
-            self.stream = output
+        first = output[0] if isinstance(output, tuple | list) else output
+        if self.read is None and isinstance(first, Tensor):
+            self.stream = first
             self.calls.clear()
             self.begun.clear()
 
@@ -86,9 +88,9 @@ def watch(model: TransformerLensModel) -> Pass:
     Raises:
         ValueError: no unembedding or no stream, a pass that fails, or one that does not come from one stream.
     """
-    name, unembed, points = name_of(model), getattr(model, "unembed", None), streams(model)
-    if not isinstance(unembed, nn.Module) or not points:
-        what = "an unembedding" if points else "a residual stream that one reads"
+    name, unembed, found = name_of(model), getattr(model, "unembed", None), blocks(model)
+    if not isinstance(unembed, nn.Module) or not found:
+        what = "an unembedding" if found else "blocks that write to a stream"
         raise ValueError(
             f"Expected a model with a head that turns its last residual stream into logits, got {name} without {what}; "
             "take its factors instead, which need no head."
@@ -98,8 +100,8 @@ def watch(model: TransformerLensModel) -> Pass:
         if path:
             module.register_forward_pre_hook(partial(seen.at_start, path), with_kwargs=True)
             module.register_forward_hook(partial(seen.at_end, path), with_kwargs=True)
-    for point in points:
-        point.register_forward_hook(seen.at_stream)
+    for block in found:
+        block.register_forward_hook(seen.at_block)
     unembed.register_forward_pre_hook(seen.at_read, with_kwargs=True)
     unembed.register_forward_hook(seen.at_said)
     try:
@@ -129,10 +131,10 @@ def watch(model: TransformerLensModel) -> Pass:
     return Pass(seen.stream, seen.read, seen.said, seen.put, logits, seen.calls, seen.begun)
 
 
-def streams(model: TransformerLensModel) -> list[nn.Module]:
-    """The hook points of every block's output, an encoder's and a tower's too, each once."""
-    points = {id(point): point for name, point in model.hook_dict.items() if _STREAM.fullmatch(name)}
-    return list(points.values())
+def blocks(model: TransformerLensModel) -> list[nn.Module]:
+    """Every block, an encoder's and a tower's too, by the names of its hook points."""
+    paths = dict.fromkeys(match[1] for name in model.hook_dict if (match := _BLOCK.fullmatch(name)))
+    return [cast(nn.Module, model).get_submodule(path) for path in paths]
 
 
 def _is_norm(model: TransformerLensModel, path: str) -> bool:
