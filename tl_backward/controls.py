@@ -1,17 +1,22 @@
 """The control beside a finding: the same architecture that has learned nothing; and whole copies of models."""
 
 from copy import deepcopy
+from typing import cast
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tl_backward._rebinding import Rebinding
 from tl_backward._typing import TransformerLensModel
-from tl_backward._visits import check_visitor
-from tl_backward.sites import weight_sites
+from tl_backward._visits import check_visitor, rng_untouched
+from tl_backward.fresh import check_alive, fresh_model, load_fresh
 
 
 def copied(model: TransformerLensModel) -> TransformerLensModel:
-    """A copy of `model` that shares nothing but the tokenizer with it and has no hooks."""
+    """A copy of `model` that shares nothing but the tokenizer with it and has no hooks.
+
+    Raises:
+        ValueError: its output would not follow its own weights, since something in it leads to the original.
+    """
     check_visitor(model)  # whose hooks would be copied
     # TransformerBridge keeps the last attention pattern, a tensor inside a graph, which cannot be copied.
     kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
@@ -24,6 +29,7 @@ def copied(model: TransformerLensModel) -> TransformerLensModel:
         for name, value in vars(module).items():
             if isinstance(value, Tensor) and (value.data_ptr(), value.shape) in twins:
                 vars(copy)[name] = twins[value.data_ptr(), value.shape].detach()
+    Rebinding(cast(nn.Module, model), memo, [model.tokenizer]).apply(cast(nn.Module, clone))
     clone.reset_hooks(including_permanent=True)
     return clone
 
@@ -31,22 +37,18 @@ def copied(model: TransformerLensModel) -> TransformerLensModel:
 def random_init(model: TransformerLensModel, *, seed: int = 0) -> TransformerLensModel:
     """A copy of `model` with fresh weights and no hooks: what a finding looks like before any training.
 
-    Matrices and embeddings are drawn from N(0, cfg.initializer_range^2) (0.02 where the configuration has none), norm
-    weights are one, biases zero. Tied weights stay tied. Neither `model` nor the global RNG is touched.
+    The weights are those that the model's own class gives to a new model of its configuration: ``type(model)(cfg)`` of
+    a HookedTransformer (cfg.init_mode, cfg.initializer_range; a folded model has no norm weights here either), and
+    ``type(hf)(config)`` of the Hugging Face model in a TransformerBridge. Weights that TransformerLens processed
+    (`enable_compatibility_mode`) are processed with its default options. The copy keeps the flags, dtypes, devices,
+    mode and hook points of `model`; tied weights stay tied. Neither `model` nor a global RNG is touched.
+
+    Raises:
+        ValueError: the class does not make these parameters from the configuration (adapters, quantised weights), or
+            its own initialisation leaves logits that do not vary; see `copied` too.
     """
     clone = copied(model)
-    deviation = float(getattr(clone.cfg, "initializer_range", 0) or 0)
-    deviation = deviation if deviation > 0 else 0.02
-    one_plus = bool(getattr(clone.cfg, "rmsnorm_uses_offset", False))  # Gemma multiplies by 1 + weight
-    kinds = {id(site.parameter): site.kind for site in weight_sites(clone).values()}
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in clone.parameters():
-            kind = kinds.get(id(parameter), "bias" if parameter.ndim == 1 else "matrix")
-            if kind == "norm":
-                parameter.fill_(0.0 if one_plus else 1.0)
-            elif kind == "bias":
-                parameter.zero_()
-            elif parameter.is_floating_point():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * deviation)
+    load_fresh(cast(nn.Module, clone), fresh_model(model, seed=seed))
+    with rng_untouched(clone):
+        check_alive(clone)
     return clone
