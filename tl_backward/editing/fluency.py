@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from tl_backward._typing import TransformerLensModel
+from tl_backward.asked import mask_token
 from tl_backward.prompts import encode_prompts, forward, pad
 
 TOP_K = 5
@@ -44,7 +45,15 @@ def sample(
 
     Returns:
         The continuations alone, without their prompts.
+
+    Raises:
+        ValueError: a model that fills in masks, which continues no text.
     """
+    if mask_token(model) is not None:
+        raise ValueError(
+            "Expected a model that continues a text, got one that fills in masks and sees what follows; leave fluency "
+            "out with n_tokens=0."
+        )
     rows = [encode_prompts(model, prompt, prepend_bos=prepend_bos).rows()[0] for prompt in prompts]
     lengths = [len(row) for row in rows]
     generator = torch.Generator(model.W_U.device).manual_seed(seed)

@@ -142,10 +142,12 @@ def head_pairs(
     layer = check_layers(layer, model.cfg.n_layers)[0]
     sides = [parameter_vectors(model, weight, layer, head) for weight in _WEIGHTS[circuit]]
     with torch.no_grad():
-        embedding = Embedding.of(model, inverse if source == "W_U" else "transpose", fold_ln)
         mask = token_mask(model, tokens=tokens, filters=filters)
-        inputs = Embedding.of_inputs(model, fold_ln) if source == "W_E" else embedding
-        factors = [(inputs if side.role == "read" else embedding).factor(side) for side in sides]
+        written = source == "W_U" or any(side.role != "read" for side in sides)
+        embedding = Embedding.of(model, inverse if source == "W_U" else "transpose", fold_ln) if written else None
+        inputs = Embedding.of_inputs(model, fold_ln) if source == "W_E" else None
+        through = [inputs if side.role == "read" and inputs is not None else embedding for side in sides]
+        factors = [each.factor(side) for each, side in zip(through, sides, strict=True) if each is not None]
         if offset is not None:
             places = (offset, 0)
             factors = [part @ _turn(model, layer, at, part) for part, at in zip(factors, places, strict=True)]

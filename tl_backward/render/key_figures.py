@@ -74,7 +74,7 @@ class PromptView:
     @property
     def n_forced(self) -> int:
         """How many tokens of a longer target were appended to the prompt."""
-        return len(self.tokens) - self.asked - 1
+        return self.lens.segments.labels()[self.example].count("target")
 
     @property
     def d_vocab(self) -> int:
@@ -98,7 +98,7 @@ class PromptView:
 
     @property
     def asked(self) -> int:
-        """Index, in `tokens`, of the prompt's last, after which the (first) target token is expected."""
+        """Index, in `tokens`, of the one at which the (first) target token is asked for, the last or a mask."""
         position = self.lens.answer_position
         return self.places.index(int(position[self.example] if self.lens.is_batch else position))
 

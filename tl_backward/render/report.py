@@ -72,10 +72,12 @@ def lens_report(
 
 
 def _question(page: Page, view: PromptView) -> None:
-    prompt, forced = "".join(view.tokens[: view.asked + 1]), "".join(view.tokens[view.asked + 1 :])
+    end = len(view.tokens) - view.n_forced
+    prompt, forced = "".join(view.tokens[:end]), "".join(view.tokens[end:])
     first = "" if not forced else ", the first token of the target,"
+    where = "After" if view.asked == end - 1 else f"At {_quoted(view.tokens[view.asked])} in"
     sentence = (
-        f"<p>After {_quoted(prompt)} the model says {_quoted(view.answer)}. "
+        f"<p>{where} {_quoted(prompt)} the model says {_quoted(view.answer)}. "
         f"What would one step of training toward {_quoted(view.target)}{first} write?</p>"
     )
     text = report_texts.question(view.d_vocab)
