@@ -11,6 +11,7 @@ from tl_backward._typing import Prompts, TransformerLensModel, typed
 from tl_backward.alignment._layers import logits_from, stream_at
 from tl_backward.alignment.kernels import translation
 from tl_backward.alignment.vocabularies import TokenMap
+from tl_backward.head import Head
 from tl_backward.prompts import Batch, encode_prompts
 
 
@@ -111,11 +112,12 @@ def zero_shot_stitch(
         )
     if kernel is None:
         kernel = translation(model_a, model_b, fold_ln=fold_ln, token_map=token_map)
-    shape = (model_a.W_U.shape[0], model_b.W_U.shape[0])
+    shape = (model_a.cfg.d_model, model_b.cfg.d_model)
     if tuple(kernel.shape) != shape or not all_finite(kernel):
         raise ValueError(
             f"Expected a finite kernel of shape {list(shape)} (d_model of A, d_model of B), got {list(kernel.shape)}; "
             "make it with translation(model_a, model_b)."
         )
     with torch.no_grad():
-        return StitchedModel(model_a, cut_a, model_b, cut_b, kernel.detach().to(model_b.W_U))
+        kernel = kernel.detach().to(model_b.W_U.device, Head.of(model_b).dtype)
+        return StitchedModel(model_a, cut_a, model_b, cut_b, kernel)

@@ -151,7 +151,8 @@ def load_edit(model: TransformerLensModel, path: str | Path) -> Edit:
             f"Expected an edit of a model with {_describe(model)}, got one of {about['model']}; load it into the model "
             "it was made for."
         )
-    device, dtype = model.W_U.device, model.W_U.dtype
+    # As the model computes, whatever its unembedding is stored as.
+    device, dtype = model.W_U.device, next(p.dtype for p in model.parameters() if p.is_floating_point())
     names = sorted({name.rpartition(".")[0] for name in tensors})
     updates = {name: Update(*(tensors[f"{name}.{side}"].to(device, dtype) for side in "xv")) for name in names}
     editable(model, updates)
