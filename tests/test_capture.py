@@ -20,7 +20,7 @@ def autograd_gradients(model, tokens, loss, sites, hooks=(), **options):
     return value, dict(zip(map(id, parameters), torch.autograd.grad(value, parameters, allow_unused=True), strict=True))
 
 
-def errors(factors, gradients, sites):
+def errors(factors, gradients, sites, parameters=None):
     """max|err| / max|grad| per parameter; sites that share a parameter (tied embeddings) add up to its gradient.
 
     The denominator is at least 1e-3 of the largest gradient: a key bias of softmax attention has none at all.
@@ -28,7 +28,7 @@ def errors(factors, gradients, sites):
     floor = 1e-3 * max(float(g.abs().max()) for g in gradients.values() if g is not None)
     sums, names = {}, {}
     for name, site in sites.items():
-        dense = factors[name].gradient("parameter")
+        dense = parameters[name] if site.kind == "parameter" else factors[name].gradient("parameter")
         assert dense.shape == site.parameter.shape, name
         key = id(site.parameter)
         sums[key] = sums[key] + dense if key in sums else dense
@@ -49,7 +49,7 @@ def check(model, tolerance=1e-12, tokens=TOKENS, loss=tlb.next_token_loss, hooks
         model, tokens, loss, weights=weights, names_filter=[], fwd_hooks=list(hooks), **options
     )
     assert torch.equal(captured, value.detach())
-    for name, error in errors(cache.factors, gradients, sites).items():
+    for name, error in errors(cache.factors, gradients, sites, cache.parameter_gradients).items():
         assert error <= (1e-6 if name in loose or name.endswith(tuple(loose)) else tolerance), (name, error)
     return sites, cache
 
@@ -97,24 +97,36 @@ def test_bridge_flags(family, flag):
 
 @needs_hooked
 def test_what_a_model_never_reads_or_hides_is_listed():
-    """A gated MLP of TransformerLens's with solu_ln skips W_in and b_in; xIELU trains numbers inside an activation."""
+    """A gated MLP of TransformerLens's with solu_ln skips W_in and b_in."""
     model = hooked("ln", gated_mlp=True, act_fn="solu_ln")
     sites, _ = check(model)
     assert "blocks.1.mlp.W_gate" in sites and "blocks.1.mlp.W_in" not in sites
-    with pytest.raises(ValueError, match="got 'b_in': TransformerLens's gated MLP does not use it"):
+    with pytest.raises(ValueError, match="got 'b_in': did not run in this pass"):
         tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss, weights="b_in")
+
+
+@needs_hooked
+def test_vectors_without_a_place_have_their_gradient():
+    """xIELU trains numbers inside an activation, and attention sinks are no matrix."""
     model = hooked("ln", act_fn="xielu", use_attention_sinks=True)
-    assert set(tlb.weight_sites(model).missing) == {
+    sites, cache = check(model)
+    names = [name for name, site in sites.items() if site.kind == "parameter"]
+    assert set(names) == {
         f"blocks.{layer}.{name}" for layer in (0, 1) for name in ("mlp.act_fn.alpha_p", "mlp.act_fn.alpha_n", "attn.sinks")
     }
-    check(model)
+    assert not sites_missing(model) and all(cache.parameter_gradients[name].abs().max() > 0 for name in names[:3])
 
 
-def test_a_forked_norm_lists_its_bias_too():
+def sites_missing(model):
+    return tlb.weight_sites(model).missing
+
+
+def test_a_forked_norm_is_captured_too():
+    """With split_qkv_input the norm runs once a head, outside its hook points."""
     model = bridge("gpt2")
     model.set_use_split_qkv_input(True)
-    missing = tlb.weight_sites(model).missing
-    assert "turn the flag off" in missing["blocks.0.ln1.w"] and missing["blocks.0.ln1.b"] == missing["blocks.0.ln1.w"]
+    assert not sites_missing(model)
+    check(model, weights=lambda name: ".ln1." in name)
 
 
 def test_the_models_own_tokens_count_not_the_tokenizers():

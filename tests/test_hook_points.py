@@ -38,10 +38,13 @@ def check_points(model):
             continue
         owner, _, weight = name.rpartition(".")
         stem = f"{owner}.hook_{weight}" if site.layer is not None else f"hook_{weight}"
+        if site.layout.experts:  # each expert's call passes there, with rows of its own
+            assert f"{stem}_out" in new and "several times" in cache.missing[f"{stem}_out"]
+            continue
         delta = cache[f"{stem}_out"]
         assert cache.factors[name].deltas.equal(expected.factors[name].deltas)
         # An embedding's factors are of the table's rows, before Gemma's scale and without the padding row.
-        if site.combine is None and delta.numel() == expected.factors[name].deltas.numel():
+        if site.kind == "matrix" and delta.numel() == expected.factors[name].deltas.numel():
             assert torch.equal(delta.flatten(), expected.factors[name].deltas.flatten()), name
             checked += 1
         if f"{stem}_in" in new and seen[f"{stem}_in"].numel() == expected.factors[name].inputs.numel():

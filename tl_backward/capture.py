@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TypeAlias
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -17,18 +19,19 @@ from tl_backward._checks import (
 )
 from tl_backward._typing import HookFn, NamesFilter, Prompts, TransformerLensModel
 from tl_backward._visits import rng_untouched
-from tl_backward.gradient_cache import FactorMap, GradientCache
+from tl_backward.gradient_cache import FactorMap, GradientCache, GradientMap
 from tl_backward.losses import Loss, takes_mask
-from tl_backward.prompts import Batch, encode_prompts, extend, forward
-from tl_backward.recorder import Recorder
-from tl_backward.sites import select_sites, weight_sites
+from tl_backward.prompts import Batch, encode_prompts, extend, forward, main_input, with_inputs
+from tl_backward.recorder import Differentiated, Recorder
+from tl_backward.sites import WeightSite, WeightSites, select_sites, sites_of_batch
+from tl_backward.sites.account import account
 
 HookList: TypeAlias = Sequence[tuple[str | Callable[[str], bool], HookFn]]
 
 
 def run_with_gradient_cache(
     model: TransformerLensModel,
-    prompts: Prompts,
+    prompts: Prompts | None,
     loss: Loss,
     *,
     weights: object = None,
@@ -37,6 +40,7 @@ def run_with_gradient_cache(
     bwd_hooks: HookList = (),
     prepend_bos: bool | None = None,
     attention_mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"] | None = None,
+    **inputs: object,
 ) -> tuple[Float[Tensor, ""], GradientCache]:
     """The loss, and the rank-1 factors of its gradient with respect to every chosen weight.
 
@@ -45,27 +49,34 @@ def run_with_gradient_cache(
     subtracts. Hooks already on the model (`with model.hooks(...)`, `add_hook`) and those given here take part, and the
     factors are those of the hooked computation. The model, its hooks, flags, `.grad` and the RNG are left as found.
 
+    Experts that share a parameter have factors with the example, token and expert of each row
+    (`cache.factors["experts.gate_up_proj", 3].origin`). A vector, scalar or kernel has no factors: its gradient is in
+    `cache.parameter_gradients`. What a pass left out, and why, is in `cache.account()` and `cache.missing`.
+
     Args:
         model: a HookedTransformer or TransformerBridge; frozen parameters are fine.
-        prompts: text, a list of texts (padded and masked), or tokens [batch, pos].
+        prompts: text, a list of texts (padded and masked), or tokens [batch, pos]; None where the model reads no text.
         loss: `loss(logits, tokens) -> scalar`, see `tl_backward.losses`.
-        weights: whose factors to keep: None for all MLP and attention matrices, a name ("W_out",
-            "blocks.3.mlp.W_out"), a list of names, or a predicate on the full name. W_E, W_pos, W_U, biases and norm
-            weights come when named; [] for none, where gradients at hook points are all that is wanted.
+        weights: whose factors to keep: None for all matrices of the blocks (attention, MLPs, experts, routers,
+            mixers), a name ("W_out", "blocks.3.mlp.W_out"), a list of names, or a predicate on the full name. W_E,
+            W_pos, W_U, biases, norm weights, vectors and kernels come when named; [] for none, where gradients at hook
+            points are all that is wanted.
         names_filter: hook points whose gradients to keep, as TransformerLens's: None for all, a name, a list, or a
             predicate; [] for none, which saves memory.
         fwd_hooks: (name or predicate, hook) pairs for this pass, as in `run_with_hooks`.
         bwd_hooks: the same for the backward pass; they may replace gradients.
         prepend_bos: as in `model.to_tokens`; None for the model's default.
         attention_mask: [batch, pos], 1 at real tokens; with tokens only.
+        inputs: the model's own further inputs (`decoder_input_ids`, `pixel_values`, `position_ids`, ...).
 
     Returns:
         (loss, cache): the detached loss and a GradientCache.
 
     Raises:
         RuntimeError: under torch.no_grad() or inference_mode; a weight or named hook point that never ran; an x that
-            was overwritten in place after it was read.
-        TypeError: not a TransformerLens model, a compiled one, or arguments of the wrong kind.
+            was overwritten in place after it was read; a pass whose weights run where autograd is off.
+        TypeError: not a TransformerLens model, a compiled one, arguments of the wrong kind, or an input that the model
+            does not take.
         ValueError: an unknown name, an empty prompt or target, too many tokens, a loss that is no finite scalar
             depending on the logits, or a gradient that is not finite.
 
@@ -79,13 +90,13 @@ def run_with_gradient_cache(
     check_model(model)
     check_grad_enabled()
     check_callable_loss(loss)
-    batch = encode_prompts(model, prompts, prepend_bos=prepend_bos, attention_mask=attention_mask)
+    batch = _batch(model, prompts, inputs, prepend_bos=prepend_bos, attention_mask=attention_mask)
     bind = getattr(loss, "bind", None)
     if bind is not None:
         loss = bind(model, batch.n_examples)
         batch = extend(model, batch, getattr(loss, "continuation", ()))
     none = isinstance(weights, list | tuple) and not weights
-    known = weight_sites(model)
+    known = sites_of_batch(model, batch)
     sites = {} if none else select_sites(known, weights)
     recorder = Recorder(model)
     with ExitStack() as stack:
@@ -95,30 +106,93 @@ def run_with_gradient_cache(
         for site in sites.values():
             recorder.watch(site)
         points = _hook_points(model, names_filter)
-        if not sites and not points:
-            reasons = "" if none else "".join(f" ({name}: {why})" for name, why in list(known.missing.items())[:1])
-            raise ValueError(
-                f"Expected weights or hook points whose gradients to keep, got neither; name some of them.{reasons}"
-            )
+        if not sites and (weights is None or not points):
+            raise ValueError(_nothing_to_capture(known, none))
         for point in {id(point): point for point in points.values()}.values():
             recorder.watch_hook_point(point)
-        value, logits = _forward(model, batch, loss)
-        calls, gradients = recorder.differentiate(value)
-    factors = {name: site.factors(calls[name]) for name, site in sites.items()}
-    for name, each in factors.items():
+        shape = (batch.tokens.shape[0], batch.tokens.shape[1])
+        with recorder.watching(shape):
+            value, logits = _forward(model, batch, loss)
+        found = recorder.differentiate(value, shape)
+    for name, each in found.factors.items():
         check_gradient(name, each.deltas)
-    shorts = {site.key: name for name, site in sites.items()}
-    n_layers = model.cfg.n_layers
-    kept = {name: gradients[id(point)] for name, point in points.items() if id(point) in gradients}
+    kept = {name: found.points[id(point)] for name, point in points.items() if id(point) in found.points}
     if points and isinstance(names_filter, str | list | tuple) and not kept:
-        raise RuntimeError(
-            f"Expected the hook points {sorted(points)} to run, but none did; the model's flags (use_attn_result, ...) "
-            "may have them switched off."
-        )
+        raise RuntimeError(_no_point(points, found.overwritten))
+    missing = dict(known.missing)
+    for name, point in points.items():
+        if id(point) not in found.points:
+            missing[name] = _OVERWRITTEN if id(point) in found.overwritten else recorder.why_missing(point)
+    shorts = {site.key: name for name, site in known.items()}
+    taken = {name: site for name, site in sites.items()}
+    n_layers = model.cfg.n_layers
     cache = GradientCache(
-        value.detach(), batch.tokens, batch.mask, logits.detach(), FactorMap(factors, shorts, n_layers), kept, n_layers
+        value.detach(),
+        batch.tokens,
+        batch.mask,
+        logits.detach(),
+        FactorMap(found.factors, shorts, n_layers),
+        kept,
+        n_layers,
+        parameter_gradients=_parameter_gradients(sites, found, shorts, n_layers),
+        missing=missing,
+        account=partial(account, known, known, frozenset(taken)),
     )
     return cache.loss, cache
+
+
+_OVERWRITTEN = "its tensor was overwritten in place after it left the hook point, so that its gradient is lost."
+
+
+def _batch(
+    model: TransformerLensModel,
+    prompts: Prompts | None,
+    inputs: dict[str, object],
+    *,
+    prepend_bos: bool | None,
+    attention_mask: Tensor | None,
+) -> Batch:
+    """Tokens and the model's own further inputs."""
+    if prompts is not None:
+        batch = encode_prompts(model, prompts, prepend_bos=prepend_bos, attention_mask=attention_mask)
+        return with_inputs(model, batch, inputs)
+    name = main_input(model)
+    signal = inputs.get(name)
+    if name == "input_ids" or not isinstance(signal, Tensor):
+        raise TypeError(
+            f"Expected prompts, or {name}=... for a model that reads no text, got neither; pass what the model reads."
+        )
+    empty = torch.zeros(len(signal), 0, dtype=torch.long, device=signal.device)
+    given = inputs if attention_mask is None else inputs | {"attention_mask": attention_mask}
+    return with_inputs(model, Batch(empty, None), given)
+
+
+def _parameter_gradients(
+    sites: dict[str, WeightSite], found: Differentiated, shorts: dict[str | tuple[str, int], str], n_layers: int
+) -> GradientMap:
+    """The gradients of vectors, scalars and kernels, in the shape of the parameter; of biases and norms too."""
+    gradients: dict[str, Tensor | Callable[[], Tensor]] = dict(found.parameters)
+    for name, site in sites.items():
+        if site.kind in ("bias", "norm"):
+            gradients[name] = partial(found.factors[name].gradient, "parameter")
+    return GradientMap(gradients, shorts, n_layers)
+
+
+def _nothing_to_capture(known: WeightSites, none: bool) -> str:
+    reasons = "" if none else "".join(f" ({name}: {why})" for name, why in list(known.missing.items())[:1])
+    return f"Expected weights or hook points whose gradients to keep, got neither; name some of them.{reasons}"
+
+
+def _no_point(points: dict[str, nn.Module], overwritten: set[int]) -> str:
+    if any(id(point) in overwritten for point in points.values()):
+        return (
+            f"Expected the tensors at {sorted(points)} to stay as they were, but they were overwritten in place later "
+            "in the pass; make the hook that does so return a new tensor."
+        )
+    return (
+        f"Expected the hook points {sorted(points)} to run, but none did; the model's flags (use_attn_result, ...) "
+        "may have them switched off."
+    )
 
 
 def _forward(model: TransformerLensModel, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ so a gradient over n tokens has rank at most n, and n (d_in + d_out) numbers say
 here is tensors only: no model, no autograd. The sign is that of the raw gradient; a descent step subtracts it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
@@ -37,19 +37,62 @@ class Layout:
     """The stored parameter: in TL's own shape, or a 2-D [in, out] (Conv1D) or [out, in] (nn.Linear) matrix."""
     stored_shape: tuple[int, ...] = ()
     """The stored parameter's shape; () where it is TL's."""
+    experts: bool = False
+    """Whether `shape` is [expert, d_in, d_out], one matrix an expert, each of which reads rows of its own."""
+    part: tuple[int, int] | None = None
+    """(which, of how many): the weight is one of several that share a parameter, side by side within each head."""
+    pull_back: Callable[[Tensor], Tensor] | None = None
+    """Gradient of the matrix that was used -> gradient of the parameter it is a function of; None where it is it."""
 
-    def to_tl(self, matrix: Float[Tensor, "d_in d_out"]) -> Float[Tensor, "..."]:
+    def to_tl(self, matrix: Float[Tensor, "*expert d_in d_out"]) -> Float[Tensor, "..."]:
         """A [d_in, d_out] matrix in TransformerLens's shape."""
         if len(self.shape) == 3 and self.heads == "out":  # [d_model, (head d_head)] -> [head, d_model, d_head]
             head, d_model, d_head = self.shape
             return matrix.reshape(d_model, head, d_head).transpose(0, 1)
         return matrix.reshape(self.shape)
 
-    def to_stored(self, matrix: Float[Tensor, "d_in d_out"]) -> Float[Tensor, "..."]:
-        """A [d_in, d_out] matrix in the layout of the parameter behind the weight."""
+    def to_stored(self, matrix: Float[Tensor, "*expert d_in d_out"]) -> Float[Tensor, "..."]:
+        """A [d_in, d_out] matrix in the layout of the parameter behind the weight; zeros where it is another's part."""
         if self.stored == "tl":
-            return self.to_tl(matrix)
-        return (matrix.T if self.stored == "out_in" else matrix).reshape(self.stored_shape)
+            stored = self.to_tl(matrix)
+        else:
+            if self.part is not None:
+                which, n = self.part
+                heads, d_head = self.shape[0], self.shape[2]
+                whole = matrix.new_zeros(len(matrix), heads, n, d_head)
+                whole[:, :, which] = matrix.unflatten(1, (heads, d_head))
+                matrix = whole.flatten(1)
+            stored = (matrix.mT if self.stored == "out_in" else matrix).reshape(self.stored_shape)
+        return stored if self.pull_back is None else self.pull_back(stored)
+
+    def from_stored(self, stored: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """A parameter's value in TransformerLens's shape."""
+        if self.stored == "tl":
+            return stored
+        matrix = stored[None] if stored.ndim == 1 else stored
+        matrix = matrix.mT if self.stored == "out_in" else matrix
+        if self.part is not None:
+            which, n = self.part
+            matrix = matrix.unflatten(1, (self.shape[0], n, self.shape[2]))[:, :, which].flatten(1)
+        return self.to_tl(matrix)
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """Where each row of some factors comes from, where rows are not simply [batch, pos]: rows of experts."""
+
+    example: Int[Tensor, "batch row"]
+    """The example of the batch."""
+    token: Int[Tensor, "batch row"]
+    """The token's place in its example."""
+    expert: Int[Tensor, "batch row"] | None
+    """Which expert's matrix the row belongs to; None where there is one matrix."""
+    shape: tuple[int, int]
+    """[batch, pos] of the tokens."""
+
+    def __getitem__(self, index: "Index | tuple[Index, ...]") -> "Origin":
+        expert = None if self.expert is None else self.expert[index]
+        return Origin(self.example[index], self.token[index], expert, self.shape)
 
 
 class SVD(NamedTuple):
@@ -78,6 +121,8 @@ class GradientFactors:
     """delta_i = dL/dy_i, the raw gradient at what the matrix wrote: [batch, pos, d_out]."""
     layout: Layout
     """Where the matrix goes in TransformerLens's shape and in the stored parameter's."""
+    origin: Origin | None = None
+    """Example, token and expert of each row; None where the leading axes are [batch, pos]."""
 
     def __repr__(self) -> str:
         return (
@@ -98,19 +143,24 @@ class GradientFactors:
         return self.deltas.ndim == 4
 
     @property
+    def n_experts(self) -> int:
+        """How many matrices the rows are spread over: 1 but for experts that share one parameter."""
+        return self.layout.shape[0] if self.layout.experts else 1
+
+    @property
     def n_tokens(self) -> int:
         """Tokens summed over: an upper bound on the rank (times the heads, where factors are per head)."""
         return self.deltas.shape[0] * self.deltas.shape[1]
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """[d_in, d_out] of the whole matrix, head axes flattened as (head_index d_head)."""
+        """[d_in, d_out] of the whole matrix, head axes flattened as (head_index d_head), experts as (expert d_in)."""
         d_in = self.layout.shape[0] if self.is_lookup else self.inputs.shape[-1]
         d_out = self.deltas.shape[-1]
         if self.per_head:
             heads = self.deltas.shape[2]
             return (d_in * heads, d_out) if self.layout.heads == "in" else (d_in, d_out * heads)
-        return d_in, d_out
+        return d_in * self.n_experts, d_out
 
     # --- dense ---------------------------------------------------------------------------------------------
 
@@ -128,7 +178,10 @@ class GradientFactors:
         matrix = self._matrix()
         return self.layout.to_tl(matrix) if layout == "tl" else self.layout.to_stored(matrix)
 
-    def _matrix(self) -> Float[Tensor, "d_in d_out"]:
+    def _matrix(self) -> Float[Tensor, "*expert d_in d_out"]:
+        if self.layout.experts:
+            blocks = [x.T @ d for x, d in self._blocks()]
+            return torch.stack(blocks)
         if self.is_lookup:
             matrix = self.deltas.new_zeros(self.matrix_shape)
             return matrix.index_add_(0, self.inputs.flatten(), self.deltas.flatten(0, 1))
@@ -219,9 +272,18 @@ class GradientFactors:
             same = self.inputs[:, :, None] == self.inputs[:, None]
             return same * (d @ d.transpose(1, 2))
         x = self.inputs.to(d.dtype)
+        if self.layout.experts and self.origin is not None and self.origin.expert is not None:
+            same = self.origin.expert[:, :, None] == self.origin.expert[:, None]
+            return same * (x @ x.transpose(1, 2)).mul_(d @ d.transpose(1, 2))
         if not self.per_head:
             return (x @ x.transpose(1, 2)).mul_(d @ d.transpose(1, 2))
         return torch.einsum("bihd,bjhd,biho,bjho->bij", x, x, d, d)
+
+    def example_norms(self) -> Float[Tensor, "batch"]:
+        """Frobenius norm of each example's own gradient, in float64."""
+        if self.origin is not None:
+            return torch.stack([each.norm().double() for each in self.per_example()])
+        return self.token_products().sum((1, 2), dtype=torch.float64).clamp(min=0).sqrt()
 
     def active(self) -> tuple[Tensor, Tensor, Int[Tensor, "n"]]:
         """`rows` of the tokens whose delta is not zero, and the example each belongs to.
@@ -229,7 +291,11 @@ class GradientFactors:
         Pads have none, nor has any token but the last in the last layer's MLP under a loss at the last token.
         """
         x, d = self.rows()
-        owner = torch.arange(self.deltas.shape[0], device=d.device).repeat_interleave(len(d) // self.deltas.shape[0])
+        if self.origin is not None:
+            owner = self.origin.example.flatten()
+        else:
+            n = self.deltas.shape[0]
+            owner = torch.arange(n, device=d.device).repeat_interleave(len(d) // max(1, n))
         kept = d.any(-1).nonzero().flatten()
         return (x, d, owner) if len(kept) == len(d) else (x[kept], d[kept], owner[kept])
 
@@ -240,6 +306,8 @@ class GradientFactors:
 
         Integers keep their axis, so the result is again a GradientFactors.
         """
+        if self.origin is not None:
+            return self._where(self._chosen(index))
         if isinstance(index, Tensor) and index.dtype == torch.bool:
             return replace(self, inputs=self.inputs[index][None], deltas=self.deltas[index][None])
         parts = index if isinstance(index, tuple) else (index,)
@@ -260,17 +328,77 @@ class GradientFactors:
 
     def per_example(self) -> list["GradientFactors"]:
         """One GradientFactors per example of the batch; their gradients sum to this one's."""
-        return [self[i] for i in range(self.deltas.shape[0])]
+        n = self.deltas.shape[0] if self.origin is None else self.origin.shape[0]
+        return [self[i] for i in range(n)]
+
+    def expert(self, index: int) -> "GradientFactors":
+        """The factors of one expert's own matrix [d_in, d_out], of those that share this parameter.
+
+        `f.expert(e).gradient()` is `f.gradient()[e]`; an expert that no token reached has no rows and a zero gradient.
+
+        Raises:
+            ValueError: the weight has no experts.
+            IndexError: there is no such expert.
+        """
+        if not self.layout.experts or self.origin is None or self.origin.expert is None:
+            raise ValueError(
+                "Expected factors of experts that share a parameter, got those of one matrix "
+                f"{list(self.layout.shape)}; use them as they are."
+            )
+        if not -self.n_experts <= index < self.n_experts:
+            raise IndexError(
+                f"Expected an expert in [-{self.n_experts}, {self.n_experts}), got {index}; there are {self.n_experts}."
+            )
+        shape, stored_shape = self.layout.shape[1:], self.layout.stored_shape[1:]
+        layout = replace(self.layout, shape=shape, stored_shape=stored_shape, experts=False, pull_back=None)
+        own = self._where(self.origin.expert == index % self.n_experts)
+        assert own.origin is not None
+        return replace(own, layout=layout, origin=replace(own.origin, expert=None))
+
+    def expert_norms(self) -> Float[Tensor, "expert"]:
+        """Frobenius norm of each expert's gradient; 0 for one that no token reached.
+
+        Raises:
+            ValueError: the weight has no experts.
+        """
+        return torch.stack([self.expert(e).norm() for e in range(max(1, self.n_experts))])
 
     # --- inner workings ------------------------------------------------------------------------------------
+
+    def _chosen(self, index: Index | tuple[Index, ...]) -> Bool[Tensor, "batch row"]:
+        """Which rows belong to the tokens that an index over [batch, pos] names."""
+        assert self.origin is not None
+        batch, pos = self.origin.shape
+        places = torch.arange(batch * pos, device=self.deltas.device).reshape(batch, pos)
+        if isinstance(index, Tensor) and index.dtype == torch.bool:
+            wanted = places[index]
+        else:
+            table = GradientFactors(places[..., None].double(), places[..., None].double(), Layout((1, 1)))
+            wanted = table[index].deltas.long()
+        return torch.isin(self.origin.example * pos + self.origin.token, wanted)
+
+    def _where(self, rows: Bool[Tensor, "batch row"]) -> "GradientFactors":
+        """The rows that are chosen, in one batch axis of 1."""
+        assert self.origin is not None
+        chosen = self.origin[rows]
+        expert = None if chosen.expert is None else chosen.expert[None]
+        origin = Origin(chosen.example[None], chosen.token[None], expert, chosen.shape)
+        return replace(self, inputs=self.inputs[rows][None], deltas=self.deltas[rows][None], origin=origin)
 
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(x [n, ...], delta [n, d_out]) for each block of the matrix that has an input of its own."""
         x, d = self.inputs.flatten(0, 1), self.deltas.flatten(0, 1)
-        if self.per_head:
+        if self.layout.experts:
+            expert = self._expert_of_row()
+            yield from ((x[expert == e], d[expert == e]) for e in range(self.n_experts))
+        elif self.per_head:
             yield from zip(x.unbind(1), d.unbind(1), strict=True)
         else:
             yield x, d
+
+    def _expert_of_row(self) -> Int[Tensor, "n"]:
+        assert self.origin is not None and self.origin.expert is not None
+        return self.origin.expert.flatten()
 
     def _inner64(self, other: "GradientFactors") -> Float[Tensor, ""]:
         if self.matrix_shape != other.matrix_shape or self.per_head != other.per_head:
@@ -290,11 +418,13 @@ class GradientFactors:
         return total
 
     def rows(self) -> tuple[Float[Tensor, "n d_in"] | Int[Tensor, "n"], Float[Tensor, "n d_out"]]:
-        """(x [n, d_in], delta [n, d_out]) with x.T @ delta the whole matrix; per-head blocks padded with zeros.
+        """(x [n, d_in], delta [n, d_out]) with x.T @ delta the whole matrix; blocks of heads or experts padded with 0.
 
         For an embedding x is the row ids [n].
         """
         x, d = self.inputs.flatten(0, 1), self.deltas.flatten(0, 1)
+        if self.layout.experts:
+            return _in_blocks(x, self._expert_of_row(), self.n_experts), d
         if not self.per_head:
             return x, d
         eye = torch.eye(d.shape[1], dtype=d.dtype, device=d.device)
@@ -303,10 +433,23 @@ class GradientFactors:
         return x.flatten(0, 1), torch.einsum("nho,hg->nhgo", d, eye).flatten(2).flatten(0, 1)
 
     def _thin(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`rows` in float32 at least, and for a lookup only the matrix rows that occur (their ids last)."""
+        """`rows` in float32 at least, for a lookup or experts only the matrix rows that occur (their ids last)."""
+        if self.layout.experts:
+            present, index = self._expert_of_row().unique(return_inverse=True)
+            x, d_in = _in_blocks(self.inputs.flatten(0, 1), index, len(present)), self.inputs.shape[-1]
+            d = self.deltas.flatten(0, 1)
+            d = d if d.dtype == torch.float64 else d.float()
+            return x.to(d.dtype), d, (present[:, None] * d_in + torch.arange(d_in, device=d.device)).flatten()
         x, d = self.rows()
         d = d if d.dtype == torch.float64 else d.float()
         if not self.is_lookup:
             return x.to(d.dtype), d, None
         rows, index = x.unique(return_inverse=True)
         return torch.nn.functional.one_hot(index, rows.numel()).to(d.dtype), d, rows
+
+
+def _in_blocks(x: Float[Tensor, "n d_in"], block: Int[Tensor, "n"], n_blocks: int) -> Float[Tensor, "n d_blocks"]:
+    """Each row in its block of columns, zeros in the others."""
+    wide = x.new_zeros(len(x), n_blocks, x.shape[-1])
+    wide[torch.arange(len(x), device=x.device), block] = x
+    return wide.flatten(1)

@@ -1,6 +1,6 @@
 """GradientCache: what one backward pass said, addressed the way TransformerLens addresses activations."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from jaxtyping import Bool, Float, Int
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tl_backward._checks import nearest
 from tl_backward.factors import GradientFactors
+from tl_backward.sites.account import left_out
 
 if TYPE_CHECKING:
     import pandas
@@ -27,9 +28,7 @@ class FactorMap(Mapping[Key, GradientFactors]):
         self._n_layers = n_layers
 
     def __getitem__(self, key: Key) -> GradientFactors:
-        if isinstance(key, tuple) and len(key) == 2 and key[1] < 0:
-            key = (key[0], key[1] + self._n_layers)
-        name = self._short_names.get(key, key)
+        name = _full_name(key, self._short_names, self._n_layers)
         if name not in self._factors:
             shorts = {short if isinstance(short, str) else short[0] for short in self._short_names}
             word = key if isinstance(key, str) else key[0]
@@ -48,6 +47,44 @@ class FactorMap(Mapping[Key, GradientFactors]):
 
     def __repr__(self) -> str:
         return f"FactorMap({len(self)} weights: {', '.join(list(self._factors)[:3])}{', ...' if len(self) > 3 else ''})"
+
+
+class GradientMap(Mapping[Key, Tensor]):
+    """Gradients of whole parameters by weight, addressed as a FactorMap is; each in its parameter's own shape."""
+
+    def __init__(
+        self, gradients: Mapping[str, Tensor | Callable[[], Tensor]], short_names: dict[Key, str], n_layers: int
+    ) -> None:
+        self._gradients = dict(gradients)
+        self._short_names = short_names
+        self._n_layers = n_layers
+
+    def __getitem__(self, key: Key) -> Tensor:
+        name = _full_name(key, self._short_names, self._n_layers)
+        if name not in self._gradients:
+            raise KeyError(
+                f"Expected a captured vector, scalar or kernel, got {key!r}; captured nearest to it: "
+                f"{nearest(str(key if isinstance(key, str) else key[0]), self._gradients)} (matrices are in `factors`)."
+            )
+        value = self._gradients[str(name)]
+        return value if isinstance(value, Tensor) else value()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._gradients)
+
+    def __len__(self) -> int:
+        return len(self._gradients)
+
+    def __repr__(self) -> str:
+        names = list(self._gradients)
+        return f"GradientMap({len(self)} weights: {', '.join(names[:3])}{', ...' if len(self) > 3 else ''})"
+
+
+def _full_name(key: Key, short_names: dict[Key, str], n_layers: int) -> Key:
+    """A weight's full name, from itself or (short name, layer); negative layers count from the model's end."""
+    if isinstance(key, tuple) and len(key) == 2 and key[1] < 0:
+        key = (key[0], key[1] + n_layers)
+    return short_names.get(key, key)
 
 
 class GradientCache(Mapping[Key, Tensor]):
@@ -69,6 +106,10 @@ class GradientCache(Mapping[Key, Tensor]):
     """What the model said."""
     factors: FactorMap
     """GradientFactors by weight name."""
+    parameter_gradients: GradientMap
+    """Gradients of vectors, scalars and kernels by weight name, raw sign, in the parameter's own shape."""
+    missing: dict[str, str]
+    """Weights and hook points without a gradient here, by name, and why."""
 
     def __init__(
         self,
@@ -79,10 +120,28 @@ class GradientCache(Mapping[Key, Tensor]):
         factors: FactorMap,
         gradients: dict[str, Tensor],
         n_layers: int,
+        *,
+        parameter_gradients: GradientMap | None = None,
+        missing: dict[str, str] | None = None,
+        account: "Callable[[], pandas.DataFrame] | None" = None,
     ) -> None:
         self.loss, self.tokens, self.mask, self.logits, self.factors = loss, tokens, mask, logits, factors
+        self.parameter_gradients = parameter_gradients or GradientMap({}, {}, n_layers)
+        self.missing = missing or {}
+        self._account = account
         self._gradients = gradients
         self._n_layers = n_layers
+
+    def account(self) -> "pandas.DataFrame":
+        """What this pass captured of each parameter, and why the rest is not here: as `WeightSites.account`."""
+        if self._account is None:
+            raise ValueError("Expected a cache of a capture, got one without an account; capture anew.")
+        return self._account()
+
+    def left_out(self) -> str:
+        """What ran in the pass and could not be captured, in one line with the reasons; "" where there is nothing."""
+        frame = self.account()
+        return left_out(list(frame.itertuples(index=False, name=None)))
 
     def __getitem__(self, key: Key) -> Tensor:
         from transformer_lens.utilities.components_utils import get_act_name

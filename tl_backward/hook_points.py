@@ -21,6 +21,8 @@ from tl_backward.backward_lens import backward_lens
 from tl_backward.capture import run_with_gradient_cache
 from tl_backward.sites import WeightSite, weight_sites
 from tl_backward.sites._site import Argument, Read, Write, output
+from tl_backward.sites.operations import operands, uses_of
+from tl_backward.sites.watch import Seen, Watch
 
 _MARK = "_tl_backward_extension"
 
@@ -30,6 +32,7 @@ class _Extension:
     """What `extend` put on a model, so that `unextend` can take it off."""
 
     points: dict[str, nn.Module] = field(default_factory=dict)
+    routes: list["_Route"] = field(default_factory=list)
     handles: list[RemovableHandle] = field(default_factory=list)
 
 
@@ -56,6 +59,76 @@ class _Input:
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         x = self.argument(args, kwargs, None)
         return self.argument.replace(args, kwargs, self.point(x))
+
+
+@dataclass
+class _Route:
+    """The points of one weight that the operations of a pass tell."""
+
+    site: WeightSite
+    entry: nn.Module | None
+    exit: nn.Module
+
+
+@dataclass
+class _Forward:
+    """The forward of an extended model, with x and y of operations passing through points."""
+
+    model: TransformerLensModel
+    routes: list[_Route]
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        tensors = [(t, i) for i, route in enumerate(self.routes) for t in (route.site.parameter, *route.site.aliases)]
+        with _Routing(tensors, self.routes):
+            return type(cast(nn.Module, self.model)).forward(self.model, *args, **kwargs)
+
+
+class _Routing(Watch):
+    """A pass in which x and y of the routes' weights go through their points."""
+
+    def __init__(self, tensors: list[tuple[Tensor, int]], routes: list[_Route]) -> None:
+        super().__init__(tensors, self._leave, 0)
+        self._routes = routes
+        self._shape: tuple[int, ...] = ()
+
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        """Put what a point makes of x in x's place, then call the operation."""
+        if any(id(value) in self._known for value in (*args, *(kwargs or {}).values())):
+            args, kwargs = self._enter(func, args, kwargs or {})
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def _route(self, roots: tuple[int, ...], kind: str) -> _Route | None:
+        mine = [self._routes[root] for root in roots]
+        weight = {id(route.site.parameter) for route in mine}
+        found = [r for r in self._routes if id(r.site.parameter) in weight and r.site.kind == kind]
+        return found[0] if len(roots) == 1 and found else None
+
+    def _enter(self, func: Callable, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        others = [value for value in operands(args, kwargs) if id(value) not in self._known]
+        if not others:
+            return args, kwargs
+        for use in uses_of(func, args, kwargs, others[0], lambda value: id(value) in self._known):
+            route = self._route(self._known[id(use.weight)].roots, use.kind)
+            if use.kind == "embedding" and use.x is not None and use.x.ndim == 2 and not self._shape:
+                self._shape = tuple(use.x.shape)
+            if use.kind == "matrix" and use.x is not None and route is not None and route.entry is not None:
+                x, made = use.x, self._through(route.entry, use.x)
+                args = tuple(made if value is x else value for value in args)
+                kwargs = {name: made if value is x else value for name, value in kwargs.items()}
+        return args, kwargs
+
+    def _leave(self, seen: list[Seen]) -> Tensor | None:
+        for each in seen:
+            route = self._route(each.known.roots, each.use.kind)
+            if route is not None and each.use.y is not None:
+                return self._through(route.exit, each.use.y)
+        return None
+
+    def _through(self, point: nn.Module, value: Tensor) -> Tensor:
+        """What a point makes of a tensor, which it is shown as [batch, pos, d] where it is flat."""
+        if value.ndim == 2 and len(self._shape) == 2 and len(value) == self._shape[0] * self._shape[1]:
+            return point(value.unflatten(0, self._shape)).flatten(0, 1)
+        return point(value)
 
 
 @dataclass
@@ -106,6 +179,8 @@ def _extend(model: TransformerLensModel) -> None:
     for site in weight_sites(model).values():
         if site.kind in ("matrix", "embedding"):
             _add_points(model, site, extension)
+    if extension.routes:
+        object.__setattr__(model, "forward", _Forward(model, extension.routes))
     for function in (run_with_gradient_cache, backward_lens):
         object.__setattr__(model, function.__name__, _Method(function, model))
 
@@ -126,6 +201,8 @@ def unextend(model: TransformerLensModel) -> TransformerLensModel:
         return model
     for handle in extension.handles:
         handle.remove()
+    if isinstance(vars(model).get("forward"), _Forward):
+        object.__delattr__(model, "forward")
     for name in extension.points:
         owner, _, attribute = name.rpartition(".")
         container = _container(model, owner)
@@ -140,8 +217,15 @@ def unextend(model: TransformerLensModel) -> TransformerLensModel:
 
 def _add_points(model: TransformerLensModel, site: WeightSite, extension: _Extension) -> None:
     owner, _, weight = site.name.rpartition(".")
-    owner = owner if site.layer is not None else ""
+    owner = owner if any(part.isdigit() for part in owner.split(".")) else ""
     prefix = f"{owner}." if owner else ""
+    if site.write is None:
+        entry = None
+        if site.kind == "matrix":
+            entry = _new_point(model, owner, f"hook_{weight}_in", f"{prefix}hook_{weight}_in", extension)
+        exit = _new_point(model, owner, f"hook_{weight}_out", f"{prefix}hook_{weight}_out", extension)
+        extension.routes.append(_Route(site, entry, exit))
+        return
     if site.read is not None and (site.read.take is output or isinstance(site.read.take, Argument)):
         if site.kind == "matrix":
             point = _new_point(model, owner, f"hook_{weight}_in", f"{prefix}hook_{weight}_in", extension)

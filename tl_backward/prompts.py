@@ -1,17 +1,19 @@
 """Prompts in: text, several texts, or tokens; tokens and an exact mask of the real ones out."""
 
 import warnings
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from inspect import Parameter, signature
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from tl_backward._checks import UnknownWordsWarning, check_text, model_kind
+from tl_backward._checks import UnknownWordsWarning, check_text, model_kind, nearest
 from tl_backward._typing import Prompts, TransformerLensModel
 from tl_backward._visits import rng_untouched
-from tl_backward.vocabulary import unknown_words, vocabulary_size
+from tl_backward.vocabulary import embedding_table, unknown_words, vocabulary_size
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Batch:
     tokens: Int[Tensor, "batch pos"]
     mask: Bool[Tensor, "batch pos"] | None
     """True at real tokens; None where nothing is padded."""
+    inputs: dict[str, object] = field(default_factory=dict)
+    """The model's own further inputs (`decoder_input_ids`, `pixel_values`, ...), by name."""
 
     @property
     def n_examples(self) -> int:
@@ -97,10 +101,95 @@ def forward(model: TransformerLensModel, batch: Batch) -> Float[Tensor, "batch p
     options: dict[str, object] = {"return_type": "logits"}
     if batch.mask is not None:
         options["attention_mask"] = batch.mask.long()
+    main: object = batch.tokens
     if model_kind(model) == "TransformerBridge":
-        options["use_cache"] = False
+        takes = own_inputs(model)
+        if "use_cache" in takes:
+            options["use_cache"] = False
+        name = main_input(model)
+        if name in batch.inputs and name != "input_ids":  # an image or a sound in the tokens' place
+            main = batch.inputs[name]
     with rng_untouched(model):
-        return model(batch.tokens, **options)
+        return model(main, **{**options, **batch.inputs})
+
+
+def main_input(model: TransformerLensModel) -> str:
+    """What a model reads first of all: "input_ids", or the name of its image or sound where it reads no text."""
+    inner = getattr(model, "original_model", None)
+    name = getattr(inner, "main_input_name", "input_ids")
+    for flag, other in (("is_visual_model", "pixel_values"), ("is_audio_model", "input_values")):
+        if getattr(model.cfg, flag, False):
+            return name if name != "input_ids" else other
+    return "input_ids"
+
+
+def own_inputs(model: TransformerLensModel) -> dict[str, Parameter]:
+    """The inputs that a model's own forward pass names."""
+    inner = getattr(model, "original_model", None)
+    layers = [inner or model]
+    for _ in range(2):  # what a head hands on by **kwargs its body names
+        body = getattr(layers[-1], "base_model", None)
+        if isinstance(body, nn.Module) and body is not layers[-1]:
+            layers.append(body)
+    found: dict[str, Parameter] = {}
+    for layer in layers:
+        found |= dict(signature(cast(nn.Module, layer).forward).parameters)
+    return {name: p for name, p in found.items() if p.kind not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)}
+
+
+def with_inputs(model: TransformerLensModel, batch: Batch, inputs: Mapping[str, object]) -> Batch:
+    """A batch with the model's own further inputs, which it is known to take.
+
+    Raises:
+        TypeError: it does not take one of them.
+    """
+    if not inputs:
+        return batch
+    known = own_inputs(model)
+    for name in inputs:
+        if name not in known:
+            raise TypeError(
+                f"Expected an input that the model takes, got {name!r}; the nearest are {nearest(name, known)}."
+            )
+    return replace(batch, inputs={**batch.inputs, **inputs})
+
+
+def probe_batch(model: TransformerLensModel) -> Batch:
+    """A few tokens from all over the vocabulary, or what else a model reads: enough for a short pass of our own."""
+    name = main_input(model)
+    if name != "input_ids":
+        value = _probe_signal(model, name)
+        return Batch(torch.zeros(len(value), 0, dtype=torch.long), None, {name: value})
+    table = embedding_table(model)
+    d_vocab, length = table.shape[0], max(1, min(_PROBE[1], int(getattr(model.cfg, "n_ctx", 0) or _PROBE[1])))
+    # From the middle on: special tokens, some of which stand for an image, come first.
+    half, n = max(1, d_vocab // 2), _PROBE[0] * length
+    ids = d_vocab // 2 + torch.arange(n) * max(1, half // n) % half
+    return Batch(ids.reshape(_PROBE[0], length).to(table.device), None)
+
+
+_PROBE = (3, 7)
+"""Examples and tokens of a short pass: few, and no size that an axis of a model is likely to have."""
+
+
+def _probe_signal(model: TransformerLensModel, name: str) -> Tensor:
+    """An image or a sound of the size that the model's configuration asks for."""
+    inner = cast(nn.Module, getattr(model, "original_model", model))
+    config = getattr(inner, "config", None)
+    like = next(inner.parameters())
+    if name == "pixel_values":
+        size = getattr(config, "image_size", 224)
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        shape = (2, int(getattr(config, "num_channels", 3)), height, width)
+    elif hasattr(config, "max_length") and hasattr(config, "num_mel_bins"):  # a spectrogram
+        shape = (2, int(getattr(config, "max_length", 0)), int(getattr(config, "num_mel_bins", 0)))
+    else:
+        stride = 1
+        for each in getattr(config, "conv_stride", (5, 2, 2, 2, 2, 2, 2)):
+            stride *= int(each)
+        shape = (2, 16 * stride + 400)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator).to(like.device, like.dtype)
 
 
 def extend(model: TransformerLensModel, batch: Batch, continuation: tuple[tuple[int, ...], ...]) -> Batch:

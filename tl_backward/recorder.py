@@ -7,7 +7,8 @@ Hooks are bound methods and partials, not closures: a run-time type checker deco
 defined, which costs more than a pass of a small model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -19,7 +20,10 @@ from torch.utils.hooks import RemovableHandle
 from tl_backward._torch_hooks import as_shown, register_last
 from tl_backward._typing import TransformerLensModel
 from tl_backward._visits import check_visitor
+from tl_backward.factors import GradientFactors
 from tl_backward.sites import Read, WeightSite
+from tl_backward.sites.rows import Recorded, factors_of
+from tl_backward.sites.watch import Seen, Watch, asking
 
 
 @dataclass
@@ -33,6 +37,29 @@ class _Written:
     """y's version, where an in-place change of it would silently cut the edge off; None where it cannot."""
 
 
+@dataclass(frozen=True)
+class _Multiplied:
+    """One use of a weight by an operation."""
+
+    seen: Seen
+    written: _Written
+    version: int
+    """x's version when the operation read it."""
+
+
+@dataclass(frozen=True)
+class Differentiated:
+    """What the backward pass of a capture gave."""
+
+    factors: dict[str, GradientFactors]
+    parameters: dict[str, Tensor]
+    """The gradient of each weight that has no factors, in its own shape."""
+    points: dict[int, Tensor]
+    """The gradient at each hook point that ran, by its identity."""
+    overwritten: set[int]
+    """Hook points whose tensor was changed in place after it left them."""
+
+
 @dataclass
 class Recorder:
     """The hooks of one capture, and what they saw."""
@@ -44,6 +71,12 @@ class Recorder:
     writes: dict[tuple[int, str], list[_Written]] = field(default_factory=dict)
     points: dict[int, list[_Written]] = field(default_factory=dict)
     converters: dict[int, nn.Module] = field(default_factory=dict)
+    asked: dict[str, GradientEdge] = field(default_factory=dict)
+    """Where the gradient of each weight arrives that autograd gives whole."""
+    fired: set[int] = field(default_factory=set)
+    """Hook points that ran, whether or not a gradient could be asked for there."""
+    uses: dict[int, list[_Multiplied]] = field(default_factory=dict)
+    """What operations did with each parameter, by its identity."""
 
     def detach(self) -> None:
         """Remove every hook."""
@@ -53,6 +86,9 @@ class Recorder:
     def watch(self, site: WeightSite) -> None:
         """Record the site's x and y on every call; a bias shares its matrix's y."""
         self.sites.append(site)
+        if site.write is None:
+            self.uses.setdefault(id(site.parameter), [])
+            return
         key = (id(site.write.module), site.write.at)
         if key not in self.writes:
             written = self.writes[key] = []
@@ -72,6 +108,61 @@ class Recorder:
         ways = [self.reads[id(read)] for read in (site.read, site.otherwise) if read is not None]
         return next((seen for seen in ways if seen), [])
 
+    @contextmanager
+    def watching(self, shape: tuple[int, int]) -> Iterator[None]:
+        """Within the context operations over [batch, pos] tokens are watched for the weights whose places they tell."""
+        found = {id(site.parameter): site for site in self.sites if site.write is None}
+        # A gradient that autograd gives whole, or pulls back through a function, needs a graph behind the parameter.
+        asked = [site.parameter for site in found.values() if site.kind == "parameter" or site.is_function]
+        by_operation = [site for site in found.values() if site.by_operation]
+        if not found:
+            yield
+            return
+        tensors = [(tensor, i) for i, site in enumerate(by_operation) for tensor in (site.parameter, *site.aliases)]
+        keys = [id(site.parameter) for site in by_operation]
+        wanted: dict[int, set[str]] = {}
+        for site in self.sites:
+            wanted.setdefault(id(site.parameter), set()).add(site.kind)
+
+        def report(seen: list[Seen]) -> Tensor | None:
+            return self._used(seen, keys, wanted, shape)
+
+        with asking(asked):
+            whole = [site for site in self.sites if site.kind == "parameter"]
+            self.asked = {site.name: get_gradient_edge(site.parameter) for site in whole}
+            if not by_operation:
+                yield
+                return
+            with Watch(tensors, report, shape[0] * shape[1]):
+                yield
+
+    def _used(
+        self, seen: list[Seen], keys: list[int], wanted: dict[int, set[str]], shape: tuple[int, int]
+    ) -> Tensor | None:
+        check_visitor(self.model)
+        written: _Written | None = None
+        replacement: Tensor | None = None
+        for each in seen:
+            use = each.use
+            key = keys[each.known.roots[0]]
+            if use.y is None or use.kind not in wanted[key]:
+                if use.kind == "other":
+                    use.y = None
+                    self.uses[key].append(_Multiplied(each, _Written(None, use.weight, None), 0))
+                continue
+            if written is None:
+                y = use.y
+                if use.kind == "embedding" and shape[0] > 1 and tuple(y.shape[:-1]) == (1, shape[1]):
+                    # Positions are looked up once for the batch, which their sum with the tokens spreads them over:
+                    # spread before it, each example has a gradient of its own there.
+                    y = replacement = y.expand(shape[0], -1, -1)
+                written, traced = _trace(y, private=True)
+                replacement = replacement if traced is None else traced
+            # In the use's place: y itself, which nothing needs but its edge, would be kept for nothing.
+            use.y = None
+            self.uses[key].append(_Multiplied(each, written, 0 if use.x is None else use.x._version))
+        return replacement
+
     def watch_hook_point(self, point: nn.Module) -> None:
         """Record the gradient of the tensor at a HookPoint, all its readers' shares together.
 
@@ -81,7 +172,15 @@ class Recorder:
         written = self.points[id(point)] = []
         self.converters[id(point)] = point
 
-        self._last(point, partial(_keep_edge, written))
+        self._last(point, partial(_keep_edge, written, self.fired))
+
+    def why_missing(self, point: nn.Module) -> str:
+        """Why there is no gradient at a hook point that was watched."""
+        if self.points[id(point)]:
+            return "it ran several times with tensors of different shapes, whose gradients do not add up."
+        if id(point) in self.fired:
+            return "what passes there is no floating-point tensor, or no gradient flows where it does."
+        return "it did not run in this pass."
 
     def _before(self, module: nn.Module, written: list[_Written]) -> None:
         self.handles.append(module.register_forward_pre_hook(partial(self._enters, written), prepend=True))
@@ -101,79 +200,157 @@ class Recorder:
         written.append(entry)
         return replacement
 
-    def _last(self, module: nn.Module, keep: Callable[[tuple, dict, object], Tensor | None]) -> None:
+    def _last(self, module: nn.Module, keep: Callable[[nn.Module, tuple, dict, object], Tensor | None]) -> None:
         """Call `keep` after every other forward hook, also those that are added while we wait."""
         self.handles += register_last(module, partial(self._has_left, keep), with_kwargs=True)
 
     def _has_left(
         self,
-        keep: Callable[[tuple, dict, object], Tensor | None],
+        keep: Callable[[nn.Module, tuple, dict, object], Tensor | None],
         module: nn.Module,
         args: tuple,
         kwargs: dict,
         output: object,
     ) -> Tensor | None:
         check_visitor(self.model)
-        return keep(args, kwargs, output)
+        return keep(module, args, kwargs, output)
 
-    def differentiate(self, loss: Tensor) -> tuple[dict[str, list[tuple[Tensor | None, Tensor]]], dict[int, Tensor]]:
-        """(x, delta) of every call of every site, and the gradient at every hook point that ran, by its id."""
-        entries = [entry for written in [*self.writes.values(), *self.points.values()] for entry in written]
-        self._check_complete(entries)
-        edges = [entry.edge for entry in entries if entry.edge is not None]
-        found = iter(torch.autograd.grad(loss, edges, allow_unused=True) if edges else ())
-        deltas = {id(entry): _delta(entry, None if entry.edge is None else next(found)) for entry in entries}
-        calls: dict[str, list[tuple[Tensor | None, Tensor]]] = {}
+    def differentiate(self, loss: Tensor, shape: tuple[int, int]) -> Differentiated:
+        """Factors of every site, the gradients of those that have none, and the gradient at every hook point that ran.
+
+        Args:
+            loss: the scalar to differentiate.
+            shape: [batch, pos] of the tokens.
+        """
+        multiplied = [each.written for used in self.uses.values() for each in used]
+        written = [entry for entries in self.writes.values() for entry in entries]
+        at_points = [entry for entries in self.points.values() for entry in entries]
+        overwritten = self._check_complete(written, at_points)
+        entries = list({id(entry): entry for entry in [*written, *multiplied, *at_points]}.values())
+        edges: list[GradientEdge] = [entry.edge for entry in entries if entry.edge is not None]
+        whole = [site for site in self.sites if site.kind == "parameter"]
+        asked = [self.asked[site.name] for site in whole]
+        through = any(site.is_function for site in self.sites)
+        every = edges + asked
+        gradients = iter(torch.autograd.grad(loss, every, allow_unused=True, retain_graph=through) if every else ())
+        deltas = {id(entry): _delta(entry, None if entry.edge is None else next(gradients)) for entry in entries}
+        parameters = {
+            site.name: torch.zeros_like(site.parameter) if gradient is None else gradient
+            for site, gradient in zip(whole, gradients, strict=True)
+        }
+        factors: dict[str, GradientFactors] = {}
         for site in self.sites:
-            wrote = [deltas[id(entry)] for entry in self.writes[id(site.write.module), site.write.at]]
-            read = [None] * len(wrote) if site.read is None else [x.detach() for x, _ in self._seen(site)]
-            if len(read) == len(wrote):
-                # Under autocast the product sees a rounded x.
-                read = [
-                    x.to(delta.dtype) if x is not None and x.is_floating_point() else x
-                    for x, delta in zip(read, wrote, strict=True)
-                ]
-            else:
-                raise RuntimeError(
-                    f"Expected {site.name} to write once for each time it reads, got {len(read)} reads and "
-                    f"{len(wrote)} writes; the model calls it in a way that is not known here."
-                )
-            calls[site.name] = list(zip(read, wrote, strict=True))
-        gradients = {}
-        for key, written in self.points.items():
-            parts = [deltas[id(entry)] for entry in written]
-            if parts and len({part.shape for part in parts}) == 1:
+            if site.by_operation:
+                factors[site.name] = factors_of(site, self._recorded(site, deltas), shape)
+            elif site.kind != "parameter":
+                factors[site.name] = site.factors(self._calls(site, deltas))
+        at: dict[int, Tensor] = {}
+        for key, entered in self.points.items():
+            parts = [deltas[id(entry)] for entry in entered]
+            if parts and key not in overwritten and len({part.shape for part in parts}) == 1:
                 total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)  # ln1 runs for q, k and v
-                gradients[key] = as_shown(self.converters[key], total)
-        return calls, gradients
+                at[key] = as_shown(self.converters[key], total)
+        return Differentiated(factors, parameters, at, overwritten)
 
-    def _check_complete(self, entries: list[_Written]) -> None:
-        for site in self.sites:
-            if not self.writes[id(site.write.module), site.write.at] and not site.may_be_silent:
+    def _recorded(self, site: WeightSite, deltas: dict[int, Tensor]) -> list[Recorded]:
+        """Each use of a site's weight that is of its kind, with the gradient at what it wrote."""
+        found = []
+        for each in self.uses[id(site.parameter)]:
+            if each.seen.use.kind == "other":
                 raise RuntimeError(
-                    f"Expected {site.name} to run in the forward pass, but it never did; a user's hook or the model's "
-                    "flags bypass it, or it is called in a way that is not known here. Choose others with weights=..."
+                    f"Expected {site.name} to be used as in a pass of the model's own, got an operation "
+                    f"({each.seen.use.operation}) that is not known for it; a user's hook or the inputs may have "
+                    "changed how the model computes: choose others with weights=..."
                 )
+            if each.seen.use.kind == site.kind:
+                found.append(Recorded(each.seen, deltas[id(each.written)]))
+        return found
+
+    def _calls(self, site: WeightSite, deltas: dict[int, Tensor]) -> list[tuple[Tensor | None, Tensor]]:
+        """(x, delta) of every call of a site whose module's hooks tell."""
+        assert site.write is not None
+        wrote = [deltas[id(entry)] for entry in self.writes[id(site.write.module), site.write.at]]
+        read = [None] * len(wrote) if site.read is None else [x.detach() for x, _ in self._seen(site)]
+        if len(read) != len(wrote):
+            raise RuntimeError(
+                f"Expected {site.name} to write once for each time it reads, got {len(read)} reads and "
+                f"{len(wrote)} writes; the model calls it in a way that is not known here."
+            )
+        # Under autocast the product sees a rounded x.
+        read = [
+            x.to(delta.dtype) if x is not None and x.is_floating_point() else x
+            for x, delta in zip(read, wrote, strict=True)
+        ]
+        return list(zip(read, wrote, strict=True))
+
+    def _check_complete(self, written: list[_Written], at_points: list[_Written]) -> set[int]:
+        """Refuse what did not run or was overwritten; returns the hook points (by identity) that were overwritten."""
+        for site in self.sites:
+            if site.write is None:
+                self._check_uses(site)
+                continue
+            if not self.writes[id(site.write.module), site.write.at] and not site.may_be_silent:
+                raise RuntimeError(_never_ran(site))
             for x, version in self._seen(site):
                 if x._version != version:
-                    raise RuntimeError(
-                        f"Expected the input of {site.name} to stay as it was read, but it was overwritten in place "
-                        "later in the forward pass; make the hook that does so return a new tensor."
-                    )
-        for entry in entries:
-            if entry.version is not None and entry.like._version != entry.version:
+                    raise RuntimeError(_overwritten(site))
+        if any(entry.version is not None and entry.like._version != entry.version for entry in written):
+            entry = next(e for e in written if e.version is not None and e.like._version != e.version)
+            raise RuntimeError(
+                f"Expected a tensor of shape {list(entry.like.shape)} to stay as it was written, but it was "
+                "changed in place later in the forward pass; make the hook that does so return a new tensor."
+            )
+        stale = {id(e) for e in at_points if e.version is not None and e.like._version != e.version}
+        return {key for key, entered in self.points.items() if any(id(entry) in stale for entry in entered)}
+
+    def _check_uses(self, site: WeightSite) -> None:
+        used = [each for each in self.uses[id(site.parameter)] if each.seen.use.kind == site.kind]
+        if site.kind == "parameter" or site.may_be_silent:
+            return
+        if not used and not any(each.seen.use.kind == "other" for each in self.uses[id(site.parameter)]):
+            raise RuntimeError(_never_ran(site))
+        if used and all(each.written.edge is None for each in used):
+            raise RuntimeError(
+                f"Expected {site.name} to run where autograd is on, but it ran inside torch.no_grad(), as reentrant "
+                "gradient checkpointing does; switch that off (gradient_checkpointing_disable(), use_reentrant=False "
+                "or model.eval()) or choose others with weights=...."
+            )
+        for each in used:
+            x = each.seen.use.x
+            if x is not None and x._version != each.version:
+                raise RuntimeError(_overwritten(site))
+            if each.written.version is not None and each.written.like._version != each.written.version:
                 raise RuntimeError(
-                    f"Expected a tensor of shape {list(entry.like.shape)} to stay as it was written, but it was "
-                    "changed in place later in the forward pass; make the hook that does so return a new tensor."
+                    f"Expected what {site.name} wrote to stay as it was, but it was changed in place later in the "
+                    "forward pass; make the hook that does so return a new tensor."
                 )
 
 
-def _keep_input(read: Read, seen: list[tuple[Tensor, int]], args: tuple, kwargs: dict, output: object) -> None:
+def _never_ran(site: WeightSite) -> str:
+    return (
+        f"Expected {site.name} to run in the forward pass, but it never did; a user's hook or the model's flags bypass "
+        "it, or it is called in a way that is not known here. Choose others with weights=..."
+    )
+
+
+def _overwritten(site: WeightSite) -> str:
+    return (
+        f"Expected the input of {site.name} to stay as it was read, but it was overwritten in place later in the "
+        "forward pass; make the hook that does so return a new tensor."
+    )
+
+
+def _keep_input(
+    read: Read, seen: list[tuple[Tensor, int]], module: nn.Module, args: tuple, kwargs: dict, output: object
+) -> None:
     x = read.take(args, kwargs, output)
     seen.append((x, x._version))
 
 
-def _keep_edge(written: list[_Written], args: tuple, kwargs: dict, output: object) -> Tensor | None:
+def _keep_edge(
+    written: list[_Written], fired: set[int], module: nn.Module, args: tuple, kwargs: dict, output: object
+) -> Tensor | None:
+    fired.add(id(module))
     if not isinstance(output, Tensor) or not output.is_floating_point() or not torch.is_grad_enabled():
         return None
     entry, replacement = _trace(output, private=False)

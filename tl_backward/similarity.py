@@ -257,7 +257,7 @@ def _parts(
 def _captured(model: TransformerLensModel, batch: list[Example], names: tuple[str, ...]) -> _Part:
     cache = capture_batch(model, batch, names).cache
     factors = [cache.factors[name] for name in names]
-    norms = [each.token_products().sum((1, 2), dtype=torch.float64).clamp(min=0).sqrt() for each in factors]
+    norms = [each.example_norms() for each in factors]
     return _Part(
         torch.tensor([example.index for example in batch]), torch.stack(norms).cpu(), [f.active() for f in factors]
     )

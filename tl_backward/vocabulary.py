@@ -21,7 +21,19 @@ def vocabulary_size(model: TransformerLensModel) -> int:
 
     A Bridge's `cfg.d_vocab` is its tokenizer's size once it was given another tokenizer.
     """
-    return model.W_E.shape[0]
+    return embedding_table(model).shape[0]
+
+
+def embedding_table(model: TransformerLensModel) -> Tensor:
+    """The table that tokens are looked up in [d_vocab, d_model], also where TransformerLens has no name for it."""
+    inner = getattr(model, "original_model", None)
+    find = getattr(inner, "get_input_embeddings", None)
+    try:
+        return model.W_E
+    except AttributeError:
+        if find is None:
+            raise
+        return find().weight
 
 
 def one_vocabulary(model_a: TransformerLensModel, model_b: TransformerLensModel) -> bool:

@@ -1,23 +1,22 @@
 """Ways to edit: the forward-pass shift of Katz et al. 2024, plain gradient steps, and the rank-one primitive."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from tl_backward._checks import check_layers, check_model
-from tl_backward._torch_hooks import register_last
 from tl_backward._typing import TransformerLensModel
-from tl_backward._visits import rng_untouched
 from tl_backward.capture import run_with_gradient_cache
 from tl_backward.editing.edit import Edit, Update, editable
 from tl_backward.head import Head
 from tl_backward.losses import Target, target_loss
 from tl_backward.prompts import encode_prompts, extend
-from tl_backward.sites import WeightSite, select_sites, weight_sites
+from tl_backward.sites import select_sites, weight_sites
+from tl_backward.weight_inputs import weight_inputs
 
 Scaling: TypeAlias = Literal["unit", "raw"]
 
@@ -94,7 +93,8 @@ def shift_edit(
     batch = extend(model, encode_prompts(model, prompt, prepend_bos=prepend_bos), loss.continuation)
     (ids,) = loss.ids or ((),)
     (site,) = select_sites(weight_sites(model), f"blocks.{index}.mlp.W_out").values()
-    inputs, logits = _inputs_and_logits(model, site, batch.tokens)
+    n_tokens = (batch.tokens.shape[0], batch.tokens.shape[1])
+    inputs, logits = weight_inputs(model, site, lambda: model(batch.tokens, return_type="logits"), n_tokens)
     (at,) = loss.places(batch.tokens)
     _check_news(logits[0, at], ids, target)
     x = inputs[0, at]
@@ -167,21 +167,3 @@ def _check_news(logits: Float[Tensor, "token d_vocab"], ids: Sequence[int], targ
             f"Expected a target other than the model's answer, got {target!r}, which it says already; there is nothing "
             "to edit."
         )
-
-
-def _inputs_and_logits(model: TransformerLensModel, site: WeightSite, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """What a weight reads in one forward pass, and what the model says."""
-    seen: list[Tensor] = []
-    read = site.read
-    if read is None:
-        raise ValueError(f"Expected a matrix, got {site.name}, which reads nothing; name a weight matrix.")
-
-    def keep(module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
-        seen.append(read.take(args, kwargs, output).detach())
-
-    with rng_untouched(model), ExitStack() as stack:
-        for handle in register_last(read.module, keep, with_kwargs=True):
-            stack.callback(handle.remove)
-        with torch.no_grad():
-            logits = model(tokens, return_type="logits")
-    return seen[0], logits

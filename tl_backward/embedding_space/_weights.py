@@ -121,14 +121,10 @@ def _role(site: WeightSite) -> Role:
 
 def _stored(model: TransformerLensModel, site: WeightSite) -> Tensor:
     """A parameter in TransformerLens's shape, with what an architecture applies to it: the same in both worlds."""
-    parameter, layout = site.parameter.detach(), site.layout
-    if layout.stored != "tl":
-        matrix = parameter[None] if parameter.ndim == 1 else parameter
-        parameter = layout.to_tl(matrix.T if layout.stored == "out_in" else matrix)
+    parameter = site.layout.from_stored(site.parameter.detach())
     if site.kind == "norm" and getattr(model.cfg, "rmsnorm_uses_offset", False):
         return parameter + 1  # Gemma stores what is added to one
-    scale = getattr(site.combine, "scale", 1.0)  # and multiplies what it looked up
-    return parameter if scale == 1 else parameter * scale
+    return parameter if site.scale == 1 else parameter * site.scale  # and multiplies what it looked up
 
 
 def _norm_before(model: TransformerLensModel, site: WeightSite) -> str | None:

@@ -8,20 +8,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tl_backward._checks import check_layers, model_kind
+from tl_backward._checks import check_layers
 from tl_backward._html import table, visible_token
 from tl_backward._torch_hooks import register_last
 from tl_backward._typing import Prompts, TransformerLensModel, typed
-from tl_backward._visits import rng_untouched
 from tl_backward.embedding_space._embedding import Embedding
 from tl_backward.embedding_space._weights import parameter_vectors, per_query_head
 from tl_backward.embedding_space.filters import Filters, TokenList, token_mask
 from tl_backward.embedding_space.projection import check_choice, top_tokens
 from tl_backward.head import Head
-from tl_backward.prompts import Batch, encode_prompts
+from tl_backward.prompts import Batch, encode_prompts, forward
 from tl_backward.readout import extremes
 from tl_backward.sites import weight_sites
 from tl_backward.vocabulary import text_column, token_strings
+from tl_backward.weight_inputs import weight_inputs
 
 if TYPE_CHECKING:
     import pandas
@@ -163,26 +163,17 @@ def _activations(
     model: TransformerLensModel, batch: Batch, read_by: str, layer: int
 ) -> tuple[Tensor, Tensor]:
     """What a weight multiplies [batch, pos, d_in], and the stream after the layer [batch, pos, d_model]."""
-    read = weight_sites(model)[read_by].read
-    assert read is not None
-    seen: dict[str, Tensor] = {}
-
-    def keep_input(module: nn.Module, args: tuple, kwargs: dict, out: object) -> None:
-        seen["input"] = read.take(args, kwargs, out).detach()
+    seen: list[Tensor] = []
 
     def keep_stream(module: nn.Module, args: tuple, out: Tensor) -> None:
-        seen["stream"] = out.detach()
+        seen.append(out.detach())
 
-    options: dict[str, object] = {"use_cache": False} if model_kind(model) == "TransformerBridge" else {}
-    if batch.mask is not None:
-        options["attention_mask"] = batch.mask.long()
     with ExitStack() as stack:
-        stack.enter_context(rng_untouched(model))
-        handles = register_last(read.module, keep_input, with_kwargs=True)
-        for handle in handles + register_last(model.hook_dict[f"blocks.{layer}.hook_resid_post"], keep_stream):
+        for handle in register_last(model.hook_dict[f"blocks.{layer}.hook_resid_post"], keep_stream):
             stack.callback(handle.remove)
-        model(batch.tokens, return_type="logits", **options)
-    return seen["input"].reshape(*batch.tokens.shape, -1), seen["stream"]
+        n_tokens = (batch.tokens.shape[0], batch.tokens.shape[1])
+        x, _ = weight_inputs(model, weight_sites(model)[read_by], lambda: forward(model, batch), n_tokens)
+    return x, seen[0]
 
 
 def _recall(said: Tensor, named: Tensor) -> Tensor:

@@ -1,31 +1,47 @@
-"""Where each weight reads its input x and writes its output y.
+"""Which weights a model has, what they are called, and where each reads its input x and writes its output y.
 
-A WeightSite is everything the rest of the package knows about a weight's place in a model; only the two modules
-beside this one know what a TransformerLens class looks like inside.
+A WeightSite is everything the rest of the package knows about a weight's place in a model. A HookedTransformer's are
+known by name (`hooked_transformer`); a TransformerBridge's, and whatever else there is, are found by the operations
+that use them in one pass (`watch`, `operations`, `learn`).
 """
+
+from typing import cast
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from tl_backward._checks import model_kind, nearest
-from tl_backward._typing import TransformerLensModel
+from tl_backward._typing import Prompts, TransformerLensModel
+from tl_backward._visits import rng_untouched
+from tl_backward.prompts import Batch, encode_prompts, forward, probe_batch
 from tl_backward.sites._site import Calls, Read, WeightSite, WeightSites, Write
 
 __all__ = ["Calls", "Read", "WeightSite", "WeightSites", "Write", "rotation", "select_sites", "weight_sites"]
 
+_LEARNT: "WeakKeyDictionary[TransformerLensModel, tuple[object, WeightSites]]" = WeakKeyDictionary()
+"""The sites of each model's own short pass, and what the model was like then."""
 
-def weight_sites(model: TransformerLensModel) -> WeightSites:
+
+def weight_sites(model: TransformerLensModel, tokens: Prompts | None = None, **inputs: object) -> WeightSites:
     """Every weight of `model` that a gradient can be captured for, by TransformerLens's name for it.
 
     Names are those of TransformerLens's state dict, in both worlds: "embed.W_E", "blocks.3.attn.W_Q",
-    "blocks.3.mlp.W_out", "blocks.3.ln1.w", "unembed.W_U"; MoE experts are "blocks.3.mlp.experts.0.W_in".
-    Collect them anew after the model was processed (`enable_compatibility_mode` re-creates parameters) or its
-    flags were changed. `.missing` names weights that cannot be captured, with the reason. Two sites may share a
-    parameter (tied embeddings): its gradient is the sum of both sites'.
+    "blocks.3.mlp.W_out", "blocks.3.ln1.w", "unembed.W_U"; for what TransformerLens has no name for see
+    `tl_backward.sites.names`: "blocks.3.mlp.experts.gate_up_proj", "blocks.3.mixer.W_in_proj". A weight is where an
+    operation of a pass uses it; `.account()` has a row for each parameter, `.missing` those without a site and why. Two
+    sites may share a parameter (tied embeddings): its gradient is the sum of both sites'.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge. Its hooks take no part in the pass; it is left as it was.
+        tokens: what to look at one pass over: text, a list of texts or tokens; by default a few tokens (or what else
+            the model reads), looked at once and remembered while the model's modules, parameters and flags stay the
+            same.
+        inputs: the model's own further inputs (`decoder_input_ids`, `pixel_values`, ...).
 
     Raises:
-        TypeError: `model` is no HookedTransformer or TransformerBridge.
+        TypeError: `model` is no HookedTransformer or TransformerBridge, or does not take such an input.
 
     Example:
         >>> sites = tlb.weight_sites(model)
@@ -33,12 +49,59 @@ def weight_sites(model: TransformerLensModel) -> WeightSites:
         WeightSite('blocks.2.mlp.W_out', matrix, shape=[512, 128])
         >>> dict(sites.missing)
         {}
+        >>> int(sites.account()["captured"].sum()) == sum(p.numel() for p in model.parameters())
+        True
     """
-    if model_kind(model) == "HookedTransformer":
+    kind = model_kind(model)
+    if tokens is not None or inputs:
+        given = probe_batch(model) if tokens is None else encode_prompts(model, tokens)
+        return _collect(model, kind, Batch(given.tokens, given.mask, {**given.inputs, **inputs}))
+    stamp = _stamp(model)
+    known = _LEARNT.get(model)
+    if known is None or known[0] != stamp:
+        known = (stamp, _collect(model, kind, None))
+        _LEARNT[model] = known
+    return known[1]
+
+
+def sites_of_batch(model: TransformerLensModel, batch: Batch) -> WeightSites:
+    """The sites of one pass over a batch: looked at anew where it has inputs that the model's own short pass lacks."""
+    if set(batch.inputs) <= set(probe_batch(model).inputs):
+        return weight_sites(model)
+    return _collect(model, model_kind(model), batch)
+
+
+def _collect(model: TransformerLensModel, kind: str, batch: Batch | None) -> WeightSites:
+    if kind == "HookedTransformer":
         from tl_backward.sites import hooked_transformer as world
     else:
         from tl_backward.sites import transformer_bridge as world
-    return world.collect(model)
+
+    def run() -> object:
+        with rng_untouched(model):
+            return forward(model, probe_batch(model) if batch is None else batch)
+
+    n_tokens = (probe_batch(model) if batch is None else batch).tokens.numel()
+    return world.collect(model, run, n_tokens)
+
+
+def _stamp(model: TransformerLensModel) -> tuple[object, ...]:
+    """What a model's weights and the places of their use depend on."""
+    root = cast(nn.Module, model)
+    inner = getattr(model, "original_model", None)
+    seen: dict[int, None] = {}
+    for module in (*root.modules(), *(inner.modules() if isinstance(inner, nn.Module) else ())):
+        if id(module) not in seen:
+            seen[id(module)] = None
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    seen[id(parameter)] = None
+    flags = tuple(getattr(model.cfg, name, None) for name in _FLAGS)
+    dtypes = tuple({p.dtype for p in root.parameters()})
+    return (tuple(seen), flags, dtypes, getattr(root, "compatibility_mode", None), root.training)
+
+
+_FLAGS = ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in", "ungroup_grouped_query_attention")
 
 
 def rotation(model: TransformerLensModel, layer: int, position: int) -> Float[Tensor, "d_head d_head"] | None:

@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
 from tl_backward.factors import GradientFactors, Layout
+from tl_backward.sites.account import account
+
+if TYPE_CHECKING:
+    import pandas
 
 ModuleArgs: TypeAlias = tuple[object, ...]
 ModuleKwargs: TypeAlias = dict[str, object]
@@ -70,36 +74,49 @@ class WeightSite:
 
     name: str
     """TransformerLens's name: "blocks.3.mlp.W_out"."""
-    kind: Literal["matrix", "bias", "norm", "embedding"]
+    kind: Literal["matrix", "bias", "norm", "embedding", "parameter"]
+    """"parameter": one whose gradient is captured whole, as autograd gives it: vectors, scalars, kernels."""
     parameter: nn.Parameter
     """The live parameter behind the weight; its own layout may differ from TransformerLens's shape."""
     layout: Layout
-    read: Read | None
-    """Where x is read; None for a bias, which reads nothing."""
-    write: Write
+    read: Read | None = None
+    """Where x is read; None for a bias, which reads nothing, and where the operations that use the weight tell."""
+    write: Write | None = None
+    """Where y is written; None where the operations that use the weight tell."""
     combine: Callable[[Tensor | None, Tensor], tuple[Tensor, Tensor]] | None = None
     """(x, delta) of one call -> (inputs, deltas) of the factors, where the default does not fit."""
     otherwise: Read | None = None
     """Where x is read in passes in which `read` never fires: a layer that the model may compute in two ways."""
     may_be_silent: bool = False
     """Whether a forward pass may leave the weight unused (an expert no token was routed to)."""
+    aliases: tuple[Tensor, ...] = ()
+    """Tensors of the model that are the parameter without being it, which some modes compute with."""
+    is_function: bool = False
+    """Whether what is used is a function of the parameter, through which its gradient is pulled back."""
+    scale: float = 1.0
+    """What the module multiplies the rows by that it looks up."""
 
     def __repr__(self) -> str:
         return f"WeightSite({self.name!r}, {self.kind}, shape={list(self.layout.shape)})"
 
     @property
     def layer(self) -> int | None:
-        """The block's index; None outside the blocks."""
+        """The block's index; None outside the blocks. Encoders and decoders count theirs apart."""
         parts = self.name.split(".")
-        return int(parts[1]) if parts[0] == "blocks" else None
+        return int(parts[1]) if parts[0].endswith("blocks") and parts[1].isdigit() else None
 
     @property
     def short_name(self) -> str:
-        """The name without block and container, as TransformerLens's shorthand has it: "W_out", "ln1.w", "W_E"."""
+        """The name without block and container, as TransformerLens's shorthand has it: "W_out", "ln1.w", "W_E".
+
+        Where a model has several stacks of blocks theirs comes first: "encoder_blocks.W_out".
+        """
         parts = self.name.split(".")
-        if parts[0] == "blocks":
+        stack = [] if self.layer is None or parts[0] == "blocks" else [parts[0]]
+        if self.layer is not None:
             parts = parts[2:]
-        return ".".join(parts[1:] if parts[0] in ("attn", "mlp", "embed", "pos_embed", "unembed") else parts)
+        inside = len(parts) > 1 and parts[0] in ("attn", "mlp", "embed", "pos_embed", "unembed")
+        return ".".join([*stack, *(parts[1:] if inside else parts)])
 
     @property
     def key(self) -> str | tuple[str, int]:
@@ -108,8 +125,13 @@ class WeightSite:
 
     @property
     def is_default(self) -> bool:
-        """Whether a capture takes it unasked: the MLP and attention matrices."""
-        return self.kind == "matrix" and self.layer is not None
+        """Whether a capture takes it unasked: the matrices of blocks (attention, MLPs, experts, routers, mixers)."""
+        return self.kind == "matrix" and any(part.isdigit() for part in self.name.split("."))
+
+    @property
+    def by_operation(self) -> bool:
+        """Whether the operations that use the weight tell what it reads and writes, not the hooks of modules."""
+        return self.write is None and self.kind != "parameter"
 
     def factors(self, calls: Calls) -> GradientFactors:
         """The factors from the (x, delta) of every call of the weight in one forward pass.
@@ -157,14 +179,27 @@ class WeightSites(dict[str, WeightSite]):
     """Sites by name; `missing` maps the names of weights that cannot be captured to the reason."""
 
     missing: dict[str, str]
+    parameters: dict[str, nn.Parameter]
+    """The model's `named_parameters()`."""
 
-    def __init__(self) -> None:
+    def __init__(self, parameters: dict[str, nn.Parameter] | None = None) -> None:
         super().__init__()
         self.missing = {}
+        self.parameters = parameters or {}
+        self.unused: dict[int, str] = {}
+        """Why a parameter has no site, by its identity."""
 
     def add(self, *sites: WeightSite) -> None:
         """Insert sites under their names."""
         self.update({site.name: site for site in sites})
+
+    def account(self) -> "pandas.DataFrame":
+        """One row a tensor of `model.named_parameters()`: what of it is captured under which names, or why it is not.
+
+        Columns: parameter (its name there), elements, captured (elements), sites (names; a tied W_E has two), reason
+        (one of `REASONS`; "" where it is captured). Never both of the last two empty.
+        """
+        return account(self, self)
 
 
 def _batch_pos(delta: Tensor, shape: tuple[int, ...]) -> tuple[int, int]:

@@ -6,6 +6,7 @@ further norm, and an unfolded LayerNorm's output has no HookPoint at all), and h
 the user's hooks.
 """
 
+from collections.abc import Callable
 from typing import Literal, Protocol, cast
 
 import torch
@@ -24,6 +25,8 @@ from tl_backward.sites._site import (
     first_input,
     output,
 )
+from tl_backward.sites.learn import learn
+from tl_backward.sites.names import every_module, named_weights
 
 
 class _Rotary(Protocol):
@@ -32,10 +35,27 @@ class _Rotary(Protocol):
     def apply_rotary(self, x: Tensor, past_kv_pos_offset: int) -> Tensor: ...
 
 
-def collect(model: TransformerLensModel) -> WeightSites:
-    """Every weight of a HookedTransformer, by its state-dict name."""
-    sites = WeightSites()
+def collect(model: TransformerLensModel, run: Callable[[], object], n_tokens: int) -> WeightSites:
+    """Every weight of a HookedTransformer, by its state-dict name; what has no known place as one pass used it."""
     root = cast(nn.Module, model)
+    sites = _known_places(root)
+    parameters = dict(root.named_parameters())
+    known = frozenset(id(site.parameter) for site in sites.values())
+    if all(id(parameter) in known for parameter in parameters.values()):
+        sites.parameters = parameters
+        return sites
+    ways = named_weights(root, {})
+    modules = list({id(module): module for module in every_module(model)}.values())
+    rest = learn(parameters, ways, run, n_tokens, modules, lambda way: None, known)
+    rest.update({name: site for name, site in sites.items()})
+    for name in [name for name in rest.missing if name in sites or id(parameters.get(name)) in known]:
+        del rest.missing[name]
+    rest.missing |= {name: why for name, why in sites.missing.items() if name not in rest}
+    return rest
+
+
+def _known_places(root: nn.Module) -> WeightSites:
+    sites = WeightSites()
     _embeddings(sites, root)
     for layer, block in enumerate(root.get_submodule("blocks").children()):
         _attention(sites, f"blocks.{layer}.attn", block.get_submodule("attn"))
@@ -48,10 +68,6 @@ def collect(model: TransformerLensModel) -> WeightSites:
     written = Write(unembed.get_submodule("hook_out"), "input")
     _matrix(sites, "unembed.W_U", unembed, Read(unembed.get_submodule("hook_in"), output), written)
     _bias(sites, "unembed.b_U", unembed, written)
-    found = {id(site.parameter) for site in sites.values()}
-    for name, parameter in root.named_parameters():  # those of a trained activation function, attention sinks
-        if id(parameter) not in found:
-            sites.missing.setdefault(name, "what it reads and writes is not known, or the model never reads it.")
     return sites
 
 
@@ -162,18 +178,12 @@ def _mlp(sites: WeightSites, name: str, mlp: nn.Module) -> None:
         _mixture(sites, name, mlp)
         return
     if "W_in" not in mlp._parameters:
-        sites.missing[f"{name}.W_in"] = f"{type(mlp).__name__} keeps its weights in a form without a known place."
         return
     gated = "W_gate" in mlp._parameters
     read = Read(mlp, first_input)
     pre, post = mlp.get_submodule("hook_pre"), mlp.get_submodule("hook_post")
     if gated and "ln" in mlp._modules:
         _matrix(sites, f"{name}.W_gate", mlp, read, Write(pre, "input"))
-        for unused in ("W_in", "b_in"):
-            sites.missing[f"{name}.{unused}"] = (
-                "TransformerLens's gated MLP does not use it with an activation that ends in a LayerNorm (solu_ln); "
-                "choose another act_fn, or capture W_gate and W_out."
-            )
     elif gated:
         _matrix(sites, f"{name}.W_gate", mlp, read, Write(pre, "input"))
         _matrix(sites, f"{name}.W_in", mlp, read, Write(mlp.get_submodule("hook_pre_linear"), "input"))
@@ -187,7 +197,7 @@ def _mlp(sites: WeightSites, name: str, mlp: nn.Module) -> None:
 
 
 def _mixture(sites: WeightSites, name: str, mlp: nn.Module) -> None:
-    """A mixture of experts: the router and each expert's matrices are nn.Linear modules, or cannot be seen."""
+    """A mixture of experts whose router and whose experts' matrices are nn.Linear modules."""
     router = mlp._modules.get("W_gate")
     if isinstance(router, nn.Linear):
         _linear(sites, f"{name}.W_gate", router)
@@ -197,8 +207,3 @@ def _mixture(sites: WeightSites, name: str, mlp: nn.Module) -> None:
             linear = expert._modules.get(letter)
             if isinstance(linear, nn.Linear):
                 _linear(sites, f"{name}.experts.{index}.{letter}", linear, may_be_silent=True)
-    if not any(site.startswith(f"{name}.experts") for site in sites):
-        sites.missing[f"{name}.experts"] = (
-            f"{type(experts).__name__} holds all experts in 3-D parameters without a submodule each, so what one "
-            "expert reads and writes cannot be observed; capture the attention matrices and the router instead."
-        )

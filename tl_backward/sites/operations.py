@@ -1,0 +1,304 @@
+"""What torch's operations do with a weight: which operand is x, and what the gradient at their output says of it.
+
+Whatever a model calls its layers, a matrix is used where an operation multiplies by it. Each function here knows one
+operation, y = f(x, W), and says how to read it as rows: y_i = x_i @ M, with M the weight as [d_in, d_out] or, where
+rows belong to experts or heads, one such matrix for each. An operation that is not known here is no fault: the gradient
+of its weight is then asked of autograd itself.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Kind: TypeAlias = Literal["matrix", "embedding", "bias", "norm", "other"]
+Orientation: TypeAlias = Literal["in_out", "out_in"]
+Rows: TypeAlias = Callable[[Tensor], Tensor]
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _transposed(tensor: Tensor) -> Tensor:
+    return tensor.mT
+
+
+def _as_row(tensor: Tensor) -> Tensor:
+    return tensor[None]
+
+
+@dataclass(slots=True)
+class Use:
+    """One multiplication by a weight (or addition of one, or a look-up in it)."""
+
+    operation: str
+    """torch's name of the operation."""
+    weight: Tensor
+    """The weight as the operation saw it, a parameter, a view of one or a function of some."""
+    kind: Kind
+    y: Tensor | None = None
+    """What the operation returned."""
+    x: Tensor | None = None
+    """What it multiplied the weight by, or the rows it looked up; None where there is nothing of the kind."""
+    orientation: Orientation = "in_out"
+    """Whether the weight's last two axes are [d_in, d_out] or [d_out, d_in]."""
+    x_rows: Rows = _same
+    """x -> [..., d_in]."""
+    delta_rows: Rows = _same
+    """dL/dy -> delta [..., d_out], over the same leading axes as x's rows."""
+    blocks: Literal["", "head", "rows"] = ""
+    """Where the weight has a leading axis of its own: "head": the rows' last leading axis is that axis; "rows": each
+    row belongs to one entry of it, named in `block`."""
+    block: Tensor | None = None
+    """[row]: the entry of the weight's leading axis that each row belongs to."""
+
+
+Arguments: TypeAlias = tuple[object, ...]
+Keywords: TypeAlias = dict[str, object]
+
+
+def uses_of(
+    function: Callable, args: Arguments, kwargs: Keywords, out: Tensor, is_weight: Callable[[object], bool]
+) -> list[Use]:
+    """How an operation used the weights among its operands; "other" for each that it used in a way not known here."""
+    name = operation_name(function)
+    reader = _READERS.get(name)
+    found = [] if reader is None else reader(_Call(name, args, kwargs, out, is_weight))
+    known = {id(use.weight) for use in found}
+    rest = [each for each in operands(args, kwargs) if is_weight(each) and id(each) not in known]
+    return found + [Use(name, each, "other", out) for each in rest]
+
+
+def operands(args: Arguments, kwargs: Keywords) -> list[Tensor]:
+    """The tensors among an operation's arguments, lists of them included."""
+    found: list[Tensor] = []
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif type(value) in (list, tuple):
+            found += [item for item in cast(Sequence[object], value) if isinstance(item, Tensor)]
+    return found
+
+
+def operation_name(function: Callable) -> str:
+    """Torch's name of an operation, one for a function and the method or operator that does the same."""
+    name = getattr(function, "__name__", None) or str(function)
+    if name.startswith("grouped_mm_fallback"):  # transformers' own, a packet or an overload of it
+        return "_grouped_mm"
+    return _SYNONYMS.get(name, name)
+
+
+@dataclass(slots=True)
+class _Call:
+    """One call of an operation, its arguments by name or place."""
+
+    name: str
+    args: Arguments
+    kwargs: Keywords
+    out: Tensor
+    is_weight: Callable[[object], bool]
+
+    def __getitem__(self, key: tuple[int, str]) -> object:
+        place, name = key
+        return self.args[place] if len(self.args) > place else self.kwargs.get(name)
+
+    def tensor(self, place: int, name: str) -> Tensor | None:
+        value = self[place, name]
+        return value if isinstance(value, Tensor) else None
+
+    def weight(self, place: int, name: str) -> Tensor | None:
+        value = self[place, name]
+        return value if isinstance(value, Tensor) and self.is_weight(value) else None
+
+
+def _linear(call: _Call) -> list[Use]:
+    x, weight, bias = call.tensor(0, "input"), call.weight(1, "weight"), call.weight(2, "bias")
+    uses = []
+    if weight is not None and x is not None and weight.ndim == 2:
+        rows = _as_row if x.ndim == 1 else _same
+        uses.append(Use(call.name, weight, "matrix", call.out, x, "out_in", rows, rows))
+    if bias is not None and bias.ndim == 1:
+        uses.append(Use(call.name, bias, "bias", call.out, delta_rows=_as_row if call.out.ndim == 1 else _same))
+    return uses
+
+
+def _product(call: _Call, left: Tensor | None, right: Tensor | None) -> list[Use]:
+    """Left @ right, one of them a weight."""
+    if left is None or right is None or call.is_weight(left) == call.is_weight(right):
+        return []
+    if call.is_weight(right):
+        if right.ndim == 2:
+            rows = _as_row if left.ndim == 1 else _same
+            return [Use(call.name, right, "matrix", call.out, left, "in_out", rows, rows)]
+        if right.ndim == 3 and left.ndim == 3 and len(left) == len(right):
+            return [_by_block(call, right, left, "in_out", _same)]
+    elif left.ndim == 2:
+        if right.ndim == 1:
+            return [Use(call.name, left, "matrix", call.out, right, "out_in", _as_row, _as_row)]
+        return [Use(call.name, left, "matrix", call.out, right, "out_in", _transposed, _transposed)]
+    elif left.ndim == 3 and right.ndim == 3 and len(left) == len(right):
+        return [_by_block(call, left, right, "out_in", _transposed)]
+    return []
+
+
+def _by_block(call: _Call, weight: Tensor, x: Tensor, orientation: Orientation, turn: Rows) -> Use:
+    """[block, n, d_in] @ [block, d_in, d_out], or transposed: n rows a block."""
+
+    def flat(tensor: Tensor) -> Tensor:
+        return turn(tensor).flatten(0, 1)
+
+    n = x.shape[1] if turn is _same else x.shape[2]
+    block = torch.arange(len(weight), device=x.device).repeat_interleave(n)
+    return Use(call.name, weight, "matrix", call.out, x, orientation, flat, flat, "rows", block)
+
+
+def _matmul(call: _Call) -> list[Use]:
+    return _product(call, call.tensor(0, "input"), call.tensor(1, "other"))
+
+
+def _rmatmul(call: _Call) -> list[Use]:
+    return _product(call, call.tensor(1, "other"), call.tensor(0, "input"))
+
+
+def _mm(call: _Call) -> list[Use]:
+    return [] if call.kwargs.get("out") is not None else _product(call, call.tensor(0, "input"), call.tensor(1, "mat2"))
+
+
+def _addmm(call: _Call) -> list[Use]:
+    """Bias + left @ right, of one matrix or one a block."""
+    if call.kwargs.get("beta", 1) != 1 or call.kwargs.get("alpha", 1) != 1:
+        return []
+    names = ("batch1", "batch2") if call.name == "baddbmm" else ("mat1", "mat2")
+    uses = _product(call, call.tensor(1, names[0]), call.tensor(2, names[1]))
+    bias = call.weight(0, "input")
+    if bias is not None and bias.ndim == 1:
+        uses.append(Use(call.name, bias, "bias", call.out))
+    return uses
+
+
+def _grouped_mm(call: _Call) -> list[Use]:
+    """Rows sorted by block, which ends are in `offs`, each times its block's matrix."""
+    x, weight, ends = call.tensor(0, "mat_a"), call.weight(1, "mat_b"), call.tensor(2, "offs")
+    if x is None or weight is None or ends is None or x.ndim != 2 or weight.ndim != 3 or call[3, "bias"] is not None:
+        return []
+    block = torch.searchsorted(ends, torch.arange(len(x), device=x.device, dtype=ends.dtype), right=True)
+    return [Use(call.name, weight, "matrix", call.out, x, "in_out", _same, _same, "rows", block)]
+
+
+def _embedding(call: _Call) -> list[Use]:
+    ids, weight, padding = call.tensor(0, "input"), call.weight(1, "weight"), call[2, "padding_idx"]
+    plain = call[3, "max_norm"] is None and not call[5, "scale_grad_by_freq"] and not call[6, "sparse"]
+    if ids is None or weight is None or not plain:
+        return []
+    if isinstance(padding, int) and padding >= 0:
+        untrained = (ids == padding)[..., None]  # that row gets no gradient
+        return [Use(call.name, weight, "embedding", call.out, ids, delta_rows=lambda d: d.masked_fill(untrained, 0))]
+    return [Use(call.name, weight, "embedding", call.out, ids)]
+
+
+def _layer_norm(call: _Call) -> list[Use]:
+    x, shape = call.tensor(0, "input"), cast(Sequence[int], call[1, "normalized_shape"])
+    weight, bias = call.weight(2, "weight"), call.weight(3, "bias") if call.name == "layer_norm" else None
+    place = 4 if call.name == "layer_norm" else 3
+    given = call[place, "eps"]
+    if x is None or len(shape) != 1:
+        return []
+
+    def normalized(tensor: Tensor) -> Tensor:
+        if call.name == "layer_norm":
+            return F.layer_norm(tensor, shape, eps=1e-5 if given is None else cast(float, given))
+        return F.rms_norm(tensor, list(shape), eps=cast("float | None", given))
+
+    uses = [] if weight is None else [Use(call.name, weight, "norm", call.out, x, x_rows=normalized)]
+    return uses if bias is None else [*uses, Use(call.name, bias, "bias", call.out)]
+
+
+def _elementwise(call: _Call) -> list[Use]:
+    """X * w or x + b, the weight along the last axes."""
+    left, right = call.tensor(0, "input"), call.tensor(1, "other")
+    if left is None or right is None or call.is_weight(left) == call.is_weight(right):
+        return []
+    if call.kwargs.get("alpha", 1) != 1:
+        return []
+    weight, x = (left, right) if call.is_weight(left) else (right, left)
+    spread = weight.ndim == 0 or call.out.ndim <= weight.ndim or call.out.shape[-weight.ndim :] != weight.shape
+    if spread or x.shape != call.out.shape:
+        return []
+    n = weight.ndim
+
+    def flat(tensor: Tensor) -> Tensor:
+        return tensor.flatten(-n)
+
+    if call.name == "add":
+        return [Use(call.name, weight, "bias", call.out, delta_rows=flat)]
+    return [Use(call.name, weight, "norm", call.out, x, x_rows=flat, delta_rows=flat)]
+
+
+def _einsum(call: _Call) -> list[Use]:
+    """Two operands, one of them a weight whose axes are contracted, written, or shared with x and y as a head's is."""
+    equation, *tensors = call.args
+    if len(tensors) == 1 and isinstance(tensors[0], list | tuple):
+        tensors = list(tensors[0])
+    if not isinstance(equation, str) or len(tensors) != 2 or "." in equation or "->" not in equation:
+        return []
+    inputs, written = equation.replace(" ", "").split("->")
+    terms = inputs.split(",")
+    at = [place for place, tensor in enumerate(tensors) if call.is_weight(tensor)]
+    if len(at) != 1 or len(terms) != 2:
+        return []
+    weight, x = cast(Tensor, tensors[at[0]]), cast(Tensor, tensors[1 - at[0]])
+    of_weight, of_x = terms[at[0]], terms[1 - at[0]]
+    contracted = [c for c in of_weight if c in of_x and c not in written]
+    out = [c for c in of_weight if c in written and c not in of_x]
+    heads = [c for c in of_weight if c in written and c in of_x]
+    tokens = [c for c in of_x if c in written and c not in of_weight]
+    product = len(contracted) == 1 and len(out) == 1 and len(heads) <= 1
+    accounted = (len(of_weight), len(of_x), len(written)) == tuple(
+        each + len(heads) for each in (2, len(tokens) + 1, len(tokens) + 1)
+    )
+    if not product or not accounted:
+        return []
+    if heads and of_weight[0] != heads[0]:
+        return []
+    lead = [*tokens, *heads]
+    x_axes, y_axes = [of_x.index(c) for c in [*lead, *contracted]], [written.index(c) for c in [*lead, *out]]
+    orientation: Orientation = "in_out" if of_weight.index(contracted[0]) < of_weight.index(out[0]) else "out_in"
+    return [
+        Use(
+            call.name,
+            weight,
+            "matrix",
+            call.out,
+            x,
+            orientation,
+            lambda tensor: tensor.permute(x_axes),
+            lambda tensor: tensor.permute(y_axes),
+            "head" if heads else "",
+        )
+    ]
+
+
+_SYNONYMS = {
+    "__matmul__": "matmul", "mul_": "mul_", "__mul__": "mul", "__rmul__": "mul", "multiply": "mul", "__add__": "add",
+    "__radd__": "add", "grouped_mm": "_grouped_mm", "index_select": "index_select",
+}  # fmt: skip
+_READERS: dict[str, Callable[[_Call], list[Use]]] = {
+    "linear": _linear,
+    "matmul": _matmul,
+    "__rmatmul__": _rmatmul,
+    "mm": _mm,
+    "bmm": _mm,
+    "addmm": _addmm,
+    "baddbmm": _addmm,
+    "_grouped_mm": _grouped_mm,
+    "embedding": _embedding,
+    "layer_norm": _layer_norm,
+    "rms_norm": _layer_norm,
+    "mul": _elementwise,
+    "add": _elementwise,
+    "einsum": _einsum,
+}

@@ -1,0 +1,170 @@
+"""From the uses of a weight in one pass to the factors of its gradient: rows of x and delta, by example and token."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from tl_backward.factors import GradientFactors, Origin
+from tl_backward.sites._site import WeightSite
+from tl_backward.sites.watch import Known, Seen
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One use of a weight, and dL/dy at what it wrote."""
+
+    seen: Seen
+    gradient: Tensor
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The factors that one use contributes."""
+
+    inputs: Tensor
+    deltas: Tensor
+    origin: Origin | None
+
+
+def factors_of(site: WeightSite, recorded: list[Recorded], shape: tuple[int, int]) -> GradientFactors:
+    """The factors of a site from each of its uses in a pass over [batch, pos] tokens."""
+    layout = site.layout
+    if recorded:
+        pull_back = _pull_back(site.parameter, recorded[0].seen.known)
+        layout = layout if pull_back is None else replace(layout, pull_back=pull_back)
+    parts = [_part(site, each, shape) for each in recorded] or [_nothing(site, shape)]
+    inputs, deltas, origin = _joined(site, parts)
+    if layout.part is not None:  # a head's query and the gate that follows it
+        which, n = layout.part
+        deltas = deltas.unflatten(-1, (-1, n, layout.shape[2]))[..., which, :].flatten(-2)
+    return GradientFactors(inputs=inputs, deltas=deltas, layout=layout, origin=origin)
+
+
+def _part(site: WeightSite, recorded: Recorded, shape: tuple[int, int]) -> _Part:
+    use = recorded.seen.use
+    delta = use.delta_rows(recorded.gradient.detach())
+    x = None if use.x is None else use.x.detach()
+    if site.kind == "bias":
+        delta = by_token(delta, shape)
+        delta = delta if delta.ndim == 3 else delta.flatten(2, -2).sum(2)
+        return _Part(delta.new_ones(*delta.shape[:2], 1), delta, None)
+    assert x is not None
+    if site.kind == "embedding":
+        width = delta.shape[-1]
+        ids = x.expand(delta.shape[:-1])
+        ids, delta = (by_token(side, shape) for side in (ids[..., None], delta))
+        return _Part(ids.flatten(1).long(), delta.reshape(len(delta), -1, width), None)
+    with torch.no_grad():
+        x = use.x_rows(x)
+    # Under autocast the product sees a rounded x.
+    x = x.to(delta.dtype)
+    if site.kind == "norm":
+        both = by_token(x * delta, shape)
+        both = both if both.ndim == 3 else both.flatten(2, -2).sum(2)
+        return _Part(both.new_ones(*both.shape[:2], 1), both, None)
+    if use.blocks == "head":
+        return _Part(by_token(x, shape, trailing=2), by_token(delta, shape, trailing=2), None)
+    block = use.block
+    if site.layout.experts and block is None:  # one expert's slice
+        known = recorded.seen.known
+        step = known.base.stride(0)
+        number = (use.weight.storage_offset() - known.base.storage_offset()) // step
+        x, delta = x.flatten(0, -2), delta.flatten(0, -2)
+        block = torch.full((len(x),), number, device=x.device)
+    if block is not None or (x.ndim == 2 and recorded.seen.token is not None):
+        return _rows(x, delta, block, recorded.seen.token, shape)
+    x, delta = by_token(x, shape), by_token(delta, shape)
+    return _Part(x.flatten(1, -2), delta.flatten(1, -2), None)
+
+
+def _rows(x: Tensor, delta: Tensor, block: Tensor | None, token: Tensor | None, shape: tuple[int, int]) -> _Part:
+    """Rows that are not [batch, pos], with where each comes from; -1 where that is not known."""
+    batch, pos = shape
+    if token is None:
+        n = batch * pos
+        counted = torch.arange(len(x), device=x.device)
+        token = counted % n if n and len(x) % n == 0 else torch.full_like(counted, -1)
+    known = token >= 0
+    example = torch.where(known, token // max(1, pos), -1)
+    place = torch.where(known, token % max(1, pos), -1)
+    origin = Origin(example[None], place[None], None if block is None else block[None].long(), shape)
+    return _Part(x[None], delta[None], origin)
+
+
+def _nothing(site: WeightSite, shape: tuple[int, int]) -> _Part:
+    """An expert that no token reached."""
+    d_in, d_out = site.layout.shape[-2:]
+    none = torch.zeros(1, 0, dtype=torch.long, device=site.parameter.device)
+    return _Part(
+        site.parameter.new_zeros(1, 0, d_in),
+        site.parameter.new_zeros(1, 0, d_out),
+        Origin(none, none, none if site.layout.experts else None, shape),
+    )
+
+
+def _joined(site: WeightSite, parts: list[_Part]) -> tuple[Tensor, Tensor, Origin | None]:
+    if len(parts) == 1:
+        return parts[0].inputs, parts[0].deltas, parts[0].origin
+    if site.kind in ("bias", "norm") and len({part.deltas.shape for part in parts}) == 1:
+        return parts[0].inputs, torch.stack([part.deltas for part in parts]).sum(0), None
+    origins = [part.origin for part in parts]
+    known = [origin for origin in origins if origin is not None]
+    batches = {part.deltas.shape[0] for part in parts}
+    if len(batches) > 1 and not known:  # as rows of one batch, whose examples are not told apart
+        parts = [_Part(part.inputs.flatten(0, 1)[None], part.deltas.flatten(0, 1)[None], None) for part in parts]
+    inputs, deltas = (torch.cat([getattr(part, side) for part in parts], dim=1) for side in ("inputs", "deltas"))
+    if len(known) < len(parts):
+        return inputs, deltas, None
+    experts = [origin.expert for origin in known if origin.expert is not None]
+    expert = torch.cat(experts, 1) if len(experts) == len(known) else None
+    example, token = torch.cat([each.example for each in known], 1), torch.cat([each.token for each in known], 1)
+    origin = Origin(example, token, expert, known[0].shape)
+    return inputs, deltas, origin
+
+
+def by_token(tensor: Tensor, shape: tuple[int, int], trailing: int = 1) -> Tensor:
+    """[.., d] as [batch, pos, .., d]: layers see tokens as [batch, pos], as [batch * pos], or behind a head axis."""
+    batch, pos = shape
+    lead = tensor.shape[:-trailing]
+    if len(lead) >= 2 and tuple(lead[:2]) == shape:
+        return tensor
+    if len(lead) == 1 and lead[0] == batch * pos:
+        return tensor.unflatten(0, shape)
+    if len(lead) >= 3 and lead[0] == batch and lead[2] == pos:
+        return tensor.transpose(1, 2)
+    if len(lead) == 2 and tuple(lead) == (pos, batch):
+        return tensor.transpose(0, 1)
+    if len(lead) < 2:
+        return tensor[None] if len(lead) else tensor[None, None]
+    return tensor
+
+
+def _pull_back(parameter: nn.Parameter, known: Known) -> Callable[[Tensor], Tensor] | None:
+    """What maps a gradient of what was used to that of the parameter behind it; None where it is the parameter."""
+    if known.link == "":
+        return None
+    return _Cast(parameter.dtype) if known.link == "cast" else _Through(known.base, parameter)
+
+
+@dataclass(frozen=True)
+class _Cast:
+    dtype: torch.dtype
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        return gradient.to(self.dtype)
+
+
+@dataclass(frozen=True)
+class _Through:
+    """Pulls a gradient back through the graph between a parameter and what was used of it."""
+
+    base: Tensor
+    parameter: nn.Parameter
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        (found,) = torch.autograd.grad(
+            self.base, self.parameter, gradient.to(self.base.dtype).reshape(self.base.shape), retain_graph=True
+        )
+        return found

@@ -1,0 +1,247 @@
+"""Watch a forward pass for the operations that use weights.
+
+A weight is followed by identity through everything that is computed from weights alone (a transpose, one expert's
+slice, a cast, 1 + w, a quantiser); the first operation that brings it together with anything else is where it is used.
+What is computed stays what it was, to the bit: operations are called as they would have been.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from tl_backward.sites.operations import Use, operands, operation_name, uses_of
+
+Link: TypeAlias = Literal["", "cast", "function"]
+_CASTS = {"to", "float", "double", "half", "bfloat16", "type", "type_as", "clone", "contiguous", "add"}
+"""Operations through which a gradient passes as it is: their output has the weight's shape and a slope of one."""
+_ROW_FREE = ("index_add", "index_add_", "scatter", "scatter_", "scatter_add", "scatter_add_", "matmul")
+"""Operations whose output has rows of its own, though it may have as many."""
+_GATHERING = ("__getitem__", "index_select", "repeat_interleave", "repeat")
+
+
+@contextmanager
+def asking(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Within the context every floating-point parameter asks for a gradient."""
+    changed = [p for p in parameters if p.is_floating_point() and not p.requires_grad]
+    for p in changed:
+        p.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for p in changed:
+            p.requires_grad_(False)
+
+
+@dataclass(slots=True)
+class Known:
+    """A tensor that depends on weights alone."""
+
+    tensor: Tensor
+    """Kept, so that no other tensor can take its identity."""
+    roots: tuple[int, ...]
+    """The weights it depends on, by their number."""
+    base: Tensor
+    """The whole of which it is a view: the weight, or the function of it that is used."""
+    link: Link = ""
+    """How `base` came from the weight: it is it, a cast of it (or it plus a number), or another function."""
+    picked: Tensor | None = None
+    """[row]: the entries of the weight's first axis that were gathered into it."""
+
+
+@dataclass(slots=True)
+class Seen:
+    """One use of a weight, and what is known of it."""
+
+    use: Use
+    known: Known
+    token: Tensor | None
+    """[row]: the token (counted through the batch) of each row of x, where rows were gathered."""
+
+
+class Watch(TorchFunctionMode):
+    """Within the context every use of a weight is reported.
+
+    Args:
+        weights: the weights and every other tensor that is one of them (an alias), each with its weight's number.
+        report: called with the uses of one operation; may return what its output is to be replaced with.
+        n_tokens: tokens of the batch together, whose rows are followed where they are gathered.
+    """
+
+    def __init__(
+        self, weights: Iterable[tuple[Tensor, int]], report: Callable[[list[Seen]], Tensor | None], n_tokens: int
+    ) -> None:
+        super().__init__()
+        self._known = {id(tensor): Known(tensor, (number,), tensor) for tensor, number in weights}
+        self._report = report
+        self._n_tokens = n_tokens
+        self._rows: dict[int, tuple[Tensor, Tensor]] = {}
+        """The token of each row of tensors whose rows were gathered from tokens."""
+
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        """Call the operation, and look at what it did."""
+        out = func(*args, **(kwargs or {}))
+        known = self._known
+        for value in args:
+            if id(value) in known:
+                return self._used(func, args, kwargs or {}, out)
+            if type(value) is list or type(value) is tuple:
+                for item in value:
+                    if id(item) in known:
+                        return self._used(func, args, kwargs or {}, out)
+        if kwargs:
+            for value in kwargs.values():
+                if id(value) in known:
+                    return self._used(func, args, kwargs, out)
+        if self._rows or getattr(func, "__name__", "") in _GATHERING:
+            self._follow_rows(func, args, out)
+        return out
+
+    def _used(self, func: Callable, args: tuple, kwargs: dict, out: object) -> object:
+        outputs = [out] if isinstance(out, Tensor) else [t for t in out if isinstance(t, Tensor)] if isinstance(
+            out, list | tuple
+        ) else []
+        outputs = [each for each in outputs if id(each) not in self._known]
+        if not outputs:
+            return out
+        tensors = operands(args, kwargs)
+        weights = [self._known[id(each)] for each in tensors if id(each) in self._known]
+        others = [each for each in tensors if id(each) not in self._known]
+        name = operation_name(func)
+        if name == "detach":  # no gradient reaches the weight from there
+            return out
+        if not others:
+            for each in outputs:
+                self._derive(name, weights, each)
+            return out
+        if name in ("__getitem__", "index_select") and id(args[0]) in self._known:
+            return self._picked(name, args, kwargs, outputs[0], out)
+        if not isinstance(out, Tensor):
+            return self._tell([Seen(Use(name, each.tensor, "other", outputs[0]), each, None) for each in weights], out)
+        found = uses_of(func, args, kwargs, out, lambda value: id(value) in self._known)
+        seen = []
+        for use in found:
+            known = self._known[id(use.weight)]
+            if known.picked is not None:
+                if use.kind == "matrix" and use.block is not None:
+                    use.block = known.picked[use.block]
+                else:
+                    use.kind = "other"
+            seen.append(Seen(use, known, self._token(use)))
+        out = self._tell(seen, out)
+        if self._rows:
+            self._follow_rows(func, args, out)
+        return out
+
+    def _tell(self, seen: list[Seen], out: object) -> object:
+        replacement = self._report(seen)
+        return out if replacement is None else replacement
+
+    def _derive(self, name: str, weights: list[Known], out: Tensor) -> None:
+        """Note a tensor that was computed from weights alone."""
+        first = weights[0]
+        roots = tuple(dict.fromkeys(root for each in weights for root in each.roots))
+        picked = next((each.picked for each in weights if each.picked is not None), None)
+        if len(roots) == 1 and _shares_storage(out, first.base):
+            self._known[id(out)] = Known(out, roots, first.base, first.link, picked)
+            return
+        passes = len(weights) == 1 and name in _CASTS and _same_layout(first.tensor, first.base)
+        link: Link = "cast" if passes and out.shape == first.base.shape and first.link != "function" else "function"
+        self._known[id(out)] = Known(out, roots, out, link, picked)
+
+    def _picked(self, name: str, args: tuple, kwargs: dict, chosen: Tensor, out: object) -> object:
+        """Rows or slices of a weight that were chosen by data."""
+        known = self._known[id(args[0])]
+        index = args[1] if name == "__getitem__" else operands(args[1:], kwargs)[-1]
+        if type(index) is tuple and len(index) == 1:
+            index = index[0]
+        whole = isinstance(index, Tensor) and not index.is_floating_point() and index.dtype != torch.bool
+        whole = whole and known.picked is None and _same_layout(known.tensor, known.base)
+        if name == "index_select" and (args[1] if len(args) > 1 else kwargs.get("dim")) != 0:
+            whole = False
+        if _shares_storage(chosen, known.base):  # one slice, chosen by a number that is a tensor
+            self._known[id(chosen)] = Known(chosen, known.roots, known.base, known.link)
+            return out
+        ids = cast(Tensor, index)
+        if whole and known.base.ndim == 2:
+            use = Use(name, known.tensor, "embedding", chosen, ids)
+            return self._tell([Seen(use, known, self._token(use))], out)
+        if whole and ids.ndim == 1:
+            self._known[id(chosen)] = Known(chosen, known.roots, known.base, known.link, ids)
+            return out
+        return self._tell([Seen(Use(name, known.tensor, "other", chosen), known, None)], out)
+
+    def _token(self, use: Use) -> Tensor | None:
+        found = None if use.x is None else self._rows.get(id(use.x))
+        return None if found is None else found[1]
+
+    def _follow_rows(self, func: Callable, args: tuple, out: object) -> None:
+        """Which token each row came from, through gathering, repeating and whatever keeps the rows."""
+        name = operation_name(func)
+        source = args[0] if args and isinstance(args[0], Tensor) else None
+        if source is None:
+            return
+        made: Tensor | None = None
+        before = self._rows.get(id(source))
+        if before is None and source.ndim == 2 and len(source) == self._n_tokens and source.is_floating_point():
+            tokens = None
+        elif before is not None:
+            tokens = before[1]
+        else:
+            tokens = None
+            source = None
+        if source is not None and isinstance(out, Tensor):
+            made = _gathered(name, source, args, tokens)
+        if made is None and self._rows and name not in _ROW_FREE:
+            made = next((self._rows[id(a)][1] for a in args if id(a) in self._rows), None)
+            if made is not None and name in ("split", "split_with_sizes", "chunk") and isinstance(out, list | tuple):
+                start = 0
+                for part in cast("tuple[Tensor, ...]", out):
+                    if sum(len(each) for each in cast("tuple[Tensor, ...]", out)) == len(made):
+                        self._rows[id(part)] = (part, made[start : start + len(part)])
+                    elif len(part) == len(made):
+                        self._rows[id(part)] = (part, made)
+                    start += len(part)
+                return
+        if made is not None and isinstance(out, Tensor) and out.ndim:
+            rows = out.shape[1] if out.ndim == 3 and len(out) == 1 else len(out)
+            if rows == len(made):
+                self._rows[id(out)] = (out, made)
+
+
+def _gathered(name: str, source: Tensor, args: tuple, tokens: Tensor | None) -> Tensor | None:
+    """The token of each row of what was gathered from a tensor, whose own rows are `tokens` or count them."""
+    places = None
+    if name == "__getitem__" and len(args) > 1:
+        index = args[1]
+        if isinstance(index, tuple) and len(index) == 2 and index[0] is None:  # x[None, rows]
+            index = index[1]
+        if isinstance(index, tuple) and len(index) >= 1 and isinstance(index[0], Tensor):
+            index = index[0]
+        if isinstance(index, Tensor) and index.ndim == 1 and index.dtype in (torch.int64, torch.int32):
+            places = index
+    elif name == "index_select" and len(args) > 2 and args[1] == 0:
+        places = args[2]
+    elif name == "repeat_interleave" and len(args) > 1 and isinstance(args[1], int):
+        places = torch.arange(len(source), device=source.device).repeat_interleave(args[1])
+    elif name == "repeat" and source.ndim == 2:
+        times = args[1] if len(args) > 1 and isinstance(args[1], int) else args[1][0] if len(args) > 1 else 1
+        places = torch.arange(len(source), device=source.device).repeat(times)
+    if places is None:
+        return None
+    return places if tokens is None else tokens[places]
+
+
+def _shares_storage(a: Tensor, b: Tensor) -> bool:
+    try:
+        return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() and a.numel() > 0
+    except (RuntimeError, NotImplementedError):  # a tensor subclass without storage
+        return False
+
+
+def _same_layout(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.stride() == b.stride() and a.data_ptr() == b.data_ptr()
