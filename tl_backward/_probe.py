@@ -69,4 +69,8 @@ def probe_logits(model: TransformerLensModel, tokens: Tensor) -> Tensor:
         inner: nn.Module | None = getattr(model, "original_model", None)
         if getattr(getattr(inner, "config", None), "is_encoder_decoder", False):
             options["decoder_input"] = tokens
-    return model(tokens, **options)
+    try:
+        return model(tokens, **options)
+    except AttributeError:  # TransformerLens 3.9's Qwen3-Next runs with a cache alone
+        options.pop("use_cache", None)
+        return model(tokens, **options)
