@@ -95,6 +95,8 @@ class WeightSite:
     """Whether what is used is a function of the parameter, through which its gradient is pulled back."""
     scale: float = 1.0
     """What the module multiplies the rows by that it looks up."""
+    order: int = 0
+    """When a pass first used the weight, counted over its operations; 0 where modules' hooks tell."""
 
     def __repr__(self) -> str:
         return f"WeightSite({self.name!r}, {self.kind}, shape={list(self.layout.shape)})"

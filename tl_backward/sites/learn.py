@@ -8,6 +8,7 @@ an operation is not known, the parameter's gradient is asked of autograd whole (
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import cast
 
 import torch
@@ -24,6 +25,8 @@ from tl_backward.sites.watch import Seen, Watch, asking
 class _Uses:
     """What one pass did with one parameter."""
 
+    first: int = 0
+    """When it was first used, counted over the operations of the pass."""
     seen: list[Seen] = field(default_factory=list)
     nodes: list[object] = field(default_factory=list)
     """The node of autograd's graph that each use made; None where it made none."""
@@ -63,10 +66,14 @@ def learn(
     aliases = _aliases(ways, every)
     uses = [_Uses() for _ in every]
 
+    operation = count(1)
+
     def report(seen: list[Seen]) -> None:
+        number = next(operation)
         for each in seen:
             y = each.use.y
             for root in each.known.roots:
+                uses[root].first = uses[root].first or number
                 uses[root].seen.append(each)
                 uses[root].nodes.append(None if y is None else y.grad_fn)
 
@@ -213,7 +220,7 @@ def _decide(
         site = None if kind == "other" else _site(parameter, kind, mine, _way(ways, kind), geometry)
         if site is None:
             return whole
-        found += [replace(each, aliases=tuple(aliases)) for each in site]
+        found += [replace(each, aliases=tuple(aliases), order=uses.first) for each in site]
     return found
 
 
