@@ -5,7 +5,7 @@ PYTEST_FLAGS ?= -q -n 2
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-tl4 test-long test-browser lint docs dist bench venv venv-tl4 clean
+.PHONY: help demo test test-tl4 test-long test-browser architectures lint docs dist bench venv venv-tl4 clean
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -25,7 +25,7 @@ demo: .venv/.installed  ## the main job: one edit-shaped question on the shipped
 	.venv/bin/tl-backward demo --out report.html $(DEMO_FLAGS)
 
 # The processes that tests start, notebooks' kernels among them, keep to one thread too: two that wait for cores spin.
-test test-tl4 test-long: export OMP_NUM_THREADS = 1
+test test-tl4 test-long architectures: export OMP_NUM_THREADS = 1
 
 test: .venv/.installed  ## all tests on TransformerLens 3.9 (HookedTransformer and TransformerBridge)
 	.venv/bin/python -m pytest $(PYTEST_FLAGS)
@@ -43,6 +43,9 @@ test-browser: .venv/.jupyterlab  ## notebooks run live in JupyterLab in Chromium
 .venv/.jupyterlab: .venv/.installed
 	.venv/bin/pip install -q --disable-pip-version-check -c constraints.txt -e '.[notebooks]'
 	touch $@
+
+architectures: .venv/.installed .venv-tl4/.installed  ## what is captured of every architecture, as docs/architectures.md
+	.venv/bin/python -m tests.architectures .venv/bin/python .venv-tl4/bin/python
 
 lint: .venv/.installed  ## ruff and pyright
 	.venv/bin/ruff check .
