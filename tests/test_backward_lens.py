@@ -177,13 +177,14 @@ def test_gradients_at_hook_points_and_options(world):
     assert "layer 1" in lens._repr_html_() and "BackwardLens(5 tokens, layers=[1]" in repr(lens)
 
 
-@pytest.mark.parametrize("family", ["attn_only", "moe"] if HAS_HOOKED_TRANSFORMER else [])
-def test_without_a_dense_mlp(family):
-    model = hooked(family)
-    with pytest.raises(ValueError, match="Expected a dense MLP"):
+@pytest.mark.skipif(not HAS_HOOKED_TRANSFORMER, reason="TransformerLens 4 has no HookedTransformer")
+def test_attention_alone():
+    model = hooked("attn_only")
+    with pytest.raises(ValueError, match="Expected an MLP, experts or a mixer in layer 0, but there is attention alone"):
         tlb.backward_lens(model, PROMPT, TARGET)
     lens = tlb.backward_lens(model, PROMPT, TARGET, attention=True)
     assert lens.layers == [0, 1] and not lens.shift and lens.attn_imprint[0].norm.shape == (5,)
+    assert lens.kinds == {0: "attention", 1: "attention"}
 
 
 @pytest.mark.parametrize("kind", worlds())

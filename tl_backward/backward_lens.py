@@ -10,8 +10,8 @@ the raw shift, what the model said before at its top.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Never, TypeAlias, cast, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,7 +23,9 @@ from tl_backward._typing import NamesFilter, Prompts, TransformerLensModel
 from tl_backward.answers import Answer, answer_position, answer_tokens
 from tl_backward.capture import HookList, run_with_gradient_cache
 from tl_backward.controls import random_init
+from tl_backward.expert_learning import ExpertLearning, expert_learning
 from tl_backward.gradient_cache import GradientCache
+from tl_backward.lens_reading import vectors_read, what_to_read, with_points
 from tl_backward.losses import Target, target_loss
 from tl_backward.readout import Readout, readout
 from tl_backward.segments import Segments, Subject, segment_tokens
@@ -83,9 +85,10 @@ class BackwardLens:
     answer_position: Int[Tensor, "*batch"]
     """Index of the token at which the (first) target token is asked for: the prompt's last, or its mask."""
     imprint: dict[int, Readout]
-    """Per layer, the inputs x_i of W_in (and of W_gate, which reads the same) in words: [pos]."""
+    """Per layer, the inputs x_i of W_in (and of W_gate, which reads the same) in words: [pos]; of experts or a mixer
+    what the block reads of the stream."""
     shift: dict[int, Readout]
-    """Per layer, the VJPs delta_i of W_out in words, raw sign: [pos]."""
+    """Per layer, the VJPs delta_i of W_out in words, raw sign: [pos]; of experts or a mixer those of what it writes."""
     attn_imprint: dict[int, Readout]
     """Per layer, the inputs of W_V: [pos]; empty unless `attention=True`. Averaged over heads that have their own."""
     attn_shift: dict[int, Readout]
@@ -94,6 +97,10 @@ class BackwardLens:
     """Which tokens are first, subject, last and other."""
     cache: GradientCache
     """The factors themselves (`cache.factors["W_gate", 3].token_norms()`), and gradients at hook points if kept."""
+    kinds: dict[int, str] = field(default_factory=dict)
+    """What each layer that was read is made of: "attention, MLP", "attention, experts", "mixer"."""
+    experts: dict[int, ExpertLearning] = field(default_factory=dict)
+    """Per layer with experts, which of them would learn: tokens, routing weights, shares of the gradient."""
     control: "BackwardLens | None" = None
     """The same lens on the same architecture with fresh weights, its answer rank being that of the trained answer."""
 
@@ -135,7 +142,10 @@ class BackwardLens:
         return values if quantity == "norm" else values.masked_fill(values < 0, float("nan"))
 
     def to_frame(self) -> "pandas.DataFrame":
-        """One row a readout, layer, example and real token: segment, norm, ranks, top and bottom tokens."""
+        """One row a readout, layer, example and real token: segment, norm, ranks, top and bottom tokens.
+
+        Where blocks have experts, one row more for each of them (`readout` "experts"), as `lens.experts[layer]` has it.
+        """
         import pandas
 
         rows = []
@@ -150,6 +160,11 @@ class BackwardLens:
                 frame.insert(4, "token", text_column(token_strings(read.tokenizer, ids.flatten())))
                 frame.insert(5, "segment", [name for row in self.segments.labels() for name in row])
                 rows.append(frame[mask.flatten().tolist()])
+        for layer, learning in self.experts.items():
+            frame = learning.to_frame()
+            frame.insert(0, "readout", "experts")
+            frame.insert(1, "layer", layer)
+            rows.append(frame)
         return pandas.concat(rows, ignore_index=True)
 
     def segment_means(self, quantity: Quantity = "norm", of: str = "shift") -> "pandas.DataFrame":
@@ -181,7 +196,8 @@ class BackwardLens:
             "attn_imprint": "Imprint: inputs of W_V, top token (below it the bottom one)",
             "attn_shift": "Shift: VJPs of W_O, raw gradient, BOTTOM token (below it the top one)",
         }
-        return "".join(self.table(of, caption=title) for of, title in titles.items() if of in self.readouts())
+        tables = [self.table(of, caption=title) for of, title in titles.items() if of in self.readouts()]
+        return "".join([*tables, *(learning._repr_html_() for learning in self.experts.values())])
 
     def table(self, of: str = "shift", *, example: int = 0, caption: str = "") -> str:
         """A static HTML table of one readout, layers x tokens; the full lists on hover.
@@ -222,6 +238,7 @@ def backward_lens(
     fwd_hooks: HookList = (),
     prepend_bos: bool | None = None,
     position: int | None = None,
+    **inputs: object,
 ) -> BackwardLens:
     """Read in words what one gradient-descent step on `target` after `prompt` would write (Katz et al. 2024).
 
@@ -234,7 +251,8 @@ def backward_lens(
         answer: the old answer (one, or one a prompt), whose rank is reported too; None for the model's own most likely
             next token.
         subject: the subject's text (one, or one a prompt) or (start, end) token span, for segments.
-        attention: also read W_V's inputs and W_O's VJPs (always, where the model has no MLP).
+        attention: also read W_V's inputs and W_O's VJPs, of latent attention its kv projection's, of a mixer
+            beside an MLP what its first projection reads and its last one writes.
         normalize: scale vectors to unit norm before the final norm (the paper's Normalized Logit Lens).
         control: "random_init" also runs the same architecture with fresh weights; see `lens.control`.
         seed: of the control's weights.
@@ -243,10 +261,10 @@ def backward_lens(
         prepend_bos: as in `model.to_tokens`.
         position: the token at which a target of one token is asked for, counted over the prompt's tokens; None for the
             last, or the one mask of a prompt for a model that sees both ways (BERT).
+        inputs: the model's own further inputs, as in `run_with_gradient_cache`.
 
     Raises:
-        ValueError: a model without dense MLPs in those layers (unless `attention`), or bad input as in
-            `run_with_gradient_cache`.
+        ValueError: layers of attention alone (unless `attention`), or bad input as in `run_with_gradient_cache`.
         IndexError: a layer out of range.
 
     Example:
@@ -261,16 +279,18 @@ def backward_lens(
     check_k(k, model.W_U.shape[1])
     if control not in (None, "random_init"):
         raise ValueError(f"Expected control=None or 'random_init', got {control!r}; no other control is known.")
-    pairs, gates = _weight_pairs(model, chosen, attention)
+    sites = weight_sites(model)
+    reading = what_to_read(model, sites, chosen, attention)
     loss = target_loss(target, position, reduction="sum")
     value, cache = run_with_gradient_cache(
         model,
         prompt,
         loss,
-        weights=[name for pair in pairs.values() for name in pair.values()] + gates,
-        names_filter=names_filter,
+        weights=list(dict.fromkeys(reading.weights)),
+        names_filter=with_points(names_filter, reading.points),
         fwd_hooks=fwd_hooks,
         prepend_bos=prepend_bos,
+        **cast("dict[str, Never]", inputs),
     )
     bound = loss.bind(model, cache.tokens.shape[0])
     batched = not isinstance(prompt, str) and not (isinstance(prompt, Tensor) and prompt.ndim == 1)
@@ -278,16 +298,7 @@ def backward_lens(
     asked = answer_position(bound, cache.tokens, mask)
     target_ids = torch.tensor([row[0] for row in bound.ids or ()], device=cache.tokens.device)
     answer_ids = answer_tokens(model, answer, cache.logits, asked)
-    vectors = []
-    for of, names in pairs.items():
-        for name in names.values():
-            side = cache.factors[name].inputs if of.endswith("imprint") else cache.factors[name].deltas
-            if side.shape[:2] != cache.tokens.shape:
-                raise ValueError(
-                    f"Expected one input a token for {name}, got {list(side.shape)} for tokens "
-                    f"{list(cache.tokens.shape)}; turn off split_qkv_input or ungroup_grouped_query_attention."
-                )
-            vectors.append(side.mean(2) if side.ndim == 4 else side)
+    vectors = vectors_read(cache, reading)
     every = readout(
         model,
         torch.stack(vectors),
@@ -299,8 +310,13 @@ def backward_lens(
     every = every if batched else every[:, 0]
     places = iter(range(len(vectors)))
     reads = {
-        of: LayerReadouts({layer: every[next(places)] for layer in names}, model.cfg.n_layers)
-        for of, names in pairs.items()
+        of: LayerReadouts({layer: every[next(places)] for layer in layers_read}, model.cfg.n_layers)
+        for of, layers_read in reading.sides.items()
+    }
+    factors = {str(name): each for name, each in cache.factors.items()}
+    experts = {
+        layer: expert_learning(part, sites, factors, cache[part.point], mask)
+        for layer, part in reading.experts.items()
     }
     tokenizer = getattr(model, "tokenizer", None)
     strings = token_strings(tokenizer, cache.tokens.masked_fill(~mask, -1))
@@ -318,6 +334,7 @@ def backward_lens(
             normalize=normalize,
             prepend_bos=prepend_bos,
             position=position,
+            **cast("dict[str, Never]", inputs),
         )
     targets, answers = ([token_string(tokenizer, int(i)) for i in ids] for ids in (target_ids, answer_ids))
     return BackwardLens(
@@ -334,31 +351,10 @@ def backward_lens(
         attn_shift=reads.get("attn_shift", {}),
         segments=segment_tokens(strings, mask, asked, subject, n_forced=[len(ids) for ids in bound.continuation]),
         cache=cache,
+        kinds=reading.kinds,
+        experts=experts,
         control=beside,
     )
-
-
-def _weight_pairs(
-    model: TransformerLensModel, layers: list[int], attention: bool
-) -> tuple[dict[str, dict[int, str]], list[str]]:
-    """The weight that each readout reads in each layer, and the gates that are captured beside them."""
-    sites = weight_sites(model)
-    pairs: dict[str, dict[int, str]] = {}
-    gates = []
-    for layer in layers:
-        mlp = {of: f"blocks.{layer}.mlp.{weight}" for of, weight in (("imprint", "W_in"), ("shift", "W_out"))}
-        attn = {of: f"blocks.{layer}.attn.{weight}" for of, weight in (("attn_imprint", "W_V"), ("attn_shift", "W_O"))}
-        has_mlp = all(name in sites for name in mlp.values())
-        if not has_mlp and not attention:
-            why = sites.missing.get(mlp["imprint"], "this architecture has none there.")
-            raise ValueError(
-                f"Expected a dense MLP (W_in and W_out) in layer {layer}, but there is none to capture: {why} Pass "
-                "attention=True to read W_V and W_O instead."
-            )
-        for of, name in ((mlp if has_mlp else {}) | (attn if attention else {})).items():
-            pairs.setdefault(of, {})[layer] = name
-        gates += [name for name in (f"blocks.{layer}.mlp.W_gate",) if has_mlp and name in sites]
-    return pairs, gates
 
 
 def _cell(read: Readout, towards_target: bool) -> Cell:

@@ -90,9 +90,10 @@ class Origin:
     shape: tuple[int, int]
     """[batch, pos] of the tokens."""
 
-    def __getitem__(self, index: "Index | tuple[Index, ...]") -> "Origin":
-        expert = None if self.expert is None else self.expert[index]
-        return Origin(self.example[index], self.token[index], expert, self.shape)
+    def where(self, rows: Bool[Tensor, "batch row"]) -> "Origin":
+        """The rows that are chosen, in one batch axis of 1."""
+        expert = None if self.expert is None else self.expert[rows][None]
+        return Origin(self.example[rows][None], self.token[rows][None], expert, self.shape)
 
 
 class SVD(NamedTuple):
@@ -380,10 +381,8 @@ class GradientFactors:
     def _where(self, rows: Bool[Tensor, "batch row"]) -> "GradientFactors":
         """The rows that are chosen, in one batch axis of 1."""
         assert self.origin is not None
-        chosen = self.origin[rows]
-        expert = None if chosen.expert is None else chosen.expert[None]
-        origin = Origin(chosen.example[None], chosen.token[None], expert, chosen.shape)
-        return replace(self, inputs=self.inputs[rows][None], deltas=self.deltas[rows][None], origin=origin)
+        inputs, deltas = self.inputs[rows][None], self.deltas[rows][None]
+        return replace(self, inputs=inputs, deltas=deltas, origin=self.origin.where(rows))
 
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(x [n, ...], delta [n, d_out]) for each block of the matrix that has an input of its own."""

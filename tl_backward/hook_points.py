@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -97,32 +98,48 @@ class _Routing(Watch):
             args, kwargs = self._enter(func, args, kwargs or {})
         return super().__torch_function__(func, types, args, kwargs)
 
-    def _route(self, roots: tuple[int, ...], kind: str) -> _Route | None:
-        mine = [self._routes[root] for root in roots]
-        weight = {id(route.site.parameter) for route in mine}
-        found = [r for r in self._routes if id(r.site.parameter) in weight and r.site.kind == kind]
-        return found[0] if len(roots) == 1 and found else None
+    def _of(self, roots: tuple[int, ...], kind: str) -> list[_Route]:
+        """The routes of a use: one, or those of the parts that share a parameter."""
+        if len(roots) != 1:
+            return []
+        parameter = self._routes[roots[0]].site.parameter
+        return [r for r in self._routes if r.site.parameter is parameter and r.site.kind == kind]
 
     def _enter(self, func: Callable, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         others = [value for value in operands(args, kwargs) if id(value) not in self._known]
         if not others:
             return args, kwargs
         for use in uses_of(func, args, kwargs, others[0], lambda value: id(value) in self._known):
-            route = self._route(self._known[id(use.weight)].roots, use.kind)
             if use.kind == "embedding" and use.x is not None and use.x.ndim == 2 and not self._shape:
                 self._shape = tuple(use.x.shape)
-            if use.kind == "matrix" and use.x is not None and route is not None and route.entry is not None:
-                x, made = use.x, self._through(route.entry, use.x)
+            if use.kind == "matrix" and use.x is not None:
+                x = made = use.x
+                for route in self._of(self._known[id(use.weight)].roots, use.kind):
+                    made = made if route.entry is None else self._through(route.entry, made)
                 args = tuple(made if value is x else value for value in args)
                 kwargs = {name: made if value is x else value for name, value in kwargs.items()}
         return args, kwargs
 
     def _leave(self, seen: list[Seen]) -> Tensor | None:
         for each in seen:
-            route = self._route(each.known.roots, each.use.kind)
-            if route is not None and each.use.y is not None:
-                return self._through(route.exit, each.use.y)
+            routes = self._of(each.known.roots, each.use.kind)
+            if routes and each.use.y is not None:
+                return self._written(routes, each.use.y)
         return None
+
+    def _written(self, routes: list[_Route], y: Tensor) -> Tensor:
+        """What the points make of y, each of its own part of it."""
+        layout = routes[0].site.layout
+        if layout.part is None:
+            return self._through(routes[0].exit, y)
+        _, n = layout.part
+        parts = list(y.unflatten(-1, (layout.shape[0], n, layout.shape[2])).unbind(-2))
+        for route in routes:
+            part = route.site.layout.part
+            if part is not None:
+                own = parts[part[0]]
+                parts[part[0]] = self._through(route.exit, own.flatten(-2)).unflatten(-1, own.shape[-2:])
+        return torch.stack(parts, -2).flatten(-3)
 
     def _through(self, point: nn.Module, value: Tensor) -> Tensor:
         """What a point makes of a tensor, which it is shown as [batch, pos, d] where it is flat."""

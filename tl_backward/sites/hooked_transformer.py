@@ -94,14 +94,6 @@ def _matrix(
     sites.add(WeightSite(name, "matrix", parameter, layout, read, write))
 
 
-def _linear(sites: WeightSites, name: str, linear: nn.Module, may_be_silent: bool = False) -> None:
-    """A matrix held by an nn.Linear of its own (MoE): exact at the module's input and output."""
-    weight = linear.get_parameter("weight")
-    layout = Layout((weight.shape[1], weight.shape[0]), stored="out_in", stored_shape=tuple(weight.shape))
-    read, write = Read(linear, first_input), Write(linear, "output")
-    sites.add(WeightSite(name, "matrix", weight, layout, read, write, may_be_silent=may_be_silent))
-
-
 def _bias(sites: WeightSites, name: str, owner: nn.Module, write: Write, attribute: str | None = None) -> None:
     parameter = owner.get_parameter(attribute or name.rsplit(".", 1)[1])
     layout = Layout(tuple(parameter.shape), heads="out" if parameter.ndim == 2 else None)
@@ -174,10 +166,7 @@ def _attention(sites: WeightSites, name: str, attn: nn.Module) -> None:
 
 
 def _mlp(sites: WeightSites, name: str, mlp: nn.Module) -> None:
-    if "experts" in mlp._modules:
-        _mixture(sites, name, mlp)
-        return
-    if "W_in" not in mlp._parameters:
+    if "W_in" not in mlp._parameters:  # experts, whose rows the operations tell
         return
     gated = "W_gate" in mlp._parameters
     read = Read(mlp, first_input)
@@ -194,16 +183,3 @@ def _mlp(sites: WeightSites, name: str, mlp: nn.Module) -> None:
     _matrix(sites, f"{name}.W_out", mlp, Read(post, output), Write(mlp, "output"))
     _bias(sites, f"{name}.b_out", mlp, Write(mlp, "output"))
     _norm(sites, f"{name}.ln", mlp._modules.get("ln"))
-
-
-def _mixture(sites: WeightSites, name: str, mlp: nn.Module) -> None:
-    """A mixture of experts whose router and whose experts' matrices are nn.Linear modules."""
-    router = mlp._modules.get("W_gate")
-    if isinstance(router, nn.Linear):
-        _linear(sites, f"{name}.W_gate", router)
-    experts = mlp.get_submodule("experts")
-    for index, expert in experts.named_children():
-        for letter in ("W_in", "W_gate", "W_out"):
-            linear = expert._modules.get(letter)
-            if isinstance(linear, nn.Linear):
-                _linear(sites, f"{name}.experts.{index}.{letter}", linear, may_be_silent=True)

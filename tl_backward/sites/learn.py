@@ -221,7 +221,8 @@ def _decide(
         if site is None:
             return whole
         found += [replace(each, aliases=tuple(aliases), order=uses.first) for each in site]
-    return found
+    # One name for two kinds of use: tied, with no second module that would name the other one.
+    return found if len({site.name for site in found}) == len(found) else whole
 
 
 def _plain_class(parameter: nn.Parameter) -> bool:
@@ -286,6 +287,8 @@ def _site(
     shape = tuple(bases[0].shape)
     if kind == "embedding":
         if "bias" in way.attribute and not isinstance(way.module, nn.Embedding):
+            return None
+        if len(shape) != 2 or any(each.use.weight.shape != shape for each in seen):  # one of several tables
             return None
         scale = float(getattr(way.module, "embed_scale", getattr(way.module, "scalar_embed_scale", 1.0)))
         layout = Layout(shape)

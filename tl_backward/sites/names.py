@@ -120,7 +120,8 @@ def _name(path: str, below: tuple[str, ...], module: nn.Module, attribute: str) 
         if last == "unembed":
             return f"unembed.{letter}_U"
         last = _LETTERS.get(last, last)
-    return ".".join([*steps[:-1], f"{letter}_{last}"])
+    # TransformerLens's own experts are modules that are called as their matrices are.
+    return ".".join([*steps[:-1], last if last.startswith("W_") and letter == "W" else f"{letter}_{last}"])
 
 
 def is_norm(module: nn.Module) -> bool:

@@ -82,7 +82,7 @@ def _part(site: WeightSite, recorded: Recorded, shape: tuple[int, int]) -> _Part
 def _rows(x: Tensor, delta: Tensor, block: Tensor | None, token: Tensor | None, shape: tuple[int, int]) -> _Part:
     """Rows that are not [batch, pos], with where each comes from; -1 where that is not known."""
     batch, pos = shape
-    if token is None:
+    if token is None or len(token) != len(x):
         n = batch * pos
         counted = torch.arange(len(x), device=x.device)
         token = counted % n if n and len(x) % n == 0 else torch.full_like(counted, -1)

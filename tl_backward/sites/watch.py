@@ -5,9 +5,11 @@ slice, a cast, 1 + w, a quantiser); the first operation that brings it together 
 What is computed stays what it was, to the bit: operations are called as they would have been.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Literal, TypeAlias, cast
 
 import torch
@@ -19,7 +21,7 @@ from tl_backward.sites.operations import Use, operands, operation_name, uses_of
 Link: TypeAlias = Literal["", "cast", "function"]
 _CASTS = {"to", "float", "double", "half", "bfloat16", "type", "type_as", "clone", "contiguous", "add"}
 """Operations through which a gradient passes as it is: their output has the weight's shape and a slope of one."""
-_ROW_FREE = ("index_add", "index_add_", "scatter", "scatter_", "scatter_add", "scatter_add_", "matmul")
+_ROW_FREE = ("index_add", "index_add_", "scatter", "scatter_", "scatter_add", "scatter_add_")
 """Operations whose output has rows of its own, though it may have as many."""
 _GATHERING = ("__getitem__", "index_select", "repeat_interleave", "repeat")
 
@@ -79,8 +81,22 @@ class Watch(TorchFunctionMode):
         self._known = {id(tensor): Known(tensor, (number,), tensor) for tensor, number in weights}
         self._report = report
         self._n_tokens = n_tokens
+        self._stance = ExitStack()
         self._rows: dict[int, tuple[Tensor, Tensor]] = {}
         """The token of each row of tensors whose rows were gathered from tokens."""
+
+    def __enter__(self) -> "Watch":
+        """Operations are watched; what torch.compile made runs as it was written, for it would be compiled anew."""
+        if "torch._dynamo" in sys.modules:
+            self._stance.enter_context(torch.compiler.set_stance("force_eager"))
+        return super().__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Operations are no longer watched."""
+        super().__exit__(kind, error, traceback)
+        self._stance.close()
 
     def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
         """Call the operation, and look at what it did."""
@@ -105,13 +121,16 @@ class Watch(TorchFunctionMode):
         outputs = [out] if isinstance(out, Tensor) else [t for t in out if isinstance(t, Tensor)] if isinstance(
             out, list | tuple
         ) else []
+        name = operation_name(func)
+        if _in_place(name) and id(args[0]) in self._known:  # a function of a weight is no longer what it was
+            known = self._known[id(args[0])]
+            return self._tell([Seen(Use(name, known.tensor, "other", known.tensor), known, None)], out)
         outputs = [each for each in outputs if id(each) not in self._known]
         if not outputs:
             return out
         tensors = operands(args, kwargs)
         weights = [self._known[id(each)] for each in tensors if id(each) in self._known]
         others = [each for each in tensors if id(each) not in self._known]
-        name = operation_name(func)
         if name == "detach":  # no gradient reaches the weight from there
             return out
         if not others:
@@ -184,6 +203,11 @@ class Watch(TorchFunctionMode):
         name = operation_name(func)
         source = args[0] if args and isinstance(args[0], Tensor) else None
         if source is None:
+            if name == "cat" and isinstance(out, Tensor) and args and isinstance(args[0], list | tuple):
+                found = [self._rows.get(id(part)) for part in args[0]]
+                tokens = [each[1] for each in found if each is not None]
+                if len(tokens) == len(found) and sum(len(each) for each in tokens) == len(out):
+                    self._rows[id(out)] = (out, torch.cat(tokens))
             return
         made: Tensor | None = None
         before = self._rows.get(id(source))
@@ -234,6 +258,13 @@ def _gathered(name: str, source: Tensor, args: tuple, tokens: Tensor | None) -> 
     if places is None:
         return None
     return places if tokens is None else tokens[places]
+
+
+def _in_place(name: str) -> bool:
+    """Whether an operation changes its first operand: add_, __iadd__, __setitem__."""
+    if name.startswith("__"):
+        return name == "__setitem__" or (name.startswith("__i") and name not in ("__invert__", "__index__", "__int__"))
+    return name.endswith("_")
 
 
 def _shares_storage(a: Tensor, b: Tensor) -> bool:
