@@ -85,9 +85,19 @@ def run(model, tokens: Tensor | None, inputs: Inputs) -> Tensor:
     return model(main, return_type="logits", **given)
 
 
+def every_parameter(model) -> dict[str, nn.Parameter]:
+    """Those of the Bridge, and what the Hugging Face model inside has beside them."""
+    named = dict(model.named_parameters())
+    known = {id(p) for p in named.values()}
+    inner = getattr(model, "original_model", None)
+    if isinstance(inner, nn.Module):
+        named |= {f"original_model.{name}": p for name, p in inner.named_parameters() if id(p) not in known}
+    return named
+
+
 def oracle(model, tokens: Tensor | None, inputs: Inputs) -> tuple[Tensor, dict[int, Tensor]]:
     """(loss, autograd's gradient by the identity of each parameter)."""
-    parameters = {id(p): p for p in model.parameters() if p.is_floating_point()}
+    parameters = {id(p): p for p in every_parameter(model).values() if p.is_floating_point()}
     flags = {key: p.requires_grad for key, p in parameters.items()}
     try:
         for p in parameters.values():
@@ -113,11 +123,17 @@ def measure_pass(model, tokens: Tensor | None, inputs: Inputs) -> Pass:
     loss, cache, sites = capture(model, tokens, inputs)
     found = Pass()
     account = sites.account().set_index("parameter")
-    named = dict(model.named_parameters())
-    assert list(account.index) == list(named), "the account has a row for each parameter"
+    assert account.equals(cache.account().set_index("parameter")), "what the pass did is what was announced"
+    named = every_parameter(model)
+    assert list(account.index) == [name for name, _ in model.named_parameters()], "a row for each parameter"
     total = sum(named[name].numel() for name in named if id(named[name]) in truth) or 1
     unseen = listed = 0
     for name, parameter in named.items():
+        if name not in account.index:
+            if id(parameter) in truth:
+                unseen += parameter.numel()
+                found.unseen.append(name)
+            continue
         line = account.loc[name]
         assert bool(line["sites"]) != bool(line["reason"]), f"{name}: never both, never neither"
         if id(parameter) not in truth or line["sites"]:
@@ -272,7 +288,7 @@ def measure(row: Row, everything: bool = True) -> Result:
     """A row's columns; without `everything` only what is captured."""
     result = Result(row.name, row.architecture)
     wide = row.architecture == "XGLMForCausalLM"  # makes a mask of float64's least number in the default dtype
-    with InDouble(), default_dtype(torch.float64 if wide else torch.float32), no_processors():
+    with InDouble(), default_dtype(torch.float64 if wide else torch.float32), no_processors(), row.making():
         try:
             inner = None if row.boot else hugging_face(row)
         except Exception as error:

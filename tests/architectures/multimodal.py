@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch
 import transformers as T
@@ -142,11 +143,8 @@ def _without_vision():
         def from_config(config, **options):
             return nn.Linear(1, 1) if isinstance(config, T.Gemma3nVisionConfig) else T.AutoModel.from_config(config, **options)
 
-    module.AutoModel = Stub
-    try:
+    with patch.object(module, "AutoModel", Stub):
         yield
-    finally:
-        module.AutoModel = T.AutoModel
 
 
 def _muse(cls):

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from . import pretrain
 from .table import D_MODEL, D_VOCAB, N_CTX, Row, row
 
 
@@ -41,5 +42,6 @@ ROWS: list[Row] = [
     row("BitNetForCausalLM", "as released: quantised on the fly", prepare=online_quantised),
     Row("TransformerLensNative", boot=_native()),
     Row("TransformerLensNative", "gated, rotary, grouped keys", boot=_native(**MODERN)),
+    Row("TransformerLensPretrain", boot=pretrain.boot),
     Row("TransformerLensNative", "attention only", boot=_native(attn_only=True, d_mlp=None)),
 ]

@@ -36,7 +36,10 @@ def error(result: dict) -> str:
         return f"**WRONG {wrong[name]:.0e}** ({name})"
     exact = max(p["exact"] if p["rounded"] else p["worst"] for p in found)
     rounded = [p["worst"] for p in found if p["rounded"]]
-    return f"{exact:.0e}" + (f" ({max(rounded):.0e} as transformers rounds)" if rounded else "")
+    single = max(p["single"] for p in found)
+    notes = [f"{max(rounded):.0e} as transformers rounds"] if rounded else []
+    notes += [f"{single:.0e} in float32"] if single else []
+    return (f"{exact:.0e}" if exact else "0") + (f" ({', '.join(notes)})" if notes else "")
 
 
 def line(version: str, result: dict) -> str:
