@@ -73,8 +73,8 @@ class Recorder:
     converters: dict[int, nn.Module] = field(default_factory=dict)
     asked: dict[str, GradientEdge] = field(default_factory=dict)
     """Where the gradient of each weight arrives that autograd gives whole."""
-    fired: set[int] = field(default_factory=set)
-    """Hook points that ran, whether or not a gradient could be asked for there."""
+    silent: dict[int, str] = field(default_factory=dict)
+    """Why no gradient could be asked for at hook points that ran."""
     uses: dict[int, list[_Multiplied]] = field(default_factory=dict)
     """What operations did with each parameter, by its identity."""
 
@@ -172,15 +172,13 @@ class Recorder:
         written = self.points[id(point)] = []
         self.converters[id(point)] = point
 
-        self._last(point, partial(_keep_edge, written, self.fired))
+        self._last(point, partial(_keep_edge, written, self.silent))
 
     def why_missing(self, point: nn.Module) -> str:
         """Why there is no gradient at a hook point that was watched."""
         if self.points[id(point)]:
             return "it ran several times with tensors of different shapes, whose gradients do not add up."
-        if id(point) in self.fired:
-            return "what passes there is no floating-point tensor, or no gradient flows where it does."
-        return "it did not run in this pass."
+        return self.silent.get(id(point), "it did not run in this pass.")
 
     def _before(self, module: nn.Module, written: list[_Written]) -> None:
         self.handles.append(module.register_forward_pre_hook(partial(self._enters, written), prepend=True))
@@ -222,6 +220,10 @@ class Recorder:
             loss: the scalar to differentiate.
             shape: [batch, pos] of the tokens.
         """
+        # Gradient checkpointing runs the hooks again in the backward pass: what they see then is not this pass's.
+        self.points = {key: list(entered) for key, entered in self.points.items()}
+        self.writes = {key: list(entered) for key, entered in self.writes.items()}
+        self.reads = {key: list(seen) for key, seen in self.reads.items()}
         multiplied = [each.written for used in self.uses.values() for each in used]
         written = [entry for entries in self.writes.values() for entry in entries]
         at_points = [entry for entries in self.points.values() for entry in entries]
@@ -348,14 +350,20 @@ def _keep_input(
 
 
 def _keep_edge(
-    written: list[_Written], fired: set[int], module: nn.Module, args: tuple, kwargs: dict, output: object
+    written: list[_Written], silent: dict[int, str], module: nn.Module, args: tuple, kwargs: dict, output: object
 ) -> Tensor | None:
-    fired.add(id(module))
-    if not isinstance(output, Tensor) or not output.is_floating_point() or not torch.is_grad_enabled():
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        silent[id(module)] = "what passes there is no floating-point tensor."
+        return None
+    if not torch.is_grad_enabled():
+        silent[id(module)] = _BESIDE
         return None
     entry, replacement = _trace(output, private=False)
     written.append(entry)
     return replacement
+
+
+_BESIDE = "no gradient flows through it: TransformerLens computes it beside the model's own path, with autograd off."
 
 
 def _trace(y: Tensor, *, private: bool) -> tuple[_Written, Tensor | None]:

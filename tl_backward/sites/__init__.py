@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tl_backward._checks import model_kind, nearest
+from tl_backward._checks import check_checkpointing, model_kind, nearest
 from tl_backward._typing import Prompts, TransformerLensModel
 from tl_backward._visits import rng_untouched
 from tl_backward.prompts import Batch, encode_prompts, forward, probe_batch
@@ -72,6 +72,7 @@ def sites_of_batch(model: TransformerLensModel, batch: Batch) -> WeightSites:
 
 
 def _collect(model: TransformerLensModel, kind: str, batch: Batch | None) -> WeightSites:
+    check_checkpointing(model)
     if kind == "HookedTransformer":
         from tl_backward.sites import hooked_transformer as world
     else:
