@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tl_backward._checks import (
     check_callable_loss,
+    check_checkpointing,
     check_grad_enabled,
     check_gradient,
     check_loss,
@@ -89,6 +90,7 @@ def run_with_gradient_cache(
     """
     check_model(model)
     check_grad_enabled()
+    check_checkpointing(model)
     check_callable_loss(loss)
     batch = _batch(model, prompts, inputs, prepend_bos=prepend_bos, attention_mask=attention_mask)
     bind = getattr(loss, "bind", None)
