@@ -142,16 +142,21 @@ def test_more_drawn_architectures(seed):
 
 
 def test_grouped_products_in_double_are_those_of_torch():
-    a, b = torch.randn(7, 16), torch.randn(3, 16, 8)
-    offsets = torch.tensor([2, 2, 7], dtype=torch.int32)
+    a, b = torch.randn(7, 16, requires_grad=True), torch.randn(3, 16, 8, requires_grad=True)
+    offsets, weights = torch.tensor([2, 2, 7], dtype=torch.int32), torch.randn(7, 8)
     theirs = torch.nn.functional.grouped_mm(a, b, offs=offsets)
-    assert torch.allclose(grouped(a.double(), b.double(), offs=offsets).float(), theirs, atol=1e-5)
+    ours = grouped(a.double(), b.double(), offs=offsets)
+    assert torch.allclose(ours.float(), theirs, atol=1e-5)
+    pairs = zip(*(torch.autograd.grad((out * weights).sum(), (a, b)) for out in (ours, theirs)), strict=True)
+    assert all(torch.allclose(x, y, atol=1e-5) for x, y in pairs)
 
 
 def test_what_is_wrong_is_seen(monkeypatch):
     """A table that cannot fail says nothing: a gradient that is off, and a weight without an account."""
     from tl_backward.factors import GradientFactors
+    from tl_backward.gradient_cache import GradientCache
     from tl_backward.sites import WeightSites
+    from tl_backward.sites.account import DID_NOT_RUN
 
     model = bridge(ROWS["GPT2LMHeadModel"], hugging_face(ROWS["GPT2LMHeadModel"]))
     assert not measure_pass(model, tokens(), {}).wrong
@@ -159,14 +164,10 @@ def test_what_is_wrong_is_seen(monkeypatch):
     monkeypatch.setattr(GradientFactors, "gradient", lambda self, *layout: real(self, *layout) * (1 + 1e-6))
     assert measure_pass(model, tokens(), {}).wrong
     monkeypatch.undo()
-    account = WeightSites.account
-
-    def forgetful(self):
-        frame = account(self)
-        frame.at[3, "sites"], frame.at[3, "reason"] = (), "did not run in this pass"
-        return frame
-
-    monkeypatch.setattr(WeightSites, "account", forgetful)
+    for owner in (WeightSites, GradientCache):
+        frame = owner.account
+        forgetful = lambda self, frame=frame: frame(self).assign(sites=[()] * len(frame(self)), reason=DID_NOT_RUN)  # noqa: E731
+        monkeypatch.setattr(owner, "account", forgetful)
     assert measure_pass(model, tokens(), {}).unseen
 
 

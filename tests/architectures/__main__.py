@@ -140,6 +140,8 @@ def main() -> int:
         thread.start()
     for thread in threads:
         thread.join()
+    if len(worlds) < len(options.pythons):
+        return 2  # the thread has said why
     found = [worlds[python] for python in options.pythons]
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(found, indent=1))

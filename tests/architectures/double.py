@@ -40,8 +40,30 @@ class InDouble(TorchFunctionMode):
 def grouped(a: Tensor, b: Tensor, *, offs: Tensor | None = None, bias: Tensor | None = None, out_dtype=None) -> Tensor:
     """rows of a [n, k], in groups that end at offs [g], by b [g, k, m]; what comes after the last group is zero."""
     assert offs is not None and a.ndim == 2 and b.ndim == 3 and bias is None
-    rows, start = [], 0
-    for group, end in enumerate(offs.tolist()):
-        rows.append(a[start:end] @ b[group])
-        start = end
-    return torch.cat([*rows, a.new_zeros(len(a) - start, b.shape[2])])
+    return _Grouped.apply(a, b, offs)
+
+
+class _Grouped(torch.autograd.Function):
+    """One node of the graph, as the operation itself is."""
+
+    @staticmethod
+    def forward(ctx, a: Tensor, b: Tensor, offs: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b, offs)
+        out = a.new_zeros(len(a), b.shape[2])
+        for group, (start, end) in enumerate(_spans(offs)):
+            out[start:end] = a[start:end] @ b[group]
+        return out
+
+    @staticmethod
+    def backward(ctx, delta: Tensor) -> tuple[Tensor, Tensor, None]:
+        a, b, offs = ctx.saved_tensors
+        for_a, for_b = torch.zeros_like(a), torch.zeros_like(b)
+        for group, (start, end) in enumerate(_spans(offs)):
+            for_a[start:end] = delta[start:end] @ b[group].T
+            for_b[group] = a[start:end].T @ delta[start:end]
+        return for_a, for_b, None
+
+
+def _spans(offs: Tensor) -> list[tuple[int, int]]:
+    ends = offs.tolist()
+    return list(zip([0, *ends], ends, strict=False))

@@ -1,5 +1,6 @@
 """Encoders, encoders with decoders, and models that read images or sounds alone."""
 
+import torch
 import transformers as T
 
 from .decoders import LOCAL
@@ -9,6 +10,13 @@ from .table import D_VOCAB, IMAGE, noise, row, tiny, tokens
 def with_decoder(config):
     """Both sides get tokens."""
     return tokens(6), dict(decoder_input_ids=tokens(5))
+
+
+def segments(config):
+    """Two segments, and an example that is padded."""
+    real = torch.ones(2, 6, dtype=torch.long)
+    real[1, 4:] = 0
+    return tokens(6), dict(token_type_ids=torch.tensor([[0, 0, 0, 1, 1, 1]] * 2), attention_mask=real)
 
 
 def image(config):
@@ -47,7 +55,7 @@ WAVE = dict(
 SEEN = dict(inputs=image, reads_text=False, image_size=8, patch_size=4)
 
 ROWS = [
-    row("BertForMaskedLM", masked=True),
+    row("BertForMaskedLM", masked=True, inputs=segments),
     row("BertLMHeadModel", is_decoder=True),
     row("RobertaForMaskedLM", masked=True, max_position_embeddings=34),
     row("T5ForConditionalGeneration", like=SEQ2SEQ),

@@ -29,6 +29,10 @@ class Pass:
     listed: float = 0.0
     """In no site, with a reason."""
     captured: float = 0.0
+    whole: float = 0.0
+    """Share of the elements whose gradient is captured without factors: vectors, scalars, kernels, tables."""
+    whole_matrices: list[str] = field(default_factory=list)
+    """Those of them with two axes or more."""
     worst: float = 0.0
     """Largest error over all parameters."""
     of: str = ""
@@ -144,10 +148,16 @@ def measure_pass(model, tokens: Tensor | None, inputs: Inputs) -> Pass:
         else:
             listed += parameter.numel()
             found.reasons[line["reason"]] = found.reasons.get(line["reason"], 0) + parameter.numel()
+    without = {id(s.parameter): s for s in sites.values() if s.kind == "parameter"}
+    for site in sites.values():
+        if site.kind != "parameter":
+            without.pop(id(site.parameter), None)
+    found.whole = sum(s.parameter.numel() for s in without.values() if id(s.parameter) in truth) / total
+    found.whole_matrices = [s.name for s in without.values() if s.parameter.squeeze().ndim > 1]
     found.unreached = [name for name, factors in cache.factors.items() if not float(factors.norm())]
     found.silent, found.listed = unseen / total, listed / total
     found.captured = 1 - found.silent - found.listed
-    limit = EXACT if value.dtype == torch.float64 else SINGLE
+    limit = EXACT if next(model.parameters()).dtype == torch.float64 else SINGLE
     floor = 1e-3 * max((float(g.abs().max()) for g in truth.values()), default=1.0)
     sums: dict[int, Tensor] = {}
     names: dict[int, str] = {}
@@ -209,10 +219,14 @@ def check_lens(model, row: Row, inputs: Inputs) -> str:
     return "works"
 
 
+STACKS = ("decoder_blocks", "blocks")
+"""What the stack that the head reads may be called."""
+
+
 @contextmanager
 def last_stream(model):
     """What the last block returns, of the stack that the head reads."""
-    stack = next(each for each in ("decoder_blocks", "blocks", "encoder_blocks") if isinstance(getattr(model, each, None), nn.ModuleList))
+    stack = next(name for name in STACKS if isinstance(getattr(model, name, None), nn.ModuleList))
     kept: list[Tensor] = []
 
     def keep(module, args, out):
@@ -229,6 +243,8 @@ def check_readout(model, tokens: Tensor | None, inputs: Inputs) -> str:
     """The last residual stream, read, against the model's logits."""
     if tokens is None:
         return "no head over words"
+    if not any(isinstance(getattr(model, name, None), nn.ModuleList) for name in STACKS):
+        return "no stack of blocks"
     with torch.no_grad(), last_stream(model) as kept:
         logits = run(model, tokens, inputs)
     read = tlb.readout(model, kept[-1], k=logits.shape[-1], bias=True)

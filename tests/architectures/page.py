@@ -25,6 +25,12 @@ def coverage(result: dict) -> str:
     return f"{_share(least['captured'])} / {_share(least['listed'])} / {silent if silent == '0' else f'**{silent}**'}"
 
 
+def whole(result: dict) -> str:
+    """How much of it has no factors, in %."""
+    found = _passes(result).values()
+    return _share(max(p["whole"] for p in found)) if found else ""
+
+
 def error(result: dict) -> str:
     """The worst error of all passes."""
     found = _passes(result).values()
@@ -88,7 +94,9 @@ HEAD = """# Architectures
 <!-- Written by `make architectures`: change tests/architectures, not this page. -->
 
 What tl_backward does with every architecture that TransformerLens registers, measured on tiny random models in float64
-against autograd: {about}.
+against autograd ({versions}).
+
+{about}
 """
 
 READING = """
@@ -98,6 +106,8 @@ model's own inputs (images, sounds, a decoder's tokens), with which its towers r
 
 - **captured / listed / silent**: percent of the elements that get a gradient; *listed* ones have a reason in
   `sites.account()`, *silent* ones would be missing without a word.
+- **of it whole**: percent whose gradient is in `cache.parameter_gradients`, without factors: vectors, scalars, convolution kernels,
+  tables that are added as they stand, biases of experts.
 - **worst error**: largest `max|error| / max|gradient|` over all parameters. Where transformers itself rounds to float32 (norms
   of Gemma, routers), the error with that rounding switched off stands first. Experts that run in `grouped_mm`, which has no
   float64, are computed by products of each group there, and in float32 as torch does it, to 2e-3.
@@ -112,8 +122,8 @@ def _cell(text: str) -> str:
 
 def _rows(world: dict) -> list[str]:
     lines = [
-        "| architecture | captured / listed / silent % | worst error | lens | readout | control | hook points |",
-        "|---|---|---|---|---|---|---|",
+        "| architecture | captured / listed / silent % | of it whole % | worst error | lens | readout | control | hook points |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for result in sorted(world["results"], key=lambda r: r["name"].lower()):
         if not result["runs"]:
@@ -122,7 +132,7 @@ def _rows(world: dict) -> list[str]:
         notes += [f"{name}: {why}" for name, why in (result.get("failed") or {}).items()]
         notes += [f"logits {result['logits']}"] if result.get("logits") else []
         name = result["name"] + (f" *({'; '.join(notes)[:260]})*" if notes else "")
-        cells = [name, coverage(result), error(result)]
+        cells = [name, coverage(result), whole(result), error(result)]
         cells += [_short(result.get(key, "")) for key in ("lens", "readout", "control", "points")]
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     return lines
@@ -130,7 +140,7 @@ def _rows(world: dict) -> list[str]:
 
 def _rule() -> str:
     """How weights are named, as the module that does it says."""
-    return (names.__doc__ or "").strip().replace('"', "`")
+    return (names.__doc__ or "").strip().partition("\n\n")[2].replace('"', "`")
 
 
 def _short(text: str) -> str:
@@ -139,9 +149,9 @@ def _short(text: str) -> str:
 
 def page(worlds: list[dict]) -> str:
     """docs/architectures.md."""
-    about = "; ".join(f"**TransformerLens {w['about']['transformer-lens']}**: {counts(w)['text']}" for w in worlds)
+    about = "\n".join(f"- **TransformerLens {w['about']['transformer-lens']}**: {counts(w)['text']}." for w in worlds)
     versions = ", ".join(f"{name} {v}" for name, v in worlds[-1]["about"].items() if name != "transformer-lens")
-    parts = [HEAD.format(about=f"{about} ({versions})"), READING, NAMES.format(rule=_rule())]
+    parts = [HEAD.format(about=about, versions=versions), READING, NAMES.format(rule=_rule())]
     for world in worlds:
         parts.append(f"\n## TransformerLens {world['about']['transformer-lens']}\n")
         parts += _rows(world)
