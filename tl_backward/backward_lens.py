@@ -118,7 +118,7 @@ class BackwardLens:
         prompts = f"{self.token_ids.shape[0]} prompts" if self.is_batch else f"{self.token_ids.shape[0]} tokens"
         return (
             f"BackwardLens({prompts}, layers={self.layers}, target={self.target!r}, answer={self.answer!r}, "
-            f"loss={self.loss.item():.4g})"
+            f"loss={self.loss.item():.4g}" + (f"; {short})" if (short := self.cache.left_out()) else ")")
         )
 
     def readouts(self) -> dict[str, dict[int, Readout]]:
@@ -148,6 +148,18 @@ class BackwardLens:
         """
         import pandas
 
+        rows = [self.token_frame()]
+        for layer, learning in self.experts.items():
+            frame = learning.to_frame()
+            frame.insert(0, "readout", "experts")
+            frame.insert(1, "layer", layer)
+            rows.append(frame)
+        return rows[0] if len(rows) == 1 else pandas.concat(rows, ignore_index=True)
+
+    def token_frame(self) -> "pandas.DataFrame":
+        """The rows of `to_frame` that are of tokens."""
+        import pandas
+
         rows = []
         ids, mask = self.token_ids.reshape(-1, self.token_ids.shape[-1]), self.mask.reshape(-1, self.mask.shape[-1])
         for of, layers in self.readouts().items():
@@ -160,11 +172,6 @@ class BackwardLens:
                 frame.insert(4, "token", text_column(token_strings(read.tokenizer, ids.flatten())))
                 frame.insert(5, "segment", [name for row in self.segments.labels() for name in row])
                 rows.append(frame[mask.flatten().tolist()])
-        for layer, learning in self.experts.items():
-            frame = learning.to_frame()
-            frame.insert(0, "readout", "experts")
-            frame.insert(1, "layer", layer)
-            rows.append(frame)
         return pandas.concat(rows, ignore_index=True)
 
     def segment_means(self, quantity: Quantity = "norm", of: str = "shift") -> "pandas.DataFrame":
@@ -264,7 +271,8 @@ def backward_lens(
         inputs: the model's own further inputs, as in `run_with_gradient_cache`.
 
     Raises:
-        ValueError: layers of attention alone (unless `attention`), or bad input as in `run_with_gradient_cache`.
+        ValueError: layers of attention alone (unless `attention`; beside others that can be read they are left out),
+            or bad input as in `run_with_gradient_cache`.
         IndexError: a layer out of range.
 
     Example:

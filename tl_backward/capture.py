@@ -25,7 +25,7 @@ from tl_backward.losses import Loss, takes_mask
 from tl_backward.prompts import Batch, encode_prompts, extend, forward, main_input, with_inputs
 from tl_backward.recorder import Differentiated, Recorder
 from tl_backward.sites import WeightSite, WeightSites, select_sites, sites_of_batch
-from tl_backward.sites.account import account
+from tl_backward.sites.account import account_rows
 
 HookList: TypeAlias = Sequence[tuple[str | Callable[[str], bool], HookFn]]
 
@@ -126,7 +126,6 @@ def run_with_gradient_cache(
         if id(point) not in found.points:
             missing[name] = _OVERWRITTEN if id(point) in found.overwritten else recorder.why_missing(point)
     shorts = {site.key: name for name, site in known.items()}
-    taken = {name: site for name, site in sites.items()}
     n_layers = model.cfg.n_layers
     cache = GradientCache(
         value.detach(),
@@ -138,7 +137,7 @@ def run_with_gradient_cache(
         n_layers,
         parameter_gradients=_parameter_gradients(sites, found, shorts, n_layers),
         missing=missing,
-        account=partial(account, known, known, frozenset(taken)),
+        account=partial(account_rows, known, known, frozenset(sites)),
     )
     return cache.loss, cache
 

@@ -61,7 +61,7 @@ class ExpertLearning:
         frame = self.to_frame().sort_values("share", ascending=False, kind="stable")
         names = ["tokens", "mean routing weight", "share of the gradient", "gradient's norm", "router's gradient"]
         columns = ["n_tokens", "routing_weight", "share", "norm", "router_norm"]
-        rows = [[row[name] for name in columns] for row in frame.to_dict("records")]
+        rows = [["–" if row[name] != row[name] else row[name] for name in columns] for row in frame.to_dict("records")]
         numbers = [f"expert {expert}" for expert in frame["expert"]]
         return table(names, rows, row_names=numbers, caption=f"Which experts of {self.component} would learn")
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tl_backward._checks import nearest
 from tl_backward.factors import GradientFactors
-from tl_backward.sites.account import left_out
+from tl_backward.sites.account import Row, account_frame, left_out
 
 if TYPE_CHECKING:
     import pandas
@@ -123,7 +123,7 @@ class GradientCache(Mapping[Key, Tensor]):
         *,
         parameter_gradients: GradientMap | None = None,
         missing: dict[str, str] | None = None,
-        account: "Callable[[], pandas.DataFrame] | None" = None,
+        account: Callable[[], list[Row]] = list,
     ) -> None:
         self.loss, self.tokens, self.mask, self.logits, self.factors = loss, tokens, mask, logits, factors
         self.parameter_gradients = parameter_gradients or GradientMap({}, {}, n_layers)
@@ -134,14 +134,11 @@ class GradientCache(Mapping[Key, Tensor]):
 
     def account(self) -> "pandas.DataFrame":
         """What this pass captured of each parameter, and why the rest is not here: as `WeightSites.account`."""
-        if self._account is None:
-            raise ValueError("Expected a cache of a capture, got one without an account; capture anew.")
-        return self._account()
+        return account_frame(self._account())
 
     def left_out(self) -> str:
         """What ran in the pass and could not be captured, in one line with the reasons; "" where there is nothing."""
-        frame = self.account()
-        return left_out(list(frame.itertuples(index=False, name=None)))
+        return left_out(self._account())
 
     def __getitem__(self, key: Key) -> Tensor:
         from transformer_lens.utilities.components_utils import get_act_name
@@ -169,7 +166,8 @@ class GradientCache(Mapping[Key, Tensor]):
     def __repr__(self) -> str:
         return (
             f"GradientCache(loss={self.loss.item():.4g}, tokens={list(self.tokens.shape)}, "
-            f"factors of {len(self.factors)} weights, gradients at {len(self)} hook points)"
+            f"factors of {len(self.factors)} weights, gradients at {len(self)} hook points"
+            + (f"; {short})" if (short := self.left_out()) else ")")
         )
 
     def to_frame(self) -> "pandas.DataFrame":

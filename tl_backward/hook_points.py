@@ -79,9 +79,18 @@ class _Forward:
     routes: list[_Route]
 
     def __call__(self, *args: object, **kwargs: object) -> object:
+        plain = type(cast(nn.Module, self.model)).forward
+        if not any(_is_hooked(point) for route in self.routes for point in (route.entry, route.exit)):
+            return plain(self.model, *args, **kwargs)
         tensors = [(t, i) for i, route in enumerate(self.routes) for t in (route.site.parameter, *route.site.aliases)]
         with _Routing(tensors, self.routes):
-            return type(cast(nn.Module, self.model)).forward(self.model, *args, **kwargs)
+            return plain(self.model, *args, **kwargs)
+
+
+def _is_hooked(point: nn.Module | None) -> bool:
+    """Whether anyone's hook is on a point."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return point is not None and any(getattr(point, name) for name in hooks)
 
 
 class _Routing(Watch):

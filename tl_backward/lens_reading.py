@@ -42,6 +42,8 @@ def what_to_read(
         found.kinds[layer] = "" if block is None else block.kind
         main = None if block is None else block.main
         if main is None and not attention:
+            if any(blocks[other].main is not None for other in layers if other in blocks):
+                continue  # a hybrid: attention alone here, what can be read in other layers
             raise ValueError(
                 f"Expected an MLP, experts or a mixer in layer {layer}, but there is "
                 f"{'nothing to capture' if block is None or block.mixing is None else 'attention alone'}"

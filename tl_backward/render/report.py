@@ -57,12 +57,14 @@ def lens_report(
     page = Page(
         f"Backward Lens: {name}" if name else "Backward Lens",
         intro=report_texts.INTRO,
-        footer=report_texts.FOOTER,
+        footer=" ".join(filter(None, [report_texts.FOOTER, visible_text(lens.cache.left_out())])),
     )
     _question(page, view)
     _token_norms(page, view)
     for of in lens.readouts():
         _words(page, view, of)
+    for layer in lens.experts:
+        _experts(page, view, layer)
     _ranks(page, view)
     _norms(page, view)
     _segments(page, view)
@@ -113,7 +115,7 @@ def _words(page: Page, view: PromptView, of: str) -> None:
         text += " This model's MLPs are gated: W_gate reads the same inputs."
     if len(view.tokens) > _MANY:
         text += " The table scrolls sideways."
-    frame = view.lens.to_frame()
+    frame = view.lens.token_frame()
     frame = frame[(frame["readout"] == of) & (frame["example"] == view.example)]
     frame = frame.drop(columns=["readout", "example"])
     for column in ("top_tokens", "bottom_tokens"):
@@ -123,6 +125,15 @@ def _words(page: Page, view: PromptView, of: str) -> None:
         ]
     data = data_block(list(frame.columns), frame.values.tolist(), filename=f"{of}.csv")
     page.section(heading, text, Fragment(view.lens.table(of, example=view.example)), data)
+
+
+def _experts(page: Page, view: PromptView, layer: int) -> None:
+    """Append which experts of a layer would learn."""
+    learning = view.lens.experts[layer]
+    frame = learning.to_frame()
+    data = data_block(list(frame.columns), frame.values.tolist(), filename=f"experts_{layer}.csv")
+    heading, text = report_texts.EXPERTS
+    page.section(f"{heading} {layer}", text, Fragment(learning._repr_html_()), data)
 
 
 def _ranks(page: Page, view: PromptView) -> None:

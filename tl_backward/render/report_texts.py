@@ -61,6 +61,14 @@ TOKEN_NORMS = (
     "depends, to first order, on what is written at that token.",
 )
 
+EXPERTS = (
+    "Which experts would learn in layer",
+    "The experts of the block, the one whose matrices have the largest gradient first: how many of the prompt's tokens "
+    "reached it, the mean factor with which its output enters the block's (over tokens with a gradient), its share of "
+    "the experts' squared gradient norm, that norm, and the norm of the router's own gradient for it. An expert that "
+    "no token reached has no gradient.",
+)
+
 WORDS = {
     "imprint": (
         "Imprint: what W_in would take in",

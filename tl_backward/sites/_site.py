@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tl_backward.factors import GradientFactors, Layout
-from tl_backward.sites.account import account
+from tl_backward.sites.account import account_frame, account_rows
 
 if TYPE_CHECKING:
     import pandas
@@ -93,6 +93,12 @@ class WeightSite:
     """Tensors of the model that are the parameter without being it, which some modes compute with."""
     is_function: bool = False
     """Whether what is used is a function of the parameter, through which its gradient is pulled back."""
+    roots: tuple[nn.Parameter, ...] = ()
+    """The parameters that what is used is a function of, where they are several; () where it is `parameter` alone."""
+    computed_from: tuple[str, ...] = ()
+    """Their names, where `parameter` is none that the weight is named after, so that it has no gradient from here."""
+    constants: tuple[Tensor, ...] = ()
+    """Buffers that what is used is a function of too."""
     scale: float = 1.0
     """What the module multiplies the rows by that it looks up."""
     order: int = 0
@@ -129,6 +135,11 @@ class WeightSite:
     def is_default(self) -> bool:
         """Whether a capture takes it unasked: the matrices of blocks (attention, MLPs, experts, routers, mixers)."""
         return self.kind == "matrix" and any(part.isdigit() for part in self.name.split("."))
+
+    @property
+    def used(self) -> tuple[int, ...]:
+        """What it is known by where it is used: the identity of each parameter that what is used depends on."""
+        return tuple(sorted(id(root) for root in self.roots or (self.parameter,)))
 
     @property
     def by_operation(self) -> bool:
@@ -201,7 +212,7 @@ class WeightSites(dict[str, WeightSite]):
         Columns: parameter (its name there), elements, captured (elements), sites (names; a tied W_E has two), reason
         (one of `REASONS`; "" where it is captured). Never both of the last two empty.
         """
-        return account(self, self)
+        return account_frame(account_rows(self, self))
 
 
 def _batch_pos(delta: Tensor, shape: tuple[int, ...]) -> tuple[int, int]:

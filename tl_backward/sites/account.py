@@ -26,6 +26,11 @@ class Site(Protocol):
         """The parameter behind it."""
         ...
 
+    @property
+    def computed_from(self) -> tuple[str, ...]:
+        """The parameters it is computed from, where it is named after none of them."""
+        ...
+
 
 @runtime_checkable
 class Sites(Protocol):
@@ -39,20 +44,21 @@ Row: TypeAlias = tuple[str, int, int, tuple[str, ...], str]
 """parameter, elements, captured, sites, reason"""
 
 
-def account(sites: Sites, by_name: Mapping[str, Site], taken: Container[str] | None = None) -> "pandas.DataFrame":
-    """See `WeightSites.account`; `taken` are the names that a capture took, None for all."""
+def account_frame(rows: list[Row]) -> "pandas.DataFrame":
+    """The rows of an account as a frame."""
     import pandas
 
-    columns = ["parameter", "elements", "captured", "sites", "reason"]
-    frame = pandas.DataFrame(account_rows(sites, by_name, taken), columns=columns)
+    frame = pandas.DataFrame(rows, columns=["parameter", "elements", "captured", "sites", "reason"])
     return frame.astype({"parameter": object, "reason": object})
 
 
 def account_rows(sites: Sites, by_name: Mapping[str, Site], taken: Container[str] | None = None) -> list[Row]:
-    """The rows of an account."""
+    """The rows of an account; `taken` are the names that a capture took, None for all."""
     names: dict[int, list[str]] = {}
     regions: dict[int, list[tuple[Tensor, str]]] = {}
     for name, site in by_name.items():
+        if site.computed_from:  # its parameters have sites of their own
+            continue
         names.setdefault(id(site.parameter), []).append(name)
         regions.setdefault(_storage(site.parameter), []).append((site.parameter, name))
     rows = []

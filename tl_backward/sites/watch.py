@@ -46,7 +46,7 @@ class Known:
     tensor: Tensor
     """Kept, so that no other tensor can take its identity."""
     roots: tuple[int, ...]
-    """The weights it depends on, by their number."""
+    """The weights it depends on, by their number; below zero those of constants."""
     base: Tensor
     """The whole of which it is a view: the weight, or the function of it that is used."""
     link: Link = ""
@@ -69,7 +69,8 @@ class Watch(TorchFunctionMode):
     """Within the context every use of a weight is reported.
 
     Args:
-        weights: the weights and every other tensor that is one of them (an alias), each with its weight's number.
+        weights: the weights and every other tensor that is one of them (an alias), each with its weight's number; with
+            numbers below zero constants (buffers), which are part of the function where they meet weights alone.
         report: called with the uses of one operation; may return what its output is to be replaced with.
         n_tokens: tokens of the batch together, whose rows are followed where they are gathered.
     """
@@ -82,6 +83,8 @@ class Watch(TorchFunctionMode):
         self._report = report
         self._n_tokens = n_tokens
         self._stance = ExitStack()
+        self._used_bases: set[int] = set()
+        """What was used of weights, by identity: changed in place after that it is no longer what was used."""
         self._rows: dict[int, tuple[Tensor, Tensor]] = {}
         """The token of each row of tensors whose rows were gathered from tokens."""
 
@@ -122,26 +125,28 @@ class Watch(TorchFunctionMode):
             out, list | tuple
         ) else []
         name = operation_name(func)
-        if _in_place(name) and id(args[0]) in self._known:  # a function of a weight is no longer what it was
-            known = self._known[id(args[0])]
-            return self._tell([Seen(Use(name, known.tensor, "other", known.tensor), known, None)], out)
+        if _in_place(name) and id(args[0]) in self._known:
+            return self._changed(name, self._known[id(args[0])], args, kwargs, out)
         outputs = [each for each in outputs if id(each) not in self._known]
         if not outputs:
             return out
         tensors = operands(args, kwargs)
-        weights = [self._known[id(each)] for each in tensors if id(each) in self._known]
+        parts = [self._known[id(each)] for each in tensors if id(each) in self._known]
+        weights = [each for each in parts if _of_weights(each)]
         others = [each for each in tensors if id(each) not in self._known]
-        if name == "detach":  # no gradient reaches the weight from there
+        if name == "detach" and weights:  # no gradient reaches the weight from there
             return out
         if not others:
             for each in outputs:
-                self._derive(name, weights, each)
+                self._derive(name, parts, each)
             return out
-        if name in ("__getitem__", "index_select") and id(args[0]) in self._known:
+        if not weights:
+            return out
+        if name in ("__getitem__", "index_select") and self._is_weight(args[0]):
             return self._picked(name, args, kwargs, outputs[0], out)
         if not isinstance(out, Tensor):
             return self._tell([Seen(Use(name, each.tensor, "other", outputs[0]), each, None) for each in weights], out)
-        found = uses_of(func, args, kwargs, out, lambda value: id(value) in self._known)
+        found = uses_of(func, args, kwargs, out, self._is_weight)
         seen = []
         for use in found:
             known = self._known[id(use.weight)]
@@ -156,7 +161,26 @@ class Watch(TorchFunctionMode):
             self._follow_rows(func, args, out)
         return out
 
+    def _is_weight(self, value: object) -> bool:
+        known = self._known.get(id(value))
+        return known is not None and _of_weights(known)
+
+    def _changed(self, name: str, known: Known, args: tuple, kwargs: dict, out: object) -> object:
+        """A function of a weight that is changed in place: another function of it, if that is all that changes it."""
+        if not _of_weights(known):  # no constant after all
+            del self._known[id(known.tensor)]
+            return out
+        base = self._known.get(id(known.base))
+        alone = all(id(each) in self._known for each in operands(args, kwargs))
+        if base is None or known.link == "" or not alone or id(base.tensor) in self._used_bases:
+            return self._tell([Seen(Use(name, known.tensor, "other", known.tensor), known, None)], out)
+        for each in self._known.values():
+            if each.base is base.tensor:
+                each.link = "function"
+        return out
+
     def _tell(self, seen: list[Seen], out: object) -> object:
+        self._used_bases.update(id(each.known.base) for each in seen)
         replacement = self._report(seen)
         return out if replacement is None else replacement
 
@@ -165,7 +189,7 @@ class Watch(TorchFunctionMode):
         first = weights[0]
         roots = tuple(dict.fromkeys(root for each in weights for root in each.roots))
         picked = next((each.picked for each in weights if each.picked is not None), None)
-        if len(roots) == 1 and _shares_storage(out, first.base):
+        if all(each.base is first.base for each in weights) and _shares_storage(out, first.base):
             self._known[id(out)] = Known(out, roots, first.base, first.link, picked)
             return
         passes = len(weights) == 1 and name in _CASTS and _same_layout(first.tensor, first.base)
@@ -258,6 +282,16 @@ def _gathered(name: str, source: Tensor, args: tuple, tokens: Tensor | None) -> 
     if places is None:
         return None
     return places if tokens is None else tokens[places]
+
+
+def _of_weights(known: Known) -> bool:
+    """Whether a tensor depends on a weight, not on constants alone."""
+    return any(root >= 0 for root in known.roots)
+
+
+def weights_of(known: Known) -> tuple[int, ...]:
+    """The numbers of the weights that a tensor depends on, constants left out."""
+    return tuple(root for root in known.roots if root >= 0)
 
 
 def _in_place(name: str) -> bool:
