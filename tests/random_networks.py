@@ -96,6 +96,12 @@ def _set(w: Tensor) -> Tensor:
     return w
 
 
+def _viewed_then_changed(w: Tensor) -> Tensor:
+    view = w.view(w.shape)
+    w.tanh_()
+    return view
+
+
 def _changed(w: Tensor) -> Tensor:
     w.view(-1)[:3].mul_(0.5)
     return w
@@ -120,6 +126,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "view_in_place": lambda w: _changed(w.clone()),
     "added_in_place": lambda w: torch.zeros_like(w).add_(w),
     "copied": lambda w: torch.zeros_like(w).copy_(w),
+    "viewed_then_changed": lambda w: _viewed_then_changed(w.clone()),
     "normed": lambda w: w / w.norm(),
     "masked": lambda w: w * torch.ones_like(w).tril(1),
     "added": lambda w: torch.add(w, w, alpha=2),
@@ -134,6 +141,7 @@ def product_layer(net: Network, name: str) -> Layer:
     out_in, product = PRODUCTS[net.choose(PRODUCTS)]
     function = FUNCTIONS[net.choose(["plain"] * 8 + list(FUNCTIONS))]
     w, b = net.weight(f"W_{name}", D, D), net.weight(f"b_{name}", D)
+    second = FUNCTIONS[net.choose(["plain"] * 8 + list(FUNCTIONS))]
     twice, biased = net.draw.random() < 0.2, net.draw.random() < 0.5
     add_in_place, relu_in_place = net.draw.random() < 0.3, net.draw.random() < 0.2
 
@@ -144,7 +152,7 @@ def product_layer(net: Network, name: str) -> Layer:
         if relu_in_place:
             y = F.relu(y, inplace=True)
         if twice:
-            y = product(y.tanh(), function(w))
+            y = product(y.tanh(), second(w))
         if add_in_place:
             stream = stream.clone()
             stream += y

@@ -24,7 +24,7 @@ def check_origins(net, sites, recorder, value, shape) -> None:
     experts = [site for site in sites.values() if site.layout.experts and site.kind == "matrix"]
     if not experts or "kernel" in net.notes or not net.embedded.requires_grad:
         return
-    graph = {site.name: [use.seen.use for use in recorder.uses[id(site.parameter)]] for site in experts}
+    graph = {site.name: [use.seen.use for use in recorder.uses[site.used]] for site in experts}
     rows = {name: [use.x_rows(use.x).flatten(0, -2) for use in uses] for name, uses in graph.items()}
     depends = {
         name: [torch.autograd.grad(row.sum(), net.embedded, retain_graph=True)[0].abs().sum(-1) > 0
@@ -78,8 +78,9 @@ def check(seed: int) -> Counter:
     reference = torch.autograd.grad(loss(plain, tokens), list(parameters.values()), allow_unused=True)
     tolerance = 1e-5 if {"cast", "float", "minus_exp"} & set(net.notes) else 1e-9  # there autograd rounds to float32
     floor = 1e-3 * max(float(g.abs().max()) for g in reference if g is not None)
-    of = {id(p): [site for site in sites.values() if site.parameter is p] for p in parameters.values()}
+    of = {id(p): [s for s in sites.values() if s.parameter is p and not s.computed_from] for p in parameters.values()}
     kinds = Counter(f"{site.kind}{' function' if site.is_function else ''}" for site in sites.values())
+    kinds["joint"] += sum(bool(site.roots) for site in sites.values())
     for (name, parameter), gradient in zip(parameters.items(), reference, strict=True):
         parts = [
             found.parameters[site.name] if site.kind == "parameter" else found.factors[site.name].gradient("parameter")

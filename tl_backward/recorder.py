@@ -23,7 +23,7 @@ from tl_backward._visits import check_visitor
 from tl_backward.factors import GradientFactors
 from tl_backward.sites import Read, WeightSite
 from tl_backward.sites.rows import Recorded, factors_of
-from tl_backward.sites.watch import Seen, Watch, asking
+from tl_backward.sites.watch import Seen, Watch, asking, weights_of
 
 
 @dataclass
@@ -75,8 +75,8 @@ class Recorder:
     """Where the gradient of each weight arrives that autograd gives whole."""
     silent: dict[int, str] = field(default_factory=dict)
     """Why no gradient could be asked for at hook points that ran."""
-    uses: dict[int, list[_Multiplied]] = field(default_factory=dict)
-    """What operations did with each parameter, by its identity."""
+    uses: dict[tuple[int, ...], list[_Multiplied]] = field(default_factory=dict)
+    """What operations did with each parameter, or what is computed from several, by their identities."""
 
     def detach(self) -> None:
         """Remove every hook."""
@@ -87,7 +87,7 @@ class Recorder:
         """Record the site's x and y on every call; a bias shares its matrix's y."""
         self.sites.append(site)
         if site.write is None:
-            self.uses.setdefault(id(site.parameter), [])
+            self.uses.setdefault(site.used, [])
             return
         key = (id(site.write.module), site.write.at)
         if key not in self.writes:
@@ -111,18 +111,24 @@ class Recorder:
     @contextmanager
     def watching(self, shape: tuple[int, int]) -> Iterator[None]:
         """Within the context operations over [batch, pos] tokens are watched for the weights whose places they tell."""
-        found = {id(site.parameter): site for site in self.sites if site.write is None}
+        found = {site.used: site for site in self.sites if site.write is None}
         # A gradient that autograd gives whole, or pulls back through a function, needs a graph behind the parameter.
-        asked = [site.parameter for site in found.values() if site.kind == "parameter" or site.is_function]
+        through = [site for site in found.values() if site.kind == "parameter" or site.is_function]
+        asked = [root for site in through for root in _roots(site)]
         by_operation = [site for site in found.values() if site.by_operation]
         if not found:
             yield
             return
-        tensors = [(tensor, i) for i, site in enumerate(by_operation) for tensor in (site.parameter, *site.aliases)]
-        keys = [id(site.parameter) for site in by_operation]
-        wanted: dict[int, set[str]] = {}
+        every = list({id(root): root for site in by_operation for root in _roots(site)}.values())
+        number = {id(root): i for i, root in enumerate(every)}
+        tensors: list[tuple[Tensor, int]] = list(zip(every, range(len(every)), strict=True))
+        tensors += [(alias, number[id(site.parameter)]) for site in by_operation for alias in site.aliases]
+        constants = {id(buffer): buffer for site in by_operation for buffer in site.constants}
+        tensors += [(buffer, -1 - i) for i, buffer in enumerate(constants.values())]
+        keys = [id(root) for root in every]
+        wanted: dict[tuple[int, ...], set[str]] = {}
         for site in self.sites:
-            wanted.setdefault(id(site.parameter), set()).add(site.kind)
+            wanted.setdefault(site.used, set()).add(site.kind)
 
         def report(seen: list[Seen]) -> Tensor | None:
             return self._used(seen, keys, wanted, shape)
@@ -137,14 +143,17 @@ class Recorder:
                 yield
 
     def _used(
-        self, seen: list[Seen], keys: list[int], wanted: dict[int, set[str]], shape: tuple[int, int]
+        self, seen: list[Seen], keys: list[int], wanted: dict[tuple[int, ...], set[str]], shape: tuple[int, int]
     ) -> Tensor | None:
         check_visitor(self.model)
         written: _Written | None = None
         replacement: Tensor | None = None
         for each in seen:
             use = each.use
-            key = keys[each.known.roots[0]]
+            key = tuple(sorted(keys[root] for root in weights_of(each.known)))
+            if key not in self.uses:  # weights that meet in no pass of the model's own
+                self._unknown(each, key)
+                continue
             if use.y is None or use.kind not in wanted[key]:
                 if use.kind == "other":
                     use.y = None
@@ -162,6 +171,12 @@ class Recorder:
             use.y = None
             self.uses[key].append(_Multiplied(each, written, 0 if use.x is None else use.x._version))
         return replacement
+
+    def _unknown(self, seen: Seen, roots: tuple[int, ...]) -> None:
+        seen.use.kind, seen.use.y = "other", None
+        for root in roots:
+            if (root,) in self.uses:
+                self.uses[root,].append(_Multiplied(seen, _Written(None, seen.use.weight, None), 0))
 
     def watch_hook_point(self, point: nn.Module) -> None:
         """Record the gradient of the tensor at a HookPoint, all its readers' shares together.
@@ -257,7 +272,7 @@ class Recorder:
     def _recorded(self, site: WeightSite, deltas: dict[int, Tensor]) -> list[Recorded]:
         """Each use of a site's weight that is of its kind, with the gradient at what it wrote."""
         found = []
-        for each in self.uses[id(site.parameter)]:
+        for each in self.uses[site.used]:
             if each.seen.use.kind == "other":
                 raise RuntimeError(
                     f"Expected {site.name} to be used as in a pass of the model's own, got an operation "
@@ -306,10 +321,10 @@ class Recorder:
         return {key for key, entered in self.points.items() if any(id(entry) in stale for entry in entered)}
 
     def _check_uses(self, site: WeightSite) -> None:
-        used = [each for each in self.uses[id(site.parameter)] if each.seen.use.kind == site.kind]
+        used = [each for each in self.uses[site.used] if each.seen.use.kind == site.kind]
         if site.kind == "parameter" or site.may_be_silent:
             return
-        if not used and not any(each.seen.use.kind == "other" for each in self.uses[id(site.parameter)]):
+        if not used and not any(each.seen.use.kind == "other" for each in self.uses[site.used]):
             raise RuntimeError(_never_ran(site))
         if used and all(each.written.edge is None for each in used):
             raise RuntimeError(
@@ -326,6 +341,10 @@ class Recorder:
                     f"Expected what {site.name} wrote to stay as it was, but it was changed in place later in the "
                     "forward pass; make the hook that does so return a new tensor."
                 )
+
+
+def _roots(site: WeightSite) -> tuple[nn.Parameter, ...]:
+    return site.roots or (site.parameter,)
 
 
 def _never_ran(site: WeightSite) -> str:

@@ -5,11 +5,10 @@ graph is walked: the edges that lead into a parameter must be those of the uses 
 an operation is not known, the parameter's gradient is asked of autograd whole (kind "parameter"): always exact.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,10 @@ from torch import Tensor, nn
 from tl_backward.factors import Layout
 from tl_backward.sites._site import WeightSite, WeightSites
 from tl_backward.sites.account import DID_NOT_RUN, NO_GRAD, NOT_FLOAT, QUANTISED, account_rows
-from tl_backward.sites.names import Named, is_hook_point, is_norm
-from tl_backward.sites.watch import Seen, Watch, asking
+from tl_backward.sites.forms import Geometry, site_of, way_of
+from tl_backward.sites.joint import joint_sites
+from tl_backward.sites.names import Named, is_hook_point
+from tl_backward.sites.watch import Seen, Watch, asking, weights_of
 
 
 @dataclass
@@ -30,15 +31,6 @@ class _Uses:
     seen: list[Seen] = field(default_factory=list)
     nodes: list[object] = field(default_factory=list)
     """The node of autograd's graph that each use made; None where it made none."""
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How a model splits its attention matrices into heads."""
-
-    n_heads: int
-    d_head: int
-    d_value: int
 
 
 def learn(
@@ -72,12 +64,14 @@ def learn(
         number = next(operation)
         for each in seen:
             y = each.use.y
-            for root in each.known.roots:
+            for root in weights_of(each.known):
                 uses[root].first = uses[root].first or number
                 uses[root].seen.append(each)
                 uses[root].nodes.append(None if y is None else y.grad_fn)
 
+    constants = _constants(modules)
     numbered = [(p, i) for i, p in enumerate(every)] + [(alias, i) for i, held in aliases.items() for alias in held]
+    numbered += [(buffer, -1 - i) for i, buffer in enumerate(constants)]
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         stack.enter_context(asking(every))
@@ -87,19 +81,35 @@ def learn(
             outputs = run()
         reached, edges = _graph(outputs)
         sites = WeightSites(parameters)
+        names = [ways.get(id(parameter)) or [_plain(parameter, parameters)] for parameter in every]
+        joint = joint_sites(every, [use.seen for use in uses], names, geometry)
         for number, parameter in enumerate(every):
-            known = ways.get(id(parameter)) or [_plain(parameter, parameters)]
-            found = _decide(parameter, number, uses[number], known, aliases.get(number, ()), reached, edges, geometry)
+            held = joint.get(number)
+            if held is not None and all(len(weights_of(seen.known)) > 1 for seen in uses[number].seen):
+                live = _live(uses[number], ())
+                if _explained(parameter, live, edges.get(id(parameter), []), reached):
+                    sites.add(replace(held, order=uses[number].first))
+                    continue
+            found = _decide(parameter, uses[number], names[number], aliases.get(number, ()), reached, edges, geometry)
             if isinstance(found, str):
                 sites.unused[id(parameter)] = found
             else:
                 sites.add(*(site for site in found if site.name not in sites))
+        sites.add(*(site for number, site in joint.items() if number < 0 and site.name not in sites))
+        for name, site in sites.items():
+            sites[name] = replace(site, constants=_constants_of(site, every, uses, constants))
     _complete_experts(sites, every, ways)
     for name, _, _, _, reason in account_rows(sites, sites):
         if reason:
             known = ways.get(id(parameters[name]))
             sites.missing[known[0].name if known else name] = f"{reason}."
     return sites
+
+
+def _constants(modules: Sequence[nn.Module]) -> list[Tensor]:
+    """Numbers that modules keep beside their parameters: masks of pruning, a spectral norm's vectors."""
+    found = (buffer for module in modules for buffer in module._buffers.values() if buffer is not None)
+    return list({id(buffer): buffer for buffer in found if buffer.is_floating_point()}.values())
 
 
 def _held(ways: dict[int, list[Named]]) -> Iterator[nn.Parameter]:
@@ -188,7 +198,6 @@ def _tensors(value: object) -> Iterator[Tensor]:
 
 def _decide(
     parameter: nn.Parameter,
-    number: int,
     uses: _Uses,
     ways: list[Named],
     aliases: Sequence[Tensor],
@@ -202,11 +211,7 @@ def _decide(
     if not parameter.is_floating_point():
         return NOT_FLOAT
     known_alias = {id(alias) for alias in aliases}
-    live = [
-        (seen, node)
-        for seen, node in zip(uses.seen, uses.nodes, strict=True)
-        if node is not None and (seen.use.weight.requires_grad or id(seen.known.base) in known_alias)
-    ]
+    live = _live(uses, known_alias)
     into = edges.get(id(parameter), [])
     if not live and not into:
         return NO_GRAD if uses.seen else DID_NOT_RUN
@@ -217,12 +222,32 @@ def _decide(
     found: list[WeightSite] = []
     for kind in dict.fromkeys(seen.use.kind for seen, _ in live):
         mine = [seen for seen, _ in live if seen.use.kind == kind]
-        site = None if kind == "other" else _site(parameter, kind, mine, _way(ways, kind), geometry)
+        site = None if kind == "other" else site_of(parameter, kind, mine, way_of(ways, kind), geometry)
         if site is None:
             return whole
         found += [replace(each, aliases=tuple(aliases), order=uses.first) for each in site]
     # One name for two kinds of use: tied, with no second module that would name the other one.
     return found if len({site.name for site in found}) == len(found) else whole
+
+
+def _live(uses: _Uses, aliases: Container[int]) -> list[tuple[Seen, object]]:
+    """The uses through which a gradient flows, each with its node of the graph."""
+    return [
+        (seen, node)
+        for seen, node in zip(uses.seen, uses.nodes, strict=True)
+        if node is not None and (seen.use.weight.requires_grad or id(seen.known.base) in aliases)
+    ]
+
+
+def _constants_of(
+    site: WeightSite, every: Sequence[nn.Parameter], uses: Sequence[_Uses], constants: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """The buffers that what a site's weight is used as depends on."""
+    if not site.is_function:
+        return ()
+    number = next(i for i, parameter in enumerate(every) if parameter is site.parameter)
+    found = dict.fromkeys(root for seen in uses[number].seen for root in seen.known.roots if root < 0)
+    return tuple(constants[-1 - root] for root in found)
 
 
 def _plain_class(parameter: nn.Parameter) -> bool:
@@ -259,132 +284,6 @@ def _into(weight: Tensor, parameter: nn.Parameter) -> Iterator[object]:
                 yield node
             else:
                 stack.append(parent)
-
-
-def _way(ways: list[Named], kind: str) -> Named:
-    """The name that fits a use: a tied parameter is looked up under one and multiplied by under another."""
-    if kind == "embedding":
-        return next((way for way in ways if isinstance(way.module, nn.Embedding)), ways[0])
-    if kind == "matrix" and len(ways) > 1:
-        return next((way for way in ways if not isinstance(way.module, nn.Embedding)), ways[0])
-    return ways[0]
-
-
-def _site(
-    parameter: nn.Parameter,
-    kind: str,
-    seen: list[Seen],
-    way: Named,
-    geometry: Callable[[Named], Geometry | None],
-) -> list[WeightSite] | None:
-    """The sites of one kind of use; None where they do not fit one form."""
-    if any(len(each.known.roots) > 1 for each in seen):
-        return None
-    bases = [each.known.base for each in seen]
-    is_function = any(each.known.link == "function" for each in seen)
-    if len({tuple(base.shape) for base in bases}) > 1:
-        return None
-    shape = tuple(bases[0].shape)
-    if kind == "embedding":
-        if "bias" in way.attribute and not isinstance(way.module, nn.Embedding):
-            return None
-        if len(shape) != 2 or any(each.use.weight.shape != shape for each in seen):  # one of several tables
-            return None
-        scale = float(getattr(way.module, "embed_scale", getattr(way.module, "scalar_embed_scale", 1.0)))
-        layout = Layout(shape)
-        return [WeightSite(way.name, "embedding", parameter, layout, is_function=is_function, scale=scale)]
-    if kind in ("norm", "bias"):
-        if parameter.ndim != 1 or (kind == "norm" and not (way.name.endswith(".w") or is_norm(way.module))):
-            return None
-        if any(each.use.weight.numel() != parameter.numel() for each in seen):
-            return None
-        of = geometry(way) if kind == "bias" else None
-        layout = Layout(shape)
-        letter = way.name.rsplit(".", 1)[-1]
-        if of is not None and letter in ("b_Q", "b_K", "b_V"):
-            width = of.d_value if letter == "b_V" else of.d_head
-            if shape[0] % width == 0:
-                layout = Layout((shape[0] // width, width), "out", "in_out", shape)
-        return [WeightSite(way.name, kind, parameter, layout, is_function=is_function)]
-    orientations = {_orientation(each, way, geometry) for each in seen}
-    if len(orientations) != 1 or None in orientations:
-        return None
-    stored = orientations.pop()
-    return _matrix(parameter, shape, cast(str, stored), way, geometry(way), is_function)
-
-
-def _matrix(
-    parameter: nn.Parameter, shape: tuple[int, ...], stored: str, way: Named, of: Geometry | None, is_function: bool
-) -> list[WeightSite]:
-    orientation = "out_in" if stored == "out_in" else "in_out"
-    d_in, d_out = shape[-2:] if orientation == "in_out" else shape[:-3:-1]
-    if len(shape) == 3:
-        layout = Layout((shape[0], d_in, d_out), None, orientation, shape, experts=True)
-        return [WeightSite(way.name, "matrix", parameter, layout, is_function=is_function, may_be_silent=True)]
-    letter = way.name.rsplit(".", 1)[-1]
-    tl = (d_in, d_out)
-    layout = Layout(tl, None, orientation, shape)
-    width = 0 if of is None else of.d_value if letter == "W_V" else of.d_head
-    if of is not None and letter in ("W_Q", "W_K", "W_V") and d_out % width == 0:
-        heads = d_out // width
-        if letter == "W_Q" and heads == 2 * of.n_heads:  # each head's query is followed by its output's gate
-            return [
-                WeightSite(
-                    way.name + end,
-                    "matrix",
-                    parameter,
-                    Layout((of.n_heads, d_in, width), "out", orientation, shape, part=(which, 2)),
-                    is_function=is_function,
-                )
-                for which, end in enumerate(("", "_gate"))
-            ]
-        layout = Layout((heads, d_in, width), "out", orientation, shape)
-    elif of is not None and letter == "W_O" and d_in % of.n_heads == 0:
-        layout = Layout((of.n_heads, d_in // of.n_heads, d_out), "in", orientation, shape)
-    return [WeightSite(way.name, "matrix", parameter, layout, is_function=is_function)]
-
-
-def _orientation(seen: Seen, way: Named, geometry: Callable[[Named], Geometry | None]) -> str | None:
-    """Whether the base of what was used is stored as [.., d_in, d_out] or turned; None where it was used in part."""
-    weight, base, use = seen.use.weight, seen.known.base, seen.use
-    turned = "in_out" if use.orientation == "out_in" else "out_in"
-    if use.blocks == "head":
-        return _head_orientation(weight, base, use.orientation, way, geometry)
-    if seen.known.picked is not None:
-        return use.orientation if weight.shape[1:] == base.shape[1:] else None
-    if base.ndim == 3 and weight.ndim == 2:
-        if base.stride(0) == 0 or weight.storage_offset() < base.storage_offset():
-            return None
-        index, rest = divmod(int(weight.storage_offset() - base.storage_offset()), int(base.stride(0)))
-        if rest or index >= len(base):
-            return None
-        base = base[index]
-    for view, orientation in ((base, use.orientation), (base.mT, turned)) if base.ndim > 1 else ():
-        if weight.shape == view.shape and weight.stride() == view.stride() and weight.data_ptr() == view.data_ptr():
-            return orientation
-    return None
-
-
-def _head_orientation(
-    weight: Tensor, base: Tensor, orientation: str, way: Named, geometry: Callable[[Named], Geometry | None]
-) -> str | None:
-    """Of a weight [head, .., ..] that is a view of a matrix."""
-    of = geometry(way)
-    if of is None or base.ndim != 2:
-        return None
-    seen = weight if orientation == "in_out" else weight.mT
-    heads, d_in, d_out = seen.shape
-    letter = way.name.rsplit(".", 1)[-1]
-    for matrix, stored in ((base, "in_out"), (base.mT, "out_in")):
-        if letter == "W_O" and matrix.shape == (heads * d_in, d_out):
-            view = matrix.unflatten(0, (heads, d_in))
-        elif letter != "W_O" and matrix.shape == (d_in, heads * d_out):
-            view = matrix.unflatten(1, (heads, d_out)).transpose(0, 1)
-        else:
-            continue
-        if view.shape == seen.shape and view.stride() == seen.stride() and view.data_ptr() == seen.data_ptr():
-            return stored
-    return None
 
 
 def _complete_experts(sites: WeightSites, every: list[nn.Parameter], ways: dict[int, list[Named]]) -> None:

@@ -32,6 +32,8 @@ class Named:
     """The component whose part the module is: an attention, an MLP."""
     depth: int
     """Steps below TransformerLens's innermost component: the fewer, the more TransformerLens knows of it."""
+    computed: str = ""
+    """What the weight is called that the module computes from the parameter (weight norm); "" where it has its own."""
 
 
 def named_weights(model: nn.Module, components: dict[int, str]) -> dict[int, list[Named]]:
@@ -90,7 +92,9 @@ def _walk(
     parent = next(iter(chain[-1:] if below else chain[-2:-1]), None)
     for attribute, tensor in module._parameters.items():
         if tensor is not None:
-            yield tensor, Named(_name(path, below, module, attribute), module, attribute, parent, len(below))
+            name = _name(path, below, module, attribute)
+            computed = _computed(path, below, module, attribute)
+            yield tensor, Named(name, module, attribute, parent, len(below), computed)
     for step, child in module._modules.items():
         if child is not None and not is_hook_point(child):
             inside = step in ("_original_component", *_WRAPPERS) or step == "parametrizations"
@@ -105,6 +109,9 @@ def is_hook_point(module: nn.Module) -> bool:
 def _name(path: str, below: tuple[str, ...], module: nn.Module, attribute: str) -> str:
     if attribute == "original" and below and below[-1] in ("weight", "bias"):  # torch.nn.utils.parametrize
         below, attribute = below[:-1], below[-1]
+    # Hooks of torch's compute the weight before each call: spectral norm, pruning.
+    if attribute in ("weight_orig", "bias_orig") and attribute.removesuffix("_orig") in vars(module):
+        attribute = attribute.removesuffix("_orig")
     steps = [step for step in path.split(".") if step] + list(below)
     if attribute not in ("weight", "bias") or not steps:
         return ".".join([*steps, attribute])
@@ -122,6 +129,14 @@ def _name(path: str, below: tuple[str, ...], module: nn.Module, attribute: str) 
         last = _LETTERS.get(last, last)
     # TransformerLens's own experts are modules that are called as their matrices are.
     return ".".join([*steps[:-1], last if last.startswith("W_") and letter == "W" else f"{letter}_{last}"])
+
+
+def _computed(path: str, below: tuple[str, ...], module: nn.Module, attribute: str) -> str:
+    """The name of the weight that a module without one computes from a parameter."""
+    if attribute.startswith("original") and below and below[-1] in ("weight", "bias"):
+        return _name(path, below[:-1], module, below[-1])
+    has_own = module._parameters.get("weight") is not None or attribute == "bias"
+    return "" if has_own or not (path or below) else _name(path, below, module, "weight")
 
 
 def is_norm(module: nn.Module) -> bool:

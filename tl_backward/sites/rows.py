@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tl_backward.factors import GradientFactors, Origin
 from tl_backward.sites._site import WeightSite
-from tl_backward.sites.watch import Known, Seen
+from tl_backward.sites.watch import Seen
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def factors_of(site: WeightSite, recorded: list[Recorded], shape: tuple[int, int
     """The factors of a site from each of its uses in a pass over [batch, pos] tokens."""
     layout = site.layout
     if recorded:
-        pull_back = _pull_back(site.parameter, recorded[0].seen.known)
+        pull_back = _pull_back(site, recorded)
         layout = layout if pull_back is None else replace(layout, pull_back=pull_back)
     parts = [_part(site, each, shape) for each in recorded] or [_nothing(site, shape)]
     inputs, deltas, origin = _joined(site, parts)
@@ -141,11 +141,34 @@ def by_token(tensor: Tensor, shape: tuple[int, int], trailing: int = 1) -> Tenso
     return tensor
 
 
-def _pull_back(parameter: nn.Parameter, known: Known) -> Callable[[Tensor], Tensor] | None:
+def _pull_back(site: WeightSite, recorded: list[Recorded]) -> Callable[[Tensor], Tensor] | None:
     """What maps a gradient of what was used to that of the parameter behind it; None where it is the parameter."""
-    if known.link == "":
-        return None
-    return _Cast(parameter.dtype) if known.link == "cast" else _Through(known.base, parameter)
+    if site.computed_from:
+        return _Refused(site.name, site.computed_from)
+    links = {each.seen.known.link for each in recorded}
+    if "function" not in links:
+        return None if links == {""} else _Cast(site.parameter.dtype)
+    base = recorded[0].seen.known.base
+    if any(each.seen.known.base is not base for each in recorded):
+        raise RuntimeError(
+            f"Expected {site.name} to be used as one function of its parameter, as in a pass of the model's own, got "
+            "several; a user's hook may have changed how the model computes: choose others with weights=..."
+        )
+    return _Through(base, site.parameter)
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """In the place of a gradient that belongs to several parameters."""
+
+    name: str
+    parameters: tuple[str, ...]
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        raise ValueError(
+            f"Expected a weight with a parameter of its own, got {self.name}, which is computed from "
+            f"{' and '.join(self.parameters)}; take gradient('tl'), or theirs from cache.parameter_gradients."
+        )
 
 
 @dataclass(frozen=True)
