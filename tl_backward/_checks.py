@@ -15,6 +15,14 @@ class UnknownWordsWarning(UserWarning):
     """A text has words that the model's tokenizer reads as unknown: what follows is about them too."""
 
 
+class AdapterWarning(UserWarning):
+    """A model holds an adapter that takes no part in its passes: what follows is about the model without it."""
+
+
+class LargeCaptureWarning(UserWarning):
+    """A capture that is about to hold much memory."""
+
+
 class NonFiniteError(ValueError):
     """A loss or gradient that is NaN or infinite: of many examples, that of `index`, which may be left out for it."""
 

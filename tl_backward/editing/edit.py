@@ -182,6 +182,12 @@ def editable(model: TransformerLensModel, updates: dict[str, Update]) -> WeightS
     sites = weight_sites(model)
     for name, update in updates.items():
         site = select_sites(sites, name)[name]
+        refused = _unwritable(site)
+        if refused:
+            raise ValueError(
+                f"Expected a weight that an edit can write, got {name}, which is {refused}; choose a matrix of its own "
+                "that the model uses as it is stored."
+            )
         d_in, d_out = _matrix_shape(site)
         if (update.x.shape[1], update.v.shape[1]) != (d_in, d_out):
             raise ValueError(
@@ -199,6 +205,19 @@ def editable(model: TransformerLensModel, updates: dict[str, Update]) -> WeightS
                 "both; untie them first (give one a copy of the parameter)."
             )
     return sites
+
+
+def _unwritable(site: WeightSite) -> str:
+    """Why adding outer products to the parameter is not adding them to what the model uses; "" where it is."""
+    if site.layout.experts:
+        return "one matrix for each expert in a single parameter"
+    if site.layout.part is not None:
+        return "interleaved with another weight in one parameter"
+    if site.roots or site.is_function:
+        return "used as a function of its parameter (a parametrization, a quantiser, an adapter)"
+    if site.kind == "parameter":
+        return "no matrix but a vector, scalar or kernel, or used in more ways than one"
+    return ""
 
 
 def _matrix_shape(site: WeightSite) -> tuple[int, int]:

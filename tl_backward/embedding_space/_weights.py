@@ -12,7 +12,7 @@ from tl_backward.sites import WeightSite, select_sites, weight_sites
 
 Role: TypeAlias = Literal["read", "write", "scale"]
 
-_READERS = ("W_in", "W_gate", "W_Q", "W_K", "W_V", "W_U")
+_READERS = ("W_in", "W_gate", "W_Q", "W_Q_gate", "W_K", "W_V", "W_U")
 _WRITERS = ("W_out", "W_O", "W_E", "W_pos", "b_out", "b_O")
 _NORMS = ("ln1", "ln1_post", "ln2", "ln2_post", "ln_final")
 
@@ -59,7 +59,7 @@ def parameter_vectors(
     blocks = stored.transpose(1, 2) if role == "read" else stored  # [head_index, d_head, d_model]
     chosen = list(range(len(blocks)))
     if head is not None:
-        n_heads = model.cfg.n_heads
+        n_heads = query_heads(model, site.name)
         chosen = [check_head(head, n_heads) * len(blocks) // n_heads]  # shared by a group of heads in GQA
     heads = torch.tensor(chosen).repeat_interleave(blocks.shape[1])
     index = torch.arange(blocks.shape[1]).repeat(len(chosen))
@@ -72,11 +72,21 @@ def per_query_head(model: TransformerLensModel, of: ParameterVectors) -> Paramet
     if of.heads is None:
         return of
     d_head = int((of.heads == of.heads[0]).sum())
-    group = model.cfg.n_heads // (len(of.vectors) // d_head)
+    n_heads = query_heads(model, of.name)
+    group = n_heads // (len(of.vectors) // d_head)
     vectors = of.vectors.reshape(-1, d_head, of.vectors.shape[1]).repeat_interleave(group, dim=0)
-    heads = torch.arange(model.cfg.n_heads).repeat_interleave(d_head)
+    heads = torch.arange(n_heads).repeat_interleave(d_head)
     index = of.index.reshape(-1, d_head).repeat_interleave(group, dim=0).flatten()
     return ParameterVectors(of.name, of.layer, of.role, vectors.flatten(0, 1), heads, index, of.norm)
+
+
+def query_heads(model: TransformerLensModel, name: str) -> int:
+    """How many heads the attention has that a weight belongs to: layers of one model may differ."""
+    sites = weight_sites(model)
+    around = name.rsplit(".", 1)[0]
+    of_queries = (sites.get(f"{around}.{letter}") for letter in ("W_O", "W_Q"))
+    counts = (site.layout.shape[0] for site in of_queries if site is not None and site.layout.heads is not None)
+    return next(counts, model.cfg.n_heads)
 
 
 def norm_weight(model: TransformerLensModel, name: str) -> Tensor | None:
@@ -121,6 +131,12 @@ def _role(site: WeightSite) -> Role:
 
 def _stored(model: TransformerLensModel, site: WeightSite) -> Tensor:
     """A parameter in TransformerLens's shape, with what an architecture applies to it: the same in both worlds."""
+    if site.is_function and site.kind != "norm":
+        raise ValueError(
+            f"Expected a weight that is used as it is stored, got {site.name}, of which the model uses a function (a "
+            "parametrization, a quantiser, pruning); make it permanent first (parametrize.remove_parametrizations, "
+            "prune.remove, merge_and_unload)."
+        )
     parameter = site.layout.from_stored(site.parameter.detach())
     if site.kind == "norm" and getattr(model.cfg, "rmsnorm_uses_offset", False):
         return parameter + 1  # Gemma stores what is added to one

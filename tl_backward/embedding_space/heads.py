@@ -10,7 +10,7 @@ from tl_backward._checks import check_head, check_layers, check_model
 from tl_backward._html import Cell, table
 from tl_backward._typing import Tokenizer, TransformerLensModel, typed
 from tl_backward.embedding_space._embedding import Embedding
-from tl_backward.embedding_space._weights import parameter_vectors
+from tl_backward.embedding_space._weights import parameter_vectors, query_heads
 from tl_backward.embedding_space.filters import Filters, TokenList, token_mask
 from tl_backward.sites import rotation, weight_sites
 from tl_backward.top_pairs import TopPairs, top_pairs
@@ -164,7 +164,7 @@ def head_pairs(
     return HeadPairs(
         circuit=circuit,
         layer=layer,
-        head=check_head(head, model.cfg.n_heads),
+        head=check_head(head, query_heads(model, sides[0].name)),
         offset=offset,
         pairs=pairs,
         left_out=_left_out(model, circuit, layer),

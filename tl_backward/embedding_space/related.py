@@ -11,7 +11,7 @@ from tl_backward._checks import check_head
 from tl_backward._html import table
 from tl_backward._typing import TransformerLensModel, typed
 from tl_backward.embedding_space._embedding import Embedding
-from tl_backward.embedding_space._weights import ParameterVectors, parameter_vectors, per_query_head
+from tl_backward.embedding_space._weights import ParameterVectors, parameter_vectors, per_query_head, query_heads
 from tl_backward.embedding_space.filters import Filters, TokenList, token_mask
 from tl_backward.embedding_space.projection import top_tokens
 
@@ -149,7 +149,7 @@ def _of_head(model: TransformerLensModel, side: ParameterVectors, head: int) -> 
     """The vectors of one head."""
     if side.heads is None:
         raise ValueError(f"Expected no head for {side.name!r}, whose pairs are neurons, got head={head}; leave it out.")
-    chosen = side.heads == check_head(head, model.cfg.n_heads)
+    chosen = side.heads == check_head(head, query_heads(model, side.name))
     vectors = side.vectors[chosen.to(side.vectors.device)]
     return replace(side, vectors=vectors, heads=side.heads[chosen], index=side.index[chosen])
 

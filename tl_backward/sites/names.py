@@ -115,7 +115,7 @@ def _name(path: str, below: tuple[str, ...], module: nn.Module, attribute: str) 
     steps = [step for step in path.split(".") if step] + list(below)
     if attribute not in ("weight", "bias") or not steps:
         return ".".join([*steps, attribute])
-    if is_norm(module) or hasattr(module, "normalized_shape"):
+    if (is_norm(module) or hasattr(module, "normalized_shape")) and not isinstance(module, nn.Embedding):
         return ".".join([*steps, "w" if attribute == "weight" else "b"])
     letter = "W" if attribute == "weight" else "b"
     last = steps[-1]

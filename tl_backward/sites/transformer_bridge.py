@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from tl_backward._torch_hooks import without_hooks
 from tl_backward._typing import TransformerLensModel
 from tl_backward.sites._site import WeightSites
-from tl_backward.sites.learn import Geometry, learn
+from tl_backward.sites.adapters import warn_of_lost_adapters
+from tl_backward.sites.forms import Geometry
+from tl_backward.sites.learn import learn
 from tl_backward.sites.names import Named, components, every_module, named_weights
 
 
@@ -27,7 +29,10 @@ def collect(model: TransformerLensModel, run: Callable[[], object], n_tokens: in
     def geometry(way: Named) -> Geometry | None:
         return _geometry(model, way)
 
-    return learn(dict(root.named_parameters()), ways, run, n_tokens, modules, geometry)
+    sites = learn(dict(root.named_parameters()), ways, run, n_tokens, modules, geometry)
+    paths = {name.replace("._original_component", ""): module for name, module in inner.named_modules()}
+    warn_of_lost_adapters(paths, sites)
+    return sites
 
 
 def _geometry(model: TransformerLensModel, way: Named) -> Geometry | None:
