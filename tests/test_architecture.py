@@ -14,7 +14,7 @@ FLOORS = [
     {"_typing", "_checks", "_html", "_storage", "_csv", "_torch_hooks", "_visits", "_probe", "_rebinding"},
     {"factors", "losses", "vocabulary", "asked", "head", "readout", "segments", "sites", "zoo", "prompts", "loading", "cases", "bootstrap", "top_pairs",
      "text_files"},
-    {"activations", "answers", "capture", "gradient_cache", "controls", "fresh", "recorder", "weight_inputs", "blocks", "expert_learning", "lens_reading"},
+    {"activations", "answers", "capture", "capture_memory", "gradient_cache", "controls", "fresh", "recorder", "weight_inputs", "blocks", "expert_learning", "lens_reading"},
     {"examples", "backward_lens", "editing", "sweeps", "sweep_result", "sweep_checkpoint", "similarity", "embedding_space",
      "alignment", "dissimilarity", "inversion"},
     {"hook_points"},

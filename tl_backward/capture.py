@@ -20,6 +20,7 @@ from tl_backward._checks import (
 )
 from tl_backward._typing import HookFn, NamesFilter, Prompts, TransformerLensModel
 from tl_backward._visits import rng_untouched
+from tl_backward.capture_memory import announce
 from tl_backward.gradient_cache import FactorMap, GradientCache, GradientMap
 from tl_backward.losses import Loss, takes_mask
 from tl_backward.prompts import Batch, encode_prompts, extend, forward, main_input, with_inputs
@@ -100,6 +101,7 @@ def run_with_gradient_cache(
     none = isinstance(weights, list | tuple) and not weights
     known = sites_of_batch(model, batch)
     sites = {} if none else select_sites(known, weights)
+    announce(model, sites.values(), batch.tokens.numel())
     recorder = Recorder(model)
     with ExitStack() as stack:
         stack.enter_context(rng_untouched(model))
