@@ -102,7 +102,9 @@ against autograd ({versions}).
 READING = """
 A name counts where a model of it builds offline and runs in plain TransformerLens; the others stand [below](#not-run) with
 the error. *Whole* means that every parameter that gets a gradient is captured, in each pass that was tried: text, and the
-model's own inputs (images, sounds, a decoder's tokens), with which its towers run. Their names follow [one rule](#names).
+model's own inputs (images, sounds, a decoder's tokens), with which its towers run. TransformerLens asks for
+torchvision or timm before it wraps seven of them; only processors need these (and Gemma3n's vision tower, which is left out), so that is switched
+off here. The names of weights follow [one rule](#names).
 
 - **captured / listed / silent**: percent of the elements that get a gradient; *listed* ones have a reason in
   `sites.account()`, *silent* ones would be missing without a word.
