@@ -16,7 +16,7 @@ from .build import bridge, hugging_face, no_processors, passes
 from .double import InDouble
 from .table import Inputs, Row
 
-EXACT, ROUNDED, SINGLE = 1e-9, 1e-5, 2e-3
+EXACT, ROUNDED, SINGLE = 1e-9, 1e-5, 1e-5
 """Errors allowed in float64; where transformers rounds to float32 inside; and in float32."""
 
 

@@ -112,7 +112,7 @@ off here. The names of weights follow [one rule](#names).
   tables that are added as they stand, biases of experts.
 - **worst error**: largest `max|error| / max|gradient|` over all parameters. Where transformers itself rounds to float32 (norms
   of Gemma, routers), the error with that rounding switched off stands first. Experts that run in `grouped_mm`, which has no
-  float64, are computed by products of each group there, and in float32 as torch does it, to 2e-3.
+  float64, are computed by products of each group there, and in float32 as torch does it, to 1e-5.
 - **lens**: `backward_lens`. **readout**: the last residual stream read in words, against the model's logits.
   **control**: `random_init`. **hook points**: how many `extend` adds, all of which fire and change nothing.
 """
