@@ -30,7 +30,7 @@ from tl_backward.losses import Target, target_loss
 from tl_backward.readout import Readout, readout
 from tl_backward.segments import Segments, Subject, segment_tokens
 from tl_backward.sites import weight_sites
-from tl_backward.vocabulary import text_column, token_string, token_strings
+from tl_backward.vocabulary import output_size, text_column, token_string, token_strings
 
 if TYPE_CHECKING:
     import pandas
@@ -284,7 +284,7 @@ def backward_lens(
     """
     check_model(model)
     chosen = check_layers(layers, model.cfg.n_layers)
-    check_k(k, model.W_U.shape[1])
+    check_k(k, output_size(model) or model.cfg.d_vocab)
     if control not in (None, "random_init"):
         raise ValueError(f"Expected control=None or 'random_init', got {control!r}; no other control is known.")
     sites = weight_sites(model)

@@ -182,8 +182,13 @@ def _parameter_gradients(
 
 
 def _nothing_to_capture(known: WeightSites, none: bool) -> str:
-    reasons = "" if none else "".join(f" ({name}: {why})" for name, why in list(known.missing.items())[:1])
-    return f"Expected weights or hook points whose gradients to keep, got neither; name some of them.{reasons}"
+    if none or not known.missing:
+        return "Expected weights or hook points whose gradients to keep, got neither; name some of them."
+    name, why = next(iter(known.missing.items()))
+    return (
+        f"Expected a model with a matrix whose gradient can be captured, got none ({name}: {why.rstrip('.')}); load it "
+        "without quantisation, name what else to capture (weights=...), or take gradients at hook points (weights=[])."
+    )
 
 
 def _no_point(points: dict[str, nn.Module], overwritten: set[int]) -> str:

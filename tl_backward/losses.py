@@ -17,7 +17,7 @@ from torch import Tensor
 from tl_backward._checks import check_text, nearest
 from tl_backward._typing import TransformerLensModel
 from tl_backward.asked import asked_index, check_one_token, mask_token
-from tl_backward.vocabulary import token_string
+from tl_backward.vocabulary import output_size, token_string
 
 Loss: TypeAlias = Callable[..., Float[Tensor, ""]]
 Reduction: TypeAlias = Literal["mean", "sum"]
@@ -255,8 +255,7 @@ def _encode(target: Target, model: Encoder | None, n_examples: int) -> tuple[tup
             rows = [[int(item) for item in cast(Sequence[int], target)]]
     if any(not row for row in rows) or not rows:
         raise ValueError(f"Expected a target of at least one token, got {target!r}; give text or ids.")
-    head = getattr(model, "W_U", None)
-    d_vocab = None if head is None else head.shape[1]
+    d_vocab = output_size(model)
     for row in rows:
         if min(row) < 0 or (d_vocab is not None and max(row) >= d_vocab):
             raise ValueError(

@@ -217,7 +217,7 @@ def pad(model: TransformerLensModel, rows: list[list[int]]) -> Batch:
         where = slice(width - len(row), width) if side == "left" else slice(0, len(row))
         tokens[i, where] = torch.tensor(row, dtype=torch.long)
         mask[i, where] = True
-    device = model.W_U.device
+    device = embedding_table(model).device
     return Batch(tokens.to(device), None if mask.all() else mask.to(device))
 
 

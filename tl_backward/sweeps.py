@@ -22,7 +22,7 @@ from tl_backward.segments import NAMES, Span, segment_tokens
 from tl_backward.sites import select_sites, weight_sites
 from tl_backward.sweep_checkpoint import SweepCheckpoint, model_digest, run_digest
 from tl_backward.sweep_result import Quantity, Sweep, in_order
-from tl_backward.vocabulary import token_strings
+from tl_backward.vocabulary import output_size, token_strings
 
 Collect: TypeAlias = Quantity | Literal["top_tokens"]
 
@@ -105,7 +105,7 @@ def sweep(
         torch.Size([3, 4, 5])
     """
     check_model(model)
-    check_k(k, model.W_U.shape[1])
+    check_k(k, output_size(model) or model.cfg.d_vocab)
     _check_options(collect, batch_size, n_draws, control)
     items = encode_examples(
         model, prompts, losses, subjects=subjects, answers=answers, start=start, prepend_bos=prepend_bos

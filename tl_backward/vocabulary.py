@@ -1,10 +1,10 @@
 """Token ids as strings that show what they are: leading spaces kept, bytes and padding rows named."""
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from weakref import WeakKeyDictionary
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from tl_backward._typing import Tokenizer, TransformerLensModel
 
@@ -34,6 +34,16 @@ def embedding_table(model: TransformerLensModel) -> Tensor:
         if find is None:
             raise
         return find().weight
+
+
+def output_size(model: object) -> int | None:
+    """How many tokens a model predicts, the columns of W_U; None where it has none."""
+    try:
+        head = getattr(model, "W_U", None)
+    except NotImplementedError:  # a quantised tensor that cannot be transposed, of [d_vocab, d_model]
+        found = cast(nn.Module, getattr(model, "unembed", None))
+        return next(found.parameters()).shape[0]
+    return None if head is None else head.shape[1]
 
 
 def one_vocabulary(model_a: TransformerLensModel, model_b: TransformerLensModel) -> bool:

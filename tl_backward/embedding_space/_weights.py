@@ -137,6 +137,11 @@ def _stored(model: TransformerLensModel, site: WeightSite) -> Tensor:
             "parametrization, a quantiser, pruning); make it permanent first (parametrize.remove_parametrizations, "
             "prune.remove, merge_and_unload)."
         )
+    if site.is_adapted:
+        raise ValueError(
+            f"Expected a weight that is all the model multiplies by, got {site.name}, to which an adapter adds; merge "
+            "it before you boot the model (peft_model.merge_and_unload())."
+        )
     parameter = site.layout.from_stored(site.parameter.detach())
     if site.kind == "norm" and getattr(model.cfg, "rmsnorm_uses_offset", False):
         return parameter + 1  # Gemma stores what is added to one

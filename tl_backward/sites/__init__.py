@@ -91,18 +91,26 @@ def _stamp(model: TransformerLensModel) -> tuple[object, ...]:
     root = cast(nn.Module, model)
     inner = getattr(model, "original_model", None)
     seen: dict[int, None] = {}
+    switched: list[str] = []
     for module in (*root.modules(), *(inner.modules() if isinstance(inner, nn.Module) else ())):
         if id(module) not in seen:
             seen[id(module)] = None
-            for parameter in module._parameters.values():
+            held = module._parameters
+            for parameter in held.values():
                 if parameter is not None:
                     seen[id(parameter)] = None
+            if held and module._buffers:  # what pruning masks is replaced with each step of it
+                seen.update(dict.fromkeys(map(id, module._buffers.values())))
+            if "base_layer" in module._modules:  # PEFT: which adapters are switched on
+                switched.append(repr([getattr(module, name, None) for name in _ADAPTERS]))
     flags = tuple(getattr(model.cfg, name, None) for name in _FLAGS)
     dtypes = tuple({p.dtype for p in root.parameters()})
-    return (tuple(seen), flags, dtypes, getattr(root, "compatibility_mode", None), root.training)
+    return (tuple(seen), tuple(switched), flags, dtypes, getattr(root, "compatibility_mode", None), root.training)
 
 
 _FLAGS = ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in", "ungroup_grouped_query_attention")
+
+_ADAPTERS = ("active_adapters", "disable_adapters", "merged_adapters")
 
 
 def rotation(model: TransformerLensModel, layer: int, position: int) -> Float[Tensor, "d_head d_head"] | None:

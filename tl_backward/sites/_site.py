@@ -93,6 +93,8 @@ class WeightSite:
     """Tensors of the model that are the parameter without being it, which some modes compute with."""
     is_function: bool = False
     """Whether what is used is a function of the parameter, through which its gradient is pulled back."""
+    is_adapted: bool = False
+    """Whether an adapter is used beside it, whose product is added to its own: their sum has the same gradient."""
     roots: tuple[nn.Parameter, ...] = ()
     """The parameters that what is used is a function of, where they are several; () where it is `parameter` alone."""
     computed_from: tuple[str, ...] = ()

@@ -7,6 +7,7 @@ none.
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 
 from torch import nn
 
@@ -32,18 +33,32 @@ def warn_of_lost_adapters(modules: dict[str, nn.Module], sites: WeightSites) -> 
     )
 
 
+def mark_adapted(modules: dict[str, nn.Module], sites: WeightSites) -> None:
+    """Note the weights beside which the model computes with an adapter, as it did in the pass the sites come from."""
+    base = {
+        id(parameter)
+        for module in modules.values()
+        if any(id(added) not in sites.unused for added in _added(module))
+        for parameter in module.get_submodule("base_layer").parameters()
+    }
+    for name, site in sites.items():
+        if id(site.parameter) in base and site.kind != "bias":
+            sites[name] = replace(site, is_adapted=True)
+
+
 def _is_lost(module: nn.Module, sites: WeightSites) -> bool:
-    if "base_layer" not in module._modules or getattr(module, "merged", False):
-        return False
-    if getattr(module, "disable_adapters", False):
+    if getattr(module, "merged", False) or getattr(module, "disable_adapters", False):
         return False
     added = list(_added(module))
     return bool(added) and all(sites.unused.get(id(parameter)) == DID_NOT_RUN for parameter in added)
 
 
 def _added(module: nn.Module) -> Iterator[nn.Parameter]:
-    """The parameters of a wrapped layer's adapters."""
-    yield from (p for p in module._parameters.values() if p is not None)
-    for name, child in module._modules.items():
-        if child is not None and name != "base_layer":
-            yield from child.parameters()
+    """The parameters of those of a wrapped layer's adapters that are switched on."""
+    if "base_layer" not in module._modules:
+        return
+    active = getattr(module, "active_adapters", None)
+    for name, parameter in module.named_parameters():
+        steps = name.split(".")
+        if steps[0] != "base_layer" and (active is None or not set(steps).isdisjoint(active)):
+            yield parameter

@@ -206,10 +206,10 @@ def _decide(
     geometry: Callable[[Named], Geometry | None],
 ) -> list[WeightSite] | str:
     """The sites of one parameter, or the reason why it has none."""
+    if not parameter.is_floating_point():  # bitsandbytes packs its numbers into integers of a class of its own
+        return NOT_FLOAT if type(parameter) is nn.Parameter else QUANTISED
     if type(parameter) is not nn.Parameter and not _plain_class(parameter):
         return QUANTISED
-    if not parameter.is_floating_point():
-        return NOT_FLOAT
     known_alias = {id(alias) for alias in aliases}
     live = _live(uses, known_alias)
     into = edges.get(id(parameter), [])

@@ -7,6 +7,10 @@ innermost component around the weight, then the model's own path of the module b
 "blocks.3.mlp.shared_expert.W_gate_proj"), `w` and `b` in norms ("blocks.3.mixer.norm.w"), and any other parameter by
 its own name ("blocks.3.mixer.A_log", "blocks.3.mlp.experts.gate_up_proj"). What is outside every component has the
 model's own path ("vision_tower.W_patch_embedding").
+
+An adapter's matrices come below the layer that they are added to ("blocks.3.attn.q.W_lora_A"; those of further adapters
+by theirs, "blocks.3.attn.q.lora_A.W_second"); the layer's own weight keeps its name. What the layer multiplies by
+altogether, W + s B A, has the gradient of W, and so "W_Q" stands for both.
 """
 
 from collections.abc import Iterator

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tl_backward._torch_hooks import without_hooks
 from tl_backward._typing import TransformerLensModel
 from tl_backward.sites._site import WeightSites
-from tl_backward.sites.adapters import warn_of_lost_adapters
+from tl_backward.sites.adapters import mark_adapted, warn_of_lost_adapters
 from tl_backward.sites.forms import Geometry
 from tl_backward.sites.learn import learn
 from tl_backward.sites.names import Named, components, every_module, named_weights
@@ -32,6 +32,7 @@ def collect(model: TransformerLensModel, run: Callable[[], object], n_tokens: in
     sites = learn(dict(root.named_parameters()), ways, run, n_tokens, modules, geometry)
     paths = {name.replace("._original_component", ""): module for name, module in inner.named_modules()}
     warn_of_lost_adapters(paths, sites)
+    mark_adapted(paths, sites)
     return sites
 
 
