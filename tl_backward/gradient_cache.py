@@ -102,7 +102,7 @@ class GradientCache(Mapping[Key, Tensor]):
     """The tokens the model read, BOS and teacher-forced target tokens included."""
     mask: Bool[Tensor, "batch pos"] | None
     """True at real tokens; None where nothing was padded."""
-    logits: Float[Tensor, "batch pos d_vocab"]
+    logits: Float[Tensor, "batch *said d_vocab"]
     """What the model said."""
     factors: FactorMap
     """GradientFactors by weight name."""
@@ -116,7 +116,7 @@ class GradientCache(Mapping[Key, Tensor]):
         loss: Float[Tensor, ""],
         tokens: Int[Tensor, "batch pos"],
         mask: Bool[Tensor, "batch pos"] | None,
-        logits: Float[Tensor, "batch pos d_vocab"],
+        logits: Float[Tensor, "batch *said d_vocab"],
         factors: FactorMap,
         gradients: dict[str, Tensor],
         n_layers: int,
