@@ -96,7 +96,7 @@ def encode_prompts(
     return _checked(model, pad(model, rows))
 
 
-def forward(model: TransformerLensModel, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
+def forward(model: TransformerLensModel, batch: Batch) -> Float[Tensor, "batch *said d_vocab"]:
     """The logits of one pass, padding masked, without a key-value cache; no draw from the global RNG."""
     options: dict[str, object] = {"return_type": "logits"}
     if batch.mask is not None:
