@@ -63,7 +63,8 @@ class Sweep:
         ended = ", interrupted" if self.interrupted else ""
         beside = "" if self.control is None else f", control of {len(self.control.items)}"
         quantities = ", ".join(self.values)
-        return f"Sweep({len(self.items)} prompts, {len(self.weights)} weights, {quantities}{skipped}{ended}{beside})"
+        said = f"{len(self.items)} prompts, {len(self.weights)} weights, {quantities}{skipped}{ended}{beside}"
+        return f"Sweep({said}; {self.about['left_out']})" if "left_out" in self.about else f"Sweep({said})"
 
     @property
     def layers(self) -> list[int | None]:

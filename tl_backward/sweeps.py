@@ -110,10 +110,13 @@ def sweep(
     items = encode_examples(
         model, prompts, losses, subjects=subjects, answers=answers, start=start, prepend_bos=prepend_bos
     )
-    names = tuple(select_sites(weight_sites(model), weights if isinstance(weights, str) else list(weights)))
+    sites = weight_sites(model)
+    names = tuple(select_sites(sites, weights if isinstance(weights, str) else list(weights)))
     wanted = tuple(name for name in get_args(Quantity) if name in collect) + ("top_tokens",) * ("top_tokens" in collect)
     of = model_digest(model)
     about: dict[str, object] = {"model": of, "collect": list(wanted), "n_draws": n_draws, "seed": seed, "k": k}
+    if short := sites.left_out():
+        about["left_out"] = short
     options = about | {"weights": names, "batch_size": batch_size, "control": control, "start": start}
     kept = SweepCheckpoint.of(checkpoint, run_digest(items, options), model)
     run = _Run(names, wanted, k, batch_size, about)

@@ -76,7 +76,8 @@ def sweep_report(sweep: Sweep, *, name: str = "") -> Page:
         >>> isinstance(tlb.render.sweep_report(s), tlb.render.Page)
         True
     """
-    page = Page(f"Gradients of {len(sweep.items)} prompts" + (f": {name}" if name else ""), intro=_INTRO)
+    title, short = f"Gradients of {len(sweep.items)} prompts", str(sweep.about.get("left_out", ""))
+    page = Page(title + (f": {name}" if name else ""), intro=_INTRO, footer=short)
     shorts = list(dict.fromkeys(weight.rpartition(".")[2] for weight in sweep.weights if weight.startswith("blocks.")))
     frame = sweep.to_frame()
     for quantity, (title, _) in _TITLES.items():
