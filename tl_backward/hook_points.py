@@ -20,10 +20,10 @@ from tl_backward._typing import TransformerLensModel
 from tl_backward._visits import check_visitor, visiting
 from tl_backward.backward_lens import backward_lens
 from tl_backward.capture import run_with_gradient_cache
-from tl_backward.sites import WeightSite, weight_sites
+from tl_backward.sites import WeightSite, watched, weight_sites
 from tl_backward.sites._site import Argument, Read, Write, output
 from tl_backward.sites.operations import operands, uses_of
-from tl_backward.sites.watch import Seen, Watch
+from tl_backward.sites.watch import Known, Seen, Watch, weights_of
 
 _MARK = "_tl_backward_extension"
 
@@ -82,8 +82,7 @@ class _Forward:
         plain = type(cast(nn.Module, self.model)).forward
         if not any(_is_hooked(point) for route in self.routes for point in (route.entry, route.exit)):
             return plain(self.model, *args, **kwargs)
-        tensors = [(t, i) for i, route in enumerate(self.routes) for t in (route.site.parameter, *route.site.aliases)]
-        with _Routing(tensors, self.routes):
+        with _Routing(self.routes):
             return plain(self.model, *args, **kwargs)
 
 
@@ -96,7 +95,8 @@ def _is_hooked(point: nn.Module | None) -> bool:
 class _Routing(Watch):
     """A pass in which x and y of the routes' weights go through their points."""
 
-    def __init__(self, tensors: list[tuple[Tensor, int]], routes: list[_Route]) -> None:
+    def __init__(self, routes: list[_Route]) -> None:
+        tensors, self._identities = watched(route.site for route in routes)
         super().__init__(tensors, self._leave, 0)
         self._routes = routes
         self._shape: tuple[int, ...] = ()
@@ -107,23 +107,21 @@ class _Routing(Watch):
             args, kwargs = self._enter(func, args, kwargs or {})
         return super().__torch_function__(func, types, args, kwargs)
 
-    def _of(self, roots: tuple[int, ...], kind: str) -> list[_Route]:
+    def _of(self, known: Known, kind: str) -> list[_Route]:
         """The routes of a use: one, or those of the parts that share a parameter."""
-        if len(roots) != 1:
-            return []
-        parameter = self._routes[roots[0]].site.parameter
-        return [r for r in self._routes if r.site.parameter is parameter and r.site.kind == kind]
+        used = tuple(sorted(self._identities[root] for root in weights_of(known)))
+        return [route for route in self._routes if route.site.used == used and route.site.kind == kind]
 
     def _enter(self, func: Callable, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         others = [value for value in operands(args, kwargs) if id(value) not in self._known]
         if not others:
             return args, kwargs
-        for use in uses_of(func, args, kwargs, others[0], lambda value: id(value) in self._known):
+        for use in uses_of(func, args, kwargs, others[0], self._is_weight):
             if use.kind == "embedding" and use.x is not None and use.x.ndim == 2 and not self._shape:
                 self._shape = tuple(use.x.shape)
             if use.kind == "matrix" and use.x is not None:
                 x = made = use.x
-                for route in self._of(self._known[id(use.weight)].roots, use.kind):
+                for route in self._of(self._known[id(use.weight)], use.kind):
                     made = made if route.entry is None else self._through(route.entry, made)
                 args = tuple(made if value is x else value for value in args)
                 kwargs = {name: made if value is x else value for name, value in kwargs.items()}
@@ -131,7 +129,7 @@ class _Routing(Watch):
 
     def _leave(self, seen: list[Seen]) -> Tensor | None:
         for each in seen:
-            routes = self._of(each.known.roots, each.use.kind)
+            routes = self._of(each.known, each.use.kind)
             if routes and each.use.y is not None:
                 return self._written(routes, each.use.y)
         return None

@@ -21,7 +21,7 @@ from tl_backward._torch_hooks import as_shown, register_last
 from tl_backward._typing import TransformerLensModel
 from tl_backward._visits import check_visitor
 from tl_backward.factors import GradientFactors
-from tl_backward.sites import Read, WeightSite
+from tl_backward.sites import Read, WeightSite, watched
 from tl_backward.sites.rows import Recorded, factors_of
 from tl_backward.sites.watch import Seen, Watch, asking, weights_of
 
@@ -114,18 +114,12 @@ class Recorder:
         found = {site.used: site for site in self.sites if site.write is None}
         # A gradient that autograd gives whole, or pulls back through a function, needs a graph behind the parameter.
         through = [site for site in found.values() if site.kind == "parameter" or site.is_function]
-        asked = [root for site in through for root in _roots(site)]
+        asked = [root for site in through for root in site.roots or (site.parameter,)]
         by_operation = [site for site in found.values() if site.by_operation]
         if not found:
             yield
             return
-        every = list({id(root): root for site in by_operation for root in _roots(site)}.values())
-        number = {id(root): i for i, root in enumerate(every)}
-        tensors: list[tuple[Tensor, int]] = list(zip(every, range(len(every)), strict=True))
-        tensors += [(alias, number[id(site.parameter)]) for site in by_operation for alias in site.aliases]
-        constants = {id(buffer): buffer for site in by_operation for buffer in site.constants}
-        tensors += [(buffer, -1 - i) for i, buffer in enumerate(constants.values())]
-        keys = [id(root) for root in every]
+        tensors, keys = watched(by_operation)
         wanted: dict[tuple[int, ...], set[str]] = {}
         for site in self.sites:
             wanted.setdefault(site.used, set()).add(site.kind)
@@ -341,10 +335,6 @@ class Recorder:
                     f"Expected what {site.name} wrote to stay as it was, but it was changed in place later in the "
                     "forward pass; make the hook that does so return a new tensor."
                 )
-
-
-def _roots(site: WeightSite) -> tuple[nn.Parameter, ...]:
-    return site.roots or (site.parameter,)
 
 
 def _never_ran(site: WeightSite) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tl_backward._torch_hooks import register_last
 from tl_backward._typing import TransformerLensModel
 from tl_backward._visits import rng_untouched
-from tl_backward.sites import Read, WeightSite
+from tl_backward.sites import Read, WeightSite, watched
 from tl_backward.sites.rows import by_token
 from tl_backward.sites.watch import Seen, Watch
 
@@ -43,7 +43,7 @@ def weight_inputs(
             for handle in register_last(site.read.module, partial(_keep, site.read, seen), with_kwargs=True):
                 stack.callback(handle.remove)
         else:
-            tensors = [(tensor, 0) for tensor in (site.parameter, *site.aliases)]
+            tensors, _ = watched([site])
             stack.enter_context(Watch(tensors, partial(_note, seen), shape[0] * shape[1]))
         result = run()
     x = by_token(seen[0], shape) if len(seen) == 1 else None

@@ -16,9 +16,9 @@ from tl_backward._checks import check_checkpointing, model_kind, nearest
 from tl_backward._typing import Prompts, TransformerLensModel
 from tl_backward._visits import rng_untouched
 from tl_backward.prompts import Batch, encode_prompts, forward, probe_batch
-from tl_backward.sites._site import Calls, Read, WeightSite, WeightSites, Write
+from tl_backward.sites._site import Calls, Read, WeightSite, WeightSites, Write, watched
 
-__all__ = ["Calls", "Read", "WeightSite", "WeightSites", "Write", "rotation", "select_sites", "weight_sites"]
+__all__ = ["Calls", "Read", "WeightSite", "WeightSites", "Write", "rotation", "select_sites", "watched", "weight_sites"]
 
 _LEARNT: "WeakKeyDictionary[TransformerLensModel, tuple[object, WeightSites]]" = WeakKeyDictionary()
 """The sites of each model's own short pass, and what the model was like then."""

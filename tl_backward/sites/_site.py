@@ -1,6 +1,6 @@
 """WeightSite: a weight, the tensor it reads and the tensor it writes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tl_backward.factors import GradientFactors, Layout
-from tl_backward.sites.account import account_frame, account_rows
+from tl_backward.sites.account import account_frame, account_rows, left_out
 
 if TYPE_CHECKING:
     import pandas
@@ -190,6 +190,21 @@ class WeightSite:
         return _with_batch(x), _with_batch(delta)
 
 
+def watched(sites: Iterable[WeightSite]) -> tuple[list[tuple[Tensor, int]], list[int]]:
+    """What to watch operations for to see some weights used, and whom each number stands for.
+
+    Returns:
+        (tensors, identities): each tensor with its number (see `watch.Watch`); the parameter's identity by its number.
+    """
+    sites = list(sites)
+    roots = {id(root): root for site in sites for root in site.roots or (site.parameter,)}
+    numbers = {key: number for number, key in enumerate(roots)}
+    tensors: list[tuple[Tensor, int]] = [(root, numbers[key]) for key, root in roots.items()]
+    tensors += [(alias, numbers[id(site.parameter)]) for site in sites for alias in site.aliases]
+    constants = {id(buffer): buffer for site in sites for buffer in site.constants}
+    return tensors + [(buffer, -1 - i) for i, buffer in enumerate(constants.values())], list(roots)
+
+
 class WeightSites(dict[str, WeightSite]):
     """Sites by name; `missing` maps the names of weights that cannot be captured to the reason."""
 
@@ -215,6 +230,10 @@ class WeightSites(dict[str, WeightSite]):
         (one of `REASONS`; "" where it is captured). Never both of the last two empty.
         """
         return account_frame(account_rows(self, self))
+
+    def left_out(self) -> str:
+        """What the pass used and cannot be captured, in one line with the reasons; "" where there is nothing."""
+        return left_out(account_rows(self, self))
 
 
 def _batch_pos(delta: Tensor, shape: tuple[int, ...]) -> tuple[int, int]:

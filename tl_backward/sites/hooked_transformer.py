@@ -3,7 +3,8 @@
 Verified against autograd in float64, weight by weight, in tests/test_capture.py. Two things are not what the names
 suggest: the attention and MLP modules' own inputs and outputs are the exact places (hook_mlp_out may come after a
 further norm, and an unfolded LayerNorm's output has no HookPoint at all), and hook_z / hook_post must be read after
-the user's hooks.
+the user's hooks. All this is true of TransformerLens's own classes: in a module of another class, or one whose weight
+is computed (a parametrization, pruning), the operations of a pass tell.
 """
 
 from collections.abc import Callable
@@ -58,17 +59,28 @@ def _known_places(root: nn.Module) -> WeightSites:
     sites = WeightSites()
     _embeddings(sites, root)
     for layer, block in enumerate(root.get_submodule("blocks").children()):
-        _attention(sites, f"blocks.{layer}.attn", block.get_submodule("attn"))
-        if "mlp" in block._modules:
+        if _as_written(block.get_submodule("attn")):
+            _attention(sites, f"blocks.{layer}.attn", block.get_submodule("attn"))
+        if "mlp" in block._modules and _as_written(block.get_submodule("mlp")):
             _mlp(sites, f"blocks.{layer}.mlp", block.get_submodule("mlp"))
         for norm in ("ln1", "ln1_post", "ln2", "ln2_post"):
             _norm(sites, f"blocks.{layer}.{norm}", block._modules.get(norm))
     _norm(sites, "ln_final", root._modules.get("ln_final"))
     unembed = root.get_submodule("unembed")
+    if not _as_written(unembed):
+        return sites
     written = Write(unembed.get_submodule("hook_out"), "input")
     _matrix(sites, "unembed.W_U", unembed, Read(unembed.get_submodule("hook_in"), output), written)
     _bias(sites, "unembed.b_U", unembed, written)
     return sites
+
+
+def _as_written(module: nn.Module) -> bool:
+    """Whether a module and what is inside it are TransformerLens's own, with parameters for weights."""
+    own = type(module).__module__.startswith(("transformer_lens", "torch.nn.modules"))
+    computed = any(isinstance(value, Tensor) for value in vars(module).values() if value is not None)
+    orig = computed and any(name.endswith(("_orig", "_v")) for name in module._parameters)
+    return own and not orig and all(_as_written(child) for child in module._modules.values() if child is not None)
 
 
 def rotation(model: TransformerLensModel, layer: int, position: int) -> Tensor | None:
@@ -102,7 +114,7 @@ def _bias(sites: WeightSites, name: str, owner: nn.Module, write: Write, attribu
 
 def _norm(sites: WeightSites, name: str, norm: nn.Module | None) -> None:
     """A norm's scale and shift; folded norms have neither."""
-    if norm is None or "w" not in norm._parameters:
+    if norm is None or "w" not in norm._parameters or not _as_written(norm):
         return
     weight, written = norm.get_parameter("w"), Write(norm, "output")
     read = Read(norm.get_submodule("hook_normalized"), output)
@@ -113,7 +125,7 @@ def _norm(sites: WeightSites, name: str, norm: nn.Module | None) -> None:
 
 def _embeddings(sites: WeightSites, root: nn.Module) -> None:
     embed = root._modules.get("embed")
-    if embed is not None:
+    if embed is not None and _as_written(embed):
         weight = embed.get_parameter("W_E")
         inner = embed._modules.get("ln")  # Bloom normalises what it looked up before anyone sees it
         write = Write(embed, "output") if inner is None else Write(inner, "input")
@@ -122,7 +134,8 @@ def _embeddings(sites: WeightSites, root: nn.Module) -> None:
         _norm(sites, "embed.ln", inner)
     positions = root._modules.get("pos_embed")
     used = getattr(root.cfg, "positional_embedding_type", "standard") in ("standard", "shortformer")
-    if positions is not None and used:  # with ALiBi TransformerLens keeps a table that it never reads
+    # With ALiBi TransformerLens keeps a table that it never reads.
+    if positions is not None and used and _as_written(positions):
         weight = positions.get_parameter("W_pos")
         read, write = Read(positions, _position_ids), Write(positions, "output")
         layout = Layout(tuple(weight.shape))

@@ -111,10 +111,10 @@ def is_hook_point(module: nn.Module) -> bool:
 
 
 def _name(path: str, below: tuple[str, ...], module: nn.Module, attribute: str) -> str:
-    if attribute == "original" and below and below[-1] in ("weight", "bias"):  # torch.nn.utils.parametrize
+    if attribute == "original" and _is_parametrization(module):
         below, attribute = below[:-1], below[-1]
     # Hooks of torch's compute the weight before each call: spectral norm, pruning.
-    if attribute in ("weight_orig", "bias_orig") and attribute.removesuffix("_orig") in vars(module):
+    if attribute.endswith("_orig") and attribute.removesuffix("_orig") in vars(module):
         attribute = attribute.removesuffix("_orig")
     steps = [step for step in path.split(".") if step] + list(below)
     if attribute not in ("weight", "bias") or not steps:
@@ -135,9 +135,14 @@ def _name(path: str, below: tuple[str, ...], module: nn.Module, attribute: str) 
     return ".".join([*steps[:-1], last if last.startswith("W_") and letter == "W" else f"{letter}_{last}"])
 
 
+def _is_parametrization(module: nn.Module) -> bool:
+    """Whether a module is what torch.nn.utils.parametrize keeps a weight's parameters in."""
+    return type(module).__name__ == "ParametrizationList"
+
+
 def _computed(path: str, below: tuple[str, ...], module: nn.Module, attribute: str) -> str:
     """The name of the weight that a module without one computes from a parameter."""
-    if attribute.startswith("original") and below and below[-1] in ("weight", "bias"):
+    if _is_parametrization(module):
         return _name(path, below[:-1], module, below[-1])
     has_own = module._parameters.get("weight") is not None or attribute == "bias"
     return "" if has_own or not (path or below) else _name(path, below, module, "weight")

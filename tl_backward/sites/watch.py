@@ -134,7 +134,8 @@ class Watch(TorchFunctionMode):
         parts = [self._known[id(each)] for each in tensors if id(each) in self._known]
         weights = [each for each in parts if _of_weights(each)]
         others = [each for each in tensors if id(each) not in self._known]
-        if name == "detach" and weights:  # no gradient reaches the weight from there
+        if name == "detach" and weights:  # no gradient reaches the weight from there: a constant from here on
+            self._known[id(outputs[0])] = Known(outputs[0], (), outputs[0])
             return out
         if not others:
             for each in outputs:
