@@ -105,6 +105,13 @@ CLAIMS = {
         "attribution[0, 1:3].sum() > 1 > attribution[0, 3:].abs().max() and attribution[3].argmax() == attribution.shape[1] - 1",
         "same and untouched and hooks_left == 0",
         "float(patched_value - value) > 3 * float(attribution[0, name].sum()) > 0",
+        "(account['captured'] == account['elements']).sum() == sum(account['reason'] == '') >= 60",
+        "recalled == len(told) == 144 and moe_lens.answer == ' Graz'",
+        "[int((each.share > 0).sum()) for each in moe_lens.experts.values()][1] == 2 and set(moe_lens.kinds.values()) == {'attention, experts'}",
+        "(lambda last: torch.allclose(*last.router_norm[last.share > 0]) and abs(last.routing_weight.nansum() - 1) < 1e-5)(moe_lens.experts[1])",
+        "same_norms and rows_each == [2] * 8 and set(moe_account['reason']) == {'', 'not asked for (choose with weights=...)'}",
+        "bert_lens.tokens[at] == '[MASK]' and bert_lens.answer == 'Graz' and min(target_ranks) > len(ids) - 20 and answer_ranks[0] > 3",
+        "'got a prompt without one' in refusal",
     ],
 }
 
