@@ -22,8 +22,9 @@ from tl_backward._typing import HookFn, NamesFilter, Prompts, TransformerLensMod
 from tl_backward._visits import rng_untouched
 from tl_backward.capture_memory import announce
 from tl_backward.gradient_cache import FactorMap, GradientCache, GradientMap
-from tl_backward.losses import Loss, takes_mask
-from tl_backward.prompts import Batch, encode_prompts, extend, forward, main_input, with_inputs
+from tl_backward.losses import Loss, next_token_loss, takes_mask
+from tl_backward.model_inputs import check_inputs, main_input
+from tl_backward.prompts import Batch, encode_prompts, extend, forward, with_inputs
 from tl_backward.recorder import Differentiated, Recorder
 from tl_backward.sites import WeightSite, WeightSites, select_sites, sites_of_batch
 from tl_backward.sites.account import account_rows
@@ -57,8 +58,10 @@ def run_with_gradient_cache(
 
     Args:
         model: a HookedTransformer or TransformerBridge; frozen parameters are fine.
-        prompts: text, a list of texts (padded and masked), or tokens [batch, pos]; None where the model reads no text.
-        loss: `loss(logits, tokens) -> scalar`, see `tl_backward.losses`.
+        prompts: text, a list of texts (padded and masked), or tokens [batch, pos]; what the encoder of an
+            encoder-decoder reads; None where the model reads no text.
+        loss: `loss(logits, tokens) -> scalar`, see `tl_backward.losses`; `tokens` are those that the logits belong to
+            (below).
         weights: whose factors to keep: None for all matrices of the blocks (attention, MLPs, experts, routers,
             mixers), a name ("W_out", "blocks.3.mlp.W_out"), a list of names, or a predicate on the full name. W_E,
             W_pos, W_U, biases, norm weights, vectors and kernels come when named; [] for none, where gradients at hook
@@ -69,7 +72,15 @@ def run_with_gradient_cache(
         bwd_hooks: the same for the backward pass; they may replace gradients.
         prepend_bos: as in `model.to_tokens`; None for the model's default.
         attention_mask: [batch, pos], 1 at real tokens; with tokens only.
-        inputs: the model's own further inputs (`decoder_input_ids`, `pixel_values`, `position_ids`, ...).
+        inputs: the model's own further inputs (`decoder_input_ids`, `pixel_values`, `position_ids`, ...), by the names
+            of its forward pass.
+
+    The logits of an encoder-decoder belong to the tokens that its decoder reads: `tokens` of the loss and of the cache
+    are those, and `cache.prompt_tokens` the encoder's. They are `decoder_input_ids`, or else what the decoder begins
+    with when it generates (`decoder_start_token_id`, then `forced_bos_token_id` if there is one), so that
+    `target_loss(" word")` is -log p(word | prompt); a longer target is teacher-forced after them. (TransformerLens
+    alone would have the decoder read the prompt, shifted by one.) A model that reads no text has tokens [batch, 0], and
+    its loss is given its main output: [batch, class] of a classifier, else its first tensor (last_hidden_state, ...).
 
     Returns:
         (loss, cache): the detached loss and a GradientCache.
@@ -77,8 +88,8 @@ def run_with_gradient_cache(
     Raises:
         RuntimeError: under torch.no_grad() or inference_mode; a weight or named hook point that never ran; an x that
             was overwritten in place after it was read; a pass whose weights run where autograd is off.
-        TypeError: not a TransformerLens model, a compiled one, arguments of the wrong kind, or an input that the model
-            does not take.
+        TypeError: not a TransformerLens model, a compiled one, arguments of the wrong kind, an input that the model
+            does not take, or no prompts for a model that reads text.
         ValueError: an unknown name, an empty prompt or target, too many tokens, a loss that is no finite scalar
             depending on the logits, or a gradient that is not finite.
 
@@ -95,13 +106,18 @@ def run_with_gradient_cache(
     check_callable_loss(loss)
     batch = _batch(model, prompts, inputs, prepend_bos=prepend_bos, attention_mask=attention_mask)
     bind = getattr(loss, "bind", None)
+    if prompts is None and (bind is not None or loss is next_token_loss):
+        raise TypeError(
+            "Expected a loss of your own for a model that reads no text, got one of words; write loss(logits, tokens) "
+            "-> scalar of what the model returns ([batch, class] of a classifier); `tokens` is empty."
+        )
     if bind is not None:
         loss = bind(model, batch.n_examples)
         batch = extend(model, batch, getattr(loss, "continuation", ()))
     none = isinstance(weights, list | tuple) and not weights
     known = sites_of_batch(model, batch)
     sites = {} if none else select_sites(known, weights)
-    announce(model, sites.values(), batch.tokens.numel())
+    announce(model, sites.values(), max(n * pos for n, pos in batch.shapes))
     recorder = Recorder(model)
     with ExitStack() as stack:
         stack.enter_context(rng_untouched(model))
@@ -114,10 +130,9 @@ def run_with_gradient_cache(
             raise ValueError(_nothing_to_capture(known, none))
         for point in {id(point): point for point in points.values()}.values():
             recorder.watch_hook_point(point)
-        shape = (batch.tokens.shape[0], batch.tokens.shape[1])
-        with recorder.watching(shape):
+        with recorder.watching(batch.shapes):
             value, logits = _forward(model, batch, loss)
-        found = recorder.differentiate(value, shape)
+        found = recorder.differentiate(value, batch.shapes)
     for name, each in found.factors.items():
         check_gradient(name, each.deltas)
     kept = {name: found.points[id(point)] for name, point in points.items() if id(point) in found.points}
@@ -131,13 +146,15 @@ def run_with_gradient_cache(
     n_layers = model.cfg.n_layers
     cache = GradientCache(
         value.detach(),
-        batch.tokens,
-        batch.mask,
+        batch.answered.tokens,
+        batch.answered.mask,
         logits.detach(),
         FactorMap(found.factors, shorts, n_layers),
         kept,
         n_layers,
         parameter_gradients=_parameter_gradients(sites, found, shorts, n_layers),
+        prompt_tokens=batch.tokens,
+        prompt_mask=batch.mask,
         missing=missing,
         account=partial(account_rows, known, known, frozenset(sites)),
     )
@@ -160,11 +177,12 @@ def _batch(
         batch = encode_prompts(model, prompts, prepend_bos=prepend_bos, attention_mask=attention_mask)
         return with_inputs(model, batch, inputs)
     name = main_input(model)
+    if name == "input_ids":
+        raise TypeError("Expected prompts for a model that reads text, got None; pass text or tokens.")
+    check_inputs(model, inputs)
     signal = inputs.get(name)
-    if name == "input_ids" or not isinstance(signal, Tensor):
-        raise TypeError(
-            f"Expected prompts, or {name}=... for a model that reads no text, got neither; pass what the model reads."
-        )
+    if not isinstance(signal, Tensor):
+        raise TypeError(f"Expected {name}=..., a tensor, for a model that reads no text, got none; pass what it reads.")
     empty = torch.zeros(len(signal), 0, dtype=torch.long, device=signal.device)
     given = inputs if attention_mask is None else inputs | {"attention_mask": attention_mask}
     return with_inputs(model, Batch(empty, None), given)
@@ -210,8 +228,8 @@ def _forward(model: TransformerLensModel, batch: Batch, loss: Loss) -> tuple[Ten
         # A user's hook cut every path from the watched weights to the logits: their deltas are zeros.
         logits = logits.detach().requires_grad_().clone()
     origin = logits.grad_fn
-    named = {"attention_mask": batch.mask} if takes_mask(loss) else {}
-    value = check_loss(loss(logits, batch.tokens, **named))
+    named = {"attention_mask": batch.answered.mask} if takes_mask(loss) else {}
+    value = check_loss(loss(logits, batch.answered.tokens, **named))
     if not _depends_on(value, origin):
         raise ValueError(
             "Expected a loss that depends on the logits, got one that does not; compute it from the `logits` argument."

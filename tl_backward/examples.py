@@ -3,9 +3,9 @@
 In a batch every example has the gradient it has alone: the loss of a batch is the sum of its examples' own.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TypeAlias, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Never, TypeAlias, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,7 +18,8 @@ from tl_backward.capture import run_with_gradient_cache
 from tl_backward.cases import EditCase
 from tl_backward.gradient_cache import GradientCache
 from tl_backward.losses import Loss, TargetLoss, takes_mask, target_loss
-from tl_backward.prompts import encode_prompts, pad
+from tl_backward.model_inputs import DECODER, PER_TOKEN, check_inputs
+from tl_backward.prompts import encode_prompts, pad, with_inputs
 from tl_backward.segments import Span, find_span
 from tl_backward.vocabulary import token_strings
 
@@ -32,7 +33,7 @@ class Example:
 
     index: int
     tokens: list[int]
-    """Of the prompt and of all but the last token of a longer target (teacher forcing)."""
+    """Of the prompt, which a longer target's tokens but for its last follow (teacher forcing)."""
     n_forced: int
     """How many tokens at the end are the target's."""
     loss: Loss
@@ -43,6 +44,15 @@ class Example:
     """The old answer's (first) token; None for the model's own."""
     asked: int | None = None
     """Index in `tokens` at which the answer is asked for; None for the prompt's last."""
+    decoder: list[int] | None = None
+    """What the decoder of an encoder-decoder reads, whose end a longer target's tokens are instead."""
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    """The model's own further inputs for this prompt, [1, ...]."""
+
+    @property
+    def answered(self) -> list[int]:
+        """The tokens that the logits belong to."""
+        return self.tokens if self.decoder is None else self.decoder
 
 
 def encode_examples(
@@ -54,6 +64,7 @@ def encode_examples(
     answers: Sequence[str | int] | None = None,
     start: int = 0,
     prepend_bos: bool | None = None,
+    inputs: Mapping[str, object] | None = None,
 ) -> list[Example]:
     """Each prompt with what belongs to it; see `sweep` for the arguments. An error names the prompt."""
     if isinstance(prompts, str) or not prompts:
@@ -75,10 +86,11 @@ def encode_examples(
         [None] * n if subjects is None else _one_each("subjects", subjects, n),
         [None] * n if answers is None else _one_each("answers", answers, n),
     )
+    own = _inputs_of_each(model, {} if inputs is None else inputs, n)
     examples = []
-    for index, (text, loss, subject, answer) in enumerate(zip(texts, *columns, strict=True), start):
+    for index, (text, loss, subject, answer, given) in enumerate(zip(texts, *columns, own, strict=True), start):
         try:
-            examples.append(_encoded(model, index, text, loss, subject, answer, prepend_bos))
+            examples.append(_encoded(model, index, text, loss, subject, answer, prepend_bos, given))
         except (ValueError, TypeError, IndexError) as error:
             raise type(error)(f"Prompt {index}: {error}") from error
     return examples
@@ -90,6 +102,33 @@ def _one_each(name: str, column: Sequence[Each], n: int) -> Sequence[Each]:
     return column
 
 
+def _inputs_of_each(model: TransformerLensModel, inputs: Mapping[str, object], n: int) -> list[dict[str, Tensor]]:
+    """The row of each prompt of the model's own further inputs.
+
+    Raises:
+        TypeError: the model does not take one of them, or one is no tensor.
+        ValueError: one without a row for each prompt, or with an entry a token, which batches would pad.
+    """
+    check_inputs(model, inputs)
+    found: list[dict[str, Tensor]] = [{} for _ in range(n)]
+    for name, value in inputs.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"Expected {name} as a tensor with a row for each prompt, got {type(value).__name__}.")
+        if name in PER_TOKEN or name == DECODER[1]:
+            raise ValueError(
+                f"Expected inputs that do not depend on how prompts are padded to batches, got {name}; capture such "
+                "prompts one by one with run_with_gradient_cache."
+            )
+        if value.ndim < 1 or len(value) != n:
+            raise ValueError(
+                f"Expected {name} with a row for each of the {n} prompts, got shape {list(value.shape)}; what cannot "
+                "be told apart by prompt is captured one by one with run_with_gradient_cache."
+            )
+        for row in range(n):
+            found[row][name] = value[row : row + 1]
+    return found
+
+
 def _encoded(
     model: TransformerLensModel,
     index: int,
@@ -98,8 +137,10 @@ def _encoded(
     subject: Span,
     answer: str | int | None,
     prepend_bos: bool | None,
+    inputs: dict[str, Tensor],
 ) -> Example:
-    (tokens,) = encode_prompts(model, prompt, prepend_bos=prepend_bos).rows()
+    batch = with_inputs(model, encode_prompts(model, prompt, prepend_bos=prepend_bos), inputs)
+    ((tokens,), (answered,)) = batch.rows(), batch.answered.rows()
     forced: tuple[int, ...] = ()
     target = -1
     if isinstance(loss, str | int):
@@ -110,13 +151,16 @@ def _encoded(
         (ids,) = loss.ids or ((-1,),)
         one = loss.positions in (None, -1) or (loss.mask is not None and isinstance(loss.positions, int))
         forced, target = ids[:-1], ids[0] if one else -1
-    if len(tokens) + len(forced) > model.cfg.n_ctx:
+    if len(answered) + len(forced) > model.cfg.n_ctx:
         raise ValueError(f"Expected at most n_ctx={model.cfg.n_ctx} tokens (target included), got more; shorten it.")
     if subject is not None:
         strings = token_strings(getattr(model, "tokenizer", None), torch.tensor([tokens]))
         subject = find_span(strings[0], subject)
     old = None if answer in (None, "") else _first_token(model, answer)
-    return Example(index, [*tokens, *forced], len(forced), loss, target, subject, old, _asked(model, loss, tokens))
+    found = Example(index, [*answered, *forced], len(forced), loss, target, subject, old, _asked(model, loss, tokens))
+    if batch.decoder is not None:
+        found = replace(found, tokens=tokens, decoder=found.tokens)
+    return replace(found, inputs={name: value for name, value in inputs.items() if name not in DECODER})
 
 
 def _asked(model: TransformerLensModel, loss: Loss, tokens: list[int]) -> int | None:
@@ -146,6 +190,7 @@ class Captured:
 
     cache: GradientCache
     mask: Bool[Tensor, "batch pos"]
+    """Of `cache.tokens`."""
     losses: Float[Tensor, "batch"]
     asked: Int[Tensor, "batch"]
     """Index of the token at which each prompt is asked: its last, or its mask."""
@@ -157,19 +202,27 @@ def capture_batch(model: TransformerLensModel, examples: Sequence[Example], weig
     Raises:
         NonFiniteError: one example's loss or gradient is not finite; it carries the example's index.
     """
-    given = pad(model, [example.tokens for example in examples])
-    mask = given.mask if given.mask is not None else torch.ones_like(given.tokens, dtype=torch.bool)
-    loss = _EachItsOwn(examples, mask, given.last.tolist())
+    given = answered = pad(model, [example.tokens for example in examples])
+    further: dict[str, Tensor] = {
+        name: torch.cat([example.inputs[name] for example in examples]) for name in examples[0].inputs
+    }
+    decoder = [example.decoder for example in examples if example.decoder is not None]
+    if decoder:
+        answered = pad(model, decoder)
+        further |= dict(zip(DECODER, (answered.tokens, answered.real), strict=True))
+    mask = answered.real
+    loss = _EachItsOwn(examples, mask, answered.last.tolist())
     try:
         _, cache = run_with_gradient_cache(
-            model, given.tokens, loss, weights=list(weights), names_filter=[], attention_mask=given.mask
-        )
+            model, given.tokens, loss, weights=list(weights), names_filter=[], attention_mask=given.mask,
+            **cast("dict[str, Never]", further),
+        )  # fmt: skip
     except NonFiniteError as error:
         index = examples[error.index].index
         raise NonFiniteError(f"Prompt {index}: {error}", index) from error
     # From a row's end, on whichever side it is padded.
-    back = [e.n_forced if e.asked is None else len(e.tokens) - 1 - e.asked for e in examples]
-    return Captured(cache, mask, torch.stack(loss.values), given.last - torch.tensor(back, device=mask.device))
+    back = [e.n_forced if e.asked is None else len(e.answered) - 1 - e.asked for e in examples]
+    return Captured(cache, mask, torch.stack(loss.values), answered.last - torch.tensor(back, device=mask.device))
 
 
 @dataclass

@@ -99,11 +99,16 @@ class GradientCache(Mapping[Key, Tensor]):
     loss: Float[Tensor, ""]
     """The loss that was differentiated."""
     tokens: Int[Tensor, "batch pos"]
-    """The tokens the model read, BOS and teacher-forced target tokens included."""
+    """The tokens that the logits belong to, BOS and teacher-forced target tokens included: a decoder's where there is
+    an encoder too; [batch, 0] where the model reads no text."""
     mask: Bool[Tensor, "batch pos"] | None
     """True at real tokens; None where nothing was padded."""
     logits: Float[Tensor, "batch *said d_vocab"]
-    """What the model said."""
+    """What the model said: logits, or another main output where it reads no text."""
+    prompt_tokens: Int[Tensor, "batch prompt_pos"]
+    """The prompts' tokens: an encoder's where there is one, else the same as `tokens`."""
+    prompt_mask: Bool[Tensor, "batch prompt_pos"] | None
+    """True at real ones; None where nothing was padded."""
     factors: FactorMap
     """GradientFactors by weight name."""
     parameter_gradients: GradientMap
@@ -121,11 +126,15 @@ class GradientCache(Mapping[Key, Tensor]):
         gradients: dict[str, Tensor],
         n_layers: int,
         *,
+        prompt_tokens: Int[Tensor, "batch prompt_pos"] | None = None,
+        prompt_mask: Bool[Tensor, "batch prompt_pos"] | None = None,
         parameter_gradients: GradientMap | None = None,
         missing: dict[str, str] | None = None,
         account: Callable[[], list[Row]] = list,
     ) -> None:
         self.loss, self.tokens, self.mask, self.logits, self.factors = loss, tokens, mask, logits, factors
+        self.prompt_tokens = tokens if prompt_tokens is None else prompt_tokens
+        self.prompt_mask = mask if prompt_tokens is None else prompt_mask
         self.parameter_gradients = parameter_gradients or GradientMap({}, {}, n_layers)
         self.missing = missing or {}
         self._account = account

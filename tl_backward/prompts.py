@@ -1,18 +1,34 @@
-"""Prompts in: text, several texts, or tokens; tokens and an exact mask of the real ones out."""
+"""Prompts in: text, several texts, or tokens; tokens and an exact mask of the real ones out.
+
+An encoder-decoder's prompts are what its encoder reads. Its logits belong to the tokens that its decoder reads: those
+given as `decoder_input_ids`, or what the decoder begins with when it generates.
+"""
 
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from inspect import Parameter, signature
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from tl_backward._checks import UnknownWordsWarning, check_text, model_kind, nearest
+from tl_backward._checks import UnknownWordsWarning, check_text, model_kind
 from tl_backward._typing import Prompts, TransformerLensModel
 from tl_backward._visits import rng_untouched
+from tl_backward.model_inputs import (
+    DECODER,
+    PER_TOKEN,
+    check_inputs,
+    check_per_token,
+    check_reads_text,
+    decoder_start,
+    has_decoder,
+    main_input,
+    main_output,
+    own_inputs,
+    probe_signal,
+)
 from tl_backward.vocabulary import embedding_table, unknown_words, vocabulary_size
 
 
@@ -24,12 +40,30 @@ class Batch:
     mask: Bool[Tensor, "batch pos"] | None
     """True at real tokens; None where nothing is padded."""
     inputs: dict[str, object] = field(default_factory=dict)
-    """The model's own further inputs (`decoder_input_ids`, `pixel_values`, ...), by name."""
+    """The model's own further inputs (`pixel_values`, `position_ids`, ...), by name."""
+    decoder: "Batch | None" = None
+    """What the decoder of an encoder-decoder reads."""
+
+    @property
+    def answered(self) -> "Batch":
+        """The tokens that the logits belong to: the decoder's where there is one."""
+        return self if self.decoder is None else self.decoder
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """[batch, pos] of each sequence of tokens that the model reads."""
+        own = (self.tokens.shape[0], self.tokens.shape[1])
+        return (own,) if self.decoder is None else (own, *self.decoder.shapes)
 
     @property
     def n_examples(self) -> int:
         """Rows of the batch."""
         return self.tokens.shape[0]
+
+    @property
+    def real(self) -> Bool[Tensor, "batch pos"]:
+        """The mask, also where nothing is padded."""
+        return torch.ones_like(self.tokens, dtype=torch.bool) if self.mask is None else self.mask
 
     @property
     def last(self) -> Int[Tensor, "batch"]:
@@ -57,8 +91,9 @@ def encode_prompts(
     Raises:
         ValueError: an empty prompt, one longer than n_ctx, ids outside the vocabulary, text without a tokenizer, or a
             mask that does not fit the tokens.
-        TypeError: anything but text, a list of texts or integer tokens.
+        TypeError: anything but text, a list of texts or integer tokens; a model that reads no text.
     """
+    check_reads_text(model)
     if isinstance(prompts, Tensor):
         return _checked(model, _given_tokens(prompts, attention_mask))
     if attention_mask is not None:
@@ -96,8 +131,14 @@ def encode_prompts(
     return _checked(model, pad(model, rows))
 
 
-def forward(model: TransformerLensModel, batch: Batch) -> Float[Tensor, "batch *said d_vocab"]:
-    """The logits of one pass, padding masked, without a key-value cache; no draw from the global RNG."""
+def forward(model: TransformerLensModel, batch: Batch) -> Float[Tensor, "batch *rest"]:
+    """The logits of one pass, padding masked, without a key-value cache; no draw from the global RNG.
+
+    They are [batch, pos, d_vocab] over `batch.answered.tokens`, or whatever else is the model's main output.
+
+    Raises:
+        ValueError: an encoder-decoder, and a batch that does not say what its decoder reads.
+    """
     options: dict[str, object] = {"return_type": "logits"}
     if batch.mask is not None:
         options["attention_mask"] = batch.mask.long()
@@ -109,95 +150,97 @@ def forward(model: TransformerLensModel, batch: Batch) -> Float[Tensor, "batch *
         name = main_input(model)
         if name in batch.inputs and name != "input_ids":  # an image or a sound in the tokens' place
             main = batch.inputs[name]
+        if has_decoder(model):
+            options |= _decoder_options(batch, takes)
     with rng_untouched(model):
-        return model(main, **{**options, **batch.inputs})
+        return main_output(model(main, **{**options, **batch.inputs}))
 
 
-def main_input(model: TransformerLensModel) -> str:
-    """What a model reads first of all: "input_ids", or the name of its image or sound where it reads no text."""
-    inner = getattr(model, "original_model", None)
-    name = getattr(inner, "main_input_name", "input_ids")
-    for flag, other in (("is_visual_model", "pixel_values"), ("is_audio_model", "input_values")):
-        if getattr(model.cfg, flag, False):
-            return name if name != "input_ids" else other
-    return "input_ids"
-
-
-def own_inputs(model: TransformerLensModel) -> dict[str, Parameter]:
-    """The inputs that a model's own forward pass names."""
-    inner = getattr(model, "original_model", None)
-    layers = [inner or model]
-    for _ in range(2):  # what a head hands on by **kwargs its body names
-        body = getattr(layers[-1], "base_model", None)
-        if isinstance(body, nn.Module) and body is not layers[-1]:
-            layers.append(body)
-    found: dict[str, Parameter] = {}
-    for layer in layers:
-        found |= dict(signature(cast(nn.Module, layer).forward).parameters)
-    return {name: p for name, p in found.items() if p.kind not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)}
+def _decoder_options(batch: Batch, takes: set[str]) -> dict[str, object]:
+    if batch.decoder is None:
+        raise ValueError(
+            "Expected a model whose logits belong to the prompt's tokens, got an encoder-decoder, whose logits belong "
+            "to its decoder's; use run_with_gradient_cache or backward_lens, which say what its decoder reads."
+        )
+    options: dict[str, object] = {DECODER[0]: batch.decoder.tokens}
+    if batch.decoder.mask is not None and DECODER[1] in takes:
+        options[DECODER[1]] = batch.decoder.mask.long()
+    return options
 
 
 def with_inputs(model: TransformerLensModel, batch: Batch, inputs: Mapping[str, object]) -> Batch:
-    """A batch with the model's own further inputs, which it is known to take.
+    """A batch with the model's own further inputs, and with what its decoder reads where it has one.
 
     Raises:
-        TypeError: it does not take one of them.
+        TypeError: the model does not take one of them, or decoder_input_ids are no integer tokens.
+        ValueError: one that does not fit the prompts; an unknown start of the decoder.
     """
-    if not inputs:
-        return batch
-    known = own_inputs(model)
-    for name in inputs:
-        if name not in known:
-            raise TypeError(
-                f"Expected an input that the model takes, got {name!r}; the nearest are {nearest(name, known)}."
-            )
-    return replace(batch, inputs={**batch.inputs, **inputs})
+    check_inputs(model, inputs)
+    further = {**batch.inputs, **inputs}
+    check_per_token(further, batch.tokens)
+    if not has_decoder(model):
+        return replace(batch, inputs=further)
+    ids, mask = further.pop(DECODER[0], None), further.pop(DECODER[1], None)
+    if ids is None:
+        if mask is not None:
+            raise ValueError(f"Expected {DECODER[1]} only together with {DECODER[0]}, got it alone; leave it out.")
+        if batch.decoder is not None:
+            return replace(batch, inputs=further)
+        start = torch.tensor([decoder_start(model)] * batch.n_examples, device=batch.tokens.device)
+        return replace(batch, inputs=further, decoder=Batch(start, None))
+    if not isinstance(ids, Tensor) or not (mask is None or isinstance(mask, Tensor)):
+        raise TypeError(f"Expected {DECODER[0]} and {DECODER[1]} as tensors [batch, pos], got other objects.")
+    decoder = _checked(model, _given_tokens(ids, mask, *DECODER))
+    if decoder.n_examples != batch.n_examples:
+        raise ValueError(
+            f"Expected {DECODER[0]} for each of the {batch.n_examples} prompts, got {decoder.n_examples} rows; give "
+            "one row a prompt."
+        )
+    return replace(batch, inputs=further, decoder=decoder)
 
 
 def probe_batch(model: TransformerLensModel) -> Batch:
     """A few tokens from all over the vocabulary, or what else a model reads: enough for a short pass of our own."""
     name = main_input(model)
     if name != "input_ids":
-        value = _probe_signal(model, name)
-        return Batch(torch.zeros(len(value), 0, dtype=torch.long), None, {name: value})
+        value = probe_signal(model, name)
+        return Batch(torch.zeros(len(value), 0, dtype=torch.long, device=value.device), None, {name: value})
     table = embedding_table(model)
     d_vocab, length = table.shape[0], max(1, min(_PROBE[1], int(getattr(model.cfg, "n_ctx", 0) or _PROBE[1])))
     # From the middle on: special tokens, some of which stand for an image, come first.
     half, n = max(1, d_vocab // 2), _PROBE[0] * length
     ids = d_vocab // 2 + torch.arange(n) * max(1, half // n) % half
-    return Batch(ids.reshape(_PROBE[0], length).to(table.device), None)
+    ids = ids.reshape(_PROBE[0], length).to(table.device)
+    return Batch(ids, None, decoder=Batch(ids[:, : max(1, length - 2)], None) if has_decoder(model) else None)
 
 
 _PROBE = (3, 7)
 """Examples and tokens of a short pass: few, and no size that an axis of a model is likely to have."""
 
 
-def _probe_signal(model: TransformerLensModel, name: str) -> Tensor:
-    """An image or a sound of the size that the model's configuration asks for."""
-    inner = cast(nn.Module, getattr(model, "original_model", model))
-    config = getattr(inner, "config", None)
-    like = next(inner.parameters())
-    if name == "pixel_values":
-        size = getattr(config, "image_size", 224)
-        height, width = size if isinstance(size, list | tuple) else (size, size)
-        shape = (2, int(getattr(config, "num_channels", 3)), height, width)
-    elif hasattr(config, "max_length") and hasattr(config, "num_mel_bins"):  # a spectrogram
-        shape = (2, int(getattr(config, "max_length", 0)), int(getattr(config, "num_mel_bins", 0)))
-    else:
-        stride = 1
-        for each in getattr(config, "conv_stride", (5, 2, 2, 2, 2, 2, 2)):
-            stride *= int(each)
-        shape = (2, 16 * stride + 400)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(shape, generator=generator).to(like.device, like.dtype)
-
-
 def extend(model: TransformerLensModel, batch: Batch, continuation: tuple[tuple[int, ...], ...]) -> Batch:
-    """The batch with ids appended to each example's real tokens (teacher forcing of a longer target)."""
+    """The batch with ids appended to what each example's logits belong to (teacher forcing of a longer target)."""
     if not any(continuation):
         return batch
-    rows = [row + list(extra) for row, extra in zip(batch.rows(), continuation, strict=True)]
-    return _checked(model, pad(model, rows))
+    rows = [row + list(extra) for row, extra in zip(batch.answered.rows(), continuation, strict=True)]
+    longer = _checked(model, pad(model, rows))
+    if batch.decoder is not None:
+        return replace(batch, decoder=longer)
+    inputs = {name: _continued(name, value, batch, longer) for name, value in batch.inputs.items()}
+    return replace(longer, inputs=inputs)
+
+
+def _continued(name: str, value: object, batch: Batch, longer: Batch) -> object:
+    """An input with an entry a token, for a longer batch: the last entry again, or a position further each time."""
+    if name not in PER_TOKEN or not isinstance(value, Tensor):
+        return value
+    old = value.expand(*value.shape[:-2], *batch.tokens.shape)
+    new = old.new_zeros(*old.shape[:-1], longer.tokens.shape[1])
+    for row, (real, where) in enumerate(zip(batch.real, longer.real, strict=True)):
+        own = old[..., row, real]
+        steps = torch.arange(1, int(where.sum()) - own.shape[-1] + 1, device=own.device) * PER_TOKEN[name]
+        new[..., row, where] = torch.cat([own, own[..., -1:] + steps], -1)
+    return new
 
 
 def pad(model: TransformerLensModel, rows: list[list[int]]) -> Batch:
@@ -221,18 +264,20 @@ def pad(model: TransformerLensModel, rows: list[list[int]]) -> Batch:
     return Batch(tokens.to(device), None if mask.all() else mask.to(device))
 
 
-def _given_tokens(tokens: Tensor, attention_mask: Tensor | None) -> Batch:
+def _given_tokens(
+    tokens: Tensor, attention_mask: Tensor | None, name: str = "tokens", mask_name: str = "attention_mask"
+) -> Batch:
     if tokens.ndim == 1:
         tokens = tokens[None]
         attention_mask = None if attention_mask is None else attention_mask.reshape(1, -1)
     if tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
         raise TypeError(
-            f"Expected integer tokens [batch, pos] or [pos], got {tokens.dtype} of shape {list(tokens.shape)}; token "
+            f"Expected integer {name} [batch, pos] or [pos], got {tokens.dtype} of shape {list(tokens.shape)}; token "
             "ids come from model.to_tokens(text)."
         )
     if attention_mask is not None and attention_mask.shape != tokens.shape:
         raise ValueError(
-            f"Expected attention_mask of the tokens' shape {list(tokens.shape)}, got {list(attention_mask.shape)}; one "
+            f"Expected {mask_name} of the tokens' shape {list(tokens.shape)}, got {list(attention_mask.shape)}; one "
             "entry a token, 1 where real."
         )
     return Batch(tokens, None if attention_mask is None else attention_mask.bool())

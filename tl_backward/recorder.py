@@ -22,7 +22,7 @@ from tl_backward._typing import TransformerLensModel
 from tl_backward._visits import check_visitor
 from tl_backward.factors import GradientFactors
 from tl_backward.sites import Read, WeightSite, watched
-from tl_backward.sites.rows import Recorded, factors_of
+from tl_backward.sites.rows import Recorded, Shapes, factors_of
 from tl_backward.sites.watch import Seen, Watch, asking, weights_of
 
 
@@ -109,7 +109,7 @@ class Recorder:
         return next((seen for seen in ways if seen), [])
 
     @contextmanager
-    def watching(self, shape: tuple[int, int]) -> Iterator[None]:
+    def watching(self, shapes: Shapes) -> Iterator[None]:
         """Within the context operations over [batch, pos] tokens are watched for the weights whose places they tell."""
         found = {site.used: site for site in self.sites if site.write is None}
         # A gradient that autograd gives whole, or pulls back through a function, needs a graph behind the parameter.
@@ -125,7 +125,7 @@ class Recorder:
             wanted.setdefault(site.used, set()).add(site.kind)
 
         def report(seen: list[Seen]) -> Tensor | None:
-            return self._used(seen, keys, wanted, shape)
+            return self._used(seen, keys, wanted, shapes)
 
         with asking(asked):
             whole = [site for site in self.sites if site.kind == "parameter"]
@@ -133,11 +133,11 @@ class Recorder:
             if not by_operation:
                 yield
                 return
-            with Watch(tensors, report, shape[0] * shape[1]):
+            with Watch(tensors, report, tuple(batch * pos for batch, pos in shapes)):
                 yield
 
     def _used(
-        self, seen: list[Seen], keys: list[int], wanted: dict[tuple[int, ...], set[str]], shape: tuple[int, int]
+        self, seen: list[Seen], keys: list[int], wanted: dict[tuple[int, ...], set[str]], shapes: Shapes
     ) -> Tensor | None:
         check_visitor(self.model)
         written: _Written | None = None
@@ -155,10 +155,11 @@ class Recorder:
                 continue
             if written is None:
                 y = use.y
-                if use.kind == "embedding" and shape[0] > 1 and tuple(y.shape[:-1]) == (1, shape[1]):
+                n = shapes[0][0]
+                if use.kind == "embedding" and n > 1 and tuple(y.shape[:-1]) in {(1, pos) for _, pos in shapes}:
                     # Positions are looked up once for the batch, which their sum with the tokens spreads them over:
                     # spread before it, each example has a gradient of its own there.
-                    y = replacement = y.expand(shape[0], -1, -1)
+                    y = replacement = y.expand(n, -1, -1)
                 written, traced = _trace(y, private=True)
                 replacement = replacement if traced is None else traced
             # In the use's place: y itself, which nothing needs but its edge, would be kept for nothing.
@@ -222,12 +223,12 @@ class Recorder:
         check_visitor(self.model)
         return keep(module, args, kwargs, output)
 
-    def differentiate(self, loss: Tensor, shape: tuple[int, int]) -> Differentiated:
+    def differentiate(self, loss: Tensor, shapes: Shapes) -> Differentiated:
         """Factors of every site, the gradients of those that have none, and the gradient at every hook point that ran.
 
         Args:
             loss: the scalar to differentiate.
-            shape: [batch, pos] of the tokens.
+            shapes: [batch, pos] of the tokens, of each sequence that the pass reads.
         """
         # Gradient checkpointing runs the hooks again in the backward pass: what they see then is not this pass's.
         self.points = {key: list(entered) for key, entered in self.points.items()}
@@ -252,7 +253,7 @@ class Recorder:
         factors: dict[str, GradientFactors] = {}
         for site in self.sites:
             if site.by_operation:
-                factors[site.name] = factors_of(site, self._recorded(site, deltas), shape)
+                factors[site.name] = factors_of(site, self._recorded(site, deltas), shapes)
             elif site.kind != "parameter":
                 factors[site.name] = site.factors(self._calls(site, deltas))
         at: dict[int, Tensor] = {}

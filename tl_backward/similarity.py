@@ -19,6 +19,7 @@ from tl_backward._typing import TransformerLensModel
 from tl_backward.cases import EditCase
 from tl_backward.examples import Example, by_length, capture_batch, encode_examples
 from tl_backward.losses import Loss, next_token_loss
+from tl_backward.model_inputs import check_reads_text
 from tl_backward.sites import select_sites, weight_sites
 from tl_backward.vocabulary import text_column
 
@@ -156,6 +157,7 @@ def gradient_similarity(
         [[0, 1]]
     """
     check_model(model)
+    check_reads_text(model)
     if metric not in ("inner", "cosine"):
         raise ValueError(f"Expected metric 'inner' or 'cosine', got {metric!r}; a cosine leaves lengths out.")
     if batch_size < 1 or max_bytes < 1:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
+import torch
 from torch import nn
 
 from tl_backward._typing import TransformerLensModel
@@ -65,5 +66,14 @@ def model_digest(model: TransformerLensModel) -> str:
 
 def run_digest(items: Sequence[Example], options: Mapping[str, object]) -> str:
     """Of everything that a sweep's numbers follow from but the losses' code; `options` name the model."""
-    examples = [(e.index, e.tokens, e.n_forced, e.target, e.subject, e.answer) for e in items]
+    examples = [(e.index, e.tokens, e.n_forced, e.target, e.subject, e.answer, *_further(e)) for e in items]
     return hashlib.sha256(json.dumps([options, examples]).encode()).hexdigest()
+
+
+def _further(example: Example) -> list[object]:
+    """What an example has beside text, where it has anything."""
+    found: list[object] = [] if example.decoder is None else [example.decoder]
+    for name, value in sorted(example.inputs.items()):
+        numbers = value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        found.append((name, list(value.shape), hashlib.sha256(numbers).hexdigest()))
+    return found

@@ -16,7 +16,10 @@ from tl_backward.answers import answer_tokens
 from tl_backward.cases import EditCase
 from tl_backward.controls import random_init
 from tl_backward.examples import Example, Losses, by_length, capture_batch, encode_examples
+from tl_backward.factors import GradientFactors
 from tl_backward.gradient_cache import GradientCache
+from tl_backward.model_inputs import check_reads_text
+from tl_backward.prompts import Batch
 from tl_backward.readout import readout
 from tl_backward.segments import NAMES, Span, segment_tokens
 from tl_backward.sites import select_sites, weight_sites
@@ -54,6 +57,7 @@ def sweep(
     prepend_bos: bool | None = None,
     checkpoint: str | Path | None = None,
     show_progress: bool = True,
+    **inputs: object,
 ) -> Sweep:
     """Capture the gradient of every prompt of a data set, in batches, and keep a few numbers of each.
 
@@ -90,6 +94,12 @@ def sweep(
         checkpoint: a file that is saved every 20 batches; a run that finds its own goes on from it, to the same numbers
             bit for bit. `load_sweep` reads it too.
         show_progress: show a bar.
+        inputs: the model's own further inputs (`pixel_values`, `decoder_input_ids`, ...), each a tensor with a row for
+            each prompt.
+
+    Of an encoder-decoder, segments are those of the tokens that a weight reads: the prompt's in its encoder (and where
+    its decoder reads the encoder), else the decoder's, of which the last is where the answer is asked for; words are
+    read in the decoder alone.
 
     Returns:
         A Sweep: of all prompts or, interrupted by hand (KeyboardInterrupt), of those that were done. A prompt whose
@@ -105,12 +115,14 @@ def sweep(
         torch.Size([3, 4, 5])
     """
     check_model(model)
+    check_reads_text(model)
     check_k(k, output_size(model) or model.cfg.d_vocab)
     _check_options(collect, batch_size, n_draws, control)
     items = encode_examples(
-        model, prompts, losses, subjects=subjects, answers=answers, start=start, prepend_bos=prepend_bos
+        model, prompts, losses, subjects=subjects, answers=answers, start=start, prepend_bos=prepend_bos, inputs=inputs
     )
-    sites = weight_sites(model)
+    first = items[0]
+    sites = weight_sites(model, torch.tensor([first.tokens]), **first.inputs) if first.inputs else weight_sites(model)
     names = tuple(select_sites(sites, weights if isinstance(weights, str) else list(weights)))
     wanted = tuple(name for name in get_args(Quantity) if name in collect) + ("top_tokens",) * ("top_tokens" in collect)
     of = model_digest(model)
@@ -231,9 +243,13 @@ class _Run:
         targets = torch.tensor([example.target for example in batch], device=asked.device)
         strings = token_strings(getattr(model, "tokenizer", None), cache.tokens.masked_fill(~captured.mask, -1))
         subjects, forced = [example.subject for example in batch], [example.n_forced for example in batch]
-        codes = segment_tokens(strings, captured.mask, asked, subjects, n_forced=forced).codes
+        if cache.prompt_tokens is cache.tokens:
+            codes = of_prompt = segment_tokens(strings, captured.mask, asked, subjects, n_forced=forced).codes
+        else:
+            codes = segment_tokens(strings, captured.mask, asked, n_forced=forced).codes
+            of_prompt = _prompt_segments(model, cache, subjects)
         found = {"loss": captured.losses, "targets": targets, "answers": answers}
-        found |= _gradient_quantities(cache, codes, self.collect)
+        found |= _gradient_quantities(cache, codes, of_prompt, self.collect)
         found |= self._words(model, cache, asked, targets, answers)
         return {name: value.cpu() for name, value in found.items()}
 
@@ -265,17 +281,36 @@ class _Run:
         return {name: value for name, value in found.items() if name in kept}
 
 
-def _gradient_quantities(cache: GradientCache, codes: Tensor, collect: Sequence[Collect]) -> dict[str, Tensor]:
+def _prompt_segments(model: TransformerLensModel, cache: GradientCache, subjects: Sequence[Span]) -> Tensor:
+    """The segments of what an encoder reads; its last token is the prompt's."""
+    given = Batch(cache.prompt_tokens, cache.prompt_mask)
+    strings = token_strings(getattr(model, "tokenizer", None), given.tokens.masked_fill(~given.real, -1))
+    return segment_tokens(strings, given.real, given.last, subjects, n_forced=[0] * given.n_examples).codes
+
+
+def _reads_prompt(name: str) -> bool:
+    """Whether a weight of an encoder-decoder reads the encoder's tokens."""
+    component, _, short = name.rpartition(".")
+    return name.startswith("encoder") or (component.endswith("cross_attn") and short in ("W_K", "W_V", "b_K", "b_V"))
+
+
+def _gradient_quantities(
+    cache: GradientCache, codes: Tensor, of_prompt: Tensor, collect: Sequence[Collect]
+) -> dict[str, Tensor]:
     """`norm`, `gradient_norm`, `share` and `rank` of each example, [batch, weight, ...]."""
     rows: dict[str, list[Tensor]] = {name: [] for name in ("norm", "gradient_norm", "share", "rank")}
-    member = torch.nn.functional.one_hot(codes.clamp(min=0), len(NAMES)) * (codes >= 0)[..., None]
-    for factors in cache.factors.values():
-        norms = factors.deltas.flatten(2).norm(dim=-1, dtype=torch.float64)
-        inside = member.double()
+    for name, factors in cache.factors.items():
+        segments = of_prompt if _reads_prompt(str(name)) else codes
+        inside = (torch.nn.functional.one_hot(segments.clamp(min=0), len(NAMES)) * (segments >= 0)[..., None]).double()
         if "norm" in collect:
+            norms = factors.deltas.flatten(2).norm(dim=-1, dtype=torch.float64)
+            if factors.origin is None:
+                norms = _by_token(str(name), factors, norms, segments)
+            else:  # a token's rows in several experts are one vector
+                norms = _by_token(str(name), factors, norms.square(), segments).sqrt()
             rows["norm"].append(torch.einsum("bp,bps->bs", norms, inside) / inside.sum(1))
         if "share" in collect or "gradient_norm" in collect:
-            contributions = factors.token_products().sum(-1, dtype=torch.float64)
+            contributions = _by_token(str(name), factors, _contributions(factors), segments)
             total = contributions.sum(-1).clamp(min=0)
             rows["gradient_norm"].append(total.sqrt())
             there = inside.sum(1) > 0
@@ -286,10 +321,35 @@ def _gradient_quantities(cache: GradientCache, codes: Tensor, collect: Sequence[
     return {name: torch.stack(values, 1) for name, values in rows.items() if name in collect}
 
 
+def _contributions(factors: GradientFactors) -> Tensor:
+    """<outer(x_i, delta_i), dL/dW> of each row, dL/dW being its own example's."""
+    if factors.origin is None:
+        return factors.token_products().sum(-1, dtype=torch.float64)
+    found = torch.zeros(factors.origin.example.shape, dtype=torch.float64, device=factors.deltas.device)
+    for example, own in enumerate(factors.per_example()):
+        found[factors.origin.example == example] = own.token_products().sum(-1, dtype=torch.float64).flatten()
+    return found
+
+
+def _by_token(name: str, factors: GradientFactors, rows: Tensor, segments: Tensor) -> Tensor:
+    """A number of each row, summed over the rows of each token [batch, pos]: one, or one for each expert it went to."""
+    origin = factors.origin
+    if origin is None and rows.shape == segments.shape:
+        return rows
+    if origin is None or origin.shape != tuple(segments.shape) or bool((origin.example < 0).any()):
+        raise ValueError(
+            f"Expected weights that read the prompt's tokens, got {name}, which reads {list(rows.shape)} rows for "
+            f"tokens {list(segments.shape)}; choose others with weights=..."
+        )
+    return rows.new_zeros(segments.numel()).index_add_(
+        0, (origin.example * origin.shape[1] + origin.token).flatten(), rows.flatten()
+    ).reshape(segments.shape)
+
+
 def _side(cache: GradientCache, name: str) -> Tensor | None:
     """What of a weight's factors lies in the residual stream; heads with a part of their own are averaged."""
     short = name.rpartition(".")[2]
-    if short not in (*_IMPRINTS, *_SHIFTS):
+    if short not in (*_IMPRINTS, *_SHIFTS) or (cache.prompt_tokens is not cache.tokens and _reads_prompt(name)):
         return None
     side = cache.factors[name].inputs if short in _IMPRINTS else cache.factors[name].deltas
     return side.mean(2) if side.ndim == 4 else side

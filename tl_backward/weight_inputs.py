@@ -44,7 +44,7 @@ def weight_inputs(
                 stack.callback(handle.remove)
         else:
             tensors, _ = watched([site])
-            stack.enter_context(Watch(tensors, partial(_note, seen), shape[0] * shape[1]))
+            stack.enter_context(Watch(tensors, partial(_note, seen), (shape[0] * shape[1],)))
         result = run()
     x = by_token(seen[0], shape) if len(seen) == 1 else None
     if x is None or tuple(x.shape[:2]) != shape:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tl_backward._checks import check_checkpointing, model_kind, nearest
 from tl_backward._typing import Prompts, TransformerLensModel
 from tl_backward._visits import rng_untouched
-from tl_backward.prompts import Batch, encode_prompts, forward, probe_batch
+from tl_backward.prompts import Batch, encode_prompts, forward, probe_batch, with_inputs
 from tl_backward.sites._site import Calls, Read, WeightSite, WeightSites, Write, watched
 
 __all__ = ["Calls", "Read", "WeightSite", "WeightSites", "Write", "rotation", "select_sites", "watched", "weight_sites"]
@@ -55,7 +55,7 @@ def weight_sites(model: TransformerLensModel, tokens: Prompts | None = None, **i
     kind = model_kind(model)
     if tokens is not None or inputs:
         given = probe_batch(model) if tokens is None else encode_prompts(model, tokens)
-        return _collect(model, kind, Batch(given.tokens, given.mask, {**given.inputs, **inputs}))
+        return _collect(model, kind, with_inputs(model, given, inputs))
     stamp = _stamp(model)
     known = _LEARNT.get(model)
     if known is None or known[0] != stamp:

@@ -77,7 +77,7 @@ def learn(
         stack.enter_context(asking(every))
         stack.enter_context(_without_hooks([module for module in modules if is_hook_point(module)]))
         stack.enter_context(_attributes_kept(modules))
-        with Watch(numbered, report, n_tokens):
+        with Watch(numbered, report, (n_tokens,)):
             outputs = run()
         reached, edges = _graph(outputs)
         sites = WeightSites(parameters)

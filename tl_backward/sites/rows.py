@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 from tl_backward.factors import GradientFactors, Origin
 from tl_backward.sites._site import WeightSite
 from tl_backward.sites.watch import Seen
+
+Shapes: TypeAlias = tuple[tuple[int, int], ...]
+"""[batch, pos] of each sequence of tokens that a pass reads: one, or an encoder's and a decoder's."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,13 @@ class _Part:
     origin: Origin | None
 
 
-def factors_of(site: WeightSite, recorded: list[Recorded], shape: tuple[int, int]) -> GradientFactors:
-    """The factors of a site from each of its uses in a pass over [batch, pos] tokens."""
+def factors_of(site: WeightSite, recorded: list[Recorded], shapes: Shapes) -> GradientFactors:
+    """The factors of a site from each of its uses in a pass over sequences of [batch, pos] tokens."""
     layout = site.layout
     if recorded:
         pull_back = _pull_back(site, recorded)
         layout = layout if pull_back is None else replace(layout, pull_back=pull_back)
-    parts = [_part(site, each, shape) for each in recorded] or [_nothing(site, shape)]
+    parts = [_part(site, each, _shape_of(each, shapes), shapes) for each in recorded] or [_nothing(site, shapes[0])]
     inputs, deltas, origin = _joined(site, parts)
     if layout.part is not None:  # a head's query and the gate that follows it
         which, n = layout.part
@@ -42,7 +46,17 @@ def factors_of(site: WeightSite, recorded: list[Recorded], shape: tuple[int, int
     return GradientFactors(inputs=inputs, deltas=deltas, layout=layout, origin=origin)
 
 
-def _part(site: WeightSite, recorded: Recorded, shape: tuple[int, int]) -> _Part:
+def _shape_of(recorded: Recorded, shapes: Shapes) -> tuple[int, int]:
+    """[batch, pos] of the sequence of tokens that a use was at; the first where none fits (patches of an image)."""
+    if len(shapes) == 1:
+        return shapes[0]
+    lead = tuple(recorded.gradient.shape[:-1])
+    fits = (shape for shape in shapes if lead[:2] == shape or lead == (shape[0] * shape[1],))
+    behind_heads = (shape for shape in shapes if len(lead) == 3 and (lead[0], lead[2]) == shape)
+    return next(fits, None) or next(behind_heads, None) or shapes[0]
+
+
+def _part(site: WeightSite, recorded: Recorded, shape: tuple[int, int], shapes: Shapes) -> _Part:
     use = recorded.seen.use
     delta = use.delta_rows(recorded.gradient.detach())
     x = None if use.x is None else use.x.detach()
@@ -74,19 +88,25 @@ def _part(site: WeightSite, recorded: Recorded, shape: tuple[int, int]) -> _Part
         x, delta = x.flatten(0, -2), delta.flatten(0, -2)
         block = torch.full((len(x),), number, device=x.device)
     if block is not None or (x.ndim == 2 and recorded.seen.token is not None):
-        return _rows(x, delta, block, recorded.seen.token, shape)
+        return _rows(x, delta, block, recorded.seen.token, shapes)
     x, delta = by_token(x, shape), by_token(delta, shape)
     return _Part(x.flatten(1, -2), delta.flatten(1, -2), None)
 
 
-def _rows(x: Tensor, delta: Tensor, block: Tensor | None, token: Tensor | None, shape: tuple[int, int]) -> _Part:
+def _rows(x: Tensor, delta: Tensor, block: Tensor | None, token: Tensor | None, shapes: Shapes) -> _Part:
     """Rows that are not [batch, pos], with where each comes from; -1 where that is not known."""
-    batch, pos = shape
+    sizes = [batch * pos for batch, pos in shapes]
     if token is None or len(token) != len(x):
-        n = batch * pos
         counted = torch.arange(len(x), device=x.device)
-        token = counted % n if n and len(x) % n == 0 else torch.full_like(counted, -1)
-    known = token >= 0
+        fits = [i for i, n in enumerate(sizes) if n and len(x) % n == 0]
+        which = min(fits, key=lambda i: len(x) // sizes[i], default=0)
+        token = counted % sizes[which] if sizes[which] and len(x) % sizes[which] == 0 else torch.full_like(counted, -1)
+    else:  # counted through all sequences; a weight's rows are of one
+        which = 0
+        while which + 1 < len(sizes) and len(token) and int(token.max()) >= sizes[which]:
+            token, which = token - sizes[which], which + 1
+    shape = shapes[which]
+    pos, known = shape[1], token >= 0
     example = torch.where(known, token // max(1, pos), -1)
     place = torch.where(known, token % max(1, pos), -1)
     origin = Origin(example[None], place[None], None if block is None else block[None].long(), shape)
@@ -134,7 +154,7 @@ def by_token(tensor: Tensor, shape: tuple[int, int], trailing: int = 1) -> Tenso
         return tensor.unflatten(0, shape)
     if len(lead) >= 3 and lead[0] == batch and lead[2] == pos:
         return tensor.transpose(1, 2)
-    if len(lead) == 2 and tuple(lead) == (pos, batch):
+    if len(lead) == 2 and lead[1] == batch != lead[0]:  # also where the model adds tokens of its own (LED's windows)
         return tensor.transpose(0, 1)
     if len(lead) < 2:
         return tensor[None] if len(lead) else tensor[None, None]

@@ -62,7 +62,7 @@ class Seen:
     use: Use
     known: Known
     token: Tensor | None
-    """[row]: the token (counted through the batch) of each row of x, where rows were gathered."""
+    """[row]: the token (counted through the batches of all sequences) of each row of x, where rows were gathered."""
 
 
 class Watch(TorchFunctionMode):
@@ -72,16 +72,23 @@ class Watch(TorchFunctionMode):
         weights: the weights and every other tensor that is one of them (an alias), each with its weight's number; with
             numbers below zero constants (buffers), which are part of the function where they meet weights alone.
         report: called with the uses of one operation; may return what its output is to be replaced with.
-        n_tokens: tokens of the batch together, whose rows are followed where they are gathered.
+        n_tokens: tokens of the batch together, whose rows are followed where they are gathered; one number for each
+            sequence of tokens that the pass reads (an encoder's and a decoder's).
     """
 
     def __init__(
-        self, weights: Iterable[tuple[Tensor, int]], report: Callable[[list[Seen]], Tensor | None], n_tokens: int
+        self,
+        weights: Iterable[tuple[Tensor, int]],
+        report: Callable[[list[Seen]], Tensor | None],
+        n_tokens: tuple[int, ...],
     ) -> None:
         super().__init__()
         self._known = {id(tensor): Known(tensor, (number,), tensor) for tensor, number in weights}
         self._report = report
-        self._n_tokens = n_tokens
+        self._first: dict[int, int] = {}
+        """The number of the first token of the sequence that has so many: tokens are counted through all of them."""
+        for i, n in enumerate(n_tokens):
+            self._first.setdefault(n, sum(n_tokens[:i]))
         self._stance = ExitStack()
         self._used_bases: set[int] = set()
         """What was used of weights, by identity: changed in place after that it is no longer what was used."""
@@ -236,8 +243,9 @@ class Watch(TorchFunctionMode):
             return
         made: Tensor | None = None
         before = self._rows.get(id(source))
-        if before is None and source.ndim == 2 and len(source) == self._n_tokens and source.is_floating_point():
-            tokens = None
+        if before is None and source.ndim == 2 and len(source) in self._first and source.is_floating_point():
+            first = self._first[len(source)]
+            tokens = None if first == 0 else torch.arange(first, first + len(source), device=source.device)
         elif before is not None:
             tokens = before[1]
         else:
