@@ -10,6 +10,7 @@ import tl_backward as tlb
 def autograd(model, tokens=TOKENS, loss=tlb.next_token_loss, hooks=()):
     """(loss, gradients) by plain autograd through the model as it is, by the identity of each floating parameter."""
     parameters = [p for p in dict.fromkeys(model.parameters()) if p.is_floating_point()]
+    parameters = [p for p in parameters if not hasattr(type(p), "__tensor_flatten__")]  # packed numbers have none
     asked = [p.requires_grad for p in parameters]
     for parameter in parameters:
         parameter.requires_grad_(True)

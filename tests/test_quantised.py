@@ -1,0 +1,144 @@
+"""Quantised weights have no gradient: they are said to have none, and all else is captured."""
+
+import pytest
+import torch
+from models import BRIDGED, TOKENS, bridge, tokenizer
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
+from unusual import holds
+
+import tl_backward as tlb
+
+WHY = "a quantised weight, which has no gradient"
+
+
+class Packed(torch.Tensor):
+    """A tensor subclass that keeps int8 numbers and knows one operation, as torchao's do."""
+
+    @staticmethod
+    def __new__(cls, codes, scale):
+        return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=scale.dtype, device=codes.device)
+
+    def __init__(self, codes, scale):
+        self.codes, self.scale = codes, scale
+
+    def __tensor_flatten__(self):
+        return ["codes", "scale"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner, meta, size, stride):
+        return Packed(inner["codes"], inner["scale"])
+
+    def __repr__(self):
+        return f"Packed({list(self.shape)})"
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is F.linear:
+            x, weight, bias = (*args, *(kwargs or {}).values(), None)[:3]
+            return F.linear(x, weight.codes.to(x.dtype) * weight.scale, bias)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.detach.default:
+            return Packed(args[0].codes, args[0].scale)
+        raise NotImplementedError(f"Packed dispatch: {func}")
+
+
+class Packed8(nn.Parameter):
+    """Codes in a parameter of a class of its own, as bitsandbytes's."""
+
+    def __new__(cls, codes):
+        return torch.Tensor._make_subclass(cls, codes, False)
+
+
+def pack(module):
+    weight = module.weight.detach()
+    scale = weight.abs().max() / 127
+    module.weight = nn.Parameter(Packed((weight / scale).round().to(torch.int8), scale), requires_grad=False)
+
+
+class Linear8(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
+
+
+def pack8(module):
+    weight = module.weight.detach()
+    module.scale = weight.abs().max() / 127
+    module.weight = Packed8((weight / module.scale).round().to(torch.int8))
+    module.__class__ = Linear8
+
+
+def quantised(how, of):
+    """A Bridge whose linear layers of these names are quantised, and the rest are not."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    torch.manual_seed(0)
+    inner = AutoModelForCausalLM.from_config(BRIDGED["llama"][1], attn_implementation="eager").double().eval()
+    for name, module in inner.named_modules():
+        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1].endswith(of):
+            how(module)
+    return TransformerBridge.boot_transformers(
+        BRIDGED["llama"][0], hf_model=inner, tokenizer=tokenizer(), device="cpu", dtype=torch.float64
+    ).eval()
+
+
+EVERY = {"pack": ("_proj", "lm_head"), "pack8": ("_proj",)}  # TransformerLens 3.9 gives lm_head a bias of its dtype
+HALF = ("gate_proj", "up_proj", "down_proj")
+
+
+@pytest.mark.parametrize("how", [pack, pack8])
+def test_half_of_a_model(how):
+    model = quantised(how, HALF)
+    sites, cache = holds(model)
+    assert sites.missing["blocks.0.mlp.W_in"] == f"{WHY}."
+    rows = cache.account().set_index("parameter")["reason"]
+    assert sum(reason == WHY for reason in rows) == 6
+    _, cache = tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss)
+    assert sorted(name.rsplit(".", 1)[1] for name in dict(cache.factors.items())) == sorted("W_Q W_K W_V W_O".split() * 2)
+    assert cache.left_out().startswith("captured ") and cache.left_out().endswith(f"because: {WHY}")
+
+
+@pytest.mark.parametrize("how", [pack, pack8])
+def test_a_whole_model(how):
+    model = quantised(how, EVERY[how.__name__])
+    with pytest.raises(ValueError, match=rf"^Expected a model with a matrix whose gradient can be captured, got none \(.*{WHY}\)"):
+        tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss)
+    for weight in ("W_Q", *(["W_U"] if how is pack else []), "blocks.0.mlp.W_out"):
+        with pytest.raises(ValueError, match=f"^Expected a weight that can be captured, got '{weight}': {WHY}"):
+            tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss, weights=weight)
+    for ask in (
+        lambda: tlb.backward_lens(model, "w3 w4", "w5"),
+        lambda: tlb.shift_edit(model, "w3 w4", "w5", layer=0),
+        lambda: tlb.sweep(model, ["w3 w4"], losses=[tlb.target_loss("w5")], show_progress=False),
+        lambda: tlb.project_parameter(model, "W_in", layer=0),
+    ):
+        with pytest.raises(ValueError, match=f"^Expected .*{WHY}"):
+            ask()
+    _, cache = tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss, weights=[])
+    assert cache["blocks.0.hook_resid_post"].any()
+
+
+def test_gradients_at_hook_points_are_those_of_the_model_in_full_numbers():
+    model, full = quantised(pack, HALF), quantised(lambda module: None, HALF)
+    for block in range(2):
+        for of in ("mlp.in", "mlp.gate", "mlp.out"):
+            packed = model.blocks[block].get_submodule(of).original_component.weight
+            target = full.blocks[block].get_submodule(of).original_component.weight
+            target.data.copy_(packed.codes.double() * packed.scale)
+    _, found = tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss)
+    _, expected = tlb.run_with_gradient_cache(full, TOKENS, tlb.next_token_loss)
+    for name in ("blocks.0.hook_resid_post", "blocks.1.attn.hook_z"):
+        torch.testing.assert_close(found[name], expected[name])
+    torch.testing.assert_close(found.factors["W_Q", 0].gradient(), expected.factors["W_Q", 0].gradient())
+
+
+def test_plain_integers_are_not_called_quantised():
+    model = bridge("llama")
+    layer = model.blocks[0].get_submodule("mlp.in").original_component
+    layer.counts = nn.Parameter(torch.arange(3), requires_grad=False)
+    reasons = set(tlb.weight_sites(model).account()["reason"])
+    assert reasons == {"", "not a floating-point parameter"}
