@@ -155,17 +155,21 @@ class Recorder:
                 continue
             if written is None:
                 y = use.y
-                n = shapes[0][0]
-                if use.kind == "embedding" and n > 1 and tuple(y.shape[:-1]) in {(1, pos) for _, pos in shapes}:
+                if use.kind == "embedding" and self._is_of_positions(y, shapes):
                     # Positions are looked up once for the batch, which their sum with the tokens spreads them over:
                     # spread before it, each example has a gradient of its own there.
-                    y = replacement = y.expand(n, -1, -1)
+                    y = replacement = y.expand(shapes[0][0], -1, -1)
                 written, traced = _trace(y, private=True)
                 replacement = replacement if traced is None else traced
             # In the use's place: y itself, which nothing needs but its edge, would be kept for nothing.
             use.y = None
             self.uses[key].append(_Multiplied(each, written, 0 if use.x is None else use.x._version))
         return replacement
+
+    def _is_of_positions(self, y: Tensor, shapes: Shapes) -> bool:
+        """Whether a lookup is [1, pos, d_model] for several examples; biases between positions are as wide as heads."""
+        n, lead = shapes[0][0], tuple(y.shape[:-1])
+        return n > 1 and y.shape[-1] == self.model.cfg.d_model and any(lead == (1, pos) for _, pos in shapes)
 
     def _unknown(self, seen: Seen, roots: tuple[int, ...]) -> None:
         seen.use.kind, seen.use.y = "other", None

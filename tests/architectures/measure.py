@@ -80,10 +80,20 @@ def projection(logits: Tensor, tokens: Tensor) -> Tensor:
     return (logits * weights.to(logits.dtype)).sum() + 0.1 * logits.square().sum()
 
 
+def first_of_decoder(config) -> int:
+    """As transformers and its papers say: decoder_start_token_id, T5Gemma's BOS, T5's pad token."""
+    parts = (getattr(config, "decoder", None), config, getattr(config, "text_config", None))
+    names = ("decoder_start_token_id", "bos_token_id", "pad_token_id")
+    return next(v for name in names for part in parts if (v := getattr(part, name, None)) is not None)
+
+
 def run(model, tokens: Tensor | None, inputs: Inputs) -> Tensor:
-    """The model's own answer through TransformerLens."""
+    """The model's own answer through TransformerLens; a decoder begins with its first token where nothing is given."""
     given = {name: value for name, value in inputs.items()}
     main = tokens
+    config = getattr(getattr(model, "original_model", None), "config", None)
+    if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" not in given and tokens is not None:
+        given["decoder_input_ids"] = torch.full((len(tokens), 1), first_of_decoder(config))
     if main is None:
         main = given.pop(next(iter(given)))
     return model(main, return_type="logits", **given)
