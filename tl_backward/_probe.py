@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tl_backward._checks import model_kind
 from tl_backward._typing import TransformerLensModel
 from tl_backward._visits import rng_untouched
+from tl_backward.model_inputs import has_decoder, without_cache
 
 _BATCH, _LENGTH = 4, 3
 
@@ -63,14 +63,7 @@ def _table(model: TransformerLensModel) -> Tensor:
 
 def probe_logits(model: TransformerLensModel, tokens: Tensor) -> Tensor:
     """The logits of a pass, without a key-value cache; an encoder-decoder's decoder reads the same tokens."""
-    options: dict[str, object] = {"return_type": "logits"}
-    if model_kind(model) == "TransformerBridge":
-        options["use_cache"] = False
-        inner: nn.Module | None = getattr(model, "original_model", None)
-        if getattr(getattr(inner, "config", None), "is_encoder_decoder", False):
-            options["decoder_input"] = tokens
-    try:
-        return model(tokens, **options)
-    except AttributeError:  # TransformerLens 3.9's Qwen3-Next runs with a cache alone
-        options.pop("use_cache", None)
-        return model(tokens, **options)
+    options: dict[str, object] = {"return_type": "logits", **without_cache(model)}
+    if has_decoder(model):
+        options["decoder_input"] = tokens
+    return model(tokens, **options)

@@ -197,9 +197,13 @@ class BackwardLens:
 
     def _repr_html_(self) -> str:
         """Static tables of the first prompt: imprint and shift, layers x tokens."""
+        dense = all(not kind or kind.endswith("MLP") for kind in self.kinds.values())
+        reads, writes = ("inputs of W_in", "VJPs of W_out") if dense else (
+            "what each block reads of the stream", "VJPs of what each block writes to it"
+        )
         titles = {
-            "imprint": "Imprint: inputs of W_in, top token (below it the bottom one)",
-            "shift": "Shift: VJPs of W_out, raw gradient, BOTTOM token (below it the top one); a step subtracts it",
+            "imprint": f"Imprint: {reads}, top token (below it the bottom one)",
+            "shift": f"Shift: {writes}, raw gradient, BOTTOM token (below it the top one); a step subtracts it",
             "attn_imprint": "Imprint: inputs of W_V, top token (below it the bottom one)",
             "attn_shift": "Shift: VJPs of W_O, raw gradient, BOTTOM token (below it the top one)",
         }
@@ -221,7 +225,9 @@ class BackwardLens:
             places = real.nonzero().flatten().tolist()
             cells.append([_cell(read[place], towards) for place in places])
         label = "|delta_i|, VJP norm (loss in nats per unit of output)" if towards else ""
-        return lens_table([f"layer {layer}" for layer in layers], names, cells, value_label=label, caption=caption)
+        differ = len(set(self.kinds.values())) > 1
+        rows = [f"layer {layer}" + (f" ({self.kinds[layer]})" if differ else "") for layer in layers]
+        return lens_table(rows, names, cells, value_label=label, caption=caption)
 
     def _strings(self, example: int) -> list[str]:
         row = self.tokens[example] if self.is_batch else self.tokens

@@ -59,11 +59,15 @@ class ExpertLearning:
     def _repr_html_(self) -> str:
         """A static table, the expert that would learn most first."""
         frame = self.to_frame().sort_values("share", ascending=False, kind="stable")
-        names = ["tokens", "mean routing weight", "share of the gradient", "gradient's norm", "router's gradient"]
+        names = ["tokens", "routing", "share", "norm", "router"]
         columns = ["n_tokens", "routing_weight", "share", "norm", "router_norm"]
         rows = [["–" if row[name] != row[name] else row[name] for name in columns] for row in frame.to_dict("records")]
+        caption = (
+            f"Which experts of {self.component} would learn: tokens that reached each, mean routing weight, share of the "
+            "squared gradient norm, that norm, the norm of the router's gradient for it"
+        )
         numbers = [f"expert {expert}" for expert in frame["expert"]]
-        return table(names, rows, row_names=numbers, caption=f"Which experts of {self.component} would learn")
+        return table(names, rows, row_names=numbers, caption=caption)
 
 
 def expert_learning(

@@ -97,7 +97,7 @@ class _Routing(Watch):
 
     def __init__(self, routes: list[_Route]) -> None:
         tensors, self._identities = watched(route.site for route in routes)
-        super().__init__(tensors, self._leave, 0)
+        super().__init__(tensors, self._leave, ())
         self._routes = routes
         self._shape: tuple[int, ...] = ()
 

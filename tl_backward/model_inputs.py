@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from importlib.metadata import version
 from inspect import Parameter, signature
 from typing import cast
 
@@ -97,6 +98,18 @@ def check_inputs(model: TransformerLensModel, names: Iterable[str]) -> None:
             raise TypeError(
                 f"Expected an input that the model takes, got {name!r}; the nearest are {nearest(name, sorted(known))}."
             )
+
+
+def without_cache(model: TransformerLensModel) -> dict[str, object]:
+    """The option that keeps a pass from a key-value cache, for models that take one and run without.
+
+    TransformerLens 3 computes a gated delta rule (Qwen3-Next) itself where there is no cache, in a way that
+    transformers has left behind: with one, transformers does.
+    """
+    if model_kind(model) != "TransformerBridge" or "use_cache" not in own_inputs(model):
+        return {}
+    gated = any(type(module).__name__ == "GatedDeltaNetBridge" for module in cast(nn.Module, model).modules())
+    return {} if gated and version("transformer-lens").startswith("3.") else {"use_cache": False}
 
 
 def has_decoder(model: TransformerLensModel) -> bool:

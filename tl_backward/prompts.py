@@ -28,6 +28,7 @@ from tl_backward.model_inputs import (
     main_output,
     own_inputs,
     probe_signal,
+    without_cache,
 )
 from tl_backward.vocabulary import embedding_table, unknown_words, vocabulary_size
 
@@ -145,8 +146,7 @@ def forward(model: TransformerLensModel, batch: Batch) -> Float[Tensor, "batch *
     main: object = batch.tokens
     if model_kind(model) == "TransformerBridge":
         takes = own_inputs(model)
-        if "use_cache" in takes:
-            options["use_cache"] = False
+        options |= without_cache(model)
         name = main_input(model)
         if name in batch.inputs and name != "input_ids":  # an image or a sound in the tokens' place
             main = batch.inputs[name]
