@@ -61,7 +61,8 @@ class ExpertLearning:
         frame = self.to_frame().sort_values("share", ascending=False, kind="stable")
         names = ["tokens", "routing", "share", "norm", "router"]
         columns = ["n_tokens", "routing_weight", "share", "norm", "router_norm"]
-        rows = [["–" if row[name] != row[name] else row[name] for name in columns] for row in frame.to_dict("records")]
+        records = frame.to_dict("records")
+        rows = [["–" if row[name] != row[name] else row[name] for name in columns] for row in records]
         caption = (
             f"Which experts of {self.component} would learn: tokens that reached each, mean routing weight, share of the "
             "squared gradient norm, that norm, the norm of the router's gradient for it"

@@ -113,6 +113,8 @@ def _words(page: Page, view: PromptView, of: str) -> None:
     heading, text = report_texts.WORDS[of]
     if of == "imprint" and any(weight.endswith("W_gate") for weight in view.lens.cache.factors):
         text += " This model's MLPs are gated: W_gate reads the same inputs."
+    if of in ("imprint", "shift") and any(not kind.endswith("MLP") for kind in view.lens.kinds.values()):
+        text += " " + report_texts.OTHER_BLOCKS
     if len(view.tokens) > _MANY:
         text += " The table scrolls sideways."
     frame = view.lens.token_frame()

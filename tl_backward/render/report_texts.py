@@ -61,6 +61,11 @@ TOKEN_NORMS = (
     "depends, to first order, on what is written at that token.",
 )
 
+OTHER_BLOCKS = (
+    "Where a block has experts or a mixer instead of an MLP, imprint is what it reads of the stream and shift the VJP of "
+    "what it writes to it."
+)
+
 EXPERTS = (
     "Which experts would learn in layer",
     "The experts of the block, the one whose matrices have the largest gradient first: how many of the prompt's tokens "
