@@ -7,6 +7,7 @@ a weight, ties, changes in place, views.
 
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ class Network(nn.Module):
         self.draw = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
         self.dtype = dtype
+        self.cfg = SimpleNamespace(d_model=D)
         self.embed = self.weight("embed", V, D)
         self.notes: list[str] = []
         self.kinds = [self.choose(LAYERS) for _ in range(self.draw.randint(1, 4))]

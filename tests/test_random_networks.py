@@ -33,7 +33,7 @@ def check_origins(net, sites, recorder, value, shape) -> None:
     }
     zeros = {id(each.written): torch.zeros_like(each.written.like) for used in recorder.uses.values() for each in used}
     for site in experts:
-        origin = factors_of(site, recorder._recorded(site, zeros), shape).origin
+        origin = factors_of(site, recorder._recorded(site, zeros), (shape,)).origin
         if origin is None or len(depends[site.name]) != origin.token.shape[1]:
             continue
         for i, where in enumerate(depends[site.name]):
@@ -58,11 +58,11 @@ def check(seed: int) -> Counter:
     recorder = Recorder(net)
     for site in sites.values():
         recorder.watch(site)
-    with recorder.watching(shape):
+    with recorder.watching((shape,)):
         logits = net(tokens)
         value = loss(logits, tokens)
     check_origins(net, sites, recorder, value, shape)
-    found = recorder.differentiate(value, shape)
+    found = recorder.differentiate(value, (shape,))
     assert {name: p.requires_grad for name, p in parameters.items()} == wanted
     assert all(torch.equal(p, values[name]) and p.grad is None for name, p in parameters.items())
 
@@ -96,11 +96,11 @@ def check(seed: int) -> Counter:
     return kinds
 
 
-def test_three_hundred_networks():
+def test_two_hundred_networks():
     kinds = Counter()
-    for seed in range(300):
+    for seed in range(200):
         kinds += check(seed)
-    assert all(kinds[kind] > 20 for kind in ("matrix", "matrix function", "embedding", "bias", "norm", "parameter")), kinds
+    assert all(kinds[kind] > 10 for kind in ("matrix", "matrix function", "embedding", "bias", "norm", "parameter")), kinds
 
 
 @pytest.mark.long
@@ -119,5 +119,5 @@ def test_the_draws_can_fail(monkeypatch):
 
     monkeypatch.setitem(operations._READERS, "linear", wrong)
     with pytest.raises(AssertionError, match="product|embed|head|experts|mixed"):
-        for seed in range(300):
+        for seed in range(200):
             check(seed)
