@@ -64,8 +64,8 @@ class ExpertLearning:
         records = frame.to_dict("records")
         rows = [["–" if row[name] != row[name] else row[name] for name in columns] for row in records]
         caption = (
-            f"Which experts of {self.component} would learn: tokens that reached each, mean routing weight, share of the "
-            "squared gradient norm, that norm, the norm of the router's gradient for it"
+            f"Which experts of {self.component} would learn: tokens that reached each, mean routing weight, share of "
+            "the squared gradient norm, that norm, the norm of the router's gradient for it"
         )
         numbers = [f"expert {expert}" for expert in frame["expert"]]
         return table(names, rows, row_names=numbers, caption=caption)

@@ -62,8 +62,8 @@ TOKEN_NORMS = (
 )
 
 OTHER_BLOCKS = (
-    "Where a block has experts or a mixer instead of an MLP, imprint is what it reads of the stream and shift the VJP of "
-    "what it writes to it."
+    "Where a block has experts or a mixer instead of an MLP, imprint is what it reads of the stream and shift the VJP "
+    "of what it writes to it."
 )
 
 EXPERTS = (
