@@ -383,7 +383,5 @@ def test_a_model_without_a_head_is_refused():
     if not TL4:
         pytest.skip("TransformerLens 3.9 has no adapter of ViT")
     model = TransformerBridge.boot_transformers("tests/vit", hf_model=inner, tokenizer=tokenizer(), device="cpu")
-    with pytest.raises(
-        ValueError, match="Expected a model with a head that turns its last residual stream into logits"
-    ):
+    with pytest.raises(TypeError, match="Expected a model that reads text, got one that reads pixel_values"):
         tlb.readout(model, torch.ones(24))

@@ -111,6 +111,11 @@ def run_with_gradient_cache(
             "Expected a loss of your own for a model that reads no text, got one of words; write loss(logits, tokens) "
             "-> scalar of what the model returns ([batch, class] of a classifier); `tokens` is empty."
         )
+    if loss is next_token_loss and batch.decoder is not None and batch.decoder.tokens.shape[1] == 1:
+        raise ValueError(
+            "Expected decoder_input_ids, of which next_token_loss is taken in an encoder-decoder, got none; pass them, "
+            "or use target_loss(...)."
+        )
     if bind is not None:
         loss = bind(model, batch.n_examples)
         batch = extend(model, batch, getattr(loss, "continuation", ()))

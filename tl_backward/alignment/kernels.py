@@ -41,6 +41,8 @@ def translation(
         >>> bool(torch.allclose(kernel, torch.eye(128), atol=1e-3))  # into itself
         True
     """
+    for model in (model_a, model_b):
+        check_model(model)
     tokens = shared_tokens(model_a, model_b, token_map)
     with torch.no_grad():
         sides = [Embedding.of(_checked(model), "transpose", fold_ln) for model in (model_a, model_b)]

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tl_backward._checks import model_kind
 from tl_backward._typing import TransformerLensModel, typed
 from tl_backward.vocabulary import token_string
 
@@ -58,6 +59,7 @@ def token_map(model_a: TransformerLensModel, model_b: TransformerLensModel) -> T
 
     Raises:
         ValueError: a model without a tokenizer, or no token in common.
+        TypeError: no HookedTransformer or TransformerBridge.
 
     Example:
         >>> tlb.alignment.token_map(model, model).coverage
@@ -101,6 +103,7 @@ def shared_tokens(model_a: TransformerLensModel, model_b: TransformerLensModel, 
 
 def _texts(model: TransformerLensModel) -> list[str]:
     """Every token as text; "" for an id without one."""
+    model_kind(model)
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ValueError("Expected models with tokenizers, got one without; give it one, or build a TokenMap of ids.")

@@ -22,6 +22,7 @@ from tl_backward.head._parts import (
     unembedding,
 )
 from tl_backward.head._watched import after_unembedding, steps_to, watch
+from tl_backward.model_inputs import check_reads_text
 
 Product: TypeAlias = Tensor | Callable[[Tensor], Tensor]
 """A matrix [d, d_vocab], or a function that multiplies rows [n, d] with it whole."""
@@ -43,6 +44,7 @@ class Head:
 
         Raises:
             ValueError: no such head was found, or it does not reproduce the model's logits.
+            TypeError: the model reads no text.
         """
         known = _KNOWN.get(model)
         if known is None or known.signature != signature_of(model, known.steps):
@@ -149,6 +151,7 @@ _KNOWN: "WeakKeyDictionary[TransformerLensModel, Learnt]" = WeakKeyDictionary()
 
 def _learn(model: TransformerLensModel) -> Learnt:
     check_model(model)
+    check_reads_text(model)
     with unobserved(model):
         seen = watch(model)
         stream, read, said = seen.stream, seen.read, seen.said

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tl_backward._checks import UnknownWordsWarning, check_text
+from tl_backward._checks import UnknownWordsWarning, check_text, model_kind
 from tl_backward._typing import Tokenizer, TransformerLensModel
 from tl_backward.prompts import Batch
 from tl_backward.vocabulary import token_string, vocabulary_size
@@ -85,8 +85,9 @@ def encode(model: TransformerLensModel, inputs: Inputs, *, prepend_bos: bool | N
     Raises:
         ValueError: no text, an empty one, one longer than n_ctx, ids outside the vocabulary, or text without a
             tokenizer; the message names the text.
-        TypeError: one text alone, or something else.
+        TypeError: one text alone, or something else; no HookedTransformer or TransformerBridge.
     """
+    model_kind(model)
     if isinstance(inputs, Encoded):
         return inputs
     if isinstance(inputs, Tensor):
