@@ -4,10 +4,11 @@ An error is one sentence: what was expected, what came, what to do.
 """
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
+from tl_backward._modules import every_module, name_of
 from tl_backward._typing import TransformerLensModel
 
 
@@ -68,31 +69,24 @@ def check_model(model: TransformerLensModel) -> None:
         ValueError: parameters on the meta device, whose numbers are elsewhere or nowhere.
     """
     model_kind(model)
-    for name, module in _named_modules(model):
-        away = [key for key, parameter in module._parameters.items() if parameter is not None and parameter.is_meta]
-        if away:
-            raise ValueError(
-                f"Expected a model whose parameters are in memory, got {f'{name}.{away[0]}'!r} on the meta device, "
-                "offloaded or never loaded; load it without offloading."
-            )
+    for module in every_module(model):
         state = vars(module)
+        for key, parameter in state["_parameters"].items():
+            if parameter is not None and parameter.is_meta:
+                raise ValueError(
+                    f"Expected a model whose parameters are in memory, got {f'{name_of(model, module)}.{key}'!r} on "
+                    "the meta device, offloaded or never loaded; load it without offloading."
+                )
+        forward = state.get("forward")
         if (
             state.get("_compiled_call_impl") is not None
-            or "_orig_mod" in module._modules
-            or hasattr(state.get("forward"), "_torchdynamo_orig_callable")
+            or "_orig_mod" in state["_modules"]
+            or (forward is not None and hasattr(forward, "_torchdynamo_orig_callable"))
         ):
             raise TypeError(
-                f"Expected an uncompiled model, got one whose {name or 'root'!r} was compiled with torch.compile, "
-                "so its hooks cannot fire; capture on the uncompiled model instead."
+                f"Expected an uncompiled model, got one whose {name_of(model, module) or 'root'!r} was compiled with "
+                "torch.compile, so its hooks cannot fire; capture on the uncompiled model instead."
             )
-
-
-def _named_modules(model: TransformerLensModel) -> Iterator[tuple[str, torch.nn.Module]]:
-    """The modules of a model, then those of the Hugging Face model inside a Bridge that are in none of its own."""
-    yield from model.named_modules()
-    inner = getattr(model, "original_model", None)
-    if isinstance(inner, torch.nn.Module):
-        yield from inner.named_modules(memo=set(model.modules()), prefix="original_model")
 
 
 def check_checkpointing(model: TransformerLensModel) -> None:
@@ -101,15 +95,16 @@ def check_checkpointing(model: TransformerLensModel) -> None:
     Raises:
         RuntimeError: a module in training mode does it, as transformers' `gradient_checkpointing_enable` sets it up.
     """
-    for name, module in _named_modules(model):
+    for module in every_module(model):
         state = vars(module)
-        if module.training and state.get("gradient_checkpointing"):
+        if state.get("gradient_checkpointing") and module.training:
             how = getattr(state.get("_gradient_checkpointing_func"), "keywords", {})
             if how.get("use_reentrant", False):
                 raise RuntimeError(
                     f"Expected gradients that autograd can be asked for, got reentrant gradient checkpointing of "
-                    f"{name!r}; switch to gradient_checkpointing_enable(gradient_checkpointing_kwargs="
-                    "{'use_reentrant': False}), gradient_checkpointing_disable() or model.eval()."
+                    f"{name_of(model, module)!r}; switch to gradient_checkpointing_enable("
+                    "gradient_checkpointing_kwargs={'use_reentrant': False}), gradient_checkpointing_disable() or "
+                    "model.eval()."
                 )
 
 

@@ -56,7 +56,9 @@ def rng_untouched(model: TransformerLensModel) -> Iterator[None]:
             yield
             return
         _FORKED.add(model)
-        devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+        # To look at every parameter takes a fair part of a small model's pass.
+        held = model.parameters() if torch.cuda.is_initialized() else ()
+        devices = {p.device.index for p in held if p.device.type == "cuda"}
         try:
             with torch.random.fork_rng(devices=sorted(index for index in devices if index is not None)):
                 yield

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tl_backward._checks import model_kind, nearest
+from tl_backward._modules import every_module
 from tl_backward._typing import TransformerLensModel
 
 DECODER = ("decoder_input_ids", "decoder_attention_mask")
@@ -108,8 +109,15 @@ def without_cache(model: TransformerLensModel) -> dict[str, object]:
     """
     if model_kind(model) != "TransformerBridge" or "use_cache" not in own_inputs(model):
         return {}
-    gated = any(type(module).__name__ == "GatedDeltaNetBridge" for module in cast(nn.Module, model).modules())
-    return {} if gated and version("transformer-lens").startswith("3.") else {"use_cache": False}
+    if not _own_delta_rule():
+        return {"use_cache": False}
+    gated = any(type(module).__name__ == "GatedDeltaNetBridge" for module in every_module(model))
+    return {} if gated else {"use_cache": False}
+
+
+@lru_cache(maxsize=1)
+def _own_delta_rule() -> bool:
+    return version("transformer-lens").startswith("3.")
 
 
 def has_decoder(model: TransformerLensModel) -> bool:

@@ -5,23 +5,23 @@ known by name (`hooked_transformer`); a TransformerBridge's, and whatever else t
 that use them in one pass (`watch`, `operations`, `learn`).
 """
 
-from typing import cast
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from tl_backward._checks import check_checkpointing, model_kind, nearest
 from tl_backward._typing import Prompts, TransformerLensModel
 from tl_backward._visits import rng_untouched
 from tl_backward.prompts import Batch, encode_prompts, forward, probe_batch, with_inputs
 from tl_backward.sites._site import Calls, Read, WeightSite, WeightSites, Write, watched
+from tl_backward.sites.stamp import Stamp, stamp
 
 __all__ = ["Calls", "Read", "WeightSite", "WeightSites", "Write", "rotation", "select_sites", "watched", "weight_sites"]
 
-_LEARNT: "WeakKeyDictionary[TransformerLensModel, tuple[object, WeightSites]]" = WeakKeyDictionary()
-"""The sites of each model's own short pass, and what the model was like then."""
+_LEARNT: "WeakKeyDictionary[TransformerLensModel, tuple[Stamp, WeightSites]]" = WeakKeyDictionary()
+"""What each model's own short pass told of its weights, and what the model was like then."""
 
 
 def weight_sites(model: TransformerLensModel, tokens: Prompts | None = None, **inputs: object) -> WeightSites:
@@ -55,20 +55,33 @@ def weight_sites(model: TransformerLensModel, tokens: Prompts | None = None, **i
     kind = model_kind(model)
     if tokens is not None or inputs:
         given = probe_batch(model) if tokens is None else encode_prompts(model, tokens)
-        return _collect(model, kind, with_inputs(model, given, inputs))
-    stamp = _stamp(model)
+        return _complete(model, kind, _collect(model, kind, with_inputs(model, given, inputs)))
+    now = stamp(model)
     known = _LEARNT.get(model)
-    if known is None or known[0] != stamp:
-        known = (stamp, _collect(model, kind, None))
+    if known is None or known[0] != now:
+        known = (now, _collect(model, kind, None))
         _LEARNT[model] = known
-    return known[1]
+    return _complete(model, kind, known[1])
 
 
 def sites_of_batch(model: TransformerLensModel, batch: Batch) -> WeightSites:
     """The sites of one pass over a batch: looked at anew where it has inputs that the model's own short pass lacks."""
     if set(batch.inputs) <= set(probe_batch(model).inputs):
         return weight_sites(model)
-    return _collect(model, model_kind(model), batch)
+    kind = model_kind(model)
+    return _complete(model, kind, _collect(model, kind, batch))
+
+
+def _complete(model: TransformerLensModel, kind: str, learnt: WeightSites) -> WeightSites:
+    """What a pass told, with the places that are known without one.
+
+    Those are modules, whose hooks may hold the model: remembered, they would keep it alive for ever.
+    """
+    if kind != "HookedTransformer":
+        return learnt
+    from tl_backward.sites.hooked_transformer import with_known_places
+
+    return with_known_places(model, learnt)
 
 
 def _collect(model: TransformerLensModel, kind: str, batch: Batch | None) -> WeightSites:
@@ -84,33 +97,6 @@ def _collect(model: TransformerLensModel, kind: str, batch: Batch | None) -> Wei
 
     n_tokens = (probe_batch(model) if batch is None else batch).tokens.numel()
     return world.collect(model, run, n_tokens)
-
-
-def _stamp(model: TransformerLensModel) -> tuple[object, ...]:
-    """What a model's weights and the places of their use depend on."""
-    root = cast(nn.Module, model)
-    inner = getattr(model, "original_model", None)
-    seen: dict[int, None] = {}
-    switched: list[str] = []
-    for module in (*root.modules(), *(inner.modules() if isinstance(inner, nn.Module) else ())):
-        if id(module) not in seen:
-            seen[id(module)] = None
-            held = module._parameters
-            for parameter in held.values():
-                if parameter is not None:
-                    seen[id(parameter)] = None
-            if held and module._buffers:  # what pruning masks is replaced with each step of it
-                seen.update(dict.fromkeys(map(id, module._buffers.values())))
-            if "base_layer" in module._modules:  # PEFT: which adapters are switched on
-                switched.append(repr([getattr(module, name, None) for name in _ADAPTERS]))
-    flags = tuple(getattr(model.cfg, name, None) for name in _FLAGS)
-    dtypes = tuple({p.dtype for p in root.parameters()})
-    return (tuple(seen), tuple(switched), flags, dtypes, getattr(root, "compatibility_mode", None), root.training)
-
-
-_FLAGS = ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in", "ungroup_grouped_query_attention")
-
-_ADAPTERS = ("active_adapters", "disable_adapters", "merged_adapters")
 
 
 def rotation(model: TransformerLensModel, layer: int, position: int) -> Float[Tensor, "d_head d_head"] | None:
@@ -163,10 +149,10 @@ def select_sites(sites: WeightSites, weights: object = None) -> dict[str, Weight
             reason = next(reasons, None)
             if reason:
                 raise ValueError(f"Expected a weight that can be captured, got {name!r}: {reason}")
-            shorts = {site.short_name for site in sites.values()}
-            raise ValueError(
-                f"Expected the name of a weight, got {name!r}; the nearest are {nearest(name, [*sites, *shorts])}."
-            )
+            shorts = dict.fromkeys(site.short_name for site in sites.values())
+            of_stacks = [short for short in shorts if short.endswith(f".{name}")]  # "decoder_blocks.W_out"
+            close = ", ".join(map(repr, of_stacks[:3])) or nearest(name, [*sites, *shorts])
+            raise ValueError(f"Expected the name of a weight, got {name!r}; the nearest are {close}.")
         chosen |= found
     if not chosen:
         raise ValueError("Expected at least one weight, got an empty list; pass weights=None for all matrices.")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 import torch
@@ -109,13 +110,13 @@ class WeightSite:
     def __repr__(self) -> str:
         return f"WeightSite({self.name!r}, {self.kind}, shape={list(self.layout.shape)})"
 
-    @property
+    @cached_property
     def layer(self) -> int | None:
         """The block's index; None outside the blocks. Encoders and decoders count theirs apart."""
         parts = self.name.split(".")
         return int(parts[1]) if parts[0].endswith("blocks") and parts[1].isdigit() else None
 
-    @property
+    @cached_property
     def short_name(self) -> str:
         """The name without block and container, as TransformerLens's shorthand has it: "W_out", "ln1.w", "W_E".
 
@@ -128,17 +129,17 @@ class WeightSite:
         inside = len(parts) > 1 and parts[0] in ("attn", "mlp", "embed", "pos_embed", "unembed")
         return ".".join([*stack, *(parts[1:] if inside else parts)])
 
-    @property
+    @cached_property
     def key(self) -> str | tuple[str, int]:
         """The shorthand that addresses the weight in a cache: ("W_out", 3), or "W_U" outside the blocks."""
         return self.short_name if self.layer is None else (self.short_name, self.layer)
 
-    @property
+    @cached_property
     def is_default(self) -> bool:
         """Whether a capture takes it unasked: the matrices of blocks (attention, MLPs, experts, routers, mixers)."""
         return self.kind == "matrix" and any(part.isdigit() for part in self.name.split("."))
 
-    @property
+    @cached_property
     def used(self) -> tuple[int, ...]:
         """What it is known by where it is used: the identity of each parameter that what is used depends on."""
         return tuple(sorted(id(root) for root in self.roots or (self.parameter,)))

@@ -13,6 +13,7 @@ from typing import Literal, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from tl_backward._modules import every_module
 from tl_backward._typing import TransformerLensModel
 from tl_backward.factors import Layout
 from tl_backward.sites._site import (
@@ -27,7 +28,7 @@ from tl_backward.sites._site import (
     output,
 )
 from tl_backward.sites.learn import learn
-from tl_backward.sites.names import every_module, named_weights
+from tl_backward.sites.names import named_weights
 
 
 class _Rotary(Protocol):
@@ -37,22 +38,29 @@ class _Rotary(Protocol):
 
 
 def collect(model: TransformerLensModel, run: Callable[[], object], n_tokens: int) -> WeightSites:
-    """Every weight of a HookedTransformer, by its state-dict name; what has no known place as one pass used it."""
+    """The weights of a HookedTransformer that have no known place, as one pass used them."""
     root = cast(nn.Module, model)
-    sites = _known_places(root)
     parameters = dict(root.named_parameters())
-    known = frozenset(id(site.parameter) for site in sites.values())
+    known = frozenset(id(site.parameter) for site in _known_places(root).values())
     if all(id(parameter) in known for parameter in parameters.values()):
-        sites.parameters = parameters
-        return sites
-    ways = named_weights(root, {})
-    modules = list({id(module): module for module in every_module(model)}.values())
-    rest = learn(parameters, ways, run, n_tokens, modules, lambda way: None, known)
-    rest.update({name: site for name, site in sites.items()})
-    for name in [name for name in rest.missing if name in sites or id(parameters.get(name)) in known]:
-        del rest.missing[name]
-    rest.missing |= {name: why for name, why in sites.missing.items() if name not in rest}
-    return rest
+        return WeightSites(parameters)
+    ways, modules = named_weights(root, {}), every_module(model)
+    return learn(parameters, ways, run, n_tokens, modules, lambda way: None, known)
+
+
+def with_known_places(model: TransformerLensModel, learnt: WeightSites) -> WeightSites:
+    """Every weight of a HookedTransformer, by its state-dict name: those of known places beside what a pass told."""
+    places = _known_places(cast(nn.Module, model))
+    known = {id(site.parameter) for site in places.values()}
+    sites = WeightSites(learnt.parameters)
+    sites.update({**learnt, **places})
+    sites.unused = learnt.unused
+    sites.missing = {
+        name: why
+        for name, why in learnt.missing.items()
+        if name not in places and id(learnt.parameters.get(name)) not in known
+    }
+    return sites
 
 
 def _known_places(root: nn.Module) -> WeightSites:
@@ -78,8 +86,8 @@ def _known_places(root: nn.Module) -> WeightSites:
 def _as_written(module: nn.Module) -> bool:
     """Whether a module and what is inside it are TransformerLens's own, with parameters for weights."""
     own = type(module).__module__.startswith(("transformer_lens", "torch.nn.modules"))
-    computed = any(isinstance(value, Tensor) for value in vars(module).values() if value is not None)
-    orig = computed and any(name.endswith(("_orig", "_v")) for name in module._parameters)
+    orig = any(name.endswith(("_orig", "_v")) for name in module._parameters)
+    orig = orig and any(isinstance(value, Tensor) for value in vars(module).values())
     return own and not orig and all(_as_written(child) for child in module._modules.values() if child is not None)
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from tl_backward._modules import every_module
 from tl_backward._typing import TransformerLensModel
 
 _LETTERS = {"q": "Q", "k": "K", "v": "V", "o": "O", "dense_in": "in", "dense_gate": "gate", "dense_out": "out"}
@@ -70,14 +71,6 @@ def components(model: TransformerLensModel) -> dict[int, str]:
         if end and name.endswith(f".{end}"):
             found.setdefault(module, name.removesuffix(f".{end}"))
     return found
-
-
-def every_module(model: TransformerLensModel) -> Iterator[nn.Module]:
-    """The modules of a model, and of the Hugging Face model inside a Bridge; some come twice."""
-    inner = getattr(model, "original_model", None)
-    for root in (model, inner):
-        if isinstance(root, nn.Module):
-            yield from root.modules()
 
 
 def _walk(

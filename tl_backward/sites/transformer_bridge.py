@@ -10,13 +10,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from tl_backward._modules import every_module
 from tl_backward._torch_hooks import without_hooks
 from tl_backward._typing import TransformerLensModel
 from tl_backward.sites._site import WeightSites
 from tl_backward.sites.adapters import mark_adapted, warn_of_lost_adapters
 from tl_backward.sites.forms import Geometry
 from tl_backward.sites.learn import learn
-from tl_backward.sites.names import Named, components, every_module, named_weights
+from tl_backward.sites.names import Named, components, named_weights
 
 
 def collect(model: TransformerLensModel, run: Callable[[], object], n_tokens: int) -> WeightSites:
@@ -24,7 +25,7 @@ def collect(model: TransformerLensModel, run: Callable[[], object], n_tokens: in
     root = cast(nn.Module, model)
     inner = getattr(model, "original_model", root)
     ways = named_weights(inner, components(model))
-    modules = list({id(module): module for module in every_module(model)}.values())
+    modules = every_module(model)
 
     def geometry(way: Named) -> Geometry | None:
         return _geometry(model, way)

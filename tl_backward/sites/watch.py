@@ -23,6 +23,7 @@ _CASTS = {"to", "float", "double", "half", "bfloat16", "type", "type_as", "clone
 """Operations through which a gradient passes as it is: their output has the weight's shape and a slope of one."""
 _ROW_FREE = ("index_add", "index_add_", "scatter", "scatter_", "scatter_add", "scatter_add_")
 """Operations whose output has rows of its own, though it may have as many."""
+_NO_TENSOR = frozenset({torch.Size, torch.dtype, torch.device, torch.layout, bool, int, float, str})
 _GATHERING = ("__getitem__", "index_select", "repeat_interleave", "repeat")
 
 
@@ -110,7 +111,9 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
         """Call the operation, and look at what it did."""
-        out = func(*args, **(kwargs or {}))
+        out = func(*args, **kwargs) if kwargs else func(*args)
+        if type(out) in _NO_TENSOR:  # a shape, a data type: half of all calls
+            return out
         known = self._known
         for value in args:
             if id(value) in known:
