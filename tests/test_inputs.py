@@ -457,7 +457,9 @@ WORDS = (
 )
 
 
-@pytest.mark.parametrize("loss", [tlb.target_loss(3), tlb.next_token_loss, tlb.logit_difference(3, 4)], ids=repr)
+@pytest.mark.parametrize(
+    "loss", [tlb.target_loss(3), tlb.next_token_loss, tlb.logit_difference(3, 4)], ids=["target", "next", "difference"]
+)
 def test_losses_of_words_are_for_models_of_words(loss):
     with pytest.raises(TypeError, match=re.escape(WORDS)):
         tlb.run_with_gradient_cache(build("ViTForImageClassification"), None, loss, pixel_values=IMAGE)
