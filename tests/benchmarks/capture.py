@@ -6,7 +6,7 @@ import torch
 from torch.autograd.graph import get_gradient_edge
 
 import tl_backward as tlb
-from tests.benchmarks.measure import gpt2_shape, in_fresh_process, interleaved, peak_memory, row
+from tests.benchmarks.measure import gpt2_bridge, gpt2_shape, in_fresh_process, interleaved, peak_memory, row
 
 SHAPES = {"1 x 32": (1, 32), "4 x 128": (4, 128)}
 
@@ -26,7 +26,9 @@ def activation_only(model, tokens):
     entered = []
 
     def remember(module, args, output):
+        output = output if output.requires_grad else output.requires_grad_()  # of a frozen model
         entered.append(get_gradient_edge(output))
+        return output
 
     handle = model.embed.register_forward_hook(remember)
     try:
@@ -46,44 +48,65 @@ def capture(model, tokens, names_filter=()):
     return tlb.run_with_gradient_cache(model, tokens, tlb.next_token_loss, names_filter=list(names_filter))
 
 
-def main() -> None:
-    """Print the rows of capture."""
-    model = gpt2_shape()
-    for shape, limit in (("1 x 32", "<= 0.60"), ("4 x 128", "<= 0.75")):
-        tokens = tokens_of(shape)
-        times = interleaved(
-            {
-                "full": lambda tokens=tokens: full_backward(model, tokens),
-                "bound": lambda tokens=tokens: activation_only(model, tokens),
-                "ours": lambda tokens=tokens: capture(model, tokens),
-                "with hook points": lambda tokens=tokens: tlb.run_with_gradient_cache(model, tokens, tlb.next_token_loss),
-            },
-            rounds=7 if shape == "1 x 32" else 5,
-        )
-        seconds = ", ".join(f"{name} {value:.3f} s" for name, value in times.items())
-        row(f"capture / loss.backward(), {shape} tokens", times["ours"] / times["full"], limit, seconds)
-        row(f"capture / forward + activation-only backward, {shape}", times["ours"] / times["bound"], "<= 1.10", "")
-        every = times["with hook points"] / times["full"]
-        row(f"capture with every hook point's gradient / loss.backward(), {shape}", every, "", "")
-    for shape in SHAPES:
-        peaks = {kind: int(in_fresh_process("tests.benchmarks.capture", kind, shape)) for kind in ("bound", "ours", "bytes")}
-        above = peaks["ours"] - peaks["bound"]
-        detail = f"{above / 2**20:.0f} MiB above the bound, factors {peaks['bytes'] / 2**20:.0f} MiB"
-        row(f"peak memory above the bound / bytes of the factors, {shape}", above / peaks["bytes"], "<= 1.15", detail)
-
-
-def peak(kind: str, shape: str) -> None:
-    """In a process of its own: print the peak memory of one way, or the bytes of the factors."""
-    model, tokens = gpt2_shape(), tokens_of(shape)
-    if kind != "bytes":
-        run = {"bound": activation_only, "ours": capture}[kind]
-        run(model, tokens[:, :4])  # the first pass sets up buffers that stay
-        print(peak_memory(lambda: run(model, tokens)))
-        return
-    _, cache = capture(model, tokens)
+def factor_bytes(cache) -> int:
+    """Bytes of all inputs and deltas, those that several weights share once."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
                 for f in cache.factors.values() for t in (f.inputs, f.deltas)}  # fmt: skip
-    print(sum(storages.values()))
+    return sum(storages.values())
+
+
+WORLDS = {"HookedTransformer": gpt2_shape, "Bridge": gpt2_bridge}
+
+
+def main() -> None:
+    """Print the rows of capture."""
+    for world, build in WORLDS.items():
+        model = build()
+        for shape, limit in (("1 x 32", "<= 0.60"), ("4 x 128", "<= 0.75")):
+            _times(world, model, shape, limit)
+        del model
+    for world in WORLDS:
+        for trainable in ("trainable", "frozen"):
+            _peaks(world, "4 x 128" if trainable == "frozen" else "1 x 32", trainable)
+        _peaks(world, "4 x 128", "trainable")
+
+
+def _times(world: str, model, shape: str, limit: str) -> None:
+    tokens = tokens_of(shape)
+    alternatives = {
+        "full": lambda: full_backward(model, tokens),
+        "bound": lambda: activation_only(model, tokens),
+        "ours": lambda: capture(model, tokens),
+        "with hook points": lambda: tlb.run_with_gradient_cache(model, tokens, tlb.next_token_loss),
+    }
+    times = interleaved(alternatives, rounds=9 if shape == "1 x 32" else 5)
+    seconds = ", ".join(f"{name} {value:.3f} s" for name, value in times.items())
+    row(f"{world}: capture / loss.backward(), {shape} tokens", times["ours"] / times["full"], limit, seconds)
+    row(f"{world}: capture / forward + activation-only backward, {shape}", times["ours"] / times["bound"], "<= 1.06", "")
+    every = times["with hook points"] / times["full"]
+    row(f"{world}: capture with every hook point / loss.backward(), {shape}", every, "", "")
+
+
+def _peaks(world: str, shape: str, trainable: str) -> None:
+    kinds = ("bound", "ours", "bytes")
+    peaks = {kind: int(in_fresh_process("tests.benchmarks.capture", kind, shape, world, trainable)) for kind in kinds}
+    above = peaks["ours"] - peaks["bound"]
+    detail = f"{above / 2**20:.0f} MiB above the bound, factors {peaks['bytes'] / 2**20:.0f} MiB"
+    what = f"{world}, {trainable}: peak above the bound / factors, {shape}"
+    row(what, above / peaks["bytes"], "<= 1.15", detail)
+
+
+def peak(kind: str, shape: str, world: str, trainable: str) -> None:
+    """In a process of its own: print the peak memory of one way, or the bytes of the factors."""
+    model, tokens = WORLDS[world](), tokens_of(shape)
+    if trainable == "frozen":
+        model.requires_grad_(False)
+    if kind == "bytes":
+        print(factor_bytes(capture(model, tokens)[1]))
+        return
+    run = {"bound": activation_only, "ours": capture}[kind]
+    run(model, tokens[:, :4])  # the first pass sets up buffers that stay
+    print(peak_memory(lambda: run(model, tokens)))
 
 
 if __name__ == "__main__":

@@ -3,25 +3,7 @@
 import torch
 
 import tl_backward as tlb
-from tests.benchmarks.measure import interleaved, row
-
-
-def gpt2_bridge():
-    """A TransformerBridge of GPT-2 small's shape with random weights and one word a token."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformer_lens.model_bridge import TransformerBridge
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-
-    torch.manual_seed(0)
-    words = {f"w{i}": i for i in range(50256)} | {"<bos>": 50256}
-    core = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<bos>", eos_token="<bos>", pad_token="<bos>", name_or_path="bench/words",
-        add_bos_token=True,
-    )  # fmt: skip
-    inner = GPT2LMHeadModel(GPT2Config()).eval()
-    return TransformerBridge.boot_transformers("gpt2", hf_model=inner, tokenizer=tokenizer, device="cpu")
+from tests.benchmarks.measure import gpt2_bridge, interleaved, row
 
 
 def main() -> None:

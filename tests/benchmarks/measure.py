@@ -56,6 +56,30 @@ def row(what: str, ratio: float, bound: str, detail: str) -> None:
     print(f"{what:<62} {ratio:7.3f}  {bound:<9} {detail}", flush=True)
 
 
+def word_tokenizer(d_vocab: int):
+    """A tokenizer of `d_vocab` tokens: w0, w1, ..., and <bos>."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{i}": i for i in range(d_vocab - 1)} | {"<bos>": d_vocab - 1}
+    core = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<bos>", eos_token="<bos>", pad_token="<bos>", name_or_path="bench/words",
+        add_bos_token=True,
+    )  # fmt: skip
+
+
+def gpt2_bridge():
+    """A TransformerBridge of GPT-2 small's shape with random weights and one word a token."""
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    inner = GPT2LMHeadModel(GPT2Config()).eval()
+    return TransformerBridge.boot_transformers("gpt2", hf_model=inner, tokenizer=word_tokenizer(50257), device="cpu")
+
+
 def gpt2_shape(**options):
     """A HookedTransformer of GPT-2 small's shape with random weights."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
