@@ -306,7 +306,7 @@ def extremes(
             shape, stop = (len(chunk), logits.shape[1]), first + logits.shape[1]
             logits = transform(logits if offset is None else logits.add_(offset[first:stop]))
             for found, largest in ((tops, True), (bottoms, False)):
-                values, places = logits.topk(min(k, shape[1]), largest=largest)
+                values, places = _extreme(logits, min(k, shape[1]), largest=largest)
                 found.append((values, places + first))
             for i, value in enumerate(own.unbind(-1)):
                 # Counted in float: several times faster than summing booleans, and exact below 2^24 tokens.
@@ -336,6 +336,25 @@ def _products(vectors: Tensor, matrix: Tensor, columns: Tensor | None, width: in
         tile = slice(first, min(first + width, d_vocab))
         part = matrix[:, tile] if columns is None else matrix.index_select(1, columns[tile])
         yield torch.mm(vectors, part, out=_view(buffer, (len(vectors), tile.stop - first)))
+
+
+def _extreme(logits: Tensor, k: int, *, largest: bool) -> tuple[Tensor, Tensor]:
+    """Each row's k largest or smallest entries, by `topk` of those alone that can be among them.
+
+    Whatever is among the k is in one of the k groups with the most extreme entries, which are found several times
+    faster than topk goes through a row.
+    """
+    n, width = logits.shape
+    if width % _GROUP or width < 4 * _GROUP * k:
+        return logits.topk(k, largest=largest)
+    groups = logits.view(n, _GROUP, -1)
+    best = (groups.amax(1) if largest else groups.amin(1)).topk(k, largest=largest).indices
+    candidates = groups.gather(2, best[:, None].expand(-1, _GROUP, -1)).flatten(1)
+    values, places = candidates.topk(k, largest=largest)
+    return values, (places // k) * groups.shape[2] + best.gather(1, places % k)
+
+
+_GROUP = 16  # entries compared before topk; those of a group lie far apart, which a processor compares side by side
 
 
 def _place(values: Tensor, listed: Tensor, ids: Tensor, *, largest: bool) -> Tensor:
