@@ -75,14 +75,17 @@ def test_dropout_draws_are_given_back(world):
 
 
 def test_no_tensors_are_left_behind():
-    """No graph outlives a capture: the second of two runs holds no more tensors than the first."""
+    """No graph outlives a capture: the second of two runs holds no more tensors than the first.
+
+    By type: a proxy of what is gone, which a Bridge of another test may leave, raises when it is asked what it is.
+    """
     import gc
 
     model, counts = build(worlds()[-1]), []
     for _ in range(3):
         tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss)
         gc.collect()
-        counts.append(sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()))
+        counts.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
     assert counts[2] <= counts[1]
 
 
