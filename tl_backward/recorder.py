@@ -31,10 +31,18 @@ class _Written:
     """One write of a y: the edge its gradient flows through (None off the tape), and how to tell that it still does."""
 
     edge: GradientEdge | None
-    like: Tensor
-    """A detached alias of y, for its shape and version."""
-    version: int | None
-    """y's version, where an in-place change of it would silently cut the edge off; None where it cannot."""
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    alias: Tensor | None
+    """Y, detached, where an in-place change of it would silently cut the edge off; else it is not kept."""
+    version: int
+    """Its version then."""
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether y was changed in place since, and its gradient lost."""
+        return self.alias is not None and self.alias._version != self.version
 
 
 @dataclass(frozen=True)
@@ -151,7 +159,7 @@ class Recorder:
             if use.y is None or use.kind not in wanted[key]:
                 if use.kind == "other":
                     use.y = None
-                    self.uses[key].append(_Multiplied(each, _Written(None, use.weight, None), 0))
+                    self.uses[key].append(_Multiplied(each, _written(None, use.weight), 0))
                 continue
             if written is None:
                 y = use.y
@@ -175,7 +183,7 @@ class Recorder:
         seen.use.kind, seen.use.y = "other", None
         for root in roots:
             if (root,) in self.uses:
-                self.uses[root,].append(_Multiplied(seen, _Written(None, seen.use.weight, None), 0))
+                self.uses[root,].append(_Multiplied(seen, _written(None, seen.use.weight), 0))
 
     def watch_hook_point(self, point: nn.Module) -> None:
         """Record the gradient of the tensor at a HookPoint, all its readers' shares together.
@@ -310,13 +318,13 @@ class Recorder:
             for x, version in self._seen(site):
                 if x._version != version:
                     raise RuntimeError(_overwritten(site))
-        if any(entry.version is not None and entry.like._version != entry.version for entry in written):
-            entry = next(e for e in written if e.version is not None and e.like._version != e.version)
+        overwritten = next((entry for entry in written if entry.is_stale), None)
+        if overwritten is not None:
             raise RuntimeError(
-                f"Expected a tensor of shape {list(entry.like.shape)} to stay as it was written, but it was "
+                f"Expected a tensor of shape {list(overwritten.shape)} to stay as it was written, but it was "
                 "changed in place later in the forward pass; make the hook that does so return a new tensor."
             )
-        stale = {id(e) for e in at_points if e.version is not None and e.like._version != e.version}
+        stale = {id(entry) for entry in at_points if entry.is_stale}
         return {key for key, entered in self.points.items() if any(id(entry) in stale for entry in entered)}
 
     def _check_uses(self, site: WeightSite) -> None:
@@ -335,7 +343,7 @@ class Recorder:
             x = each.seen.use.x
             if x is not None and x._version != each.version:
                 raise RuntimeError(_overwritten(site))
-            if each.written.version is not None and each.written.like._version != each.written.version:
+            if each.written.is_stale:
                 raise RuntimeError(
                     f"Expected what {site.name} wrote to stay as it was, but it was changed in place later in the "
                     "forward pass; make the hook that does so return a new tensor."
@@ -387,21 +395,25 @@ def _trace(y: Tensor, *, private: bool) -> tuple[_Written, Tensor | None]:
     matrix product's output is often such a view, of a whole buffer that nobody else sees (`private`), whose edge stays.
     """
     if not torch.is_grad_enabled():
-        return _Written(None, y.detach(), None), None
+        return _written(None, y), None
     if not y.requires_grad:
         leaf = y.detach().requires_grad_()
-        return _Written(get_gradient_edge(leaf), y.detach(), None), leaf.clone()  # a clone may be changed in place
+        return _written(get_gradient_edge(leaf), y), leaf.clone()  # a clone may be changed in place
     base = y._base if y._is_view() else None
     if base is None:
-        return _Written(get_gradient_edge(y), y.detach(), None), None
+        return _written(get_gradient_edge(y), y), None
     whole = base.numel() == y.numel() and base.is_contiguous() and y.is_contiguous() and base.requires_grad
     if private and whole:
-        return _Written(get_gradient_edge(base), y.detach(), None), None
-    return _Written(get_gradient_edge(y), y.detach(), y._version), None
+        return _written(get_gradient_edge(base), y), None
+    return _written(get_gradient_edge(y), y, y.detach()), None
+
+
+def _written(edge: GradientEdge | None, y: Tensor, alias: Tensor | None = None) -> _Written:
+    return _Written(edge, y.shape, y.dtype, y.device, alias, 0 if alias is None else alias._version)
 
 
 def _delta(entry: _Written, gradient: Tensor | None) -> Tensor:
     """dL/dy in y's shape; zeros, without memory of their own, where the loss does not depend on y."""
     if gradient is None:
-        return torch.zeros((), dtype=entry.like.dtype, device=entry.like.device).expand(entry.like.shape)
-    return gradient.reshape(entry.like.shape)
+        return torch.zeros((), dtype=entry.dtype, device=entry.device).expand(entry.shape)
+    return gradient.reshape(entry.shape)
