@@ -127,8 +127,11 @@ def test_dropout_of_every_entry_is_given_back(world):
         assert_same(before, state(model), but=("versions", "filters") if name in EDITING | {"report"} else ())
 
 
-@every_world
-@pytest.mark.parametrize("part", ["_new_point", "_route_read", "_route_write"])
+@pytest.mark.parametrize(
+    ("world", "part"),
+    [("bridge", "_new_point"), ("bridge", "_Route")]
+    + [("hooked", part) for part in ("_new_point", "_route_read", "_route_write") if HAS_HOOKED_TRANSFORMER],
+)
 def test_an_extension_that_fails_is_taken_back(world, part, monkeypatch):
     model = model_of(world, None)
     before = state(model)

@@ -545,6 +545,9 @@ def encoders():
     cfg = lambda **more: HookedTransformerConfig(**common, attention_dir="bidirectional", **more)  # noqa: E731
     for model in (HookedEncoder(cfg()), HookedEncoderDecoder(cfg(**both)), HookedAudioEncoder(cfg())):
         model.tokenizer = tokenizer()
+        with torch.no_grad():
+            for weight in model.parameters():  # some are left uninitialised, and may hold NaN
+                weight.normal_()
         yield model
 
 

@@ -31,7 +31,8 @@ def check_origins(net, sites, recorder, value, shape) -> None:
                for x in each for row in x if row.requires_grad]
         for name, each in rows.items()
     }
-    zeros = {id(each.written): torch.zeros_like(each.written.like) for used in recorder.uses.values() for each in used}
+    written = [each.written for used in recorder.uses.values() for each in used]
+    zeros = {id(one): torch.zeros(one.shape, dtype=one.dtype, device=one.device) for one in written}
     for site in experts:
         origin = factors_of(site, recorder._recorded(site, zeros), (shape,)).origin
         if origin is None or len(depends[site.name]) != origin.token.shape[1]:

@@ -144,7 +144,8 @@ def test_every_architecture(world, family):
     shown = text_of(page)
     assert ("Shift in attention: what W_O would write" in shown) == (family not in SPLIT)
     assert "Attention and its gradient" in shown
-    assert ("Shift: what W_out would write" in shown) == (family not in ("attn_only", "moe"))
+    assert ("Shift: what W_out would write" in shown) == (family != "attn_only")
+    assert ("Which experts would learn" in shown) == (world == "hooked" and family == "moe")
     gated = any(weight.endswith("W_gate") for weight in lens.cache.factors)
     assert ("MLPs are gated" in shown) == gated
     assert len(data_of(page, "ranks")) == 2
