@@ -87,67 +87,95 @@ def expert_learning(
         vjp: dL/d(what the part writes to the stream), raw sign.
         mask: True at real tokens.
     """
-    rows = _rows_of_experts(part, sites, factors)
-    read = factors[part.reader].inputs
+    groups, read, d_model = _groups(part, sites, factors), factors[part.reader].inputs, vjp.shape[-1]
     n = max([sites[name].layout.shape[0] for name in part.weights if sites[name].layout.experts], default=0)
-    n = max([n, *(expert + 1 for expert in rows)])
-    d_model = vjp.shape[-1]
+    n = max([n, *(int(expert) + 1 for group in groups for each in group for expert in each.experts)])
     n_tokens, weight = torch.zeros(n, dtype=torch.long), torch.full((n,), float("nan"), dtype=torch.float64)
     squared = torch.zeros(n, dtype=torch.float64)
-    for expert, held in rows.items():
-        squared[expert] = sum(float(each.norm()) ** 2 for each in held)
-        reached = {place for each in held for place in _places(each, mask)}
-        n_tokens[expert] = len(reached)
-        reader = next((each for each in held if each.inputs.shape[-1] == d_model), None)
-        writer = next((each for each in reversed(held) if each.deltas.shape[-1] == d_model), None)
+    for group in groups:
+        experts = group[0].experts
+        squared[experts] = torch.stack([each.norms() for each in group]).square().sum(0)
+        n_tokens[experts] = _n_tokens(group, mask)[experts]
+        reader = next((each for each in group if each.factors.inputs.shape[-1] == d_model), None)
+        writer = next((each for each in reversed(group) if each.factors.deltas.shape[-1] == d_model), None)
         if reader is not None and writer is not None:
             # A model weighs what an expert writes, or (Llama 4) what it reads.
-            weight[expert] = _scale(writer, writer.deltas, vjp) * _scale(reader, reader.inputs, read)
+            scale = _scales(writer, writer.factors.deltas, vjp) * _scales(reader, reader.factors.inputs, read)
+            weight[experts] = scale[experts]
     return ExpertLearning(part.component, n_tokens, weight, squared.sqrt(), _router_norm(part, factors, n))
 
 
-def _rows_of_experts(
-    part: Part, sites: WeightSites, factors: dict[str, GradientFactors]
-) -> dict[int, list[GradientFactors]]:
-    """Each expert's own factors, in the order in which its matrices are used."""
-    found: dict[int, list[GradientFactors]] = {}
+@dataclass(frozen=True)
+class _Held:
+    """One matrix's factors and which experts' they are."""
+
+    factors: GradientFactors
+    experts: Tensor
+    """[expert], the numbers of all that have a matrix here."""
+    of_row: Tensor
+    """[row], each row's expert."""
+
+    def norms(self) -> Tensor:
+        """[expert], the gradient's norm of each."""
+        own = self.factors.expert_norms() if self.factors.layout.experts else self.factors.norm()[None]
+        return own.double().cpu()
+
+    def mean(self, values: Tensor, rows: Tensor) -> Tensor:
+        """[0 .. largest expert], each one's mean of values [row] over some of its rows; NaN where it has none."""
+        experts = self.of_row[rows]
+        n = int(self.experts[-1]) + 1
+        total = values.new_zeros(n).index_add_(0, experts, values[rows])
+        return total / torch.bincount(experts, minlength=n)
+
+
+def _groups(part: Part, sites: WeightSites, factors: dict[str, GradientFactors]) -> list[list[_Held]]:
+    """The matrices that the same experts have, in the order in which they are used."""
+    found: dict[int | None, list[_Held]] = {}
     mine = sorted((sites[name] for name in part.weights if is_expert(sites[name])), key=lambda site: site.order)
     for site in mine:
         held = factors[site.name]
         if site.layout.experts:
-            for expert in range(held.n_experts):
-                found.setdefault(expert, []).append(held.expert(expert))
+            assert held.origin is not None and held.origin.expert is not None
+            each = _Held(held, torch.arange(held.n_experts), held.origin.expert.flatten())
+            found.setdefault(None, []).append(each)
         else:
             number = re.search(r"expert[a-z]*[._](\d+)", site.name.removeprefix(part.component))
             if number is not None:
-                found.setdefault(int(number[1]), []).append(held)
-    return found
+                expert = torch.tensor([int(number[1])])
+                of_row = expert.to(held.deltas.device).expand(held.n_tokens)
+                found.setdefault(int(number[1]), []).append(_Held(held, expert, of_row))
+    return list(found.values())
 
 
-def _places(factors: GradientFactors, mask: Tensor) -> set[tuple[int, int]]:
-    """The real tokens (example, place) of some rows."""
-    if factors.origin is None:
-        return set()
-    used = factors.inputs.flatten(0, 1).any(-1)
-    example, token = (side.flatten()[used].tolist() for side in (factors.origin.example, factors.origin.token))
-    pairs = zip(example, token, strict=True)
-    return {(example, place) for example, place in pairs if example < 0 or bool(mask[example, place])}
+def _n_tokens(group: list[_Held], mask: Tensor) -> Tensor:
+    """[0 .. largest expert], how many real tokens reached each; rows of unknown tokens count one by one."""
+    n, places = int(group[0].experts[-1]) + 1, mask.numel()
+    reached, unknown = torch.zeros(n, places, dtype=torch.bool), torch.zeros(n, dtype=torch.long)
+    real = mask.flatten().cpu()
+    for held in group:
+        origin = held.factors.origin
+        if origin is None:
+            continue
+        used = held.factors.inputs.flatten(0, 1).any(-1)
+        example, token = origin.example.flatten(), origin.token.flatten()
+        known = used & (example >= 0)
+        reached[held.of_row[known].cpu(), (example * mask.shape[1] + token)[known].cpu()] = True
+        unknown = unknown.maximum(torch.bincount(held.of_row[used & (example < 0)].cpu(), minlength=n))
+    return (reached & real).sum(1) + unknown
 
 
-def _scale(factors: GradientFactors, rows: Tensor, whole: Tensor) -> float:
-    """Mean of w where each row of an expert is w times its token's vector [batch, pos, d_model]; else NaN."""
-    if factors.origin is None or bool((factors.origin.example < 0).any()):
-        return float("nan")
+def _scales(held: _Held, rows: Tensor, whole: Tensor) -> Tensor:
+    """[0 .. largest expert], each one's mean of w where each of its rows is w times its token's vector; else NaN."""
+    origin = held.factors.origin
+    if origin is None or bool((origin.example < 0).any()):
+        return torch.full((int(held.experts[-1]) + 1,), float("nan"), dtype=torch.float64)
     own = rows.flatten(0, 1).double()
-    of_token = whole[factors.origin.example, factors.origin.token].flatten(0, 1).double()
+    of_token = whole[origin.example, origin.token].flatten(0, 1).double()
     size = (of_token * of_token).sum(-1)
     some = (size > 0) & own.any(-1)
-    if not some.any():
-        return float("nan")
-    own, of_token, size = own[some], of_token[some], size[some]
     scale = (own * of_token).sum(-1) / size
-    parallel = (own - scale[:, None] * of_token).norm(dim=-1) <= 1e-3 * own.norm(dim=-1)
-    return float(scale.mean()) if bool(parallel.all()) else float("nan")
+    apart = (own - scale[:, None] * of_token).norm(dim=-1) > 1e-3 * own.norm(dim=-1)
+    return held.mean(torch.where(apart, float("nan"), scale), some).cpu()
 
 
 def _router_norm(part: Part, factors: dict[str, GradientFactors], n: int) -> Tensor:

@@ -362,7 +362,10 @@ class GradientFactors:
         Raises:
             ValueError: the weight has no experts.
         """
-        return torch.stack([self.expert(e).norm() for e in range(max(1, self.n_experts))])
+        if not self.layout.experts:
+            self.expert(0)  # says what was expected
+        squared = torch.stack([_gram_sum(*block, *block) for block in self._blocks()])
+        return squared.clamp(min=0).sqrt().to(self.deltas.dtype)
 
     # --- inner workings ------------------------------------------------------------------------------------
 
@@ -408,12 +411,7 @@ class GradientFactors:
             )
         total = torch.zeros((), dtype=torch.float64, device=self.deltas.device)
         for (x, d), (x2, d2) in zip(self._blocks(), other._blocks(), strict=True):
-            d2 = d2.double()
-            x2 = x2 if self.is_lookup else x2.double()
-            for rows in range(0, x.shape[0], _GRAM_ROWS):
-                x_rows, d_rows = x[rows : rows + _GRAM_ROWS], d[rows : rows + _GRAM_ROWS].double()
-                gram = (x_rows[:, None] == x2[None]).double() if self.is_lookup else x_rows.double() @ x2.T
-                total += (gram * (d_rows @ d2.T)).sum()
+            total += _gram_sum(x, d, x2, d2)
         return total
 
     def rows(self) -> tuple[Float[Tensor, "n d_in"] | Int[Tensor, "n"], Float[Tensor, "n d_out"]]:
@@ -445,6 +443,18 @@ class GradientFactors:
             return x.to(d.dtype), d, None
         rows, index = x.unique(return_inverse=True)
         return torch.nn.functional.one_hot(index, rows.numel()).to(d.dtype), d, rows
+
+
+def _gram_sum(x: Tensor, d: Tensor, x2: Tensor, d2: Tensor) -> Float[Tensor, ""]:
+    """<x^T d, x2^T d2> = sum_ij (x_i.x2_j)(d_i.d2_j) in float64; x and x2 may be row ids."""
+    total = torch.zeros((), dtype=torch.float64, device=d.device)
+    is_lookup = not x.is_floating_point()
+    d2, x2 = d2.double(), x2 if is_lookup else x2.double()
+    for rows in range(0, x.shape[0], _GRAM_ROWS):
+        x_rows, d_rows = x[rows : rows + _GRAM_ROWS], d[rows : rows + _GRAM_ROWS].double()
+        gram = (x_rows[:, None] == x2[None]).double() if is_lookup else x_rows.double() @ x2.T
+        total += (gram * (d_rows @ d2.T)).sum()
+    return total
 
 
 def _in_blocks(x: Float[Tensor, "n d_in"], block: Int[Tensor, "n"], n_blocks: int) -> Float[Tensor, "n d_blocks"]:

@@ -285,7 +285,8 @@ def extremes(
     if isinstance(unembedding, Tensor):
         d_vocab = unembedding.shape[1] if columns is None else len(columns)
         rows = min(len(vectors), _ROWS)
-        width = max(1, min(d_vocab, allowed // max(1, rows)))
+        width = allowed // max(1, rows)
+        width = max(1, min(d_vocab, width - width % _GROUP if width > _GROUP else width))
     else:
         d_vocab = width = unembedding(vectors[:1]).shape[1] if len(vectors) else k
         rows = min(len(vectors), max(1, allowed // d_vocab))
