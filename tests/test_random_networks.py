@@ -54,7 +54,7 @@ def check(seed: int) -> Counter:
     parameters = dict(net.named_parameters())
     wanted = {name: p.requires_grad for name, p in parameters.items()}
     values = {name: p.detach().clone() for name, p in parameters.items()}
-    sites = learn(parameters, named_weights(net, {}), lambda: net(tokens), tokens.numel(), [*net.modules()], lambda _: None)
+    sites = learn(parameters, named_weights(net, {}), lambda: net(tokens), tuple(tokens.shape), [*net.modules()], lambda _: None)
     own = net(tokens)
     recorder = Recorder(net)
     for site in sites.values():

@@ -26,8 +26,8 @@ from tl_backward.losses import Loss, next_token_loss, takes_mask
 from tl_backward.model_inputs import check_inputs, main_input
 from tl_backward.prompts import Batch, encode_prompts, extend, forward, with_inputs
 from tl_backward.recorder import Differentiated, Recorder
-from tl_backward.sites import WeightSite, WeightSites, select_sites, sites_of_batch
-from tl_backward.sites.account import account_rows
+from tl_backward.sites import WeightSite, WeightSites, select_sites, sites_of_batch, sites_of_longer
+from tl_backward.sites.account import DID_NOT_RUN, account_rows
 
 HookList: TypeAlias = Sequence[tuple[str | Callable[[str], bool], HookFn]]
 
@@ -119,14 +119,34 @@ def run_with_gradient_cache(
     if bind is not None:
         loss = bind(model, batch.n_examples)
         batch = extend(model, batch, getattr(loss, "continuation", ()))
-    none = isinstance(weights, list | tuple) and not weights
     known = sites_of_batch(model, batch)
+    hooks = (fwd_hooks, bwd_hooks)
+    cache = _captured(model, batch, loss, known, weights, names_filter, hooks)
+    if cache is None:
+        cache = _captured(model, batch, loss, sites_of_longer(model, batch), weights, names_filter, hooks, again=True)
+    assert cache is not None
+    return cache.loss, cache
+
+
+def _captured(
+    model: TransformerLensModel,
+    batch: Batch,
+    loss: Loss,
+    known: WeightSites,
+    weights: object,
+    names_filter: NamesFilter,
+    hooks: tuple[HookList, HookList],
+    *,
+    again: bool = False,
+) -> GradientCache | None:
+    """What one pass gave; None where it used weights that `known` lacks and that it was not run `again` for."""
+    none = isinstance(weights, list | tuple) and not weights
     sites = {} if none else select_sites(known, weights)
     announce(model, sites.values(), max(n * pos for n, pos in batch.shapes))
     recorder = Recorder(model)
     with ExitStack() as stack:
         stack.enter_context(rng_untouched(model))
-        stack.enter_context(user_hooks(model, fwd_hooks, bwd_hooks))
+        stack.enter_context(user_hooks(model, *hooks))
         stack.callback(recorder.detach)
         for site in sites.values():
             recorder.watch(site)
@@ -135,21 +155,28 @@ def run_with_gradient_cache(
             raise ValueError(_nothing_to_capture(known, none))
         for point in {id(point): point for point in points.values()}.values():
             recorder.watch_hook_point(point)
-        with recorder.watching(batch.shapes):
+        with recorder.watching(batch.shapes, () if again else known.asleep()):
             value, logits = _forward(model, batch, loss)
+        if recorder.woken:
+            return None
+        idle = recorder.idle() if weights is None or callable(weights) else []
+        if len(idle) < len(sites):  # else it is said that none ran
+            recorder.sites = [site for site in recorder.sites if site.name not in idle]
+        sites = {site.name: site for site in recorder.sites}
         found = recorder.differentiate(value, batch.shapes)
     for name, each in found.factors.items():
         check_gradient(name, each.deltas)
     kept = {name: found.points[id(point)] for name, point in points.items() if id(point) in found.points}
     if points and isinstance(names_filter, str | list | tuple) and not kept:
         raise RuntimeError(_no_point(points, found.overwritten))
-    missing = dict(known.missing)
+    missing = known.missing | dict.fromkeys(idle, f"{DID_NOT_RUN}.")
     for name, point in points.items():
         if id(point) not in found.points:
             missing[name] = _OVERWRITTEN if id(point) in found.overwritten else recorder.why_missing(point)
     shorts = {site.key: name for name, site in known.items()}
     n_layers = model.cfg.n_layers
-    cache = GradientCache(
+    ran = {name: site for name, site in known.items() if name not in idle}
+    return GradientCache(
         value.detach(),
         batch.answered.tokens,
         batch.answered.mask,
@@ -161,9 +188,8 @@ def run_with_gradient_cache(
         prompt_tokens=batch.tokens,
         prompt_mask=batch.mask,
         missing=missing,
-        account=partial(account_rows, known, known, frozenset(sites)),
+        account=partial(account_rows, known, ran, frozenset(sites)),
     )
-    return cache.loss, cache
 
 
 _OVERWRITTEN = "its tensor was overwritten in place after it left the hook point, so that its gradient is lost."

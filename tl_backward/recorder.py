@@ -7,7 +7,7 @@ Hooks are bound methods and partials, not closures: a run-time type checker deco
 defined, which costs more than a pass of a small model.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +22,8 @@ from tl_backward._typing import TransformerLensModel
 from tl_backward._visits import check_visitor
 from tl_backward.factors import GradientFactors
 from tl_backward.sites import Read, WeightSite, watched
-from tl_backward.sites.rows import Recorded, Shapes, factors_of
+from tl_backward.sites.rows import Recorded, factors_of
+from tl_backward.sites.token_rows import Shapes
 from tl_backward.sites.watch import Seen, Watch, asking, weights_of
 
 
@@ -83,6 +84,8 @@ class Recorder:
     """Where the gradient of each weight arrives that autograd gives whole."""
     silent: dict[int, str] = field(default_factory=dict)
     """Why no gradient could be asked for at hook points that ran."""
+    woken: bool = False
+    """Whether the pass used a weight that none of the model's own did."""
     uses: dict[tuple[int, ...], list[_Multiplied]] = field(default_factory=dict)
     """What operations did with each parameter, or what is computed from several, by their identities."""
 
@@ -117,8 +120,13 @@ class Recorder:
         return next((seen for seen in ways if seen), [])
 
     @contextmanager
-    def watching(self, shapes: Shapes) -> Iterator[None]:
-        """Within the context operations over [batch, pos] tokens are watched for the weights whose places they tell."""
+    def watching(self, shapes: Shapes, asleep: Iterable[nn.Parameter] = ()) -> Iterator[None]:
+        """Within the context operations over [batch, pos] tokens are watched for the weights whose places they tell.
+
+        Args:
+            shapes: of each sequence that the pass reads.
+            asleep: parameters that have no site, since no pass of the model's own used them.
+        """
         found = {site.used: site for site in self.sites if site.write is None}
         # A gradient that autograd gives whole, or pulls back through a function, needs a graph behind the parameter.
         through = [site for site in found.values() if site.kind == "parameter" or site.is_function]
@@ -128,12 +136,15 @@ class Recorder:
             yield
             return
         tensors, keys = watched(by_operation)
+        tensors += [(parameter, len(keys) + i) for i, parameter in enumerate(asleep)]
         wanted: dict[tuple[int, ...], set[str]] = {}
         for site in self.sites:
             wanted.setdefault(site.used, set()).add(site.kind)
 
         def report(seen: list[Seen]) -> Tensor | None:
-            return self._used(seen, keys, wanted, shapes)
+            awake = [each for each in seen if all(root < len(keys) for root in weights_of(each.known))]
+            self.woken = self.woken or len(awake) < len(seen)
+            return self._used(awake, keys, wanted, shapes)
 
         with asking(asked):
             whole = [site for site in self.sites if site.kind == "parameter"]
@@ -141,7 +152,7 @@ class Recorder:
             if not by_operation:
                 yield
                 return
-            with Watch(tensors, report, tuple(batch * pos for batch, pos in shapes)):
+            with Watch(tensors, report, shapes if any(site.gathered for site in by_operation) else ()):
                 yield
 
     def _used(
@@ -275,6 +286,16 @@ class Recorder:
                 total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)  # ln1 runs for q, k and v
                 at[key] = as_shown(self.converters[key], total)
         return Differentiated(factors, parameters, at, overwritten)
+
+    def idle(self) -> list[str]:
+        """Sites that the pass did not use."""
+        return [
+            site.name
+            for site in self.sites
+            if site.by_operation
+            and not site.may_be_silent
+            and not any(each.seen.use.kind in (site.kind, "other") for each in self.uses[site.used])
+        ]
 
     def _recorded(self, site: WeightSite, deltas: dict[int, Tensor]) -> list[Recorded]:
         """Each use of a site's weight that is of its kind, with the gradient at what it wrote."""

@@ -44,9 +44,9 @@ def weight_inputs(
                 stack.callback(handle.remove)
         else:
             tensors, _ = watched([site])
-            stack.enter_context(Watch(tensors, partial(_note, seen), (shape[0] * shape[1],)))
+            stack.enter_context(Watch(tensors, partial(_note, seen), ()))
         result = run()
-    x = by_token(seen[0], shape) if len(seen) == 1 else None
+    x = by_token(seen[0], shape, site.axes) if len(seen) == 1 else None
     if x is None or tuple(x.shape[:2]) != shape:
         raise ValueError(
             f"Expected {site.name} to read once for each token, got {[list(each.shape) for each in seen]} for tokens "

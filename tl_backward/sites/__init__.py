@@ -5,6 +5,7 @@ known by name (`hooked_transformer`); a TransformerBridge's, and whatever else t
 that use them in one pass (`watch`, `operations`, `learn`).
 """
 
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import torch
@@ -72,6 +73,21 @@ def sites_of_batch(model: TransformerLensModel, batch: Batch) -> WeightSites:
     return _complete(model, kind, _collect(model, kind, batch))
 
 
+def sites_of_longer(model: TransformerLensModel, batch: Batch) -> WeightSites:
+    """The sites of a pass over a batch that uses weights which the model's own short pass did not, from now on.
+
+    Some layers begin to work after so many tokens (compressed attention).
+    """
+    short, kind = weight_sites(model), model_kind(model)
+    found = _collect(model, kind, batch)
+    for name, site in found.items():
+        if name in short and site.axes is None:
+            found[name] = replace(site, axes=short[name].axes)
+    if set(batch.inputs) <= set(probe_batch(model).inputs):
+        _LEARNT[model] = (stamp(model), found)
+    return _complete(model, kind, found)
+
+
 def _complete(model: TransformerLensModel, kind: str, learnt: WeightSites) -> WeightSites:
     """What a pass told, with the places that are known without one.
 
@@ -95,8 +111,8 @@ def _collect(model: TransformerLensModel, kind: str, batch: Batch | None) -> Wei
         with rng_untouched(model):
             return forward(model, probe_batch(model) if batch is None else batch)
 
-    n_tokens = (probe_batch(model) if batch is None else batch).tokens.numel()
-    return world.collect(model, run, n_tokens)
+    n, pos = (probe_batch(model) if batch is None else batch).tokens.shape
+    return world.collect(model, run, (n, pos))
 
 
 def rotation(model: TransformerLensModel, layer: int, position: int) -> Float[Tensor, "d_head d_head"] | None:

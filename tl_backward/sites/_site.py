@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from tl_backward.factors import GradientFactors, Layout
-from tl_backward.sites.account import account_frame, account_rows, left_out
+from tl_backward.sites.account import DID_NOT_RUN, account_frame, account_rows, left_out
 
 if TYPE_CHECKING:
     import pandas
 
 ModuleArgs: TypeAlias = tuple[object, ...]
 ModuleKwargs: TypeAlias = dict[str, object]
+Axes: TypeAlias = tuple[int, int, int]
 Calls: TypeAlias = list[tuple[Tensor | None, Tensor]]
 
 
@@ -104,6 +105,11 @@ class WeightSite:
     """Buffers that what is used is a function of too."""
     scale: float = 1.0
     """What the module multiplies the rows by that it looks up."""
+    axes: Axes | None = None
+    """(how many, which is the batch, which are the positions) of the axes before the last of what it writes, as the
+    model's own short pass showed them; None where their sizes did not tell."""
+    gathered: bool = False
+    """Whether its rows are tokens that were chosen, so that each must be followed."""
     order: int = 0
     """When a pass first used the weight, counted over its operations; 0 where modules' hooks tell."""
 
@@ -223,6 +229,10 @@ class WeightSites(dict[str, WeightSite]):
     def add(self, *sites: WeightSite) -> None:
         """Insert sites under their names."""
         self.update({site.name: site for site in sites})
+
+    def asleep(self) -> list[nn.Parameter]:
+        """The parameters that no pass of the model's own used."""
+        return [p for p in self.parameters.values() if self.unused.get(id(p)) == DID_NOT_RUN]
 
     def account(self) -> "pandas.DataFrame":
         """One row a tensor of `model.named_parameters()`: what of it is captured under which names, or why it is not.

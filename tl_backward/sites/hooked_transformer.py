@@ -37,7 +37,7 @@ class _Rotary(Protocol):
     def apply_rotary(self, x: Tensor, past_kv_pos_offset: int) -> Tensor: ...
 
 
-def collect(model: TransformerLensModel, run: Callable[[], object], n_tokens: int) -> WeightSites:
+def collect(model: TransformerLensModel, run: Callable[[], object], shape: tuple[int, int]) -> WeightSites:
     """The weights of a HookedTransformer that have no known place, as one pass used them."""
     root = cast(nn.Module, model)
     parameters = dict(root.named_parameters())
@@ -45,7 +45,7 @@ def collect(model: TransformerLensModel, run: Callable[[], object], n_tokens: in
     if all(id(parameter) in known for parameter in parameters.values()):
         return WeightSites(parameters)
     ways, modules = named_weights(root, {}), every_module(model)
-    return learn(parameters, ways, run, n_tokens, modules, lambda way: None, known)
+    return learn(parameters, ways, run, shape, modules, lambda way: None, known)
 
 
 def with_known_places(model: TransformerLensModel, learnt: WeightSites) -> WeightSites:

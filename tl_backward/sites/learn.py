@@ -19,6 +19,7 @@ from tl_backward.sites.account import DID_NOT_RUN, NO_GRAD, NOT_FLOAT, QUANTISED
 from tl_backward.sites.forms import Geometry, site_of, way_of
 from tl_backward.sites.joint import joint_sites
 from tl_backward.sites.names import Named, is_hook_point
+from tl_backward.sites.rows import axes_of
 from tl_backward.sites.watch import Seen, Watch, asking, weights_of
 
 
@@ -37,7 +38,7 @@ def learn(
     parameters: dict[str, nn.Parameter],
     ways: dict[int, list[Named]],
     run: Callable[[], object],
-    n_tokens: int,
+    shape: tuple[int, int],
     modules: Sequence[nn.Module],
     geometry: Callable[[Named], Geometry | None],
     leave: frozenset[int] = frozenset(),
@@ -48,7 +49,7 @@ def learn(
         parameters: `named_parameters()`.
         ways: what each parameter is called, by its identity.
         run: makes the pass; returns its outputs.
-        n_tokens: tokens of the batch together.
+        shape: [batch, pos] of the tokens.
         modules: all of the model's, which are left as they are; hooks of its hook points do not take part.
         geometry: how the attention around a matrix is split into heads.
         leave: parameters (by identity) whose places are known otherwise.
@@ -77,7 +78,7 @@ def learn(
         stack.enter_context(asking(every))
         stack.enter_context(_without_hooks([module for module in modules if is_hook_point(module)]))
         stack.enter_context(_attributes_kept(modules))
-        with Watch(numbered, report, (n_tokens,)):
+        with Watch(numbered, report, (shape,)):
             outputs = run()
         reached, edges = _graph(outputs)
         sites = WeightSites(parameters)
@@ -97,7 +98,7 @@ def learn(
                 sites.add(*(site for site in found if site.name not in sites))
         sites.add(*(site for number, site in joint.items() if number < 0 and site.name not in sites))
         for name, site in sites.items():
-            sites[name] = replace(site, constants=_constants_of(site, every, uses, constants))
+            sites[name] = _completed(site, every, uses, constants, shape)
     _complete_experts(sites, every, ways)
     for name, _, _, _, reason in account_rows(sites, sites):
         if reason:
@@ -237,6 +238,27 @@ def _live(uses: _Uses, aliases: Container[int]) -> list[tuple[Seen, object]]:
         for seen, node in zip(uses.seen, uses.nodes, strict=True)
         if node is not None and (seen.use.weight.requires_grad or id(seen.known.base) in aliases)
     ]
+
+
+def _completed(
+    site: WeightSite,
+    every: Sequence[nn.Parameter],
+    uses: Sequence[_Uses],
+    constants: Sequence[Tensor],
+    shape: tuple[int, int],
+) -> WeightSite:
+    """A site with what its uses have in common."""
+    number = next((i for i, parameter in enumerate(every) if parameter is site.parameter), None)
+    mine = [] if number is None else [seen for seen in uses[number].seen if seen.use.kind == site.kind]
+    trailing = 2 if any(seen.use.blocks == "head" for seen in mine) else 1
+    written = (seen.use.delta_rows(seen.use.y.detach()) for seen in mine if seen.use.y is not None)
+    axes = {axes_of(tuple(rows.shape[:-trailing]), shape) for rows in written}
+    return replace(
+        site,
+        constants=_constants_of(site, every, uses, constants),
+        axes=axes.pop() if len(axes) == 1 else None,
+        gathered=site.layout.experts or any(seen.token is not None for seen in mine),
+    )
 
 
 def _constants_of(

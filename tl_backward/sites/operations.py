@@ -55,6 +55,8 @@ class Use:
     row belongs to one entry of it, named in `block`."""
     block: Tensor | None = None
     """[row]: the entry of the weight's leading axis that each row belongs to."""
+    rows_in_block: int = 0
+    """How many rows each entry has, where all have as many and stand one after another; else 0."""
 
 
 Arguments: TypeAlias = tuple[object, ...]
@@ -153,7 +155,7 @@ def _by_block(call: _Call, weight: Tensor, x: Tensor, orientation: Orientation, 
 
     n = x.shape[1] if turn is _same else x.shape[2]
     block = torch.arange(len(weight), device=x.device).repeat_interleave(n)
-    return Use(call.name, weight, "matrix", call.out, x, orientation, flat, flat, "rows", block)
+    return Use(call.name, weight, "matrix", call.out, x, orientation, flat, flat, "rows", block, n)
 
 
 def _matmul(call: _Call) -> list[Use]:

@@ -2,17 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from tl_backward.factors import GradientFactors, Origin
-from tl_backward.sites._site import WeightSite
+from tl_backward.sites._site import Axes, WeightSite
+from tl_backward.sites.token_rows import Shapes
 from tl_backward.sites.watch import Seen
-
-Shapes: TypeAlias = tuple[tuple[int, int], ...]
-"""[batch, pos] of each sequence of tokens that a pass reads: one, or an encoder's and a decoder's."""
 
 
 @dataclass(frozen=True)
@@ -61,25 +58,26 @@ def _part(site: WeightSite, recorded: Recorded, shape: tuple[int, int], shapes: 
     delta = use.delta_rows(recorded.gradient.detach())
     x = None if use.x is None else use.x.detach()
     if site.kind == "bias":
-        delta = by_token(delta, shape)
+        delta = by_token(delta, shape, site.axes)
         delta = delta if delta.ndim == 3 else delta.flatten(2, -2).sum(2)
         return _Part(delta.new_ones(*delta.shape[:2], 1), delta, None)
     assert x is not None
     if site.kind == "embedding":
         width = delta.shape[-1]
         ids = x.expand(delta.shape[:-1])
-        ids, delta = (by_token(side, shape) for side in (ids[..., None], delta))
+        ids, delta = (by_token(side, shape, site.axes) for side in (ids[..., None], delta))
         return _Part(ids.flatten(1).long(), delta.reshape(len(delta), -1, width), None)
     with torch.no_grad():
         x = use.x_rows(x)
     # Under autocast the product sees a rounded x.
     x = x.to(delta.dtype)
     if site.kind == "norm":
-        both = by_token(x * delta, shape)
+        both = by_token(x * delta, shape, site.axes)
         both = both if both.ndim == 3 else both.flatten(2, -2).sum(2)
         return _Part(both.new_ones(*both.shape[:2], 1), both, None)
     if use.blocks == "head":
-        return _Part(by_token(x, shape, trailing=2), by_token(delta, shape, trailing=2), None)
+        x, delta = (by_token(side, shape, site.axes, trailing=2) for side in (x, delta))
+        return _Part(x, delta, None)
     block = use.block
     if site.layout.experts and block is None:  # one expert's slice
         known = recorded.seen.known
@@ -88,19 +86,19 @@ def _part(site: WeightSite, recorded: Recorded, shape: tuple[int, int], shapes: 
         x, delta = x.flatten(0, -2), delta.flatten(0, -2)
         block = torch.full((len(x),), number, device=x.device)
     if block is not None or (x.ndim == 2 and recorded.seen.token is not None):
-        return _rows(x, delta, block, recorded.seen.token, shapes)
-    x, delta = by_token(x, shape), by_token(delta, shape)
+        return _rows(x, delta, block, recorded.seen, shapes)
+    x, delta = (by_token(side, shape, site.axes) for side in (x, delta))
     return _Part(x.flatten(1, -2), delta.flatten(1, -2), None)
 
 
-def _rows(x: Tensor, delta: Tensor, block: Tensor | None, token: Tensor | None, shapes: Shapes) -> _Part:
+def _rows(x: Tensor, delta: Tensor, block: Tensor | None, seen: Seen, shapes: Shapes) -> _Part:
     """Rows that are not [batch, pos], with where each comes from; -1 where that is not known."""
-    sizes = [batch * pos for batch, pos in shapes]
-    if token is None or len(token) != len(x):
+    sizes, token = [batch * pos for batch, pos in shapes], seen.token
+    if token is None or len(token) != len(x):  # never gathered: all tokens in their order, once or for each block
         counted = torch.arange(len(x), device=x.device)
-        fits = [i for i, n in enumerate(sizes) if n and len(x) % n == 0]
-        which = min(fits, key=lambda i: len(x) // sizes[i], default=0)
-        token = counted % sizes[which] if sizes[which] and len(x) % sizes[which] == 0 else torch.full_like(counted, -1)
+        n = seen.use.rows_in_block or len(x)
+        which = sizes.index(n) if n in sizes else 0
+        token = counted % n if n in sizes and n else torch.full_like(counted, -1)
     else:  # counted through all sequences; a weight's rows are of one
         which = 0
         while which + 1 < len(sizes) and len(token) and int(token.max()) >= sizes[which]:
@@ -144,10 +142,23 @@ def _joined(site: WeightSite, parts: list[_Part]) -> tuple[Tensor, Tensor, Origi
     return inputs, deltas, origin
 
 
-def by_token(tensor: Tensor, shape: tuple[int, int], trailing: int = 1) -> Tensor:
-    """[.., d] as [batch, pos, .., d]: layers see tokens as [batch, pos], as [batch * pos], or behind a head axis."""
+def axes_of(lead: tuple[int, ...], shape: tuple[int, int]) -> Axes | None:
+    """Which axes are the batch and the positions, where their sizes tell."""
+    batch, pos = shape
+    if batch == pos or lead.count(batch) != 1 or lead.count(pos) != 1:
+        return None
+    return len(lead), lead.index(batch), lead.index(pos)
+
+
+def by_token(tensor: Tensor, shape: tuple[int, int], axes: Axes | None = None, trailing: int = 1) -> Tensor:
+    """[.., d] as [batch, pos, .., d]: layers see tokens as [batch, pos], as [batch * pos], or behind a head axis.
+
+    `axes` tells where sizes do not: as many heads as positions, as many examples as positions.
+    """
     batch, pos = shape
     lead = tensor.shape[:-trailing]
+    if axes is not None and len(lead) == axes[0] and (lead[axes[1]], lead[axes[2]]) == shape:
+        return tensor.movedim((axes[1], axes[2]), (0, 1))
     if len(lead) >= 2 and tuple(lead[:2]) == shape:
         return tensor
     if len(lead) == 1 and lead[0] == batch * pos:

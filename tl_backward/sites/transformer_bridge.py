@@ -20,7 +20,7 @@ from tl_backward.sites.learn import learn
 from tl_backward.sites.names import Named, components, named_weights
 
 
-def collect(model: TransformerLensModel, run: Callable[[], object], n_tokens: int) -> WeightSites:
+def collect(model: TransformerLensModel, run: Callable[[], object], shape: tuple[int, int]) -> WeightSites:
     """Every weight of a TransformerBridge, as one pass used it."""
     root = cast(nn.Module, model)
     inner = getattr(model, "original_model", root)
@@ -30,7 +30,7 @@ def collect(model: TransformerLensModel, run: Callable[[], object], n_tokens: in
     def geometry(way: Named) -> Geometry | None:
         return _geometry(model, way)
 
-    sites = learn(dict(root.named_parameters()), ways, run, n_tokens, modules, geometry)
+    sites = learn(dict(root.named_parameters()), ways, run, shape, modules, geometry)
     paths = {name.replace("._original_component", ""): module for name, module in inner.named_modules()}
     warn_of_lost_adapters(paths, sites)
     mark_adapted(paths, sites)

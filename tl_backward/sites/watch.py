@@ -17,14 +17,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tl_backward.sites.operations import Use, operands, operation_name, uses_of
+from tl_backward.sites.token_rows import BEGINNING, Shapes, TokenRows
 
 Link: TypeAlias = Literal["", "cast", "function"]
 _CASTS = {"to", "float", "double", "half", "bfloat16", "type", "type_as", "clone", "contiguous", "add"}
 """Operations through which a gradient passes as it is: their output has the weight's shape and a slope of one."""
-_ROW_FREE = ("index_add", "index_add_", "scatter", "scatter_", "scatter_add", "scatter_add_")
-"""Operations whose output has rows of its own, though it may have as many."""
 _NO_TENSOR = frozenset({torch.Size, torch.dtype, torch.device, torch.layout, bool, int, float, str})
-_GATHERING = ("__getitem__", "index_select", "repeat_interleave", "repeat")
 
 
 @contextmanager
@@ -73,28 +71,23 @@ class Watch(TorchFunctionMode):
         weights: the weights and every other tensor that is one of them (an alias), each with its weight's number; with
             numbers below zero constants (buffers), which are part of the function where they meet weights alone.
         report: called with the uses of one operation; may return what its output is to be replaced with.
-        n_tokens: tokens of the batch together, whose rows are followed where they are gathered; one number for each
-            sequence of tokens that the pass reads (an encoder's and a decoder's).
+        shapes: [batch, pos] of the tokens whose rows are followed where they are gathered, of each sequence that the
+            pass reads (an encoder's and a decoder's); () to follow none.
     """
 
     def __init__(
         self,
         weights: Iterable[tuple[Tensor, int]],
         report: Callable[[list[Seen]], Tensor | None],
-        n_tokens: tuple[int, ...],
+        shapes: Shapes,
     ) -> None:
         super().__init__()
         self._known = {id(tensor): Known(tensor, (number,), tensor) for tensor, number in weights}
         self._report = report
-        self._first: dict[int, int] = {}
-        """The number of the first token of the sequence that has so many: tokens are counted through all of them."""
-        for i, n in enumerate(n_tokens):
-            self._first.setdefault(n, sum(n_tokens[:i]))
         self._stance = ExitStack()
         self._used_bases: set[int] = set()
         """What was used of weights, by identity: changed in place after that it is no longer what was used."""
-        self._rows: dict[int, tuple[Tensor, Tensor]] = {}
-        """The token of each row of tensors whose rows were gathered from tokens."""
+        self._rows = TokenRows(shapes) if shapes else None
 
     def __enter__(self) -> "Watch":
         """Operations are watched; what torch.compile made runs as it was written, for it would be compiled anew."""
@@ -126,8 +119,8 @@ class Watch(TorchFunctionMode):
             for value in kwargs.values():
                 if id(value) in known:
                     return self._used(func, args, kwargs, out)
-        if self._rows or getattr(func, "__name__", "") in _GATHERING:
-            self._follow_rows(func, args, out)
+        if self._rows is not None and (self._rows.some or getattr(func, "__name__", "") in BEGINNING):
+            self._rows.follow(operation_name(func), args, out)
         return out
 
     def _used(self, func: Callable, args: tuple, kwargs: dict, out: object) -> object:
@@ -168,8 +161,8 @@ class Watch(TorchFunctionMode):
                     use.kind = "other"
             seen.append(Seen(use, known, self._token(use)))
         out = self._tell(seen, out)
-        if self._rows:
-            self._follow_rows(func, args, out)
+        if self._rows is not None and self._rows.some:
+            self._rows.follow(name, args, out)
         return out
 
     def _is_weight(self, value: object) -> bool:
@@ -230,70 +223,7 @@ class Watch(TorchFunctionMode):
         return self._tell([Seen(Use(name, known.tensor, "other", chosen), known, None)], out)
 
     def _token(self, use: Use) -> Tensor | None:
-        found = None if use.x is None else self._rows.get(id(use.x))
-        return None if found is None else found[1]
-
-    def _follow_rows(self, func: Callable, args: tuple, out: object) -> None:
-        """Which token each row came from, through gathering, repeating and whatever keeps the rows."""
-        name = operation_name(func)
-        source = args[0] if args and isinstance(args[0], Tensor) else None
-        if source is None:
-            if name == "cat" and isinstance(out, Tensor) and args and isinstance(args[0], list | tuple):
-                found = [self._rows.get(id(part)) for part in args[0]]
-                tokens = [each[1] for each in found if each is not None]
-                if len(tokens) == len(found) and sum(len(each) for each in tokens) == len(out):
-                    self._rows[id(out)] = (out, torch.cat(tokens))
-            return
-        made: Tensor | None = None
-        before = self._rows.get(id(source))
-        if before is None and source.ndim == 2 and len(source) in self._first and source.is_floating_point():
-            first = self._first[len(source)]
-            tokens = None if first == 0 else torch.arange(first, first + len(source), device=source.device)
-        elif before is not None:
-            tokens = before[1]
-        else:
-            tokens = None
-            source = None
-        if source is not None and isinstance(out, Tensor):
-            made = _gathered(name, source, args, tokens)
-        if made is None and self._rows and name not in _ROW_FREE:
-            made = next((self._rows[id(a)][1] for a in args if id(a) in self._rows), None)
-            if made is not None and name in ("split", "split_with_sizes", "chunk") and isinstance(out, list | tuple):
-                start = 0
-                for part in cast("tuple[Tensor, ...]", out):
-                    if sum(len(each) for each in cast("tuple[Tensor, ...]", out)) == len(made):
-                        self._rows[id(part)] = (part, made[start : start + len(part)])
-                    elif len(part) == len(made):
-                        self._rows[id(part)] = (part, made)
-                    start += len(part)
-                return
-        if made is not None and isinstance(out, Tensor) and out.ndim:
-            rows = out.shape[1] if out.ndim == 3 and len(out) == 1 else len(out)
-            if rows == len(made):
-                self._rows[id(out)] = (out, made)
-
-
-def _gathered(name: str, source: Tensor, args: tuple, tokens: Tensor | None) -> Tensor | None:
-    """The token of each row of what was gathered from a tensor, whose own rows are `tokens` or count them."""
-    places = None
-    if name == "__getitem__" and len(args) > 1:
-        index = args[1]
-        if isinstance(index, tuple) and len(index) == 2 and index[0] is None:  # x[None, rows]
-            index = index[1]
-        if isinstance(index, tuple) and len(index) >= 1 and isinstance(index[0], Tensor):
-            index = index[0]
-        if isinstance(index, Tensor) and index.ndim == 1 and index.dtype in (torch.int64, torch.int32):
-            places = index
-    elif name == "index_select" and len(args) > 2 and args[1] == 0:
-        places = args[2]
-    elif name == "repeat_interleave" and len(args) > 1 and isinstance(args[1], int):
-        places = torch.arange(len(source), device=source.device).repeat_interleave(args[1])
-    elif name == "repeat" and source.ndim == 2:
-        times = args[1] if len(args) > 1 and isinstance(args[1], int) else args[1][0] if len(args) > 1 else 1
-        places = torch.arange(len(source), device=source.device).repeat(times)
-    if places is None:
-        return None
-    return places if tokens is None else tokens[places]
+        return None if self._rows is None else self._rows.of(use.x)
 
 
 def _of_weights(known: Known) -> bool:
