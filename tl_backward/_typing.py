@@ -6,9 +6,10 @@ from contextlib import AbstractContextManager
 from functools import wraps
 from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
+import numpy as np
 import torch
 from beartype import beartype
-from jaxtyping import Float, Int, jaxtyped
+from jaxtyping import Float, Int, Integer, jaxtyped
 from torch import Tensor, nn
 
 F = TypeVar("F", bound=Callable)
@@ -82,6 +83,13 @@ else:
     TransformerLensModel: TypeAlias = nn.Module
 
 Tokens: TypeAlias = Int[Tensor, "batch pos"]
-Prompts: TypeAlias = str | list[str] | Int[Tensor, "batch pos"] | Int[Tensor, "pos"]
+Prompts: TypeAlias = (
+    str
+    | list[str]
+    | Integer[Tensor, "batch pos"]
+    | Integer[Tensor, "pos"]
+    | Integer[np.ndarray, "batch pos"]
+    | Integer[np.ndarray, "pos"]
+)
 HookFn: TypeAlias = Callable[..., Tensor | None]
 NamesFilter: TypeAlias = Callable[[str], bool] | str | list[str] | tuple[str, ...] | None

@@ -1,7 +1,7 @@
 """Where a prompt's answer is asked for, and which token the old one is."""
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,8 +10,9 @@ from torch import Tensor
 from tl_backward._typing import TransformerLensModel
 from tl_backward.losses import TargetLoss
 from tl_backward.readout import predicted_tokens, single_token
+from tl_backward.token_ids import ARRAYS, Id, Ids, as_ids, is_id
 
-Answer: TypeAlias = str | int | Sequence[str] | Sequence[int] | Int[Tensor, "batch"] | None
+Answer: TypeAlias = str | Id | Sequence[str] | Sequence[Id] | Ids | None
 
 
 def answer_position(
@@ -29,9 +30,10 @@ def answer_tokens(
 ) -> Int[Tensor, "batch"]:
     """The old answer's token of each example: as given, or the model's own most likely one at `asked`."""
     n, device = logits.shape[0], logits.device
-    if isinstance(answer, Tensor):
-        return predicted_tokens(model, answer).to(device).expand(n)
+    if isinstance(answer, ARRAYS):
+        return predicted_tokens(model, as_ids(answer)).to(device).expand(n)
     if answer is None:
         return logits[torch.arange(n, device=device), asked].argmax(-1)
-    words = [answer] * n if isinstance(answer, str | int) else list(answer)
+    one = isinstance(answer, str) or is_id(answer)
+    words = [cast("str | int", answer)] * n if one else list(cast("Sequence[str | int]", answer))
     return torch.tensor([single_token(model, word) for word in words], device=device)

@@ -28,8 +28,10 @@ from tl_backward.gradient_cache import GradientCache
 from tl_backward.lens_reading import vectors_read, what_to_read, with_points
 from tl_backward.losses import Target, target_loss
 from tl_backward.readout import Readout, readout
-from tl_backward.segments import Segments, Subject, segment_tokens
+from tl_backward.segments import Segments, segment_tokens
 from tl_backward.sites import weight_sites
+from tl_backward.subjects import Subject, subject_spans
+from tl_backward.token_ids import ARRAYS
 from tl_backward.vocabulary import output_size, text_column, token_string, token_strings
 
 if TYPE_CHECKING:
@@ -307,7 +309,7 @@ def backward_lens(
         **cast("dict[str, Never]", inputs),
     )
     bound = loss.bind(model, cache.tokens.shape[0])
-    batched = not isinstance(prompt, str) and not (isinstance(prompt, Tensor) and prompt.ndim == 1)
+    batched = not isinstance(prompt, str) and not (isinstance(prompt, ARRAYS) and prompt.ndim == 1)
     mask = cache.mask if cache.mask is not None else torch.ones_like(cache.tokens, dtype=torch.bool)
     asked = answer_position(bound, cache.tokens, mask)
     target_ids = torch.tensor([row[0] for row in bound.ids or ()], device=cache.tokens.device)
@@ -334,6 +336,8 @@ def backward_lens(
     }
     tokenizer = getattr(model, "tokenizer", None)
     strings = token_strings(tokenizer, cache.tokens.masked_fill(~mask, -1))
+    forced = [len(ids) for ids in bound.continuation]
+    spans = subject_spans(tokenizer, _prompt_rows(cache, mask, forced), _texts(prompt, cache), subject)
     beside = None
     if control is not None:
         beside = backward_lens(
@@ -343,7 +347,7 @@ def backward_lens(
             layers=chosen,
             k=k,
             answer=answer_ids,
-            subject=subject,
+            subject=spans,
             attention=attention,
             normalize=normalize,
             prepend_bos=prepend_bos,
@@ -363,12 +367,25 @@ def backward_lens(
         shift=reads.get("shift", {}),
         attn_imprint=reads.get("attn_imprint", {}),
         attn_shift=reads.get("attn_shift", {}),
-        segments=segment_tokens(strings, mask, asked, subject, n_forced=[len(ids) for ids in bound.continuation]),
+        segments=segment_tokens(mask, asked, spans, n_forced=forced),
         cache=cache,
         kinds=reading.kinds,
         experts=experts,
         control=beside,
     )
+
+
+def _prompt_rows(cache: GradientCache, mask: Tensor, forced: Sequence[int]) -> list[list[int]]:
+    """Each prompt's real tokens, without those of a longer target."""
+    rows = [row[real].tolist() for row, real in zip(cache.tokens, mask, strict=True)]
+    return [row[: len(row) - n] for row, n in zip(rows, forced, strict=True)]
+
+
+def _texts(prompt: Prompts, cache: GradientCache) -> Sequence[str] | None:
+    """The texts of the tokens that the logits belong to, where they came as such."""
+    if isinstance(prompt, ARRAYS) or cache.prompt_tokens is not cache.tokens:
+        return None
+    return [prompt] if isinstance(prompt, str) else prompt
 
 
 def _cell(read: Readout, towards_target: bool) -> Cell:

@@ -1,11 +1,15 @@
 """What an edit is asked and scored on: one case an edit, built in Python or read from CounterFact, JSONL or CSV."""
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
+
+from tl_backward.subjects import occurrences
+from tl_backward.text_files import lines_of, read_text
 
 Value = TypeVar("Value")
 Asked = tuple[tuple[str, str], ...]
@@ -47,7 +51,7 @@ class EditCase:
             raise ValueError(
                 f"Expected a target other than the true answer, got {self.target!r} for both; there is nothing to edit."
             )
-        if self.subject is not None and self.subject not in self.prompt:
+        if self.subject is not None and not occurrences(self.prompt, [self.subject])[0]:
             raise ValueError(f"Expected the subject within the prompt, got {self.subject!r} for {self.prompt!r}.")
 
     def __repr__(self) -> str:
@@ -90,7 +94,7 @@ def load_cases(path: str | Path) -> list[EditCase]:
 
 
 def _json(path: Path) -> Iterable[EditCase]:
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     if not text.strip():
         return
     records = _parsed(text, path.name)
@@ -101,14 +105,14 @@ def _json(path: Path) -> Iterable[EditCase]:
 
 
 def _jsonl(path: Path) -> Iterable[EditCase]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines_of(read_text(path)), 1):
         if line.strip():
             where = f"{path.name!r}, line {number}"
             yield _case(_parsed(line, where), where)
 
 
 def _csv(path: Path) -> Iterable[EditCase]:
-    with path.open(newline="", encoding="utf-8") as file:
+    with io.StringIO(read_text(path), newline="") as file:
         reader = csv.DictReader(file)
         missing = {"prompt", "target"} - set(reader.fieldnames or ())
         if reader.fieldnames and missing:

@@ -20,10 +20,10 @@ from tl_backward.gradient_cache import GradientCache
 from tl_backward.losses import Loss, TargetLoss, takes_mask, target_loss
 from tl_backward.model_inputs import DECODER, PER_TOKEN, check_inputs
 from tl_backward.prompts import encode_prompts, pad, with_inputs
-from tl_backward.segments import Span, find_span
-from tl_backward.vocabulary import token_strings
+from tl_backward.subjects import Span, find_span
+from tl_backward.token_ids import Id, is_id
 
-Losses: TypeAlias = Loss | Sequence[str | int | Loss] | None
+Losses: TypeAlias = Loss | Sequence[str | Id | Loss] | None
 Each = TypeVar("Each")
 
 
@@ -39,7 +39,8 @@ class Example:
     loss: Loss
     target: int
     """The (first) target token; -1 where the loss has none."""
-    subject: Span = None
+    subject: tuple[int, int] | None = None
+    """Its tokens, end excluded."""
     answer: int | None = None
     """The old answer's (first) token; None for the model's own."""
     asked: int | None = None
@@ -61,7 +62,7 @@ def encode_examples(
     losses: Losses,
     *,
     subjects: Sequence[Span] | None = None,
-    answers: Sequence[str | int] | None = None,
+    answers: Sequence[str | Id] | None = None,
     start: int = 0,
     prepend_bos: bool | None = None,
     inputs: Mapping[str, object] | None = None,
@@ -133,9 +134,9 @@ def _encoded(
     model: TransformerLensModel,
     index: int,
     prompt: str,
-    loss: str | int | Loss,
+    wanted: str | Id | Loss,
     subject: Span,
-    answer: str | int | None,
+    answer: str | Id | None,
     prepend_bos: bool | None,
     inputs: dict[str, Tensor],
 ) -> Example:
@@ -143,8 +144,8 @@ def _encoded(
     ((tokens,), (answered,)) = batch.rows(), batch.answered.rows()
     forced: tuple[int, ...] = ()
     target = -1
-    if isinstance(loss, str | int):
-        loss = target_loss(loss)
+    named = isinstance(wanted, str | int) or is_id(wanted)
+    loss: Loss = target_loss(cast("str | Id", wanted)) if named else cast(Loss, wanted)
     check_callable_loss(loss)
     if isinstance(loss, TargetLoss):
         loss = loss.bind(model, 1)
@@ -154,8 +155,7 @@ def _encoded(
     if len(answered) + len(forced) > model.cfg.n_ctx:
         raise ValueError(f"Expected at most n_ctx={model.cfg.n_ctx} tokens (target included), got more; shorten it.")
     if subject is not None:
-        strings = token_strings(getattr(model, "tokenizer", None), torch.tensor([tokens]))
-        subject = find_span(strings[0], subject)
+        subject = find_span(getattr(model, "tokenizer", None), tokens, subject, prompt)
     old = None if answer in (None, "") else _first_token(model, answer)
     found = Example(index, [*answered, *forced], len(forced), loss, target, subject, old, _asked(model, loss, tokens))
     if batch.decoder is not None:
@@ -174,7 +174,7 @@ def _asked(model: TransformerLensModel, loss: Loss, tokens: list[int]) -> int | 
     return asked_index(tokens, mask)
 
 
-def _first_token(model: TransformerLensModel, text: str | int) -> int:
+def _first_token(model: TransformerLensModel, text: str | Id) -> int:
     return (target_loss(text).bind(model, 1).ids or ((-1,),))[0][0]
 
 

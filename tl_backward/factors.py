@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
+
+from tl_backward.token_ids import Id, Ids, as_ids, is_id, is_integers, one_id
 
 if TYPE_CHECKING:
     from transformer_lens import FactoredMatrix
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 # Rows of a Gram matrix computed at once: bounds the float64 scratch of norm() and inner() for long batches.
 _GRAM_ROWS = 1024
 
-Index: TypeAlias = int | slice | list[int] | Int[Tensor, "..."] | Bool[Tensor, "batch pos"]
+Index: TypeAlias = Id | slice | list[int] | Ids | Bool[Tensor, "batch pos"]
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class GradientFactors:
     deltas each token's contribution. An embedding's inputs are the row ids, standing for one-hot vectors.
     """
 
-    inputs: Float[Tensor, "batch pos *head d_in"] | Int[Tensor, "batch pos"]
+    inputs: Float[Tensor, "batch pos *head d_in"] | Integer[Tensor, "batch pos"]
     """x_i, what the matrix read: [batch, pos, d_in]; row ids [batch, pos] for an embedding."""
     deltas: Float[Tensor, "batch pos *head d_out"]
     """delta_i = dL/dy_i, the raw gradient at what the matrix wrote: [batch, pos, d_out]."""
@@ -124,6 +126,11 @@ class GradientFactors:
     """Where the matrix goes in TransformerLens's shape and in the stored parameter's."""
     origin: Origin | None = None
     """Example, token and expert of each row; None where the leading axes are [batch, pos]."""
+
+    def __post_init__(self) -> None:
+        """Row ids of any integer dtype index as int64 does."""
+        if self.is_lookup:
+            object.__setattr__(self, "inputs", as_ids(self.inputs, "row ids"))
 
     def __repr__(self) -> str:
         return (
@@ -312,6 +319,7 @@ class GradientFactors:
         if isinstance(index, Tensor) and index.dtype == torch.bool:
             return replace(self, inputs=self.inputs[index][None], deltas=self.deltas[index][None])
         parts = index if isinstance(index, tuple) else (index,)
+        parts = tuple(one_id(part) if is_id(part) else as_ids(part) if is_integers(part) else part for part in parts)
         if len(parts) > 2 or not all(isinstance(part, int | slice | list | Tensor) for part in parts):
             raise IndexError(
                 f"Expected an index over [batch, pos], got {index!r}; slice tokens as factors[:, 3:5] or with a "

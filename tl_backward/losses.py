@@ -11,20 +11,24 @@ from inspect import signature
 from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from tl_backward._checks import check_text, nearest
-from tl_backward._typing import TransformerLensModel
+from tl_backward._typing import Tokenizer, TransformerLensModel
 from tl_backward.asked import asked_index, check_one_token, mask_token
-from tl_backward.vocabulary import output_size, token_string
+from tl_backward.token_ids import ARRAYS, Id, Ids, as_ids, is_id, one_id
+from tl_backward.vocabulary import output_size, reads_unknown, token_string
 
 Loss: TypeAlias = Callable[..., Float[Tensor, ""]]
 Reduction: TypeAlias = Literal["mean", "sum"]
 Positions: TypeAlias = int | tuple[int, ...] | None
 Target: TypeAlias = (
-    str | int | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Int[Tensor, "pos"] | Int[Tensor, "batch pos"]
+    str | Id | Sequence[str] | Sequence[Id] | Sequence[Sequence[int]] | Sequence[Ids] | Ids
 )
+
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+"""What a sentencepiece tokenizer writes for a space."""
 
 
 def takes_mask(loss: Loss) -> bool:
@@ -46,7 +50,7 @@ class Encoder(Protocol):
 
 def next_token_loss(
     logits: Float[Tensor, "batch pos d_vocab"],
-    tokens: Int[Tensor, "batch pos"],
+    tokens: Integer[Tensor, "batch pos"],
     attention_mask: Bool[Tensor, "batch pos"] | None = None,
 ) -> Float[Tensor, ""]:
     """The language-model loss: mean over real tokens of -log p(token[i+1] | token[:i+1]), in nats.
@@ -67,7 +71,7 @@ def next_token_loss(
             f"Expected at least two real tokens for a next-token loss, got tokens of shape {list(tokens.shape)}; "
             "use a longer prompt or target_loss(...)."
         )
-    following = tokens[:, 1:].masked_fill(~real, 0)
+    following = as_ids(tokens)[:, 1:].masked_fill(~real, 0)
     if int(following.max()) >= logits.shape[-1]:
         raise ValueError(
             f"Expected next tokens with ids in [0, {logits.shape[-1]}), which the model has logits of, got "
@@ -106,7 +110,7 @@ class TargetLoss:
         return tuple(row[:-1] for row in self.ids or ())
 
     def places(
-        self, tokens: Int[Tensor, "batch pos"], attention_mask: Bool[Tensor, "batch pos"] | None = None
+        self, tokens: Integer[Tensor, "batch pos"], attention_mask: Bool[Tensor, "batch pos"] | None = None
     ) -> list[list[int]]:
         """Where each example's target tokens are predicted, as indices into its row: one a target token.
 
@@ -122,7 +126,7 @@ class TargetLoss:
     def __call__(
         self,
         logits: Float[Tensor, "batch pos d_vocab"],
-        tokens: Int[Tensor, "batch pos"],
+        tokens: Integer[Tensor, "batch pos"],
         attention_mask: Bool[Tensor, "batch pos"] | None = None,
     ) -> Float[Tensor, ""]:
         """Mean (or sum) over examples of the mean over target tokens of -log p(target token), in nats."""
@@ -141,7 +145,7 @@ class TargetLoss:
 
 
 def target_loss(
-    target: Target, positions: int | Sequence[int] | None = None, reduction: Reduction = "mean"
+    target: Target, positions: Id | Sequence[Id] | Ids | None = None, reduction: Reduction = "mean"
 ) -> TargetLoss:
     """Cross-entropy of a target after the prompt: -log p(target | prompt) in nats, averaged over its tokens.
 
@@ -161,8 +165,7 @@ def target_loss(
         >>> round(float(loss), 1)  # the model knows
         0.1
     """
-    where = positions if positions is None or isinstance(positions, int) else tuple(positions)
-    return TargetLoss(target=target, positions=where, reduction=reduction)
+    return TargetLoss(target=target, positions=_positions(positions), reduction=reduction)
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,7 @@ class LogitDifference:
     def __call__(
         self,
         logits: Float[Tensor, "batch pos d_vocab"],
-        tokens: Int[Tensor, "batch pos"],
+        tokens: Integer[Tensor, "batch pos"],
         attention_mask: Bool[Tensor, "batch pos"] | None = None,
     ) -> Float[Tensor, ""]:
         """Mean (or sum) over examples of logit(answer) - logit(other)."""
@@ -208,7 +211,7 @@ class LogitDifference:
 
 
 def logit_difference(
-    answer: Target, other: Target, positions: int | Sequence[int] | None = None, reduction: Reduction = "mean"
+    answer: Target, other: Target, positions: Id | Sequence[Id] | Ids | None = None, reduction: Reduction = "mean"
 ) -> LogitDifference:
     """The metric logit(answer) - logit(other) at a position, TransformerLens's usual one (larger is better).
 
@@ -221,8 +224,7 @@ def logit_difference(
         >>> bool(value > 0)  # logit of the first minus that of the second
         True
     """
-    where = positions if positions is None or isinstance(positions, int) else tuple(positions)
-    return LogitDifference(answer=answer, other=other, positions=where, reduction=reduction)
+    return LogitDifference(answer=answer, other=other, positions=_positions(positions), reduction=reduction)
 
 
 class _NoModel:
@@ -237,10 +239,11 @@ class _NoModel:
 
 def _encode(target: Target, model: Encoder | None, n_examples: int) -> tuple[tuple[int, ...], ...]:
     """Token ids of the target, one row for each of `n_examples` examples."""
-    if isinstance(target, Tensor):
-        rows = target.tolist() if target.ndim == 2 else [target.reshape(-1).tolist()]
-    elif isinstance(target, int):
-        rows = [[target]]
+    if isinstance(target, ARRAYS):
+        ids = as_ids(target, "target ids")
+        rows = ids.tolist() if ids.ndim == 2 else [ids.reshape(-1).tolist()]
+    elif is_id(target):
+        rows = [[one_id(target)]]
     elif isinstance(target, str):
         rows = [encode_text(target, model or _NoModel())]
     elif not isinstance(target, Sequence):
@@ -249,10 +252,10 @@ def _encode(target: Target, model: Encoder | None, n_examples: int) -> tuple[tup
         words = [item for item in target if isinstance(item, str)]
         if words and len(words) == len(target):
             rows = [encode_text(word, model or _NoModel()) for word in words]
-        elif target and all(isinstance(item, list | tuple) for item in target):
-            rows = [[int(i) for i in item] for item in target if isinstance(item, list | tuple)]
+        elif target and all(isinstance(item, (list, tuple, *ARRAYS)) and not is_id(item) for item in target):
+            rows = [[one_id(i) for i in item] for item in cast(Sequence[Sequence[int]], target)]
         else:
-            rows = [[int(item) for item in cast(Sequence[int], target)]]
+            rows = [[one_id(item) for item in target]]
     if any(not row for row in rows) or not rows:
         raise ValueError(f"Expected a target of at least one token, got {target!r}; give text or ids.")
     d_vocab = output_size(model)
@@ -273,24 +276,21 @@ def _encode(target: Target, model: Encoder | None, n_examples: int) -> tuple[tup
 
 
 def encode_text(text: str, model: Encoder) -> list[int]:
-    """Token ids of `text` without a BOS.
+    """Token ids of a text that follows another: without a BOS, and with as many leading spaces as it has itself.
+
+    Llama's kind of tokenizer puts a space before every text. One that the text has already would be a token more, so it
+    is left to the tokenizer; Gemma's kind adds none, and keeps the text's own.
 
     Raises:
         ValueError: the text encodes to nothing, or to the tokenizer's unknown token.
     """
     tokenizer = getattr(model, "tokenizer", None)
-    ids = (
-        _bare(tokenizer, text, model.to_tokens(check_text(text), prepend_bos=False).flatten().tolist()) if text else []
-    )
-    # A sentencepiece tokenizer puts a space before every text: the one that is there already would be a token more.
-    piece = getattr(tokenizer, "convert_ids_to_tokens", lambda token: None)
-    if len(ids) > 1 and text.startswith(" ") and piece(ids[0]) == "\N{LOWER ONE EIGHTH BLOCK}":
-        ids = _bare(tokenizer, text[1:], model.to_tokens(text[1:], prepend_bos=False).flatten().tolist())
+    ids = _bare(model, check_text(text)) if text else []
+    if text.startswith(" ") and _leading_spaces(tokenizer, ids) > _spaces(text):
+        ids = (_bare(model, text[1:]) if text[1:] else []) or ids[1:]
     if not ids:
         raise ValueError(f"Expected a target that encodes to at least one token, got {text!r}; give a word.")
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    # GPT-2's tokenizer names <|endoftext|> as unknown, yet never produces it for text: its bytes cover everything.
-    if unknown is not None and unknown in ids:
+    if reads_unknown(tokenizer, text):
         known = [token_string(tokenizer, token) for token in range(len(cast(Sized, tokenizer)))]
         raise ValueError(
             f"Expected a target in the model's vocabulary, got {text!r}, which contains an unknown word; the nearest "
@@ -299,17 +299,29 @@ def encode_text(text: str, model: Encoder) -> list[int]:
     return ids
 
 
-def _bare(tokenizer: object, text: str, ids: list[int]) -> list[int]:
-    """A text's ids without what its tokenizer puts around every text (BERT's [CLS] and [SEP])."""
-    around = {
-        getattr(tokenizer, name, None) for name in ("cls_token_id", "sep_token_id", "bos_token_id", "eos_token_id")
-    }
-    encode = getattr(tokenizer, "encode", None)
-    if encode is None or not ids or not {ids[0], ids[-1]} & around:
-        return ids
-    bare = list(encode(text, add_special_tokens=False))
-    extra = [token for token in ids if token not in bare]
-    return bare if set(extra) <= around and len(bare) < len(ids) else ids
+def _bare(model: Encoder, text: str) -> list[int]:
+    """A text's ids without what its tokenizer puts around every text (a BOS, BERT's [CLS] and [SEP])."""
+    encode = getattr(getattr(model, "tokenizer", None), "encode", None)
+    if encode is None:
+        return model.to_tokens(text, prepend_bos=False).flatten().tolist()
+    return list(encode(text, add_special_tokens=False))
+
+
+def _leading_spaces(tokenizer: Tokenizer | None, ids: Sequence[int]) -> int:
+    """With how many spaces a sentencepiece tokenizer's pieces begin."""
+    if tokenizer is None:
+        return 0
+    return _spaces("".join(tokenizer.convert_ids_to_tokens(token) or "" for token in ids), _SPACE)
+
+
+def _spaces(text: str, space: str = f" {_SPACE}") -> int:
+    return len(text) - len(text.lstrip(space))
+
+
+def _positions(given: Id | Sequence[Id] | Ids | None) -> Positions:
+    if given is None or is_id(given):
+        return None if given is None else one_id(given)
+    return tuple(one_id(place, "positions") for place in cast(Sequence[int], given))
 
 
 def _real_positions(tokens: Tensor, attention_mask: Tensor | None, example: int) -> list[int]:

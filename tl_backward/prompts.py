@@ -5,17 +5,19 @@ given as `decoder_input_ids`, or what the decoder begins with when it generates.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from tl_backward._checks import UnknownWordsWarning, check_text, model_kind
 from tl_backward._typing import Prompts, TransformerLensModel
 from tl_backward._visits import rng_untouched
+from tl_backward._warnings import warn_user
 from tl_backward.model_inputs import (
     DECODER,
     PER_TOKEN,
@@ -30,7 +32,8 @@ from tl_backward.model_inputs import (
     probe_signal,
     without_cache,
 )
-from tl_backward.vocabulary import embedding_table, unknown_words, vocabulary_size
+from tl_backward.token_ids import ARRAYS, as_ids
+from tl_backward.vocabulary import begins_twice, embedding_table, reads_unknown, unknown_words, vocabulary_size
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def encode_prompts(
     prompts: Prompts,
     *,
     prepend_bos: bool | None = None,
-    attention_mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"] | None = None,
+    attention_mask: Bool[Tensor, "batch pos"] | Integer[Tensor, "batch pos"] | None = None,
 ) -> Batch:
     """Tokenise `prompts` as the model does; several texts are padded (see `pad`), with their mask.
 
@@ -95,7 +98,7 @@ def encode_prompts(
         TypeError: anything but text, a list of texts or integer tokens; a model that reads no text.
     """
     check_reads_text(model)
-    if isinstance(prompts, Tensor):
+    if isinstance(prompts, ARRAYS):
         return _checked(model, _given_tokens(prompts, attention_mask))
     if attention_mask is not None:
         raise ValueError(
@@ -120,8 +123,7 @@ def encode_prompts(
         if not text:
             raise ValueError("Expected a prompt with at least one token, got an empty text; write something.")
         rows.append(model.to_tokens(check_text(text), truncate=False, **options).flatten().tolist())
-        unknown = getattr(model.tokenizer, "unk_token_id", None)
-        if unknown in rows[-1] and unknown != getattr(model.tokenizer, "bos_token_id", None):  # GPT-2's are the same
+        if getattr(model.tokenizer, "unk_token_id", None) in rows[-1] and reads_unknown(model.tokenizer, text):
             which = ", ".join(map(repr, unknown_words(model.tokenizer, text)))
             warnings.warn(
                 f"The prompt {text!r} has words that are not in the model's vocabulary and are read as unknown"
@@ -129,7 +131,17 @@ def encode_prompts(
                 UnknownWordsWarning,
                 stacklevel=4,
             )
+    warn_of_two_beginnings(model, rows)
     return _checked(model, pad(model, rows))
+
+
+def warn_of_two_beginnings(model: TransformerLensModel, rows: Iterable[Sequence[int]]) -> None:
+    """Say once, of all texts of a call, that some began with a BOS and were given a second one."""
+    if any(begins_twice(model.tokenizer, row) for row in rows):
+        warn_user(
+            f"A text begins with the tokenizer's BOS ({getattr(model.tokenizer, 'bos_token', '')!r}) and was given a "
+            "second one; leave it out of the text, or pass prepend_bos=False."
+        )
 
 
 def forward(model: TransformerLensModel, batch: Batch) -> Float[Tensor, "batch *rest"]:
@@ -177,6 +189,8 @@ def with_inputs(model: TransformerLensModel, batch: Batch, inputs: Mapping[str, 
     """
     check_inputs(model, inputs)
     further = {**batch.inputs, **inputs}
+    own = {name: value for name, value in further.items() if name in PER_TOKEN}
+    further |= {name: as_ids(value, name) for name, value in own.items() if isinstance(value, ARRAYS)}
     check_per_token(further, batch.tokens)
     if not has_decoder(model):
         return replace(batch, inputs=further)
@@ -188,7 +202,7 @@ def with_inputs(model: TransformerLensModel, batch: Batch, inputs: Mapping[str, 
             return replace(batch, inputs=further)
         start = torch.tensor([decoder_start(model)] * batch.n_examples, device=batch.tokens.device)
         return replace(batch, inputs=further, decoder=Batch(start, None))
-    if not isinstance(ids, Tensor) or not (mask is None or isinstance(mask, Tensor)):
+    if not isinstance(ids, ARRAYS) or not (mask is None or isinstance(mask, ARRAYS)):
         raise TypeError(f"Expected {DECODER[0]} and {DECODER[1]} as tensors [batch, pos], got other objects.")
     decoder = _checked(model, _given_tokens(ids, mask, *DECODER))
     if decoder.n_examples != batch.n_examples:
@@ -265,12 +279,17 @@ def pad(model: TransformerLensModel, rows: list[list[int]]) -> Batch:
 
 
 def _given_tokens(
-    tokens: Tensor, attention_mask: Tensor | None, name: str = "tokens", mask_name: str = "attention_mask"
+    tokens: Tensor | np.ndarray,
+    attention_mask: Tensor | np.ndarray | None,
+    name: str = "tokens",
+    mask_name: str = "attention_mask",
 ) -> Batch:
+    tokens = as_ids(tokens, f"{name} [batch, pos] or [pos]")
+    attention_mask = None if attention_mask is None else torch.as_tensor(attention_mask)
     if tokens.ndim == 1:
         tokens = tokens[None]
         attention_mask = None if attention_mask is None else attention_mask.reshape(1, -1)
-    if tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
+    if tokens.ndim != 2:
         raise TypeError(
             f"Expected integer {name} [batch, pos] or [pos], got {tokens.dtype} of shape {list(tokens.shape)}; token "
             "ids come from model.to_tokens(text)."

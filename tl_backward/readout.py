@@ -15,6 +15,7 @@ from tl_backward._html import Cell, table
 from tl_backward._typing import Tokenizer, TransformerLensModel, typed
 from tl_backward.head import Head, Product
 from tl_backward.losses import encode_text
+from tl_backward.token_ids import ARRAYS, Id, Ids, as_ids, one_id
 from tl_backward.vocabulary import token_strings
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ MAX_LOGIT_BYTES = 32 * 2**20
 
 _ROWS = 1024  # vectors read together; more would narrow the tiles
 
-TokenChoice: TypeAlias = str | int | Int[Tensor, "..."]
+TokenChoice: TypeAlias = str | Id | Ids
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -207,13 +208,13 @@ def readout(
     )
 
 
-def single_token(model: TransformerLensModel, token: str | int) -> int:
+def single_token(model: TransformerLensModel, token: str | Id) -> int:
     """The id of a token given as text or id.
 
     Raises:
         ValueError: the text is several tokens, none, or not in the vocabulary.
     """
-    ids = [token] if isinstance(token, int) else encode_text(token, model)
+    ids = encode_text(token, model) if isinstance(token, str) else [one_id(token)]
     if len(ids) != 1:
         raise ValueError(f"Expected one token, got {token!r}, which is {len(ids)}; pass the id of the one you mean.")
     return int(predicted_tokens(model, torch.tensor(ids)))
@@ -236,7 +237,8 @@ def _choice(model: TransformerLensModel, token: TokenChoice | None, lead: torch.
     """Token ids, one a vector."""
     if token is None:
         return None
-    ids = predicted_tokens(model, token) if isinstance(token, Tensor) else torch.tensor(single_token(model, token))
+    ids = as_ids(token) if isinstance(token, ARRAYS) else torch.tensor(single_token(model, token))
+    ids = predicted_tokens(model, ids)
     return ids.to(model.W_U.device).broadcast_to(lead).reshape(-1)
 
 

@@ -21,11 +21,13 @@ from tl_backward.gradient_cache import GradientCache
 from tl_backward.model_inputs import check_reads_text
 from tl_backward.prompts import Batch
 from tl_backward.readout import readout
-from tl_backward.segments import NAMES, Span, segment_tokens
+from tl_backward.segments import NAMES, segment_tokens
 from tl_backward.sites import select_sites, weight_sites
+from tl_backward.subjects import Span
 from tl_backward.sweep_checkpoint import SweepCheckpoint, model_digest, run_digest
 from tl_backward.sweep_result import Quantity, Sweep, in_order
-from tl_backward.vocabulary import output_size, token_strings
+from tl_backward.token_ids import Id
+from tl_backward.vocabulary import output_size
 
 Collect: TypeAlias = Quantity | Literal["top_tokens"]
 
@@ -45,7 +47,7 @@ def sweep(
     losses: Losses = None,
     *,
     subjects: Sequence[Span] | None = None,
-    answers: Sequence[str | int] | None = None,
+    answers: Sequence[str | Id] | None = None,
     collect: Sequence[Collect] = COLLECT,
     weights: str | Sequence[str] = "W_out",
     k: int = 5,
@@ -241,13 +243,12 @@ class _Run:
         for row, example in enumerate(batch):
             answers[row] = answers[row] if example.answer is None else example.answer
         targets = torch.tensor([example.target for example in batch], device=asked.device)
-        strings = token_strings(getattr(model, "tokenizer", None), cache.tokens.masked_fill(~captured.mask, -1))
         subjects, forced = [example.subject for example in batch], [example.n_forced for example in batch]
         if cache.prompt_tokens is cache.tokens:
-            codes = of_prompt = segment_tokens(strings, captured.mask, asked, subjects, n_forced=forced).codes
+            codes = of_prompt = segment_tokens(captured.mask, asked, subjects, n_forced=forced).codes
         else:
-            codes = segment_tokens(strings, captured.mask, asked, n_forced=forced).codes
-            of_prompt = _prompt_segments(model, cache, subjects)
+            codes = segment_tokens(captured.mask, asked, n_forced=forced).codes
+            of_prompt = _prompt_segments(cache, subjects)
         found = {"loss": captured.losses, "targets": targets, "answers": answers}
         found |= _gradient_quantities(cache, codes, of_prompt, self.collect)
         found |= self._words(model, cache, asked, targets, answers)
@@ -281,11 +282,10 @@ class _Run:
         return {name: value for name, value in found.items() if name in kept}
 
 
-def _prompt_segments(model: TransformerLensModel, cache: GradientCache, subjects: Sequence[Span]) -> Tensor:
+def _prompt_segments(cache: GradientCache, subjects: Sequence[tuple[int, int] | None]) -> Tensor:
     """The segments of what an encoder reads; its last token is the prompt's."""
     given = Batch(cache.prompt_tokens, cache.prompt_mask)
-    strings = token_strings(getattr(model, "tokenizer", None), given.tokens.masked_fill(~given.real, -1))
-    return segment_tokens(strings, given.real, given.last, subjects, n_forced=[0] * given.n_examples).codes
+    return segment_tokens(given.real, given.last, subjects, n_forced=[0] * given.n_examples).codes
 
 
 def _reads_prompt(name: str) -> bool:

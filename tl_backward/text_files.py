@@ -4,6 +4,20 @@ import json
 from pathlib import Path
 
 
+def read_text(path: Path) -> str:
+    """A file of UTF-8 as text with the line ends that it has, without the byte-order mark that some programs put first.
+
+    Raises:
+        UnicodeDecodeError: other bytes.
+    """
+    return path.read_bytes().decode("utf-8-sig")
+
+
+def lines_of(content: str) -> list[str]:
+    """A text's lines by their ends on Unix, Windows and old Macs alone: JSON may hold other separators in its texts."""
+    return content.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
 def read_data(path: Path, text_key: str) -> list[str]:
     """The texts of a file: a line each (.txt, empty ones left out), a JSON list, or a JSON value a line.
 
@@ -16,8 +30,8 @@ def read_data(path: Path, text_key: str) -> list[str]:
     if path.suffix not in (".txt", ".json", ".jsonl"):
         raise ValueError(f"Expected --data to end in .txt, .json or .jsonl, got {path.name!r}; convert it to one.")
     try:
-        content = path.read_text(encoding="utf-8")
-        kept = [line for line in content.split("\n") if line.strip()]
+        content = read_text(path)
+        kept = [line for line in lines_of(content) if line.strip()]
         items = kept if path.suffix == ".txt" else json.loads(content) if path.suffix == ".json" else None
         items = [json.loads(line) for line in kept] if items is None else items
     except ValueError as error:  # of JSON and of UTF-8

@@ -1,6 +1,7 @@
 """Token ids as strings that show what they are: leading spaces kept, bytes and padding rows named."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 from weakref import WeakKeyDictionary
 
@@ -58,8 +59,9 @@ def one_vocabulary(model_a: TransformerLensModel, model_b: TransformerLensModel)
 def token_string(tokenizer: Tokenizer | None, token: int) -> str:
     """One token as text, as it stands in a sentence.
 
-    A sentencepiece word keeps the space it stands for, an incomplete byte shows as its name (<0xE2>), and an id
-    beyond the tokenizer (a padded vocabulary) or without one shows as [id].
+    A sentencepiece word keeps the space it stands for; bytes that are no whole character show as their names (<0xE2>),
+    as does a byte whose character is another token; an id beyond the tokenizer (a padded vocabulary) or without one
+    shows as [id].
     """
     if token < 0:
         return ""
@@ -81,11 +83,53 @@ def _token_string(tokenizer: Tokenizer, token: int) -> str:
         return f"[{token}]"
     if piece is None or (not text and not piece):
         return f"[{token}]"
-    if not text or "\N{REPLACEMENT CHARACTER}" in text:
+    if not text:
+        return piece
+    if "\N{REPLACEMENT CHARACTER}" in text:
+        return _named_bytes(piece, text)
+    if _BYTE.fullmatch(piece) and _is_another(tokenizer, text, token):
         return piece
     if piece.startswith("\N{LOWER ONE EIGHTH BLOCK}") and not text.startswith(" "):
         return " " + text
     return text
+
+
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+def _is_another(tokenizer: Tokenizer, text: str, token: int) -> bool:
+    """Whether a text is a token of its own beside the byte that stands for it too."""
+    find = getattr(tokenizer, "convert_tokens_to_ids", None)
+    return find is not None and find(text) not in (None, token, getattr(tokenizer, "unk_token_id", None))
+
+
+def _named_bytes(piece: str, text: str) -> str:
+    """A piece that decodes to a text with replacement characters: its bytes named where they are no whole character.
+
+    A byte-level piece (GPT-2's) is one whose bytes, as its letters stand for them, decode to that text.
+    """
+    data = bytes(_BYTE_OF[char] for char in piece if char in _BYTE_OF)
+    if len(data) < len(piece) or data.decode(errors="replace") != text:
+        return piece
+    shown = ""
+    while data:
+        try:
+            return shown + data.decode()
+        except UnicodeDecodeError as error:
+            wrong = data[error.start : error.end]
+            shown += data[: error.start].decode() + "".join(f"<0x{byte:02X}>" for byte in wrong)
+            data = data[error.end :]
+    return shown
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letter that GPT-2's kind of tokenizer writes for each byte: its own where that shows, else from 256 on."""
+    seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in seen]
+    return {chr(byte): byte for byte in seen} | {chr(256 + n): byte for n, byte in enumerate(hidden)}
+
+
+_BYTE_OF = _byte_letters()
 
 
 def token_strings(tokenizer: Tokenizer | None, ids: Tensor) -> list:
@@ -95,14 +139,28 @@ def token_strings(tokenizer: Tokenizer | None, ids: Tensor) -> list:
     ]
 
 
+def reads_unknown(tokenizer: Tokenizer | None, text: str) -> bool:
+    """Whether a tokenizer reads something of a text as its unknown token.
+
+    Not where the text names that token itself (GPT-2's <|endoftext|> is its unknown token as well as its BOS).
+    """
+    unknown, encode = getattr(tokenizer, "unk_token_id", None), getattr(tokenizer, "encode", None)
+    if unknown is None or encode is None:
+        return False
+    named = text.count(str(getattr(tokenizer, "unk_token", None)))
+    return list(encode(text, add_special_tokens=False)).count(unknown) > named
+
+
 def unknown_words(tokenizer: Tokenizer | None, text: str) -> list[str]:
     """The words of a text that the tokenizer reads as its unknown token, with a space before them and without."""
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    encode = getattr(tokenizer, "encode", None)
-    if unknown is None or encode is None:
-        return []
     words = dict.fromkeys(text.split())
-    return [w for w in words if all(unknown in encode(form, add_special_tokens=False) for form in (w, f" {w}"))]
+    return [word for word in words if all(reads_unknown(tokenizer, form) for form in (word, f" {word}"))]
+
+
+def begins_twice(tokenizer: Tokenizer | None, ids: Sequence[int]) -> bool:
+    """Whether tokens begin with two BOS: a text that began with its own got another."""
+    bos = getattr(tokenizer, "bos_token_id", None)
+    return bos is not None and list(ids[:2]) == [bos, bos]
 
 
 def text_frame(rows: Iterable[Mapping[str, object]]) -> "pandas.DataFrame":

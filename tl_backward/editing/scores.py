@@ -20,6 +20,7 @@ from tl_backward.editing.edit import Edit
 from tl_backward.editing.fluency import generation_entropy, sample
 from tl_backward.losses import encode_text
 from tl_backward.prompts import encode_prompts, forward, pad
+from tl_backward.token_ids import Id, one_id
 
 if TYPE_CHECKING:
     import pandas
@@ -152,7 +153,7 @@ def ask(model: TransformerLensModel, case: EditCase, *, prepend_bos: bool | None
     Raises:
         ValueError: the target is the true answer.
     """
-    answer: str | int = case.answer
+    answer: str | Id = case.answer
     if not case.answer:
         batch = encode_prompts(model, case.prompt, prepend_bos=prepend_bos)
         with torch.no_grad():
@@ -193,17 +194,17 @@ def score(model: TransformerLensModel, questions: Questions, *, n_tokens: int = 
 
 
 def encode(
-    model: TransformerLensModel, asked: Sequence[tuple[str, str | int]], prepend_bos: bool | None = None
+    model: TransformerLensModel, asked: Sequence[tuple[str, str | Id]], prepend_bos: bool | None = None
 ) -> list[Encoded]:
     """(prompt, answer) pairs as ids; an answer may be one id."""
     mask = mask_token(model)
     prompts: dict[str, list[int]] = {}
-    answers: dict[str | int, tuple[int, ...]] = {}
+    answers: dict[str | Id, tuple[int, ...]] = {}
     for prompt, answer in asked:
         if prompt not in prompts:
             (prompts[prompt],) = encode_prompts(model, prompt, prepend_bos=prepend_bos).rows()
         if answer not in answers:
-            answers[answer] = (answer,) if isinstance(answer, int) else tuple(encode_text(answer, model))
+            answers[answer] = tuple(encode_text(answer, model)) if isinstance(answer, str) else (one_id(answer),)
     check_one_token(list(answers.values()), mask)
     places = {prompt: asked_index(ids, mask) for prompt, ids in prompts.items()}
     return [

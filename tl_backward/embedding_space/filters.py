@@ -5,18 +5,19 @@ from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from tl_backward._checks import nearest
 from tl_backward._typing import TransformerLensModel, typed
 from tl_backward.readout import single_token
+from tl_backward.token_ids import ARRAYS, Id, Ids, as_ids
 from tl_backward.vocabulary import token_string
 
 FilterName: TypeAlias = Literal["ascii", "alphanumeric", "not_special"]
 Filter: TypeAlias = str | Callable[[str], bool]
 Filters: TypeAlias = Filter | Sequence[Filter]
-TokenList: TypeAlias = Sequence[str | int] | Int[Tensor, " n"]
+TokenList: TypeAlias = Sequence[str | Id] | Ids
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # a sentencepiece space that stands alone shows as this
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -61,7 +62,7 @@ def token_mask(
     d_vocab = model.W_U.shape[1]
     kept = torch.ones(d_vocab, dtype=torch.bool)
     if tokens is not None:
-        listed = tokens.tolist() if isinstance(tokens, Tensor) else tokens
+        listed = as_ids(tokens).flatten().tolist() if isinstance(tokens, ARRAYS) else tokens
         kept = torch.zeros(d_vocab, dtype=torch.bool)
         kept[torch.tensor([single_token(model, token) for token in listed], dtype=torch.long)] = True
     for one in wanted:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -15,6 +15,7 @@ from tl_backward.embedding_space._weights import parameter_vectors
 from tl_backward.inversion.sites import Site, SiteLike, resolve_sites
 from tl_backward.inversion.texts import Encoded, encode
 from tl_backward.prompts import Batch
+from tl_backward.token_ids import as_ids
 
 BATCH_SIZE = 256
 
@@ -122,7 +123,7 @@ def _batches(texts: Encoded, at: Int[Tensor, "text"] | None, batch_size: int) ->
 @typed
 def collect(
     model: TransformerLensModel,
-    tokens: Int[Tensor, "batch pos"],
+    tokens: Integer[Tensor, "batch pos"],
     sites: SiteLike | list[SiteLike],
     *,
     mask: Bool[Tensor, "batch pos"] | None = None,
@@ -150,7 +151,7 @@ def collect(
         ValueError: a site that the model lacks or that holds no vector a token, a row that is empty or longer than
             n_ctx, activations that are not finite.
     """
-    reader = SiteReader(model, sites)
+    reader, tokens = SiteReader(model, sites), as_ids(tokens)
     real = torch.ones(tokens.shape, dtype=torch.bool) if mask is None else mask.cpu()
     if not real.any(1).all():
         raise ValueError(f"Expected a real token in every row, got none in row {int(real.any(1).int().argmin())}.")

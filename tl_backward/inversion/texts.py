@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tl_backward._checks import UnknownWordsWarning, check_text, model_kind
 from tl_backward._typing import Tokenizer, TransformerLensModel
-from tl_backward.prompts import Batch
-from tl_backward.vocabulary import token_string, vocabulary_size
+from tl_backward.prompts import Batch, warn_of_two_beginnings
+from tl_backward.token_ids import ARRAYS, Ids, as_ids
+from tl_backward.vocabulary import reads_unknown, token_string, vocabulary_size
 
 
 class _BatchTokenizer(Protocol):
@@ -70,7 +71,7 @@ class Encoded:
         return Encoded(self.tokens[index, :width], lengths, self.tokenizer, source)
 
 
-Inputs: TypeAlias = Iterable[str] | Int[Tensor, "text pos"] | Batch | Encoded
+Inputs: TypeAlias = Iterable[str] | Ids | Batch | Encoded
 
 
 def encode(model: TransformerLensModel, inputs: Inputs, *, prepend_bos: bool | None = None) -> Encoded:
@@ -90,8 +91,8 @@ def encode(model: TransformerLensModel, inputs: Inputs, *, prepend_bos: bool | N
     model_kind(model)
     if isinstance(inputs, Encoded):
         return inputs
-    if isinstance(inputs, Tensor):
-        inputs = Batch(inputs, None)
+    if isinstance(inputs, ARRAYS):
+        inputs = Batch(as_ids(inputs), None)
     if isinstance(inputs, Batch):
         return _of_batch(model, inputs)
     texts = list(inputs) if isinstance(inputs, Iterable) else None
@@ -101,7 +102,8 @@ def encode(model: TransformerLensModel, inputs: Inputs, *, prepend_bos: bool | N
             f"Expected inputs as a list of texts or a tensor of tokens [text, pos], got {what}; put texts into a list."
         )
     rows = _tokenize(model, texts, prepend_bos)
-    _warn_of_unknown(model, rows)
+    _warn_of_unknown(model, texts, rows)
+    warn_of_two_beginnings(model, rows)
     return encode_rows(model, rows, source=tuple(texts))
 
 
@@ -164,13 +166,12 @@ def decode(tokenizer: Tokenizer | None, row: Sequence[int]) -> str:
 
 
 def _of_batch(model: TransformerLensModel, batch: Batch) -> Encoded:
-    tokens = batch.tokens
-    if tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
+    tokens = as_ids(batch.tokens, "tokens [text, pos]").cpu()
+    if tokens.ndim != 2:
         raise TypeError(
-            f"Expected integer tokens [text, pos], got {tokens.dtype} of shape {list(tokens.shape)}; token ids come "
-            "from model.to_tokens(text)."
+            f"Expected integer tokens [text, pos], got {batch.tokens.dtype} of shape {list(tokens.shape)}; token ids "
+            "come from model.to_tokens(text)."
         )
-    tokens = tokens.cpu().long()
     if batch.mask is None:
         lengths = torch.full((len(tokens),), tokens.shape[1])
     else:
@@ -216,12 +217,9 @@ def _added(full: list[int], bare: list[int]) -> tuple[int, ...] | None:
     return tuple(full[:start]) if start >= 0 and full[start:] == bare else None
 
 
-def _warn_of_unknown(model: TransformerLensModel, rows: Iterable[Sequence[int]]) -> None:
-    tokenizer = model.tokenizer
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    if unknown is None or unknown == getattr(tokenizer, "bos_token_id", None):  # GPT-2's are the same
-        return
-    n = sum(unknown in row for row in rows)
+def _warn_of_unknown(model: TransformerLensModel, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
+    unknown = getattr(model.tokenizer, "unk_token_id", None)
+    n = sum(unknown in row and reads_unknown(model.tokenizer, text) for text, row in zip(texts, rows, strict=True))
     if n:
         some = "1 text has" if n == 1 else f"{n} texts have"
         message = f"{some} words that the model does not know and reads as unknown."
