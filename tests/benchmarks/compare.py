@@ -20,7 +20,7 @@ def layers(samples: int, width: int, seed: int) -> list[torch.Tensor]:
 def all_pairs(x: list[torch.Tensor], y: list[torch.Tensor]) -> torch.Tensor:
     """Debiased CKA of every pair, the samples fed in batches."""
     widths_a, widths_b = ([rows.shape[1] for rows in side] for side in (x, y))
-    stats = CovarianceStatistics(widths_a, widths_b, device=x[0].device)
+    stats = CovarianceStatistics(widths_a, widths_b, device=x[0].device, products=torch.float32)
     for start in range(0, len(x[0]), BATCH):
         stats.update([rows[start : start + BATCH] for rows in x], [rows[start : start + BATCH] for rows in y])
     return torch.tensor([[cka_debiased(stats.pair(i, j)) for j in range(LAYERS)] for i in range(LAYERS)])

@@ -1,7 +1,16 @@
-"""Matrices to compare."""
+"""Matrices to compare, and the measures that can be taken here."""
+
+from importlib.util import find_spec
 
 import numpy as np
 import torch
+
+from tl_backward.dissimilarity import list_measures
+
+TABLE = list_measures().set_index("name")
+MISSING = [name for name in TABLE.index if TABLE.package[name] and find_spec(TABLE.package[name]) is None]
+"""Measures whose package is not installed: test_ties says so loudly."""
+INSTALLED = [name for name in TABLE.index if name not in MISSING]
 
 
 def random(*shape, seed=0):

@@ -3,7 +3,7 @@
 import itertools
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
+from scipy.optimize import linear_sum_assignment, linprog
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import rankdata
 
@@ -144,6 +144,15 @@ def soft_match(x, y):
     return (r.max(0).mean() + r.max(1).mean()) / 2
 
 
+def transported(x, y):
+    """By linear programming over all transport plans."""
+    costs = np.array([[np.sum((a - b) ** 2) for b in centre(y).T] for a in centre(x).T])
+    d1, d2 = costs.shape
+    rows, columns = np.kron(np.eye(d1), np.ones(d2)), np.kron(np.ones(d1), np.eye(d2))
+    margins = np.r_[np.full(d1, 1 / d1), np.full(d2, 1 / d2)]
+    return np.sqrt(max(0, linprog(costs.ravel(), A_eq=np.r_[rows, columns], b_eq=margins).fun))
+
+
 def r_squared(x, y):
     """By least squares with an intercept."""
     design = np.column_stack([np.ones(len(x)), x])
@@ -237,7 +246,9 @@ def cross_bars(w, v):
     for dimension, found in faces.items():
         for size, d, apex in ((dimension + 1, lower, ()), (dimension, w, (n,))):
             for corners in itertools.combinations(range(n), size):
-                found.append((max((d[i, j] for i, j in itertools.combinations(corners, 2)), default=0.0), corners + apex))
+                found.append(
+                    (max((d[i, j] for i, j in itertools.combinations(corners, 2)), default=0.0), corners + apex)
+                )
         found.sort()
     place = {corners: k for k, (_, corners) in enumerate(faces[1])}
     columns, total = {}, 0.0
@@ -284,6 +295,7 @@ DEFINITIONS = {
     "permutation_procrustes_uncentred": permuted_distance,
     "hard_match": hard_match,
     "soft_match": soft_match,
+    "soft_match_transport": transported,
     "linear_regression": r_squared,
     "linear_regression_y_to_x": lambda x, y: r_squared(y, x),
     "gulp": gulp,

@@ -2,8 +2,6 @@
 
 import json
 import math
-import sys
-import types
 import warnings
 
 import pytest
@@ -15,7 +13,7 @@ from shared import shared, stories
 
 import tl_backward as tlb
 from dissimilarity.brute_force import brute_cka, reference, song
-from tl_backward.dissimilarity import ADDITIVE, CovarianceStatistics, compare
+from tl_backward.dissimilarity import ADDITIVE, CovarianceStatistics, compare, get_measure, list_measures, measures
 
 every_world = pytest.mark.parametrize("world", worlds())
 QUIET = {"show_progress": False}
@@ -371,40 +369,11 @@ def test_the_same_tokenizer_by_characters_is_by_tokens():
 # ---- measures that need samples
 
 
-@pytest.fixture
-def registry(monkeypatch):
-    """A stand-in for the registry of measures on tensors."""
-
-    def distance_correlation(x, y):
-        """Pearson correlation of the two sets of squared distances between samples."""
-        a, b = (torch.pdist(z.double()).square() for z in (x, y))
-        return torch.corrcoef(torch.stack([a, b]))[0, 1]
-
-    class Measure:
-        name, additive = "rsa", False
-
-        def __call__(self, x, y):
-            return distance_correlation(x, y)
-
-    measure = Measure()
-
-    def get_measure(name):
-        if name != "rsa":
-            raise KeyError(name)
-        return measure
-
-    package, module = types.ModuleType("measures"), types.ModuleType("registry")
-    module.get_measure, module.list_measures, package.registry = get_measure, lambda: {"name": ["rsa"]}, module
-    monkeypatch.setitem(sys.modules, "tl_backward.dissimilarity.measures", package)
-    monkeypatch.setitem(sys.modules, "tl_backward.dissimilarity.measures.registry", module)
-    return measure
-
-
-def test_other_measures_take_a_bounded_seeded_sample(registry):
+def test_other_measures_take_a_bounded_seeded_sample():
     a, b = build(worlds()[0]), bridge("llama")
     (x, _), (y, _) = (materialised(model, TEXTS, resid(model)) for model in (a, b))
     everything = compare(a, b, TEXTS, measures=("rsa", "cka"), batching=2, **QUIET)
-    torch.testing.assert_close(everything["rsa"], brute(lambda p, q: float(registry(p, q)), x, y), rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(everything["rsa"], brute(lambda p, q: float(measures.rsa(p, q)), x, y), rtol=1e-8, atol=1e-9)
     some = [compare(a, b, TEXTS, measures="rsa", sample_size=20, seed=seed, batching=2, **QUIET) for seed in (0, 0, 1)]
     assert some[0].n_sampled == 20 and "sample of 20 of 58" in some[0].computed_from[0]
     assert torch.equal(some[0].values, some[1].values) and not torch.equal(some[0].values, some[2].values)
@@ -430,21 +399,20 @@ def test_topology_is_taken_on_few_samples(monkeypatch):
         compare(a, b, unread, measures="rtd", sample_size=30, **QUIET)
 
 
-def test_an_unknown_measure_names_the_registry_s_too(registry):
+def test_an_unknown_measure_names_the_registry_s_too():
     a = build(worlds()[0])
     with pytest.raises(ValueError, match="got 'rsaa'; the nearest are 'rsa'"):
         compare(a, a, TEXTS, measures="rsaa", **QUIET)
 
 
 def test_streamed_measures_are_those_on_tensors():
-    measures = pytest.importorskip("tl_backward.dissimilarity.measures.registry")
     a, b = build(worlds()[0]), bridge("llama")
-    names = [name for name in measures.list_measures()["name"] if name in ADDITIVE]
+    names = [name for name in list_measures()["name"] if name in ADDITIVE]
     assert len(names) > 15
     found = compare(a, b, TEXTS, measures=names, permutations=0, jackknife=0, **QUIET)
     (x, _), (y, _) = (materialised(model, TEXTS, resid(model)) for model in (a, b))
     for name in names:
-        expected = brute(lambda p, q, n=name: float(measures.get_measure(n)(p, q)), x, y)
+        expected = brute(lambda p, q, n=name: float(get_measure(n)(p, q)), x, y)
         torch.testing.assert_close(found[name], expected, rtol=1e-6, atol=1e-6)
 
 

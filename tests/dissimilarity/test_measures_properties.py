@@ -5,11 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dissimilarity.data import invertible, random, related, rotation
-from tl_backward.dissimilarity import get_measure, list_measures
+from dissimilarity.data import INSTALLED, TABLE, invertible, random, related, rotation
+from tl_backward.dissimilarity import get_measure
 
-TABLE = list_measures().set_index("name")
-NAMES = list(TABLE.index)
+NAMES = INSTALLED
 METRICS = [name for name in NAMES if TABLE.metric[name]]
 NEAR = [name for name in NAMES if "knn" in name or "jaccard" in name or name in ("cknna", "second_order_cosine")]
 EXAMPLES = settings(max_examples=8, deadline=None, derandomize=True)

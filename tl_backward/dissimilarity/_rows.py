@@ -1,13 +1,10 @@
 """Shifted rows of all layers side by side, gathered until there are enough to multiply, and multiplied tile by tile."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from tl_backward.dissimilarity.statistics import CovarianceStatistics
 
 BUFFER = 200_000_000  # bytes of rows that are multiplied at once: adding up in float64 costs as much as few rows do
 ROWS = 4096  # and no more of them than this
@@ -68,32 +65,44 @@ class _Side:
                 )  # fmt: skip
 
 
+@runtime_checkable
+class Sums(Protocol):
+    """What a buffer adds to."""
+
+    shift_a: Tensor
+    shift_b: Tensor
+    cross: Tensor
+    square_cross: Tensor
+
+    def added(self, n: int) -> None:
+        """Count n more rows that are in the sums, those within a layer on and above the diagonal alone."""
+        ...
+
+
 class RowBuffer:
     """Rows that wait, of both models."""
 
-    def __init__(self, owner: "CovarianceStatistics", dtype: torch.dtype) -> None:
-        self.owner, self.dtype, self.filled = owner, dtype, 0
-        self.size = _buffer_rows(sum(owner.widths_a) + sum(owner.widths_b), dtype.itemsize)
-        device = owner.sum_a.device
-        self.sides = {
-            "a": _Side(owner.widths_a, self.size, dtype, device),
-            "b": _Side(owner.widths_b, self.size, dtype, device),
-        }
+    def __init__(
+        self, widths_a: Sequence[int], widths_b: Sequence[int], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.dtype, self.filled = dtype, 0
+        self.size = _buffer_rows(sum(widths_a) + sum(widths_b), dtype.itemsize)
+        self.sides = {"a": _Side(widths_a, self.size, dtype, device), "b": _Side(widths_b, self.size, dtype, device)}
         self.product = torch.empty(TILE * TILE, dtype=dtype, device=device)
 
-    def add(self, x: Sequence[Tensor], y: Sequence[Tensor]) -> None:
+    def add(self, sums: Sums, x: Sequence[Tensor], y: Sequence[Tensor]) -> None:
         """Copy rows in, and multiply whenever the buffer is full."""
         done = 0
         while done < len(x[0]):
             take = min(len(x[0]) - done, self.size - self.filled)
             for side, rows in (("a", x), ("b", y)):
-                shift = getattr(self.owner, f"shift_{side}").to(self.dtype)
+                shift = getattr(sums, f"shift_{side}").to(self.dtype)
                 for layer, at in enumerate(parts(self.sides[side].widths)):
                     self._copy(side, layer, rows[layer][done : done + take], shift[at])
             self.filled += take
             done += take
             if self.filled == self.size:
-                self.flush()
+                self.flush(sums)
 
     def _copy(self, side: str, layer: int, rows: Tensor, shift: Tensor) -> None:
         into, here = self.sides[side], slice(self.filled, self.filled + len(rows))
@@ -110,36 +119,35 @@ class RowBuffer:
             )
         into.squares[here, layer] = square
 
-    def flush(self) -> None:
-        """Multiply what is there and add it to the owner's sums."""
+    def flush(self, sums: Sums) -> None:
+        """Multiply what is there and add it to the sums."""
         n, self.filled = self.filled, 0
         if not n:
             return
-        owner, a, b = self.owner, self.sides["a"], self.sides["b"]
+        a, b = self.sides["a"], self.sides["b"]
         for left, at in zip(a.rows, a.tiles, strict=True):
             for right, columns in zip(b.rows, b.tiles, strict=True):
-                self._accumulate(owner.cross[at, columns], left[:n], right[:n])
-        owner.square_cross.addmm_(a.squares[:n].T, b.squares[:n])
+                self._accumulate(sums.cross[at, columns], left[:n], right[:n])
+        sums.square_cross.addmm_(a.squares[:n].T, b.squares[:n])
         for side, own, other in (("a", a, b), ("b", b, a)):
             weights = other.squares[:n].T.to(self.dtype)
             squares = own.squares[:n]
             ones = weights.new_ones(n)
             for rows, at in zip(own.rows, own.tiles, strict=True):
-                getattr(owner, f"weighted_{side}")[:, at].add_(weights @ rows[:n])
-                getattr(owner, f"sum_{side}")[at].add_(rows[:n].T @ ones)
-            getattr(owner, f"square_{side}").add_(squares.sum(0))
-            getattr(owner, f"quartic_{side}").add_(squares.square().sum(0))
-            self._within(side, n)
-        owner._n += n
-        owner._mirrored = False
+                getattr(sums, f"weighted_{side}")[:, at].add_(weights @ rows[:n])
+                getattr(sums, f"sum_{side}")[at].add_(rows[:n].T @ ones)
+            getattr(sums, f"square_{side}").add_(squares.sum(0))
+            getattr(sums, f"quartic_{side}").add_(squares.square().sum(0))
+            self._within(sums, side, n)
+        sums.added(n)
 
-    def _within(self, side: str, n: int) -> None:
+    def _within(self, sums: Sums, side: str, n: int) -> None:
         """Add x x' of each layer, on and above the diagonal, and |x|^2 x."""
-        own, owner = self.sides[side], self.owner
-        squared = matrices(getattr(owner, f"within_{side}"), own.widths)
+        own = self.sides[side]
+        squared = matrices(getattr(sums, f"within_{side}"), own.widths)
         for layer, at in enumerate(parts(own.widths)):
             weights = own.squares[:n, layer].to(self.dtype)
-            cubic = getattr(owner, f"cubic_{side}")[at]
+            cubic = getattr(sums, f"cubic_{side}")[at]
             for index, (tile, columns, place) in enumerate(own.pieces[layer]):
                 rows = own.rows[tile][:n, columns]
                 cubic[place].add_(rows.T @ weights)

@@ -4,9 +4,8 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
-from typing import Protocol, cast, runtime_checkable
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -14,8 +13,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_backward._checks import nearest
-from tl_backward.dissimilarity.additive import ADDITIVE, AdditiveMeasure
 from tl_backward.dissimilarity.grouped import GroupedStatistics, SumsView, jackknife
+from tl_backward.dissimilarity.measures.registry import ADDITIVE, Measure, get_measure, list_names
 from tl_backward.dissimilarity.minibatch import ESTIMATORS, Estimator, MinibatchCKA
 from tl_backward.dissimilarity.sampling import RowSample, permutations, permuted_cka
 from tl_backward.dissimilarity.statistics import CovarianceStatistics
@@ -25,26 +24,15 @@ _FAST = ("cka", "cka_debiased")
 _CCA = ("cca", "cca_squared", "svcca", "pwcca", "pwcca_y")
 
 
-@runtime_checkable
-class TensorMeasure(Protocol):
-    """A measure on two matrices of samples, as the registry gives it."""
-
-    name: str
-
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """(x, y) -> scalar."""
-        ...
-
-
 @dataclass(frozen=True)
 class Wanted:
     """The measures of one comparison, by how they are computed."""
 
     names: tuple[str, ...]
     estimator: Estimator
-    additive: dict[str, AdditiveMeasure]
+    additive: dict[str, Measure]
     """From sums; `cka` among them under the estimator "full"."""
-    sampled: dict[str, TensorMeasure]
+    sampled: dict[str, Measure]
     """On a bounded sample."""
 
     @property
@@ -64,7 +52,7 @@ class Wanted:
 
 
 def find_measures(measures: str | Sequence[str], estimator: str) -> Wanted:
-    """Look measures up: those of sums here, all others in the registry of measures on tensors.
+    """Look measures up, and part those that follow from sums from those that need samples.
 
     Raises:
         ValueError: an unknown measure or estimator; the nearest are named.
@@ -81,24 +69,13 @@ def find_measures(measures: str | Sequence[str], estimator: str) -> Wanted:
         if name == "cka":
             if estimator == "full":
                 additive[name] = ADDITIVE["cka_debiased"]
-        elif name in ADDITIVE:
-            additive[name] = ADDITIVE[name]
+        elif name not in (known := list_names()):
+            raise ValueError(
+                f"Expected the name of a measure, got {name!r}; the nearest are {nearest(name, ['cka', *known])}."
+            )
         else:
-            sampled[name] = _registered(name)
+            (additive if name in ADDITIVE else sampled)[name] = get_measure(name)
     return Wanted(names, cast(Estimator, estimator), additive, sampled)
-
-
-def _registered(name: str) -> TensorMeasure:
-    """A measure of the registry of measures on tensors."""
-    known = ["cka", *ADDITIVE]
-    try:
-        registry = import_module("tl_backward.dissimilarity.measures.registry")
-    except ModuleNotFoundError:
-        raise ValueError(_unknown(name, known)) from None
-    try:
-        return registry.get_measure(name)
-    except (KeyError, ValueError):
-        raise ValueError(_unknown(name, [*known, *registry.list_measures()["name"]])) from None
 
 
 def check_sampled(wanted: Wanted, sample_size: int) -> None:
@@ -109,21 +86,17 @@ def check_sampled(wanted: Wanted, sample_size: int) -> None:
         ValueError: more samples than a measure takes.
     """
     for name, measure in wanted.sampled.items():
-        package, most = getattr(measure, "package", None), getattr(measure, "most", None)
+        package, most = measure.package, measure.most
         if package is not None and find_spec(package) is None:
             raise ImportError(
-                f"Expected the package {package} for {name}, but it is not installed; install tl-backward[topology], "
-                "or choose another measure."
+                f"Expected the package {package} for {name}, but it is not installed; install "
+                f"tl-backward[{measure.extra}], or choose another measure."
             )
         if most is not None and sample_size > most:
             raise ValueError(
                 f"Expected sample_size of at most {most} for {name}, whose cost grows with its cube, got "
                 f"{sample_size}; pass a smaller one, such as 100."
             )
-
-
-def _unknown(name: str, known: Sequence[str]) -> str:
-    return f"Expected the name of a measure, got {name!r}; the nearest are {nearest(name, known)}."
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,14 +118,14 @@ def evaluate(
     sums: GroupedStatistics | None,
     sample: RowSample,
     minibatch: MinibatchCKA | None,
-    n_a: int,
+    layers: tuple[list[str], list[str]],
     n_permutations: int,
     n_groups: int,
     seed: int,
     show_progress: bool,
 ) -> Values:
     """Every measure of every pair, its jackknife standard error, and its nulls."""
-    n_b = len(sample.layers) - n_a
+    n_a, n_b = len(layers[0]), len(layers[1])
     shape = (len(wanted.names), n_a, n_b)
     values, errors, nulls, means, deviations = (torch.full(shape, math.nan, dtype=torch.float64) for _ in range(5))
     words = dict.fromkeys(wanted.names, "")
@@ -164,6 +137,7 @@ def evaluate(
         words["cka"] = f"batches: {ESTIMATORS[wanted.estimator]}"
     if wanted.additive and sums is not None:
         total = sums.total()
+        total.names = {"a": [f"{name} of A" for name in layers[0]], "b": [f"{name} of B" for name in layers[1]]}
         found, found_errors, found_nulls = _from_sums(list(wanted.additive.values()), sums, total, show_progress)
         for index, name in enumerate(wanted.additive):
             values[rows[name]], errors[rows[name]], nulls[rows[name]] = (
@@ -191,7 +165,7 @@ def _pairs(n_a: int, n_b: int, what: str, repeats: int, show: bool) -> Iterator[
 
 
 def _from_sums(
-    measures: Sequence[AdditiveMeasure], sums: GroupedStatistics, total: CovarianceStatistics, show: bool
+    measures: Sequence[Measure], sums: GroupedStatistics, total: CovarianceStatistics, show: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     n_a, n_b = len(total.widths_a), len(total.widths_b)
 
@@ -214,9 +188,7 @@ def _from_sums(
     return values, jackknife(torch.stack(left_out)) if left_out else torch.full_like(values, math.nan), nulls
 
 
-def _from_sample(
-    measure: TensorMeasure, sample: RowSample, n_a: int, n_groups: int, show: bool
-) -> tuple[Tensor, Tensor]:
+def _from_sample(measure: Measure, sample: RowSample, n_a: int, n_groups: int, show: bool) -> tuple[Tensor, Tensor]:
     """On the sample, and without each of at most `n_groups` groups of its batches."""
     batches = sample.batch.unique()
     groups = batches.tensor_split(min(n_groups, len(batches))) if n_groups > 1 and len(batches) > 1 else ()
@@ -255,7 +227,9 @@ def _permuted(
 
 
 def _sums_of(a: Sequence[Tensor], b: Sequence[Tensor]) -> CovarianceStatistics:
+    """In float64, and without warnings of ranks: those of the value itself have been given."""
     stats = CovarianceStatistics([x.shape[1] for x in a], [y.shape[1] for y in b], device=a[0].device)
+    stats.names = {"a": [""] * len(a), "b": [""] * len(b)}
     stats.update(a, b)
     return stats
 

@@ -1,11 +1,25 @@
 """The sums of one layer and of one pair of layers, and what follows from them."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from tl_backward.dissimilarity._warning import warn
+from tl_backward.dissimilarity.axes import Axes, ScaledScatter, descending, rounding_noise
+from tl_backward.dissimilarity.measures._cka import Alignment, hsic1
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Rounding:
+    """What the sums of one layer can hold: how its rows were rounded, and how their products were."""
+
+    rows: float
+    """eps of the rows' dtype: a direction that rounding them could have made is none."""
+    products: float
+    """eps of the products' dtype."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -24,15 +38,21 @@ class LayerSums:
     """sum |x|^4."""
     cubic: Float[Tensor, "d"]
     """sum |x|^2 x."""
-    tolerance: float
-    """An eigenvalue below this share of the largest is rounding, no direction."""
+    rounding: Rounding
+    accumulated: Float[Tensor, "d"]
+    """The diagonal of the largest `within` that these sums were part of: their rounding is a share of it."""
+    name: str = ""
+    """What warnings call the layer; "" where they are to stay silent."""
+    _checked: list[bool] = field(default_factory=list)
+    """Whether its rank has been looked at."""
 
     def __sub__(self, other: "LayerSums") -> "LayerSums":
         """Without the samples of `other`, which has the same shift."""
-        names = [field.name for field in fields(self) if field.name not in ("shift", "tolerance")]
+        names = ("n", "sum", "square", "within", "quartic", "cubic")
         return LayerSums(
             shift=self.shift,
-            tolerance=self.tolerance,
+            rounding=self.rounding,
+            accumulated=self.accumulated,
             **{name: getattr(self, name) - getattr(other, name) for name in names},
         )
 
@@ -48,37 +68,114 @@ class LayerSums:
         """|X|^2 of the centred samples: the trace of their Gram matrix."""
         return float(self.square - self.sum.dot(self.sum) / self.n)
 
-    def uncentred(self) -> Float[Tensor, "d d"]:
-        """X'X of the samples as they are, with their mean and without the shift."""
-        moved = self.within + torch.outer(self.sum, self.shift) + torch.outer(self.shift, self.sum)
-        return moved.addr_(self.shift, self.shift, alpha=self.n)
+    @cached_property
+    def gram_square(self) -> Float[Tensor, ""]:
+        """|X'X|_F^2 of the centred samples."""
+        mean = self.sum / self.n
+        return (
+            torch.linalg.vector_norm(self.within).square()
+            - 2 * self.n * mean.dot(self.within @ mean)
+            + (self.n * mean.dot(mean)).square()
+        )
+
+    @cached_property
+    def centred_quartic(self) -> Float[Tensor, ""]:
+        """The sum of |x|^4 of the centred samples."""
+        return self._moved_quartic(-self.sum / self.n)
+
+    @property
+    def own_hsic(self) -> float:
+        """The unbiased HSIC of the layer with itself."""
+        found = hsic1(self.n, self.gram_square, self.centred_quartic, *[torch.tensor(self.spread())] * 2)
+        return float(found) / (self.n * (self.n - 3))
+
+    @cached_property
+    def spreads(self) -> Float[Tensor, "d"]:
+        """|x_j|^2 of each centred column."""
+        return (self.within.diagonal() - self.sum.square() / self.n).clamp(min=0)
+
+    @cached_property
+    def norms(self) -> tuple[Float[Tensor, "d"], Float[Tensor, "d"]]:
+        """Norms of the columns, centred (0 where a column varies by no more than rounding) and as they are."""
+        spread = self.spreads
+        whole = spread + self.n * self.mean().square()
+        least = torch.maximum(16 * self.rounding.rows**2 * whole, 4 * self.rounding.products * self.accumulated)
+        return torch.where(spread > least, spread, 0.0).sqrt(), whole.sqrt()
 
     @cached_property
     def spectrum(self) -> tuple[Float[Tensor, "rank"], Float[Tensor, "d rank"]]:
-        """Eigenvalues of the scatter, largest first, and eigenvectors; its null space is left out."""
-        return _directions(self.scatter(), self.tolerance)
+        """Eigenvalues of the scatter in the layer's own units, largest first, and eigenvectors.
 
-    def uncentred_spectrum(self) -> tuple[Float[Tensor, "rank"], Float[Tensor, "d rank"]]:
-        """The same of X'X with the mean in it, whose rounding is still that of the spread around the mean."""
-        matrix, spread = self.uncentred(), float(self.spectrum[0][0])
-        scale = float(torch.linalg.vector_norm(matrix))
-        return _directions(matrix, max(self.tolerance * spread / scale, 1e-13))
+        For what weighs directions by their variance; without those that are only rounding.
+        """
+        values, vectors = descending(self.scatter())
+        keep = values > len(vectors) * self.rounding.products * values[0]
+        return values[keep], vectors[:, keep]
 
     @cached_property
-    def own_hsic(self) -> float:
-        """The unbiased HSIC of the layer with itself."""
-        return _song(
-            self.n, self.within, self.sum, self.sum, self.square, self.square, self.quartic, self.cubic, self.cubic
-        )
+    def axes(self) -> Axes:
+        """An orthonormal basis of what the centred samples span, as far as rows and sums show it."""
+        self._check_rank()
+        return self._scaled.axes(self._least)
+
+    @cached_property
+    def all_axes(self) -> Axes:
+        """The same with directions that rounding the rows could have made."""
+        self._check_rank()
+        norms = torch.where(self.spreads > 4 * self.rounding.products * self.accumulated, self.spreads, 0.0).sqrt()
+        if torch.equal(norms > 0, self.norms[0] > 0):
+            return self._scaled.axes()
+        return ScaledScatter(self.scatter(), norms, self.accumulated, self.rounding.products).axes()
+
+    @cached_property
+    def uncentred_axes(self) -> tuple[Float[Tensor, "more rank"], Float[Tensor, "rank d"]]:
+        """T and F with [Q e] T an orthonormal basis of the samples as they are, and F its product with them.
+
+        Q is that of `all_axes` and e constant: X = [Q e] [Q'X; sqrt(n) mean'], exact whatever the mean.
+        """
+        whole = self.norms[1]
+        stacked = torch.cat([self.all_axes.factor, self.n**0.5 * self.mean()[None]])
+        turn, shares, vh = torch.linalg.svd(torch.where(whole > 0, stacked / whole, 0.0), full_matrices=False)
+        noise = rounding_noise(self.rounding.rows, self.n, (whole > 0).double())
+        keep = shares > noise + 8 * torch.finfo(shares.dtype).eps * len(whole) ** 0.5 * shares[0]
+        return turn[:, keep], shares[keep, None] * vh[keep] * whole
+
+    @cached_property
+    def _scaled(self) -> ScaledScatter:
+        return ScaledScatter(self.scatter(), self.norms[0], self.accumulated, self.rounding.products)
+
+    @cached_property
+    def _least(self) -> float:
+        """What rounding the rows makes of an eigenvalue of the scaled scatter that is 0."""
+        return rounding_noise(self.rounding.rows, self.n, (self.norms[1] * self._scaled.inverse).square()) ** 2
+
+    def _check_rank(self) -> None:
+        """Warn once where directions may be lost in the rounding of the sums, or are known to few digits."""
+        if not self.name or self._checked:
+            return
+        self._checked.append(True)
+        lost, poor = self._scaled.doubts(self._least, self.n - 1)
+        if lost or poor:
+            rank = self._scaled.axes(self._least).rank
+            warn(
+                f"Expected directions that the sums resolve, got {self.name} ({len(self.sum)} wide, {self.n} samples) "
+                f"with rank {rank}, of which {poor} are known to few digits, and up to {lost} more that may be lost "
+                "to rounding, unless they are exactly collinear: measures of spans count such directions in full; "
+                "leave columns out, or use a measure that weighs directions by variance (cka_biased, procrustes)."
+            )
+
+    def _moved_quartic(self, delta: Float[Tensor, "d"]) -> Float[Tensor, ""]:
+        """The sum of |x + delta|^4."""
+        n, d2, ds = self.n, delta.dot(delta), delta.dot(self.sum)
+        moved = self.quartic + 4 * delta.dot(self.cubic) + 2 * d2 * self.square + 4 * delta.dot(self.within @ delta)
+        return moved + 4 * d2 * ds + n * d2 * d2
 
     def move_(self, delta: Float[Tensor, "d"]) -> None:
         """Rewrite the sums in place for x + delta."""
         n, d2, ds = self.n, delta.dot(delta), delta.dot(self.sum)
         square = self.square + 2 * ds + n * d2
-        shifted = self.within @ delta
-        self.quartic.add_(4 * delta.dot(self.cubic) + 2 * d2 * self.square + 4 * delta.dot(shifted))
-        self.quartic.add_(4 * d2 * ds + n * d2 * d2)
-        self.cubic.add_(2 * shifted + d2 * self.sum + square * delta)
+        self.quartic.copy_(self._moved_quartic(delta))
+        self.cubic.add_(2 * (self.within @ delta) + d2 * self.sum + square * delta)
         self.within.addr_(self.sum, delta).addr_(delta, self.sum + n * delta)
         self.square.copy_(square)
         self.sum.add_(delta, alpha=n)
@@ -116,10 +213,51 @@ class PairSums:
 
     def hsic(self) -> float:
         """The unbiased HSIC of the two layers: zero on average over all pairings of the samples."""
-        a, b = self.a, self.b
-        return _song(
-            self.n, self.cross, a.sum, b.sum, a.square, b.square, self.square_cross, self.weighted_a, self.weighted_b
+        own = self.alignment
+        return float(hsic1(self.n, own.kl, own.diagonals, own.trace_k, own.trace_l)) / (self.n * (self.n - 3))
+
+    @cached_property
+    def alignment(self) -> Alignment:
+        """The inner products of the centred Gram matrices, and of their diagonals."""
+        a, b, n = self.a, self.b, self.n
+        mean_a, mean_b = a.sum / n, b.sum / n
+        between = mean_a.dot(self.cross @ mean_b)
+        a2, b2 = mean_a.dot(mean_a), mean_b.dot(mean_b)
+        inner = torch.linalg.vector_norm(self.cross).square() - 2 * n * between + n * n * a2 * b2
+        diagonals = self.square_cross - 2 * mean_b.dot(self.weighted_b) - 2 * mean_a.dot(self.weighted_a)
+        diagonals = diagonals + b2 * (a.square - 2 * n * a2) + a2 * (b.square - 2 * n * b2) + 4 * between + n * a2 * b2
+        return Alignment(
+            n=n,
+            kl=inner,
+            kk=a.gram_square,
+            ll=b.gram_square,
+            diagonals=diagonals,
+            diagonals_k=a.centred_quartic,
+            diagonals_l=b.centred_quartic,
+            trace_k=a.square - n * a2,
+            trace_l=b.square - n * b2,
         )
+
+    @cached_property
+    def core(self) -> Float[Tensor, "rank_a rank_b"]:
+        """Q'P of orthonormal bases Q, P of what the two layers span: its singular values are their correlations."""
+        return self.a.axes.whitener.T @ self.scatter() @ self.b.axes.whitener
+
+    @cached_property
+    def correlations(self) -> Float[Tensor, "least_rank"]:
+        """Canonical correlations, largest first."""
+        return torch.linalg.svdvals(self.core).clamp(max=1)
+
+    @cached_property
+    def canonical(self) -> tuple[Float[Tensor, "rank_a k"], Float[Tensor, "k"], Float[Tensor, "k rank_b"]]:
+        """The canonical variates' directions among A's axes, their correlations, and the directions among B's."""
+        turn_a, rho, turn_b = torch.linalg.svd(self.core, full_matrices=False)
+        return turn_a, rho.clamp(max=1), turn_b
+
+    @cached_property
+    def nuclear(self) -> Float[Tensor, ""]:
+        """|X'Y|_* of the centred samples."""
+        return torch.linalg.svdvals(self.scatter()).sum()
 
     def moved_cross(
         self, delta: Float[Tensor, "d1"], epsilon: Float[Tensor, "d2"]
@@ -134,38 +272,3 @@ class PairSums:
         weighted_a = self.weighted_a + 2 * right + e2 * a.sum + square_b * delta
         weighted_b = self.weighted_b + 2 * left + d2 * b.sum + square_a * epsilon
         return square_cross, weighted_a, weighted_b
-
-
-def _directions(
-    scatter: Float[Tensor, "d d"], tolerance: float
-) -> tuple[Float[Tensor, "rank"], Float[Tensor, "d rank"]]:
-    """Eigenvalues, largest first, and eigenvectors of a scatter matrix, without its null space."""
-    values, vectors = torch.linalg.eigh(scatter)
-    values, vectors = values.flip(0), vectors.flip(1)
-    keep = values > tolerance * values[0]
-    return values[keep], vectors[:, keep]
-
-
-def _song(
-    n: int,
-    cross: Tensor,
-    sum_x: Tensor,
-    sum_y: Tensor,
-    square_x: Tensor,
-    square_y: Tensor,
-    square_cross: Tensor,
-    weighted_x: Tensor,
-    weighted_y: Tensor,
-) -> float:
-    """HSIC_1 of Song et al. 2012, eq. 5, from the sums.
-
-    With K~ and L~ the Gram matrices without their diagonals it is
-
-    [tr(K~L~) + 1'K~1 1'L~1 / ((n-1)(n-2)) - 2/(n-2) 1'K~L~1] / (n(n-3)),
-
-    where row i of K~1 is x_i'sum(x) - |x_i|^2. Adding a vector to every x changes nothing.
-    """
-    trace = torch.linalg.vector_norm(cross).square() - square_cross
-    ones_x, ones_y = sum_x.dot(sum_x) - square_x, sum_y.dot(sum_y) - square_y
-    both = sum_x.dot(cross @ sum_y) - sum_x.dot(weighted_x) - sum_y.dot(weighted_y) + square_cross
-    return float((trace + ones_x * ones_y / ((n - 1) * (n - 2)) - 2 / (n - 2) * both) / (n * (n - 3)))

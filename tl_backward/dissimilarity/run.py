@@ -57,7 +57,8 @@ class Run:
         self.gathered["sample"] = self.sample
         self.sums: GroupedStatistics | None = None
         if self.plan.route == "sums":
-            empty = CovarianceStatistics(*widths, device=self.device)
+            products = torch.float64 if self.wanted.double else torch.float32
+            empty = CovarianceStatistics(*widths, device=self.device, products=products)
             self.sums = self.gathered["sums"] = GroupedStatistics(empty, self.plan.n_groups)
         self.minibatch: MinibatchCKA | None = None
         if self.wanted.minibatch:
@@ -118,10 +119,7 @@ class Run:
         self.tally.update(pairs, [*rows_a, *rows_b])
         self.sample.update(number, [*rows_a, *rows_b])
         if self.sums is not None:
-            if self.wanted.double:
-                self.sums.update(number, [row.double() for row in rows_a], [row.double() for row in rows_b])
-            else:
-                self.sums.update(number, rows_a, rows_b)
+            self.sums.update(number, rows_a, rows_b)
         if self.minibatch is not None:
             self.minibatch.update(number, rows_a, rows_b)
 
@@ -159,7 +157,8 @@ class Run:
                 stacklevel=3,
             )
         found = evaluate(
-            self.wanted, sums=self.sums, sample=self.sample, minibatch=self.minibatch, n_a=len(self.points[0]),
+            self.wanted, sums=self.sums, sample=self.sample, minibatch=self.minibatch,
+            layers=([point.label for point in self.points[0]], [point.label for point in self.points[1]]),
             n_permutations=n_permutations, n_groups=n_groups, seed=self.seed, show_progress=show_progress,
         )  # fmt: skip
         share = tally.first_share()
@@ -239,6 +238,8 @@ def _from_rows(sample: RowSample, n_a: int, n_groups: int) -> GroupedStatistics:
         narrow.append(rows)
     widths = [rows.shape[1] for rows in narrow]
     empty = CovarianceStatistics(widths[:n_a], widths[n_a:], device=narrow[0].device)
+    # What coordinates are made of was rounded before, as the samples were.
+    empty.eps["rows_a"] = empty.eps["rows_b"] = torch.finfo(sample.layers[0].dtype).eps
     grouped = GroupedStatistics(empty, n_groups)
     for number in sample.batch.unique().tolist():
         here = (sample.batch == number).to(narrow[0].device)

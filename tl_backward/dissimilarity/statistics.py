@@ -10,6 +10,7 @@ mean that is large beside the spread leaves nothing of the digits.
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -18,12 +19,12 @@ from torch import Tensor
 from tl_backward._storage import load_tensors, save_tensors
 from tl_backward.dissimilarity._processes import from_process, gathered, greatest_of, several, sum_over
 from tl_backward.dissimilarity._rows import TILE, RowBuffer, matrices, parts
-from tl_backward.dissimilarity.moments import LayerSums, PairSums
+from tl_backward.dissimilarity.moments import LayerSums, PairSums, Rounding
 
 Rows = Sequence[Float[Tensor, "_ _"]]
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-6}  # rounding of X'X, as a share of its largest eigenvalue
-
+Eps: TypeAlias = Literal["rows_a", "rows_b", "products"]
+_EPS: tuple[Eps, ...] = ("rows_a", "rows_b", "products")
 _SIDE = ("sum", "square", "within", "quartic", "cubic")
 _CROSS = ("cross", "square_cross", "weighted_a", "weighted_b")
 
@@ -31,9 +32,16 @@ _CROSS = ("cross", "square_cross", "weighted_a", "weighted_b")
 class CovarianceStatistics:
     """The sums over samples of every layer of A, every layer of B, and every pair of them.
 
-    Feed it with `update`, read it with `pair(i, j)`. Matrix products run in the input's dtype (float32 for half
-    precision), everything is accumulated in float64. `a + b` equals one run over both, whatever their shifts; it can
-    be saved, loaded, and summed over the processes of torch.distributed.
+    Feed it with `update`, read it with `pair(i, j)`. Rows of any dtype are multiplied in float64, or in float32 where
+    asked for (in half the time: enough for CKA of rows that are no more precise, but not for measures that invert a
+    covariance), and everything is accumulated in float64. `a + b` equals one run over both, whatever their shifts; it
+    can be saved, loaded, and summed over the processes of torch.distributed.
+
+    Args:
+        widths_a: the width of each layer of A.
+        widths_b: the same of B.
+        device: where the sums are.
+        products: the dtype of matrix products, float64 or float32; rows of float64 are always multiplied in it.
     """
 
     shift_a: Float[Tensor, "features_a"]
@@ -63,8 +71,19 @@ class CovarianceStatistics:
     weighted_b: Float[Tensor, "layer_a features_b"]
     """sum |x|^2 y for each layer of A."""
 
-    def __init__(self, widths_a: Sequence[int], widths_b: Sequence[int], *, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        widths_a: Sequence[int],
+        widths_b: Sequence[int],
+        *,
+        device: str | torch.device = "cpu",
+        products: torch.dtype = torch.float64,
+    ) -> None:
         self.widths_a, self.widths_b = tuple(widths_a), tuple(widths_b)
+        if products not in (torch.float64, torch.float32):
+            raise ValueError(
+                f"Expected products in torch.float64 or torch.float32, got {products}; choose one of them."
+            )
         if not self.widths_a or not self.widths_b or min(*self.widths_a, *self.widths_b) < 1:
             raise ValueError(
                 f"Expected at least one layer a side, each with a width of at least 1, got {self.widths_a} and "
@@ -82,7 +101,11 @@ class CovarianceStatistics:
         for name, shape in shapes.items():
             setattr(self, name, torch.zeros(shape, dtype=torch.float64, device=device))
         self._parts = {"a": parts(self.widths_a), "b": parts(self.widths_b)}
-        self.tolerance = TOLERANCE[torch.float64]
+        self.products = products
+        self.eps: dict[Eps, float] = dict.fromkeys(_EPS, 0.0)
+        """eps of A's rows, of B's rows, and of their products: the coarsest so far."""
+        self.names = {"a": _names("A", self.widths_a), "b": _names("B", self.widths_b)}
+        """What warnings call each layer; "" for those that are to stay silent."""
         self._rows: RowBuffer | None = None
         self._mirrored = True
 
@@ -105,11 +128,14 @@ class CovarianceStatistics:
     def new(self) -> "CovarianceStatistics":
         """Empty statistics with this one's widths, device and, once it has one, shift; takes over its row buffer."""
         self.flush()
-        fresh = CovarianceStatistics(self.widths_a, self.widths_b, device=self.sum_a.device)
-        fresh.shift_a, fresh.shift_b = self.shift_a.clone(), self.shift_b.clone()
+        fresh = self._empty()
         fresh._rows, self._rows = self._rows, None
-        if fresh._rows is not None:
-            fresh._rows.owner = fresh
+        return fresh
+
+    def _empty(self) -> "CovarianceStatistics":
+        fresh = CovarianceStatistics(self.widths_a, self.widths_b, device=self.sum_a.device, products=self.products)
+        fresh.shift_a, fresh.shift_b = self.shift_a.clone(), self.shift_b.clone()
+        fresh.names, fresh.eps = self.names, dict(self.eps)
         return fresh
 
     def update(self, x: Rows, y: Rows) -> None:
@@ -133,20 +159,33 @@ class CovarianceStatistics:
         if not counts.pop():
             return
         x, y = [row.detach() for row in x], [row.detach() for row in y]
-        if self._rows is None:
-            dtype = torch.float64 if any(row.dtype == torch.float64 for row in (*x, *y)) else torch.float32
-            self._rows = RowBuffer(self, dtype)
-        self.tolerance = max(self.tolerance, TOLERANCE[self._rows.dtype])
+        double = self.products == torch.float64 or any(row.dtype == torch.float64 for row in (*x, *y))
+        if self._rows is None or (double and self._rows.dtype == torch.float32):
+            self.flush()
+            dtype = torch.float64 if double else torch.float32
+            self._rows = RowBuffer(self.widths_a, self.widths_b, dtype, self.sum_a.device)
+        self._note_precision(x, y, self._rows.dtype)
         if not self.n and not self.shift_a.any() and not self.shift_b.any():
             # Rounded to the inputs' dtype: the subtraction is then exact where a layer is far from zero.
-            self.shift_a.copy_(torch.cat([row.double().mean(0) for row in x]).to(self._rows.dtype))
-            self.shift_b.copy_(torch.cat([row.double().mean(0) for row in y]).to(self._rows.dtype))
-        self._rows.add(x, y)
+            self.shift_a.copy_(torch.cat([row.double().mean(0).to(_readable(row.dtype)).double() for row in x]))
+            self.shift_b.copy_(torch.cat([row.double().mean(0).to(_readable(row.dtype)).double() for row in y]))
+        self._rows.add(self, x, y)
+
+    def _note_precision(self, x: Rows, y: Rows, products: torch.dtype) -> None:
+        coarsest = {"rows_a": max(torch.finfo(_readable(row.dtype)).eps for row in x)}
+        coarsest |= {"rows_b": max(torch.finfo(_readable(row.dtype)).eps for row in y)}
+        coarsest |= {"products": torch.finfo(products).eps}
+        self.eps = {name: max(self.eps[name], coarsest[name]) for name in _EPS}
+
+    def added(self, n: int) -> None:
+        """Count n more samples that are in the sums: what a buffer of rows says once it has added them."""
+        self._n += n
+        self._mirrored = False
 
     def flush(self) -> None:
         """Add the rows that still wait to be multiplied: whoever reads the attributes themselves calls it first."""
         if self._rows is not None:
-            self._rows.flush()
+            self._rows.flush(self)
         if not self._mirrored:
             for side, widths in (("a", self.widths_a), ("b", self.widths_b)):
                 for matrix in matrices(getattr(self, f"within_{side}"), widths):
@@ -169,24 +208,26 @@ class CovarianceStatistics:
     def _layer(self, side: str, layer: int) -> LayerSums:
         at = self._parts[side][layer]
         widths = self.widths_a if side == "a" else self.widths_b
+        within = matrices(getattr(self, f"within_{side}"), widths)[layer]
         return LayerSums(
             n=self.n,
             shift=getattr(self, f"shift_{side}")[at],
             sum=getattr(self, f"sum_{side}")[at],
             square=getattr(self, f"square_{side}")[layer],
-            within=matrices(getattr(self, f"within_{side}"), widths)[layer],
+            within=within,
             quartic=getattr(self, f"quartic_{side}")[layer],
             cubic=getattr(self, f"cubic_{side}")[at],
-            tolerance=self.tolerance,
+            rounding=Rounding(self.eps["rows_a" if side == "a" else "rows_b"], self.eps["products"]),
+            accumulated=within.diagonal(),
+            name=self.names[side][layer],
         )
 
     def copy(self) -> "CovarianceStatistics":
         """The same sums in memory of their own."""
         self.flush()
-        twin = CovarianceStatistics(self.widths_a, self.widths_b, device=self.sum_a.device)
-        twin.shift_a, twin.shift_b = self.shift_a.clone(), self.shift_b.clone()
-        twin._n, twin.tolerance = self.n, self.tolerance
-        for name in self._names():
+        twin = self._empty()
+        twin._n = self.n
+        for name in self._sums():
             getattr(twin, name).copy_(getattr(self, name))
         return twin
 
@@ -210,8 +251,8 @@ class CovarianceStatistics:
             other.move(self.shift_a, self.shift_b)
         self._n += other.n
         self._mirrored = False
-        self.tolerance = max(self.tolerance, other.tolerance)
-        for name in self._names():
+        self.eps = {name: max(self.eps[name], other.eps[name]) for name in _EPS}
+        for name in self._sums():
             getattr(self, name).add_(getattr(other, name))
         return self
 
@@ -247,8 +288,8 @@ class CovarianceStatistics:
         shifts = from_process(torch.cat([self.shift_a, self.shift_b]), source)
         self.move(*shifts.split([len(self.shift_a), len(self.shift_b)]))
         self._n = sum(int(count) for count in counts)
-        self.tolerance = greatest_of(self.tolerance)
-        for name in self._names():
+        self.eps = {name: greatest_of(self.eps[name]) for name in _EPS}
+        for name in self._sums():
             sum_over(getattr(self, name))
         self._mirrored = False
 
@@ -259,14 +300,15 @@ class CovarianceStatistics:
     def tensors(self) -> dict[str, Tensor]:
         """Every sum by its name."""
         self.flush()
-        return {name: getattr(self, name) for name in ("shift_a", "shift_b", *self._names())}
+        return {name: getattr(self, name) for name in ("shift_a", "shift_b", *self._sums())}
 
     def metadata(self) -> dict[str, object]:
         """What `restore` needs beside the tensors."""
         return {
-            "version": 1,
+            "version": 2,
             "n": self.n,
-            "tolerance": self.tolerance,
+            "eps": self.eps,
+            "products": "float64" if self.products == torch.float64 else "float32",
             "widths_a": self.widths_a,
             "widths_b": self.widths_b,
         }
@@ -275,9 +317,10 @@ class CovarianceStatistics:
     def restore(cls, tensors: dict[str, Tensor], metadata: dict) -> "CovarianceStatistics":
         """The statistics whose `tensors()` and `metadata()` these are."""
         device = tensors["sum_a"].device
-        fresh = cls(metadata["widths_a"], metadata["widths_b"], device=device)
-        fresh._n, fresh.tolerance = int(metadata["n"]), float(metadata["tolerance"])
-        for name in ("shift_a", "shift_b", *cls._names()):
+        products = torch.float32 if metadata.get("products") == "float32" else torch.float64
+        fresh = cls(metadata["widths_a"], metadata["widths_b"], device=device, products=products)
+        fresh._n, fresh.eps = int(metadata["n"]), _saved_eps(metadata)
+        for name in ("shift_a", "shift_b", *cls._sums()):
             if tensors[name].shape != getattr(fresh, name).shape:
                 raise ValueError(
                     f"Expected {name} of shape {list(getattr(fresh, name).shape)}, got {list(tensors[name].shape)}; "
@@ -301,9 +344,25 @@ class CovarianceStatistics:
         return cls.restore(tensors, json.loads(metadata["covariance_statistics"]))
 
     @staticmethod
-    def _names() -> Iterator[str]:
+    def _sums() -> Iterator[str]:
         yield from (f"{name}_{side}" for side in "ab" for name in _SIDE)
         yield from _CROSS
+
+
+def _names(side: str, widths: Sequence[int]) -> list[str]:
+    return [f"layer {layer} of {side}" for layer in range(len(widths))]
+
+
+def _readable(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _saved_eps(metadata: dict) -> dict[Eps, float]:
+    """As saved; files of version 1 knew the products' precision alone."""
+    if "eps" in metadata:
+        return {name: float(metadata["eps"][name]) for name in _EPS}
+    single = float(metadata["tolerance"]) > 1e-8
+    return dict.fromkeys(_EPS, torch.finfo(torch.float32 if single else torch.float64).eps)
 
 
 def planned_bytes(widths_a: Sequence[int], widths_b: Sequence[int]) -> int:

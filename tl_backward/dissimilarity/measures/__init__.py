@@ -5,8 +5,8 @@ same input; options are keyword-only. Results are float64 where an input is, els
 float64 value for float32 inputs. `list_measures()` says of each its range, invariances, and whether it is a metric.
 
 The topological one, `rtd`, rests on gudhi (the extra `topology`); IMD is absent, for its package is not on PyPI, where
-the name `msid` belongs to something else. The optimal transport form of soft matching (Khosla & Williams 2024) is
-absent too; `soft_match` is Li et al.'s.
+the name `msid` belongs to something else. `soft_match` is Li et al.'s; the optimal transport form of soft matching
+(Khosla & Williams 2024) is `soft_match_transport`, and rests on POT (the extra `transport`).
 """
 
 from tl_backward.dissimilarity.measures._cca import cca as cca
@@ -23,6 +23,7 @@ from tl_backward.dissimilarity.measures._kernels import distance_correlation_squ
 from tl_backward.dissimilarity.measures._matching import hard_match as hard_match
 from tl_backward.dissimilarity.measures._matching import permutation_procrustes as permutation_procrustes
 from tl_backward.dissimilarity.measures._matching import soft_match as soft_match
+from tl_backward.dissimilarity.measures._matching import soft_match_transport as soft_match_transport
 from tl_backward.dissimilarity.measures._neighbours import cknna as cknna
 from tl_backward.dissimilarity.measures._neighbours import jaccard as jaccard
 from tl_backward.dissimilarity.measures._neighbours import mutual_knn as mutual_knn
@@ -65,6 +66,7 @@ __all__ = [
     "permutation_procrustes",
     "hard_match",
     "soft_match",
+    "soft_match_transport",
     # prediction
     "linear_regression",
     "gulp",

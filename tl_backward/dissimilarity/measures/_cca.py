@@ -10,10 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward.dissimilarity.measures._inputs import check_choice, measure, warn
+from tl_backward.dissimilarity._warning import warn
+from tl_backward.dissimilarity.measures._inputs import check_choice, measure
 from tl_backward.dissimilarity.measures._products import centred_products, exact_is_cheap, upper_gram
-from tl_backward.dissimilarity.measures._spectral import Basis, basis
+from tl_backward.dissimilarity.measures._spectral import Basis, basis, principal
 
+# Correlations that differ by less are tied: what separates their variates is rounding.
+_TIED = 1e-8
 # Where the smallest variance kept is this small a part of the largest, float32 products no longer resolve it.
 _RESOLVED = 1e-6
 
@@ -49,10 +52,7 @@ def cca(
     check_choice("mean", mean, ("rho", "rho2", "yanai"))
     a, b = basis(x), basis(y)
     warn_if_saturated(a, b, x.shape[0])
-    rho = torch.linalg.svdvals(a.u.T @ b.u).clamp(max=1)
-    if mean == "rho":
-        return rho.mean()
-    return rho.square().mean() if mean == "rho2" else rho.square().sum() / (a.rank * b.rank) ** 0.5
+    return mean_correlation(torch.linalg.svdvals(a.u.T @ b.u).clamp(max=1), a.rank, b.rank, mean)
 
 
 @measure(minimum=3)
@@ -77,7 +77,7 @@ def svcca(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"], *, varia
         fast = _svcca_from_products(x, y, variance)
         if fast is not None:
             return fast
-    a, b = (_leading(basis(side), variance) for side in (x, y))
+    a, b = (_leading(principal(side), variance) for side in (x, y))
     warn_if_saturated(a, b, x.shape[0])
     return torch.linalg.svdvals(a.u.T @ b.u).clamp(max=1).mean()
 
@@ -92,29 +92,63 @@ def pwcca(
     carry. A similarity in [0, 1]; neither symmetric nor a metric. Unchanged by any invertible linear map of the other
     side, by one scale of this side, and by shifts.
 
+    Undefined where canonical correlations tie but not all of them: the variates of tied ones are any turn of each
+    other, and sum_j |<h_i, x_j>| is not the same for all turns. One of the values is returned, with a warning. Where
+    d1 + d2 > n - 1 that is always so, for d1 + d2 - (n - 1) correlations are then 1.
+
     Args:
         x: [sample, d1].
         y: [sample, d2].
         weights: the side whose neurons weigh the correlations.
 
     Warns:
-        UserWarning: either side spans n - 1 dimensions, which makes the value 1 whatever the representations.
+        UserWarning: correlations tie; or either side spans n - 1 dimensions, which makes the value 1 whatever the
+            representations.
     """
     check_choice("weights", weights, ("x", "y"))
     own, other = (basis(side) for side in ((x, y) if weights == "x" else (y, x)))
     warn_if_saturated(own, other, x.shape[0])
     turn, rho, _ = torch.linalg.svd(own.u.T @ other.u, full_matrices=False)
-    # <h_i, x_j> with h = U turn and X = U S V'
-    weight = (turn.T @ (own.s[:, None] * own.vh)).abs().sum(1)
-    return (weight * rho.clamp(max=1)).sum() / weight.sum()
+    return projection_weighted(turn, rho.clamp(max=1), own.s[:, None] * own.vh)
+
+
+def mean_correlation(
+    rho: Float[Tensor, " least_rank"], rank_a: int, rank_b: int, mean: Literal["rho", "rho2", "yanai"]
+) -> Float[Tensor, ""]:
+    """The mean of canonical correlations in each of the three ways."""
+    if mean == "rho":
+        return rho.mean()
+    return rho.square().mean() if mean == "rho2" else rho.square().sum() / (rank_a * rank_b) ** 0.5
+
+
+def projection_weighted(
+    turn: Float[Tensor, "rank k"], rho: Float[Tensor, " k"], factor: Float[Tensor, "rank d"]
+) -> Float[Tensor, ""]:
+    """sum_i a_i rho_i / sum_i a_i, a_i = sum_j |<h_i, x_j>| with h = Q turn and Q'X = `factor`."""
+    weight = (turn.T @ factor).abs().sum(1)
+    _warn_of_ties(rho, weight)
+    return (weight * rho).sum() / weight.sum()
+
+
+def _warn_of_ties(rho: Tensor, weight: Tensor) -> None:
+    """Warn where tied correlations leave the choice of their variates, and so their weights, to rounding."""
+    tied = (rho[:-1] - rho[1:] <= _TIED) & (weight[:-1] + weight[1:] > 0)
+    if tied.any() and rho[0] - rho[-1] > _TIED:
+        after = tied & torch.cat([tied.new_zeros(1), tied[:-1]])
+        where = float(rho[:-1][tied & ~after][0])
+        warn(
+            f"Expected canonical correlations that differ, got {int(tied.sum()) + int((tied & ~after).sum())} of "
+            f"{len(rho)} in ties (such as {where:.6g}): any turn of tied variates is as good, and PWCCA differs "
+            "between them, so that this value is one of many; use cca, or more samples if the correlations are 1."
+        )
 
 
 def _leading(side: Basis, variance: float) -> Basis:
-    keep = _components(side.s.square(), variance)
+    keep = components(side.s.square(), variance)
     return Basis(side.u[:, :keep], side.s[:keep], side.vh[:keep])
 
 
-def _components(variances: Tensor, part: float) -> int:
+def components(variances: Tensor, part: float) -> int:
     """The fewest leading entries of `variances` (largest first) that sum to `part` of their total."""
     sums = variances.cumsum(0)
     # the last entry has it all, whatever rounding makes of part * total
@@ -129,7 +163,7 @@ def _svcca_from_products(x: Tensor, y: Tensor, variance: float) -> Tensor | None
         assert own is not None
         variances, axes = torch.linalg.eigh(own)
         variances, axes = variances.flip(0).clamp(min=0), axes.flip(1)
-        keep = _components(variances, variance)
+        keep = components(variances, variance)
         if variances[keep - 1] < _RESOLVED * variances[0] or keep >= x.shape[0] - 1:
             return None
         whiten.append(axes[:, :keep] / variances[:keep].sqrt())

@@ -19,7 +19,7 @@ from tl_backward.dissimilarity.measures._spectral import gram_distance
 _NEAR_ONE = 1e-3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Alignment:
     """What linear CKA in all its forms is made of, for the Gram matrices K and L of centred samples; float64."""
 
@@ -31,10 +31,14 @@ class Alignment:
     """<K, K>."""
     ll: Float[Tensor, ""]
     """<L, L>."""
-    k: Float[Tensor, " sample"]
-    """K's diagonal, |x_i|^2."""
-    q: Float[Tensor, " sample"]
-    """L's diagonal, |y_i|^2."""
+    diagonals: Float[Tensor, ""]
+    """sum_i K_ii L_ii = sum_i |x_i|^2 |y_i|^2."""
+    diagonals_k: Float[Tensor, ""]
+    """sum_i K_ii^2."""
+    diagonals_l: Float[Tensor, ""]
+    """sum_i L_ii^2."""
+    trace_k: Float[Tensor, ""]
+    trace_l: Float[Tensor, ""]
 
     def biased(self) -> Float[Tensor, ""]:
         """<K, L> / (|K| |L|)."""
@@ -42,31 +46,41 @@ class Alignment:
 
     def hollow(self) -> Float[Tensor, ""]:
         """The same after both diagonals are set to 0."""
-        k, q = self.k, self.q
-        return normalised(self.kl - k @ q, self.kk - k @ k, self.ll - q @ q, self.kk, self.ll)
+        own = self.kk - self.diagonals_k, self.ll - self.diagonals_l
+        return normalised(self.kl - self.diagonals, *own, self.kk, self.ll)
 
     def debiased(self) -> Float[Tensor, ""]:
         """The ratio of U-statistics: HSIC1(K, L) / sqrt(HSIC1(K, K) HSIC1(L, L))."""
-        k, q = self.k, self.q
-        inner, own_x, own_y = self._song(self.kl, k, q), self._song(self.kk, k, k), self._song(self.ll, q, q)
-        return normalised(inner, own_x, own_y, self.kk, self.ll)
+        inner = hsic1(self.n, self.kl, self.diagonals, self.trace_k, self.trace_l)
+        own_k = hsic1(self.n, self.kk, self.diagonals_k, self.trace_k, self.trace_k)
+        own_l = hsic1(self.n, self.ll, self.diagonals_l, self.trace_l, self.trace_l)
+        return normalised(inner, own_k, own_l, self.kk, self.ll)
 
-    def _song(self, inner: Tensor, k: Tensor, q: Tensor) -> Tensor:
-        """HSIC1 without its common factor 1 / (n (n - 3)): with diagonals 0 the row sums are -k and -q."""
-        n = self.n
-        return inner - k @ q + k.sum() * q.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (k @ q)
+
+def hsic1(
+    n: int,
+    inner: Float[Tensor, ""],
+    diagonals: Float[Tensor, ""],
+    trace_k: Float[Tensor, ""],
+    trace_l: Float[Tensor, ""],
+) -> Float[Tensor, ""]:
+    """HSIC1 of Song et al. 2012, eq. 5, times n (n - 3): with diagonals 0 the row sums are minus the diagonals."""
+    return inner - diagonals + trace_k * trace_l / ((n - 1) * (n - 2)) - 2 / (n - 2) * diagonals
 
 
 def alignment(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"]) -> Alignment:
     """The inner products behind CKA, through features (n d^2), or through samples (n^2 d) where n < d."""
     if x.shape[0] < max(x.shape[1], y.shape[1]):
         x, y = centred(x), centred(y)
-        k, q = x @ x.T, y @ y.T
-        return Alignment(len(x), (k * q).sum(), (k * k).sum(), (q * q).sum(), k.diagonal(), q.diagonal())
-    products = centred_products(x, y, exact=exact_is_cheap(x, y))
-    assert products.xx is not None and products.yy is not None
-    inner = [torch.linalg.matrix_norm(matrix).square() for matrix in (products.xy, products.xx, products.yy)]
-    return Alignment(x.shape[0], inner[0], inner[1], inner[2], products.x_squares, products.y_squares)
+        gram_x, gram_y = x @ x.T, y @ y.T
+        inner = [(gram_x * gram_y).sum(), (gram_x * gram_x).sum(), (gram_y * gram_y).sum()]
+        k, q = gram_x.diagonal(), gram_y.diagonal()
+    else:
+        products = centred_products(x, y, exact=exact_is_cheap(x, y))
+        assert products.xx is not None and products.yy is not None
+        inner = [torch.linalg.matrix_norm(matrix).square() for matrix in (products.xy, products.xx, products.yy)]
+        k, q = products.x_squares, products.y_squares
+    return Alignment(x.shape[0], inner[0], inner[1], inner[2], k @ q, k @ k, q @ q, k.sum(), q.sum())
 
 
 @measure(minimum=3)

@@ -1,8 +1,6 @@
 """What every measure asks of its two matrices, and what it promises about the number it returns."""
 
 import functools
-import sys
-import warnings
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec
 
@@ -68,15 +66,6 @@ def check_choice(option: str, value: object, choices: tuple[str, ...]) -> None:
     """
     if value not in choices:
         raise ValueError(f"Expected {option} to be one of {', '.join(map(repr, choices))}, got {value!r}.")
-
-
-def warn(message: str) -> None:
-    """Warn at the line outside the package that called."""
-    level, frame = 2, sys._getframe(1)
-    ours = ("tl_backward", "jaxtyping", "beartype", "torch.", "functools")
-    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).startswith(ours):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def _matrix(label: str, side: object) -> Tensor:

@@ -1,7 +1,9 @@
 """Do the same samples have the same nearest neighbours? Overlap of k-NN sets, and alignment restricted to them.
 
-The n x n similarities exist one tile at a time. Neighbours exclude the sample itself; equal samples tie exactly, and
-ties go to the sample that comes first.
+The n x n similarities exist one tile at a time. Neighbours exclude the sample itself. Ties go to the sample that comes
+first: those of equal samples always; others where similarities are free of rounding, which Euclidean distances and
+inner products of whole numbers (of any numbers of few bits) are, as they stand. A cosine, and an inner product about
+the mean, is rounded, and samples that tie by it in exact arithmetic may come in any order.
 """
 
 from dataclasses import dataclass
@@ -11,7 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_backward.dissimilarity.measures._inputs import check_choice, measure, warn
+from tl_backward.dissimilarity._warning import warn
+from tl_backward.dissimilarity.measures._inputs import check_choice, measure
+from tl_backward.dissimilarity.measures._pairs import few_bits, near_mean
 from tl_backward.dissimilarity.measures._products import exact_is_cheap
 
 Metric: TypeAlias = Literal["cosine", "inner_product", "euclidean"]
@@ -43,8 +47,8 @@ def nearest_neighbours(
             f"Expected 1 <= k <= n - 2 = {n - 2}, got k={k}; with more, every other sample is a neighbour."
         )
     check_choice("metric", metric, METRICS)
-    distinct, index = torch.unique(x, dim=0, return_inverse=True)
-    if len(distinct) == n:
+    distinct, index = (x, None) if _ties_are_exact(x, metric, center) else torch.unique(x, dim=0, return_inverse=True)
+    if index is None or len(distinct) == n:
         best = _nearest(x, min(k + 1, n), metric, center, x.mean(0, dtype=torch.float64))
     else:
         best = _nearest(distinct, min(k + 1, len(distinct)), metric, center, x.mean(0, dtype=torch.float64))
@@ -73,7 +77,8 @@ def mutual_knn(
         x: [sample, d1].
         y: [sample, d2].
         k: neighbours of each sample, itself left out.
-        metric: what nearest means (the paper: "inner_product" of rows of norm 1, which is "cosine").
+        metric: what nearest means (the paper: "inner_product" of rows of norm 1, which is "cosine"). Ties go to the
+            sample that comes first; by "cosine" only between equal samples, for it is rounded.
         center: subtract each side's mean sample first.
     """
     return _shared(x, y, k, metric, center).double().mean() / k
@@ -201,6 +206,18 @@ def _nearest(x: Tensor, k: int, metric: Metric, center: bool, mean: Tensor) -> I
     return best
 
 
+def _ties_are_exact(x: Tensor, metric: Metric, center: bool) -> bool:
+    """Whether what ties in the data ties in `_nearest` too, of its own accord."""
+    if metric == "cosine" or (center and metric == "inner_product"):
+        return False
+    rows = x.double()
+    return few_bits(rows - near_mean(x) if metric == "euclidean" else rows, _working_dtype(x))
+
+
+def _working_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if exact_is_cheap(x, x.T) else x.dtype
+
+
 def _by_value(values: Tensor, ids: Tensor) -> Tensor:
     """The ids, best value first, equal values in the order of their ids."""
     ids, order = ids.sort(dim=1)
@@ -213,8 +230,10 @@ def _comparable(x: Tensor, metric: Metric, center: bool, mean: Tensor) -> tuple[
     For similarities of u: u_i . u_j = (u_i - m) . (u_j - m) + m . u_j up to what only i changes. For distances:
     -|a_i - a_j|^2 / 2 = a_i . a_j - |a_j|^2 / 2 likewise.
     """
-    dtype = torch.float64 if exact_is_cheap(x, x.T) else x.dtype
+    dtype = _working_dtype(x)
     features, bias = torch.empty_like(x, dtype=dtype), torch.empty(len(x), dtype=dtype, device=x.device)
+    if metric != "cosine" and not (center and metric == "inner_product"):
+        mean = near_mean(x)  # any point will do; about one of few bits, whole numbers keep their ties
     shift = mean if center or metric == "euclidean" else torch.zeros_like(mean)
     blocks = range(0, len(x), _ROWS)
     if metric == "cosine":

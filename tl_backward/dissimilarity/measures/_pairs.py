@@ -1,20 +1,26 @@
 """Distances between samples, tile by tile, and the sums over pairs that compare two sets of them; float64."""
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tl_backward.dissimilarity.measures._inputs import warn
-from tl_backward.dissimilarity.measures._products import centred
+from tl_backward.dissimilarity._warning import warn
 
 DistanceName: TypeAlias = Literal["euclidean", "sqeuclidean", "correlation", "cosine"]
 DISTANCES = ("euclidean", "sqeuclidean", "correlation", "cosine")
 # Bytes of one tile of distances.
 _TILE = 2**25
+# Squared distances below this part of |x_i|^2 + |x_j|^2 are computed from x_i - x_j itself.
+_CLOSE = 2**-3
+# Distances further apart than this part of themselves are never taken for one.
+_MOST_NEAR = 1e-12
+# Numbers computed at once for those.
+_ENTRIES = 2**21
 
 
 @dataclass(frozen=True)
@@ -26,12 +32,21 @@ class Distances:
     squares: Float[Tensor, " sample"]
     """|features_i|^2."""
     name: DistanceName
+    exact: bool = False
+    """Whether every squared distance is free of rounding, so that what ties in the data ties here."""
+    near: float = 0.0
+    """Squared distances that differ by no more than this part of themselves may be one number, but for rounding."""
 
     @classmethod
     def of(cls, x: Float[Tensor, "sample d"], name: DistanceName) -> "Distances":
         """Prepare the distances between the rows of X."""
+        exact, near = False, 0.0
         if name in ("euclidean", "sqeuclidean"):
-            features = centred(x)
+            features = x.double() - near_mean(x)
+            exact = few_bits(features)
+            if not exact:  # the samples were rounded too, which counts for more where they lie far from 0
+                far = float(torch.linalg.vector_norm(x.double()) / torch.linalg.vector_norm(features))
+                near = min(_MOST_NEAR, 32 * torch.finfo(torch.float64).eps * x.shape[1] ** 0.5 * max(1.0, far))
         else:
             features, lost = _rows(x, name), _undirected(x, name)
             if lost.any():
@@ -41,21 +56,28 @@ class Distances:
                 )
             norms = torch.linalg.vector_norm(features, dim=1)
             features = features * torch.where(lost, 0.0, 1 / norms)[:, None]
-        return cls(features, features.square().sum(1), name)
+        return cls(features, features.square().sum(1), name, exact, near)
 
     def __len__(self) -> int:
         return self.features.shape[0]
 
     def tile(self, rows: slice, columns: slice) -> Float[Tensor, "row column"]:
-        """Distances between two ranges of samples; 0, not rounding noise, between equal ones."""
+        """Distances between two ranges of samples; 0, not rounding noise, between equal ones.
+
+        Euclidean ones are within 1e-14 sqrt(d) of themselves, those of samples that are nearly equal too.
+        """
         inner = self.features[rows] @ self.features[columns].T
         sums = self.squares[rows, None] + self.squares[columns]
         if self.name in ("correlation", "cosine"):
             # 1 - similarity is known to 1e-15 at best: to 1.4e-14 it is the same for pairs that tie
             out = inner.neg_().add_(1).mul_(2**46).round_().mul_(2**-46)
-        else:
-            out = inner.mul_(-2).add_(sums)
-        out.masked_fill_(out <= sums.mul_(16 * torch.finfo(torch.float64).eps), 0)
+            return out.masked_fill_(out <= sums.mul_(16 * torch.finfo(torch.float64).eps), 0)
+        out = inner.mul_(-2).add_(sums)
+        if not self.exact:
+            close = (out < sums.mul_(_CLOSE)).nonzero()
+            for some in close.split(max(1, _ENTRIES // self.features.shape[1])):
+                i, j = some.unbind(1)
+                out[i, j] = (self.features[rows][i] - self.features[columns][j]).square_().sum(1)
         return out.sqrt_() if self.name == "euclidean" else out
 
 
@@ -122,17 +144,38 @@ def pair_sums(n: int, a_tile: Tile, b_tile: Tile, device: torch.device) -> PairS
     return PairSums(n, inner[0], inner[1], inner[2], sums[0], sums[1])
 
 
-def condensed(x: Float[Tensor, "sample d"], name: DistanceName) -> Float[Tensor, " pair"]:
-    """Distances of all pairs i < j, row by row, in X's dtype; pairs of equal samples tie exactly.
+def near_mean(x: Float[Tensor, "sample d"]) -> Float[Tensor, " d"]:
+    """A point of few bits near the mean, float64: without it, whole numbers stay whole or nearly so.
 
-    A matrix product rounds equal rows differently in different places, so each distance between distinct samples is
-    computed once.
+    Each column's mean is rounded to a power of two below its deviation: the rest is less than half of that.
+    """
+    x = x.double()
+    grid = torch.exp2(x.std(0).clamp(min=torch.finfo(x.dtype).tiny).log2().floor())
+    return torch.where((x == x[0]).all(0), x[0], (x.mean(0) / grid).round() * grid)
+
+
+def few_bits(features: Float[Tensor, "sample d"], dtype: torch.dtype = torch.float64) -> bool:
+    """Whether a dtype has room for all bits of products of rows, and of sums of squares of their differences."""
+    room = 25 if dtype == torch.float64 else 11
+    most = float(features.abs().amax())
+    if not 0 < most < 2.0**500:
+        return most == 0
+    unit = 2.0 ** (math.ceil(math.log2(2 * most * features.shape[1] ** 0.5)) - room)
+    return unit > 0 and all(torch.equal(rows, rows.round()) for rows in (features / unit).split(_ENTRIES))
+
+
+def condensed(x: Float[Tensor, "sample d"], name: DistanceName) -> tuple[Float[Tensor, " pair"], float]:
+    """Distances of all pairs i < j, row by row, in X's dtype; and how near those are that are to tie (`near`).
+
+    Pairs of equal samples tie exactly: a matrix product rounds equal rows differently in different places, so each
+    distance between distinct samples is computed once. Squared Euclidean ones have a unit in which none overflows.
     """
     distinct, index = torch.unique(x, dim=0, return_inverse=True)
     n = x.shape[0]
+    once, near = _condensed(x if len(distinct) == n else distinct, name, x.dtype)
     if len(distinct) == n:
-        return upper_triangle(Distances.of(x, name), x.dtype)
-    once, m = upper_triangle(Distances.of(distinct, name), x.dtype), len(distinct)
+        return once, near
+    m = len(distinct)
     out = x.new_empty(n * (n - 1) // 2)
     done = 0
     for row in range(n - 1):
@@ -140,7 +183,15 @@ def condensed(x: Float[Tensor, "sample d"], name: DistanceName) -> Float[Tensor,
         at = first * (2 * m - first - 3) // 2 + second - 1
         out[done : done + n - 1 - row] = torch.where(first == second, 0.0, once[at.clamp(0, max(len(once) - 1, 0))])
         done += n - 1 - row
-    return out
+    return out, near
+
+
+def _condensed(x: Tensor, name: DistanceName, dtype: torch.dtype) -> tuple[Tensor, float]:
+    distances = Distances.of(x, name)
+    if name == "sqeuclidean" and (most := float(distances.features.abs().amax())) > 0:
+        unit = 2.0 ** math.floor(math.log2(most))
+        distances = replace(distances, features=distances.features / unit, squares=distances.squares / unit / unit)
+    return upper_triangle(distances, dtype), distances.near
 
 
 def upper_triangle(distances: Distances, dtype: torch.dtype) -> Tensor:

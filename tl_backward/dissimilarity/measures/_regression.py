@@ -9,7 +9,7 @@ from torch import Tensor
 from tl_backward.dissimilarity.measures._cca import warn_if_saturated
 from tl_backward.dissimilarity.measures._inputs import check_choice, measure
 from tl_backward.dissimilarity.measures._products import centred
-from tl_backward.dissimilarity.measures._spectral import basis, gram_distance
+from tl_backward.dissimilarity.measures._spectral import basis, gram_distance, principal
 
 # Below this part of the largest value it can have, a squared difference is computed from the difference itself.
 _CLOSE = 1e-4
@@ -88,11 +88,17 @@ def eigenspace_overlap(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d
 def _gulp(x: Tensor, y: Tensor, regularization: float) -> Tensor:
     if not regularization >= 0:
         raise ValueError(f"Expected regularization >= 0, got {regularization}; 0 compares unregularised predictors.")
-    halves = []
-    for side in (basis(x), basis(y)):
-        variances = side.s.square() / side.s.square().sum()
-        halves.append(side.u * (variances / (variances + regularization)).sqrt())  # Hx = half half'
+    halves, own = [], torch.zeros((), dtype=torch.float64, device=x.device)
+    for side in (principal(x), principal(y)) if regularization else (basis(x), basis(y)):
+        shares = ridge_shares(side.s.square(), regularization)
+        halves.append(side.u * shares.sqrt())  # Hx = half half'
+        own += shares.square().sum()
     a, b = halves
-    own = torch.linalg.matrix_norm(a.T @ a).square() + torch.linalg.matrix_norm(b.T @ b).square()
     squared = own - 2 * torch.linalg.matrix_norm(a.T @ b).square()
     return squared.sqrt() if squared > _CLOSE * own else gram_distance(a, b)
+
+
+def ridge_shares(variances: Float[Tensor, " rank"], regularization: float) -> Float[Tensor, " rank"]:
+    """Eigenvalues of the ridge hat matrix, v / (v + lambda), the variances v scaled to sum to 1."""
+    variances = variances / variances.sum()
+    return variances / (variances + regularization)

@@ -95,23 +95,30 @@ def rsm_difference(
 
 
 def _spearman(x: Tensor, y: Tensor, distance: DistanceName) -> Float[Tensor, ""]:
-    """Pearson's correlation of average ranks; X's ranks are held, Y's are used as they come."""
+    """Pearson's correlation of average ranks; X's ranks are held, Y's are used as they come.
+
+    Euclidean distances are ranked by their squares: those of whole numbers are whole, and tie where they are equal.
+    """
+    distance = "sqeuclidean" if distance == "euclidean" else distance
     pairs = len(x) * (len(x) - 1) // 2
     held = torch.empty(pairs, dtype=torch.int32 if 2 * pairs < 2**31 else torch.int64, device=x.device)
     middle = pairs + 1  # ranks are doubled, to stay whole: their mean is pairs + 1
     sums = torch.zeros(3, dtype=torch.float64, device=x.device)
-    for at, ranks in _doubled_ranks(condensed(x, distance)):
+    for at, ranks in _doubled_ranks(*condensed(x, distance)):
         held[at] = (ranks - middle).to(held.dtype)
         sums[1] += (ranks - middle).double().square().sum()
-    for at, ranks in _doubled_ranks(condensed(y, distance)):
+    for at, ranks in _doubled_ranks(*condensed(y, distance)):
         from_middle = (ranks - middle).double()
         sums[0] += from_middle @ held[at].double()
         sums[2] += from_middle.square().sum()
     return normalised(*sums, *torch.zeros_like(sums[:2]))
 
 
-def _doubled_ranks(values: Tensor) -> Iterator[tuple[Int[Tensor, " some"], Int[Tensor, " some"]]]:
+def _doubled_ranks(values: Tensor, near: float = 0.0) -> Iterator[tuple[Int[Tensor, " some"], Int[Tensor, " some"]]]:
     """Positions and twice their average ranks (from 1), a range of values at a time.
+
+    Float64 values tie with the next where that is no more than `near` of itself away: what is one number in exact
+    arithmetic may come out as several. (Float32 ones are rounded to fewer digits than are wrong.)
 
     Ranges are cut at quantiles of a part of the values, so each sort is small; ties never straddle two ranges. Values
     are distances, none negative: as whole numbers their bits are in the same order, and sort several times faster.
@@ -119,8 +126,8 @@ def _doubled_ranks(values: Tensor) -> Iterator[tuple[Int[Tensor, " some"], Int[T
     as_whole = torch.int64 if values.dtype == torch.float64 else torch.int32
     buckets = min(values.numel() // _BUCKET, 120)
     step = max(1, values.numel() // 2**16)
-    part = values[::step].sort().values
-    cuts = part[torch.arange(1, max(buckets, 1), device=values.device) * len(part) // max(buckets, 1)].unique()
+    near = near if values.dtype == torch.float64 else 0.0
+    cuts = _cuts(values[::step].sort().values, max(buckets, 1), near)
     of = torch.empty(values.shape, dtype=torch.int8, device=values.device)
     for start in range(0, values.numel(), _BUCKET):
         here = slice(start, start + _BUCKET)
@@ -129,9 +136,28 @@ def _doubled_ranks(values: Tensor) -> Iterator[tuple[Int[Tensor, " some"], Int[T
     for bucket in range(len(cuts) + 1):
         at = (of == bucket).nonzero()[:, 0]
         ordered, order = values[at].abs_().view(as_whole).sort()  # abs: -0 and 0 tie
-        counts = torch.unique_consecutive(ordered, return_counts=True)[1]
+        counts = _runs(ordered.view(values.dtype), near)
         last = counts.cumsum(0) + before
         ranks = torch.empty_like(order)
         ranks[order] = (2 * last - counts + 1).repeat_interleave(counts)  # first + last = (last - count + 1) + last
         yield at, ranks
         before += at.numel()
+
+
+def _cuts(ordered: Tensor, buckets: int, near: float) -> Tensor:
+    """Values that cut the range into `buckets`, nearly equally full; none within a run of ties."""
+    at = torch.arange(1, buckets, device=ordered.device) * len(ordered) // buckets
+    starts = (ordered[1:] > ordered[:-1] * (1 + 4 * near)).nonzero()[:, 0] + 1
+    if not len(starts):
+        return ordered[:0]
+    at = starts[torch.searchsorted(starts, at).clamp(max=len(starts) - 1)].unique()
+    return ordered[at] if not near else (ordered[at - 1] + ordered[at]) / 2
+
+
+def _runs(ordered: Tensor, near: float) -> Int[Tensor, " run"]:
+    """How long the runs of ties are."""
+    if not near:
+        return torch.unique_consecutive(ordered, return_counts=True)[1]
+    ends = (ordered[1:] > ordered[:-1] * (1 + near)).nonzero()[:, 0] + 1
+    bounds = torch.cat([ends.new_zeros(1), ends, ends.new_full((1,), len(ordered))])
+    return bounds.diff()

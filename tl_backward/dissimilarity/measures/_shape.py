@@ -69,8 +69,7 @@ def procrustes_disparity(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample
     What `scipy.spatial.procrustes` returns, here for different widths too. In [0, 1]; no metric. Unchanged by rotation,
     one scale and a shift of either side.
     """
-    half = squared_procrustes(x, y, normalised=True) / 2
-    return half * (2 - half)
+    return disparity(squared_procrustes(x, y, normalised=True))
 
 
 @measure(minimum=2)
@@ -79,7 +78,7 @@ def shape_angular(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"]) 
 
     A metric in [0, pi/2], up to rotation, one scale and a shift.
     """
-    return _angle(squared_procrustes(x, y, normalised=True))
+    return angle(squared_procrustes(x, y, normalised=True))
 
 
 @measure(minimum=2)
@@ -89,7 +88,7 @@ def bures_similarity(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"
     The trace is |X'Y|_* (Tang et al. 2020; Harvey et al. 2024): the cosine of `shape_angular`. A similarity in [0, 1];
     no metric. Unchanged by rotation, one scale and a shift of either side. The Bures distance is `procrustes`.
     """
-    return 1 - squared_procrustes(x, y, normalised=True) / 2
+    return similarity(squared_procrustes(x, y, normalised=True))
 
 
 @measure(minimum=3)
@@ -111,11 +110,26 @@ def shape_partial(
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"Expected 0 <= alpha <= 1, got {alpha}; 1 keeps the variances, 0 whitens them away.")
-    mixed = [side.u * (alpha * side.s + 1 - alpha) for side in (basis(x), basis(y))]
-    return _angle(squared_procrustes(mixed[0], mixed[1], normalised=True))
+    mixed = [side.u * mixed_sizes(side.s, alpha) for side in (basis(x), basis(y))]
+    return angle(squared_procrustes(mixed[0], mixed[1], normalised=True))
 
 
-def _angle(squared: Tensor) -> Tensor:
+def mixed_sizes(values: Float[Tensor, " rank"], alpha: float) -> Float[Tensor, " rank"]:
+    """Singular values after partial whitening."""
+    return alpha * values + 1 - alpha
+
+
+def similarity(squared: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """The inner product of unit vectors at this squared distance."""
+    return 1 - squared / 2
+
+
+def disparity(squared: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """One minus its square."""
+    return squared / 2 * (2 - squared / 2)
+
+
+def angle(squared: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """The angle between unit vectors at this squared distance, exact also near 0."""
     return (2 * torch.arcsin((squared.clamp(min=0) / 4).sqrt())).clamp(max=math.pi / 2)
 

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_backward.dissimilarity.axes import rounding_noise
 from tl_backward.dissimilarity.measures._products import upper_gram
 
 
@@ -25,26 +26,44 @@ class Basis(NamedTuple):
 def basis(x: Float[Tensor, "sample d"], *, center: bool = True) -> Basis:
     """The thin SVD of X (less its column means), float64, without directions that are only rounding noise.
 
-    A direction counts where its singular value exceeds what rounding X's entries to their dtype can make of nothing:
-    4 eps |X|_F (n^-1/2 + d^-1/2), |X|_F taken before centring, plus float64's own error. By QR first, so that the
-    condition number is never squared.
+    Columns are scaled to norm 1 before the rank is decided: whether a direction is there does not depend on the units
+    of a column. A direction counts where its singular value then exceeds what rounding X's entries to their dtype can
+    make of nothing (`rounding_noise`; a column that varies by no more than 4 eps of its norm is constant), plus
+    float64's own error. By QR first, so that the condition number is never squared.
     """
-    n, d = x.shape
+    n = x.shape[0]
     values = x.double()
-    size = torch.linalg.vector_norm(values)
+    eps = torch.finfo(x.dtype).eps
+    whole = torch.linalg.vector_norm(values, dim=0)
+    norms = whole
     if center:
         values = values - values.mean(0)
-    if n >= d:
+        norms = torch.linalg.vector_norm(values, dim=0)
+        norms = torch.where(norms > 4 * eps * whole, norms, 0.0)
+    inverse = torch.where(norms > 0, 1 / norms, 0.0)
+    u, shares, vh = _thin_svd(values * inverse)
+    noise = rounding_noise(eps, n, (whole * inverse).square())
+    keep = shares > noise + 8 * torch.finfo(torch.float64).eps * max(values.shape) ** 0.5 * shares[0]
+    turn, s, vh = torch.linalg.svd(shares[keep, None] * vh[keep] * norms, full_matrices=False)
+    return Basis(u[:, keep] @ turn, s, vh)
+
+
+def principal(x: Float[Tensor, "sample d"]) -> Basis:
+    """The thin SVD of centred X in its own units, float64, for what weighs directions by their variance."""
+    values = x.double()
+    u, s, vh = _thin_svd(values - values.mean(0))
+    keep = s > 8 * torch.finfo(torch.float64).eps * max(values.shape) ** 0.5 * s[0]
+    return Basis(u[:, keep], s[keep], vh[keep])
+
+
+def _thin_svd(values: Float[Tensor, "sample d"]) -> tuple[Tensor, Tensor, Tensor]:
+    if values.shape[0] >= values.shape[1]:
         q, r = torch.linalg.qr(values)
         u, s, vh = torch.linalg.svd(r, full_matrices=False)
-        u = q @ u
-    else:
-        q, r = torch.linalg.qr(values.T)
-        u, s, vh = torch.linalg.svd(r.T, full_matrices=False)
-        vh = vh @ q.T
-    noise = 4 * torch.finfo(x.dtype).eps * size * (n**-0.5 + d**-0.5)
-    rank = int((s > noise + 8 * torch.finfo(torch.float64).eps * max(n, d) ** 0.5 * s[0]).sum())
-    return Basis(u[:, :rank], s[:rank], vh[:rank])
+        return q @ u, s, vh
+    q, r = torch.linalg.qr(values.T)
+    u, s, vh = torch.linalg.svd(r.T, full_matrices=False)
+    return u, s, vh @ q.T
 
 
 def nuclear_norm(c: Float[Tensor, "d1 d2"], *, exact: bool) -> Float[Tensor, ""]:

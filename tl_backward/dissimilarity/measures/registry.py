@@ -5,14 +5,16 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, overload
 
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._checks import nearest
+from tl_backward.dissimilarity import additive as sums
 from tl_backward.dissimilarity import measures
 from tl_backward.dissimilarity.measures._topology import RTD_MOST
+from tl_backward.dissimilarity.moments import PairSums
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,14 +49,22 @@ class Measure:
     """Whether the triangle inequality holds, and 0 means equal up to the invariances."""
     symmetric: bool = True
     """Whether x and y may be exchanged."""
-    additive: bool = False
-    """Whether the value follows from sums over samples whose size does not grow with n."""
+    streamed: Callable[[PairSums], float] | None = None
+    """The same from sums over samples, whose size does not grow with n; None where there is none."""
+    what: str = ""
+    """In words, with its source, for a value over all samples."""
+    null: Callable[[PairSums], float] | None = None
+    """Its mean over all pairings of the samples, in closed form; None where none is known."""
+    double: bool = True
+    """Whether its sums need float64 products: it inverts a covariance, or is the small difference of large numbers."""
     oracle: str | None = None
     """Key of the reference values that the measure reproduces; None where there are none."""
     most: int | None = None
     """The most samples that it takes; None where there is no bound."""
     package: str | None = None
     """What must be installed beyond the requirements; None for nothing."""
+    extra: str | None = None
+    """The extra of ours that brings the package."""
     options: Mapping[str, object] = field(default_factory=dict)
     """Options with which the function is called."""
 
@@ -65,11 +75,44 @@ class Measure:
         chosen = "".join(f", {key}={value!r}" for key, value in self.options.items())
         return f"Measure({self.name!r}: {self.kind}, {self.function.__name__}(x, y{chosen}))"
 
+    @overload
     def __call__(
         self, x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"], **options: object
-    ) -> Float[Tensor, ""]:
-        """The measure of two sample matrices; further options override the registered ones."""
-        return self.function(x, y, **{**self.options, **options})
+    ) -> Float[Tensor, ""]: ...
+
+    @overload
+    def __call__(self, x: PairSums) -> float: ...
+
+    def __call__(
+        self,
+        x: Float[Tensor, "sample d1"] | PairSums,
+        y: Float[Tensor, "sample d2"] | None = None,
+        **options: object,
+    ) -> Float[Tensor, ""] | float:
+        """The measure of two sample matrices, further options overriding the registered ones; or of sums.
+
+        Raises:
+            TypeError: sums, for a measure that does not follow from them.
+        """
+        if not isinstance(x, PairSums):
+            return self.function(x, y, **{**self.options, **options})
+        if self.streamed is None or y is not None or options:
+            raise TypeError(
+                f"Expected two matrices of samples for {self.name}, got sums over samples"
+                f"{'' if self.streamed is None else ' and options'}; "
+                f"{'it does not follow from sums' if self.streamed is None else 'sums take none'}."
+            )
+        return self.streamed(x)
+
+    @property
+    def additive(self) -> bool:
+        """Whether the value follows from sums over samples: whether there is a streamed evaluation."""
+        return self.streamed is not None
+
+    @property
+    def any_basis(self) -> bool:
+        """Whether it is the same in every orthonormal basis of each layer, about any point."""
+        return {ORTHOGONAL, TRANSLATION} <= set(self.invariances)
 
     @property
     def bound(self) -> Callable[..., Float[Tensor, ""]]:
@@ -82,59 +125,84 @@ class Measure:
         return (self.function.__doc__ or "").strip().split("\n")[0]
 
 
+def _zero(pair: PairSums) -> float:
+    return 0.0
+
+
 # fmt: off
 _ALL = (
-    Measure("cka_biased", measures.cka_biased, "similarity", _UNIT, _SHAPE, additive=True, oracle="cka_linear_biased"),
-    Measure("cka_debiased", measures.cka_debiased, "similarity", _SIGNED, _SHAPE, additive=True,
-            oracle="cka_linear_song"),
-    Measure("cka_hollow", measures.cka_hollow, "similarity", _SIGNED, _SHAPE, additive=True, oracle="cka_linear_lange"),
-    Measure("cka_angular", measures.cka_angular, "distance", _ANGLE, _SHAPE, metric=True, additive=True,
-            oracle="cka_linear_biased_angular"),
+    Measure("cka_biased", measures.cka_biased, "similarity", _UNIT, _SHAPE, oracle="cka_linear_biased",
+            streamed=sums.cka_biased, what="linear CKA, biased (Kornblith et al. 2019)", null=sums.biased_null,
+            double=False),
+    Measure("cka_debiased", measures.cka_debiased, "similarity", _SIGNED, _SHAPE, oracle="cka_linear_song",
+            streamed=sums.cka_debiased, what="linear CKA with the unbiased HSIC (Song et al. 2012)", null=_zero,
+            double=False),
+    Measure("cka_hollow", measures.cka_hollow, "similarity", _SIGNED, _SHAPE, oracle="cka_linear_lange",
+            streamed=sums.cka_hollow, what="linear CKA without the diagonals (Lange et al. 2022)", double=False),
+    Measure("cka_angular", measures.cka_angular, "distance", _ANGLE, _SHAPE, metric=True,
+            oracle="cka_linear_biased_angular", streamed=sums.cka_angular, what="arccos of biased linear CKA"),
     Measure("cka_rbf", measures.cka_rbf, "similarity", _UNIT, _SHAPE, oracle="cka_rbf_median1_biased"),
     Measure("cka_rbf_debiased", measures.cka_rbf, "similarity", _SIGNED, _SHAPE, oracle="cka_rbf_median1_song",
             options={"debiased": True}),
-    Measure("cca", measures.cca, "similarity", _UNIT, _SPAN, additive=True, oracle="cca_mean"),
-    Measure("cca_squared", measures.cca, "similarity", _UNIT, _SPAN, additive=True, oracle="cca_mean_sq(pillai/k)",
-            options={"mean": "rho2"}),
-    Measure("cca_yanai", measures.cca, "similarity", _UNIT, _SPAN, additive=True, oracle="cca_yanai", options={"mean":
-            "yanai"}),
-    Measure("svcca", measures.svcca, "similarity", _UNIT, _SHAPE, additive=True, oracle="svcca_0.99_mean"),
-    Measure("pwcca", measures.pwcca, "similarity", _UNIT, _ORDER, additive=True, symmetric=False, oracle="pwcca_X"),
-    Measure("pwcca_y", measures.pwcca, "similarity", _UNIT, _ORDER, additive=True, symmetric=False, oracle="pwcca_Y",
-            options={"weights": "y"}),
-    Measure("procrustes", measures.procrustes, "distance", _NON_NEGATIVE, _POSITION, metric=True, additive=True,
-            oracle="procrustes_centred"),
-    Measure("procrustes_squared", measures.procrustes_squared, "distance", _NON_NEGATIVE, _POSITION, additive=True,
-            oracle="procrustes_squared_centred"),
+    Measure("cca", measures.cca, "similarity", _UNIT, _SPAN, oracle="cca_mean", streamed=sums.cca,
+            what="mean canonical correlation"),
+    Measure("cca_squared", measures.cca, "similarity", _UNIT, _SPAN, oracle="cca_mean_sq(pillai/k)",
+            options={"mean": "rho2"}, streamed=sums.cca_squared, what="mean squared canonical correlation",
+            null=sums.squared_null),
+    Measure("cca_yanai", measures.cca, "similarity", _UNIT, _SPAN, oracle="cca_yanai", options={"mean": "yanai"},
+            streamed=sums.cca_yanai, what="cosine between the projections on both sides' spans", null=sums.yanai_null),
+    Measure("svcca", measures.svcca, "similarity", _UNIT, _SHAPE, oracle="svcca_0.99_mean", streamed=sums.svcca,
+            what="CCA of the components of 99 % of the variance"),
+    Measure("pwcca", measures.pwcca, "similarity", _UNIT, _ORDER, symmetric=False, oracle="pwcca_X",
+            streamed=sums.pwcca, what="projection-weighted CCA, from A"),
+    Measure("pwcca_y", measures.pwcca, "similarity", _UNIT, _ORDER, symmetric=False, oracle="pwcca_Y",
+            options={"weights": "y"}, streamed=sums.pwcca_y, what="projection-weighted CCA, from B"),
+    Measure("procrustes", measures.procrustes, "distance", _NON_NEGATIVE, _POSITION, metric=True,
+            oracle="procrustes_centred", streamed=sums.procrustes, what="Procrustes distance, centred"),
+    Measure("procrustes_squared", measures.procrustes_squared, "distance", _NON_NEGATIVE, _POSITION,
+            oracle="procrustes_squared_centred", streamed=sums.procrustes_squared,
+            what="squared Procrustes distance, centred"),
     Measure("procrustes_normalised", measures.procrustes_normalised, "distance", (0.0, math.sqrt(2)), _SHAPE,
-            metric=True, additive=True, oracle="procrustes_centred_normalised"),
-    Measure("procrustes_disparity", measures.procrustes_disparity, "distance", _UNIT, _SHAPE, additive=True,
-            oracle="procrustes_disparity(1-nbs^2)"),
-    Measure("shape_angular", measures.shape_angular, "distance", _ANGLE, _SHAPE, metric=True, additive=True,
-            oracle="shape_angular"),
-    Measure("shape_partial", measures.shape_partial, "distance", _ANGLE, _POSITION, metric=True, additive=True),
-    Measure("bures_similarity", measures.bures_similarity, "similarity", _UNIT, _SHAPE, additive=True,
-            oracle="nbs(nuclear/fro fro)"),
+            metric=True, oracle="procrustes_centred_normalised", streamed=sums.procrustes_normalised,
+            what="Procrustes distance of unit-norm layers"),
+    Measure("procrustes_disparity", measures.procrustes_disparity, "distance", _UNIT, _SHAPE,
+            oracle="procrustes_disparity(1-nbs^2)", streamed=sums.procrustes_disparity, what="Procrustes disparity"),
+    Measure("shape_angular", measures.shape_angular, "distance", _ANGLE, _SHAPE, metric=True, oracle="shape_angular",
+            streamed=sums.shape_angular, what="angular shape metric"),
+    Measure("shape_partial", measures.shape_partial, "distance", _ANGLE, _POSITION, metric=True,
+            streamed=sums.shape_partial, what="angular shape metric after partial whitening"),
+    Measure("bures_similarity", measures.bures_similarity, "similarity", _UNIT, _SHAPE, oracle="nbs(nuclear/fro fro)",
+            streamed=sums.bures_similarity, what="normalised Bures similarity"),
     Measure("permutation_procrustes", measures.permutation_procrustes, "distance", _NON_NEGATIVE, _ARRANGEMENT,
-            metric=True, additive=True),
+            metric=True, streamed=sums.permutation_procrustes, what="Procrustes distance over permutations, centred"),
     Measure("permutation_procrustes_uncentred", measures.permutation_procrustes, "distance", _NON_NEGATIVE,
-            (PERMUTATION,), metric=True, additive=True, oracle="permutation_procrustes_uncentred_zero_padded",
-            options={"center": False}),
-    Measure("hard_match", measures.hard_match, "similarity", _SIGNED, _ORDER, additive=True, oracle="hard_match"),
-    Measure("soft_match", measures.soft_match, "similarity", _SIGNED, _ORDER, additive=True, oracle="soft_match"),
-    Measure("linear_regression", measures.linear_regression, "similarity", _UNIT, _SHAPE, additive=True,
-            symmetric=False, oracle="r2_X_to_Y"),
-    Measure("linear_regression_y_to_x", measures.linear_regression, "similarity", _UNIT, _SHAPE, additive=True,
-            symmetric=False, oracle="r2_Y_to_X", options={"direction": "y_to_x"}),
-    Measure("gulp", measures.gulp, "distance", _NON_NEGATIVE, _SHAPE, metric=True, additive=True),
-    Measure("gulp_squared", measures.gulp_squared, "distance", _NON_NEGATIVE, _SHAPE, additive=True,
-            oracle="gulp^2_1e-2"),
-    Measure("gulp_squared_0", measures.gulp_squared, "distance", _NON_NEGATIVE, _SPAN, additive=True, oracle="gulp^2_0",
-            options={"regularization": 0.0}),
-    Measure("gulp_squared_1", measures.gulp_squared, "distance", _NON_NEGATIVE, _SHAPE, additive=True,
-            oracle="gulp^2_1", options={"regularization": 1.0}),
+            (PERMUTATION,), metric=True, oracle="permutation_procrustes_uncentred_zero_padded",
+            options={"center": False},
+            streamed=sums.permutation_procrustes_uncentred, what="Procrustes distance over permutations, not centred"),
+    Measure("hard_match", measures.hard_match, "similarity", _SIGNED, _ORDER, oracle="hard_match",
+            streamed=sums.hard_match, what="mean correlation of neurons matched one to one"),
+    Measure("soft_match", measures.soft_match, "similarity", _SIGNED, _ORDER, oracle="soft_match",
+            streamed=sums.soft_match, what="mean correlation of each neuron's best partner (Li et al. 2016)"),
+    Measure("soft_match_transport", measures.soft_match_transport, "distance", _NON_NEGATIVE, _ARRANGEMENT, metric=True,
+            package="ot", extra="transport"),
+    Measure("linear_regression", measures.linear_regression, "similarity", _UNIT, _SHAPE, symmetric=False,
+            oracle="r2_X_to_Y", streamed=sums.linear_regression,
+            what="share of B's variance predicted linearly from A", null=sums.regression_null),
+    Measure("linear_regression_y_to_x", measures.linear_regression, "similarity", _UNIT, _SHAPE, symmetric=False,
+            oracle="r2_Y_to_X", options={"direction": "y_to_x"}, streamed=sums.linear_regression_y_to_x,
+            what="share of A's variance predicted linearly from B", null=sums.regression_null_y_to_x),
+    Measure("gulp", measures.gulp, "distance", _NON_NEGATIVE, _SHAPE, metric=True, streamed=sums.gulp,
+            what="GULP distance at ridge 0.01"),
+    Measure("gulp_squared", measures.gulp_squared, "distance", _NON_NEGATIVE, _SHAPE, oracle="gulp^2_1e-2",
+            streamed=sums.gulp_squared, what="squared GULP distance at ridge 0.01"),
+    Measure("gulp_squared_0", measures.gulp_squared, "distance", _NON_NEGATIVE, _SPAN, oracle="gulp^2_0",
+            options={"regularization": 0.0}, streamed=sums.gulp_squared_0,
+            what="squared GULP distance without a ridge"),
+    Measure("gulp_squared_1", measures.gulp_squared, "distance", _NON_NEGATIVE, _SHAPE, oracle="gulp^2_1",
+            options={"regularization": 1.0}, streamed=sums.gulp_squared_1, what="squared GULP distance at ridge 1"),
     Measure("eigenspace_overlap", measures.eigenspace_overlap, "similarity", _UNIT, (*_DIRECTION, LINEAR),
-            additive=True, oracle="eigenspace_overlap"),
+            oracle="eigenspace_overlap", streamed=sums.eigenspace_overlap,
+            what="overlap of column spaces, not centred"),
     Measure("rsa", measures.rsa, "similarity", _SIGNED, _SHAPE, oracle="rsa_euclid_spearman"),
     Measure("rsa_euclidean_pearson", measures.rsa, "similarity", _SIGNED, _SHAPE, oracle="rsa_euclid_pearson",
             options={"comparison": "pearson"}),
@@ -156,8 +224,8 @@ _ALL = (
     Measure("distance_correlation_debiased", measures.distance_correlation_debiased, "similarity", _SIGNED, _SHAPE,
             oracle="dcor2_bias_corrected"),
     Measure("mutual_knn", measures.mutual_knn, "similarity", _UNIT, _DIRECTION, oracle="mutual_knn10_cos"),
-    Measure("mutual_knn_inner_product", measures.mutual_knn, "similarity", _UNIT, _DIRECTION, oracle="mutual_knn10_ip",
-            options={"metric": "inner_product"}),
+    Measure("mutual_knn_inner_product", measures.mutual_knn, "similarity", _UNIT, _DIRECTION,
+            oracle="mutual_knn10_ip", options={"metric": "inner_product"}),
     Measure("mutual_knn_euclidean", measures.mutual_knn, "similarity", _UNIT, _SHAPE, oracle="mutual_knn10_euclid",
             options={"metric": "euclidean"}),
     Measure("jaccard", measures.jaccard, "similarity", _UNIT, _DIRECTION, oracle="jaccard10_cos"),
@@ -165,10 +233,12 @@ _ALL = (
             options={"center": True}),
     Measure("second_order_cosine", measures.second_order_cosine, "similarity", _SIGNED, _DIRECTION),
     Measure("cknna", measures.cknna, "similarity", (-math.inf, math.inf), _DIRECTION, symmetric=False),
-    Measure("rtd", measures.rtd, "distance", _NON_NEGATIVE, _SHAPE, most=RTD_MOST, package="gudhi"),
+    Measure("rtd", measures.rtd, "distance", _NON_NEGATIVE, _SHAPE, most=RTD_MOST, package="gudhi", extra="topology"),
 )
 # fmt: on
 _BY_NAME = {measure.name: measure for measure in _ALL}
+ADDITIVE = MappingProxyType({measure.name: measure for measure in _ALL if measure.additive})
+"""Those with a streamed evaluation, by name: `compare` takes these over all samples, all others on a bounded sample."""
 
 
 def get_measure(name: str) -> Measure:
@@ -191,6 +261,11 @@ def get_measure(name: str) -> Measure:
     return _BY_NAME[name]
 
 
+def list_names() -> list[str]:
+    """The names of all measures."""
+    return list(_BY_NAME)
+
+
 def list_measures() -> "pd.DataFrame":
     """Every measure, one a row.
 
@@ -206,8 +281,19 @@ def list_measures() -> "pd.DataFrame":
     """
     import pandas as pd
 
-    fields = ("name", "kind", "range", "invariances", "metric", "symmetric", "additive", "oracle", "most", "package",
-              "summary")
+    fields = (
+        "name",
+        "kind",
+        "range",
+        "invariances",
+        "metric",
+        "symmetric",
+        "additive",
+        "oracle",
+        "most",
+        "package",
+        "summary",
+    )
     rows = [
         {field: getattr(measure, field) for field in fields}
         | {"function": measure.bound, "options": dict(measure.options)}

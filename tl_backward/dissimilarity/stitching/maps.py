@@ -71,17 +71,38 @@ def least_squares(
     """(W, b) that minimise the mean of |xW + b - y|^2 over the samples behind the sums, in closed form.
 
     "linear": (X'X + c)^+ X'Y of the samples as they are; "affine": the same of the centred ones, b from the means;
-    "orthogonal": UV' of X'Y = USV' (Schoenemann 1966). c is `ridge` times the mean eigenvalue of X'X.
+    "orthogonal": UV' of X'Y = USV' (Schoenemann 1966). c is `ridge` times the mean eigenvalue of X'X. Solved from
+    orthonormal axes of the samples, with columns scaled to norm 1, so that one large activation costs no digits.
     """
     if kind == "orthogonal":
         u, _, vh = torch.linalg.svd(pair.uncentred(), full_matrices=False)
         return u @ vh, None
     if kind == "linear":
-        return _solve(*pair.a.uncentred_spectrum(), pair.uncentred(), ridge), None
-    weight = _solve(*pair.a.spectrum, pair.scatter(), ridge)
+        turn, factor = pair.a.uncentred_axes
+        inner = pair.a.all_axes.whitener.T @ pair.scatter()
+        return _solve(factor, turn.T @ torch.cat([inner, pair.n**0.5 * pair.b.mean()[None]]), ridge), None
+    axes = pair.a.axes
+    weight = _solve(axes.factor, axes.whitener.T @ pair.scatter(), ridge)
     return weight, pair.b.mean() - pair.a.mean() @ weight
 
 
-def _solve(values: Tensor, vectors: Tensor, cross: Tensor, ridge: float) -> Tensor:
-    inverse = values + ridge * values.sum() / len(vectors)
-    return vectors @ ((vectors.T @ cross) / inverse[:, None])
+def _solve(
+    factor: Float[Tensor, "rank d_in"], target: Float[Tensor, "rank d_out"], ridge: float
+) -> Float[Tensor, "d_in d_out"]:
+    """The smallest W that minimises |factor W - target|^2 + c |W|^2, c = ridge times the mean eigenvalue of X'X."""
+    rank, width = factor.shape
+    if ridge > 0:
+        strength = (ridge * float(factor.square().sum()) / width) ** 0.5
+        factor = torch.cat([factor, strength * torch.eye(width).to(factor)])
+        target = torch.cat([target, target.new_zeros(width, target.shape[1])])
+    norms = torch.linalg.vector_norm(factor, dim=0)
+    scale = torch.where(norms > 0, 1 / norms, 0.0)
+    u, values, vh = torch.linalg.svd(factor * scale, full_matrices=False)
+    if rank < width and not ridge:
+        u, values, vh = u[:, :rank], values[:rank], vh[:rank]
+    weight = scale[:, None] * (vh.T @ ((u.T @ target) / values[:, None]))
+    if rank == width or ridge > 0:
+        return weight
+    # of all solutions the smallest, in the units of the samples: the part in the span of the rows of `factor`
+    rows = torch.linalg.qr(norms[:, None] * vh.T).Q
+    return rows @ (rows.T @ weight)

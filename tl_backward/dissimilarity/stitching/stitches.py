@@ -234,6 +234,9 @@ def residual_sums(
     width_a, width_b = model_a.W_U.shape[0], model_b.W_U.shape[0]
     device = model_b.W_U.device if model_b.W_U.device.type != "mps" else "cpu"
     sums = CovarianceStatistics([width_a] * len(layers_a), [width_b] * len(layers_b), device=device)
+    # A LayerNorm's output sums to 0: one direction less is no loss, and nothing in it is much larger than the rest.
+    sums.names["a"] = ["" if normed else f"layer {layer} of A" for layer in layers_a]
+    sums.names["b"] = [f"layer {layer} of B" for layer in layers_b]
     for batch in tqdm(batches, desc="fit", unit="batch", disable=not show_progress or len(batches) < 20):
         mask = batch.mask.clone()
         mask[:, 0] &= not exclude_first
@@ -253,8 +256,8 @@ def residual_sums(
 def _rows(
     stream: Float[Tensor, "text pos d"], mask: Tensor, device: torch.device | str, normed: bool
 ) -> Float[Tensor, "sample d"]:
-    rows = stream.detach()[mask.to(stream.device)].to(device, torch.float64)
-    return torch.nn.functional.layer_norm(rows, rows.shape[1:]) if normed else rows
+    rows = stream.detach()[mask.to(stream.device)].to(device)
+    return torch.nn.functional.layer_norm(rows.double(), rows.shape[1:]).to(rows) if normed else rows
 
 
 def fitted_map(
