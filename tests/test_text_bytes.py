@@ -10,11 +10,10 @@ from shared import stories
 from tokenizers_of_each_kind import byte_level, sentencepiece
 
 from tl_backward.alignment import vocabularies
+from tl_backward.embedding_space.filters import is_ascii
 from tl_backward.vocabulary import _named_bytes, token_string
 
 GPT2, LLAMA = byte_level(), sentencepiece(True)
-
-
 
 
 def test_a_lone_byte_is_named():
@@ -57,7 +56,8 @@ def test_any_bytes(data):
     if "\ufffd" not in text or "\ufffd".encode() in data:
         return
     expected = "".join(
-        f"<0x{ord(char) - 0xDC00:02X}>" if 0xDC80 <= ord(char) < 0xDD00 else char for char in data.decode(errors="surrogateescape")
+        f"<0x{ord(char) - 0xDC00:02X}>" if 0xDC80 <= ord(char) < 0xDD00 else char
+        for char in data.decode(errors="surrogateescape")
     )
     assert _named_bytes(piece, text) == expected
 
@@ -94,8 +94,23 @@ def test_a_byte_is_no_letter_of_the_other_vocabulary(any_model):
     assert pairs(GPT2, other) == {("A", "A"), ("é", "<0xE9>")}
     found = pairs(LLAMA, GPT2)
     assert ("<0xE9>", "é") in found and ("A", "A") in found
-    assert not [pair for pair in found if (len(pair[0]) == 6 and pair[0].startswith("<0x")) and int(pair[0][3:5], 16) in range(33, 127)
-                and chr(int(pair[0][3:5], 16)) in LLAMA.get_vocab()]
+    assert not [
+        pair
+        for pair in found
+        if (len(pair[0]) == 6 and pair[0].startswith("<0x"))
+        and int(pair[0][3:5], 16) in range(33, 127)
+        and chr(int(pair[0][3:5], 16)) in LLAMA.get_vocab()
+    ]
+
+
+def test_a_lone_byte_is_no_ascii():
+    for text, expected in ((" <0xE2>", False), ("<0xE2><0x82>", False), ("<0x41>", True), ("é", False), (" A", True)):
+        assert is_ascii(text) == expected
+    for token in range(len(GPT2)):
+        piece = GPT2.convert_ids_to_tokens(token)
+        assert is_ascii(token_string(GPT2, token)) == all(
+            char.isascii() or char in "ĠĊ" or ord(char) >= 256 and ord(char) < 256 + 34 for char in piece
+        ), piece
 
 
 def test_stories_and_bytes(any_model):

@@ -24,9 +24,8 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def is_ascii(text: str) -> bool:
-    """Whether a token is ASCII text; a byte of a byte-fallback vocabulary (<0x41>) counts as what it is."""
-    byte = _BYTE.fullmatch(text)
-    return int(byte[1], 16) < 0x80 if byte else text.replace(_SPACE, " ").isascii()
+    """Whether a token is ASCII text; bytes that are shown by their names (<0x41>, <0xE2>) count as what they are."""
+    return text.replace(_SPACE, " ").isascii() and all(int(byte, 16) < 0x80 for byte in _BYTE.findall(text))
 
 
 def is_alphanumeric(text: str) -> bool:
