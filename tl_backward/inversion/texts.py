@@ -92,7 +92,7 @@ def encode(model: TransformerLensModel, inputs: Inputs, *, prepend_bos: bool | N
     if isinstance(inputs, Encoded):
         return inputs
     if isinstance(inputs, ARRAYS):
-        inputs = Batch(as_ids(inputs), None)
+        inputs = Batch(as_ids(inputs, "tokens [text, pos]"), None)
     if isinstance(inputs, Batch):
         return _of_batch(model, inputs)
     texts = list(inputs) if isinstance(inputs, Iterable) else None
