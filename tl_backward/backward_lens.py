@@ -101,6 +101,9 @@ class BackwardLens:
     """The factors themselves (`cache.factors["W_gate", 3].token_norms()`), and gradients at hook points if kept."""
     kinds: dict[int, str] = field(default_factory=dict)
     """What each layer that was read is made of: "attention, MLP", "attention, experts", "mixer"."""
+    sources: dict[str, dict[int, str]] = field(default_factory=dict)
+    """Per readout and layer, what was read, by name: the weight whose inputs or VJPs they are ("blocks.3.mlp.W_in"), or
+    the hook point of the gradient where several weights write together ("blocks.3.mlp.hook_out")."""
     experts: dict[int, ExpertLearning] = field(default_factory=dict)
     """Per layer with experts, which of them would learn: tokens, routing weights, shares of the gradient."""
     control: "BackwardLens | None" = None
@@ -370,6 +373,7 @@ def backward_lens(
         segments=segment_tokens(mask, asked, spans, n_forced=forced),
         cache=cache,
         kinds=reading.kinds,
+        sources=reading.sources(),
         experts=experts,
         control=beside,
     )

@@ -26,6 +26,10 @@ class Reading:
     kinds: dict[int, str]
     """What each layer is made of."""
 
+    def sources(self) -> dict[str, dict[int, str]]:
+        """For each readout and layer, the weight or the hook point that is read, by name."""
+        return {of: {layer: name for layer, (_, name) in layers.items()} for of, layers in self.sides.items()}
+
 
 def what_to_read(
     model: TransformerLensModel, sites: WeightSites, layers: list[int], attention: bool

@@ -144,9 +144,10 @@ def test_every_architecture(world, family):
     shown = text_of(page)
     assert ("Shift in attention: what W_O would write" in shown) == (family not in SPLIT)
     assert "Attention and its gradient" in shown
-    assert ("Shift: what W_out would write" in shown) == (family != "attn_only")
-    assert ("Which experts would learn" in shown) == (world == "hooked" and family == "moe")
-    gated = any(weight.endswith("W_gate") for weight in lens.cache.factors)
+    experts = world == "hooked" and family == "moe"
+    assert ("Shift: what W_out would write" in shown) == (family != "attn_only" and not experts)
+    assert ("Shift: what the experts would write" in shown) == ("Which experts would learn" in shown) == experts
+    gated = not experts and any(weight.endswith("W_gate") for weight in lens.cache.factors)
     assert ("MLPs are gated" in shown) == gated
     assert len(data_of(page, "ranks")) == 2
     for of in lens.readouts():

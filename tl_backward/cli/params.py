@@ -64,9 +64,11 @@ def add_commands(commands: Commands) -> None:
 
 
 def _params(arguments: argparse.Namespace) -> None:
+    from tl_backward._checks import check_layers
     from tl_backward.embedding_space import parameter_coherence
     from tl_backward.loading import load_model
     from tl_backward.render.atlas import atlas
+    from tl_backward.render.atlas_places import atlas_places, left_out_of_atlas
     from tl_backward.render.params_report import params_report
 
     layer = _one_layer(arguments)
@@ -76,11 +78,15 @@ def _params(arguments: argparse.Namespace) -> None:
         model = load_model(arguments.model, kind=arguments.kind, device=arguments.device, dtype=arguments.dtype)
         how = {"inverse": arguments.inverse, "fold_ln": arguments.fold_ln, "filters": arguments.filter}
         found = page = None
+        shown, omitted = [], ""
         if arguments.weight is not None:
             found = parameter_coherence(model, arguments.weight, layer, head=arguments.head, k=arguments.k, **how)
         if arguments.out or not arguments.json:
             if arguments.weight is None:
                 page = atlas(model, layers=arguments.layer, k=arguments.k, name=name, **how)
+                chosen = check_layers(arguments.layer, model.cfg.n_layers)
+                shown = atlas_places(model, None, chosen)
+                omitted = left_out_of_atlas(model, shown, chosen)
             else:
                 page = params_report(
                     model, arguments.weight, layer, head=arguments.head, k=arguments.k, name=name, **how
@@ -99,7 +105,11 @@ def _params(arguments: argparse.Namespace) -> None:
         for i in best:
             say(f"  {names[i]:>12}  {float(found.score[i]):.3f}  {' '.join(map(quoted, words[i][:6]))}")
     elif page is not None:
-        say(f"{name}: the atlas of its weights is a page; --weight W_out --layer 0 prints one weight's words")
+        short, of = next((place for place in shown if place[0] == "W_out"), shown[0])
+        command = f"--weight {short} --layer {of}"
+        say(f"{name}: the atlas of its weights is a page; {command} prints one weight's words")
+        if omitted:
+            say(omitted)
     if report is not None:
         if not arguments.json:
             say(f"report: {report} ({size_of(report)})")
@@ -111,7 +121,7 @@ def _one_layer(arguments: argparse.Namespace) -> int | None:
         if arguments.head is not None or arguments.json:
             option = "--json" if arguments.json else "--head"
             raise ValueError(
-                f"Expected --weight NAME with {option}, got {option} alone; for example --weight W_out --layer 0."
+                f"Expected --weight NAME with {option}, got {option} alone; name one, such as an MLP's W_out, with its --layer."
             )
         return None
     if arguments.layer is not None and len(arguments.layer) != 1:

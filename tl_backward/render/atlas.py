@@ -10,19 +10,27 @@ from tl_backward._html import Cell, TableCell
 from tl_backward._typing import TransformerLensModel
 from tl_backward.embedding_space import Coherence, head_pairs, parameter_coherence
 from tl_backward.embedding_space.filters import Filters
+from tl_backward.embedding_space.heads import Circuit
+from tl_backward.render.atlas_places import atlas_places, left_out_of_atlas
 from tl_backward.render.coherence_figure import coherence_figure
 from tl_backward.render.export import data_block
 from tl_backward.render.figures import figure_fragment, heatmap
 from tl_backward.render.filter_table import filter_table
 from tl_backward.render.page import Fragment, Page
-from tl_backward.render.params_report import CIRCUITS, COHERENCE, FOOTER, GROUPS, PAIRS, Reading, group_table
-from tl_backward.sites import weight_sites
-
-WEIGHTS = ("W_in", "W_gate", "W_out", "W_Q", "W_K", "W_V", "W_O")
+from tl_backward.render.params_report import (
+    CIRCUITS,
+    COHERENCE,
+    FOOTER,
+    GROUPS,
+    PAIRS,
+    Reading,
+    group_table,
+    heads_of,
+)
 
 _INTRO = (
-    "What the weights of this model say in words, without running it on anything. Each vector that reads the residual "
-    "stream or writes to it is projected to the vocabulary; the most coherent come first, beside what Gaussian vectors "
+    "What the weights of this model say in words, without running it on anything. Vectors that read the residual "
+    "stream or write to it are projected to the vocabulary; the most coherent come first, beside what Gaussian vectors "
     "give through the same unembedding."
 )
 _MAP = "The share of each weight's vectors that are more coherent than 95 % of Gaussian vectors. By chance it is 0.05."
@@ -45,6 +53,8 @@ def atlas(
 ) -> Page:
     """Make one page of all of a model's weights in words; `.save(path)` writes one offline file.
 
+    Of blocks that are no dense MLP, matrices of experts and mixers are left out; the page says which.
+
     Args:
         model: a HookedTransformer or TransformerBridge.
         weights: short names of weights of the blocks; None for the MLP and attention matrices there are.
@@ -61,7 +71,8 @@ def atlas(
         show_progress: draw progress bars.
 
     Raises:
-        ValueError: no such weight in these layers, or what `parameter_coherence` refuses.
+        ValueError: no such weight in these layers, none that is read in words by itself (a model of mixers alone), or
+            what `parameter_coherence` refuses.
         IndexError: a layer out of range.
 
     Example:
@@ -70,36 +81,27 @@ def atlas(
         'Atlas of facts'
     """
     chosen = check_layers(layers, model.cfg.n_layers)
-    wanted = WEIGHTS if weights is None else tuple(weights)
-    sites = weight_sites(model)
-    places = [
-        (site.short_name, site.layer)
-        for site in sites.values()
-        if site.short_name in wanted and site.layer is not None and site.layer in chosen
-    ]
-    missing = [each for each in wanted if each not in {short for short, _ in places}]
-    if not places or (weights is not None and missing):
-        raise ValueError(
-            f"Expected short names of weights in layers {chosen}, got {list(wanted)}; see weight_sites(model)."
-        )
+    places = atlas_places(model, weights, chosen)
     reading = Reading(inverse=inverse, fold_ln=fold_ln, filters=filters)
     found = {
         place: parameter_coherence(model, *place, k=k, seed=seed, show_progress=False, **reading)
         for place in tqdm(places, disable=not show_progress, delay=1, leave=False, desc="atlas")
     }
+    omitted = left_out_of_atlas(model, places, chosen) if weights is None else ""
     page = Page(f"Atlas of {name}" if name else "Atlas of a model", intro=_INTRO, footer=FOOTER)
+    if omitted:
+        page.section("What is left out", omitted)
     shorts = list(dict.fromkeys(short for short, _ in places))
     groups = {short: torch.cat([each.score for place, each in found.items() if place[0] == short]) for short in shorts}
     figure = coherence_figure(groups, next(iter(found.values())).gaussian, title="Coherence by weight, all layers")
     page.section("How coherent the parameters are", COHERENCE, figure_fragment(figure))
     page.section("Where the coherent vectors are", _MAP, *_map(found, shorts, chosen))
     page.section("The most coherent vectors", GROUPS, group_table(list(found.values()), n_shown=n_vectors))
-    circuits = list(dict.fromkeys(CIRCUITS[short] for short in shorts if short in CIRCUITS))
-    if n_pairs and circuits:
-        text = " ".join(f"{circuit}: {PAIRS[circuit]}" for circuit in circuits)
-        page.section(
-            "The heads' strongest token pairs", text, _heads(model, circuits, chosen, n_pairs, reading, show_progress)
-        )
+    circuits: dict[Circuit, None] = dict.fromkeys(CIRCUITS[short] for short in shorts if short in CIRCUITS)
+    heads = [place for circuit in circuits for layer in chosen for place in heads_of(model, circuit, layer)]
+    if n_pairs and heads:
+        text = " ".join(f"{circuit}: {PAIRS[circuit]}" for circuit in dict.fromkeys(place[0] for place in heads))
+        page.section("The heads' strongest token pairs", text, _heads(model, heads, n_pairs, reading, show_progress))
     return page
 
 
@@ -125,14 +127,12 @@ def _map(found: dict[tuple[str, int], Coherence], shorts: list[str], layers: lis
 
 def _heads(
     model: TransformerLensModel,
-    circuits: Sequence[str],
-    layers: list[int],
+    places: Sequence[tuple[str, int, int]],
     n_pairs: int,
     reading: Reading,
     show_progress: bool,
 ) -> Fragment:
     """One row a head and circuit: its strongest pairs."""
-    places = [(circuit, layer, head) for circuit in circuits for layer in layers for head in range(model.cfg.n_heads)]
     rows: list[list[TableCell]] = []
     for circuit, layer, head in tqdm(places, disable=not show_progress, delay=1, leave=False, desc="heads"):
         pairs = head_pairs(model, circuit, layer, head, k=n_pairs, show_progress=False, **reading)

@@ -46,6 +46,8 @@ def attention_patterns(
         found[str(getattr(hook, "name", ""))] = pattern.detach()[0].float().cpu()
 
     names = pattern_names(model, layers)
+    if not names:
+        return {}
     with torch.no_grad(), rng_untouched(model), user_hooks(model, [(name, keep) for name in names], ()):
         model(tokens[None], return_type="logits")
     return {layer: found[_pattern_name(layer)] for layer in layers if _pattern_name(layer) in found}

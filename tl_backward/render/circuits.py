@@ -72,11 +72,13 @@ def tokens(
     value_label: str,
     signed: bool = False,
     bound: Number | None = None,
+    gaps: Sequence[bool] | None = None,
 ) -> Fragment:
     """Show the tokens of one text, coloured by one value each (exact value on hover), with a legend.
 
     `value_label` names the value, its unit and, if `signed`, the sign convention. Colours run from -`bound`
-    (orange) over 0 (white) to `bound` (blue); the default bound is the largest absolute value.
+    (orange) over 0 (white) to `bound` (blue); the default bound is the largest absolute value. `gaps` says before
+    which tokens there is a space that none of them has.
 
     Example:
         >>> 'nats' in tlb.render.tokens(['<bos>', ' of'], [0.0, 1.5], value_label='loss, nats').html
@@ -87,11 +89,12 @@ def tokens(
         raise ValueError(f"Need one value per token: got {len(tokens)} tokens and {len(numbers)} values.")
     if bound is None:
         bound = scale_bound(numbers)
+    after = [False] * len(tokens) if gaps is None else [*list(gaps)[1:], False]
     static = token_strip(
         tokens, numbers, value_label=value_label, signed=signed, bound=bound, with_legend=False
     )
     props = {
-        "tokens": [component_token(token) for token in tokens],
+        "tokens": [component_token(token) + (" " if gap else "") for token, gap in zip(tokens, after, strict=True)],
         "values": numbers,
         "minValue": -bound,
         "maxValue": bound,

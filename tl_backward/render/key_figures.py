@@ -1,16 +1,23 @@
 """What a Backward Lens found, in a handful of numbers, each beside its control: for reports and terminals."""
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_backward._html import format_number, visible_token
+from tl_backward._typing import Tokenizer
 from tl_backward.backward_lens import BackwardLens, Quantity
+from tl_backward.render.token_gaps import token_gaps
+from tl_backward.vocabulary import token_strings
 
 RANKS: dict[str, Quantity] = {"target": "target_rank", "old answer": "answer_rank"}
 """The two words whose ranks a report follows, and the quantity that holds each one's."""
+
+Asks: TypeAlias = Literal["last", "mask", "place"]
+"""Where an answer is asked for: after the last token, at a mask, or at another token that was given."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,6 +57,32 @@ class PromptView:
         """The real tokens as strings, raw."""
         row = self.lens.tokens[self.example] if self.lens.is_batch else self.lens.tokens
         return [str(row[place]) for place in self.places]
+
+    @property
+    def ids(self) -> list[int]:
+        """The real tokens' ids."""
+        return (self.lens.token_ids[self.example] if self.lens.is_batch else self.lens.token_ids)[self.mask].tolist()
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's."""
+        return next(iter(self.lens.readouts()[self.of].values())).tokenizer
+
+    @property
+    def gaps(self) -> list[bool]:
+        """Whether the text has a space before each token that none of `tokens` has."""
+        return token_gaps(self.tokenizer, self.ids, self.tokens)
+
+    @property
+    def encoder(self) -> tuple[list[str], list[bool]] | None:
+        """What an encoder read, as strings and the gaps before them; None for a model without one."""
+        cache = self.lens.cache
+        if cache.prompt_tokens is cache.tokens:
+            return None
+        row = cache.prompt_tokens[self.example]
+        row = row if cache.prompt_mask is None else row[cache.prompt_mask[self.example].bool()]
+        strings = token_strings(self.tokenizer, row)
+        return strings, token_gaps(self.tokenizer, row.tolist(), strings)
 
     @property
     def target(self) -> str:
@@ -102,6 +135,13 @@ class PromptView:
         position = self.lens.answer_position
         return self.places.index(int(position[self.example] if self.lens.is_batch else position))
 
+    @property
+    def asks(self) -> Asks:
+        """How the answer is asked for."""
+        if self.ids[self.asked] == getattr(self.tokenizer, "mask_token_id", None):
+            return "mask"
+        return "last" if self.asked == len(self.tokens) - self.n_forced - 1 else "place"
+
 
 @dataclass(frozen=True)
 class KeyFigure:
@@ -142,16 +182,25 @@ def _figures(view: PromptView) -> dict[str, str]:
         at_top = int((ranks["old answer"] < near).sum())
         figures[f"layers with the old answer among the highest {words_kept}"] = f"{at_top} of {n_layers}"
     norms, words = view.stacked("norm").sum(0), view.tokens
-    if view.asked > 0:
-        before = norms[: view.asked]
-        largest = int(before.argmax())
-        place = f"{visible_token(words[largest], 24)} (token {largest})" if before.any() else "none: all are zero"
-        figures["largest VJP norms before the last token"] = place
+    others = norms.clone()
+    others[view.asked] = -1
+    others[len(words) - view.n_forced :] = -1  # of a longer target
+    if others.max() >= 0:
+        largest = int(others.argmax())
+        place = f"{visible_token(words[largest], 24)} (token {largest})"
+        figures[f"largest VJP norms {_BESIDE[view.asks]}"] = place if others[largest] > 0 else "none: all are zero"
     subject = view.lens.segments.masks().get("subject")
     if subject is not None:
         inside = subject[view.example][view.mask.cpu()]
         figures["the subject's share of all VJP norms"] = f"{100 * float(norms[inside].sum() / norms.sum()):.0f} %"
     return figures
+
+
+_BESIDE = {
+    "last": "before the last token",
+    "mask": "at other tokens than the mask",
+    "place": "at other tokens than that asked at",
+}
 
 
 def _one(value: str | list[str], example: int) -> str:

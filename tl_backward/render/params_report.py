@@ -1,7 +1,7 @@
 """One weight in words as a page: its vectors' tokens, how coherent they are, and its heads' strongest pairs."""
 
 from collections.abc import Sequence
-from typing import Literal, TypedDict
+from typing import TypedDict
 
 from tl_backward._checks import check_head
 from tl_backward._html import Cell, TableCell, visible_token
@@ -13,7 +13,9 @@ from tl_backward.embedding_space import (
     parameter_coherence,
     related_pairs,
 )
+from tl_backward.embedding_space._weights import query_heads
 from tl_backward.embedding_space.filters import Filters
+from tl_backward.embedding_space.heads import Circuit
 from tl_backward.render.attention_report import beside
 from tl_backward.render.coherence_figure import coherence_figure
 from tl_backward.render.export import data_block
@@ -22,8 +24,9 @@ from tl_backward.render.filter_table import filter_table
 from tl_backward.render.page import Fragment, Page
 from tl_backward.render.tables import table
 from tl_backward.render.token_pairs import pair_list, pair_picture
+from tl_backward.sites import weight_sites
 
-CIRCUITS: dict[str, Literal["VO", "QK"]] = {"W_V": "VO", "W_O": "VO", "W_Q": "QK", "W_K": "QK"}
+CIRCUITS: dict[str, Circuit] = {"W_V": "VO", "W_O": "VO", "W_Q": "QK", "W_K": "QK"}
 PARTNERS = {"W_in": "KV", "W_out": "KV", "W_gate": "GV", **CIRCUITS}
 
 FOOTER = (
@@ -51,6 +54,7 @@ PAIRS = {
     "VO": "The pairs with the largest scores of e_s W_V W_O E_t: attending to the first token writes the second.",
     "QK": "The pairs with the largest scores of (e_q W_Q) . (e_k W_K): the first looks at the second, positions aside.",
 }
+_OF_KIND = {"KV": ("W_in", "W_out"), "GV": ("W_gate", "W_out"), "VO": ("W_V", "W_O"), "QK": ("W_Q", "W_K")}
 _SHOWN = 1000  # vectors in the table; the data block has all of them
 
 
@@ -116,7 +120,8 @@ def params_report(
     page.section("How coherent the vectors are", COHERENCE, figure_fragment(figure))
     page.section("Every vector in words", GROUPS, group_table([found]), _data(found))
     block = _layer_of(found)
-    if block is not None and short in PARTNERS and f".{short}" in found.projection.weight:
+    own = found.projection.weight
+    if block is not None and short in PARTNERS and _has_partner(model, own, PARTNERS[short]):
         size = min(100, max(2, found.projection.n_tokens // 4))
         related = related_pairs(
             model, PARTNERS[short], block, head=head, k=size, seed=seed, show_progress=False, **reading
@@ -126,12 +131,32 @@ def params_report(
         text = f"{PAIRED} Here the {size} top tokens of {' and '.join(related.weights)}."
         page.section("Vectors that belong together", text, table(["pairing", *map(str, summary.columns)], rows))
     if block is not None and short in CIRCUITS:
-        heads = range(model.cfg.n_heads) if head is None else [check_head(head, model.cfg.n_heads)]
+        places = heads_of(model, CIRCUITS[short], block)
+        heads = [place[2] for place in places]
+        if head is not None and heads:
+            heads = [check_head(head, len(heads))]
         for each in heads:
             n = min(n_pairs, found.projection.n_tokens**2)
             pairs = head_pairs(model, CIRCUITS[short], block, each, k=n, show_progress=show_progress, **reading)
             page.section(f"{CIRCUITS[short]} pairs of head {each}", _pairs_text(pairs), pair_fragment(pairs))
     return page
+
+
+def heads_of(
+    model: TransformerLensModel, circuit: Circuit, layer: int
+) -> list[tuple[Circuit, int, int]]:
+    """(circuit, layer, head) of each head of a block that has both matrices of the circuit; layers may differ."""
+    sites = weight_sites(model)
+    found = [site for site in sites.values() if site.layer == layer and site.short_name in _OF_KIND[circuit]]
+    if len(found) < 2:
+        return []
+    return [(circuit, layer, head) for head in range(query_heads(model, found[0].name))]
+
+
+def _has_partner(model: TransformerLensModel, of: str, kind: str) -> bool:
+    """Whether a weight's own component has both weights of a kind of pair: a router called W_gate has no W_out."""
+    component = of.rpartition(".")[0]
+    return all(f"{component}.{name}" in weight_sites(model) for name in _OF_KIND[kind])
 
 
 def group_table(found: Sequence[Coherence], *, n_shown: int = _SHOWN, k: int = 8) -> Fragment:

@@ -20,6 +20,8 @@ from tl_backward.render.key_figures import PromptView, key_figures
 from tl_backward.render.page import Fragment, Page
 from tl_backward.render.rank_curves import rank_curves
 from tl_backward.render.tables import table
+from tl_backward.render.token_gaps import joined
+from tl_backward.render.words_texts import words_texts
 
 _MANY = 20  # tokens that still fit into a table, and next to each other into two heat maps
 _LONGEST = 2000  # characters of the prompt in the question, all of it on hover
@@ -75,16 +77,22 @@ def lens_report(
 
 def _question(page: Page, view: PromptView) -> None:
     end = len(view.tokens) - view.n_forced
-    prompt, forced = "".join(view.tokens[:end]), "".join(view.tokens[end:])
+    prompt, forced = joined(view.tokens[:end], view.gaps[:end]), joined(view.tokens[end:], view.gaps[end:]).strip(" ")
     first = "" if not forced else ", the first token of the target,"
-    where = "After" if view.asked == end - 1 else f"At {_quoted(view.tokens[view.asked])} in"
+    encoder = view.encoder
+    where = "after" if view.asks == "last" else f"at {_quoted(view.tokens[view.asked])} in"
+    says = f"{where} {_quoted(prompt)} the {'model' if encoder is None else 'decoder'} says"
+    says = says[0].upper() + says[1:] if encoder is None else f"The encoder reads {_quoted(joined(*encoder))}; {says}"
     sentence = (
-        f"<p>{where} {_quoted(prompt)} the model says {_quoted(view.answer)}. "
+        f"<p>{says} {_quoted(view.answer)}. "
         f"What would one step of training toward {_quoted(view.target)}{first} write?</p>"
     )
     text = report_texts.question(view.d_vocab)
+    if encoder is not None:
+        text += " " + report_texts.ENCODER
     if forced:
-        text += " " + report_texts.FORCED.format(visible_token(forced, _LONGEST))
+        reads = "the prompt" if encoder is None else "what the decoder reads"
+        text += " " + report_texts.FORCED.format(visible_token(forced, _LONGEST), reads)
     if view.n_prompts > 1:
         text += f" This is prompt {view.example + 1} of {view.n_prompts}; only the means over the parts of the"
         text += " prompt use all of them."
@@ -92,7 +100,10 @@ def _question(page: Page, view: PromptView) -> None:
     rows = [[each.name, each.value, *([each.control] if view.control() else [])] for each in key_figures(view)]
     has_subject = "subject" in view.lens.segments.masks()
     advice = report_texts.advice(
-        has_control=view.control() is not None, has_subject=has_subject, has_answer=view.target != view.answer
+        has_control=view.control() is not None,
+        has_subject=has_subject,
+        has_answer=view.target != view.answer,
+        asks=view.asks,
     )
     words = Fragment(sentence + "".join(f"<p>{escape(visible_text(paragraph))}</p>" for paragraph in (text, advice)))
     page.section("The question", "", beside(words, table(columns, rows)))
@@ -105,16 +116,13 @@ def _quoted(token: str) -> str:
 def _token_norms(page: Page, view: PromptView) -> None:
     norms = view.stacked("norm").sum(0)
     label = f"sum over layers of |delta_i| ({report_texts.UNIT})"
-    page.section(*report_texts.TOKEN_NORMS, tokens(view.tokens, norms, value_label=label))
+    strip = tokens(view.tokens, norms, value_label=label, gaps=view.gaps)
+    page.section(*report_texts.token_norms(has_encoder=view.encoder is not None), strip)
 
 
 def _words(page: Page, view: PromptView, of: str) -> None:
     """Append the lens table of one readout, and its full lists as data."""
-    heading, text = report_texts.WORDS[of]
-    if of == "imprint" and any(weight.endswith("W_gate") for weight in view.lens.cache.factors):
-        text += " This model's MLPs are gated: W_gate reads the same inputs."
-    if of in ("imprint", "shift") and any(not kind.endswith("MLP") for kind in view.lens.kinds.values()):
-        text += " " + report_texts.OTHER_BLOCKS
+    heading, text = words_texts(view.lens, of, old_answer=view.asks != "mask")
     if len(view.tokens) > _MANY:
         text += " The table scrolls sideways."
     frame = view.lens.token_frame()
@@ -155,7 +163,8 @@ def _ranks(page: Page, view: PromptView) -> None:
     columns = [[None if math.isnan(rank) else int(rank) for rank in line.values] for line in lines]
     rows = [[layer, *ranks] for layer, *ranks in zip(view.lens.layers, *columns, strict=True)]
     data = data_block(["layer", *(line.name for line in lines)], rows, filename="ranks.csv")
-    page.section(*report_texts.ranks(has_control=view.control() is not None), figure_fragment(figure), data)
+    heading, text = report_texts.ranks(has_control=view.control() is not None, asks=view.asks)
+    page.section(heading, text, figure_fragment(figure), data)
 
 
 def _norms(page: Page, view: PromptView) -> None:
@@ -177,7 +186,7 @@ def _norms(page: Page, view: PromptView) -> None:
         for pos, token in enumerate(view.tokens)
     ]
     data = data_block(["layer", "position", "token", *norms], rows, filename="vjp_norms.csv")
-    heading, text = report_texts.NORMS
+    heading, text = report_texts.norms(view.asks)
     if control is not None:
         text += " Each picture has its own colour scale."
     fragments = [figure_fragment(figure) for figure in figures]
@@ -195,7 +204,7 @@ def _segments(page: Page, view: PromptView) -> None:
                 columns += [column] if column not in columns else []
                 row.append(mean[source])
     counts = ", ".join(f"{int(mask.sum())} {name}" for name, mask in view.lens.segments.masks().items())
-    heading, text = report_texts.SEGMENTS
+    heading, text = report_texts.segments(view.asks, has_encoder=view.encoder is not None)
     text += f" Tokens: {counts}." + ("" if "subject" in counts else " No subject was given.")
     data = data_block(columns, list(rows.values()), filename="segment_means.csv")
     page.section(heading, text, table(columns, list(rows.values())), data)
@@ -208,5 +217,6 @@ def _attention(page: Page, view: PromptView, model: TransformerLensModel) -> Non
     if not patterns:
         return
     note, charts = attention_section(view, patterns, gradients)
-    heading, text = report_texts.ATTENTION if gradients else report_texts.ATTENTION_ALONE
+    causal = not any(bool(pattern.triu(1).any()) for pattern in patterns.values())
+    heading, text = report_texts.attention(has_gradients=bool(gradients), causal=causal)
     page.section(heading, f"{text}\n\n{note}", charts)

@@ -1,5 +1,7 @@
 """What the Backward Lens report says about each of its parts: what is shown, the unit, the sign."""
 
+from tl_backward.render.key_figures import Asks
+
 UNIT = "nats per unit of output"
 
 INTRO = (
@@ -26,10 +28,13 @@ def question(d_vocab: int) -> str:
     )
 
 
-def advice(*, has_control: bool, has_subject: bool, has_answer: bool) -> str:
+def advice(*, has_control: bool, has_subject: bool, has_answer: bool, asks: Asks) -> str:
     """Say what to look at, and what of it is a finding."""
     if not has_answer:
         return SAME
+    if has_control and asks == "mask":
+        look = "are the VJPs large on the subject, and " if has_subject else ""
+        return f"What to look at: {look}what differs from the untrained control? {MASKED} {CONTROL}"
     if not has_control:
         return (
             "Some of what follows holds in an untrained model too: make the lens with "
@@ -40,31 +45,42 @@ def advice(*, has_control: bool, has_subject: bool, has_answer: bool) -> str:
         f"What to look at: in which layers does the old answer reach the very top of the shift{subject}? That "
         "comes with training (in the last layer from the model's confidence alone). The target at the very bottom "
         "does not: the same architecture with random weights, the untrained control, shows it too, because a "
-        "cross-entropy loss puts it there. Trust what differs from the control, which is one random draw: other "
-        "seeds give other ranks."
+        f"cross-entropy loss puts it there. {CONTROL}"
     )
 
 
-FORCED = (
-    "The target has several tokens: '{}', which is all of it but the last one, is appended to the prompt, the "
-    "loss is the mean over its tokens, and ranks are those of the first, read where the prompt ends."
+CONTROL = (
+    "Trust what differs from the control, which is one random draw: other seeds give other ranks."
 )
+
+MASKED = (
+    "The old answer need not be at the top of a shift: a head with an activation, as most masked models have, reads a "
+    "VJP as it would read any vector."
+)
+
+
+FORCED = (
+    "The target has several tokens: '{}', which is all of it but the last one, is appended to {}, the "
+    "loss is the mean over its tokens, and ranks are those of the first, read where that ends."
+)
+
+ENCODER = "The decoder's blocks are read here, not the encoder's."
 
 SAME = (
     "The target is what the model says already, so that there is no old answer to push down: the step makes it surer "
     "of what it says."
 )
 
-TOKEN_NORMS = (
-    "Where the gradient arrives",
-    "The prompt's tokens, coloured by the norms of their VJPs, summed over the layers: how much the loss "
-    "depends, to first order, on what is written at that token.",
-)
 
-OTHER_BLOCKS = (
-    "Where a block has experts or a mixer instead of an MLP, imprint is what it reads of the stream and shift the VJP "
-    "of what it writes to it."
-)
+def token_norms(*, has_encoder: bool) -> tuple[str, str]:
+    """Heading and text of the coloured tokens."""
+    tokens = "The tokens that the decoder reads" if has_encoder else "The prompt's tokens"
+    return (
+        "Where the gradient arrives",
+        f"{tokens}, coloured by the norms of their VJPs, summed over the layers: how much the loss "
+        "depends, to first order, on what is written at that token.",
+    )
+
 
 EXPERTS = (
     "Which experts would learn in layer",
@@ -74,37 +90,17 @@ EXPERTS = (
     "no token reached has no gradient.",
 )
 
-WORDS = {
-    "imprint": (
-        "Imprint: what W_in would take in",
-        "A training step adds to W_in (the paper's FF1) a multiple of each token's own input x_i, so that "
-        "the neurons answer more, or less, to inputs like it. A cell holds the input of that layer and "
-        "token, read through the final norm and the unembedding: its top word, and below it the bottom one. "
-        "Hover for the lists. (Sections 4 and 5 of the paper.)",
-    ),
-    "shift": (
-        "Shift: what W_out would write",
-        "A training step SUBTRACTS from what W_out (FF2) writes a multiple of the VJP delta_i: it moves "
-        "away from the top words of the raw delta_i and toward its bottom ones. So a cell holds the BOTTOM "
-        "word, where the target belongs, and below it the top one, where the old answer belongs. Hover for "
-        "the lists. (Sections 4 and 5 of the paper.)",
-    ),
-    "attn_imprint": (
-        "Imprint in attention: what W_V would take in",
-        "The same for attention: the inputs x_i of W_V in words, the top one and below it the bottom one.",
-    ),
-    "attn_shift": (
-        "Shift in attention: what W_O would write",
-        "The VJPs of W_O, the raw gradient with respect to what attention writes at that token. A training "
-        "step SUBTRACTS it, so a cell holds the BOTTOM word, and below it the top one.",
-    ),
+ASKED: dict[Asks, str] = {
+    "last": "the token after which the answer is expected",
+    "mask": "the mask, where the answer belongs",
+    "place": "the token at which the answer is asked for",
 }
 
 
-def ranks(*, has_control: bool) -> tuple[str, str]:
+def ranks(*, has_control: bool, asks: Asks) -> tuple[str, str]:
     """Heading and text of the rank curves."""
     text = (
-        "Where both words stand in the raw VJP at the token after which the answer is expected. On top is "
+        f"Where both words stand in the raw VJP at {ASKED[asks]}. On top is "
         "the largest logit: what a training step pushes down. At the bottom is the smallest: what the step, "
         "which subtracts the VJP, writes. The axis spreads out both ends."
     )
@@ -113,28 +109,42 @@ def ranks(*, has_control: bool) -> tuple[str, str]:
     )
 
 
-NORMS = (
-    "VJP norms by layer and token",
-    "How much the loss would change, to first order, per unit of change in what the layer writes at the "
-    "token (a norm has no sign). In the last layer only tokens after which an answer is expected can "
-    "matter: all others are exactly zero.",
-)
 
-SEGMENTS = (
-    "Parts of the prompt",
-    f"The mean VJP norm, in {UNIT}, over the tokens of each part.",
-)
+def norms(asks: Asks) -> tuple[str, str]:
+    """Heading and text of the heat map."""
+    only = {
+        "last": "only tokens after which an answer is expected",
+        "mask": "only the mask",
+        "place": "only the token at which the answer is asked for",
+    }
+    return (
+        "VJP norms by layer and token",
+        "How much the loss would change, to first order, per unit of change in what the layer writes at the "
+        f"token (a norm has no sign). In the last layer {only[asks]} can matter: all others are exactly zero.",
+    )
 
-ATTENTION = (
-    "Attention and its gradient",
-    "Left, how much each token (a row) attends to each token up to it (a column). Right, the raw gradient "
-    "of the loss with respect to that attention: more attention would raise the loss where it is positive "
-    "(blue), and make the target more likely where it is negative (orange). Point at a head to see it in "
-    "full, click to keep it.",
-)
 
-ATTENTION_ALONE = (
-    "Attention",
-    "How much each token (a row) attends to each token up to it (a column). For the gradients beside it, "
-    "make the lens with names_filter=tl_backward.render.pattern_names(model).",
-)
+def segments(asks: Asks, *, has_encoder: bool) -> tuple[str, str]:
+    """Heading and text of the means over parts."""
+    last = {"last": "", "mask": ' "last" is the mask.', "place": ' "last" is the token asked at.'}
+    return (
+        "Parts of what the decoder reads" if has_encoder else "Parts of the prompt",
+        f"The mean VJP norm, in {UNIT}, over the tokens of each part.{last[asks]}",
+    )
+
+
+def attention(*, has_gradients: bool, causal: bool) -> tuple[str, str]:
+    """Heading and text of the attention charts."""
+    attends = f"ow much each token (a row) attends to each token{' up to it' if causal else ''} (a column)."
+    if not has_gradients:
+        return (
+            "Attention",
+            f"H{attends} For the gradients beside it, make the lens with "
+            "names_filter=tl_backward.render.pattern_names(model).",
+        )
+    return (
+        "Attention and its gradient",
+        f"Left, h{attends} Right, the raw gradient of the loss with respect to that attention: more attention would "
+        "raise the loss where it is positive (blue), and make the target more likely where it is negative (orange). "
+        "Point at a head to see it in full, click to keep it.",
+    )
