@@ -48,7 +48,7 @@ def test_what_an_encoder_read_is_in_the_question(name):
         pytest.skip("NOT TESTED: TransformerLens 3 cannot run a T5 of this transformers")
     model = tiny(name)
     _, shown = page_of(model)
-    start = model.tokenizer.decode([model.original_model.config.decoder_start_token_id])
+    start = "<pad>" if name.startswith("T5") else model.tokenizer.decode([model.original_model.config.decoder_start_token_id])
     assert re.search(rf"The encoder reads (<bos> )?w5 w6 w7 w8 ; after {re.escape(start)} the decoder says", shown)
     assert "The decoder's blocks are read here, not the encoder's" in shown
     assert "The tokens that the decoder reads, coloured by" in shown and "The prompt's tokens" not in shown
@@ -161,8 +161,8 @@ def test_gaps_are_where_the_tokenizer_writes_them():
 
 def test_a_sentencepiece_text_has_no_gaps():
     model = stories(worlds()[0])
-    lens = tlb.backward_lens(model, "Once upon a time, there was", "girl", k=3)
-    assert joined(PromptView(lens).tokens, PromptView(lens).gaps) == "<s> Once upon a time, there was"
+    view = PromptView(tlb.backward_lens(model, "Once upon a time, there was", "girl", k=3))
+    assert joined(view.tokens, view.gaps).startswith("<s> Once upon a time, there was") and not any(view.gaps)
 
 
 def test_an_atlas_says_what_it_leaves_out():

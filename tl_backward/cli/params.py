@@ -121,7 +121,8 @@ def _one_layer(arguments: argparse.Namespace) -> int | None:
         if arguments.head is not None or arguments.json:
             option = "--json" if arguments.json else "--head"
             raise ValueError(
-                f"Expected --weight NAME with {option}, got {option} alone; name one, such as an MLP's W_out, with its --layer."
+                f"Expected --weight NAME with {option}, got {option} alone; name one, such as an MLP's "
+                "W_out, with its --layer."
             )
         return None
     if arguments.layer is not None and len(arguments.layer) != 1:

@@ -13,8 +13,8 @@ _HEADINGS = {
 _IMPRINT = (
     "A training step adds to {} a multiple of each token's own input x_i, so that {} more, or less, to inputs like it. "
     "A cell holds the input of that layer and token, read as the model reads its last stream, mostly through a final "
-    "norm and the unembedding: its top word, and below it the bottom one. Hover for the lists. (Sections 4 and 5 of the "
-    "paper.)"
+    "norm and the unembedding: its top word, and below it the bottom one. Hover for the lists. (Sections 4 and 5 of "
+    "the paper.)"
 )
 _SHIFT = (
     "A training step SUBTRACTS from what {} a multiple of the VJP delta_i: it moves away from the top words of the "
