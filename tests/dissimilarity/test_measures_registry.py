@@ -77,5 +77,5 @@ def test_the_guide_names_what_there_is():
         line.split("|")[3] for line in guide.splitlines() if line.startswith("| ") and "`" in line.split("|")[3]
     ]
     named = {name for cell in families for name in re.findall("`([a-z_]+)`", cell)}
-    assert len(families) == 8 and named - {"cka", "topology"} <= set(list_measures().name)
-    assert {get_measure(name).function for name in named - {"cka", "topology"}} >= {measures.cka_biased, measures.rtd}
+    assert len(families) == 8 and named - {"cka", "topology", "transport"} <= set(list_measures().name)
+    assert {get_measure(name).function for name in named - {"cka", "topology", "transport"}} >= {measures.cka_biased, measures.rtd}
