@@ -34,7 +34,7 @@ def check_origins(net, sites, recorder, value, shape) -> None:
     written = [each.written for used in recorder.uses.values() for each in used]
     zeros = {id(one): torch.zeros(one.shape, dtype=one.dtype, device=one.device) for one in written}
     for site in experts:
-        origin = factors_of(site, recorder._recorded(site, zeros), (shape,)).origin
+        origin = factors_of(site, recorder._recorded(site, zeros), (shape,), recorder.asked.get(site.name)).origin
         if origin is None or len(depends[site.name]) != origin.token.shape[1]:
             continue
         for i, where in enumerate(depends[site.name]):
@@ -54,7 +54,7 @@ def check(seed: int) -> Counter:
     parameters = dict(net.named_parameters())
     wanted = {name: p.requires_grad for name, p in parameters.items()}
     values = {name: p.detach().clone() for name, p in parameters.items()}
-    sites = learn(parameters, named_weights(net, {}), lambda: net(tokens), tuple(tokens.shape), [*net.modules()], lambda _: None)
+    sites = learn(parameters, named_weights(net, {}), lambda: net(tokens), (tuple(tokens.shape),), [*net.modules()], lambda _: None)
     own = net(tokens)
     recorder = Recorder(net)
     for site in sites.values():

@@ -20,6 +20,7 @@ from tl_backward._checks import (
 )
 from tl_backward._typing import HookFn, NamesFilter, Prompts, TransformerLensModel
 from tl_backward._visits import rng_untouched
+from tl_backward.asked import mask_token
 from tl_backward.capture_memory import announce
 from tl_backward.gradient_cache import FactorMap, GradientCache, GradientMap
 from tl_backward.losses import Loss, next_token_loss, takes_mask
@@ -28,6 +29,7 @@ from tl_backward.prompts import Batch, encode_prompts, extend, forward, with_inp
 from tl_backward.recorder import Differentiated, Recorder
 from tl_backward.sites import WeightSite, WeightSites, select_sites, sites_of_batch, sites_of_longer
 from tl_backward.sites.account import DID_NOT_RUN, account_rows
+from tl_backward.sites.loss_watch import LossWatch
 
 HookList: TypeAlias = Sequence[tuple[str | Callable[[str], bool], HookFn]]
 
@@ -111,6 +113,11 @@ def run_with_gradient_cache(
             "Expected a loss of your own for a model that reads no text, got one of words; write loss(logits, tokens) "
             "-> scalar of what the model returns ([batch, class] of a classifier); `tokens` is empty."
         )
+    if loss is next_token_loss and mask_token(model) is not None:
+        raise ValueError(
+            "Expected a loss for a model that sees the tokens on both sides, got next_token_loss: such a model reads "
+            "the token that it is asked for; use target_loss(...) at a mask, or a loss(logits, tokens) of your own."
+        )
     if loss is next_token_loss and batch.decoder is not None and batch.decoder.tokens.shape[1] == 1:
         raise ValueError(
             "Expected decoder_input_ids, of which next_token_loss is taken in an encoder-decoder, got none; pass them, "
@@ -156,7 +163,7 @@ def _captured(
         for point in {id(point): point for point in points.values()}.values():
             recorder.watch_hook_point(point)
         with recorder.watching(batch.shapes, () if again else known.asleep()):
-            value, logits = _forward(model, batch, loss)
+            value, logits = _forward(model, batch, loss, known)
         if recorder.woken:
             return None
         idle = recorder.idle() if weights is None or callable(weights) else []
@@ -252,7 +259,7 @@ def _no_point(points: dict[str, nn.Module], overwritten: set[int]) -> str:
     )
 
 
-def _forward(model: TransformerLensModel, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor]:
+def _forward(model: TransformerLensModel, batch: Batch, loss: Loss, known: WeightSites) -> tuple[Tensor, Tensor]:
     """Loss and logits of one pass; the loss has been checked."""
     logits = forward(model, batch)
     if not logits.requires_grad:
@@ -260,7 +267,9 @@ def _forward(model: TransformerLensModel, batch: Batch, loss: Loss) -> tuple[Ten
         logits = logits.detach().requires_grad_().clone()
     origin = logits.grad_fn
     named = {"attention_mask": batch.answered.mask} if takes_mask(loss) else {}
-    value = check_loss(loss(logits, batch.answered.tokens, **named))
+    with LossWatch(known.parameters.items()):
+        value = loss(logits, batch.answered.tokens, **named)
+    value = check_loss(value)
     if not _depends_on(value, origin):
         raise ValueError(
             "Expected a loss that depends on the logits, got one that does not; compute it from the `logits` argument."
@@ -304,8 +313,14 @@ def user_hooks(model: TransformerLensModel, fwd_hooks: HookList, bwd_hooks: Hook
 
 def _hook_points(model: TransformerLensModel, names_filter: NamesFilter) -> dict[str, nn.Module]:
     """The hook points that `names_filter` keeps, under all their names."""
-    if names_filter is not None and not callable(names_filter) and not names_filter:
+    if isinstance(names_filter, list | tuple) and not names_filter:
         return {}
+    several = isinstance(names_filter, list | tuple) and all(isinstance(name, str) for name in names_filter)
+    if not (names_filter is None or callable(names_filter) or isinstance(names_filter, str) or several):
+        raise TypeError(
+            f"Expected names_filter to be None, a name, a list of names or a predicate, got {names_filter!r}; for "
+            "example names_filter=['blocks.0.hook_resid_post'], [] for none."
+        )
     points = dict(model.hook_dict)
     if names_filter is None:
         return points

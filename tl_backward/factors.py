@@ -381,6 +381,13 @@ class GradientFactors:
         """Which rows belong to the tokens that an index over [batch, pos] names."""
         assert self.origin is not None
         batch, pos = self.origin.shape
+        unknown = self.origin.example < 0
+        if unknown.any() and self.deltas[unknown].any():
+            raise ValueError(
+                f"Expected rows whose examples and tokens are known, got {int(unknown.sum())} of which they are not (a "
+                "table that all examples read together, or rows in an order of the model's own); take the sum of all, "
+                "or capture one example at a time."
+            )
         places = torch.arange(batch * pos, device=self.deltas.device).reshape(batch, pos)
         if isinstance(index, Tensor) and index.dtype == torch.bool:
             wanted = places[index]

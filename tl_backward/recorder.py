@@ -81,7 +81,7 @@ class Recorder:
     points: dict[int, list[_Written]] = field(default_factory=dict)
     converters: dict[int, nn.Module] = field(default_factory=dict)
     asked: dict[str, GradientEdge] = field(default_factory=dict)
-    """Where the gradient of each weight arrives that autograd gives whole."""
+    """Where the gradient of each weight arrives that autograd gives whole, or pulls back through a function."""
     silent: dict[int, str] = field(default_factory=dict)
     """Why no gradient could be asked for at hook points that ran."""
     woken: bool = False
@@ -147,8 +147,7 @@ class Recorder:
             return self._used(awake, keys, wanted, shapes)
 
         with asking(asked):
-            whole = [site for site in self.sites if site.kind == "parameter"]
-            self.asked = {site.name: get_gradient_edge(site.parameter) for site in whole}
+            self.asked = {site.name: get_gradient_edge(site.parameter) for site in through}
             if not by_operation:
                 yield
                 return
@@ -167,8 +166,8 @@ class Recorder:
             if key not in self.uses:  # weights that meet in no pass of the model's own
                 self._unknown(each, key)
                 continue
-            if use.y is None or use.kind not in wanted[key]:
-                if use.kind == "other":
+            if use.y is None or use.kind not in wanted[key] or each.known.cut:
+                if use.kind == "other" or each.known.cut:
                     use.y = None
                     self.uses[key].append(_Multiplied(each, _written(None, use.weight), 0))
                 continue
@@ -276,7 +275,7 @@ class Recorder:
         factors: dict[str, GradientFactors] = {}
         for site in self.sites:
             if site.by_operation:
-                factors[site.name] = factors_of(site, self._recorded(site, deltas), shapes)
+                factors[site.name] = factors_of(site, self._recorded(site, deltas), shapes, self.asked.get(site.name))
             elif site.kind != "parameter":
                 factors[site.name] = site.factors(self._calls(site, deltas))
         at: dict[int, Tensor] = {}
@@ -301,13 +300,13 @@ class Recorder:
         """Each use of a site's weight that is of its kind, with the gradient at what it wrote."""
         found = []
         for each in self.uses[site.used]:
-            if each.seen.use.kind == "other":
+            if each.seen.use.kind == "other" and not each.seen.known.cut:
                 raise RuntimeError(
                     f"Expected {site.name} to be used as in a pass of the model's own, got an operation "
                     f"({each.seen.use.operation}) that is not known for it; a user's hook or the inputs may have "
                     "changed how the model computes: choose others with weights=..."
                 )
-            if each.seen.use.kind == site.kind:
+            if each.seen.use.kind == site.kind and not each.seen.known.cut:
                 found.append(Recorded(each.seen, deltas[id(each.written)]))
         return found
 

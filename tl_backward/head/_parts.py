@@ -86,7 +86,13 @@ def stored(model: TransformerLensModel) -> tuple[Tensor, Tensor]:
         bias = leaf.bias
         none = leaf.weight.new_zeros(leaf.weight.shape[0])
         return leaf.weight.detach().T, none if bias is None else bias.detach()
-    return model.W_U.detach(), model.b_U.detach()
+    try:
+        return model.W_U.detach(), model.b_U.detach()
+    except (AttributeError, AssertionError) as error:  # TransformerLens's own, of what holds no weight itself
+        raise ValueError(
+            f"Expected an unembedding with a weight of its own, got a {type(leaf).__name__} around one, which "
+            "TransformerLens reads no W_U from; put the module in its place by itself."
+        ) from error
 
 
 def may_be_plain(model: TransformerLensModel) -> bool:

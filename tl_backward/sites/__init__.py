@@ -111,8 +111,7 @@ def _collect(model: TransformerLensModel, kind: str, batch: Batch | None) -> Wei
         with rng_untouched(model):
             return forward(model, probe_batch(model) if batch is None else batch)
 
-    n, pos = (probe_batch(model) if batch is None else batch).tokens.shape
-    return world.collect(model, run, (n, pos))
+    return world.collect(model, run, (probe_batch(model) if batch is None else batch).shapes)
 
 
 def rotation(model: TransformerLensModel, layer: int, position: int) -> Float[Tensor, "d_head d_head"] | None:

@@ -106,8 +106,10 @@ class WeightSite:
     scale: float = 1.0
     """What the module multiplies the rows by that it looks up."""
     axes: Axes | None = None
-    """(how many, which is the batch, which are the positions) of the axes before the last of what it writes, as the
-    model's own short pass showed them; None where their sizes did not tell."""
+    """(how many, which is the batch, which are the positions or -1) of the axes before the last of what it writes, as
+    the model's own short pass showed them; None where their sizes did not tell."""
+    placed: bool = True
+    """Whether a gradient of one example alone was seen to arrive at that example's rows alone."""
     gathered: bool = False
     """Whether its rows are tokens that were chosen, so that each must be followed."""
     order: int = 0

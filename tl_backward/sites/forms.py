@@ -114,7 +114,9 @@ def orientation_of(seen: Seen, way: Named, geometry: Callable[[Named], Geometry 
     if use.blocks == "head":
         return _head_orientation(weight, base, use.orientation, way, geometry)
     if seen.known.picked is not None:
-        return use.orientation if weight.shape[1:] == base.shape[1:] else None
+        if weight.is_contiguous() and weight.shape[1:] == base.shape[1:]:
+            return use.orientation
+        return turned if weight.mT.is_contiguous() and weight.shape[1:] == base.mT.shape[1:] else None
     if base.ndim == 3 and weight.ndim == 2:
         if base.stride(0) == 0 or weight.storage_offset() < base.storage_offset():
             return None

@@ -7,6 +7,7 @@ the user's hooks. All this is true of TransformerLens's own classes: in a module
 is computed (a parametrization, pruning), the operations of a pass tell.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Literal, Protocol, cast
 
@@ -29,6 +30,7 @@ from tl_backward.sites._site import (
 )
 from tl_backward.sites.learn import learn
 from tl_backward.sites.names import named_weights
+from tl_backward.sites.token_rows import Shapes
 
 
 class _Rotary(Protocol):
@@ -37,7 +39,7 @@ class _Rotary(Protocol):
     def apply_rotary(self, x: Tensor, past_kv_pos_offset: int) -> Tensor: ...
 
 
-def collect(model: TransformerLensModel, run: Callable[[], object], shape: tuple[int, int]) -> WeightSites:
+def collect(model: TransformerLensModel, run: Callable[[], object], shapes: Shapes) -> WeightSites:
     """The weights of a HookedTransformer that have no known place, as one pass used them."""
     root = cast(nn.Module, model)
     parameters = dict(root.named_parameters())
@@ -45,7 +47,7 @@ def collect(model: TransformerLensModel, run: Callable[[], object], shape: tuple
     if all(id(parameter) in known for parameter in parameters.values()):
         return WeightSites(parameters)
     ways, modules = named_weights(root, {}), every_module(model)
-    return learn(parameters, ways, run, shape, modules, lambda way: None, known)
+    return learn(parameters, ways, run, shapes, modules, lambda way: None, known)
 
 
 def with_known_places(model: TransformerLensModel, learnt: WeightSites) -> WeightSites:
@@ -64,6 +66,10 @@ def with_known_places(model: TransformerLensModel, learnt: WeightSites) -> Weigh
 
 
 def _known_places(root: nn.Module) -> WeightSites:
+    return _without_shared(_places(root))
+
+
+def _places(root: nn.Module) -> WeightSites:
     sites = WeightSites()
     _embeddings(sites, root)
     for layer, block in enumerate(root.get_submodule("blocks").children()):
@@ -83,9 +89,18 @@ def _known_places(root: nn.Module) -> WeightSites:
     return sites
 
 
+def _without_shared(sites: WeightSites) -> WeightSites:
+    """Leave to the operations what two blocks share: a module's hooks do not tell whose turn it is."""
+    places = Counter((id(site.parameter), site.kind) for site in sites.values())
+    for name, site in list(sites.items()):
+        if places[id(site.parameter), site.kind] > 1:
+            del sites[name]
+    return sites
+
+
 def _as_written(module: nn.Module) -> bool:
     """Whether a module and what is inside it are TransformerLens's own, with parameters for weights."""
-    own = type(module).__module__.startswith(("transformer_lens", "torch.nn.modules"))
+    own = type(module).__module__.startswith(("transformer_lens", "torch.nn.modules")) and "forward" not in vars(module)
     orig = any(name.endswith(("_orig", "_v")) for name in module._parameters)
     orig = orig and any(isinstance(value, Tensor) for value in vars(module).values())
     return own and not orig and all(_as_written(child) for child in module._modules.values() if child is not None)

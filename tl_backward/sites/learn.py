@@ -9,6 +9,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ from tl_backward.sites.account import DID_NOT_RUN, NO_GRAD, NOT_FLOAT, QUANTISED
 from tl_backward.sites.forms import Geometry, site_of, way_of
 from tl_backward.sites.joint import joint_sites
 from tl_backward.sites.names import Named, is_hook_point
-from tl_backward.sites.rows import axes_of
+from tl_backward.sites.rows import axes_of, examples_of
+from tl_backward.sites.token_rows import Shapes
 from tl_backward.sites.watch import Seen, Watch, asking, weights_of
 
 
@@ -38,7 +40,7 @@ def learn(
     parameters: dict[str, nn.Parameter],
     ways: dict[int, list[Named]],
     run: Callable[[], object],
-    shape: tuple[int, int],
+    shapes: Shapes,
     modules: Sequence[nn.Module],
     geometry: Callable[[Named], Geometry | None],
     leave: frozenset[int] = frozenset(),
@@ -49,7 +51,7 @@ def learn(
         parameters: `named_parameters()`.
         ways: what each parameter is called, by its identity.
         run: makes the pass; returns its outputs.
-        shape: [batch, pos] of the tokens.
+        shapes: [batch, pos] of each sequence of tokens that the pass reads.
         modules: all of the model's, which are left as they are; hooks of its hook points do not take part.
         geometry: how the attention around a matrix is split into heads.
         leave: parameters (by identity) whose places are known otherwise.
@@ -78,7 +80,8 @@ def learn(
         stack.enter_context(asking(every))
         stack.enter_context(_without_hooks([module for module in modules if is_hook_point(module)]))
         stack.enter_context(_attributes_kept(modules))
-        with Watch(numbered, report, (shape,)):
+        stack.enter_context(_statistics_kept(modules))
+        with Watch(numbered, report, shapes):
             outputs = run()
         reached, edges = _graph(outputs)
         sites = WeightSites(parameters)
@@ -98,7 +101,9 @@ def learn(
                 sites.add(*(site for site in found if site.name not in sites))
         sites.add(*(site for number, site in joint.items() if number < 0 and site.name not in sites))
         for name, site in sites.items():
-            sites[name] = _completed(site, every, uses, constants, shape)
+            sites[name] = _completed(site, every, uses, constants, shapes)
+        for name in _misplaced(sites, every, uses, outputs, shapes):
+            sites[name] = replace(sites[name], placed=False)
     _complete_experts(sites, every, ways)
     for name, _, _, _, reason in account_rows(sites, sites):
         if reason:
@@ -165,6 +170,20 @@ def _attributes_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
                     del state[name]
                 elif state[name] is not before[name]:
                     state[name] = before[name]
+
+
+@contextmanager
+def _statistics_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """A pass after which buffers hold what they held: in train mode a batch norm counts it."""
+    buffers = [b for module in modules if module.training for b in module._buffers.values() if b is not None]
+    kept = [(buffer, buffer.clone()) for buffer in buffers if not buffer.is_meta]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in kept:
+                if buffer.shape == before.shape:
+                    buffer.copy_(before)
 
 
 def _graph(outputs: object) -> tuple[set[object], dict[int, list[object]]]:
@@ -236,7 +255,9 @@ def _live(uses: _Uses, aliases: Container[int]) -> list[tuple[Seen, object]]:
     return [
         (seen, node)
         for seen, node in zip(uses.seen, uses.nodes, strict=True)
-        if node is not None and (seen.use.weight.requires_grad or id(seen.known.base) in aliases)
+        if node is not None
+        and not seen.known.cut
+        and (seen.use.weight.requires_grad or id(seen.known.base) in aliases)
     ]
 
 
@@ -245,20 +266,58 @@ def _completed(
     every: Sequence[nn.Parameter],
     uses: Sequence[_Uses],
     constants: Sequence[Tensor],
-    shape: tuple[int, int],
+    shapes: Shapes,
 ) -> WeightSite:
     """A site with what its uses have in common."""
-    number = next((i for i, parameter in enumerate(every) if parameter is site.parameter), None)
-    mine = [] if number is None else [seen for seen in uses[number].seen if seen.use.kind == site.kind]
+    mine = _uses_of(site, every, uses)
     trailing = 2 if any(seen.use.blocks == "head" for seen in mine) else 1
     written = (seen.use.delta_rows(seen.use.y.detach()) for seen in mine if seen.use.y is not None)
-    axes = {axes_of(tuple(rows.shape[:-trailing]), shape) for rows in written}
+    axes = {axes_of(tuple(rows.shape[:-trailing]), shapes) for rows in written}
     return replace(
         site,
         constants=_constants_of(site, every, uses, constants),
         axes=axes.pop() if len(axes) == 1 else None,
         gathered=site.layout.experts or any(seen.token is not None for seen in mine),
     )
+
+
+def _uses_of(site: WeightSite, every: Sequence[nn.Parameter], uses: Sequence[_Uses]) -> list[Seen]:
+    """The uses through which a site's gradient comes."""
+    number = next((i for i, parameter in enumerate(every) if parameter is site.parameter), None)
+    if number is None:
+        return []
+    return [seen for seen in uses[number].seen if seen.use.kind == site.kind and not seen.known.cut]
+
+
+def _misplaced(
+    sites: WeightSites, every: Sequence[nn.Parameter], uses: Sequence[_Uses], outputs: object, shapes: Shapes
+) -> list[str]:
+    """Sites at whose rows of other examples the gradient of one example's output arrives too."""
+    n = shapes[0][0]
+    wrote = {name: _uses_of(site, every, uses) for name, site in sites.items() if site.by_operation}
+    wrote = {name: [seen for seen in held if seen.use.y is not None] for name, held in wrote.items()}
+    ys = {id(seen.use.y): cast(Tensor, seen.use.y) for held in wrote.values() for seen in held}
+    ys = {key: y for key, y in ys.items() if y.requires_grad}
+    outs = [out for out in _tensors(outputs) if out.requires_grad and out.ndim and len(out) == n]
+    if n < 2 or not outs or not ys:
+        return []
+    wrong: list[str] = []
+    for example in range(2):  # of two, each tells of itself and of the others
+        loss = sum((out[example].double().square().sum() for out in outs), start=torch.zeros((), dtype=torch.float64))
+        found = torch.autograd.grad(loss, list(ys.values()), allow_unused=True, retain_graph=True)
+        arrived = dict(zip(ys, found, strict=True))
+        for name, held in wrote.items():
+            if name in wrong:
+                continue
+            for seen in held:
+                gradient = arrived.get(id(seen.use.y))
+                if gradient is None or (sites[name].kind == "embedding" and len(gradient) == 1):
+                    continue  # positions: looked up once, and spread over the batch where they are captured
+                examples = examples_of(sites[name], seen, gradient, shapes)
+                if examples is None or any(each != example for each in examples.tolist()):
+                    wrong.append(name)
+                    break
+    return wrong
 
 
 def _constants_of(

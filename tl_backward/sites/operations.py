@@ -196,8 +196,8 @@ def _embedding(call: _Call) -> list[Use]:
     plain = call[3, "max_norm"] is None and not call[5, "scale_grad_by_freq"] and not call[6, "sparse"]
     if ids is None or weight is None or not plain:
         return []
-    if isinstance(padding, int) and padding >= 0:
-        untrained = (ids == padding)[..., None]  # that row gets no gradient
+    if isinstance(padding, int):
+        untrained = (ids == padding % len(weight))[..., None]  # that row gets no gradient
         return [Use(call.name, weight, "embedding", call.out, ids, delta_rows=lambda d: d.masked_fill(untrained, 0))]
     return [Use(call.name, weight, "embedding", call.out, ids)]
 

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from tl_backward.factors import GradientFactors, Origin
 from tl_backward.sites._site import Axes, WeightSite
@@ -29,13 +30,20 @@ class _Part:
     origin: Origin | None
 
 
-def factors_of(site: WeightSite, recorded: list[Recorded], shapes: Shapes) -> GradientFactors:
-    """The factors of a site from each of its uses in a pass over sequences of [batch, pos] tokens."""
+def factors_of(
+    site: WeightSite, recorded: list[Recorded], shapes: Shapes, edge: GradientEdge | None = None
+) -> GradientFactors:
+    """The factors of a site from each of its uses in a pass over sequences of [batch, pos] tokens.
+
+    `edge` is where the gradient of its parameter arrives, where it is used as a function of it.
+    """
     layout = site.layout
     if recorded:
-        pull_back = _pull_back(site, recorded)
+        pull_back = _pull_back(site, recorded, edge)
         layout = layout if pull_back is None else replace(layout, pull_back=pull_back)
     parts = [_part(site, each, _shape_of(each, shapes), shapes) for each in recorded] or [_nothing(site, shapes[0])]
+    if not site.placed and shapes[0][0] > 1:
+        parts = [_unplaced(part, shapes[0]) for part in parts]
     inputs, deltas, origin = _joined(site, parts)
     if layout.part is not None:  # a head's query and the gate that follows it
         which, n = layout.part
@@ -111,6 +119,13 @@ def _rows(x: Tensor, delta: Tensor, block: Tensor | None, seen: Seen, shapes: Sh
     return _Part(x[None], delta[None], origin)
 
 
+def _unplaced(part: _Part, shape: tuple[int, int]) -> _Part:
+    """Rows whose examples are not told apart: a table that all examples read together, an order of its own."""
+    inputs, deltas = part.inputs.flatten(0, 1)[None], part.deltas.flatten(0, 1)[None]
+    unknown = torch.full(deltas.shape[:2], -1, device=deltas.device)
+    return _Part(inputs, deltas, Origin(unknown, unknown, None if part.origin is None else part.origin.expert, shape))
+
+
 def _nothing(site: WeightSite, shape: tuple[int, int]) -> _Part:
     """An expert that no token reached."""
     d_in, d_out = site.layout.shape[-2:]
@@ -142,12 +157,22 @@ def _joined(site: WeightSite, parts: list[_Part]) -> tuple[Tensor, Tensor, Origi
     return inputs, deltas, origin
 
 
-def axes_of(lead: tuple[int, ...], shape: tuple[int, int]) -> Axes | None:
-    """Which axes are the batch and the positions, where their sizes tell."""
-    batch, pos = shape
-    if batch == pos or lead.count(batch) != 1 or lead.count(pos) != 1:
+def axes_of(lead: tuple[int, ...], shapes: Shapes) -> Axes | None:
+    """Which axes are the batch and the positions, where their sizes tell; -1 for no positions of tokens."""
+    batch = shapes[0][0]
+    if lead.count(batch) != 1:
         return None
-    return len(lead), lead.index(batch), lead.index(pos)
+    found = {lead.index(pos) for _, pos in shapes if lead.count(pos) == 1} - {lead.index(batch)}
+    return (len(lead), lead.index(batch), found.pop() if len(found) == 1 else -1) if len(found) < 2 else None
+
+
+def examples_of(site: WeightSite, seen: Seen, gradient: Tensor, shapes: Shapes) -> Tensor | None:
+    """The examples whose rows hold something of dL/dy at one use; None where rows are not placed by example."""
+    part = _part(site, Recorded(seen, gradient), _shape_of(Recorded(seen, gradient), shapes), shapes)
+    some = part.deltas.flatten(2).any(-1)
+    if part.origin is not None:
+        return part.origin.example[some].unique()
+    return some.any(-1).nonzero().flatten() if len(some) == shapes[0][0] else None
 
 
 def by_token(tensor: Tensor, shape: tuple[int, int], axes: Axes | None = None, trailing: int = 1) -> Tensor:
@@ -157,8 +182,12 @@ def by_token(tensor: Tensor, shape: tuple[int, int], axes: Axes | None = None, t
     """
     batch, pos = shape
     lead = tensor.shape[:-trailing]
-    if axes is not None and len(lead) == axes[0] and (lead[axes[1]], lead[axes[2]]) == shape:
-        return tensor.movedim((axes[1], axes[2]), (0, 1))
+    if axes is not None and len(lead) == axes[0] and lead[axes[1]] == batch:
+        if axes[2] == -1:
+            tensor = tensor.movedim(axes[1], 0)
+            return tensor if len(lead) > 1 else tensor[:, None]
+        if lead[axes[2]] == pos:
+            return tensor.movedim((axes[1], axes[2]), (0, 1))
     if len(lead) >= 2 and tuple(lead[:2]) == shape:
         return tensor
     if len(lead) == 1 and lead[0] == batch * pos:
@@ -172,7 +201,9 @@ def by_token(tensor: Tensor, shape: tuple[int, int], axes: Axes | None = None, t
     return tensor
 
 
-def _pull_back(site: WeightSite, recorded: list[Recorded]) -> Callable[[Tensor], Tensor] | None:
+def _pull_back(
+    site: WeightSite, recorded: list[Recorded], edge: GradientEdge | None
+) -> Callable[[Tensor], Tensor] | None:
     """What maps a gradient of what was used to that of the parameter behind it; None where it is the parameter."""
     if site.computed_from:
         return _Refused(site.name, site.computed_from)
@@ -185,7 +216,8 @@ def _pull_back(site: WeightSite, recorded: list[Recorded]) -> Callable[[Tensor],
             f"Expected {site.name} to be used as one function of its parameter, as in a pass of the model's own, got "
             "several; a user's hook may have changed how the model computes: choose others with weights=..."
         )
-    return _Through(base, site.parameter)
+    assert edge is not None
+    return _Through(base, edge)
 
 
 @dataclass(frozen=True)
@@ -215,10 +247,11 @@ class _Through:
     """Pulls a gradient back through the graph between a parameter and what was used of it."""
 
     base: Tensor
-    parameter: nn.Parameter
+    edge: GradientEdge
+    """The parameter's, which may be frozen again by now."""
 
     def __call__(self, gradient: Tensor) -> Tensor:
         (found,) = torch.autograd.grad(
-            self.base, self.parameter, gradient.to(self.base.dtype).reshape(self.base.shape), retain_graph=True
+            self.base, self.edge, gradient.to(self.base.dtype).reshape(self.base.shape), retain_graph=True
         )
         return found

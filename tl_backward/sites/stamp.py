@@ -4,6 +4,7 @@ from typing import TypeAlias
 
 from tl_backward._modules import every_module
 from tl_backward._typing import TransformerLensModel
+from tl_backward.sites.names import is_hook_point
 
 Stamp: TypeAlias = tuple[object, ...]
 
@@ -14,7 +15,7 @@ def stamp(model: TransformerLensModel) -> Stamp:
     seen: list[object] = []
     for module in modules:
         state = vars(module)
-        seen.append(id(module))
+        seen += (id(module), type(module))
         parameters = state["_parameters"]
         if parameters:
             seen.append(state["training"])
@@ -23,6 +24,10 @@ def stamp(model: TransformerLensModel) -> Stamp:
                     seen += (id(parameter), parameter.dtype)
             if state["_buffers"]:  # what pruning masks is replaced with each step of it
                 seen += map(id, state["_buffers"].values())
+        if (state["_forward_hooks"] or state["_forward_pre_hooks"]) and not is_hook_point(module):
+            hooks = (*state["_forward_hooks"].values(), *state["_forward_pre_hooks"].values())
+            # TransformerLens adds some of its own in the first pass.
+            seen += [id(hook) for hook in hooks if not getattr(hook, "__module__", "").startswith("transformer_lens.")]
         if "base_layer" in state["_modules"]:  # PEFT: which adapters are switched on
             seen.append(repr([getattr(module, name, None) for name in _ADAPTERS]))
         if "forward" in state:  # a method of the module's own

@@ -18,9 +18,10 @@ from tl_backward.sites.adapters import mark_adapted, warn_of_lost_adapters
 from tl_backward.sites.forms import Geometry
 from tl_backward.sites.learn import learn
 from tl_backward.sites.names import Named, components, named_weights
+from tl_backward.sites.token_rows import Shapes
 
 
-def collect(model: TransformerLensModel, run: Callable[[], object], shape: tuple[int, int]) -> WeightSites:
+def collect(model: TransformerLensModel, run: Callable[[], object], shapes: Shapes) -> WeightSites:
     """Every weight of a TransformerBridge, as one pass used it."""
     root = cast(nn.Module, model)
     inner = getattr(model, "original_model", root)
@@ -30,7 +31,7 @@ def collect(model: TransformerLensModel, run: Callable[[], object], shape: tuple
     def geometry(way: Named) -> Geometry | None:
         return _geometry(model, way)
 
-    sites = learn(dict(root.named_parameters()), ways, run, shape, modules, geometry)
+    sites = learn(dict(root.named_parameters()), ways, run, shapes, modules, geometry)
     paths = {name.replace("._original_component", ""): module for name, module in inner.named_modules()}
     warn_of_lost_adapters(paths, sites)
     mark_adapted(paths, sites)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from inspect import getattr_static
 from types import TracebackType
 from typing import Literal, TypeAlias, cast
 
@@ -23,6 +24,27 @@ Link: TypeAlias = Literal["", "cast", "function"]
 _CASTS = {"to", "float", "double", "half", "bfloat16", "type", "type_as", "clone", "contiguous", "add"}
 """Operations through which a gradient passes as it is: their output has the weight's shape and a slope of one."""
 _NO_TENSOR = frozenset({torch.Size, torch.dtype, torch.device, torch.layout, bool, int, float, str})
+
+
+_DETACHING = (getattr_static(torch.Tensor, "data").__get__, torch.Tensor.detach, torch.Tensor.detach_, torch.detach)
+
+
+def is_detaching(function: Callable) -> bool:
+    """Whether no gradient flows through an operation: `.detach()`, `.data`."""
+    return function in _DETACHING
+
+
+def check_first_derivatives(function: Callable, kwargs: dict | None) -> None:
+    """Refuse an operation that differentiates within a pass and keeps the graph of that.
+
+    Raises:
+        RuntimeError: it does: a weight's gradient has then parts that are no outer products of x and delta.
+    """
+    if function is torch.autograd.grad and kwargs is not None and kwargs.get("create_graph"):
+        raise RuntimeError(
+            "Expected a pass and a loss without derivatives of their own, got torch.autograd.grad(create_graph=True), "
+            "whose second derivatives factors do not hold; leave the term out, or differentiate it apart."
+        )
 
 
 @contextmanager
@@ -52,6 +74,10 @@ class Known:
     """How `base` came from the weight: it is it, a cast of it (or it plus a number), or another function."""
     picked: Tensor | None = None
     """[row]: the entries of the weight's first axis that were gathered into it."""
+    altered: bool = False
+    """Whether what was gathered was changed after that, so that it is no longer rows of the weight."""
+    cut: bool = False
+    """Whether no gradient reaches the weight from it: detached, or computed under torch.no_grad()."""
 
 
 @dataclass(slots=True)
@@ -85,12 +111,15 @@ class Watch(TorchFunctionMode):
         self._known = {id(tensor): Known(tensor, (number,), tensor) for tensor, number in weights}
         self._report = report
         self._stance = ExitStack()
+        self._grad = True
+        """Whether autograd was on when the watch began; where it goes off inside, nothing flows back."""
         self._used_bases: set[int] = set()
         """What was used of weights, by identity: changed in place after that it is no longer what was used."""
         self._rows = TokenRows(shapes) if shapes else None
 
     def __enter__(self) -> "Watch":
         """Operations are watched; what torch.compile made runs as it was written, for it would be compiled anew."""
+        self._grad = torch.is_grad_enabled()
         if "torch._dynamo" in sys.modules:
             self._stance.enter_context(torch.compiler.set_stance("force_eager"))
         return super().__enter__()
@@ -104,6 +133,7 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
         """Call the operation, and look at what it did."""
+        check_first_derivatives(func, kwargs)
         out = func(*args, **kwargs) if kwargs else func(*args)
         if type(out) in _NO_TENSOR:  # a shape, a data type: half of all calls
             return out
@@ -137,12 +167,10 @@ class Watch(TorchFunctionMode):
         parts = [self._known[id(each)] for each in tensors if id(each) in self._known]
         weights = [each for each in parts if _of_weights(each)]
         others = [each for each in tensors if id(each) not in self._known]
-        if name == "detach" and weights:  # no gradient reaches the weight from there: a constant from here on
-            self._known[id(outputs[0])] = Known(outputs[0], (), outputs[0])
-            return out
         if not others:
+            cut = is_detaching(func) or (self._grad and not torch.is_grad_enabled())
             for each in outputs:
-                self._derive(name, parts, each)
+                self._derive(name, parts, each, cut)
             return out
         if not weights:
             return out
@@ -155,7 +183,7 @@ class Watch(TorchFunctionMode):
         for use in found:
             known = self._known[id(use.weight)]
             if known.picked is not None:
-                if use.kind == "matrix" and use.block is not None:
+                if use.kind == "matrix" and use.block is not None and not known.altered:
                     use.block = known.picked[use.block]
                 else:
                     use.kind = "other"
@@ -175,6 +203,9 @@ class Watch(TorchFunctionMode):
             del self._known[id(known.tensor)]
             return out
         base = self._known.get(id(known.base))
+        if name == "detach_":
+            known.cut = True
+            return out
         alone = all(id(each) in self._known for each in operands(args, kwargs))
         if base is None or known.link == "" or not alone or id(base.tensor) in self._used_bases:
             return self._tell([Seen(Use(name, known.tensor, "other", known.tensor), known, None)], out)
@@ -188,17 +219,24 @@ class Watch(TorchFunctionMode):
         replacement = self._report(seen)
         return out if replacement is None else replacement
 
-    def _derive(self, name: str, weights: list[Known], out: Tensor) -> None:
+    def _derive(self, name: str, weights: list[Known], out: Tensor, cut: bool) -> None:
         """Note a tensor that was computed from weights alone."""
         first = weights[0]
-        roots = tuple(dict.fromkeys(root for each in weights for root in each.roots))
+        cut = cut or all(each.cut for each in weights)
+        # What is cut off is a constant beside what is not.
+        living = [each for each in weights if cut or not each.cut]
+        roots = tuple(dict.fromkeys(root for each in living for root in each.roots))
         picked = next((each.picked for each in weights if each.picked is not None), None)
+        altered = any(each.altered for each in weights)
         if all(each.base is first.base for each in weights) and _shares_storage(out, first.base):
-            self._known[id(out)] = Known(out, roots, first.base, first.link, picked)
+            self._known[id(out)] = Known(out, roots, first.base, first.link, picked, altered, cut)
+            return
+        if picked is not None and len(weights) == 1 and _is_same_or_turned(out, first.tensor):
+            self._known[id(out)] = Known(out, roots, first.base, first.link, picked, altered, cut)
             return
         passes = len(weights) == 1 and name in _CASTS and _same_layout(first.tensor, first.base)
         link: Link = "cast" if passes and out.shape == first.base.shape and first.link != "function" else "function"
-        self._known[id(out)] = Known(out, roots, out, link, picked)
+        self._known[id(out)] = Known(out, roots, out, link, picked, picked is not None, cut)
 
     def _picked(self, name: str, args: tuple, kwargs: dict, chosen: Tensor, out: object) -> object:
         """Rows or slices of a weight that were chosen by data."""
@@ -211,14 +249,14 @@ class Watch(TorchFunctionMode):
         if name == "index_select" and (args[1] if len(args) > 1 else kwargs.get("dim")) != 0:
             whole = False
         if _shares_storage(chosen, known.base):  # one slice, chosen by a number that is a tensor
-            self._known[id(chosen)] = Known(chosen, known.roots, known.base, known.link)
+            self._known[id(chosen)] = Known(chosen, known.roots, known.base, known.link, cut=known.cut)
             return out
         ids = cast(Tensor, index)
         if whole and known.base.ndim == 2:
             use = Use(name, known.tensor, "embedding", chosen, ids)
             return self._tell([Seen(use, known, self._token(use))], out)
         if whole and ids.ndim == 1:
-            self._known[id(chosen)] = Known(chosen, known.roots, known.base, known.link, ids)
+            self._known[id(chosen)] = Known(chosen, known.roots, known.base, known.link, ids, cut=known.cut)
             return out
         return self._tell([Seen(Use(name, known.tensor, "other", chosen), known, None)], out)
 
@@ -248,6 +286,14 @@ def _shares_storage(a: Tensor, b: Tensor) -> bool:
         return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() and a.numel() > 0
     except (RuntimeError, NotImplementedError):  # a tensor subclass without storage
         return False
+
+
+def _is_same_or_turned(out: Tensor, gathered: Tensor) -> bool:
+    """Whether a view is all of some gathered matrices, as they are or transposed."""
+    if not _shares_storage(out, gathered) or out.data_ptr() != gathered.data_ptr() or gathered.ndim < 2:
+        return False
+    views = (gathered, gathered.mT)
+    return any(out.shape == view.shape and out.stride() == view.stride() for view in views)
 
 
 def _same_layout(a: Tensor, b: Tensor) -> bool:
