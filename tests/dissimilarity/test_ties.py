@@ -92,6 +92,16 @@ def test_near_duplicates(name, gap):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_samples_equal_but_for_rounding_tie(dtype):
+    """The same token after the same text, computed in another batch: what rounding leaves between them ranks nothing."""
+    x, y = (side[torch.arange(40) % 15].to(dtype) for side in related(15, 24, 20))
+    noisy = [side * (1 + torch.finfo(dtype).eps * torch.randint(-1, 2, side.shape, generator=torch.Generator().manual_seed(3)))
+             for side in (x, y)]  # fmt: skip
+    found, expected = (float(measures.rsa(a, b)) for a, b in ((noisy[0], noisy[1]), (x, y)))
+    assert abs(found - expected) < (1e-12 if dtype == torch.float64 else 2e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("metric", ["euclidean", "inner_product"])
 def test_neighbours_of_whole_numbers_go_by_their_place(metric, dtype):
     """95 of 100 draws broke the rule; the oracle is exact."""

@@ -17,6 +17,8 @@ DISTANCES = ("euclidean", "sqeuclidean", "correlation", "cosine")
 _TILE = 2**25
 # Squared distances below this part of |x_i|^2 + |x_j|^2 are computed from x_i - x_j itself.
 _CLOSE = 2**-3
+# Samples that differ by no more than this many eps of their norms are equal, but for rounding.
+_SAME = 8
 # Distances further apart than this part of themselves are never taken for one.
 _MOST_NEAR = 1e-12
 # Numbers computed at once for those.
@@ -32,6 +34,8 @@ class Distances:
     squares: Float[Tensor, " sample"]
     """|features_i|^2."""
     name: DistanceName
+    same: Float[Tensor, " sample"] | None = None
+    """|x_i|^2 (8 eps)^2: samples no further apart, squared, than the sum of theirs are equal, but for rounding."""
     exact: bool = False
     """Whether every squared distance is free of rounding, so that what ties in the data ties here."""
     near: float = 0.0
@@ -40,10 +44,11 @@ class Distances:
     @classmethod
     def of(cls, x: Float[Tensor, "sample d"], name: DistanceName) -> "Distances":
         """Prepare the distances between the rows of X."""
-        exact, near = False, 0.0
+        same, exact, near = None, False, 0.0
         if name in ("euclidean", "sqeuclidean"):
             features = x.double() - near_mean(x)
             exact = few_bits(features)
+            same = torch.linalg.vector_norm(x.double(), dim=1).mul_(_SAME * torch.finfo(x.dtype).eps).square_()
             if not exact:  # the samples were rounded too, which counts for more where they lie far from 0
                 far = float(torch.linalg.vector_norm(x.double()) / torch.linalg.vector_norm(features))
                 near = min(_MOST_NEAR, 32 * torch.finfo(torch.float64).eps * x.shape[1] ** 0.5 * max(1.0, far))
@@ -56,7 +61,7 @@ class Distances:
                 )
             norms = torch.linalg.vector_norm(features, dim=1)
             features = features * torch.where(lost, 0.0, 1 / norms)[:, None]
-        return cls(features, features.square().sum(1), name, exact, near)
+        return cls(features, features.square().sum(1), name, same, exact, near)
 
     def __len__(self) -> int:
         return self.features.shape[0]
@@ -77,7 +82,10 @@ class Distances:
             close = (out < sums.mul_(_CLOSE)).nonzero()
             for some in close.split(max(1, _ENTRIES // self.features.shape[1])):
                 i, j = some.unbind(1)
-                out[i, j] = (self.features[rows][i] - self.features[columns][j]).square_().sum(1)
+                found = (self.features[rows][i] - self.features[columns][j]).square_().sum(1)
+                if self.same is not None:
+                    found.masked_fill_(found <= self.same[rows][i] + self.same[columns][j], 0)
+                out[i, j] = found
         return out.sqrt_() if self.name == "euclidean" else out
 
 
@@ -190,7 +198,9 @@ def _condensed(x: Tensor, name: DistanceName, dtype: torch.dtype) -> tuple[Tenso
     distances = Distances.of(x, name)
     if name == "sqeuclidean" and (most := float(distances.features.abs().amax())) > 0:
         unit = 2.0 ** math.floor(math.log2(most))
-        distances = replace(distances, features=distances.features / unit, squares=distances.squares / unit / unit)
+        same = None if distances.same is None else distances.same / unit / unit
+        scaled = distances.features / unit
+        distances = replace(distances, features=scaled, squares=scaled.square().sum(1), same=same)
     return upper_triangle(distances, dtype), distances.near
 
 
