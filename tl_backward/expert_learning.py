@@ -169,13 +169,14 @@ def _scales(held: _Held, rows: Tensor, whole: Tensor) -> Tensor:
     origin = held.factors.origin
     if origin is None or bool((origin.example < 0).any()):
         return torch.full((int(held.experts[-1]) + 1,), float("nan"), dtype=torch.float64)
-    own = rows.flatten(0, 1).double()
-    of_token = whole[origin.example, origin.token].flatten(0, 1).double()
+    exact = torch.promote_types(rows.dtype, torch.float32)
+    own = rows.flatten(0, 1).to(exact)
+    of_token = whole[origin.example, origin.token].flatten(0, 1).to(exact)
     size = (of_token * of_token).sum(-1)
     some = (size > 0) & own.any(-1)
     scale = (own * of_token).sum(-1) / size
     apart = (own - scale[:, None] * of_token).norm(dim=-1) > 1e-3 * own.norm(dim=-1)
-    return held.mean(torch.where(apart, float("nan"), scale), some).cpu()
+    return held.mean(torch.where(apart, float("nan"), scale).double(), some).cpu()
 
 
 def _router_norm(part: Part, factors: dict[str, GradientFactors], n: int) -> Tensor:

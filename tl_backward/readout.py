@@ -298,19 +298,18 @@ def extremes(
     for start in tqdm(starts, disable=not show_progress, delay=1, leave=False, desc="vectors in words"):
         chunk, ids = vectors[start : start + rows], wanted[start : start + rows]
         if isinstance(unembedding, Tensor):
-            own = torch.einsum("nd,dnm->nm", chunk, unembedding[:, ids])
+            own = _own(chunk, unembedding, ids)
             tiles = _products(chunk, unembedding, columns, width, buffer)
         else:
             whole = unembedding(chunk) if len(chunk) else buffer.new_zeros(0, d_vocab)
             own, tiles = whole.gather(1, ids), iter([whole])
         own = transform(own if offset is None else own + offset[ids])
-        ranks, tops, bottoms, first = torch.zeros_like(ids), [], [], 0
+        ranks, top_k, bottom_k, first = torch.zeros_like(ids), _Best(k, largest=True), _Best(k, largest=False), 0
         for logits in tiles:
             shape, stop = (len(chunk), logits.shape[1]), first + logits.shape[1]
             logits = transform(logits if offset is None else logits.add_(offset[first:stop]))
-            for found, largest in ((tops, True), (bottoms, False)):
-                values, places = _extreme(logits, min(k, shape[1]), largest=largest)
-                found.append((values, places + first))
+            top_k.add(logits, first)
+            bottom_k.add(logits, first)
             for i, value in enumerate(own.unbind(-1)):
                 # Counted in float: several times faster than summing booleans, and exact below 2^24 tokens.
                 greater = torch.gt(logits, value[:, None], out=_view(scratch, shape))
@@ -320,7 +319,7 @@ def extremes(
                 greater.scatter_(1, place, torch.where(inside, 0.0, greater.gather(1, place)))
                 ranks[:, i] += greater.sum(-1).long()
             first = stop
-        parts.append((*_merged(tops, k, largest=True), *_merged(bottoms, k, largest=False), ranks))
+        parts.append((*top_k.found(), *bottom_k.found(), ranks))
     top, top_ids, bottom, bottom_ids, ranks = (torch.cat(side) for side in zip(*parts, strict=True))
     for i, ids in enumerate(wanted.unbind(-1)):
         # The compared logit was computed apart and may differ in the last bit; a listed token's rank is the list's.
@@ -332,6 +331,14 @@ def extremes(
     return Extremes((top, top_ids), (bottom, bottom_ids), ranks)
 
 
+def _own(vectors: Tensor, matrix: Tensor, ids: Tensor) -> Tensor:
+    """Each vector's products with its own columns [n, m]; mostly all have the same few."""
+    few, which = ids.unique(return_inverse=True)
+    if len(few) <= 64:
+        return (vectors @ matrix[:, few]).gather(1, which)
+    return torch.einsum("nd,dnm->nm", vectors, matrix[:, ids])
+
+
 def _products(vectors: Tensor, matrix: Tensor, columns: Tensor | None, width: int, buffer: Tensor) -> Iterator[Tensor]:
     """Tiles [n, width] of vectors @ matrix, each in the place of the last."""
     d_vocab = matrix.shape[1] if columns is None else len(columns)
@@ -341,23 +348,59 @@ def _products(vectors: Tensor, matrix: Tensor, columns: Tensor | None, width: in
         yield torch.mm(vectors, part, out=_view(buffer, (len(vectors), tile.stop - first)))
 
 
-def _extreme(logits: Tensor, k: int, *, largest: bool) -> tuple[Tensor, Tensor]:
-    """Each row's k largest or smallest entries, by `topk` of those alone that can be among them.
+class _Best:
+    """Each row's k largest or smallest entries of what comes in tiles, by `topk` of those alone that can be among them.
 
-    Whatever is among the k is in one of the k groups with the most extreme entries, which are found several times
-    faster than topk goes through a row.
+    Whatever is among the k is in one of the k groups of a tile with the most extreme entries, which are found several
+    times faster than topk goes through a row; topk of all groups' entries together is made once for many tiles.
     """
-    n, width = logits.shape
-    if width % _GROUP or width < 4 * _GROUP * k:
-        return logits.topk(k, largest=largest)
-    groups = logits.view(n, _GROUP, -1)
-    best = (groups.amax(1) if largest else groups.amin(1)).topk(k, largest=largest).indices
-    candidates = groups.gather(2, best[:, None].expand(-1, _GROUP, -1)).flatten(1)
-    values, places = candidates.topk(k, largest=largest)
-    return values, (places // k) * groups.shape[2] + best.gather(1, places % k)
+
+    def __init__(self, k: int, *, largest: bool) -> None:
+        self.k, self.largest = k, largest
+        self._values: list[Tensor] = []
+        self._ids: list[Callable[[Tensor], Tensor]] = []
+        """Places in each entry of `_values` -> ids."""
+
+    def add(self, tile: Tensor, first: int) -> None:
+        """Consider the entries of a tile [n, width], whose first has the id `first`."""
+        n, width = tile.shape
+        k = min(self.k, width)
+        if width % _GROUP or width < 4 * _GROUP * k:
+            values, ids = tile.topk(k, largest=self.largest)
+            self._keep(values, ids + first)
+        else:
+            groups = tile.view(n, _GROUP, -1)
+            best = (groups.amax(1) if self.largest else groups.amin(1)).topk(k, largest=self.largest).indices
+            self._values.append(groups.gather(2, best[:, None].expand(-1, _GROUP, -1)).flatten(1))
+            n_groups = groups.shape[2]
+            self._ids.append(lambda at: first + at // k * n_groups + best.gather(1, at % k))
+        if sum(values.shape[1] for values in self._values) > _PENDING:
+            self._keep(*self._merged())
+
+    def found(self) -> tuple[Tensor, Tensor]:
+        """(values, ids) [n, k], the most extreme first."""
+        return self._merged()
+
+    def _keep(self, values: Tensor, ids: Tensor) -> None:
+        self._values.append(values)
+        self._ids.append(lambda at: ids.gather(1, at))
+
+    def _merged(self) -> tuple[Tensor, Tensor]:
+        """The k of all that were kept, which are forgotten."""
+        values, at = torch.cat(self._values, 1).topk(self.k, largest=self.largest)
+        ids, start = torch.zeros_like(at), 0
+        for held, ids_of in zip(self._values, self._ids, strict=True):
+            stop = start + held.shape[1]
+            here = (at >= start) & (at < stop)
+            ids = torch.where(here, ids_of((at - start).clamp(0, held.shape[1] - 1)), ids)
+            start = stop
+        self._values.clear()
+        self._ids.clear()
+        return values, ids
 
 
-_GROUP = 16  # entries compared before topk; those of a group lie far apart, which a processor compares side by side
+_GROUP = 32  # entries compared before topk; those of a group lie far apart, which a processor compares side by side
+_PENDING = 4096  # entries a row that wait for topk
 
 
 def _place(values: Tensor, listed: Tensor, ids: Tensor, *, largest: bool) -> Tensor:
@@ -371,10 +414,3 @@ def _place(values: Tensor, listed: Tensor, ids: Tensor, *, largest: bool) -> Ten
 def _view(buffer: Tensor, shape: tuple[int, int]) -> Tensor:
     """The start of a flat buffer as a matrix."""
     return buffer[: shape[0] * shape[1]].view(shape)
-
-
-def _merged(tiles: list[tuple[Tensor, Tensor]], k: int, *, largest: bool) -> tuple[Tensor, Tensor]:
-    """The k extremes of the tiles' own."""
-    values, ids = (torch.cat(side, dim=1) for side in zip(*tiles, strict=True))
-    values, places = values.topk(k, largest=largest)
-    return values, ids.gather(1, places)
