@@ -340,7 +340,9 @@ def backward_lens(
     tokenizer = getattr(model, "tokenizer", None)
     strings = token_strings(tokenizer, cache.tokens.masked_fill(~mask, -1))
     forced = [len(ids) for ids in bound.continuation]
-    spans = subject_spans(tokenizer, _prompt_rows(cache, mask, forced), _texts(prompt, cache), subject)
+    where = "the prompt" if cache.prompt_tokens is cache.tokens else "what the decoder reads"
+    rows = _prompt_rows(cache, mask, forced)
+    spans = subject_spans(tokenizer, rows, _texts(prompt, cache), subject, where=where)
     beside = None
     if control is not None:
         beside = backward_lens(

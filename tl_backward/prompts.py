@@ -168,6 +168,24 @@ def forward(model: TransformerLensModel, batch: Batch) -> Float[Tensor, "batch *
         return main_output(model(main, **{**options, **batch.inputs}))
 
 
+def own_pass(model: TransformerLensModel) -> object:
+    """The output of the model's own short pass.
+
+    Raises:
+        RuntimeError: TransformerLens does not run this model.
+    """
+    try:
+        return forward(model, probe_batch(model))
+    except (ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+        if str(error).startswith("Expected"):
+            raise
+        name = type(getattr(model, "original_model", model)).__name__
+        raise RuntimeError(
+            f"Expected a model that TransformerLens runs, got a {name} whose own pass ends in {type(error).__name__} "
+            f"({' '.join(str(error).split())[:120]}); try another version of TransformerLens or transformers."
+        ) from error
+
+
 def _decoder_options(batch: Batch, takes: set[str]) -> dict[str, object]:
     if batch.decoder is None:
         raise ValueError(

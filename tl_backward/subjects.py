@@ -19,7 +19,12 @@ class SubjectWarning(UserWarning):
 
 
 def subject_spans(
-    tokenizer: Tokenizer | None, rows: Sequence[Sequence[int]], texts: Sequence[str] | None, subject: Subject
+    tokenizer: Tokenizer | None,
+    rows: Sequence[Sequence[int]],
+    texts: Sequence[str] | None,
+    subject: Subject,
+    *,
+    where: str = "the prompt",
 ) -> list[tuple[int, int] | None]:
     """Each prompt's subject as its (start, end) tokens, end excluded, BOS counted.
 
@@ -28,6 +33,7 @@ def subject_spans(
         rows: each prompt's real token ids.
         texts: the prompts as they came; None where they came as ids.
         subject: text or span, one for all prompts or one each; None for none.
+        where: what the rows are, in words.
 
     Raises:
         ValueError: see `find_span`; as many subjects as no prompts.
@@ -35,13 +41,18 @@ def subject_spans(
     subjects = _one_each(subject, len(rows))
     sources: Sequence[str | None] = [None] * len(rows) if texts is None else texts
     return [
-        None if each is None else find_span(tokenizer, ids, each, text)
+        None if each is None else find_span(tokenizer, ids, each, text, where=where)
         for ids, each, text in zip(rows, subjects, sources, strict=True)
     ]
 
 
 def find_span(
-    tokenizer: Tokenizer | None, ids: Sequence[int], subject: str | tuple[int, int], text: str | None = None
+    tokenizer: Tokenizer | None,
+    ids: Sequence[int],
+    subject: str | tuple[int, int],
+    text: str | None = None,
+    *,
+    where: str = "the prompt",
 ) -> tuple[int, int]:
     """The (start, end) tokens that share a character with the subject, or a span checked against the prompt.
 
@@ -54,6 +65,7 @@ def find_span(
         ids: the prompt's real tokens.
         subject: text, its white space being any; or a span.
         text: the prompt, where it came as text.
+        where: what the ids are, in words.
 
     Raises:
         ValueError: the subject is not in the prompt, or a span outside it; text without a tokenizer.
@@ -76,7 +88,7 @@ def find_span(
     spans = _tokens_of(found, extents)
     if not spans:
         reads = tokenizer.decode(list(ids)) if text is None else text
-        raise ValueError(f"Expected the subject to occur in the prompt, got {subject!r}; the prompt reads {reads!r}.")
+        raise ValueError(f"Expected the subject to occur in {where}, got {subject!r}; there it reads {reads!r}.")
     if len(spans) > 1:
         _warn(f"stands {len(spans)} times in the prompt, at tokens {spans}; the first is taken", ids, subject)
     elif not whole:

@@ -44,6 +44,11 @@ def output_size(model: object) -> int | None:
     except NotImplementedError:  # a quantised tensor that cannot be transposed, of [d_vocab, d_model]
         found = cast(nn.Module, getattr(model, "unembed", None))
         return next(found.parameters()).shape[0]
+    except AssertionError as error:  # TransformerLens's own, of a component that holds no weight itself
+        raise ValueError(
+            "Expected an unembedding with a weight of its own, got a module around one, which TransformerLens reads no "
+            "W_U from; put the module in its place by itself."
+        ) from error
     return None if head is None else head.shape[1]
 
 

@@ -90,8 +90,8 @@ def stored(model: TransformerLensModel) -> tuple[Tensor, Tensor]:
         return model.W_U.detach(), model.b_U.detach()
     except (AttributeError, AssertionError) as error:  # TransformerLens's own, of what holds no weight itself
         raise ValueError(
-            f"Expected an unembedding with a weight of its own, got a {type(leaf).__name__} around one, which "
-            "TransformerLens reads no W_U from; put the module in its place by itself."
+            "Expected an unembedding with a weight of its own, got a module around one, which TransformerLens reads no "
+            "W_U from; put the module in its place by itself."
         ) from error
 
 

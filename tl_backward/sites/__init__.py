@@ -15,7 +15,7 @@ from torch import Tensor
 from tl_backward._checks import check_checkpointing, model_kind, nearest
 from tl_backward._typing import Prompts, TransformerLensModel
 from tl_backward._visits import rng_untouched
-from tl_backward.prompts import Batch, encode_prompts, forward, probe_batch, with_inputs
+from tl_backward.prompts import Batch, encode_prompts, forward, own_pass, probe_batch, with_inputs
 from tl_backward.sites._site import Calls, Read, WeightSite, WeightSites, Write, watched
 from tl_backward.sites.stamp import Stamp, stamp
 
@@ -109,7 +109,7 @@ def _collect(model: TransformerLensModel, kind: str, batch: Batch | None) -> Wei
 
     def run() -> object:
         with rng_untouched(model):
-            return forward(model, probe_batch(model) if batch is None else batch)
+            return own_pass(model) if batch is None else forward(model, batch)
 
     return world.collect(model, run, (probe_batch(model) if batch is None else batch).shapes)
 
