@@ -15,7 +15,7 @@ FLOORS = [
      "_warnings"},
     {"factors", "losses", "vocabulary", "asked", "head", "readout", "segments", "sites", "zoo", "prompts", "loading", "cases", "bootstrap", "top_pairs",
      "text_files", "extents", "subjects"},
-    {"activations", "answers", "capture", "capture_memory", "gradient_cache", "controls", "fresh", "recorder", "weight_inputs", "blocks", "expert_learning", "lens_reading"},
+    {"activations", "answers", "capture", "capture_memory", "gradient_cache", "controls", "fresh", "recorder", "weight_inputs", "blocks", "written_by", "expert_learning", "lens_reading"},
     {"examples", "backward_lens", "editing", "sweeps", "sweep_result", "sweep_checkpoint", "similarity", "embedding_space",
      "alignment", "dissimilarity", "inversion"},
     {"hook_points"},

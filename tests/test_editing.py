@@ -164,10 +164,9 @@ def test_a_tied_weight_is_refused():
 
 
 @needs_hooked
-@pytest.mark.parametrize("family", ["attn_only", "moe"])
-def test_a_layer_without_that_matrix(family):
-    with pytest.raises(ValueError, match="Expected the name of a weight, got 'blocks.0.mlp.W_out'"):
-        shift_edit(hooked(family), PROMPT, TARGET, 0)
+def test_a_layer_without_one_matrix_that_writes():
+    with pytest.raises(ValueError, match=r"^Expected one matrix that each block writes with, got blocks.0.mlp with 3 \(exp"):
+        shift_edit(hooked("moe"), PROMPT, TARGET, 0)
 
 
 @every_world

@@ -20,7 +20,7 @@ from test_leaves_no_trace import assert_same, state
 from test_readout import full_logits, vectors
 
 import tl_backward as tlb
-from tl_backward.editing.edit import _matrix_shape
+from tl_backward.editing.writable import matrix_shape
 
 DRAWN = {"hooked": hooked_transformers(), "bridge": bridges()}
 SEED = int(os.environ.get("TL_BACKWARD_SEED", "8"))
@@ -215,7 +215,7 @@ def test_edits_come_off_to_the_bit(world):
         for number in numbers:
             name = names[number % len(names)]
             generator = torch.Generator().manual_seed(number)
-            d_in, d_out = _matrix_shape(sites[name])
+            d_in, d_out = matrix_shape(sites[name])
             x, y = (torch.randn(d, generator=generator, dtype=torch.float64).to(drawn.dtype) for d in (d_in, d_out))
             edits.append(tlb.rank_one_edit(model, name, x, y, scale=0.5).apply())
         assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters())

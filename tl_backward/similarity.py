@@ -20,8 +20,9 @@ from tl_backward.cases import EditCase
 from tl_backward.examples import Example, by_length, capture_batch, encode_examples
 from tl_backward.losses import Loss, next_token_loss
 from tl_backward.model_inputs import check_reads_text
-from tl_backward.sites import select_sites, weight_sites
+from tl_backward.sites import weight_sites
 from tl_backward.vocabulary import text_column
+from tl_backward.written_by import chosen_weights
 
 if TYPE_CHECKING:
     import pandas
@@ -120,7 +121,7 @@ def gradient_similarity(
     examples_a: Examples,
     examples_b: Examples | None = None,
     *,
-    weights: str | Sequence[str] = "W_out",
+    weights: str | Sequence[str] | None = None,
     metric: Metric = "inner",
     batch_size: int = 8,
     max_bytes: int = MAX_FACTOR_BYTES,
@@ -139,7 +140,8 @@ def gradient_similarity(
             (prompt, loss) pairs, or edit cases.
         examples_b: others; None compares A with itself.
         weights: whose gradients, as in `run_with_gradient_cache`; several are taken as one long vector, and are kept
-            apart in the result.
+            apart in the result. None for the matrix that each block writes with: W_out, and where a block has none its
+            experts' down projection or its mixer's out projection.
         metric: "inner" or "cosine".
         batch_size: examples a pass.
         max_bytes: of factors of A held at a time; where A needs more, B is captured once for each part of A.
@@ -162,7 +164,7 @@ def gradient_similarity(
         raise ValueError(f"Expected metric 'inner' or 'cosine', got {metric!r}; a cosine leaves lengths out.")
     if batch_size < 1 or max_bytes < 1:
         raise ValueError(f"Expected batch_size and max_bytes of at least 1, got {batch_size} and {max_bytes}.")
-    names = tuple(select_sites(weight_sites(model), weights if isinstance(weights, str) else list(weights)))
+    names = tuple(chosen_weights(model, weight_sites(model), weights))
     within = examples_b is None
     a, names_a = _encoded(model, examples_a, prepend_bos)
     b, names_b = (a, names_a) if examples_b is None else _encoded(model, examples_b, prepend_bos)
@@ -259,10 +261,14 @@ def _parts(
 def _captured(model: TransformerLensModel, batch: list[Example], names: tuple[str, ...]) -> _Part:
     cache = capture_batch(model, batch, names).cache
     factors = [cache.factors[name] for name in names]
-    norms = [each.example_norms() for each in factors]
-    return _Part(
-        torch.tensor([example.index for example in batch]), torch.stack(norms).cpu(), [f.active() for f in factors]
-    )
+    norms, rows = [], []
+    for name, each in zip(names, factors, strict=True):
+        try:
+            norms.append(each.example_norms())
+            rows.append(each.active())
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return _Part(torch.tensor([example.index for example in batch]), torch.stack(norms).cpu(), rows)
 
 
 def _encoded(

@@ -22,12 +22,13 @@ from tl_backward.model_inputs import check_reads_text
 from tl_backward.prompts import Batch
 from tl_backward.readout import readout
 from tl_backward.segments import NAMES, segment_tokens
-from tl_backward.sites import select_sites, weight_sites
+from tl_backward.sites import weight_sites
 from tl_backward.subjects import Span
 from tl_backward.sweep_checkpoint import SweepCheckpoint, model_digest, run_digest
 from tl_backward.sweep_result import Quantity, Sweep, in_order
 from tl_backward.token_ids import Id
 from tl_backward.vocabulary import output_size
+from tl_backward.written_by import chosen_weights, plain_writers
 
 Collect: TypeAlias = Quantity | Literal["top_tokens"]
 
@@ -49,7 +50,7 @@ def sweep(
     subjects: Sequence[Span] | None = None,
     answers: Sequence[str | Id] | None = None,
     collect: Sequence[Collect] = COLLECT,
-    weights: str | Sequence[str] = "W_out",
+    weights: str | Sequence[str] | None = None,
     k: int = 5,
     batch_size: int = 8,
     control: Literal["random_init"] | None = "random_init",
@@ -71,7 +72,8 @@ def sweep(
       segment carries. The segments' shares sum to 1; one that works against the rest has a negative share.
     - `rank`: the numerical rank (`GradientFactors.rank`).
     - `target_rank`, `answer_rank`: ranks of the (first) target token and of the old answer at the prompt's last token,
-      in the VJP of W_out or W_O (shift) or the input of W_in, W_gate, W_Q, W_K or W_V (imprint); 0 is the largest.
+      in the VJP of W_out, W_O or a mixer's out projection (shift) or the input of W_in, W_gate, W_Q, W_K or W_V
+      (imprint); 0 is the largest.
     - `top_tokens`: the `k` top and bottom tokens there, to be counted by `Sweep.top_tokens`.
 
     The control is the same architecture untrained. Prompt i sees draw i % `n_draws` of fresh weights, so that every
@@ -85,7 +87,8 @@ def sweep(
         subjects: one a prompt, as text, (start, end) token span, or None.
         answers: one old answer a prompt; None for the model's own most likely next tokens, which its control keeps.
         collect: what to keep of each prompt.
-        weights: short or full names, as in `run_with_gradient_cache`.
+        weights: short or full names, as in `run_with_gradient_cache`; None for the matrix that each block writes with:
+            W_out, and where a block has none its experts' down projection or its mixer's out projection.
         k: how many tokens `top_tokens` keeps at either end.
         batch_size: prompts a pass; they are sorted by length, so that little is padded.
         control: "random_init" or None.
@@ -125,7 +128,7 @@ def sweep(
     )
     first = items[0]
     sites = weight_sites(model, torch.tensor([first.tokens]), **first.inputs) if first.inputs else weight_sites(model)
-    names = tuple(select_sites(sites, weights if isinstance(weights, str) else list(weights)))
+    names = tuple(chosen_weights(model, sites, weights))
     wanted = tuple(name for name in get_args(Quantity) if name in collect) + ("top_tokens",) * ("top_tokens" in collect)
     of = model_digest(model)
     about: dict[str, object] = {"model": of, "collect": list(wanted), "n_draws": n_draws, "seed": seed, "k": k}
@@ -133,7 +136,7 @@ def sweep(
         about["left_out"] = short
     options = about | {"weights": names, "batch_size": batch_size, "control": control, "start": start}
     kept = SweepCheckpoint.of(checkpoint, run_digest(items, options), model)
-    run = _Run(names, wanted, k, batch_size, about)
+    run = _Run(names, wanted, k, batch_size, about, plain_writers(model, sites))
     with tqdm(total=len(items) * (2 if control else 1), desc="sweep", unit="prompt", disable=not show_progress) as bar:
         trained = run(model, items, bar, kept.done(None), kept.save)
         if control is None:
@@ -166,6 +169,8 @@ class _Run:
     k: int
     batch_size: int
     about: dict[str, object]
+    shifts: frozenset[str]
+    """Full names of weights whose VJPs are those of what a component writes to the stream."""
 
     def __call__(
         self,
@@ -258,7 +263,7 @@ class _Run:
         self, model: TransformerLensModel, cache: GradientCache, asked: Tensor, targets: Tensor, answers: Tensor
     ) -> dict[str, Tensor]:
         """Ranks and top tokens at each prompt's last token; NaN and -1 for weights that have no readout."""
-        readable = {i: side for i, name in enumerate(self.weights) if (side := _side(cache, name)) is not None}
+        readable = {i: side for i, name in enumerate(self.weights) if (side := self._side(cache, name)) is not None}
         shape = (len(asked), len(self.weights))
         found: dict[str, Tensor] = {}
         for name in ("target_rank", "answer_rank"):
@@ -280,6 +285,19 @@ class _Run:
             found["top_ids"][:, columns, :k], found["bottom_ids"][:, columns, :k] = read.top_ids, read.bottom_ids
         kept = {*self.collect} | ({"top_ids", "bottom_ids"} if "top_tokens" in self.collect else set())
         return {name: value for name, value in found.items() if name in kept}
+
+    def _side(self, cache: GradientCache, name: str) -> Tensor | None:
+        """What of a weight's factors lies in the residual stream; heads with a part of their own are averaged."""
+        short = name.rpartition(".")[2]
+        if cache.prompt_tokens is not cache.tokens and _reads_prompt(name):
+            return None
+        if short in _IMPRINTS:
+            side = cache.factors[name].inputs
+        elif short in _SHIFTS or name in self.shifts:
+            side = cache.factors[name].deltas
+        else:
+            return None
+        return side.mean(2) if side.ndim == 4 else side
 
 
 def _prompt_segments(cache: GradientCache, subjects: Sequence[tuple[int, int] | None]) -> Tensor:
@@ -344,15 +362,6 @@ def _by_token(name: str, factors: GradientFactors, rows: Tensor, segments: Tenso
     return rows.new_zeros(segments.numel()).index_add_(
         0, (origin.example * origin.shape[1] + origin.token).flatten(), rows.flatten()
     ).reshape(segments.shape)
-
-
-def _side(cache: GradientCache, name: str) -> Tensor | None:
-    """What of a weight's factors lies in the residual stream; heads with a part of their own are averaged."""
-    short = name.rpartition(".")[2]
-    if short not in (*_IMPRINTS, *_SHIFTS) or (cache.prompt_tokens is not cache.tokens and _reads_prompt(name)):
-        return None
-    side = cache.factors[name].inputs if short in _IMPRINTS else cache.factors[name].deltas
-    return side.mean(2) if side.ndim == 4 else side
 
 
 def _check_options(collect: Sequence[str], batch_size: int, n_draws: int, control: str | None) -> None:

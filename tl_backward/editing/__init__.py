@@ -10,7 +10,7 @@ from tl_backward.editing.comparison import (
     shift_method,
     tuned_methods,
 )
-from tl_backward.editing.edit import Edit, Update, load_edit
+from tl_backward.editing.edit import Edit, LostUpdateWarning, Update, load_edit
 from tl_backward.editing.effect import EditEffect, edit_effect
 from tl_backward.editing.layer_grid import LayerGrid, find_layer, shift_probabilities
 from tl_backward.editing.methods import gradient_edit, rank_one_edit, shift_edit
@@ -20,6 +20,7 @@ __all__ = [
     # edits
     "Edit",
     "Update",
+    "LostUpdateWarning",
     "shift_edit",
     "gradient_edit",
     "rank_one_edit",

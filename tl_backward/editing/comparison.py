@@ -147,7 +147,7 @@ def edit_methods(
     *,
     steps: int = 5,
     scaling: Scaling = "unit",
-    weights: str | Sequence[str] = "W_out",
+    weights: str | Sequence[str] | None = None,
 ) -> dict[str, Method]:
     """No edit, the forward-pass shift, one gradient step, and `steps` of them of the same rate each.
 
@@ -182,7 +182,7 @@ def shift_method(layer: int, scale: float, *, scaling: Scaling = "unit") -> Meth
     return lambda model, case: shift_edit(model, case.prompt, case.target, layer, scale, scaling=scaling)
 
 
-def gradient_method(lr: float, *, steps: int = 1, weights: str | Sequence[str] = "W_out") -> Method:
+def gradient_method(lr: float, *, steps: int = 1, weights: str | Sequence[str] | None = None) -> Method:
     """`gradient_edit` of a case's prompt and target.
 
     Example:

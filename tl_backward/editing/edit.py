@@ -6,7 +6,8 @@ gradient's factors are (x_i, delta_i), a descent step's are (x_i, -lr * delta_i)
 
 import hashlib
 import json
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -19,10 +20,19 @@ from tl_backward._checks import check_model
 from tl_backward._storage import load_tensors, save_tensors
 from tl_backward._typing import TransformerLensModel
 from tl_backward._visits import visiting
-from tl_backward.sites import WeightSite, WeightSites, select_sites, weight_sites
+from tl_backward._warnings import warn_user
+from tl_backward.editing.writable import check_widths, check_writable
+from tl_backward.sites import WeightSite, WeightSites, weight_sites
 from tl_backward.vocabulary import vocabulary_size
 
 FORMAT = "tl_backward edit 1"
+
+LEAST_WRITTEN = 0.9
+"""The share of an update below which its loss to rounding is warned of."""
+
+
+class LostUpdateWarning(UserWarning):
+    """A weight's data type rounds much of an update away."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +59,25 @@ class Edit:
     """By full weight name."""
     how: dict[str, object] = field(default_factory=dict)
     """How the edit was made, for people to read; saved with it."""
+    written: dict[str, float] = field(default_factory=dict)
+    """<W_after - W_before, U> / <U, U> of each weight and its update U as it was last applied: 1 where all of U was
+    written, less where the weight's data type rounded some of it away (bfloat16 keeps 8 bits of a number), more where
+    it rounded up; 1 for an update of zeros. Empty until then."""
     _saved: dict[str, tuple[Tensor, str]] = field(default_factory=dict)
     _visit: ExitStack = field(default_factory=ExitStack)
     """While it is a context: no other thread may use the model."""
 
     def __repr__(self) -> str:
-        parts = ", ".join(f"{name} rank <= {len(update.x)}" for name, update in self.updates.items())
+        parts = ", ".join(
+            f"{name} rank <= {len(update.x)}" + (f" ({said:.2f} written)" if (said := self._said(name)) else "")
+            for name, update in self.updates.items()
+        )
         return f"Edit({parts}{', applied' if self.is_applied else ''})"
+
+    def _said(self, name: str) -> float | None:
+        """The share of an update that was written, where that is not nearly all."""
+        share = self.written.get(name, 1.0)
+        return share if abs(share - 1) > 1 - LEAST_WRITTEN else None
 
     @property
     def is_applied(self) -> bool:
@@ -67,8 +89,24 @@ class Edit:
 
         Raises:
             RuntimeError: already applied.
-            ValueError: a weight that is gone, has another shape, or shares its parameter with another (tied).
+            ValueError: a weight that is gone, has another shape, shares its parameter with another (tied), is a
+                function of its parameter, or is made anew at each use; before anything is written.
+
+        Warns:
+            LostUpdateWarning: less than 0.9 of an update was written, since the weight's data type is too coarse.
         """
+        self._put_on()
+        least = min(self.written, key=lambda name: self.written[name], default="")
+        if least and self.written[least] < LEAST_WRITTEN:
+            warn_user(
+                f"Expected an update that {least} can hold, got one of which its {self._saved[least][0].dtype} numbers "
+                f"took {self.written[least]:.2f}; load the model in float32, or take a larger step.",
+                LostUpdateWarning,
+            )
+        return self
+
+    def _put_on(self) -> None:
+        """Apply without a word about what was rounded away."""
         if self.is_applied:
             raise RuntimeError("Expected an edit that is not applied, got one that is; revert() it first.")
         sites = editable(self.model, self.updates)
@@ -79,10 +117,10 @@ class Edit:
                     self._saved[name] = (parameter.detach().clone(), "")
                     _add_outer(sites[name], update)
                     self._saved[name] = (self._saved[name][0], _fingerprint(parameter))
+                    self.written[name] = _share_written(sites[name], self._saved[name][0], update)
             except BaseException:
                 self._restore(sites)
                 raise
-        return self
 
     def revert(self) -> "Edit":
         """Put back the exact bits of every weight.
@@ -131,6 +169,17 @@ class Edit:
         return save_tensors(path, tensors, about)
 
 
+@contextmanager
+def put_on(edit: Edit) -> Iterator[None]:
+    """Within the context the edit is applied, as part of making another: nobody is told what was rounded away."""
+    with visiting(edit.model):
+        edit._put_on()
+        try:
+            yield
+        finally:
+            edit.revert()
+
+
 def load_edit(model: TransformerLensModel, path: str | Path) -> Edit:
     """Read an edit for `model`; it is not applied yet.
 
@@ -174,61 +223,27 @@ def _add_outer(site: WeightSite, update: Update) -> None:
 
 
 def editable(model: TransformerLensModel, updates: dict[str, Update]) -> WeightSites:
-    """The model's sites, once every update is known to fit its weight.
+    """The model's sites, once every update is known to fit a weight that can be written.
 
     Raises:
-        ValueError: no such weight, vectors of another width, or a tied weight.
+        ValueError: see `check_writable`; vectors of another width.
     """
-    sites = weight_sites(model)
+    sites = check_writable(model, updates)
     for name, update in updates.items():
-        site = select_sites(sites, name)[name]
-        refused = _unwritable(site)
-        if refused:
-            raise ValueError(
-                f"Expected a weight that an edit can write, got {name}, which is {refused}; choose a matrix of its own "
-                "that the model uses as it is stored."
-            )
-        d_in, d_out = _matrix_shape(site)
-        if (update.x.shape[1], update.v.shape[1]) != (d_in, d_out):
-            raise ValueError(
-                f"Expected vectors of {d_in} and {d_out} numbers for {name}, got {update.x.shape[1]} and "
-                f"{update.v.shape[1]}; x is what the weight reads, v what it writes."
-            )
-        twins = [
-            other
-            for other, twin in sites.items()
-            if other != name and twin.parameter.data_ptr() == site.parameter.data_ptr()
-        ]
-        if twins:
-            raise ValueError(
-                f"Expected a weight of its own, got {name}, which is tied to {', '.join(twins)}: an edit would change "
-                "both; untie them first (give one a copy of the parameter)."
-            )
+        check_widths(sites[name], update.x.shape[1], update.v.shape[1])
     return sites
 
 
-def _unwritable(site: WeightSite) -> str:
-    """Why adding outer products to the parameter is not adding them to what the model uses; "" where it is."""
-    if site.layout.experts:
-        return "one matrix for each expert in a single parameter"
-    if site.layout.part is not None:
-        return "interleaved with another weight in one parameter"
-    if site.roots or site.is_function:
-        return "used as a function of its parameter (a parametrization, a quantiser, an adapter)"
-    if site.kind == "parameter":
-        return "no matrix but a vector, scalar or kernel, or used in more ways than one"
-    return ""
-
-
-def _matrix_shape(site: WeightSite) -> tuple[int, int]:
-    """[d_in, d_out] of a weight, head axes flattened; a bias reads the number 1."""
-    shape, heads = site.layout.shape, site.layout.heads
-    if site.kind in ("bias", "norm"):
-        return 1, torch.Size(shape).numel()
-    if len(shape) == 3:
-        head, rows, columns = shape
-        return (rows, head * columns) if heads == "out" else (head * rows, columns)
-    return shape[0], shape[1]
+def _share_written(site: WeightSite, before: Tensor, update: Update) -> float:
+    """<W_after - W_before, U> / <U, U>, of the update as it was meant."""
+    wide = torch.promote_types(before.dtype, torch.float32)
+    x, v = (side.to(before.device, wide) for side in (update.x, update.v))
+    with torch.no_grad():
+        moved = site.layout.from_stored(site.parameter.to(wide) - before.to(wide))
+        moved = moved.transpose(0, 1) if site.layout.heads == "out" and moved.ndim == 3 else moved
+        asked = float(((x @ x.T) * (v @ v.T)).sum(dtype=torch.float64))
+        found = float(((x @ moved.reshape(x.shape[1], v.shape[1])) * v).sum(dtype=torch.float64))
+    return found / asked if asked > 0 else 1.0
 
 
 def _fingerprint(tensor: Tensor) -> str:

@@ -11,12 +11,14 @@ from torch import Tensor
 from tl_backward._checks import check_layers, check_model
 from tl_backward._typing import TransformerLensModel
 from tl_backward.capture import run_with_gradient_cache
-from tl_backward.editing.edit import Edit, Update, editable
+from tl_backward.editing.edit import Edit, Update, editable, put_on
+from tl_backward.editing.writable import check_writable
 from tl_backward.head import Head
 from tl_backward.losses import Target, target_loss
 from tl_backward.prompts import encode_prompts, extend
-from tl_backward.sites import select_sites, weight_sites
+from tl_backward.sites import WeightSite, select_sites, weight_sites
 from tl_backward.weight_inputs import weight_inputs
+from tl_backward.written_by import USUAL, chosen_weights, written_by
 
 Scaling: TypeAlias = Literal["unit", "raw"]
 
@@ -67,7 +69,8 @@ def shift_edit(
         model: a HookedTransformer or TransformerBridge.
         prompt: what the edit answers.
         target: the new answer.
-        layer: whose W_out; negative counts from the end.
+        layer: whose W_out; negative counts from the end. A block without one is shifted where it writes to the stream:
+            by its mixer's out projection (Mamba) or, with nothing but an attention, its W_O.
         scale: how much of it.
         scaling: "unit" for both factors of unit norm, so that a scale means the same in every layer; "raw" for the
             paper's own form.
@@ -77,8 +80,9 @@ def shift_edit(
         An Edit, not applied: use it as a context, or `apply()` it.
 
     Raises:
-        ValueError: a layer without a dense W_out, a bad prompt or target, a target that the model says already, or a
-            head that is not linear after its final norm (BERT's transform): no direction stands for a token there.
+        ValueError: a layer that writes with experts, a weight that an edit cannot write (see `Edit.apply`), a bad
+            prompt or target, a target that the model says already, or a head that is not linear after its final norm
+            (BERT's transform): no direction stands for a token there.
         IndexError: a layer out of range.
 
     Example:
@@ -92,7 +96,7 @@ def shift_edit(
     loss = target_loss(target).bind(model, 1)
     batch = extend(model, encode_prompts(model, prompt, prepend_bos=prepend_bos), loss.continuation)
     (ids,) = loss.ids or ((),)
-    (site,) = select_sites(weight_sites(model), f"blocks.{index}.mlp.W_out").values()
+    site = _shifted(model, index)
     n_tokens = (batch.tokens.shape[0], batch.tokens.shape[1])
     inputs, logits = weight_inputs(model, site, lambda: model(batch.tokens, return_type="logits"), n_tokens)
     (at,) = loss.places(batch.tokens)
@@ -105,12 +109,22 @@ def shift_edit(
     return Edit(model, {site.name: Update(x.clone(), scale * v)}, how)
 
 
+def _shifted(model: TransformerLensModel, layer: int) -> WeightSite:
+    """What a block writes to the stream with, once it is known that an edit can write it."""
+    sites = weight_sites(model)
+    usual = f"blocks.{layer}.mlp.{USUAL}"
+    name = usual if usual in sites or usual in sites.missing else written_by(model, sites).get(layer, usual)
+    (site,) = select_sites(sites, name).values()
+    check_writable(model, [name])
+    return site
+
+
 def gradient_edit(
     model: TransformerLensModel,
     prompt: str,
     target: Target,
     *,
-    weights: str | Sequence[str] = "W_out",
+    weights: str | Sequence[str] | None = None,
     lr: float = 1e-2,
     steps: int = 1,
     prepend_bos: bool | None = None,
@@ -121,7 +135,8 @@ def gradient_edit(
         model: a HookedTransformer or TransformerBridge.
         prompt: what the edit answers.
         target: the new answer; the loss is `target_loss(target)`.
-        weights: which to change, as in `run_with_gradient_cache`.
+        weights: which to change, as in `run_with_gradient_cache`; None for the matrix that each block writes with:
+            W_out, and where a block has none its mixer's out projection.
         lr: the learning rate.
         steps: how many; the gradient is taken anew after each.
         prepend_bos: as in `model.to_tokens`.
@@ -140,12 +155,13 @@ def gradient_edit(
     check_model(model)
     if steps < 1:
         raise ValueError(f"Expected at least one step, got {steps}; a step is one descent of the loss.")
-    names = list(select_sites(weight_sites(model), weights if isinstance(weights, str) else list(weights)))
+    names = list(chosen_weights(model, weight_sites(model), weights))
+    check_writable(model, names)
     loss = target_loss(target).bind(model, 1)
     total: dict[str, Update] = {}
     how = {"method": "gradient", "prompt": prompt, "lr": lr, "steps": steps}
     for step in range(steps):
-        with Edit(model, total) if total else nullcontext():
+        with put_on(Edit(model, total)) if total else nullcontext():
             _, cache = run_with_gradient_cache(
                 model, prompt, loss, weights=names, names_filter=[], prepend_bos=prepend_bos
             )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tl_backward._checks import all_finite, check_head, check_layers, check_model, check_one_device
 from tl_backward._typing import TransformerLensModel
+from tl_backward.blocks import blocks_of
 from tl_backward.sites import WeightSite, select_sites, weight_sites
 
 Role: TypeAlias = Literal["read", "write", "scale"]
@@ -46,7 +47,7 @@ def parameter_vectors(
         IndexError: a layer or head out of range.
     """
     site = _site(model, weight, layer)
-    role = _role(site)
+    role = _role(model, site)
     stored = _stored(model, site)
     if not all_finite(stored):
         raise ValueError(f"Expected finite weights, got NaN or inf in {site.name}; load or train the model anew.")
@@ -115,7 +116,7 @@ def _site(model: TransformerLensModel, weight: str, layer: int | None) -> Weight
     raise ValueError(f"Expected a layer with {weight!r}, got layer {layer}, which has none; see weight_sites(model).")
 
 
-def _role(site: WeightSite) -> Role:
+def _role(model: TransformerLensModel, site: WeightSite) -> Role:
     parts = site.name.split(".")
     if parts[-1] in _READERS:
         return "read"
@@ -123,9 +124,35 @@ def _role(site: WeightSite) -> Role:
         return "write"
     if parts[-1] in ("w", "b") and (parts[-2] in _NORMS or parts[0] == "embed"):
         return "scale"
+    if site.layout.experts:
+        raise ValueError(
+            f"Expected one matrix, got {site.name!r} of shape {list(site.layout.shape)}, one for each expert; pass one "
+            f"as a tensor: weight_sites(model)[{site.name!r}].parameter[0] (transposed where d_model is not the last "
+            "axis), with side='read' or 'write'."
+        )
+    return _role_of_matrix(model, site)
+
+
+def _role_of_matrix(model: TransformerLensModel, site: WeightSite) -> Role:
+    """Of a matrix that TransformerLens has no name for: by its block's parts, or by which of its sides is d_model wide.
+
+    Widths tell nothing where the component is as wide inside as the stream (an attention's heads together, a mixer that
+    does not expand): what reads d_model numbers there may read others than the stream's.
+    """
+    d_model, sites = model.cfg.d_model, weight_sites(model)
+    blocks = blocks_of(model, sites, d_model).values()
+    parts = [part for block in blocks for part in (block.main, block.mixing) if part and site.name in part.weights]
+    for part in parts if site.kind == "matrix" else ():
+        if site.name in (part.reader, part.writer):
+            return "read" if site.name == part.reader else "write"
+        inner = sites[part.writer].layout.shape[-2] if part.writer else 0
+        sides = [width == d_model for width in site.layout.shape]
+        if part.kind != "attention" and inner != d_model and sum(sides) == 1 and len(sides) == 2:
+            return "read" if sides[0] else "write"
     raise ValueError(
-        f"Expected a weight with a d_model side, got {site.name!r} of shape {list(site.layout.shape)}; choose a matrix "
-        "that reads or writes the residual stream, b_O, b_out or a norm."
+        f"Expected a weight that reads or writes the residual stream of {d_model} numbers, got {site.name!r} of shape "
+        f"{list(site.layout.shape)}, {'which is not known to' if d_model in site.layout.shape else 'which does not'}; "
+        "choose another, or pass its vectors as a tensor."
     )
 
 
