@@ -2,16 +2,18 @@
 
 import copy
 import functools
+import warnings
 
 import numpy as np
 import pytest
 import torch
 import transformers as T
 from models import BRIDGED, HAS_HOOKED_TRANSFORMER, HOOKED, TOKENS, bridge, build, hooked, randomise, tokenizer, worlds
+from torch.nn.utils import parametrizations, parametrize
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_backward.controls import copied, random_init
-from tl_backward.fresh import check_alive
+from tl_backward.fresh import SameWeightsWarning, check_alive
 
 _SMALL = dict(vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40)
 _GROUPED = dict(**_SMALL, num_key_value_heads=2, max_position_embeddings=16, head_dim=6)
@@ -219,3 +221,45 @@ def test_a_copy_that_leads_to_the_original_is_refused(world):
     mlp.forward = _Wrapper(mlp)
     with pytest.raises(ValueError, match="Expected a model whose copy computes with its own weights, got one whose .*mlp"):
         copied(model)
+
+
+@pytest.mark.parametrize("how", ["parametrization", "weight norm", "legacy weight norm"])
+@pytest.mark.parametrize("world", worlds())
+def test_a_copy_of_a_model_with_a_computed_weight(world, how):
+    """A Bridge's component answers for its layer, whose `__deepcopy__` torch gives to parametrized modules."""
+    model = build(world)
+    mlp = model.blocks[1].mlp
+    layer, name = (mlp, "W_out") if world == "hooked" else (mlp.out.original_component, "weight")
+    if how == "parametrization":
+        parametrize.register_parametrization(layer, name, torch.nn.Identity())
+    else:
+        (parametrizations if how == "weight norm" else torch.nn.utils).weight_norm(layer, name)
+    expected = logits(model).detach()
+    clone = copied(model)
+    assert [type(module) for module in clone.modules()] == [type(module) for module in model.modules()]
+    assert torch.equal(logits(clone), expected)
+    names = [name for name, _ in model.named_parameters()]
+    assert [name for name, _ in clone.named_parameters()] == names
+    for parameter in clone.blocks[1].mlp.parameters():
+        parameter.data.zero_()
+    assert not torch.equal(logits(clone), expected) and torch.equal(logits(model), expected)
+    said = r"^Expected every parameter to be one that .* makes from its configuration, got [^ ]*(mlp|c_proj)[^ ]*W?_?(out|weight)"
+    with pytest.raises(ValueError, match=said):
+        random_init(model)
+
+
+def test_fresh_weights_that_are_the_models_own_are_warned_of():
+    torch.manual_seed(0)
+    inner = T.LlamaForCausalLM(T.LlamaConfig(**{**_GROUPED, "head_dim": 6})).eval()
+    model = TransformerBridge.boot_transformers(
+        "meta-llama/Llama-3.2-1B", hf_model=inner, tokenizer=tokenizer(), device="cpu", dtype=torch.float32
+    )
+    with pytest.warns(SameWeightsWarning, match="^Expected fresh weights other than the model's, got 16 of 16 .*another seed"):
+        random_init(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SameWeightsWarning)
+        random_init(model, seed=1)
+        with torch.no_grad():
+            for parameter in inner.parameters():
+                parameter.mul_(1.01)
+        random_init(model)

@@ -5,7 +5,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from tl_backward._rebinding import Rebinding
+from tl_backward._rebinding import Rebinding, roots
 from tl_backward._typing import TransformerLensModel
 from tl_backward._visits import check_visitor, rng_untouched
 from tl_backward.fresh import check_alive, fresh_model, load_fresh
@@ -22,7 +22,7 @@ def copied(model: TransformerLensModel) -> TransformerLensModel:
     kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     memo: dict[int, object] = {id(value): value.detach() for value in kept if not value.is_leaf}
     memo[id(model.tokenizer)] = model.tokenizer
-    clone = deepcopy(model, memo)
+    clone = _deepcopied(model, memo)
     # In compatibility mode a gated MLP computes with aliases of its parameters, which a copy tears from them.
     twins = {(p.data_ptr(), p.shape): q for p, q in zip(model.parameters(), clone.parameters(), strict=True)}
     for module, copy in zip(model.modules(), clone.modules(), strict=True):
@@ -32,6 +32,26 @@ def copied(model: TransformerLensModel) -> TransformerLensModel:
     Rebinding(cast(nn.Module, model), memo, [model.tokenizer]).apply(cast(nn.Module, clone))
     clone.reset_hooks(including_permanent=True)
     return clone
+
+
+def _deepcopied(model: TransformerLensModel, memo: dict[int, object]) -> TransformerLensModel:
+    """`deepcopy`, but of every module itself.
+
+    TransformerBridge's components answer for the layer that they wrap, its `__deepcopy__` too (a parametrized layer has
+    one), so that their copy would be a copy of the layer alone.
+    """
+    modules = {id(module): module for root in roots(cast(nn.Module, model)) for module in root.modules()}
+    answering = [m for m in modules.values() if hasattr(m, "__deepcopy__") and not hasattr(type(m), "__deepcopy__")]
+    copies = [(vars(module), memo.setdefault(id(module), _empty(module))) for module in answering]
+    clone = deepcopy(model, memo)
+    for state, copy in copies:
+        vars(copy).update(deepcopy(state, memo))
+    return clone
+
+
+def _empty(module: nn.Module) -> nn.Module:
+    """A module of the same class, of which nothing is set yet."""
+    return type(module).__new__(type(module))
 
 
 def random_init(model: TransformerLensModel, *, seed: int = 0) -> TransformerLensModel:
@@ -46,6 +66,9 @@ def random_init(model: TransformerLensModel, *, seed: int = 0) -> TransformerLen
     Raises:
         ValueError: the class does not make these parameters from the configuration (adapters, quantised weights), or
             its own initialisation leaves logits that do not vary; see `copied` too.
+
+    Warns:
+        SameWeightsWarning: most matrices come out as those of `model`, which was drawn from the same seed.
     """
     clone = copied(model)
     load_fresh(cast(nn.Module, clone), fresh_model(model, seed=seed))

@@ -14,6 +14,11 @@ from torch import Tensor, nn
 
 from tl_backward._rebinding import roots
 from tl_backward._typing import TransformerLensModel
+from tl_backward._warnings import warn_user
+
+
+class SameWeightsWarning(UserWarning):
+    """Fresh weights that are those of the model which they stand beside."""
 
 
 class _BridgeConfig(Protocol):
@@ -86,16 +91,29 @@ def load_fresh(model: nn.Module, fresh: nn.Module) -> None:
             raise ValueError(
                 f"Expected every parameter to be one that {kind} makes from its configuration, got {name} "
                 f"{tuple(parameter.shape)} {parameter.dtype} where it makes {got}; pass the model without what was "
-                "added to it (adapters, quantisation, SAEs, pruning), or no control."
+                "added to it (adapters, quantisation, parametrizations, SAEs, pruning), or no control."
             )
     buffers = _named(model, "buffers")
     saved = _saved(fresh)
     state = {name: value for name, value in _named(fresh, "buffers").items() if name in saved and name in buffers}
     pairs = [(parameters[name], drawn[name]) for name in parameters]
+    _warn_of_same(pairs, kind)
     pairs += [(buffers[name], value) for name, value in state.items() if buffers[name].shape == value.shape]
     with torch.no_grad():
         for own, value in pairs:
             own.copy_(value)
+
+
+def _warn_of_same(pairs: list[tuple[Tensor, Tensor]], kind: str) -> None:
+    """Say when most matrices are drawn as the model's own are: it was made from the same seed, and never trained."""
+    matrices = list({id(own): (own, value) for own, value in pairs if own.ndim > 1}.values())
+    same = sum(torch.equal(own.cpu(), value.to(own.dtype)) for own, value in matrices)
+    if 2 * same > len(matrices):
+        warn_user(
+            f"Expected fresh weights other than the model's, got {same} of {len(matrices)} matrices of {kind} that are "
+            "its own, drawn from the same seed: the control is no control; pass another seed.",
+            SameWeightsWarning,
+        )
 
 
 def _named(model: nn.Module, what: str) -> dict[str, Tensor]:
