@@ -424,3 +424,41 @@ def test_a_model_of_the_zoo_loads_by_name_and_by_folder():
     ids = torch.arange(5)[None]
     by_name, by_folder = load_model("facts", kind="bridge"), load_model(str(tlb.zoo.loading.WEIGHTS / "facts"))
     assert torch.equal(by_name(ids), by_folder(ids))
+
+
+# ---- what is no name, and what is no number of a weight
+
+
+def test_what_is_no_name_gets_a_sentence_without_type_checks():
+    code = "from tl_backward.loading import load_model\nfor name in (None, 3, b'facts'):\n try: load_model(name)\n except TypeError as e: print(e)"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    said = done.stdout.splitlines()
+    assert [line.split(";")[0] for line in said] == [
+        f"Expected a model's name or folder as text, got {kind}" for kind in ("NoneType", "int", "bytes")
+    ]
+
+
+def test_a_path_is_a_folder(tmp_path):
+    saved(tmp_path)
+    assert load_model(tmp_path).cfg.n_layers == 2
+
+
+@pytest.mark.parametrize("shard", ["5GB", "10KB"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32])
+def test_codes_without_a_scale_are_no_weights(tmp_path, dtype, shard):
+    saved(tmp_path, shard=shard)
+    for path in tmp_path.glob("*.safetensors"):
+        tensors = load_file(path)
+        if PARTS in tensors:
+            tensors[PARTS] = (100 * tensors[PARTS]).to(dtype)
+            save_file(tensors, path, metadata={"format": "pt"})
+    said = refused(tmp_path)
+    assert f"got {PARTS} as {'U8' if dtype == torch.uint8 else 'I8' if dtype == torch.int8 else 'I32'} whole numbers" in said
+
+
+def test_whole_numbers_that_are_no_weights_stay(tmp_path):
+    saved(tmp_path)
+    rewrite(tmp_path, lambda tensors: tensors.update({"position_ids": torch.arange(32)}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LoadingWarning)
+        load_model(str(tmp_path))

@@ -1,5 +1,6 @@
 """Load a model by name: of the zoo, from a Hugging Face directory, or of TransformerLens."""
 
+import os
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -23,7 +24,7 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 def load_model(
-    name_or_dir: str, *, kind: str | None = None, device: str = "cpu", dtype: str = "float32"
+    name_or_dir: str | os.PathLike[str], *, kind: str | None = None, device: str = "cpu", dtype: str = "float32"
 ) -> TransformerLensModel:
     """Load a model with its tokenizer, without progress bars, its weights as they were trained.
 
@@ -36,6 +37,7 @@ def load_model(
         dtype: one of DTYPES.
 
     Raises:
+        TypeError: a name that is no text.
         ValueError: an unknown name, kind, dtype or device; a directory without a model, or whose files lack
             weights of it or have others; a directory of which TransformerLens's model would not compute what
             Hugging Face's does, on a few tokens.
@@ -47,6 +49,11 @@ def load_model(
 
     A directory's model is of the class that its config.json names: masked models and encoder-decoders too.
     """
+    if not isinstance(name_or_dir, str | os.PathLike):
+        raise TypeError(
+            f"Expected a model's name or folder as text, got {type(name_or_dir).__name__}; see tl_backward.zoo.names()."
+        )
+    name_or_dir = os.fspath(name_or_dir)
     if kind not in (None, *KINDS):
         raise ValueError(f"Expected kind 'hooked' or 'bridge', got {kind!r}.")
     if dtype not in DTYPES:

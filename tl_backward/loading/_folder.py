@@ -1,5 +1,6 @@
 """A Hugging Face model of a folder, of its own class, every weight of it from the folder's files."""
 
+import json
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterable
@@ -47,6 +48,7 @@ def read_folder(directory: Path, dtype: torch.dtype) -> "tuple[PreTrainedModel, 
             f"Expected a language model with its tokenizer in {str(directory)!r}, but transformers cannot load it: "
             f"{_reason(error)}; copy or save the folder again, whole."
         ) from error
+    _check_numbers(directory, config)  # of files that are whole by now
     model, found = cast("tuple[PreTrainedModel, dict[str, Collection]]", loaded)
     _check_weights(directory, model, found)
     return model.eval(), tokenizer
@@ -83,6 +85,44 @@ def _reads_text(architecture: str) -> bool:
     from transformer_lens.utilities.architectures import classify_architecture
 
     return classify_architecture(architecture) not in ("audio", "vision")
+
+
+_INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL")
+"""What safetensors calls the data types of whole numbers."""
+
+
+def _check_numbers(directory: Path, config: "PretrainedConfig") -> None:
+    """Refuse weights that are stored as whole numbers where nothing says how to read them.
+
+    transformers would take 8-bit codes for the weights themselves.
+
+    Raises:
+        ValueError: a file of the folder has such a weight, and config.json no quantization_config.
+    """
+    if getattr(config, "quantization_config", None) is not None:
+        return
+    from safetensors import safe_open
+
+    for path in _weight_files(directory):
+        with safe_open(path, "pt") as file:
+            names: Iterable[str] = file.keys()
+            for name in names:
+                stored = file.get_slice(name).get_dtype()
+                if stored in _INTEGERS and name.endswith(("weight", "bias")):
+                    raise ValueError(
+                        f"Expected weights as floating-point numbers in {str(path)!r}, got {name} as {stored} whole "
+                        "numbers without a quantization_config in config.json that says what they stand for; save the "
+                        "model anew, with its quantization_config or dequantised."
+                    )
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """The safetensors files that transformers reads a model from."""
+    whole, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else ()
+    return [directory / name for name in dict.fromkeys(names)]
 
 
 def _check_weights(directory: Path, model: "PreTrainedModel", found: dict[str, Collection]) -> None:
