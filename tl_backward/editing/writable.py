@@ -122,8 +122,8 @@ def _check_kept(model: TransformerLensModel, parameters: dict[str, nn.Parameter]
 
 
 def _first(parameter: nn.Parameter) -> Tensor:
-    """The first number of a parameter, as a view."""
-    return parameter.detach()[(slice(0, 1),) * parameter.ndim]
+    """The first number of a parameter, as a view whose writing autograd does not count as a change of it."""
+    return parameter.data[(slice(0, 1),) * parameter.ndim]
 
 
 def _other(number: Tensor) -> Tensor:

@@ -149,10 +149,11 @@ def _role_of_matrix(model: TransformerLensModel, site: WeightSite) -> Role:
         sides = [width == d_model for width in site.layout.shape]
         if part.kind != "attention" and inner != d_model and sum(sides) == 1 and len(sides) == 2:
             return "read" if sides[0] else "write"
+    unknown = d_model in site.layout.shape
+    where = "whose d_model may not be the stream's" if unknown else "none of it in the stream"
     raise ValueError(
-        f"Expected a weight that reads or writes the residual stream of {d_model} numbers, got {site.name!r} of shape "
-        f"{list(site.layout.shape)}, {'which is not known to' if d_model in site.layout.shape else 'which does not'}; "
-        "choose another, or pass its vectors as a tensor."
+        f"Expected a weight with a d_model side, got {site.name!r} of shape {list(site.layout.shape)}, "
+        f"{where}; choose a matrix that reads or writes the stream, b_O, b_out or a norm, or pass vectors as a tensor."
     )
 
 
