@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from tl_backward.factors import GradientFactors, Layout
+from tl_backward.factors import GradientFactors
+from tl_backward.layout import Layout
 from tl_backward.sites.account import DID_NOT_RUN, account_frame, account_rows, left_out
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from tl_backward.factors import Layout
+from tl_backward.layout import Layout
 from tl_backward.sites._site import WeightSite
 from tl_backward.sites.names import Named, is_norm
 from tl_backward.sites.watch import Seen, weights_of

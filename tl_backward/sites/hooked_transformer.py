@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tl_backward._modules import every_module
 from tl_backward._typing import TransformerLensModel
-from tl_backward.factors import Layout
+from tl_backward.layout import Layout
 from tl_backward.sites._site import (
     Argument,
     ModuleArgs,

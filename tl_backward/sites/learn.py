@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from tl_backward.factors import Layout
+from tl_backward.layout import Layout
 from tl_backward.sites._site import WeightSite, WeightSites
 from tl_backward.sites.account import DID_NOT_RUN, NO_GRAD, NOT_FLOAT, QUANTISED, account_rows
 from tl_backward.sites.forms import Geometry, site_of, way_of

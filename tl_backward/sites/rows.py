@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from tl_backward.factors import GradientFactors, Origin
+from tl_backward.factors import GradientFactors
+from tl_backward.layout import Origin
 from tl_backward.sites._site import Axes, WeightSite
 from tl_backward.sites.token_rows import Shapes
 from tl_backward.sites.watch import Seen
