@@ -253,8 +253,13 @@ def _weighted(logits, tokens, attention_mask=None):
     return (nats * real * torch.linspace(0.5, 2, nats.numel(), dtype=nats.dtype).view(nats.shape)).sum()
 
 
+def _next_token(logits, tokens, attention_mask=None):
+    """The same number, of models too that see both ways, where `next_token_loss` itself is refused."""
+    return tlb.next_token_loss(logits, tokens, attention_mask)
+
+
 LOSSES = {
-    "next token": tlb.next_token_loss,
+    "next token": _next_token,
     "target": tlb.target_loss(7),
     "sum of targets": tlb.target_loss(9, reduction="sum"),
     "logit difference": tlb.logit_difference("w7", "w8"),
