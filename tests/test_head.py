@@ -385,3 +385,18 @@ def test_a_model_without_a_head_is_refused():
     model = TransformerBridge.boot_transformers("tests/vit", hf_model=inner, tokenizer=tokenizer(), device="cpu")
     with pytest.raises(TypeError, match="Expected a model that reads text, got one that reads pixel_values"):
         tlb.readout(model, torch.ones(24))
+
+
+def test_what_learns_the_head_leaves_no_hook_anywhere():
+    """Nor on modules of the Hugging Face model that no part of a Bridge holds."""
+    from tl_backward._modules import every_module
+
+    model = bridge("gpt2")
+    model(TOKENS)  # TransformerLens adds hooks of its own in the first pass
+
+    def hooks():
+        return [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in every_module(model)]
+
+    before = hooks()
+    tlb.readout(model, torch.randn(2, model.cfg.d_model, dtype=torch.float64))
+    assert hooks() == before

@@ -126,7 +126,8 @@ def test_each_example_of_each_side_has_its_own_gradient(name):
         for key, a in truth[0].items()
     }
     assert_exact(sites, every_gradient(sites, cache), total, limit)
-    apart = [name for name, f in cache.factors.items() if len(f.per_example()) == 2]
+    apart = [name for name, f in cache.factors.items() if f.origin is None or not (f.origin.example < 0).any()]
+    assert all(len(cache.factors[name].per_example()) == 2 for name in apart)
     left = set(cache.factors) - set(apart)
     assert all("pos_embed" in name for name in left), left  # a bias between positions has no example
     split = {id(sites[name].parameter) for name in left}
@@ -520,8 +521,9 @@ def test_editing_says_that_logits_are_the_decoders():
     edit = tlb.gradient_edit(model, "w5 w6", "w20", weights="decoder_blocks.W_out")
     with pytest.raises(ValueError, match="Expected a model whose logits belong to the prompt's tokens, got an encoder-decoder"):
         tlb.editing.edit_effect(model, edit, "w5 w6")
-    with pytest.raises(ValueError, match=re.escape("got 'W_out'; the nearest are 'encoder_blocks.W_out', 'decoder_blocks.W_out'.")):
-        tlb.gradient_edit(model, "w5 w6", "w20")
+    with pytest.raises(ValueError, match=re.escape("got 'W_out', which this model has not: its blocks write with decoder_blocks.W_out;")):
+        tlb.gradient_edit(model, "w5 w6", "w20", weights="W_out")
+    assert sorted(tlb.gradient_edit(model, "w5 w6", "w20").updates) == ["decoder_blocks.0.mlp.W_out", "decoder_blocks.1.mlp.W_out"]
 
 
 # --- TransformerLens 3's own other models ------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from tl_backward._modules import every_module
 from tl_backward._typing import TransformerLensModel
 from tl_backward._visits import rng_untouched
 from tl_backward.model_inputs import has_decoder, without_cache
@@ -20,7 +21,7 @@ def unobserved(model: TransformerLensModel) -> Iterator[None]:
 
     Hooks that are registered inside are of the context alone.
     """
-    modules = list(model.modules())
+    modules = every_module(model)
     found = []
     with rng_untouched(model), torch.no_grad():
         try:

@@ -303,7 +303,8 @@ def _given_tokens(
     mask_name: str = "attention_mask",
 ) -> Batch:
     tokens = as_ids(tokens, f"{name} [batch, pos] or [pos]")
-    attention_mask = None if attention_mask is None else torch.as_tensor(attention_mask)
+    if isinstance(attention_mask, np.ndarray):
+        attention_mask = torch.as_tensor(attention_mask)
     if tokens.ndim == 1:
         tokens = tokens[None]
         attention_mask = None if attention_mask is None else attention_mask.reshape(1, -1)

@@ -22,7 +22,7 @@ def chosen_weights(
         ValueError: see `select_sites`; None where a block writes with several matrices.
     """
     if weights is None:
-        names = list(written_by(model, sites).values())
+        names = list(written_by(model, sites).values()) or USUAL
     elif weights == USUAL and not any(site.short_name == USUAL for site in sites.values()):
         shorts = dict.fromkeys(sites[name].short_name for name in written_by(model, sites).values())
         if not shorts:

@@ -303,8 +303,8 @@ def _misplaced(
         return []
     wrong: list[str] = []
     for example in range(2):  # of two, each tells of itself and of the others
-        loss = sum((out[example].double().square().sum() for out in outs), start=torch.zeros((), dtype=torch.float64))
-        found = torch.autograd.grad(loss, list(ys.values()), allow_unused=True, retain_graph=True)
+        losses = [out[example].float().square().sum() for out in outs]
+        found = torch.autograd.grad(losses, list(ys.values()), allow_unused=True, retain_graph=True)
         arrived = dict(zip(ys, found, strict=True))
         for name, held in wrote.items():
             if name in wrong:

@@ -26,8 +26,7 @@ def stamp(model: TransformerLensModel) -> Stamp:
                 seen += map(id, state["_buffers"].values())
         if (state["_forward_hooks"] or state["_forward_pre_hooks"]) and not is_hook_point(module):
             hooks = (*state["_forward_hooks"].values(), *state["_forward_pre_hooks"].values())
-            # TransformerLens adds some of its own in the first pass.
-            seen += [id(hook) for hook in hooks if not getattr(hook, "__module__", "").startswith("transformer_lens.")]
+            seen += [id(hook) for hook in hooks if not getattr(hook, "__module__", "").startswith(_THEIRS)]
         if "base_layer" in state["_modules"]:  # PEFT: which adapters are switched on
             seen.append(repr([getattr(module, name, None) for name in _ADAPTERS]))
         if "forward" in state:  # a method of the module's own
@@ -39,6 +38,9 @@ def stamp(model: TransformerLensModel) -> Stamp:
 
 
 _FLAGS = ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in", "ungroup_grouped_query_attention")
+
+_THEIRS = ("transformer_lens.", "transformers.")
+"""Whose hooks on modules are their own, added in a first pass: to capture attention, outputs, a block's input."""
 
 _ADAPTERS = ("active_adapters", "disable_adapters", "merged_adapters")
 
