@@ -55,13 +55,16 @@ def watched_captures(model, n, checkpoints=()):
 def test_sixty_captures_leave_nothing_behind(world):
     model = build(world)
     watched_captures(model, 24)  # every shape once
-    before = counts(model)
-    _, alive = watched_captures(model, 60)
-    after = counts(model)
-    assert not alive
-    for name in ("tensors", "graphs", "hooks"):
-        assert after[name] <= before[name], (name, before, after)
-    assert after["objects"] < before["objects"] + 60  # less than one a capture
+    grown = []
+    for _ in range(2):  # what a capture leaves behind comes each time, what else a long run of tests keeps comes once
+        before = counts(model)
+        _, alive = watched_captures(model, 60)
+        after = counts(model)
+        assert not alive
+        for name in ("tensors", "graphs", "hooks"):
+            assert after[name] <= before[name], (name, before, after)
+        grown.append(after["objects"] - before["objects"])
+    assert min(grown) <= 30, grown  # less than one for two captures
 
 
 @pytest.mark.long
