@@ -135,13 +135,15 @@ def encode_prompts(
     return _checked(model, pad(model, rows))
 
 
-def warn_of_two_beginnings(model: TransformerLensModel, rows: Iterable[Sequence[int]]) -> None:
-    """Say once, of all texts of a call, that some began with a BOS and were given a second one."""
-    if any(begins_twice(model.tokenizer, row) for row in rows):
+def warn_of_two_beginnings(model: TransformerLensModel, rows: Iterable[Sequence[int]]) -> bool:
+    """Say once, of all texts of a call, that some began with a BOS and were given a second one; whether it was said."""
+    found = any(begins_twice(model.tokenizer, row) for row in rows)
+    if found:
         warn_user(
             f"A text begins with the tokenizer's BOS ({getattr(model.tokenizer, 'bos_token', '')!r}) and was given a "
             "second one; leave it out of the text, or pass prepend_bos=False."
         )
+    return found
 
 
 def forward(model: TransformerLensModel, batch: Batch) -> Float[Tensor, "batch *rest"]:

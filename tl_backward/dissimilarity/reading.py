@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tl_backward.prompts import Batch
+from tl_backward.token_ids import ARRAYS, as_ids
 
 Sample: TypeAlias = Literal["token", "last", "mean"]
 Align: TypeAlias = Literal["auto", "tokens", "characters"]
@@ -69,15 +70,17 @@ def raw_batches(data: object, reading: Reading) -> Iterator[list[str] | Batch]:
             f"Expected data as a list of texts, a dataset's split, or token batches, got {what}; put the text into a "
             "list, or choose a split such as data['train']."
         )
-    if isinstance(data, Tensor) and data.numel():
-        yield from (_tokens(part, None) for part in data.reshape(-1, data.shape[-1]).split(reading.batching))
+    empty = isinstance(data, ARRAYS) and not all(data.shape)
+    if isinstance(data, ARRAYS) and data.ndim and not empty:
+        ids = as_ids(data, "tokens [batch, pos]")
+        yield from (_tokens(part, None) for part in ids.reshape(-1, ids.shape[-1]).split(reading.batching))
         return
-    if not isinstance(data, Iterable):
+    if not isinstance(data, Iterable) or (isinstance(data, ARRAYS) and not data.ndim):
         raise TypeError(
             f"Expected data as a list of texts, a dataset's split, or token batches, got {type(data).__name__}; pass "
             "something that can be iterated over."
         )
-    rows = iter(_rows(data if not isinstance(data, Tensor) else (), reading))
+    rows = iter(_rows(() if empty else data, reading))
     first = next(rows, None)
     if first is None:
         raise ValueError("Expected data with at least one text or batch of tokens, got none; the iterator is empty.")
@@ -98,13 +101,13 @@ def _rows(data: Iterable, reading: Reading) -> Iterator[str | Batch]:
     for index, item in enumerate(data):
         if isinstance(item, str):
             yield item
-        elif isinstance(item, Tensor):
+        elif isinstance(item, ARRAYS):
             yield _tokens(item, None)
         elif isinstance(item, Mapping) and reading.text_key in item:
             yield str(item[reading.text_key])
         elif isinstance(item, Mapping) and "input_ids" in item:
             yield _tokens(item["input_ids"], item.get("attention_mask"))
-        elif isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(part, Tensor) for part in item):
+        elif isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(part, ARRAYS) for part in item):
             yield _tokens(*item)
         else:
             held = f"a row with the columns {list(item)[:6]}" if isinstance(item, Mapping) else type(item).__name__
@@ -115,19 +118,19 @@ def _rows(data: Iterable, reading: Reading) -> Iterator[str | Batch]:
 
 
 def _tokens(tokens: object, mask: object) -> Batch:
-    ids = torch.as_tensor(tokens)
+    ids = as_ids(tokens if isinstance(tokens, ARRAYS) else torch.as_tensor(tokens), "tokens [batch, pos]")
     ids = ids[None] if ids.ndim == 1 else ids
-    if ids.ndim != 2 or ids.is_floating_point() or not ids.numel():
+    if ids.ndim != 2 or not ids.numel():
         raise TypeError(
-            f"Expected integer tokens [batch, pos], got {ids.dtype} of shape {list(ids.shape)}; token ids come from "
+            f"Expected integer tokens [batch, pos], got shape {list(ids.shape)}; token ids come from "
             "model.to_tokens(text)."
         )
     if mask is None:
-        return Batch(ids.long(), None)
+        return Batch(ids, None)
     real = torch.as_tensor(mask).bool().reshape(ids.shape) if torch.as_tensor(mask).numel() == ids.numel() else None
     if real is None:
         raise ValueError(
             f"Expected an attention mask of the tokens' shape {list(ids.shape)}, got "
             f"{list(torch.as_tensor(mask).shape)}; one entry a token, 1 where real."
         )
-    return Batch(ids.long(), real)
+    return Batch(ids, real)

@@ -22,7 +22,7 @@ from tl_backward.dissimilarity.sampling import RowSample
 from tl_backward.dissimilarity.statistics import CovarianceStatistics
 from tl_backward.dissimilarity.tally import Tally
 from tl_backward.dissimilarity.tokens import pair_batch
-from tl_backward.prompts import Batch
+from tl_backward.prompts import Batch, warn_of_two_beginnings
 
 FEWEST_SAMPLES = 4  # the unbiased HSIC divides by n - 3
 SAVE_EVERY = 20  # batches between checkpoints
@@ -49,6 +49,7 @@ class Run:
 
     def prepare(self, sample_size: int, n_samples: int | None) -> None:
         """Make what gathers."""
+        self.begun_twice = False
         widths = [[point.width for point in side] for side in self.points]
         self.gathered: dict[str, Gathered] = {}
         self.tally = self.gathered["tally"] = Tally(len(widths[0]), len(widths[1]))
@@ -113,6 +114,9 @@ class Run:
         pairs = pair_batch(*self.models, number, item, self.reading)
         if pairs is None or not len(pairs.text):
             return
+        if isinstance(item, list) and not self.begun_twice:
+            own = zip(self.models, (pairs.a, pairs.b), strict=True)
+            self.begun_twice = any(warn_of_two_beginnings(model, batch.rows()) for model, batch in own)
         rows_a = read_points(self.models[0], self.points[0], pairs, "a", self.reading.sample)
         rows_b = rows_a if self.alone else read_points(self.models[1], self.points[1], pairs, "b", self.reading.sample)
         rows_a, rows_b = ([row.to(self.device) for row in rows] for rows in (rows_a, rows_b))

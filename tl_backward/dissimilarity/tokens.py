@@ -6,23 +6,19 @@ causal model's earlier tokens see it, and so without a mask: every text's activa
 """
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, cast
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tl_backward._checks import check_text
-from tl_backward._typing import TransformerLensModel
+from tl_backward._typing import Tokenizer, TransformerLensModel
 from tl_backward.dissimilarity.reading import Reading
+from tl_backward.extents import extents_in_text
 from tl_backward.prompts import Batch
-from tl_backward.vocabulary import one_vocabulary, vocabulary_size
-
-
-class _OffsetTokenizer(Protocol):
-    def __call__(self, text: str, **options: object) -> Mapping[str, list]: ...
+from tl_backward.vocabulary import one_vocabulary, reads_unknown, vocabulary_size
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,7 @@ def pair_batch(
     text, of_a, of_b = [], [], []
     for index, source in enumerate(texts):
         if by_characters:
-            ends = [_ends(model, source, rows[index]) for model, rows in ((model_a, rows_a), (model_b, rows_b))]
+            ends = [_ends(model.tokenizer, source, rows[index]) for model, rows in ((model_a, rows_a), (model_b, rows_b))]
             shared = _shared_ends(ends[0][: len(cut_a[index])], ends[1][: len(cut_b[index])])
         else:
             shared = [(k, k) for k in range(len(cut_a[index]))]
@@ -94,8 +90,8 @@ def pair_batch(
         "texts": len(texts),
         "empty": len(item) - len(texts),
         "truncated": sum(beyond),
-        "unknown_a": _unknown(model_a, cut_a),
-        "unknown_b": _unknown(model_b, cut_b),
+        "unknown_a": _unknown(model_a.tokenizer, texts, cut_a),
+        "unknown_b": _unknown(model_b.tokenizer, texts, cut_b),
     }
     return _finish(
         PairedTokens(
@@ -212,38 +208,30 @@ def _limit(model: TransformerLensModel, reading: Reading) -> int:
     return limit
 
 
-def _unknown(model: TransformerLensModel, rows: list[list[int]]) -> int:
-    """How many tokens are the unknown token, where that is not a special one that text never gives."""
-    tokenizer = model.tokenizer
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    if unknown is None or unknown in (
-        getattr(tokenizer, "bos_token_id", None),
-        getattr(tokenizer, "eos_token_id", None),
-    ):
-        return 0
-    return sum(row.count(unknown) for row in rows)
+def _unknown(tokenizer: Tokenizer, texts: list[str], rows: list[list[int]]) -> int:
+    """How many tokens are the unknown token, in texts that do not name it themselves."""
+    unknown, bos = getattr(tokenizer, "unk_token_id", None), getattr(tokenizer, "bos_token_id", None)
+    found = 0
+    for text, row in zip(texts, rows, strict=True):
+        if unknown in row and reads_unknown(tokenizer, text):
+            found += row.count(unknown) - (unknown == bos == row[0])
+    return found
 
 
-def _ends(model: TransformerLensModel, text: str, ids: list[int]) -> list[int | None]:
-    """After how many characters of the text each token ends; 0 for what stands before it, None where unknown."""
-    tokenizer = model.tokenizer
-    if not getattr(tokenizer, "is_fast", False):
+def _ends(tokenizer: Tokenizer, text: str, ids: list[int]) -> list[int | None]:
+    """After how many characters of the text each token ends; 0 for what stands before it, None for other spaces."""
+    extents = extents_in_text(tokenizer, ids, text)
+    if extents is None:
         raise ValueError(
-            f"Expected tokenizers with character offsets, to align different ones, got {type(tokenizer).__name__}; "
-            "load its fast version."
+            f"Expected tokens whose characters in the text are known, to align different tokenizers, got {ids[:6]} of "
+            f"{type(tokenizer).__name__} for the text {text[:40]!r}; load its fast version, or pass token batches that "
+            "you aligned yourself."
         )
-    encode = cast(_OffsetTokenizer, tokenizer)
-    encoded = encode(text, return_offsets_mapping=True, add_special_tokens=False)
-    plain, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
-    start = next((k for k in range(len(ids) - len(plain) + 1) if ids[k : k + len(plain)] == plain), None)
-    if start is None:
-        raise ValueError(
-            f"Expected the tokenizer's own tokens {plain[:6]} within those the model reads, got {ids[:6]} for the text "
-            f"{text[:40]!r}; pass token batches that you aligned yourself."
-        )
-    ends: list[int | None] = [0] * start
-    ends += [end if end > begin else None for begin, end in offsets]
-    return ends + [None] * (len(ids) - len(ends))
+    special = set(getattr(tokenizer, "all_special_ids", ()))
+    first = next((k for k, (start, end) in enumerate(extents) if end > start), len(extents))
+    return [
+        end if end > start else 0 if k < first and ids[k] in special else None for k, (start, end) in enumerate(extents)
+    ]
 
 
 def _shared_ends(ends_a: list[int | None], ends_b: list[int | None]) -> list[tuple[int, int]]:

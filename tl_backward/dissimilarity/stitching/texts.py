@@ -12,7 +12,7 @@ from torch import Tensor
 from tl_backward._typing import TransformerLensModel
 from tl_backward.dissimilarity.reading import Reading, raw_batches
 from tl_backward.dissimilarity.tokens import pair_batch
-from tl_backward.prompts import Batch
+from tl_backward.prompts import Batch, warn_of_two_beginnings
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +45,13 @@ def read_texts(
     Raises:
         ValueError: models that do not read the data as the same tokens.
     """
-    found = []
+    found: list[TextBatch] = []
+    warned = False
     for number, item in enumerate(islice(raw_batches(data, reading), n_batches)):
         pairs = pair_batch(model_a, model_b, number, item, reading)
         if pairs is None:
             continue
+        warned = warned or isinstance(item, list) and warn_of_two_beginnings(model_a, pairs.a.rows())
         mask = torch.ones_like(pairs.a.tokens, dtype=torch.bool) if pairs.a.mask is None else pairs.a.mask
         found.append(TextBatch(pairs.a.tokens.cpu(), mask.cpu(), _bytes(model_b, Batch(pairs.a.tokens, mask))))
     return found
