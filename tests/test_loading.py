@@ -15,9 +15,9 @@ from models import D_VOCAB, HAS_HOOKED_TRANSFORMER, randomise, tokenizer, worlds
 from safetensors.torch import load_file, save_file
 
 import tl_backward as tlb
+from tl_backward._closeness import difference
 from tl_backward.cli import main
 from tl_backward.loading import LoadingWarning, load_model
-from tl_backward.loading._agreement import difference
 from tl_backward.loading._installs import no_installs
 
 needs_hooked = pytest.mark.skipif(not HAS_HOOKED_TRANSFORMER, reason="HookedTransformer left with TransformerLens 4")

@@ -99,7 +99,7 @@ def holds(drawn: Drawn, asked: Asked) -> None:
             fwd_hooks=fwd_hooks, bwd_hooks=bwd_hooks,
         )  # fmt: skip
     except RuntimeError as error:
-        assert re.match("Expected .* in place .*; make the hook .* return a new tensor.$", str(error))
+        assert re.match("Expected .* in place .*; let what does so, a hook or .*, return a new tensor.$", str(error))
         assert any("in place" in kind for _, kind in asked.fwd_hooks)
         refused = True
     assert_same(before, state(model))

@@ -257,3 +257,40 @@ def test_an_unembedding_in_another_module_is_said():
 def test_what_is_no_filter_of_names_is_refused(wrong):
     with pytest.raises(Exception, match="names_filter"):  # where types are checked, by the check of types
         tlb.run_with_gradient_cache(bridge("llama"), TOKENS, loss, names_filter=wrong)
+
+
+def with_activations_in_place(kind):
+    """A model whose own activation changes in place what its W_in wrote, and one of its hook points it was at."""
+    if kind == "hooked":
+        model = hooked()
+        for block in model.blocks:
+            block.mlp.act_fn = F.relu_
+        return model, "blocks.1.mlp.hook_pre"
+    model = bridge("gpt2")
+    for block in model.blocks:
+        block.mlp.original_component.act = nn.ReLU(inplace=True)
+    return model, "blocks.1.mlp.in.hook_out"
+
+
+@pytest.mark.parametrize("kind", [pytest.param("hooked", marks=needs_hooked), "bridge"])
+def test_activations_in_place(kind):
+    model, point = with_activations_in_place(kind)
+    for name, site in tlb.weight_sites(model).items():
+        if name.endswith(("W_in", "W_out")):
+            check(model, site.parameter)
+    _, cache = tlb.run_with_gradient_cache(model, TOKENS, loss)
+    assert cache.missing[point].startswith("its tensor was overwritten in place")
+    with pytest.raises(RuntimeError, match="let what does so, a hook or an in-place activation of the model's own, return"):
+        tlb.run_with_gradient_cache(model, TOKENS, loss, names_filter=[point])
+    assert tlb.backward_lens(model, TOKENS, [7] * len(TOKENS)).layers
+
+
+@pytest.mark.parametrize("kind", [pytest.param("hooked", marks=needs_hooked), "bridge"])
+def test_a_lens_of_a_module_that_blocks_share(kind):
+    """Its rows are those of all its uses: exact as a gradient, of no single block."""
+    model = hooked() if kind == "hooked" else bridge("gpt2")
+    layers = model.blocks if kind == "hooked" else model.original_model.transformer.h
+    layers[1].mlp = layers[0].mlp
+    with pytest.raises(ValueError, match="used several times in a pass, by a module that blocks share or under split"):
+        tlb.backward_lens(model, TOKENS, [7] * len(TOKENS))
+    check(model, next(site.parameter for name, site in tlb.weight_sites(model).items() if name.endswith("W_in")))

@@ -26,7 +26,7 @@ from tl_backward.gradient_cache import FactorMap, GradientCache, GradientMap
 from tl_backward.losses import Loss, next_token_loss, takes_mask
 from tl_backward.model_inputs import check_inputs, main_input
 from tl_backward.prompts import Batch, encode_prompts, extend, forward, with_inputs
-from tl_backward.recorder import Differentiated, Recorder
+from tl_backward.recorder import NOT_IN_PLACE, Differentiated, Recorder
 from tl_backward.sites import WeightSite, WeightSites, select_sites, sites_of_batch, sites_of_longer
 from tl_backward.sites.account import DID_NOT_RUN, account_rows
 from tl_backward.sites.loss_watch import LossWatch
@@ -251,7 +251,7 @@ def _no_point(points: dict[str, nn.Module], overwritten: set[int]) -> str:
     if any(id(point) in overwritten for point in points.values()):
         return (
             f"Expected the tensors at {sorted(points)} to stay as they were, but they were overwritten in place later "
-            "in the pass; make the hook that does so return a new tensor."
+            f"in the pass; {NOT_IN_PLACE}"
         )
     return (
         f"Expected the hook points {sorted(points)} to run, but none did; the model's flags (use_attn_result, ...) "

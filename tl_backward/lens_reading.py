@@ -91,7 +91,9 @@ def vectors_read(cache: GradientCache, reading: Reading) -> list[Tensor]:
             if found.shape[:2] != cache.tokens.shape:
                 raise ValueError(
                     f"Expected one input a token for {name}, got {list(found.shape)} for tokens "
-                    f"{list(cache.tokens.shape)}; turn off split_qkv_input or ungroup_grouped_query_attention."
+                    f"{list(cache.tokens.shape)}: it is used several times in a pass, by a module that blocks share or "
+                    "under split_qkv_input or ungroup_grouped_query_attention (turn these off); its factors are in "
+                    "run_with_gradient_cache."
                 )
             vectors.append(found.mean(2) if found.ndim == 4 else found)
     return vectors

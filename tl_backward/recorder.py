@@ -26,6 +26,8 @@ from tl_backward.sites.rows import Recorded, factors_of
 from tl_backward.sites.token_rows import Shapes
 from tl_backward.sites.watch import Seen, Watch, asking, weights_of
 
+NOT_IN_PLACE = "let what does so, a hook or an in-place activation of the model's own, return a new tensor."
+
 
 @dataclass
 class _Written:
@@ -342,7 +344,7 @@ class Recorder:
         if overwritten is not None:
             raise RuntimeError(
                 f"Expected a tensor of shape {list(overwritten.shape)} to stay as it was written, but it was "
-                "changed in place later in the forward pass; make the hook that does so return a new tensor."
+                f"changed in place later in the forward pass; {NOT_IN_PLACE}"
             )
         stale = {id(entry) for entry in at_points if entry.is_stale}
         return {key for key, entered in self.points.items() if any(id(entry) in stale for entry in entered)}
@@ -366,7 +368,7 @@ class Recorder:
             if each.written.is_stale:
                 raise RuntimeError(
                     f"Expected what {site.name} wrote to stay as it was, but it was changed in place later in the "
-                    "forward pass; make the hook that does so return a new tensor."
+                    f"forward pass; {NOT_IN_PLACE}"
                 )
 
 
@@ -380,7 +382,7 @@ def _never_ran(site: WeightSite) -> str:
 def _overwritten(site: WeightSite) -> str:
     return (
         f"Expected the input of {site.name} to stay as it was read, but it was overwritten in place later in the "
-        "forward pass; make the hook that does so return a new tensor."
+        f"forward pass; {NOT_IN_PLACE}"
     )
 
 

@@ -78,7 +78,8 @@ def pair_batch(
     text, of_a, of_b = [], [], []
     for index, source in enumerate(texts):
         if by_characters:
-            ends = [_ends(model.tokenizer, source, rows[index]) for model, rows in ((model_a, rows_a), (model_b, rows_b))]
+            each = ((model_a, rows_a), (model_b, rows_b))
+            ends = [_ends(_tokenizer(model), source, rows[index]) for model, rows in each]
             shared = _shared_ends(ends[0][: len(cut_a[index])], ends[1][: len(cut_b[index])])
         else:
             shared = [(k, k) for k in range(len(cut_a[index]))]
@@ -90,8 +91,8 @@ def pair_batch(
         "texts": len(texts),
         "empty": len(item) - len(texts),
         "truncated": sum(beyond),
-        "unknown_a": _unknown(model_a.tokenizer, texts, cut_a),
-        "unknown_b": _unknown(model_b.tokenizer, texts, cut_b),
+        "unknown_a": _unknown(_tokenizer(model_a), texts, cut_a),
+        "unknown_b": _unknown(_tokenizer(model_b), texts, cut_b),
     }
     return _finish(
         PairedTokens(
@@ -186,12 +187,18 @@ def _kept(batch: Batch, reading: Reading, which: str) -> Bool[Tensor, "batch pos
     return real & mask.cpu()
 
 
-def _encode(model: TransformerLensModel, text: str, reading: Reading) -> list[int]:
-    if getattr(model, "tokenizer", None) is None:
+def _tokenizer(model: TransformerLensModel) -> Tokenizer:
+    found = getattr(model, "tokenizer", None)
+    if found is None:
         raise ValueError(
             "Expected a model with a tokenizer, got text for one without; pass batches of token ids, or set "
             "model.tokenizer."
         )
+    return found
+
+
+def _encode(model: TransformerLensModel, text: str, reading: Reading) -> list[int]:
+    _tokenizer(model)
     options = {} if reading.prepend_bos is None else {"prepend_bos": reading.prepend_bos}
     return model.to_tokens(check_text(text), truncate=False, **options).flatten().tolist()
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from tl_backward.loading._agreement import difference, own_logits, probe_inputs, probe_tokens, tolerance
+from tl_backward._closeness import difference, tolerance
+from tl_backward.loading._agreement import own_logits, probe_inputs, probe_tokens
 from tl_backward.loading._installs import no_installs
 from tl_backward.loading._others import LoadingWarning, first_line
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from tl_backward.loading._agreement import difference, own_logits, probe_tokens, tolerance
+from tl_backward._closeness import difference, tolerance
+from tl_backward.loading._agreement import own_logits, probe_tokens
 from tl_backward.loading._others import first_line
 
 if TYPE_CHECKING:

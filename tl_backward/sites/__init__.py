@@ -17,6 +17,7 @@ from tl_backward._typing import Prompts, TransformerLensModel
 from tl_backward._visits import rng_untouched
 from tl_backward.prompts import Batch, encode_prompts, forward, own_pass, probe_batch, with_inputs
 from tl_backward.sites._site import Calls, Read, WeightSite, WeightSites, Write, watched
+from tl_backward.sites.own_attention import warn_of_another_attention
 from tl_backward.sites.stamp import Stamp, stamp
 
 __all__ = ["Calls", "Read", "WeightSite", "WeightSites", "Write", "rotation", "select_sites", "watched", "weight_sites"]
@@ -111,7 +112,10 @@ def _collect(model: TransformerLensModel, kind: str, batch: Batch | None) -> Wei
         with rng_untouched(model):
             return own_pass(model) if batch is None else forward(model, batch)
 
-    return world.collect(model, run, (probe_batch(model) if batch is None else batch).shapes)
+    sites = world.collect(model, run, (probe_batch(model) if batch is None else batch).shapes)
+    if batch is None and kind == "TransformerBridge":
+        warn_of_another_attention(model, run)
+    return sites
 
 
 def rotation(model: TransformerLensModel, layer: int, position: int) -> Float[Tensor, "d_head d_head"] | None:
