@@ -80,6 +80,33 @@ def test_every_row(name):
     result = check(ROWS[name], everything=True)
     for column in ("lens", "readout", "control", "points"):
         assert not getattr(result, column).startswith(("ERROR", "WRONG")), (column, getattr(result, column))
+    assert not {name: said for name, said in result.uses.items() if said.startswith(("ERROR", "WRONG"))}
+
+
+REFUSED = {
+    "LlamaForCausalLM": {},
+    "FalconForCausalLM (rw: alibi)": {},
+    "MambaForCausalLM": {},
+    "BertForMaskedLM": {"alignment": "linear after its final norm", "edits": "gradient edits; shifts refused"},
+    "BartForConditionalGeneration": {},
+    "MixtralForCausalLM": {"alignment": "one for each expert", "edits": "one matrix for each expert"},
+    "OpenAIGPTLMHeadModel": {"sweep": "gives a padded text the logits", "similarity": "gives a padded text the logits",
+                             "inversion": "to hold one vector a token"},
+    "BitNetForCausalLM (as released: quantised on the fly)": {
+        "sweep": "whose gradients have factors", "similarity": "whose gradients have factors", "edits": "gradients have factors",
+        "alignment": "multiplies by as it is stored",
+    },
+}  # fmt: skip
+"""What other parts of the package do not do with a row, and why; all else works."""
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_uses(name):
+    result = check(ROWS[name], everything=True)
+    assert set(result.uses) == {"sweep", "similarity", "edits", "alignment", "inversion"}
+    for use, said in result.uses.items():
+        assert REFUSED[name].get(use, "works") in said, (use, said)
+        assert not said.startswith(("ERROR", "WRONG"))
 
 
 FAMILIES = {

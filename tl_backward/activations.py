@@ -2,16 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from tl_backward._checks import model_kind
 from tl_backward._torch_hooks import as_shown, register_last
 from tl_backward._typing import TransformerLensModel
 from tl_backward._visits import check_visitor, rng_untouched
+from tl_backward.model_inputs import without_cache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @contextmanager
@@ -52,7 +55,7 @@ def watch(
 
     with ExitStack() as stack:
         stack.enter_context(rng_untouched(model))
-        embed = cast(nn.Module, model).get_submodule("embed")
+        embed = _embedding(model)
         stack.callback(embed.register_forward_pre_hook(remember, with_kwargs=True).remove)
         for key, module in modules.items():
             for handle in register_last(module, keeper(module, aliases[key]), with_kwargs=True):
@@ -60,11 +63,16 @@ def watch(
         yield found
 
 
+def _embedding(model: TransformerLensModel) -> nn.Module:
+    """What reads the tokens, also where TransformerLens has no name for it."""
+    own = cast(nn.Module, model)._modules.get("embed")
+    inner = cast("PreTrainedModel", getattr(model, "original_model", None))
+    return inner.get_input_embeddings() if own is None else own
+
+
 def forward(model: TransformerLensModel, tokens: Int[Tensor, "batch pos"], stop_at_layer: int | None) -> None:
     """One pass for its hooks' sake: no gradients, no cache, no draw from the global RNG."""
-    options: dict[str, object] = {"return_type": "logits"}
-    if model_kind(model) == "TransformerBridge":
-        options["use_cache"] = False
+    options: dict[str, object] = {"return_type": "logits", **without_cache(model)}
     if stop_at_layer is not None and stop_at_layer < model.cfg.n_layers:
         options["stop_at_layer"] = stop_at_layer
     with torch.no_grad(), rng_untouched(model):

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from tl_backward._checks import UnknownWordsWarning, check_text, model_kind
+from tl_backward._closeness import difference, tolerance
+from tl_backward._probe import unobserved
 from tl_backward._typing import Prompts, TransformerLensModel
 from tl_backward._visits import rng_untouched
 from tl_backward._warnings import warn_user
@@ -295,7 +298,55 @@ def pad(model: TransformerLensModel, rows: list[list[int]]) -> Batch:
         tokens[i, where] = torch.tensor(row, dtype=torch.long)
         mask[i, where] = True
     device = embedding_table(model).device
-    return Batch(tokens.to(device), None if mask.all() else mask.to(device))
+    if mask.all():
+        return Batch(tokens.to(device), None)
+    _check_reads_masks(model)
+    return Batch(tokens.to(device), mask.to(device))
+
+
+_READS_MASKS: "WeakKeyDictionary[TransformerLensModel, float]" = WeakKeyDictionary()
+"""How far each model's logits of a padded text are from those of the text alone."""
+
+
+def _check_reads_masks(model: TransformerLensModel) -> None:
+    """Refuse padding to a model that gives a padded text other logits than the text alone.
+
+    TransformerLens's Bridge of OpenAI's first GPT does, whose mask it reads twice.
+
+    Raises:
+        ValueError: it does.
+    """
+    if model not in _READS_MASKS:
+        _READS_MASKS[model] = _far_from_alone(model)
+    if _READS_MASKS[model] > 1:
+        name = type(getattr(model, "original_model", model)).__name__
+        raise ValueError(
+            f"Expected a model that gives a padded text the logits of the text alone, got a {name} of TransformerLens, "
+            "which reads attention masks otherwise; give one text at a time (batch_size=1), or texts of one length."
+        )
+
+
+def _far_from_alone(model: TransformerLensModel) -> float:
+    """How far the logits of a padded text are off, in units of what rounding may do; 0 where nothing can be told."""
+    probe = probe_batch(model)
+    n_real = probe.tokens.shape[1] - 2
+    if main_input(model) != "input_ids" or n_real < 1:
+        return 0.0
+    mask = torch.ones_like(probe.tokens, dtype=torch.bool)
+    mask[:, n_real:] = False
+    with unobserved(model):
+        try:
+            padded, alone = (forward(model, each) for each in (replace(probe, mask=mask), _first(probe, n_real)))
+        except Exception:  # whatever a library raises: the pass that is wanted will say what it lacks
+            return 0.0
+    if padded.ndim != 3 or alone.ndim != 3:
+        return 0.0
+    n = min(padded.shape[1], alone.shape[1])
+    return difference(padded[:, :n], alone[:, :n]) / tolerance(alone.dtype)
+
+
+def _first(batch: Batch, n: int) -> Batch:
+    return replace(batch, tokens=batch.tokens[:, :n])
 
 
 def _given_tokens(
@@ -324,6 +375,8 @@ def _given_tokens(
 
 
 def _checked(model: TransformerLensModel, batch: Batch) -> Batch:
+    if batch.mask is not None:
+        _check_reads_masks(model)
     n_tokens, n_ctx, d_vocab = batch.tokens.shape[1], model.cfg.n_ctx, vocabulary_size(model)
     if batch.tokens.numel() == 0:
         raise ValueError(f"Expected at least one token, got shape {list(batch.tokens.shape)}; the prompt is empty.")

@@ -22,7 +22,8 @@ def chosen_weights(
         ValueError: see `select_sites`; None where a block writes with several matrices.
     """
     if weights is None:
-        names = list(written_by(model, sites).values()) or USUAL
+        own = (name for name in sites if name.endswith(f".{USUAL}"))  # of blocks in several stacks
+        names = list(written_by(model, sites).values()) or list(own) or USUAL
     elif weights == USUAL and not any(site.short_name == USUAL for site in sites.values()):
         shorts = dict.fromkeys(sites[name].short_name for name in written_by(model, sites).values())
         if not shorts:
@@ -33,7 +34,15 @@ def chosen_weights(
         )
     else:
         names = weights if isinstance(weights, str) else list(weights)
-    return select_sites(sites, names)
+    chosen = select_sites(sites, names)
+    whole = next((name for name, site in chosen.items() if site.kind == "parameter"), None)
+    if whole is not None:
+        raise ValueError(
+            f"Expected weights whose gradients have factors, got {whole}, whose gradient is kept whole (a vector, a "
+            "kernel, a matrix that is unpacked when it is used); choose others with weights=..., or take it from "
+            "cache.parameter_gradients of run_with_gradient_cache."
+        )
+    return chosen
 
 
 def written_by(model: TransformerLensModel, sites: WeightSites) -> dict[int, str]:

@@ -4,6 +4,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from tl_backward.sites.account import DID_NOT_RUN
 from .build import bridge, hugging_face, no_processors, passes
 from .double import InDouble
 from .table import Inputs, Row
+from .uses import USES
 
 EXACT, ROUNDED, SINGLE = 1e-9, 1e-5, 1e-5
 """Errors allowed in float64; where transformers rounds to float32 inside; and in float32."""
@@ -69,6 +71,8 @@ class Result:
     readout: str = ""
     control: str = ""
     points: str = ""
+    uses: dict[str, str] = field(default_factory=dict)
+    """What the rest of the package says to it, by column."""
     logits: str = ""
     """Whether TransformerLens's logits are transformers'."""
     seconds: float = 0.0
@@ -362,6 +366,8 @@ def measure(row: Row, everything: bool = True) -> Result:
             result.readout = said(lambda: check_readout(model, tokens, inputs))
             result.control = said(lambda: check_control(model, tokens, inputs))
             result.points = said(lambda: check_points(model, tokens, inputs, unreached))
+            if row.reads_text:
+                result.uses = {name: said(partial(check, model, row)) for name, check in USES.items()}
     if any(p.wrong for p in result.passes.values()):
         _without_rounding(row, result)
     if row.in_single and result.passes:

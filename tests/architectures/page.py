@@ -1,5 +1,7 @@
 """The table in words: one line a row for the terminal, and docs/architectures.md."""
 
+import re
+
 from tl_backward.sites import names
 
 LISTED = 0.001
@@ -55,6 +57,7 @@ def line(version: str, result: dict) -> str:
         return f"{version} {result['name']:<62} does not run: {why[:150]}"
     parts = [coverage(result), error(result)]
     parts += [f"{key} {result[key][:90]}" for key in ("lens", "readout", "control", "points") if result.get(key)]
+    parts += [f"{name} {what[:60]}" for name, what in (result.get("uses") or {}).items() if what != "works"]
     parts += [f"{name}: {why}" for name, why in {**(result.get("failed") or {}), **(result.get("errors") or {})}.items()]
     return f"{version} {result['name']:<62} " + " | ".join(parts) + f" ({result.get('seconds', 0):.1f} s)"
 
@@ -115,6 +118,10 @@ off here. The names of weights follow [one rule](#names).
   float64, are computed by products of each group there, and in float32 as torch does it, to 1e-5.
 - **lens**: `backward_lens`. **readout**: the last residual stream read in words, against the model's logits.
   **control**: `random_init`. **hook points**: how many `extend` adds, all of which fire and change nothing.
+- **sweep**, **similarity**: of two prompts in one padded batch, against each prompt's gradient alone. **edits**:
+  `shift_edit` of the last block (or, where shifts are refused, a gradient edit): what is written is what was said, and
+  comes off to the bit. **alignment**: `match_parameters` of the model with itself. **inversion**: activations at the end
+  of the last block against the pass's own, and a preimage that is the prompt's own.
 """
 
 
@@ -122,11 +129,33 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
 
 
-def _rows(world: dict) -> list[str]:
-    lines = [
-        "| architecture | captured / listed / silent % | of it whole % | worst error | lens | readout | control | hook points |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+class _Notes:
+    """Why something is refused, each reason once, by number."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+
+    def __call__(self, text: str) -> str:
+        """A cell: what is refused is told below."""
+        head, found, reason = text.partition("refused: ")
+        if not found:
+            return _short(text)
+        reason = re.sub(r"blocks\.\d+\.|\[[\d, ]+\]", lambda m: "[...]" if m[0][0] == "[" else "blocks.N.", reason)
+        number = self.numbers.setdefault(reason, len(self.numbers) + 1)
+        return f"{head}refused [{number}](#refused)"
+
+    def lines(self) -> list[str]:
+        """The list of reasons."""
+        return [f"{number}. {_cell(reason)}" for reason, number in self.numbers.items()]
+
+
+COLUMNS = ("lens", "readout", "control", "points")
+USES = ("sweep", "similarity", "edits", "alignment", "inversion")
+
+
+def _rows(world: dict, note: _Notes) -> list[str]:
+    names = ["architecture", "captured / listed / silent %", "of it whole %", "worst error", *COLUMNS[:3], "hook points", *USES]
+    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
     for result in sorted(world["results"], key=lambda r: r["name"].lower()):
         if not result["runs"]:
             continue
@@ -135,7 +164,8 @@ def _rows(world: dict) -> list[str]:
         notes += [f"logits {result['logits']}"] if result.get("logits") else []
         name = result["name"] + (f" *({'; '.join(notes)[:260]})*" if notes else "")
         cells = [name, coverage(result), whole(result), error(result)]
-        cells += [_short(result.get(key, "")) for key in ("lens", "readout", "control", "points")]
+        cells += [note(result.get(key, "")) for key in COLUMNS]
+        cells += [note((result.get("uses") or {}).get(key, "")) for key in USES]
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     return lines
 
@@ -154,9 +184,12 @@ def page(worlds: list[dict]) -> str:
     about = "\n".join(f"- **TransformerLens {w['about']['transformer-lens']}**: {counts(w)['text']}." for w in worlds)
     versions = ", ".join(f"{name} {v}" for name, v in worlds[-1]["about"].items() if name != "transformer-lens")
     parts = [HEAD.format(about=about, versions=versions), READING, NAMES.format(rule=_rule())]
+    note = _Notes()
     for world in worlds:
         parts.append(f"\n## TransformerLens {world['about']['transformer-lens']}\n")
-        parts += _rows(world)
+        parts += _rows(world, note)
+    parts += ["\n## Refused {#refused}\n", "What is refused, in the words of the call (names of weights and shapes are of one row).\n"]
+    parts += note.lines()
     parts.append("\n## Not run {#not-run}\n")
     parts += ["| architecture | TransformerLens | why |", "|---|---|---|"]
     gone: dict[tuple[str, str], list[str]] = {}

@@ -12,6 +12,7 @@ from tl_backward._checks import model_kind
 from tl_backward._torch_hooks import register_last, without_hooks
 from tl_backward._typing import TransformerLensModel
 from tl_backward._visits import rng_untouched
+from tl_backward.model_inputs import without_cache
 from tl_backward.prompts import Batch
 from tl_backward.sites._site import first_input
 
@@ -67,11 +68,12 @@ def _run(model: TransformerLensModel, batch: Batch, start: Start | None) -> Tens
                 return model(batch.tokens, **options)
             return model(start[1], start_at_layer=start[0], **options)
         tokens = batch.tokens
-        mask = torch.ones_like(tokens) if batch.mask is None else batch.mask.long()
+        if batch.mask is not None:
+            options["attention_mask"] = batch.mask.long()
         if start is not None:
             stack.enter_context(_entering(model, *start))
             tokens = torch.zeros_like(tokens)  # of another vocabulary, perhaps; what they embed to is discarded
-        return model(tokens, attention_mask=mask, use_cache=False, **options)
+        return model(tokens, **options, **without_cache(model))
 
 
 @contextmanager

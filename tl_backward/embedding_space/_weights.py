@@ -165,6 +165,11 @@ def _stored(model: TransformerLensModel, site: WeightSite) -> Tensor:
             "parametrization, a quantiser, pruning); make it permanent first (parametrize.remove_parametrizations, "
             "prune.remove, merge_and_unload)."
         )
+    if site.kind == "parameter" and site.parameter.squeeze().ndim > 1:
+        raise ValueError(
+            f"Expected a matrix that the model multiplies by as it is stored, got {site.name} of shape "
+            f"{list(site.parameter.shape)}, unpacked when it is used, or a kernel; pass vectors as a tensor."
+        )
     if site.is_adapted:
         raise ValueError(
             f"Expected a weight that is all the model multiplies by, got {site.name}, to which an adapter adds; merge "

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_backward._checks import model_kind
 from tl_backward._html import table
 from tl_backward._typing import TransformerLensModel
 from tl_backward._visits import rng_untouched
@@ -16,6 +15,7 @@ from tl_backward.inversion.activations import collect_at
 from tl_backward.inversion.preimage import Preimage
 from tl_backward.inversion.query import Query
 from tl_backward.inversion.sites import Site
+from tl_backward.model_inputs import without_cache
 from tl_backward.readout import single_token
 from tl_backward.vocabulary import text_column, token_string
 
@@ -168,7 +168,7 @@ def _run(
     device = model.W_U.device
     donors = torch.zeros(1) if values is None else values.to(device)
     hooks = [] if values is None else [(site.name, put)]
-    options = {"return_type": "logits"} | ({"use_cache": False} if model_kind(model) == "TransformerBridge" else {})
+    options: dict[str, object] = {"return_type": "logits", **without_cache(model)}
     tokens = query.tokens.to(device).expand(1 if values is None else len(values), -1)
     with torch.no_grad(), rng_untouched(model), model.hooks(fwd_hooks=hooks, bwd_hooks=[]):
         return model(tokens, **options)[:, -1].double().cpu()

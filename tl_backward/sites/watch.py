@@ -234,9 +234,13 @@ class Watch(TorchFunctionMode):
         if picked is not None and len(weights) == 1 and _is_same_or_turned(out, first.tensor):
             self._known[id(out)] = Known(out, roots, first.base, first.link, picked, altered, cut)
             return
-        passes = len(weights) == 1 and name in _CASTS and _same_layout(first.tensor, first.base)
-        link: Link = "cast" if passes and out.shape == first.base.shape and first.link != "function" else "function"
-        self._known[id(out)] = Known(out, roots, out, link, picked, picked is not None, cut)
+        plain = len(weights) == 1 and name in _CASTS and out.shape == first.tensor.shape and first.link != "function"
+        base, link = out, cast(Link, "function")
+        if plain and _same_layout(first.tensor, first.base):
+            link = "cast"
+        elif plain and first.base.ndim > 1 and _same_layout(first.tensor, first.base.mT):
+            base, link = out.mT, "cast"  # a copy of the weight turned is the weight, turned
+        self._known[id(out)] = Known(out, roots, base, link, picked, picked is not None, cut)
 
     def _picked(self, name: str, args: tuple, kwargs: dict, chosen: Tensor, out: object) -> object:
         """Rows or slices of a weight that were chosen by data."""

@@ -12,6 +12,7 @@ from tl_backward._checks import model_kind, nearest
 from tl_backward._typing import HookFn, NamesFilter, Tokenizer, TransformerLensModel
 from tl_backward._visits import visiting
 from tl_backward.dissimilarity.stitching.maps import StitchMap
+from tl_backward.model_inputs import without_cache
 
 HookList: TypeAlias = Sequence[tuple[str | Callable[[str], bool], HookFn]]
 Input: TypeAlias = str | list[str] | Int[Tensor, "batch pos"] | Int[Tensor, "pos"]
@@ -252,10 +253,6 @@ def _place(map: StitchMap, like: Tensor) -> Tensor:
     return next(map.parameters(), like)
 
 
-def _options(model: TransformerLensModel) -> dict[str, object]:
-    return {"use_cache": False} if model_kind(model) == "TransformerBridge" else {}
-
-
 def run_head(
     model: TransformerLensModel,
     tokens: Int[Tensor, "batch pos"],
@@ -272,7 +269,7 @@ def run_head(
         return hook
 
     ours = [(f"blocks.{layer}.hook_resid_post", keep(layer)) for layer in layers]
-    options = _options(model)
+    options = without_cache(model)
     if max(layers) + 1 < model.cfg.n_layers:
         options["stop_at_layer"] = max(layers) + 1
     with visiting(model), model.hooks(fwd_hooks=[*hooked, *ours], bwd_hooks=[]):
@@ -296,7 +293,7 @@ def run_tail(
             return model(stream, start_at_layer=layer + 1, return_type="logits")
     replace = (f"blocks.{layer}.hook_resid_post", lambda value, hook: stream)
     with visiting(model), model.hooks(fwd_hooks=[*hooked, replace], bwd_hooks=[]):
-        return model(tokens, return_type="logits", **_options(model))
+        return model(tokens, return_type="logits", **without_cache(model))
 
 
 def _kind_of_positions(model: TransformerLensModel) -> str:
