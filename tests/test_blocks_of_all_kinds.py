@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from architectures import ROWS
 from architectures.build import bridge as of_row
+from architectures.double import InDouble
 from architectures.table import row
 from models import HAS_HOOKED_TRANSFORMER, bridge, hooked
 
@@ -74,7 +76,21 @@ def test_sweeps_are_those_of_each_texts_own_gradient(name):
     torch.testing.assert_close(swept.values["gradient_norm"], expected, **PRECISE.get(name, EXACT))
     share = swept.values["share"].nansum(-1)
     torch.testing.assert_close(share, torch.ones_like(share), rtol=1e-6, atol=1e-6)
-    assert swept.values["target_rank"].isnan().all() == (name == "mixtral")  # an expert's VJP is a part of the token's
+    assert swept.values["target_rank"].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["MixtralForCausalLM", "Qwen2MoeForCausalLM", "GptOssForCausalLM", "Llama4ForCausalLM", "JambaForCausalLM"])
+def test_ranks_of_experts_are_those_of_what_they_write_together(name):
+    """A token's rows are shares of the VJP at the mixture's output, which a lens reads at its hook point."""
+    with InDouble():
+        model = of_row(ROWS[name])
+        swept = tlb.sweep(model, TEXTS, TARGETS, collect=["target_rank", "answer_rank"], batch_size=3, control=None, show_progress=False)
+        for i, (text, target) in enumerate(zip(TEXTS, TARGETS, strict=True)):
+            lens = tlb.backward_lens(model, text, target, k=3)
+            shifts = [lens.shift[layer] for layer in swept.layers]
+            for quantity in ("target_rank", "answer_rank"):
+                expected = [float(getattr(each, quantity)[lens.answer_position]) for each in shifts]
+                assert swept.values[quantity][i].tolist() == expected, quantity
 
 
 def test_a_mixers_ranks_are_those_of_its_output():

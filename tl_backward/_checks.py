@@ -38,7 +38,10 @@ KNOWN_MODELS = ("HookedTransformer", "TransformerBridge")
 
 def nearest(word: str, names: Iterable[str], n: int = 3) -> str:
     """The `n` names most like `word`, quoted, for the end of an error message."""
-    close = difflib.get_close_matches(word, list(names), n=n, cutoff=0.4)
+    known = list(dict.fromkeys(names))
+    last = word.rpartition(".")[2].lower()
+    same = [name for name in known if last and name.rpartition(".")[2].lower() == last]
+    close = [*same, *(name for name in difflib.get_close_matches(word, known, n=n, cutoff=0.4) if name not in same)][:n]
     return ", ".join(repr(name) for name in close) if close else "nothing similar"
 
 

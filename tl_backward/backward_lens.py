@@ -27,6 +27,7 @@ from tl_backward.expert_learning import ExpertLearning, expert_learning
 from tl_backward.gradient_cache import GradientCache
 from tl_backward.lens_reading import vectors_read, what_to_read, with_points
 from tl_backward.losses import Target, target_loss
+from tl_backward.model_inputs import check_reads_text
 from tl_backward.readout import Readout, readout
 from tl_backward.segments import Segments, segment_tokens
 from tl_backward.sites import weight_sites
@@ -294,6 +295,7 @@ def backward_lens(
         (' Oslo', ' Graz')
     """
     check_model(model)
+    check_reads_text(model)
     chosen = check_layers(layers, model.cfg.n_layers)
     check_k(k, output_size(model) or model.cfg.d_vocab)
     if control not in (None, "random_init"):

@@ -30,13 +30,7 @@ class FactorMap(Mapping[Key, GradientFactors]):
     def __getitem__(self, key: Key) -> GradientFactors:
         name = _full_name(key, self._short_names, self._n_layers)
         if name not in self._factors:
-            shorts = {short if isinstance(short, str) else short[0] for short in self._short_names}
-            word = key if isinstance(key, str) else key[0]
-            beyond = isinstance(key, tuple) and len(key) > 1 and key[0] in shorts
-            why = f"the model has {self._n_layers} layers, not all need be captured" if beyond else (
-                f"captured nearest to it: {nearest(str(word), [*shorts, *self._factors])}"
-            )
-            raise KeyError(f"Expected a captured weight, got {key!r}; {why} (choose with weights=...).")
+            raise KeyError(f"Expected a captured weight, got {key!r}; {self._why(key, name)}.")
         return self._factors[str(name)]
 
     def __iter__(self) -> Iterator[str]:
@@ -47,6 +41,23 @@ class FactorMap(Mapping[Key, GradientFactors]):
 
     def __repr__(self) -> str:
         return f"FactorMap({len(self)} weights: {', '.join(list(self._factors)[:3])}{', ...' if len(self) > 3 else ''})"
+
+
+    def _why(self, key: Key, name: object) -> str:
+        """What to do about a key that names nothing captured."""
+        short = key if isinstance(key, str) else key[0]
+        layers = [other[1] for other in self._short_names if isinstance(other, tuple) and other[0] == short]
+        if name in self._short_names.values():
+            return f"it was not asked for (weights=[{name!r}]) or did not run (cache.missing)"
+        if layers and isinstance(key, str):
+            return f"several layers have one, say which: [{short!r}, {layers[-1]}]"
+        if layers:
+            return f"layers {min(layers)} to {max(layers)} have one, not all need be captured (weights=...)"
+        captured = dict.fromkeys(other[0] for other, full in self._tuples() if full in self._factors)
+        return f"captured nearest to it: {nearest(str(short), [*captured, *self._factors])} (choose with weights=...)"
+
+    def _tuples(self) -> list[tuple[tuple[str, int], str]]:
+        return [(short, full) for short, full in self._short_names.items() if isinstance(short, tuple)]
 
 
 class GradientMap(Mapping[Key, Tensor]):

@@ -187,7 +187,7 @@ def own_pass(model: TransformerLensModel) -> object:
         name = type(getattr(model, "original_model", model)).__name__
         raise RuntimeError(
             f"Expected a model that TransformerLens runs, got a {name} whose own pass ends in {type(error).__name__} "
-            f"({' '.join(str(error).split())[:120]}); try another version of TransformerLens or transformers."
+            f"({' '.join(str(error).split())[:120]}); TransformerLens 4.3 may run it."
         ) from error
 
 
@@ -195,7 +195,8 @@ def _decoder_options(batch: Batch, takes: set[str]) -> dict[str, object]:
     if batch.decoder is None:
         raise ValueError(
             "Expected a model whose logits belong to the prompt's tokens, got an encoder-decoder, whose logits belong "
-            "to its decoder's; use run_with_gradient_cache or backward_lens, which say what its decoder reads."
+            "to its decoder's; run_with_gradient_cache, backward_lens, sweep, gradient_similarity, shift_edit and "
+            "gradient_edit say what its decoder reads, scores of edits do not."
         )
     options: dict[str, object] = {DECODER[0]: batch.decoder.tokens}
     if batch.decoder.mask is not None and DECODER[1] in takes:

@@ -16,10 +16,11 @@ from tqdm.auto import tqdm
 
 from tl_backward._checks import check_model
 from tl_backward._typing import TransformerLensModel
+from tl_backward.asked import mask_token
 from tl_backward.cases import EditCase
 from tl_backward.examples import Example, by_length, capture_batch, encode_examples
 from tl_backward.losses import Loss, next_token_loss
-from tl_backward.model_inputs import check_reads_text
+from tl_backward.model_inputs import check_reads_text, has_decoder
 from tl_backward.sites import weight_sites
 from tl_backward.vocabulary import text_column
 from tl_backward.written_by import chosen_weights
@@ -286,6 +287,12 @@ def _encoded(
     pairs: list[tuple[str, str | Loss]] = []
     for each in examples:
         pairs.append(each if isinstance(each, tuple) else (str(each), next_token_loss))
+    plain = next((text for text, loss in pairs if loss is next_token_loss), None)
+    if plain is not None and (has_decoder(model) or mask_token(model) is not None):
+        raise ValueError(
+            f"Expected (prompt, target) pairs for a model that does not predict its prompt's next tokens, got the text "
+            f"{plain[:40]!r} alone; for example [({plain[:40]!r}, ' word')]."
+        )
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError("Expected examples as texts, (prompt, target) pairs or edit cases, got other tuples.")
     names = tuple(f"{text} -> {target}" if isinstance(target, str) else text for text, target in pairs)

@@ -1,6 +1,7 @@
 """What a sweep over a data set found: a few numbers of each prompt, to be averaged, saved and merged."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -69,7 +70,7 @@ class Sweep:
     @property
     def layers(self) -> list[int | None]:
         """The layer of each weight; None for the embeddings."""
-        return [int(name.split(".")[1]) if name.startswith("blocks.") else None for name in self.weights]
+        return [int(found[1]) if (found := re.match(r"\w*blocks\.(\d+)\.", name)) else None for name in self.weights]
 
     def interval(self, quantity: Quantity, *, level: float = 0.95, n_boot: int = 1000, seed: int = 0) -> Interval:
         """Mean over prompts with a percentile bootstrap interval: cells [weight] or [weight, segment].

@@ -28,7 +28,7 @@ from tl_backward.sweep_checkpoint import SweepCheckpoint, model_digest, run_dige
 from tl_backward.sweep_result import Quantity, Sweep, in_order
 from tl_backward.token_ids import Id
 from tl_backward.vocabulary import output_size
-from tl_backward.written_by import chosen_weights, plain_writers
+from tl_backward.written_by import chosen_weights, stream_writers
 
 Collect: TypeAlias = Quantity | Literal["top_tokens"]
 
@@ -136,7 +136,7 @@ def sweep(
         about["left_out"] = short
     options = about | {"weights": names, "batch_size": batch_size, "control": control, "start": start}
     kept = SweepCheckpoint.of(checkpoint, run_digest(items, options), model)
-    run = _Run(names, wanted, k, batch_size, about, plain_writers(model, sites))
+    run = _Run(names, wanted, k, batch_size, about, stream_writers(model, sites))
     with tqdm(total=len(items) * (2 if control else 1), desc="sweep", unit="prompt", disable=not show_progress) as bar:
         trained = run(model, items, bar, kept.done(None), kept.save)
         if control is None:
@@ -291,13 +291,27 @@ class _Run:
         short = name.rpartition(".")[2]
         if cache.prompt_tokens is not cache.tokens and _reads_prompt(name):
             return None
-        if short in _IMPRINTS:
+        if name in self.shifts and cache.factors[name].origin is not None:
+            side = _by_place(cache.factors[name])
+        elif short in _IMPRINTS:
             side = cache.factors[name].inputs
         elif short in _SHIFTS or name in self.shifts:
             side = cache.factors[name].deltas
         else:
             return None
-        return side.mean(2) if side.ndim == 4 else side
+        return side if side is None or side.ndim < 4 else side.mean(2)
+
+
+def _by_place(factors: GradientFactors) -> Tensor | None:
+    """The VJPs of a token's rows in all its experts, together: each is a part of the one at what the experts write.
+
+    None where it is not known which rows are whose.
+    """
+    origin = factors.origin
+    if origin is None or bool((origin.example < 0).any()):
+        return None
+    total = factors.deltas.new_zeros(*origin.shape, factors.deltas.shape[-1])
+    return total.index_put_((origin.example[0], origin.token[0]), factors.deltas[0], accumulate=True)
 
 
 def _prompt_segments(cache: GradientCache, subjects: Sequence[tuple[int, int] | None]) -> Tensor:

@@ -59,10 +59,13 @@ def written_by(model: TransformerLensModel, sites: WeightSites) -> dict[int, str
     return found
 
 
-def plain_writers(model: TransformerLensModel, sites: WeightSites) -> frozenset[str]:
-    """Every matrix that a component of a block writes to the stream with, one for all tokens."""
-    blocks = blocks_of(model, sites, model.cfg.d_model).values()
-    return frozenset(part.writer for block in blocks for part in (block.main, block.mixing) if part and part.writer)
+def stream_writers(model: TransformerLensModel, sites: WeightSites) -> frozenset[str]:
+    """Every weight that a component of a block writes to the stream with: its matrix, or its experts' fused one."""
+    d_model = model.cfg.d_model
+    blocks = blocks_of(model, sites, d_model).values()
+    parts = [part for block in blocks for part in (block.main, block.mixing) if part]
+    downs = {site.name for part in parts if not part.writer for site in _downs(part, sites, d_model)[-1:]}
+    return frozenset({part.writer for part in parts if part.writer} | downs)
 
 
 def _writing(block: Block, sites: WeightSites) -> Part | None:
@@ -81,12 +84,19 @@ def _writing(block: Block, sites: WeightSites) -> Part | None:
 
 def _fused(part: Part, sites: WeightSites, d_model: int) -> str:
     """The down projection of all experts in one parameter."""
-    experts = [sites[name] for name in part.weights if is_expert(sites[name])]
-    down = [site for site in experts if site.layout.experts and site.layout.shape[-1] == d_model]
+    down = _downs(part, sites, d_model)
     if not down:
+        experts = [sites[name] for name in part.weights if is_expert(sites[name])]
         writing = [site.short_name for site in experts if site.layout.shape[-1] == d_model]
         raise ValueError(
             f"Expected one matrix that each block writes with, got {part.component} with {len(writing)} "
             f"({', '.join(writing[:3])}{', ...' if len(writing) > 3 else ''}); name those you want."
         )
-    return max(down, key=lambda site: site.order).name
+    return down[-1].name
+
+
+def _downs(part: Part, sites: WeightSites, d_model: int) -> list[WeightSite]:
+    """The weights of all experts in one parameter that are as wide as the stream, in the order of their use."""
+    experts = [sites[name] for name in part.weights if is_expert(sites[name])]
+    down = [site for site in experts if site.layout.experts and site.layout.shape[-1] == d_model]
+    return sorted(down, key=lambda site: site.order)

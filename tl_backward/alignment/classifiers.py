@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 from tqdm.auto import trange
 
@@ -17,6 +17,7 @@ from tl_backward.bootstrap import Interval, bootstrap
 from tl_backward.controls import copied
 from tl_backward.head import Head
 from tl_backward.prompts import Batch, encode_prompts
+from tl_backward.token_ids import ARRAYS, as_ids
 
 _CHUNK = 256  # prompts in one pass
 
@@ -85,7 +86,7 @@ class Classifier:
 def fine_tune(
     model: TransformerLensModel,
     prompts: Sequence[str],
-    labels: Int[Tensor, "prompt"],
+    labels: Integer[Tensor, "prompt"] | Sequence[int],
     *,
     steps: int = 60,
     batch_size: int = 64,
@@ -119,6 +120,7 @@ def fine_tune(
     """
     check_model(model)
     check_one_device(model)
+    labels = as_ids(labels if isinstance(labels, ARRAYS) else torch.tensor(labels), "labels")
     if len(prompts) != len(labels) or not len(labels) or int(labels.min()) < 0 or int(labels.max()) < 1:
         raise ValueError(
             f"Expected a label for each of {len(prompts)} prompts, from 0 and two at least, got {len(labels)} labels; "

@@ -208,11 +208,17 @@ def _made(
     if arguments.method == "gradient":
         edit = gradient_edit(model, *asked, lr=arguments.lr, steps=arguments.steps)
         steps = "one gradient step" if arguments.steps == 1 else f"{arguments.steps} gradient steps"
-        return edit, f"{steps} on every W_out, learning rate {arguments.lr:g}"
+        return edit, f"{steps} on every {_short_names(edit)}, learning rate {arguments.lr:g}"
     layer, scale = grid.best if grid is not None else (arguments.layer, arguments.scale or DEFAULT_SCALE)
     edit = shift_edit(model, *asked, layer, scale, scaling=arguments.scaling)
     chosen = "" if grid is None else f", chosen on {grid.n_validation} other edits"
-    return edit, f"the shift of W_out in layer {layer}, scale {scale:g} ({arguments.scaling} factors){chosen}"
+    what = f"{_short_names(edit)} in layer {layer}"
+    return edit, f"the shift of {what}, scale {scale:g} ({arguments.scaling} factors){chosen}"
+
+
+def _short_names(edit: "Edit") -> str:
+    """What an edit writes to, without layers."""
+    return " and ".join(dict.fromkeys(name.rpartition(".")[2] for name in edit.updates))
 
 
 def _own_cells(

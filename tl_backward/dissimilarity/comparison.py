@@ -17,6 +17,7 @@ from tl_backward.dissimilarity.reading import Align, Mask, Reading, Sample
 from tl_backward.dissimilarity.result import Comparison
 from tl_backward.dissimilarity.run import Run
 from tl_backward.dissimilarity.tokens import count_tokens
+from tl_backward.model_inputs import check_reads_text
 
 
 def compare(
@@ -111,7 +112,9 @@ def compare(
         [1.0, 1.0, 1.0, 1.0]
     """
     check_model(model_a)
+    check_reads_text(model_a)
     check_model(model_b)
+    check_reads_text(model_b)
     wanted = find_measures(measures, estimator)
     check_sampled(wanted, sample_size)
     _check_choices(sample=sample, align=align, heads=heads)

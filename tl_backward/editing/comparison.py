@@ -18,6 +18,7 @@ from tl_backward.cases import EditCase
 from tl_backward.editing.edit import Edit
 from tl_backward.editing.methods import Scaling, gradient_edit, shift_edit
 from tl_backward.editing.scores import METRICS, EditScores, ask, score
+from tl_backward.model_inputs import check_reads_text
 from tl_backward.vocabulary import text_frame
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def compare_edits(
         'shift'
     """
     check_model(model)
+    check_reads_text(model)
     if not cases or not methods:
         raise ValueError(f"Expected at least one case and one method, got {len(cases)} and {len(methods)}; give both.")
     scores = torch.full((len(methods), len(cases), len(_MEASURED) + 1), torch.nan, dtype=torch.float64)

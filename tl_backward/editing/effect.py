@@ -11,6 +11,7 @@ from tl_backward._html import Cell, TableCell, table
 from tl_backward._typing import Tokenizer, TransformerLensModel
 from tl_backward.asked import asked_index, mask_token
 from tl_backward.editing.edit import Edit
+from tl_backward.model_inputs import check_reads_text
 from tl_backward.prompts import encode_prompts, forward
 from tl_backward.vocabulary import output_size, text_column, token_string
 
@@ -79,6 +80,7 @@ def edit_effect(
         EditEffect('Anna Berg lives in the city of': ' Graz' -> ' Oslo')
     """
     check_model(model)
+    check_reads_text(model)
     check_k(k, output_size(model) or model.cfg.d_vocab)
     if edit.is_applied:
         raise ValueError("Expected an edit that is not applied, got one that is; revert() it first.")

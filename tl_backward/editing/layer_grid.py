@@ -14,6 +14,7 @@ from tl_backward.cases import EditCase
 from tl_backward.editing.comparison import SCALES, compare_edits, shift_method
 from tl_backward.editing.methods import Scaling, shift_edit
 from tl_backward.editing.scores import encode, probabilities
+from tl_backward.model_inputs import check_reads_text
 
 if TYPE_CHECKING:
     import pandas
@@ -103,6 +104,7 @@ def find_layer(
         True
     """
     check_model(model)
+    check_reads_text(model)
     chosen = check_layers(layers, model.cfg.n_layers)
     if not validation or not scales:
         raise ValueError(

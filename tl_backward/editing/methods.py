@@ -15,6 +15,7 @@ from tl_backward.editing.edit import Edit, Update, editable, put_on
 from tl_backward.editing.writable import check_writable
 from tl_backward.head import Head
 from tl_backward.losses import Target, target_loss
+from tl_backward.model_inputs import check_reads_text
 from tl_backward.prompts import encode_prompts, extend
 from tl_backward.sites import WeightSite, select_sites, weight_sites
 from tl_backward.weight_inputs import weight_inputs
@@ -44,6 +45,7 @@ def rank_one_edit(
         True
     """
     check_model(model)
+    check_reads_text(model)
     updates = {weight: Update(x[None].detach(), scale * v[None].detach())}
     editable(model, updates)
     return Edit(model, updates, {"method": "rank_one", "scale": scale})
@@ -92,6 +94,7 @@ def shift_edit(
         'Anna Berg lives in the city of Oslo'
     """
     check_model(model)
+    check_reads_text(model)
     (index,) = check_layers(layer, model.cfg.n_layers)
     loss = target_loss(target).bind(model, 1)
     batch = extend(model, encode_prompts(model, prompt, prepend_bos=prepend_bos), loss.continuation)
@@ -153,6 +156,7 @@ def gradient_edit(
         False
     """
     check_model(model)
+    check_reads_text(model)
     if steps < 1:
         raise ValueError(f"Expected at least one step, got {steps}; a step is one descent of the loss.")
     names = list(chosen_weights(model, weight_sites(model), weights))

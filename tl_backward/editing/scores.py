@@ -19,6 +19,7 @@ from tl_backward.cases import EditCase
 from tl_backward.editing.edit import Edit
 from tl_backward.editing.fluency import generation_entropy, sample
 from tl_backward.losses import encode_text
+from tl_backward.model_inputs import check_reads_text
 from tl_backward.prompts import encode_prompts, forward, pad
 from tl_backward.token_ids import Id, one_id
 
@@ -112,6 +113,7 @@ def evaluate_edit(
         1.0
     """
     check_model(model)
+    check_reads_text(model)
     if not isinstance(case, EditCase) or not isinstance(edit, Edit | None):
         raise TypeError(
             f"Expected an edit (or None), then an edit case, got {type(edit).__name__} and {type(case).__name__}; give "

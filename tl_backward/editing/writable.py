@@ -19,7 +19,7 @@ from tl_backward.sites.stamp import Stamp, stamp
 _KEPT: "WeakKeyDictionary[TransformerLensModel, tuple[Stamp, set[str]]]" = WeakKeyDictionary()
 """Which weights of a model were seen to keep what is written to them, and what the model was like then."""
 
-_REMEDY = "choose a matrix of its own that the model uses as it is stored"
+_REMEDY = "choose a matrix of its own that the model uses as it is stored (gradient_edit(..., weights='W_O'), say)"
 
 
 def check_writable(model: TransformerLensModel, names: Iterable[str]) -> WeightSites:

@@ -9,6 +9,7 @@ from tl_backward._checks import all_finite
 from tl_backward._typing import TransformerLensModel
 from tl_backward.embedding_space._weights import ParameterVectors, norm_weight, parameter_vectors
 from tl_backward.head import Head
+from tl_backward.model_inputs import check_reads_text
 
 _TILE = 4096  # columns of W_U taken to a wider dtype at once
 
@@ -35,6 +36,7 @@ class Embedding:
     @staticmethod
     def of(model: TransformerLensModel, inverse: str, fold_ln: bool) -> "Embedding":
         """The model's own."""
+        check_reads_text(model)
         if inverse not in ("transpose", "pinv"):
             raise ValueError(f"Expected inverse to be 'transpose' or 'pinv', got {inverse!r}; the paper takes E^T.")
         if model.W_U.is_floating_point() and not all_finite(model.W_U.detach()):

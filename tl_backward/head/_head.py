@@ -139,7 +139,7 @@ class Head:
         path = " and ".join(step.path for step in self.learnt.steps) or "the unembedding"
         return (
             f"Expected a head that is linear after its final norm, got {path} between the stream and the logits, which "
-            "no direction of the stream stands for; use readout, which runs it."
+            "no direction of the stream stands for; use readout, which runs it, and gradient_edit to edit."
         )
 
     def _device(self) -> torch.device:

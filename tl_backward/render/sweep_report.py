@@ -21,8 +21,8 @@ _TITLES: dict[Quantity, tuple[str, str]] = {
     "gradient_norm": ("Gradient norms", "|dL/dW|"),
     "share": ("Who carries the gradient", "share of |dL/dW|^2"),
     "rank": ("Numerical rank of the gradient", "rank"),
-    "target_rank": ("Rank of the target at the last token", "mean rank in the raw readout (0 = largest)"),
-    "answer_rank": ("Rank of the old answer at the last token", "mean rank in the raw readout (0 = largest)"),
+    "target_rank": ("Rank of the target where it is asked for", "mean rank in the raw readout (0 = largest)"),
+    "answer_rank": ("Rank of the old answer where it is asked for", "mean rank in the raw readout (0 = largest)"),
 }
 _INTRO = (
     "Means over prompts with 95 % bootstrap intervals; dashed, the same architecture with random weights (several "

@@ -22,6 +22,7 @@ from tl_backward.dissimilarity.stitching.maps import KINDS, MapKind, StitchMap, 
 from tl_backward.dissimilarity.stitching.model import StitchedModel, run_head
 from tl_backward.dissimilarity.stitching.penalty import Penalty, judge
 from tl_backward.dissimilarity.stitching.texts import TextBatch, read_texts, split_texts
+from tl_backward.model_inputs import check_reads_text
 from tl_backward.vocabulary import one_vocabulary
 
 if TYPE_CHECKING:
@@ -187,7 +188,9 @@ def check_pair(model_a: TransformerLensModel, model_b: TransformerLensModel) -> 
         ValueError: different vocabularies.
     """
     check_model(model_a)
+    check_reads_text(model_a)
     check_model(model_b)
+    check_reads_text(model_b)
     if not one_vocabulary(model_a, model_b):
         raise ValueError(
             "Expected models with one tokenizer, got two whose vocabularies differ, so that the head would read other "
