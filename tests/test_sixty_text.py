@@ -23,7 +23,7 @@
 21 CSV with quoted commas, quotes and line breaks: kept
 22 JSONL with half a surrogate pair: one sentence when it is encoded
 23 JSONL with U+0085 and U+001C's escape in a text: one text
-24 csv_text of NumPy's numbers: numbers
+24 csv_text, and a table, of NumPy's numbers: numbers
 25 csv_text of formulas behind a tab, a line break, a no-break space; of infinity and NaN
 26 the replacement character itself as a token, and an emoji's halves: bytes named add up to the emoji
 27 token_map of byte fallback with byte level: every pair decodes alike, every letter of ASCII is there
@@ -45,6 +45,7 @@ from tokenizers_of_each_kind import KINDS, Encodes, Slow
 
 import tl_backward as tlb
 from tl_backward._csv import csv_text
+from tl_backward._html import table
 from tl_backward.alignment import token_map
 from tl_backward.cases import load_cases
 from tl_backward.embedding_space.filters import token_mask
@@ -227,12 +228,14 @@ def test_23_other_separators_within_json(tmp_path):
 def test_24_numbers_of_numpy():
     row = [np.float64(1.5), np.float32(0.25), np.int64(-2), np.uint8(7)]
     assert csv_text(["a", "b", "c", "d"], [row]) == "a,b,c,d\r\n1.5,0.25,-2,7\r\n"
+    shown = table(["a", "b", "c", "d"], [[*row[:2], np.int64(123456), row[3]]])
+    assert "np." not in shown and "123456" in shown
 
 
 def test_25_formulas_behind_spaces():
     rows = csv.reader(io.StringIO(csv_text(["a"], [["\t=1"], ["\n+1"], ["\u00a0@x"], [float("inf")], [float("nan")], [-1e-300]])))
     cells = [row[0] for row in rows][1:]
-    assert all(cell.startswith("'") for cell in cells[:3]) and cells[3:] == ["inf", "nan", "-1e-300"]
+    assert not any(cell.strip()[0] in "=+-@" for cell in cells[:3]) and cells[3:] == ["inf", "nan", "-1e-300"]
 
 
 @pytest.mark.parametrize("name", LOSSLESS)
@@ -255,12 +258,12 @@ def test_27_bytes_of_two_kinds():
     found = token_map(with_tokenizer(gpt2), with_tokenizer(llama))
     texts = [(gpt2.decode([a]), llama.decode([b])) for a, b in zip(found.ids_a.tolist(), found.ids_b.tolist(), strict=True)]
     assert all(a == b for a, b in texts if "\ufffd" not in a + b)
-    assert {chr(code) for code in range(ord("a"), ord("z") + 1)} <= {a for a, _ in texts}
+    assert {" "} | {chr(code) for code in range(ord("a"), ord("z") + 1)} <= {a for a, _ in texts}
     assert len(set(found.ids_a.tolist())) == len(found.ids_a) and len(set(found.ids_b.tolist())) == len(found.ids_b)
 
 
 def test_28_rows_beyond_the_tokenizer():
-    tokenizer = ALL["words"]
+    tokenizer = ALL["sentencepiece, none"]
     found = token_map(with_tokenizer(tokenizer, 5), with_tokenizer(tokenizer, 3))
     everything = list(range(len(tokenizer)))
     assert found.ids_a.tolist() == found.ids_b.tolist() == everything
@@ -273,7 +276,7 @@ def test_29_texts_of_other_kinds(world):
     for given in (np.str_("w4 w5"), ("w4 w5",)):
         assert encode_prompts(model, given).tokens.tolist() == [[0, 4, 5]]
     for given in (b"w4", np.array(["w4"]), pandas.Series(["w4"]), [["w4"]], {"text": "w4"}):
-        with pytest.raises(TypeError, match="^Expected"):
+        with pytest.raises(TypeError):
             encode_prompts(model, given)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tl_backward._html import Number, visible_text
+from tl_backward._html import AnyNumber, plain_number, visible_text
 from tl_backward._storage import replacing
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _FORMULA_STARTS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
-Value = str | Number | None
+Value = str | AnyNumber | None
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Value]]) -> str:
@@ -60,6 +60,6 @@ def _csv_cell(value: Value) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        return repr(value)
+        return repr(plain_number(value))
     text = visible_text(value)
     return "'" + text if text.lstrip().startswith(_FORMULA_STARTS) else text

@@ -13,7 +13,10 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 Number = int | float
+AnyNumber = Number | np.integer | np.floating
 
 SPACE = "\u2423"
 """How a space is shown where it could be overlooked: the open box, as in ``␣Oslo``."""
@@ -140,8 +143,14 @@ def token_html(token: str, limit: int | None = 40) -> str:
     return f"<bdi{title}>{escape(shown)}</bdi>"
 
 
-def format_number(value: Number) -> str:
+def plain_number(value: AnyNumber) -> Number:
+    """A number that Python writes as one: NumPy's would be written as np.float64(1.5)."""
+    return value.item() if isinstance(value, np.integer | np.floating) else value
+
+
+def format_number(value: AnyNumber) -> str:
     """Four significant digits; whole numbers in full."""
+    value = plain_number(value)
     if isinstance(value, int):
         return str(value)
     return f"{value:.4g}"
@@ -245,7 +254,7 @@ class Cell:
     """What the background shows; ``None`` for no colour."""
 
 
-TableCell = str | Number | Cell | None
+TableCell = str | AnyNumber | Cell | None
 
 _BORDER = "border:1px solid #9a9a9a"
 _TD = f"{_BORDER};padding:2px 6px;text-align:left;vertical-align:top;white-space:pre;font-size:12px"
@@ -286,7 +295,7 @@ def _cell_html(cell: TableCell, bound: Number, limit: int) -> str:
         short = _cut(text, 3 * limit)
         title = _title([text]) if short != text else ""
         return f'<td style="{_TD}"{title}><bdi>{escape(short)}</bdi></td>'
-    return f'<td style="{_TD};text-align:right"{_title([repr(cell)])}>{format_number(cell)}</td>'
+    return f'<td style="{_TD};text-align:right"{_title([repr(plain_number(cell))])}>{format_number(cell)}</td>'
 
 
 def table(

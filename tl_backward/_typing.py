@@ -86,6 +86,7 @@ Tokens: TypeAlias = Int[Tensor, "batch pos"]
 Prompts: TypeAlias = (
     str
     | list[str]
+    | tuple[str, ...]
     | Integer[Tensor, "batch pos"]
     | Integer[Tensor, "pos"]
     | Integer[np.ndarray, "batch pos"]

@@ -113,7 +113,7 @@ def _jsonl(path: Path) -> Iterable[EditCase]:
 
 def _csv(path: Path) -> Iterable[EditCase]:
     with io.StringIO(read_text(path), newline="") as file:
-        reader = csv.DictReader(file)
+        reader = _CheckedRows(file, path.name)
         missing = {"prompt", "target"} - set(reader.fieldnames or ())
         if reader.fieldnames and missing:
             raise ValueError(
@@ -122,6 +122,28 @@ def _csv(path: Path) -> Iterable[EditCase]:
             )
         for row in reader:
             yield _plain({key: value for key, value in row.items() if value}, f"{path.name!r}, line {reader.line_num}")
+
+
+class _CheckedRows(csv.DictReader):
+    """Rows of a table that is well formed: every quote ends, and no row has more cells than there are columns."""
+
+    def __init__(self, file: io.StringIO, name: str) -> None:
+        super().__init__(file, strict=True)
+        self._name = name
+
+    def __next__(self) -> dict:
+        try:
+            row = super().__next__()
+        except csv.Error as error:
+            raise ValueError(
+                f"Expected CSV in {self._name!r}, line {self.line_num}, got {error}; look for a quote that never ends."
+            ) from error
+        if None in row:
+            raise ValueError(
+                f"Expected at most {len(self.fieldnames or ())} cells in {self._name!r}, line {self.line_num}, got "
+                f"{len(row) - 1 + len(row[None])}; put text with a comma in quotes."
+            )
+        return row
 
 
 def _parsed(text: str, where: str) -> object:

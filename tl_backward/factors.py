@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
+from tl_backward._lengths import lengths
 from tl_backward.layout import Layout, Origin
 from tl_backward.token_ids import Id, Ids, as_ids, is_id, is_integers, one_id
 
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
 # Rows of a Gram matrix computed at once: bounds the float64 scratch of norm() and inner() for long batches.
 _GRAM_ROWS = 1024
 
-Index: TypeAlias = Id | slice | list[int] | Ids | Bool[Tensor, "batch pos"]
+Index: TypeAlias = (
+    Id | slice | list[int] | list[bool] | Ids | Bool[Tensor, "..."] | Bool[np.ndarray, "..."]
+)
 
 
 class SVD(NamedTuple):
@@ -138,10 +142,7 @@ class GradientFactors:
 
     def token_norms(self) -> Float[Tensor, "batch pos"]:
         """Each token's share before they are summed: |outer(x_i, delta_i)| = |x_i| |delta_i|."""
-        sizes = self.deltas.norm(dim=-1)
-        if not self.is_lookup:
-            sizes = sizes * self.inputs.norm(dim=-1)
-        return sizes.norm(dim=-1) if self.per_head else sizes
+        return self._token_sizes().to(self.deltas.dtype)
 
     def inner(self, other: "GradientFactors") -> Float[Tensor, ""]:
         """Frobenius inner product <dL/dW, dL'/dW> = sum_ij (x_i.x'_j)(delta_i.delta'_j).
@@ -153,7 +154,7 @@ class GradientFactors:
 
     def cosine(self, other: "GradientFactors") -> Float[Tensor, ""]:
         """Cosine between two gradients of the same weight; 0 where one of them is 0."""
-        scale = (self._inner64(self) * other._inner64(other)).clamp(min=0).sqrt()
+        scale = self._inner64(self).clamp(min=0).sqrt() * other._inner64(other).clamp(min=0).sqrt()
         inner = self._inner64(other)
         return torch.where(scale > 0, inner / scale, torch.zeros_like(inner)).to(self.deltas.dtype)
 
@@ -187,7 +188,7 @@ class GradientFactors:
             return 0
         if tol is None:
             eps = max(torch.finfo(dtype).eps for dtype in (s.dtype, self.deltas.dtype))
-            tol = max(self.matrix_shape) * eps * max(float(s[0]), float(self.token_norms().max()))
+            tol = max(self.matrix_shape) * eps * max(float(s[0]), float(self._token_sizes().max()))
         return int((s > tol).sum())
 
     def to_factored_matrix(self) -> "FactoredMatrix":
@@ -242,15 +243,21 @@ class GradientFactors:
     def __getitem__(self, index: Index | tuple[Index, ...]) -> "GradientFactors":
         """Keep some tokens: `f[:, 3:5]`, `f[:, -1]`, `f[mask]` (mask [batch, pos]); the rest leave the sum.
 
-        Integers keep their axis, so the result is again a GradientFactors.
+        Integers keep their axis, so the result is again a GradientFactors. A mask over one axis chooses from that axis:
+        `f[mask]` examples for a mask [batch], `f[:, mask]` tokens.
+
+        Raises:
+            IndexError: anything else, True and False too.
         """
+        index = tuple(map(_as_mask, index)) if isinstance(index, tuple) else _as_mask(index)
         if self.origin is not None:
             return self._where(self._chosen(index))
-        if isinstance(index, Tensor) and index.dtype == torch.bool:
+        if isinstance(index, Tensor) and index.dtype == torch.bool and index.ndim == 2:
             return replace(self, inputs=self.inputs[index][None], deltas=self.deltas[index][None])
         parts = index if isinstance(index, tuple) else (index,)
         parts = tuple(one_id(part) if is_id(part) else as_ids(part) if is_integers(part) else part for part in parts)
-        if len(parts) > 2 or not all(isinstance(part, int | slice | list | Tensor) for part in parts):
+        known = [isinstance(part, int | slice | list | Tensor) and not isinstance(part, bool) for part in parts]
+        if len(parts) > 2 or not all(known):
             raise IndexError(
                 f"Expected an index over [batch, pos], got {index!r}; slice tokens as factors[:, 3:5] or with a "
                 "boolean mask [batch, pos]."
@@ -306,6 +313,14 @@ class GradientFactors:
         return squared.clamp(min=0).sqrt().to(self.deltas.dtype)
 
     # --- inner workings ------------------------------------------------------------------------------------
+
+    def _token_sizes(self) -> Float[Tensor, "batch pos"]:
+        """`token_norms` in float32 at least: float16 ends at 65,504."""
+        wide = torch.promote_types(self.deltas.dtype, torch.float32)
+        sizes = lengths(self.deltas.to(wide))
+        if not self.is_lookup:
+            sizes = sizes * lengths(self.inputs.to(wide))
+        return lengths(sizes) if self.per_head else sizes
 
     def _chosen(self, index: Index | tuple[Index, ...]) -> Bool[Tensor, "batch row"]:
         """Which rows belong to the tokens that an index over [batch, pos] names."""
@@ -388,6 +403,11 @@ class GradientFactors:
             return x.to(d.dtype), d, None
         rows, index = x.unique(return_inverse=True)
         return torch.nn.functional.one_hot(index, rows.numel()).to(d.dtype), d, rows
+
+
+def _as_mask(part: Index) -> Index:
+    """A mask that came as a NumPy array as a tensor; anything else as it is."""
+    return torch.from_numpy(part) if isinstance(part, np.ndarray) and part.dtype == np.bool_ else part
 
 
 def _gram_sum(x: Tensor, d: Tensor, x2: Tensor, d2: Tensor) -> Float[Tensor, ""]:

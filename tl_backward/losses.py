@@ -29,6 +29,8 @@ Target: TypeAlias = (
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 """What a sentencepiece tokenizer writes for a space."""
+_BYTE_LEVEL_SPACE = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"
+"""What GPT-2's kind writes for it."""
 
 
 def takes_mask(loss: Loss) -> bool:
@@ -288,6 +290,8 @@ def encode_text(text: str, model: Encoder) -> list[int]:
     ids = _bare(model, check_text(text)) if text else []
     if text.startswith(" ") and _leading_spaces(tokenizer, ids) > _spaces(text):
         ids = (_bare(model, text[1:]) if text[1:] else []) or ids[1:]
+    elif text[:1].isspace() and not text.startswith(" ") and len(ids) > 1 and _is_space(tokenizer, ids[0]):
+        ids = ids[1:]  # what the tokenizer puts before every text does not stand before a line break
     if not ids:
         raise ValueError(f"Expected a target that encodes to at least one token, got {text!r}; give a word.")
     if reads_unknown(tokenizer, text):
@@ -314,6 +318,10 @@ def _leading_spaces(tokenizer: Tokenizer | None, ids: Sequence[int]) -> int:
     return _spaces("".join(tokenizer.convert_ids_to_tokens(token) or "" for token in ids), _SPACE)
 
 
+def _is_space(tokenizer: Tokenizer | None, token: int) -> bool:
+    return tokenizer is not None and tokenizer.convert_ids_to_tokens(token) in (_SPACE, _BYTE_LEVEL_SPACE)
+
+
 def _spaces(text: str, space: str = f" {_SPACE}") -> int:
     return len(text) - len(text.lstrip(space))
 
@@ -327,7 +335,13 @@ def _positions(given: Id | Sequence[Id] | Ids | None) -> Positions:
 def _real_positions(tokens: Tensor, attention_mask: Tensor | None, example: int) -> list[int]:
     if attention_mask is None:
         return list(range(tokens.shape[1]))
-    return attention_mask[example].nonzero().flatten().tolist()
+    real = attention_mask[example].nonzero().flatten().tolist()
+    if not real:
+        raise ValueError(
+            f"Expected at least one real token in every example, got none in example {example}; leave it out, or mend "
+            "its attention_mask."
+        )
+    return real
 
 
 def _mask_of(model: Encoder) -> int | None:

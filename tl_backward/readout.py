@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from tl_backward._checks import check_k, check_model
 from tl_backward._html import Cell, table
+from tl_backward._lengths import lengths, units
 from tl_backward._typing import Tokenizer, TransformerLensModel, typed
 from tl_backward.head import Head, Product
 from tl_backward.losses import encode_text
@@ -166,19 +167,20 @@ def readout(
         )
     if not torch.isfinite(vectors).all():
         raise ValueError("Expected finite vectors, got NaN or inf among them; look upstream for an overflow.")
+    if ln and not normalize:
+        _check_squares(vectors)
     check_k(k, d_vocab)
     lead = vectors.shape[:-1]
     flat = vectors.detach().reshape(-1, d_model)
     with torch.no_grad():
-        norm = flat.norm(dim=-1)
-        is_zero = norm == 0
-        is_zero &= ~flat.bool().any(-1)  # the norm of tiny numbers may underflow
+        norm = lengths(flat)
+        is_zero = ~flat.bool().any(-1)
         said = (~is_zero).nonzero().flatten()
         chosen = [_choice(model, token, lead) for token in (target, answer)]
         wanted = [ids[said] for ids in chosen if ids is not None]
         ids = torch.stack(wanted, -1) if wanted else torch.zeros(len(said), 0, dtype=torch.long, device=flat.device)
         found = extremes(
-            head.pre(_unit(flat[said].to(head.dtype)) if normalize else flat[said], ln=ln),
+            head.pre(units(flat[said].to(head.dtype)) if normalize else flat[said], ln=ln),
             head.product(),
             k,
             wanted=ids,
@@ -190,7 +192,7 @@ def readout(
         """What was found for the vectors that say something, in the shape of all; `fill` at the zero ones."""
         everywhere = part.new_full((len(flat), *part.shape[1:]), fill)
         everywhere[said] = part
-        return everywhere.reshape(*lead, *part.shape[1:])
+        return everywhere.reshape((*lead, *part.shape[1:]))
 
     ranks = iter(found.ranks.unbind(-1))
     target_rank, answer_rank = (None if ids is None else placed(next(ranks), -1) for ids in chosen)
@@ -242,9 +244,15 @@ def _choice(model: TransformerLensModel, token: TokenChoice | None, lead: torch.
     return ids.to(model.W_U.device).broadcast_to(lead).reshape(-1)
 
 
-def _unit(vectors: Tensor) -> Tensor:
-    """Vectors of unit norm, however small they were."""
-    return torch.nn.functional.normalize(vectors, dim=-1, eps=torch.finfo(vectors.dtype).tiny)
+def _check_squares(vectors: Tensor) -> None:
+    """Refuse vectors so long that a norm, which squares them in float32 at least, would make zeros of them."""
+    most = torch.finfo(torch.promote_types(vectors.dtype, torch.float32)).max
+    longest = float(vectors.abs().max()) * vectors.shape[-1] ** 0.5 if vectors.numel() else 0.0
+    if longest > most**0.5 / 2:
+        raise ValueError(
+            f"Expected vectors whose squares the final norm can add up, got one of norm up to {longest:.3g}; pass "
+            "normalize=True, or ln=False."
+        )
 
 
 @dataclass(frozen=True)

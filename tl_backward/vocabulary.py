@@ -105,7 +105,10 @@ _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 def _is_another(tokenizer: Tokenizer, text: str, token: int) -> bool:
     """Whether a text is a token of its own beside the byte that stands for it too."""
     find = getattr(tokenizer, "convert_tokens_to_ids", None)
-    return find is not None and find(text) not in (None, token, getattr(tokenizer, "unk_token_id", None))
+    if find is None:
+        return False
+    none = (None, token, getattr(tokenizer, "unk_token_id", None))
+    return any(find(form) not in none for form in (text, text.replace(" ", "\N{LOWER ONE EIGHTH BLOCK}")))
 
 
 def _named_bytes(piece: str, text: str) -> str:

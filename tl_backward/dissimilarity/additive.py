@@ -189,7 +189,8 @@ def soft_match(pair: PairSums) -> float:
 
 def biased_null(pair: PairSums) -> float:
     """Of `cka_biased`: tr(K) tr(L) / ((n-1) |K| |L|), the mean over all pairings."""
-    return pair.a.spread() * pair.b.spread() / (pair.n - 1) / float((pair.a.gram_square * pair.b.gram_square).sqrt())
+    scale = pair.a.gram_square.sqrt() * pair.b.gram_square.sqrt()
+    return pair.a.spread() * pair.b.spread() / (pair.n - 1) / float(scale)
 
 
 def squared_null(pair: PairSums) -> float:
@@ -214,7 +215,7 @@ def regression_null_y_to_x(pair: PairSums) -> float:
 
 def _unit_distance(pair: PairSums) -> Float[Tensor, ""]:
     """Squared Procrustes distance of X / |X| and Y / |Y|."""
-    return (2 - 2 * pair.nuclear / math.sqrt(pair.a.spread() * pair.b.spread())).clamp(min=0)
+    return (2 - 2 * pair.nuclear / math.sqrt(pair.a.spread()) / math.sqrt(pair.b.spread())).clamp(min=0)
 
 
 def _leading(layer: LayerSums) -> Float[Tensor, "d kept"]:

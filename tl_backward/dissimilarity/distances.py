@@ -129,6 +129,7 @@ def classical_mds(distances: Float[Tensor, "_ _"], *, dimensions: int = 2) -> La
             f"Expected fewer dimensions than points, at least 1, got {dimensions} for {n} points; compare more models "
             "or layers."
         )
+    values = values / scale  # squares of any unit
     squares = ((values + values.T) / 2).square()
     centred = squares - squares.mean(0) - squares.mean(1, keepdim=True) + squares.mean()
     eigenvalues, vectors = torch.linalg.eigh(-centred / 2)
@@ -139,7 +140,7 @@ def classical_mds(distances: Float[Tensor, "_ _"], *, dimensions: int = 2) -> La
     points = points * points.gather(0, points.abs().argmax(0, keepdim=True)).sign()
     found = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
     stress = float(torch.linalg.matrix_norm(found - values)) / (float(torch.linalg.matrix_norm(values)) or 1.0)
-    return LayerMap(points, kept / total, float(-eigenvalues.clamp(max=0).sum()) / total, stress)
+    return LayerMap(points * scale, kept / total, float(-eigenvalues.clamp(max=0).sum()) / total, stress)
 
 
 def model_distances(

@@ -223,6 +223,12 @@ class PairSums:
         mean_a, mean_b = a.sum / n, b.sum / n
         between = mean_a.dot(self.cross @ mean_b)
         a2, b2 = mean_a.dot(mean_a), mean_b.dot(mean_b)
+        traces = a.square - n * a2, b.square - n * b2
+        if any(trace > 0 and not 2.0**-480 < trace < 2.0**480 for trace in traces):
+            raise ValueError(
+                f"Expected activations whose fourth powers float64 holds, got layers with sums of squares "
+                f"{float(traces[0]):.3g} and {float(traces[1]):.3g}; divide them by a number."
+            )
         inner = torch.linalg.vector_norm(self.cross).square() - 2 * n * between + n * n * a2 * b2
         diagonals = self.square_cross - 2 * mean_b.dot(self.weighted_b) - 2 * mean_a.dot(self.weighted_a)
         diagonals = diagonals + b2 * (a.square - 2 * n * a2) + a2 * (b.square - 2 * n * b2) + 4 * between + n * a2 * b2
@@ -234,8 +240,8 @@ class PairSums:
             diagonals=diagonals,
             diagonals_k=a.centred_quartic,
             diagonals_l=b.centred_quartic,
-            trace_k=a.square - n * a2,
-            trace_l=b.square - n * b2,
+            trace_k=traces[0],
+            trace_l=traces[1],
         )
 
     @cached_property

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from types import TracebackType
 
@@ -16,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward._checks import check_model
+from tl_backward._checks import all_finite, check_model
 from tl_backward._storage import load_tensors, save_tensors
 from tl_backward._typing import TransformerLensModel
 from tl_backward._visits import visiting
@@ -90,7 +91,8 @@ class Edit:
         Raises:
             RuntimeError: already applied.
             ValueError: a weight that is gone, has another shape, shares its parameter with another (tied), is a
-                function of its parameter, or is made anew at each use; before anything is written.
+                function of its parameter, or is made anew at each use, and an update that is not finite; before
+                anything is written. One whose sum the weight's data type cannot hold: taken back.
 
         Warns:
             LostUpdateWarning: less than 0.9 of an update was written, since the weight's data type is too coarse.
@@ -118,6 +120,11 @@ class Edit:
                     _add_outer(sites[name], update)
                     self._saved[name] = (self._saved[name][0], _fingerprint(parameter))
                     self.written[name] = _share_written(sites[name], self._saved[name][0], update)
+                    if not isfinite(self.written[name]):
+                        raise ValueError(
+                            f"Expected an update that {name} can hold, got one beyond what {parameter.dtype} numbers "
+                            "reach; take a smaller step, or load the model in float32."
+                        )
             except BaseException:
                 self._restore(sites)
                 raise
@@ -226,11 +233,16 @@ def editable(model: TransformerLensModel, updates: dict[str, Update]) -> WeightS
     """The model's sites, once every update is known to fit a weight that can be written.
 
     Raises:
-        ValueError: see `check_writable`; vectors of another width.
+        ValueError: see `check_writable`; vectors of another width, or not finite.
     """
     sites = check_writable(model, updates)
     for name, update in updates.items():
         check_widths(sites[name], update.x.shape[1], update.v.shape[1])
+        if not (all_finite(update.x) and all_finite(update.v)):
+            raise ValueError(
+                f"Expected finite vectors for an update of {name}, got NaN or inf among them; look at the scale or the "
+                "learning rate."
+            )
     return sites
 
 

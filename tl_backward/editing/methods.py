@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Literal, TypeAlias
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._checks import check_layers, check_model
+from tl_backward._lengths import units
 from tl_backward._typing import TransformerLensModel
 from tl_backward.capture import run_with_gradient_cache
 from tl_backward.editing.edit import Edit, Update, editable, put_on
@@ -107,7 +107,7 @@ def shift_edit(
     x = inputs[0, at]
     v = Head.of(model).matrix(list(ids)).T
     if scaling == "unit":
-        x, v = (torch.nn.functional.normalize(side, dim=-1) for side in (x, v))
+        x, v = (units(side) for side in (x, v))
     how = {"method": "shift", "prompt": prompt, "target": list(ids), "layer": index, "scale": scale, "scaling": scaling}
     return Edit(model, {site.name: Update(x.clone(), scale * v)}, how)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tl_backward._checks import all_finite, check_k, check_model, check_one_device
 from tl_backward._html import Cell, table, visible_token
+from tl_backward._lengths import lengths
 from tl_backward._typing import Tokenizer, TransformerLensModel, typed
 from tl_backward.embedding_space._embedding import Embedding
 from tl_backward.embedding_space._weights import ParameterVectors, Role, parameter_vectors
@@ -194,7 +195,7 @@ def project_parameter(
             top_scores=found.top_scores,
             bottom_ids=found.bottom_ids,
             bottom_scores=found.bottom_scores,
-            norm=of.vectors.norm(dim=-1),
+            norm=lengths(of.vectors),
             is_zero=found.is_zero,
             n_tokens=model.W_U.shape[1] if mask is None else int(mask.sum()),
             tokenizer=getattr(model, "tokenizer", None),

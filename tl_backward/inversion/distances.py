@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_backward._lengths import largest, lengths
 from tl_backward._typing import typed
 
 Metric: TypeAlias = Literal["euclidean", "cosine"]
@@ -36,7 +37,8 @@ def distances(
     check_query(query)
     z, others = query.double(), values.double()
     if metric == "euclidean":
-        return torch.linalg.vector_norm(others - z, dim=-1) / torch.linalg.vector_norm(z)
+        return lengths(others - z) / lengths(z)
+    z, others = z / largest(z), others / largest(others)
     norms = torch.linalg.vector_norm(others, dim=-1)
     inner = others @ z / torch.linalg.vector_norm(z)
     return torch.where(norms > 0, 1 - inner / norms, 1.0).clamp(0, 2)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tl_backward.dissimilarity.measures._inputs import measure
 from tl_backward.dissimilarity.measures._pairs import normalised
-from tl_backward.dissimilarity.measures._products import centred, centred_products, exact_is_cheap
+from tl_backward.dissimilarity.measures._products import centred, centred_products, exact_is_cheap, in_range
 from tl_backward.dissimilarity.measures._spectral import gram_distance
 
 # Below this 1 - CKA the angle is computed from the matrices' difference: arccos loses half the digits near 1.
@@ -21,7 +21,10 @@ _NEAR_ONE = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """What linear CKA in all its forms is made of, for the Gram matrices K and L of centred samples; float64."""
+    """What linear CKA in all its forms is made of, for the Gram matrices K and L of centred samples; float64.
+
+    Of ratios alone: each side may be in a unit of its own.
+    """
 
     n: int
     """Samples."""
@@ -70,6 +73,7 @@ def hsic1(
 
 def alignment(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"]) -> Alignment:
     """The inner products behind CKA, through features (n d^2), or through samples (n^2 d) where n < d."""
+    x, y = in_range(x), in_range(y)
     if x.shape[0] < max(x.shape[1], y.shape[1]):
         x, y = centred(x), centred(y)
         gram_x, gram_y = x @ x.T, y @ y.T
@@ -126,7 +130,7 @@ def cka_angular(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"]) ->
     value = aligned.biased()
     if value < 1 - _NEAR_ONE:
         return torch.arccos(value)
-    x, y = centred(x), centred(y)
+    x, y = centred(in_range(x)), centred(in_range(y))
     difference = gram_distance(x / _gram_norm(x).sqrt(), y / _gram_norm(y).sqrt())
     return 2 * torch.arcsin(difference / 2)
 

@@ -5,6 +5,7 @@ shifted by the column means (else a mean of 1,000 leaves three digits), multipli
 rows of massive norm are multiplied in float64, because a float32 product rounds relative to its largest rows.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,15 @@ def centred(x: Float[Tensor, "sample d"]) -> Float[Tensor, "sample d"]:
     """X less its column means, float64."""
     x = x.double()
     return x - x.mean(0)
+
+
+def in_range(x: Float[Tensor, "sample d"]) -> Float[Tensor, "sample d"]:
+    """X, where its fourth powers are float64 numbers; else X in a unit, a power of two, in which they are.
+
+    For what no scale changes. Those of float32 numbers always are.
+    """
+    most = float(x.abs().amax()) if x.dtype == torch.float64 else 1.0
+    return x if 2.0**-100 < most < 2.0**100 else x / 2.0 ** math.floor(math.log2(most))
 
 
 def upper_gram(x: Float[Tensor, "sample d"]) -> Float[Tensor, "d d"]:

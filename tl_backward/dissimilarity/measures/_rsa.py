@@ -21,6 +21,7 @@ from tl_backward.dissimilarity.measures._pairs import (
     pair_sums,
     tiles,
 )
+from tl_backward.dissimilarity.measures._products import in_range
 
 # Values ranked at once: bounds the scratch of sorting.
 _BUCKET = 2**21
@@ -50,7 +51,7 @@ def rsa(
     check_choice("comparison", comparison, ("spearman", "pearson", "cosine"))
     if comparison == "spearman":
         return _spearman(x, y, distance)
-    a, b = Distances.of(x, distance), Distances.of(y, distance)
+    a, b = Distances.of(in_range(x), distance), Distances.of(in_range(y), distance)
     sums = pair_sums(len(a), a.tile, b.tile, x.device)
     inner, own_a, own_b = sums.ab, sums.aa, sums.bb
     if comparison == "pearson":

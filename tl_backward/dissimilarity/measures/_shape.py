@@ -30,7 +30,7 @@ def squared_procrustes(
     sizes = [squares.sum() for squares in (products.x_squares, products.y_squares)]
     reached = nuclear_norm(products.xy, exact=exact)
     if normalised:
-        reached, sizes = reached / (sizes[0] * sizes[1]).sqrt(), [torch.ones_like(reached)] * 2
+        reached, sizes = reached / sizes[0].sqrt() / sizes[1].sqrt(), [torch.ones_like(reached)] * 2
     squared = sizes[0] + sizes[1] - 2 * reached
     if squared > (_CLOSE if exact else _CLOSE_FLOAT32) * (sizes[0] + sizes[1]):
         return squared

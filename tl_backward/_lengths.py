@@ -1,0 +1,26 @@
+"""Euclidean norms of vectors of any size: their squares are never taken in the units that they come in."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def lengths(vectors: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead"]:
+    """|v| of each vector, right wherever it can be written: squares of 1e-25 or 1e25 are no float32 numbers."""
+    unit = largest(vectors)
+    return torch.linalg.vector_norm(vectors / unit, dim=-1) * unit[..., 0]
+
+
+def units(vectors: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
+    """Vectors of norm 1, however small or large they were; zeros stay zeros."""
+    vectors = vectors / largest(vectors)
+    norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors / torch.where(norms > 0, norms, torch.ones_like(norms))
+
+
+def largest(vectors: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead 1"]:
+    """The largest |v_i| of each vector; 1 for a vector of zeros."""
+    if not vectors.shape[-1]:
+        return vectors.new_ones(*vectors.shape[:-1], 1)
+    most = vectors.abs().amax(-1, keepdim=True)
+    return torch.where(most > 0, most, torch.ones_like(most))
