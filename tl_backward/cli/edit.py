@@ -148,7 +148,10 @@ def _edit(arguments: argparse.Namespace) -> None:
         frame = effect.to_frame().head(5)
         for token, before, after in zip(frame["token"], frame["before"], frame["after"], strict=True):
             say(f"  {quoted(token):<24}  {before:.3f} -> {after:.3f}")
-        for note in _what_it_says(model, arguments.target, effect):
+        if quoted(_first_token(model, arguments.target, effect)[1]) not in map(quoted, frame["token"]):
+            first, word = _first_token(model, arguments.target, effect)
+            say(f"  {quoted(word):<24}  {float(effect.before[first]):.3f} -> {float(effect.after[first]):.3f}")
+        for note in _what_it_says(model, arguments, effect):
             say(f"  note: {note}")
         if scores is not None:
             known = {name: value for name, value in _finite(vars(scores[1])).items() if value is not None}
@@ -174,17 +177,27 @@ def _settle_method(arguments: argparse.Namespace) -> None:
     arguments.steps = arguments.steps or 1
 
 
-def _what_it_says(model: "TransformerLensModel", target: str, effect: "EditEffect") -> Iterator[str]:
-    """What else a reader of the probabilities has to know."""
+def _first_token(model: "TransformerLensModel", target: str, effect: "EditEffect") -> tuple[int, str]:
+    """The id and the word of a target's first token."""
     from tl_backward.losses import encode_text
     from tl_backward.vocabulary import token_string
 
-    first, *others = encode_text(target, model)
-    if others:
-        word = quoted(token_string(effect.tokenizer, first))
-        yield f"of the target, {word} is the first token: probabilities are its own"
+    first = encode_text(target, model)[0]
+    return first, token_string(effect.tokenizer, first)
+
+
+def _what_it_says(
+    model: "TransformerLensModel", arguments: argparse.Namespace, effect: "EditEffect"
+) -> Iterator[str]:
+    """What else a reader of the probabilities has to know."""
+    from tl_backward.losses import encode_text
+
+    first, word = _first_token(model, arguments.target, effect)
+    if len(encode_text(arguments.target, model)) > 1:
+        yield f"of the target, {quoted(word)} is the first token: probabilities are its own"
     if int(effect.top_after[0]) != first:
-        yield "the target is still not the most likely; try a larger scale or more steps, or another layer"
+        more = "scale or another layer" if arguments.method == "shift" else "--lr or more --steps"
+        yield f"the target is still not the most likely; try a larger {more}"
 
 
 def _chosen_grid(model: "TransformerLensModel", arguments: argparse.Namespace) -> "LayerGrid | None":
