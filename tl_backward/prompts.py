@@ -312,7 +312,7 @@ _READS_MASKS: "WeakKeyDictionary[TransformerLensModel, float]" = WeakKeyDictiona
 def _check_reads_masks(model: TransformerLensModel) -> None:
     """Refuse padding to a model that gives a padded text other logits than the text alone.
 
-    TransformerLens's Bridge of OpenAI's first GPT does, whose mask it reads twice.
+    TransformerLens's Bridge of OpenAI's first GPT does: it takes a mask from outside to be causal already.
 
     Raises:
         ValueError: it does.
