@@ -2,13 +2,16 @@
 
 import pytest
 import torch
-from models import HAS_HOOKED_TRANSFORMER, bridge, hooked, randomise
+from models import D_VOCAB, HAS_HOOKED_TRANSFORMER, bridge, hooked, randomise
+from models import tokenizer as word_tokenizer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertLMHeadModel,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForMaskedLM,
@@ -210,3 +213,19 @@ def test_no_mask_is_known():
     with pytest.raises(ValueError, match="got a tokenizer without a mask token; write"):
         tlb.backward_lens(model, "w3 w4", "w5")
     assert int(tlb.backward_lens(model, "w3 w4", "w5", position=1).answer_position) == 1
+
+
+def test_padding_is_refused_where_it_changes_the_logits():
+    """TransformerLens's OpenAI GPT takes a mask to be causal already, and a bidirectional HookedTransformer reads none."""
+    inner = OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=D_VOCAB, n_positions=16, n_embd=24, n_layer=2, n_head=4)).double().eval()
+    randomise(inner)
+    model = TransformerBridge.boot_transformers("t", hf_model=inner, tokenizer=word_tokenizer(), device="cpu", dtype=torch.float64)
+    with pytest.raises(ValueError, match="Expected a model that gives a padded text the logits of the text alone, got a OpenAIGPT"):
+        tlb.run_with_gradient_cache(model, ["w5 w6 w7", "w8"], tlb.target_loss("w9"))
+    loss, cache = tlb.run_with_gradient_cache(model, "w5 w6 w7", tlb.target_loss("w9"))
+    ids = model.to_tokens("w5 w6 w7")
+    expected = torch.nn.functional.cross_entropy(inner(ids).logits[0, -1:], model.to_tokens("w9", prepend_bos=False)[0])
+    torch.testing.assert_close(loss, expected.detach())
+    # A mask of the user's is the model's own affair: what it computes is captured as it is.
+    given = tlb.run_with_gradient_cache(model, ids, tlb.target_loss("w9"), attention_mask=torch.ones_like(ids))[0]
+    assert abs(float(given - loss)) > 0.01

@@ -211,6 +211,7 @@ def all_finite(tensor: torch.Tensor) -> bool:
 
     Both stay in a sum, which takes a third of the time of the extremes; one of finite numbers may overflow.
     """
+    tensor = tensor.detach()
     if math.isfinite(tensor.sum().item()):
         return True
     return not tensor.numel() or bool(torch.isfinite(torch.stack(tensor.aminmax())).all())

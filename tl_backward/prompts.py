@@ -376,8 +376,6 @@ def _given_tokens(
 
 
 def _checked(model: TransformerLensModel, batch: Batch) -> Batch:
-    if batch.mask is not None:
-        _check_reads_masks(model)
     n_tokens, n_ctx, d_vocab = batch.tokens.shape[1], model.cfg.n_ctx, vocabulary_size(model)
     if batch.tokens.numel() == 0:
         raise ValueError(f"Expected at least one token, got shape {list(batch.tokens.shape)}; the prompt is empty.")

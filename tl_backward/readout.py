@@ -247,7 +247,7 @@ def _choice(model: TransformerLensModel, token: TokenChoice | None, lead: torch.
 def _check_squares(vectors: Tensor) -> None:
     """Refuse vectors so long that a norm, which squares them in float32 at least, would make zeros of them."""
     most = torch.finfo(torch.promote_types(vectors.dtype, torch.float32)).max
-    longest = float(vectors.abs().max()) * vectors.shape[-1] ** 0.5 if vectors.numel() else 0.0
+    longest = float(vectors.detach().abs().max()) * vectors.shape[-1] ** 0.5 if vectors.numel() else 0.0
     if longest > most**0.5 / 2:
         raise ValueError(
             f"Expected vectors whose squares the final norm can add up, got one of norm up to {longest:.3g}; pass "
