@@ -294,3 +294,24 @@ def test_a_lens_of_a_module_that_blocks_share(kind):
     with pytest.raises(ValueError, match="used several times in a pass, by a module that blocks share or under split"):
         tlb.backward_lens(model, TOKENS, [7] * len(TOKENS))
     check(model, next(site.parameter for name, site in tlb.weight_sites(model).items() if name.endswith("W_in")))
+
+
+class Rounded(torch.autograd.Function):
+    """A quantiser with a gradient of its own: computed where autograd is off, it joins the graph again as a whole."""
+
+    @staticmethod
+    def forward(ctx, weight):
+        step = weight.abs().mean()
+        return (weight / step).round() * step
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+def test_a_quantiser_that_is_an_autograd_function():
+    model, layer = graft(lambda layer, x: F.linear(x, Rounded.apply(layer.w)))
+    site = next(each for each in tlb.weight_sites(model).values() if each.parameter is layer.w)
+    assert site.kind == "matrix" and site.is_function
+    factors = check(model, layer.w).factors[site.name]
+    torch.testing.assert_close(factors.gradient("parameter"), 2 * factors.gradient("tl").T)

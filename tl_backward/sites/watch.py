@@ -164,7 +164,7 @@ class Watch(TorchFunctionMode):
         if not outputs:
             return out
         tensors = operands(args, kwargs)
-        parts = [self._known[id(each)] for each in tensors if id(each) in self._known]
+        parts = [_joined_again(self._known[id(each)]) for each in tensors if id(each) in self._known]
         weights = [each for each in parts if _of_weights(each)]
         others = [each for each in tensors if id(each) not in self._known]
         if not others:
@@ -266,6 +266,13 @@ class Watch(TorchFunctionMode):
 
     def _token(self, use: Use) -> Tensor | None:
         return None if self._rows is None else self._rows.of(use.x)
+
+
+def _joined_again(known: Known) -> Known:
+    """What an autograd function of the model's own computed, where autograd is off, and then gave a gradient to."""
+    if known.cut and known.tensor.grad_fn is not None:
+        known.cut, known.base, known.link = False, known.tensor, "function"
+    return known
 
 
 def _of_weights(known: Known) -> bool:
