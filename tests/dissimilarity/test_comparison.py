@@ -698,3 +698,29 @@ def test_low_precision_model(world):
         **QUIET,
     )
     assert (exact.values - low.values).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("world", worlds())
+def test_a_planted_massive_activation(world):
+    """What spans say of the shipped model's layers with one of 30,000 in them, by QR and least squares of all rows."""
+    model, other = (tlb.zoo.load("facts", kind=kind) for kind in (world, "bridge"))
+    prompts = [case.prompt for case in tlb.zoo.edit_cases("test")[:60]]
+    place = "blocks.1.hook_resid_post"
+
+    def plant(x, hook):
+        x = x.clone()
+        x[:, 0, 7] += 30_000.0
+        return x
+
+    with model.hooks(fwd_hooks=[(place, plant)]), pytest.warns(UserWarning, match="position 0 make up 100%"):
+        found = compare(
+            model, other, prompts, measures=["cca", "linear_regression"], layers_a=[1], layers_b=[2], batching=16, **QUIET
+        )
+        x = torch.cat([model.run_with_cache(model.to_tokens(text))[1][place][0].double() for text in prompts])
+    y = torch.cat([other.run_with_cache(other.to_tokens(text))[1]["blocks.2.hook_resid_post"][0].double() for text in prompts])
+    assert len(x) == found.n_samples and float(x[:, 7].max()) > 29_000
+    x, y = x - x.mean(0), y - y.mean(0)
+    spans = [torch.linalg.qr(side / side.norm(dim=0)).Q for side in (x, y)]
+    cca = torch.linalg.svdvals(spans[0].T @ spans[1]).clamp(max=1).mean()
+    explained = ((spans[0].T @ y) ** 2).sum() / (y**2).sum()
+    assert abs(float(found["cca"]) - float(cca)) < 1e-4 and abs(float(found["linear_regression"]) - float(explained)) < 1e-4
