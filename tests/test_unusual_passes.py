@@ -38,6 +38,15 @@ def test_gradient_checkpointing(family):
         pass
     kernels = [tlb.gradient_similarity(each, ["w3 w4", "w5 w6"], show_progress=False) for each in (model, plain)]
     torch.testing.assert_close(*(kernel.inner for kernel in kernels))
+    quiet = dict(control=None, show_progress=False)
+    swept, of_plain = (tlb.sweep(each, ["w3 w4", "w5 w6 w7"], ["w5", "w8"], batch_size=2, **quiet) for each in (model, plain))
+    for quantity, values in of_plain.values.items():
+        torch.testing.assert_close(swept.values[quantity], values, equal_nan=True)
+    edit, other = (tlb.gradient_edit(each, "w3 w4", "w5", lr=0.05, steps=2) for each in (model, plain))
+    for name, update in other.updates.items():
+        torch.testing.assert_close(edit.updates[name].x.T @ edit.updates[name].v, update.x.T @ update.v)
+    scored = [tlb.evaluate_edit(each, None, tlb.EditCase("w3 w4", "w5")) for each in (model, plain)]
+    assert scored[0].efficacy == scored[1].efficacy
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -50,6 +59,8 @@ def test_reentrant_checkpointing_is_refused(family):
         lambda: tlb.backward_lens(model, "w3 w4", "w5"),
         lambda: tlb.sweep(model, ["w3 w4"], losses=[tlb.target_loss("w5")], show_progress=False),
         lambda: tlb.shift_edit(model, "w3 w4", "w5", layer=0),
+        lambda: tlb.gradient_edit(model, "w3 w4", "w5", lr=0.05),
+        lambda: tlb.gradient_similarity(model, ["w3 w4"], show_progress=False),
     ):
         with pytest.raises(RuntimeError, match=said):
             ask()
