@@ -559,7 +559,7 @@ def entry_points():
 
     ids, prompt, site, x = torch.tensor([[3, 4, 5]]), "w5 w6", "blocks.0.mlp.W_out", torch.zeros(12)
     case = tlb.EditCase("w5 w6", "w7")
-    edit = editing.Edit(hooked(), {}, {})
+    edit = editing.Edit(build("GPT2LMHeadModel"), {}, {})
     embedding = embedding_space
     return {
         "run_with_gradient_cache": lambda m: tlb.run_with_gradient_cache(m, ids, square),
@@ -570,7 +570,7 @@ def entry_points():
         "rank_one_edit": lambda m: tlb.rank_one_edit(m, site, x, torch.zeros(8)),
         "find_layer": lambda m: tlb.find_layer(m, prompt, "w7", validation=[case]), "evaluate_edit": lambda m: tlb.evaluate_edit(m, edit, case),
         "compare_edits": lambda m: tlb.compare_edits(m, [case], {}), "edit_effect": lambda m: editing.edit_effect(m, edit, prompt),
-        "project_parameter": lambda m: tlb.project_parameter(m, "W_out", layer=0), "head_pairs": lambda m: tlb.head_pairs(m, "OV", 0, 0),
+        "project_parameter": lambda m: tlb.project_parameter(m, "W_out", layer=0), "head_pairs": lambda m: tlb.head_pairs(m, "VO", 0, 0),
         "related_pairs": lambda m: embedding.related_pairs(m, "KV", 0),
         "parameter_coherence": lambda m: embedding.parameter_coherence(m, "W_out", layer=0),
         "parameter_activation_overlap": lambda m: embedding.parameter_activation_overlap(m, [prompt], "W_out", 0),
@@ -602,3 +602,29 @@ def test_what_is_no_such_model_is_said_everywhere():
                 f"Expected a TransformerLens model (HookedTransformer or TransformerBridge), got {type(model).__name__}; "
             ), (name, said)
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+OF_IMAGES = ("weight_sites", "extend", "unextend", "rank_one_edit", "run_with_gradient_cache", "resolve_site")
+"""What needs no words, or says so with a sentence of its own."""
+
+
+def test_a_model_of_images_is_asked_for_no_words():
+    """One sentence at every entrance that reads words or writes them; an edit by given vectors needs none."""
+    model = build("ViTForImageClassification")
+    wrong = {}
+    for name, ask in entry_points().items():
+        if name in OF_IMAGES:
+            continue
+        try:
+            ask(model)
+            wrong[name] = "nothing"
+        except Exception as error:
+            if not str(error).startswith("Expected a model that reads text"):
+                wrong[name] = f"{type(error).__name__}: {error}"
+    assert not wrong
+    site = next(site for name, site in tlb.weight_sites(model).items() if name.endswith("W_out"))
+    x, v = (torch.ones(width, dtype=site.parameter.dtype) for width in site.layout.shape)
+    before = site.parameter.detach().clone()
+    with tlb.rank_one_edit(model, site.name, x, v):
+        assert not torch.equal(site.parameter, before)
+    assert torch.equal(site.parameter, before)

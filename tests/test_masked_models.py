@@ -216,7 +216,7 @@ def test_no_mask_is_known():
 
 
 def test_padding_is_refused_where_it_changes_the_logits():
-    """TransformerLens's OpenAI GPT takes a mask to be causal already, and a bidirectional HookedTransformer reads none."""
+    """TransformerLens's OpenAI GPT takes a mask to be causal already."""
     inner = OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=D_VOCAB, n_positions=16, n_embd=24, n_layer=2, n_head=4)).double().eval()
     randomise(inner)
     model = TransformerBridge.boot_transformers("t", hf_model=inner, tokenizer=word_tokenizer(), device="cpu", dtype=torch.float64)
@@ -229,3 +229,18 @@ def test_padding_is_refused_where_it_changes_the_logits():
     # A mask of the user's is the model's own affair: what it computes is captured as it is.
     given = tlb.run_with_gradient_cache(model, ids, tlb.target_loss("w9"), attention_mask=torch.ones_like(ids))[0]
     assert abs(float(given - loss)) > 0.01
+
+
+@pytest.mark.skipif(not HAS_HOOKED_TRANSFORMER, reason="TransformerLens 4 has no HookedTransformer")
+def test_padding_of_a_hooked_transformer_that_sees_both_ways():
+    """TransformerLens applies no mask there: a padded text would be read with its padding."""
+    model = hooked("ln", attention_dir="bidirectional")
+    loss = lambda logits, tokens: logits.square().mean()  # noqa: E731
+    with pytest.raises(ValueError, match="gives a padded text the logits of the text alone, got a HookedTransformer"):
+        tlb.run_with_gradient_cache(model, ["w5 w6 w7", "w8"], loss)
+    assert tlb.run_with_gradient_cache(model, ["w5 w6", "w8 w7"], loss)[1].factors
+
+
+def test_texts_alone_are_no_examples_of_a_masked_model(bert):
+    with pytest.raises(ValueError, match=r"Expected \(prompt, target\) pairs for a model that does not predict"):
+        tlb.gradient_similarity(bert, [PROMPT, PROMPT], show_progress=False)

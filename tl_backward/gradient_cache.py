@@ -42,22 +42,19 @@ class FactorMap(Mapping[Key, GradientFactors]):
     def __repr__(self) -> str:
         return f"FactorMap({len(self)} weights: {', '.join(list(self._factors)[:3])}{', ...' if len(self) > 3 else ''})"
 
-
     def _why(self, key: Key, name: object) -> str:
         """What to do about a key that names nothing captured."""
-        short = key if isinstance(key, str) else key[0]
-        layers = [other[1] for other in self._short_names if isinstance(other, tuple) and other[0] == short]
         if name in self._short_names.values():
             return f"it was not asked for (weights=[{name!r}]) or did not run (cache.missing)"
+        short = key if isinstance(key, str) else key[0]
+        in_layers = [other for other in self._short_names if isinstance(other, tuple)]
+        layers = [layer for each, layer in in_layers if each == short]
         if layers and isinstance(key, str):
             return f"several layers have one, say which: [{short!r}, {layers[-1]}]"
         if layers:
             return f"layers {min(layers)} to {max(layers)} have one, not all need be captured (weights=...)"
-        captured = dict.fromkeys(other[0] for other, full in self._tuples() if full in self._factors)
+        captured = dict.fromkeys(other[0] for other in in_layers if self._short_names[other] in self._factors)
         return f"captured nearest to it: {nearest(str(short), [*captured, *self._factors])} (choose with weights=...)"
-
-    def _tuples(self) -> list[tuple[tuple[str, int], str]]:
-        return [(short, full) for short, full in self._short_names.items() if isinstance(short, tuple)]
 
 
 class GradientMap(Mapping[Key, Tensor]):

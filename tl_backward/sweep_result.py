@@ -1,7 +1,6 @@
 """What a sweep over a data set found: a few numbers of each prompt, to be averaged, saved and merged."""
 
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from tl_backward._storage import load_tensors, save_tensors
 from tl_backward._typing import Tokenizer
 from tl_backward.bootstrap import Interval, bootstrap
 from tl_backward.segments import NAMES
+from tl_backward.sites import layer_of
 from tl_backward.vocabulary import text_column, token_string
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Sweep:
     @property
     def layers(self) -> list[int | None]:
         """The layer of each weight; None for the embeddings."""
-        return [int(found[1]) if (found := re.match(r"\w*blocks\.(\d+)\.", name)) else None for name in self.weights]
+        return [layer_of(name) for name in self.weights]
 
     def interval(self, quantity: Quantity, *, level: float = 0.95, n_boot: int = 1000, seed: int = 0) -> Interval:
         """Mean over prompts with a percentile bootstrap interval: cells [weight] or [weight, segment].

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from tl_backward._typing import Tokenizer, TransformerLensModel
+from tl_backward.model_inputs import check_reads_text
 
 if TYPE_CHECKING:
     import pandas
@@ -26,7 +27,12 @@ def vocabulary_size(model: TransformerLensModel) -> int:
 
 
 def embedding_table(model: TransformerLensModel) -> Tensor:
-    """The table that tokens are looked up in [d_vocab, d_model], also where TransformerLens has no name for it."""
+    """The table that tokens are looked up in [d_vocab, d_model], also where TransformerLens has no name for it.
+
+    Raises:
+        TypeError: the model reads no text.
+    """
+    check_reads_text(model)
     inner = getattr(model, "original_model", None)
     find = getattr(inner, "get_input_embeddings", None)
     try:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tl_backward._checks import model_kind
 from tl_backward._typing import TransformerLensModel, typed
+from tl_backward.model_inputs import check_reads_text
 from tl_backward.vocabulary import token_string
 
 
@@ -84,6 +85,8 @@ def shared_tokens(model_a: TransformerLensModel, model_b: TransformerLensModel, 
     Raises:
         ValueError: vocabularies that differ without a map between them, or a map of other vocabularies.
     """
+    for model in (model_a, model_b):
+        check_reads_text(model)
     sizes = model_a.W_U.shape[1], model_b.W_U.shape[1]
     if given is not None:
         _check_map(given, *sizes)
@@ -104,6 +107,7 @@ def shared_tokens(model_a: TransformerLensModel, model_b: TransformerLensModel, 
 def _texts(model: TransformerLensModel) -> list[str]:
     """Every token as text; "" for an id without one."""
     model_kind(model)
+    check_reads_text(model)
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ValueError("Expected models with tokenizers, got one without; give it one, or build a TokenMap of ids.")

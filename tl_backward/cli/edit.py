@@ -148,8 +148,8 @@ def _edit(arguments: argparse.Namespace) -> None:
         frame = effect.to_frame().head(5)
         for token, before, after in zip(frame["token"], frame["before"], frame["after"], strict=True):
             say(f"  {quoted(token):<24}  {before:.3f} -> {after:.3f}")
-        if quoted(_first_token(model, arguments.target, effect)[1]) not in map(quoted, frame["token"]):
-            first, word = _first_token(model, arguments.target, effect)
+        first, word = _first_token(model, arguments.target, effect)
+        if word not in frame["token"].tolist():
             say(f"  {quoted(word):<24}  {float(effect.before[first]):.3f} -> {float(effect.after[first]):.3f}")
         for note in _what_it_says(model, arguments, effect):
             say(f"  note: {note}")

@@ -13,6 +13,7 @@ from tl_backward._typing import TransformerLensModel
 from tl_backward.activations import forward, last_layer, watch
 from tl_backward.dissimilarity.reading import Sample
 from tl_backward.dissimilarity.tokens import PairedTokens
+from tl_backward.model_inputs import check_reads_text
 
 Hook: TypeAlias = str | Sequence[str]
 Heads: TypeAlias = Literal["flatten", "each"]
@@ -46,6 +47,7 @@ def find_points(
     Raises:
         ValueError: a hook point that the model lacks, that never runs, or that holds no vector a token.
     """
+    check_reads_text(model)
     named = list(_named(model, hook, layers, which).items())
     n = 3 if model.cfg.n_heads == 2 else 2
     tokens = torch.zeros(1, min(n, model.cfg.n_ctx), dtype=torch.long, device=model.W_U.device)

@@ -45,7 +45,6 @@ def rank_one_edit(
         True
     """
     check_model(model)
-    check_reads_text(model)
     updates = {weight: Update(x[None].detach(), scale * v[None].detach())}
     editable(model, updates)
     return Edit(model, updates, {"method": "rank_one", "scale": scale})

@@ -16,11 +16,14 @@ from tl_backward._checks import check_checkpointing, model_kind, nearest
 from tl_backward._typing import Prompts, TransformerLensModel
 from tl_backward._visits import rng_untouched
 from tl_backward.prompts import Batch, encode_prompts, forward, own_pass, probe_batch, with_inputs
-from tl_backward.sites._site import Calls, Read, WeightSite, WeightSites, Write, watched
+from tl_backward.sites._site import Calls, Read, WeightSite, WeightSites, Write, layer_of, watched
 from tl_backward.sites.own_attention import warn_of_another_attention
 from tl_backward.sites.stamp import Stamp, stamp
 
-__all__ = ["Calls", "Read", "WeightSite", "WeightSites", "Write", "rotation", "select_sites", "watched", "weight_sites"]
+__all__ = [
+    "Calls", "Read", "WeightSite", "WeightSites", "Write", "layer_of", "rotation", "select_sites", "watched",
+    "weight_sites",
+]  # fmt: skip
 
 _LEARNT: "WeakKeyDictionary[TransformerLensModel, tuple[Stamp, WeightSites]]" = WeakKeyDictionary()
 """What each model's own short pass told of its weights, and what the model was like then."""

@@ -71,6 +71,12 @@ class Write:
     at: Literal["input", "output"]
 
 
+def layer_of(name: str) -> int | None:
+    """The index of the block that a weight is in, by its full name; None outside the blocks."""
+    parts = name.split(".")
+    return int(parts[1]) if parts[0].endswith("blocks") and parts[1].isdigit() else None
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class WeightSite:
     """One weight of a model: its live parameter, where it reads x and where it writes y."""
@@ -122,8 +128,7 @@ class WeightSite:
     @cached_property
     def layer(self) -> int | None:
         """The block's index; None outside the blocks. Encoders and decoders count theirs apart."""
-        parts = self.name.split(".")
-        return int(parts[1]) if parts[0].endswith("blocks") and parts[1].isdigit() else None
+        return layer_of(self.name)
 
     @cached_property
     def short_name(self) -> str:
