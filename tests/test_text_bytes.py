@@ -1,6 +1,7 @@
 """What a token is shown as, and which tokens of two vocabularies are one: byte for byte."""
 
 import string
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -68,6 +69,7 @@ class WithTokenizer(torch.nn.Module):
     def __init__(self, tokenizer):
         super().__init__()
         self.tokenizer, self.W_U = tokenizer, torch.zeros(8, len(tokenizer))
+        self.cfg = SimpleNamespace()
 
 
 @pytest.fixture
