@@ -126,11 +126,34 @@ def test_inner_is_a_scalar_product(kind, batch, pos, d_in, d_out, seed):
     assert f.norm() <= f.token_norms().sum() * (1 + 1e-9)
 
 
-def test_low_precision_stays_low():
+def test_gradients_keep_their_precision():
     f = make(dtype=torch.bfloat16)
-    assert f.norm().dtype == torch.bfloat16 and f.gradient().dtype == torch.bfloat16
+    assert f.gradient().dtype == torch.bfloat16
     torch.testing.assert_close(f.norm().double(), whole(f).norm(), rtol=1e-2, atol=0)
     assert 1 <= f.rank() <= 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [2.0**-13, 1.0, 2.0**11])
+def test_numbers_of_low_precision(kind, dtype, size):
+    """A product of two gradients of 1e-4, and a norm of 1e6, are no float16 numbers."""
+    pair = [make(kind, seed=seed) for seed in (1, 2)]
+    low = [
+        GradientFactors(f.inputs if f.is_lookup else (f.inputs * size).to(dtype), (f.deltas * size).to(dtype), f.layout)
+        for f in pair
+    ]
+    f, g = (GradientFactors(f.inputs if f.is_lookup else f.inputs.double(), f.deltas.double(), f.layout) for f in low)
+    numbers = {
+        "norm": (low[0].norm(), whole(f).norm()),
+        "inner": (low[0].inner(low[1]), (whole(f) * whole(g)).sum()),
+        "cosine": (low[0].cosine(low[1]), (whole(f) * whole(g)).sum() / whole(f).norm() / whole(g).norm()),
+        "token norms": (low[0].token_norms()[0, 0], whole(f[0, 0]).norm()),
+        "examples": (low[0].example_norms()[1], whole(f[1]).norm()),
+    }
+    for name, (found, expected) in numbers.items():
+        assert found.dtype in (torch.float32, torch.float64), name
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5 * float(expected.abs()), msg=name)
 
 
 def test_errors():

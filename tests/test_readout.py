@@ -69,6 +69,16 @@ def test_tokens_are_strings(world):
 
 
 @every_world
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_norms_of_low_precision(world, dtype):
+    """The norm of 60,000 in each direction is no float16 number."""
+    model = build(world, dtype=dtype)
+    v = (vectors(model, 3).sign() * torch.tensor([[6e4], [1.0], [3e-7]])).to(dtype)
+    for found in (tlb.readout(model, v, normalize=True).norm, tlb.project_parameter(model, v).norm):
+        torch.testing.assert_close(found.double(), v.double().norm(dim=-1), rtol=1e-6, atol=0)
+
+
+@every_world
 def test_normalize_and_ln(world):
     model, v = build(world), None
     v = vectors(model, 5) * 1e-9

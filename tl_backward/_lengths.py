@@ -6,7 +6,11 @@ from torch import Tensor
 
 
 def lengths(vectors: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead"]:
-    """|v| of each vector, right wherever it can be written: squares of 1e-25 or 1e25 are no float32 numbers."""
+    """|v| of each vector, in float32 at least, right wherever it can be written.
+
+    Squares of 1e-25 or 1e25 are no float32 numbers, and a length of 65,520 is no float16 number.
+    """
+    vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
     unit = largest(vectors)
     return torch.linalg.vector_norm(vectors / unit, dim=-1) * unit[..., 0]
 

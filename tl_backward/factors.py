@@ -134,15 +134,18 @@ class GradientFactors:
             return blocks.flatten(0, 1)
         return blocks.transpose(0, 1).flatten(1, 2)
 
-    # --- without the dense gradient ------------------------------------------------------------------------
+    # --- without the dense gradient (numbers in float32 at least) -------------------------------------------
 
     def norm(self) -> Float[Tensor, ""]:
         """Frobenius norm |dL/dW|, from the Gram matrices of the factors: sqrt(sum_ij (x_i.x_j)(delta_i.delta_j))."""
-        return self._inner64(self).clamp(min=0).sqrt().to(self.deltas.dtype)
+        return self._inner64(self).clamp(min=0).sqrt().to(self._number_dtype)
 
     def token_norms(self) -> Float[Tensor, "batch pos"]:
         """Each token's share before they are summed: |outer(x_i, delta_i)| = |x_i| |delta_i|."""
-        return self._token_sizes().to(self.deltas.dtype)
+        sizes = lengths(self.deltas)
+        if not self.is_lookup:
+            sizes = sizes * lengths(self.inputs)
+        return lengths(sizes) if self.per_head else sizes
 
     def inner(self, other: "GradientFactors") -> Float[Tensor, ""]:
         """Frobenius inner product <dL/dW, dL'/dW> = sum_ij (x_i.x'_j)(delta_i.delta'_j).
@@ -150,13 +153,13 @@ class GradientFactors:
         Raises:
             ValueError: `other` belongs to a weight of another shape.
         """
-        return self._inner64(other).to(self.deltas.dtype)
+        return self._inner64(other).to(self._number_dtype)
 
     def cosine(self, other: "GradientFactors") -> Float[Tensor, ""]:
         """Cosine between two gradients of the same weight; 0 where one of them is 0."""
         scale = self._inner64(self).clamp(min=0).sqrt() * other._inner64(other).clamp(min=0).sqrt()
         inner = self._inner64(other)
-        return torch.where(scale > 0, inner / scale, torch.zeros_like(inner)).to(self.deltas.dtype)
+        return torch.where(scale > 0, inner / scale, torch.zeros_like(inner)).to(self._number_dtype)
 
     def svd(self, k: int | None = None) -> SVD:
         """Singular value decomposition of the whole [d_in, d_out] matrix, largest first.
@@ -188,7 +191,7 @@ class GradientFactors:
             return 0
         if tol is None:
             eps = max(torch.finfo(dtype).eps for dtype in (s.dtype, self.deltas.dtype))
-            tol = max(self.matrix_shape) * eps * max(float(s[0]), float(self._token_sizes().max()))
+            tol = max(self.matrix_shape) * eps * max(float(s[0]), float(self.token_norms().max()))
         return int((s > tol).sum())
 
     def to_factored_matrix(self) -> "FactoredMatrix":
@@ -310,17 +313,14 @@ class GradientFactors:
         if not self.layout.experts:
             self.expert(0)  # says what was expected
         squared = torch.stack([_gram_sum(*block, *block) for block in self._blocks()])
-        return squared.clamp(min=0).sqrt().to(self.deltas.dtype)
+        return squared.clamp(min=0).sqrt().to(self._number_dtype)
 
     # --- inner workings ------------------------------------------------------------------------------------
 
-    def _token_sizes(self) -> Float[Tensor, "batch pos"]:
-        """`token_norms` in float32 at least: float16 ends at 65,504."""
-        wide = torch.promote_types(self.deltas.dtype, torch.float32)
-        sizes = lengths(self.deltas.to(wide))
-        if not self.is_lookup:
-            sizes = sizes * lengths(self.inputs.to(wide))
-        return lengths(sizes) if self.per_head else sizes
+    @property
+    def _number_dtype(self) -> torch.dtype:
+        """Of norms and inner products: float32 at least, since float16 ends at 65,504 and knows no square of 1e-4."""
+        return torch.promote_types(self.deltas.dtype, torch.float32)
 
     def _chosen(self, index: Index | tuple[Index, ...]) -> Bool[Tensor, "batch row"]:
         """Which rows belong to the tokens that an index over [batch, pos] names."""
