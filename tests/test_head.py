@@ -223,7 +223,7 @@ def test_few_logits_at_once_through_such_an_unembedding(change, monkeypatch):
     model = boot("llama", change=change)
     stream, _ = last_stream_and_logits(model)
     whole = tlb.readout(model, stream, target=7)
-    monkeypatch.setattr(sys.modules["tl_backward.readout"], "MAX_LOGIT_BYTES", 12 * D_VOCAB * 3)  # three vectors
+    monkeypatch.setattr(sys.modules["tl_backward.extremes"], "MAX_LOGIT_BYTES", 12 * D_VOCAB * 3)  # three vectors
     parts = tlb.readout(model, stream, target=7)
     assert torch.equal(whole.top_ids, parts.top_ids) and torch.equal(whole.target_rank, parts.target_rank)
     assert tlb.readout(model, stream[:0], k=3).top_ids.shape == (0, 7, 3)

@@ -108,8 +108,8 @@ def test_chunks_and_batches_agree(world, monkeypatch):
     v = vectors(model, 3, 5)
     whole = tlb.readout(model, v, target=torch.arange(15).reshape(3, 5) + 3)
     # The package's `readout` is the function of that name, so the module is reached by its path.
-    monkeypatch.setattr(sys.modules["tl_backward.readout"], "MAX_LOGIT_BYTES", 4 * 12 * 7)  # 7 columns at a time
-    monkeypatch.setattr(sys.modules["tl_backward.readout"], "_ROWS", 4)
+    monkeypatch.setattr(sys.modules["tl_backward.extremes"], "MAX_LOGIT_BYTES", 4 * 12 * 7)  # 7 columns at a time
+    monkeypatch.setattr(sys.modules["tl_backward.extremes"], "_ROWS", 4)
     parts = tlb.readout(model, v, target=torch.arange(15).reshape(3, 5) + 3)
     for name in ("top_ids", "bottom_ids", "target_rank", "norm"):
         assert torch.equal(getattr(whole, name), getattr(parts, name)), name

@@ -16,9 +16,9 @@ from tl_backward.embedding_space._embedding import Embedding
 from tl_backward.embedding_space._weights import parameter_vectors, per_query_head
 from tl_backward.embedding_space.filters import Filters, TokenList, token_mask
 from tl_backward.embedding_space.projection import check_choice, top_tokens
+from tl_backward.extremes import extremes
 from tl_backward.head import Head
 from tl_backward.prompts import Batch, encode_prompts, forward
-from tl_backward.readout import extremes
 from tl_backward.sites import weight_sites
 from tl_backward.vocabulary import text_column, token_strings
 from tl_backward.weight_inputs import weight_inputs

@@ -14,7 +14,7 @@ from tl_backward._typing import Tokenizer, TransformerLensModel, typed
 from tl_backward.embedding_space._embedding import Embedding
 from tl_backward.embedding_space._weights import ParameterVectors, Role, parameter_vectors
 from tl_backward.embedding_space.filters import Filters, TokenList, token_mask
-from tl_backward.readout import extremes
+from tl_backward.extremes import extremes
 from tl_backward.vocabulary import token_strings
 
 if TYPE_CHECKING:
