@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import wraps
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -38,36 +38,50 @@ def _checked(signature: F) -> F:
 class Config(Protocol):
     """The part of TransformerLens's model configuration that both worlds share."""
 
-    n_layers: int
-    n_heads: int
-    d_model: int
-    d_head: int
-    d_vocab: int
-    n_ctx: int
-    device: str | torch.device | None
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def n_heads(self) -> int: ...
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def d_head(self) -> int: ...
+    @property
+    def d_vocab(self) -> int: ...
+    @property
+    def n_ctx(self) -> int: ...
+    @property
+    def device(self) -> str | torch.device | None: ...
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """The part of a Hugging Face tokenizer that is used here."""
+    """The part of a Hugging Face tokenizer that is used here.
 
-    def decode(self, token_ids: list[int], /) -> str: ...
-    def convert_ids_to_tokens(self, ids: int, /) -> str | None: ...
+    transformers' base class says `str | list[str]` of both.
+    """
+
+    def decode(self, token_ids: list[int], /) -> Any: ...  # str
+    def convert_ids_to_tokens(self, ids: int, /) -> Any: ...  # str | None
 
 
 if TYPE_CHECKING:
 
     class TransformerLensModel(Protocol):
-        """What HookedTransformer and TransformerBridge have in common."""
+        """What HookedTransformer and TransformerBridge have in common; properties, since neither is to be set."""
 
-        cfg: Config
-        tokenizer: Tokenizer | None
-        training: bool
-        W_E: Float[Tensor, "d_vocab d_model"]
-        W_U: Float[Tensor, "d_model d_vocab"]
-        b_U: Float[Tensor, "d_vocab"]
-        blocks: nn.ModuleList
-
+        @property
+        def cfg(self) -> Config: ...
+        @property
+        def tokenizer(self) -> Tokenizer | None: ...
+        @property
+        def training(self) -> bool: ...
+        @property
+        def W_E(self) -> Float[Tensor, "d_vocab d_model"]: ...
+        @property
+        def W_U(self) -> Float[Tensor, "d_model d_vocab"]: ...
+        @property
+        def b_U(self) -> Float[Tensor, "d_vocab"]: ...
         @property
         def hook_dict(self) -> Mapping[str, nn.Module]: ...
         def __call__(self, *args: object, **kwargs: object) -> Tensor: ...

@@ -85,8 +85,9 @@ def _entering(model: TransformerLensModel, cut: int, stream: Tensor) -> Iterator
     """
     root = cast(nn.Module, model)
     early = [root._modules[name] for name in ("embed", "pos_embed") if root._modules.get(name) is not None]
-    early += list(model.blocks)[:cut]
-    target = list(model.blocks)[cut] if cut < len(model.blocks) else root.get_submodule("ln_final")
+    blocks = list(root.get_submodule("blocks").children())
+    early += blocks[:cut]
+    target = blocks[cut] if cut < len(blocks) else root.get_submodule("ln_final")
 
     def replace(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         return first_input.replace(args, kwargs, stream)

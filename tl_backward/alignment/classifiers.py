@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int, Integer
@@ -136,7 +137,8 @@ def fine_tune(
     for parameter in tuned.parameters():
         parameter.requires_grad_(False)
     # A Bridge lists parameters through its blocks' wrapped layers; shared ones come once.
-    blocks = list(dict.fromkeys(parameter for block in tuned.blocks for parameter in block.parameters()))
+    stack = cast(nn.Module, tuned).get_submodule("blocks").children()
+    blocks = list(dict.fromkeys(parameter for block in stack for parameter in block.parameters()))
     for parameter in blocks:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW([*blocks, weight, bias], lr=learning_rate)

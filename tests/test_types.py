@@ -1,0 +1,58 @@
+"""What a type checker says of a user's script: every TransformerLens model goes wherever a model goes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from models import HAS_HOOKED_TRANSFORMER
+
+ROOT = Path(__file__).parents[1]
+IMPORTS = """
+from typing import assert_type
+
+import torch
+
+import tl_backward as tlb
+from tl_backward import alignment, dissimilarity, editing, embedding_space, inversion
+from transformer_lens.model_bridge import TransformerBridge
+"""
+MADE = {
+    "TransformerBridge": 'model = TransformerBridge.boot_transformers("gpt2")\n',
+    "HookedTransformer": (
+        'from transformer_lens import HookedTransformer\nmodel = HookedTransformer.from_pretrained("gpt2")\n'
+    ),
+}
+SCRIPT = """
+assert_type(tlb.readout(model, model.W_E[:3], k=3, target=" c"), tlb.Readout)
+assert_type(tlb.backward_lens(model, "a b", " c"), tlb.BackwardLens)
+logits, cache = tlb.run_with_gradient_cache(model, ["a", "b"], tlb.next_token_loss)
+assert_type(logits, torch.Tensor)
+assert_type(cache, tlb.GradientCache)
+tlb.weight_sites(model).account()
+tlb.sweep(model, ["a"], [" b"])
+tlb.gradient_similarity(model, [("a", " b")], ["c"])
+tlb.shift_edit(model, "a", " b", 1).apply()
+editing.compare_edits(model, [], {})
+tlb.project_parameter(model, "W_in", 0)
+embedding_space.related_pairs(model, "KV", 0)
+alignment.token_map(model, model)
+dissimilarity.compare(model, model, ["a", "b"])
+inversion.read_query(model, "a b", ("resid_post", 1), -1)
+"""
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_every_model_is_taken(kind, tmp_path):
+    if kind == "HookedTransformer" and not HAS_HOOKED_TRANSFORMER:
+        pytest.skip("TransformerLens 4 has no HookedTransformer")
+    pytest.importorskip("pyright")
+    (tmp_path / "script.py").write_text(IMPORTS + MADE[kind] + SCRIPT)
+    options = {"include": ["."], "extraPaths": [str(ROOT)], "typeCheckingMode": "standard", "pythonVersion": "3.11"}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(options))
+    command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--outputjson", "-p", str(tmp_path)]
+    said = json.loads(subprocess.run(command, capture_output=True, text=True).stdout)
+    assert said["summary"]["filesAnalyzed"] == 1
+    found = [f"{each['range']['start']['line'] + 1}: {each['message']}" for each in said["generalDiagnostics"]]
+    assert not found, "\n".join(found)
