@@ -5,7 +5,7 @@ PYTEST_FLAGS ?= -q -n 2
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-tl4 test-long test-browser architectures lint docs dist bench venv venv-tl4 clean
+.PHONY: help demo test test-tl4 test-long test-browser architectures format lint docs dist bench venv venv-tl4 clean
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -47,8 +47,12 @@ test-browser: .venv/.jupyterlab  ## notebooks run live in JupyterLab in Chromium
 architectures: .venv/.installed .venv-tl4/.installed  ## what is captured of every architecture, as docs/architectures.md
 	.venv/bin/python -m tests.architectures .venv/bin/python .venv-tl4/bin/python
 
+format: .venv/.installed  ## the code as ruff formats it
+	.venv/bin/ruff format .
+
 lint: .venv/.installed  ## ruff and pyright
 	.venv/bin/ruff check .
+	.venv/bin/ruff format --check -q .
 	.venv/bin/pyright
 
 docs: .venv/.docs  ## the documentation, in site/; a warning is an error

@@ -92,7 +92,9 @@ def _stitch(model, **options):
     from tl_backward.dissimilarity.stitching.descent import Descent
 
     descent = Descent(steps=2, warmup_steps=1)
-    return tlb.dissimilarity.stitch(model, 0, model, 1, TEXTS, batching=3, held_out=0.5, descent=descent, **options, **QUIET)
+    return tlb.dissimilarity.stitch(
+        model, 0, model, 1, TEXTS, batching=3, held_out=0.5, descent=descent, **options, **QUIET
+    )
 
 
 def _searched(model):
@@ -101,9 +103,7 @@ def _searched(model):
 
 def _train(model):
     few = options(n_kept=6, n_queries=1, n_samples=1, n_evaluations=1)
-    return tlb.inversion.train(
-        model, [SITE], TEXTS * 3, budget=32, positions=[-1], config=CONFIG, options=few, **QUIET
-    )
+    return tlb.inversion.train(model, [SITE], TEXTS * 3, budget=32, positions=[-1], config=CONFIG, options=few, **QUIET)
 
 
 def _report(model):
@@ -139,7 +139,9 @@ ENTRIES = {
     "compare_edits": lambda model: tlb.compare_edits(
         model, [CASE], tlb.editing.edit_methods(1, 3.0, 0.1), n_tokens=2, **QUIET
     ),
-    "find_layer": lambda model: tlb.find_layer(model, "w5 w6", "w9", validation=[tlb.EditCase("w7", "w8")], scales=(1.0,), **QUIET),
+    "find_layer": lambda model: tlb.find_layer(
+        model, "w5 w6", "w9", validation=[tlb.EditCase("w7", "w8")], scales=(1.0,), **QUIET
+    ),
     "overlap": lambda model: parameter_activation_overlap(
         model, TEXTS[:2], "W_out", 1, k=3, k_state=3, n_vectors=2, **QUIET
     ),

@@ -105,7 +105,7 @@ BREAKOUTS = [
     '" onmouseover="pwned()',
     "' onmouseover='pwned()",
     "x onmouseover=pwned() y=",
-    "\" autofocus onfocus=pwned() x=\"",
+    '" autofocus onfocus=pwned() x="',
     "`${pwned()}`",
     "${pwned()}",
     "#{pwned()}",
@@ -235,10 +235,14 @@ class HostileTokenizer(PreTrainedTokenizerFast):
         return "".join(TOKENS[i] for i in ids)
 
     def batch_decode(self, sequences, **options):
-        return [self.decode([row] if getattr(row, "ndim", 1) == 0 or isinstance(row, int) else row) for row in sequences]
+        return [
+            self.decode([row] if getattr(row, "ndim", 1) == 0 or isinstance(row, int) else row) for row in sequences
+        ]
 
     def convert_ids_to_tokens(self, ids, **options):
-        return TOKENS[int(ids)] if isinstance(ids, int) or getattr(ids, "ndim", 1) == 0 else [TOKENS[int(i)] for i in ids]
+        return (
+            TOKENS[int(ids)] if isinstance(ids, int) or getattr(ids, "ndim", 1) == 0 else [TOKENS[int(i)] for i in ids]
+        )
 
 
 def hostile_model(n_ctx: int = 512, world: str | None = None):
@@ -246,7 +250,11 @@ def hostile_model(n_ctx: int = 512, world: str | None = None):
     from models import build, tokenizer, worlds
 
     world = world or worlds()[0]
-    size = {"d_vocab": len(TOKENS), "n_ctx": n_ctx} if world == "hooked" else {"vocab_size": len(TOKENS), "n_positions": n_ctx}
+    size = (
+        {"d_vocab": len(TOKENS), "n_ctx": n_ctx}
+        if world == "hooked"
+        else {"vocab_size": len(TOKENS), "n_positions": n_ctx}
+    )
     model = build(world, **size)
     words = tokenizer()
     words.__class__ = HostileTokenizer

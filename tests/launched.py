@@ -26,6 +26,11 @@ def launchers(default=None):
 def launched(launcher, script, folder, *arguments, timeout=240):
     """Run the script's text in two processes; returns what subprocess.run does."""
     (folder / "run.py").write_text(script)
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+    }
     command = [sys.executable, "-m", *LAUNCHERS[launcher], str(folder / "run.py"), *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)

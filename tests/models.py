@@ -53,11 +53,26 @@ HOOKED: dict[str, dict] = {
 _SMALL = dict(vocab_size=D_VOCAB, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40)
 _GROUPED = dict(**_SMALL, num_key_value_heads=2, max_position_embeddings=N_CTX)
 BRIDGED: dict[str, tuple[str, PretrainedConfig]] = {
-    "gpt2": ("gpt2", GPT2Config(vocab_size=D_VOCAB, n_positions=N_CTX, n_embd=24, n_layer=2, n_head=3, bos_token_id=0,
-                                eos_token_id=0)),
+    "gpt2": (
+        "gpt2",
+        GPT2Config(
+            vocab_size=D_VOCAB, n_positions=N_CTX, n_embd=24, n_layer=2, n_head=3, bos_token_id=0, eos_token_id=0
+        ),
+    ),
     "neox": ("EleutherAI/pythia-70m", GPTNeoXConfig(**_SMALL, max_position_embeddings=N_CTX)),
-    "gptj": ("EleutherAI/gpt-j-6b", GPTJConfig(vocab_size=D_VOCAB, n_positions=N_CTX, n_embd=24, n_layer=2, n_head=3,
-                                               rotary_dim=4, bos_token_id=0, eos_token_id=0)),
+    "gptj": (
+        "EleutherAI/gpt-j-6b",
+        GPTJConfig(
+            vocab_size=D_VOCAB,
+            n_positions=N_CTX,
+            n_embd=24,
+            n_layer=2,
+            n_head=3,
+            rotary_dim=4,
+            bos_token_id=0,
+            eos_token_id=0,
+        ),
+    ),
     "llama": ("meta-llama/Llama-3.2-1B", LlamaConfig(**_GROUPED, head_dim=6)),
     "gemma2": ("google/gemma-2-2b", Gemma2Config(**_GROUPED, head_dim=6, sliding_window=8)),
     "qwen2": ("Qwen/Qwen2-0.5B", Qwen2Config(**_GROUPED)),
@@ -71,8 +86,14 @@ def tokenizer(padding_side: str = "right") -> PreTrainedTokenizerFast:
     core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<bos>", pad_token="<pad>", unk_token="<unk>", eos_token="<bos>",
-        name_or_path="tests/words", add_bos_token=True, padding_side=padding_side,
+        tokenizer_object=core,
+        bos_token="<bos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<bos>",
+        name_or_path="tests/words",
+        add_bos_token=True,
+        padding_side=padding_side,
     )
 
 

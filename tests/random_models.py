@@ -9,7 +9,18 @@ from models import D_VOCAB, N_CTX, bridge, hooked
 import tl_backward as tlb
 
 FLAGS = ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in")
-ACTIVATIONS = ["gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "silu", "relu", "relu2", "solu", "solu_ln", "xielu"]
+ACTIVATIONS = [
+    "gelu",
+    "gelu_new",
+    "gelu_fast",
+    "gelu_pytorch_tanh",
+    "silu",
+    "relu",
+    "relu2",
+    "solu",
+    "solu_ln",
+    "xielu",
+]
 BRIDGE_ACTIVATIONS = ["gelu", "gelu_new", "silu", "relu", "tanh"]
 often = st.sampled_from([False, False, False, True])
 dtypes = st.sampled_from([torch.float64] * 5 + [torch.float32, torch.bfloat16])
@@ -122,7 +133,9 @@ def hooked_transformers(draw):
         options |= dict(attn_only=True, d_mlp=None, act_fn=None)
     elif form == "mixture":
         experts = draw(st.integers(2, 4))
-        options |= dict(num_experts=experts, experts_per_token=draw(st.integers(1, experts)), gated_mlp=draw(st.booleans()))
+        options |= dict(
+            num_experts=experts, experts_per_token=draw(st.integers(1, experts)), gated_mlp=draw(st.booleans())
+        )
     options["gated_mlp"] = options.get("gated_mlp", form == "gated")
     options["parallel_attn_mlp"] &= form != "attention only"  # TransformerLens has no such block
     if str(norm).startswith("RMS"):

@@ -76,8 +76,10 @@ PRODUCTS: dict[str, tuple[bool, Callable[[Tensor, Tensor], Tensor]]] = {
     "method": (True, lambda x, w: x.matmul(w.t())),
     "left": (True, lambda x, w: (w @ x.mT).mT),
     "flat": (False, lambda x, w: torch.mm(x.flatten(0, 1), w).view(*x.shape[:2], -1)),
-    "addmm": (False, lambda x, w: torch.addmm(torch.zeros(w.shape[1], dtype=x.dtype), x.flatten(0, 1), w).view(
-        *x.shape[:2], -1)),
+    "addmm": (
+        False,
+        lambda x, w: torch.addmm(torch.zeros(w.shape[1], dtype=x.dtype), x.flatten(0, 1), w).view(*x.shape[:2], -1),
+    ),
     "einsum": (False, lambda x, w: torch.einsum("bpi,io->bpo", x, w)),
     "einsum_out_in": (True, lambda x, w: torch.einsum("oi,bpi->bpo", w, x)),
     "tensordot": (False, lambda x, w: torch.tensordot(x, w, dims=1)),

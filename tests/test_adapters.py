@@ -70,7 +70,9 @@ def adapted(family, *targets, make=Adapted):
     return boot(family, inner.eval())
 
 
-@pytest.mark.parametrize("family,targets", [("llama", ("q_proj", "o_proj", "up_proj", "down_proj")), ("gpt2", ("c_fc",))])
+@pytest.mark.parametrize(
+    "family,targets", [("llama", ("q_proj", "o_proj", "up_proj", "down_proj")), ("gpt2", ("c_fc",))]
+)
 def test_every_matrix_of_an_adapted_model(family, targets):
     model = adapted(family, *targets)
     sites, cache = holds(model)
@@ -81,7 +83,9 @@ def test_every_matrix_of_an_adapted_model(family, targets):
     assert lens.shift[0].top_ids.shape[0] == 3
     _, cache = tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss, weights="W_in")
     assert set(dict(cache.factors.items())) >= {"blocks.0.mlp.W_in"}
-    with pytest.raises(ValueError, match="^Expected a weight that is all the model multiplies by, got blocks.0.mlp.W_in, to "):
+    with pytest.raises(
+        ValueError, match="^Expected a weight that is all the model multiplies by, got blocks.0.mlp.W_in, to "
+    ):
         tlb.project_parameter(model, "W_in", layer=0)
 
 

@@ -11,16 +11,19 @@ import tl_backward as tlb
 
 PACKAGE = Path(tlb.__file__).parent
 FLOORS = [
-    {"_typing", "_checks", "_html", "_storage", "_csv", "_torch_hooks", "_visits", "_probe", "_modules", "_rebinding", "model_inputs", "token_ids", "layout",
-     "_warnings", "_closeness", "_lengths"},
-    {"factors", "losses", "vocabulary", "asked", "head", "extremes", "readout", "segments", "sites", "zoo",
-     "prompts", "loading", "cases", "bootstrap", "top_pairs",
-     "text_files", "extents", "subjects"},
-    {"activations", "answers", "capture", "capture_memory", "gradient_cache", "controls", "fresh", "recorder", "weight_inputs", "blocks", "written_by", "expert_learning", "lens_reading"},
-    {"examples", "backward_lens", "editing", "sweeps", "sweep_result", "sweep_checkpoint", "similarity", "embedding_space",
-     "alignment", "dissimilarity", "inversion"},
-    {"hook_points"},
-    {"render", "cli"},
+    set(members.split())
+    for members in (
+        """_typing _checks _html _storage _csv _torch_hooks _visits _probe _modules _rebinding model_inputs token_ids
+        layout _warnings _closeness _lengths""",
+        """factors losses vocabulary asked head extremes readout segments sites zoo prompts loading cases bootstrap
+        top_pairs text_files extents subjects""",
+        """activations answers capture capture_memory gradient_cache controls fresh recorder weight_inputs blocks
+        written_by expert_learning lens_reading""",
+        """examples backward_lens editing sweeps sweep_result sweep_checkpoint similarity embedding_space alignment
+        dissimilarity inversion""",
+        "hook_points",
+        "render cli",
+    )
 ]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -144,7 +144,9 @@ def drawn(seed: int) -> Row:
         "shared": dict(shared_expert_intermediate_size=draw.choice([4, 16, 20])),
         "several shared": dict(n_shared_experts=draw.randint(1, 3)),
         "dense layer": dict(mlp_only_layers=draw.choice([[], [0], [1]])),
-        "latent": dict(num_key_value_heads=4, head_dim=4, q_lora_rank=draw.choice([None, 8]), v_head_dim=draw.choice([4, 10])),
+        "latent": dict(
+            num_key_value_heads=4, head_dim=4, q_lora_rank=draw.choice([None, 8]), v_head_dim=draw.choice([4, 10])
+        ),
         "parallel": dict(use_parallel_residual=draw.random() < 0.5),
         "gated": dict(feed_forward_proj=draw.choice(["relu", "gated-gelu"]), tie_word_embeddings=draw.random() < 0.5),
     }
@@ -158,7 +160,9 @@ def drawn(seed: int) -> Row:
         options["eager_experts"] = draw.random() < 0.3
     options["num_hidden_layers" if family != "T5ForConditionalGeneration" else "num_layers"] = draw.randint(1, 3)
     if family == "GptOssForCausalLM":
-        options["layer_types"] = [draw.choice(["sliding_attention", "full_attention"]) for _ in range(options["num_hidden_layers"])]
+        options["layer_types"] = [
+            draw.choice(["sliding_attention", "full_attention"]) for _ in range(options["num_hidden_layers"])
+        ]
     return row(family, f"drawn {seed}: {options}", **options)
 
 

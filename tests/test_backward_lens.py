@@ -19,7 +19,10 @@ def by_hand(model, prompt, target, layer):
     if hasattr(model.blocks[layer].mlp, "W_in") and not hasattr(model, "original_model"):
         into, out = model.blocks[layer].mlp, model.blocks[layer].mlp
     else:
-        into, out = getattr(model.blocks[layer].mlp, "in").original_component, model.blocks[layer].mlp.out.original_component
+        into, out = (
+            getattr(model.blocks[layer].mlp, "in").original_component,
+            model.blocks[layer].mlp.out.original_component,
+        )
 
     def read(module, args, output):
         kept["x"] = args[0].detach()
@@ -180,7 +183,9 @@ def test_gradients_at_hook_points_and_options(world):
 @pytest.mark.skipif(not HAS_HOOKED_TRANSFORMER, reason="TransformerLens 4 has no HookedTransformer")
 def test_attention_alone():
     model = hooked("attn_only")
-    with pytest.raises(ValueError, match="Expected an MLP, experts or a mixer in layer 0, but there is attention alone"):
+    with pytest.raises(
+        ValueError, match="Expected an MLP, experts or a mixer in layer 0, but there is attention alone"
+    ):
         tlb.backward_lens(model, PROMPT, TARGET)
     lens = tlb.backward_lens(model, PROMPT, TARGET, attention=True)
     assert lens.layers == [0, 1] and not lens.shift and lens.attn_imprint[0].norm.shape == (5,)

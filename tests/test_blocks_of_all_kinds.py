@@ -34,7 +34,9 @@ WRITERS = {
     "attention only": "attn.W_O",
 }
 ALL = [pytest.param(name, marks=needs_hooked if name == "attention only" else ()) for name in BUILD]
-DENSE = [pytest.param(name, marks=needs_hooked if name == "attention only" else ()) for name in BUILD if name != "mixtral"]
+DENSE = [
+    pytest.param(name, marks=needs_hooked if name == "attention only" else ()) for name in BUILD if name != "mixtral"
+]
 PRECISE = {"mamba": dict(rtol=1e-4, atol=1e-6)}
 """transformers scans a Mamba's states in float32, whatever the model's data type."""
 EXACT = dict(rtol=1e-8, atol=1e-11)
@@ -63,7 +65,9 @@ def test_similarities_are_those_of_each_texts_own_gradient(name):
     each = gradients(model, TEXTS, [None] * 3, found.weights)
     for w, weight in enumerate(found.weights):
         expected = torch.tensor([[float((a[w] * b[w]).sum()) for b in each] for a in each], dtype=torch.float64)
-        torch.testing.assert_close(found.inner[w], expected, **PRECISE.get(name, EXACT), msg=lambda m, w=weight: f"{w}: {m}")
+        torch.testing.assert_close(
+            found.inner[w], expected, **PRECISE.get(name, EXACT), msg=lambda m, w=weight: f"{w}: {m}"
+        )
         torch.testing.assert_close(found.norms_a[w] ** 2, expected.diag(), **PRECISE.get(name, EXACT))
 
 
@@ -79,12 +83,22 @@ def test_sweeps_are_those_of_each_texts_own_gradient(name):
     assert swept.values["target_rank"].isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["MixtralForCausalLM", "Qwen2MoeForCausalLM", "GptOssForCausalLM", "Llama4ForCausalLM", "JambaForCausalLM"])
+@pytest.mark.parametrize(
+    "name", ["MixtralForCausalLM", "Qwen2MoeForCausalLM", "GptOssForCausalLM", "Llama4ForCausalLM", "JambaForCausalLM"]
+)
 def test_ranks_of_experts_are_those_of_what_they_write_together(name):
     """A token's rows are shares of the VJP at the mixture's output, which a lens reads at its hook point."""
     with InDouble():
         model = of_row(ROWS[name])
-        swept = tlb.sweep(model, TEXTS, TARGETS, collect=["target_rank", "answer_rank"], batch_size=3, control=None, show_progress=False)
+        swept = tlb.sweep(
+            model,
+            TEXTS,
+            TARGETS,
+            collect=["target_rank", "answer_rank"],
+            batch_size=3,
+            control=None,
+            show_progress=False,
+        )
         for i, (text, target) in enumerate(zip(TEXTS, TARGETS, strict=True)):
             lens = tlb.backward_lens(model, text, target, k=3)
             shifts = [lens.shift[layer] for layer in swept.layers]
@@ -125,7 +139,10 @@ def test_a_shift_of_what_the_block_writes_with(name):
     parameter, layout = tlb.weight_sites(model)[weight].parameter, tlb.weight_sites(model)[weight].layout
     before, tokens = parameter.detach().clone(), model.to_tokens(PROMPT)
     read = tlb.run_with_gradient_cache(model, PROMPT, tlb.target_loss(target), weights=weight)[1].factors[weight].inputs
-    x, v = read[0, -1].flatten().to(before), model.W_U[:, model.to_tokens(target, prepend_bos=False)[0, 0]].detach().to(before)
+    x, v = (
+        read[0, -1].flatten().to(before),
+        model.W_U[:, model.to_tokens(target, prepend_bos=False)[0, 0]].detach().to(before),
+    )
     plain = model(tokens).detach()
     with edit:
         moved = layout.from_stored(parameter.detach() - before).reshape(len(x), len(v))
@@ -169,7 +186,9 @@ def test_edits_are_compared_and_their_layer_found(name):
 def test_a_name_that_the_model_has_not_is_told_what_its_blocks_write_with(name):
     model = BUILD[name]()
     short = WRITERS[name].removeprefix("mlp.")
-    said = rf"^Expected the name of a weight, got 'W_out', which this model has not: its blocks write with {short}; pass "
+    said = (
+        rf"^Expected the name of a weight, got 'W_out', which this model has not: its blocks write with {short}; pass "
+    )
     for attempt in (
         lambda: tlb.sweep(model, TEXTS, TARGETS, weights="W_out", show_progress=False),
         lambda: tlb.gradient_similarity(model, TEXTS, weights="W_out", show_progress=False),
@@ -182,14 +201,18 @@ def test_a_name_that_the_model_has_not_is_told_what_its_blocks_write_with(name):
 def test_experts_in_one_parameter_are_not_edited():
     model = BUILD["mixtral"]()
     for attempt in (lambda: gradient_edit(model, PROMPT, TARGET), lambda: shift_edit(model, PROMPT, TARGET, 0)):
-        with pytest.raises(ValueError, match="^Expected a weight that an edit can write, got blocks.0.mlp.experts.down_proj, "):
+        with pytest.raises(
+            ValueError, match="^Expected a weight that an edit can write, got blocks.0.mlp.experts.down_proj, "
+        ):
             attempt()
 
 
 @needs_hooked
 def test_experts_that_are_matrices_of_their_own_are_to_be_named():
     model = hooked("moe")
-    with pytest.raises(ValueError, match=r"^Expected one matrix that each block writes with, got blocks.0.mlp with 3 \(.*name"):
+    with pytest.raises(
+        ValueError, match=r"^Expected one matrix that each block writes with, got blocks.0.mlp with 3 \(.*name"
+    ):
         tlb.gradient_similarity(model, TEXTS, show_progress=False)
     found = tlb.gradient_similarity(model, TEXTS, weights=["experts.0.W_out"], show_progress=False)
     assert len(found.weights) == 2
@@ -237,13 +260,17 @@ def test_as_wide_inside_as_the_stream_only_the_ends_are_read():
     model = of_row(row("MambaForCausalLM", use_mambapy=False, expand=1))
     assert tlb.project_parameter(model, "mixer.W_out_proj", 0, k=3, show_progress=False).side == "write"
     assert tlb.project_parameter(model, "mixer.W_in_proj", 0, k=3, show_progress=False).side == "read"
-    with pytest.raises(ValueError, match="'blocks.0.mixer.W_x_proj' of shape .*, whose d_model may not be the stream's; "):
+    with pytest.raises(
+        ValueError, match="'blocks.0.mixer.W_x_proj' of shape .*, whose d_model may not be the stream's; "
+    ):
         tlb.project_parameter(model, "mixer.W_x_proj", 0, show_progress=False)
 
 
 def test_one_expert_of_several_in_words():
     model = BUILD["mixtral"]()
-    with pytest.raises(ValueError, match=r"^Expected one matrix, got 'blocks.0.mlp.experts.down_proj' .*; pass one as a tensor: "):
+    with pytest.raises(
+        ValueError, match=r"^Expected one matrix, got 'blocks.0.mlp.experts.down_proj' .*; pass one as a tensor: "
+    ):
         tlb.project_parameter(model, "experts.down_proj", 0, show_progress=False)
     own = tlb.weight_sites(model)["blocks.0.mlp.experts.down_proj"].parameter[1].detach().T
     found = tlb.project_parameter(model, own, side="write", k=3, show_progress=False)

@@ -41,7 +41,9 @@ def errors(factors, gradients, sites, parameters=None):
     }
 
 
-def check(model, tolerance=1e-12, tokens=TOKENS, loss=tlb.next_token_loss, hooks=(), weights=EVERY, loose=(), **options):
+def check(
+    model, tolerance=1e-12, tokens=TOKENS, loss=tlb.next_token_loss, hooks=(), weights=EVERY, loose=(), **options
+):
     sites = tlb.weight_sites(model)
     sites = {name: site for name, site in sites.items() if weights(name)}
     value, gradients = autograd_gradients(model, tokens, loss, sites, hooks, **options)
@@ -112,7 +114,9 @@ def test_vectors_without_a_place_have_their_gradient():
     sites, cache = check(model)
     names = [name for name, site in sites.items() if site.kind == "parameter"]
     assert set(names) == {
-        f"blocks.{layer}.{name}" for layer in (0, 1) for name in ("mlp.act_fn.alpha_p", "mlp.act_fn.alpha_n", "attn.sinks")
+        f"blocks.{layer}.{name}"
+        for layer in (0, 1)
+        for name in ("mlp.act_fn.alpha_p", "mlp.act_fn.alpha_n", "attn.sinks")
     }
     assert not sites_missing(model) and all(cache.parameter_gradients[name].abs().max() > 0 for name in names[:3])
 

@@ -111,8 +111,10 @@ def test_all_hook_points_by_default(world):
     _, cache = tlb.run_with_gradient_cache(build(world), TOKENS, tlb.next_token_loss)
     for name in ("resid_pre", "resid_post", "mlp_out", "attn_out", "q", "k", "v", "z", "pattern"):
         assert cache[name, 1].shape[0] == 2, name
-    assert "resid_post" in repr(list(cache)) and len(tlb.run_with_gradient_cache(
-        build(world), TOKENS, tlb.next_token_loss, names_filter=[])[1]) == 0
+    assert (
+        "resid_post" in repr(list(cache))
+        and len(tlb.run_with_gradient_cache(build(world), TOKENS, tlb.next_token_loss, names_filter=[])[1]) == 0
+    )
 
 
 PADDED = torch.tensor([[0, 4, 5, 6, 9, 7], [1, 1, 0, 9, 3, 3]]), torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]])
@@ -170,10 +172,14 @@ def test_a_gradient_that_is_not_finite_is_refused(world):
         return activation
 
     hooks = [("blocks.1.hook_resid_pre", poison)]
-    with pytest.raises(ValueError, match=r"a finite gradient of blocks.0.attn.W_Q, got NaN or inf; .*\(pad on the right\)") as caught:
+    with pytest.raises(
+        ValueError, match=r"a finite gradient of blocks.0.attn.W_Q, got NaN or inf; .*\(pad on the right\)"
+    ) as caught:
         tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss, fwd_hooks=hooks)
     assert caught.value.index == 1
-    later = tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss, fwd_hooks=hooks, weights="blocks.1.mlp.W_in")
+    later = tlb.run_with_gradient_cache(
+        model, TOKENS, tlb.next_token_loss, fwd_hooks=hooks, weights="blocks.1.mlp.W_in"
+    )
     assert later[1].factors["W_in", 1].deltas.isfinite().all()
 
 

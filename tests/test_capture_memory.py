@@ -14,7 +14,9 @@ def held(cache):
     return sum(side.numel() * 8 for f in cache.factors.values() for side in (f.inputs, f.deltas))
 
 
-@pytest.mark.parametrize("build", [lambda: bridge("gpt2"), lambda: bridge("mixtral"), *([hooked] if "hooked" in worlds() else [])])
+@pytest.mark.parametrize(
+    "build", [lambda: bridge("gpt2"), lambda: bridge("mixtral"), *([hooked] if "hooked" in worlds() else [])]
+)
 def test_the_estimate_is_what_the_factors_take(build):
     model = build()
     sites = tlb.weight_sites(model)

@@ -48,7 +48,10 @@ def test_counterfact_and_its_like(tmp_path):
     assert cases[0] == CASE and cases[1].generation == () and cases[1].prompt == CASE.prompt
     plain = {"prompt": "a b", "target": " c", "neighbours": [["d", " e"]], "paraphrases": ["f"]}
     (tmp_path / "a.jsonl").write_text(json.dumps(RECORD) + "\n\n" + json.dumps(plain) + "\n", encoding="utf-8")
-    assert load_cases(str(tmp_path / "a.jsonl")) == [CASE, EditCase("a b", " c", paraphrases=("f",), neighbours=(("d", " e"),))]
+    assert load_cases(str(tmp_path / "a.jsonl")) == [
+        CASE,
+        EditCase("a b", " c", paraphrases=("f",), neighbours=(("d", " e"),)),
+    ]
     (tmp_path / "a.csv").write_text('prompt,target,subject\n"x, y", z,x\nu, v,\n')
     assert load_cases(tmp_path / "a.csv") == [EditCase("x, y", " z", subject="x"), EditCase("u", " v")]
 

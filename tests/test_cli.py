@@ -102,7 +102,9 @@ def test_demo_as_json(capsys, tmp_path, monkeypatch, no_browser):
 def test_words_that_the_model_cannot_read_are_noted(capsys):
     code, said, complained = run(capsys, *ASK[:4], "Zoe Berg lives in the city of", *ASK[5:], "--json")
     assert code == 0 and json.loads(said)["model"] == "facts"
-    assert complained.startswith("note: The prompt 'Zoe Berg lives in the city of' has words that are not in the model's")
+    assert complained.startswith(
+        "note: The prompt 'Zoe Berg lives in the city of' has words that are not in the model's"
+    )
     assert complained.endswith("read as unknown: 'Zoe'.\n")
     assert complained.count("\n") == 1
 
@@ -116,7 +118,10 @@ def test_a_target_that_the_model_says_already_has_no_old_answer(capsys, tmp_path
 
 
 BAD_INPUT = {
-    "unknown target word": ([*ASK[:-1], " Olso"], "Expected a target in the model's vocabulary, got ' Olso', which contains an unknown word; the nearest are ' Oslo'"),
+    "unknown target word": (
+        [*ASK[:-1], " Olso"],
+        "Expected a target in the model's vocabulary, got ' Olso', which contains an unknown word; the nearest are ' Oslo'",
+    ),
     "empty target": ([*ASK[:-1], ""], "Expected a target that encodes to at least one token"),
     "empty prompt": ([*ASK[:4], "", *ASK[5:]], "Expected a prompt with at least one token"),
     "long prompt": ([*ASK[:4], "Anna Berg " * 20 + "lives", *ASK[5:]], "Expected at most n_ctx=32 tokens"),
@@ -145,7 +150,11 @@ def test_bad_input_is_one_sentence_and_exit_code_1(capsys, tmp_path, monkeypatch
 def test_a_name_that_nothing_can_load(capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     code, said, complained = run(capsys, "lens", "--model", "no-such-model-anywhere", *STORY)
-    assert (code, said, complained.count("\n")) == (1, "", 1) and "or a name that TransformerLens can load" in complained
+    assert (code, said, complained.count("\n")) == (
+        1,
+        "",
+        1,
+    ) and "or a name that TransformerLens can load" in complained
 
 
 @pytest.mark.skipif(HAS_HOOKED_TRANSFORMER, reason="this TransformerLens has HookedTransformer")

@@ -24,7 +24,17 @@ def texts(tmp_path):
 
 def test_a_page_and_a_small_table(capsys, tmp_path, texts):
     out = tmp_path / "found.html"
-    options = ["--layers-a", "0,3", "--layers-b=-1", "--measures", "cka,procrustes", "--batch-size", "2", "--permutations", "3"]
+    options = [
+        "--layers-a",
+        "0,3",
+        "--layers-b=-1",
+        "--measures",
+        "cka,procrustes",
+        "--batch-size",
+        "2",
+        "--permutations",
+        "3",
+    ]
     code, said, complained = run(capsys, *FACTS, "--data", texts, "--out", out, *options, "--stitch", "orthogonal")
     assert code == 0 and complained == ""
     model = tlb.zoo.load("facts")
@@ -40,7 +50,19 @@ def test_a_page_and_a_small_table(capsys, tmp_path, texts):
 
 
 def test_json(capsys, texts):
-    options = ["--sample", "last", "--exclude-first", "--hook", "mlp_out", "--max-texts", "4", "--permutations", "0", "--seed", "3"]
+    options = [
+        "--sample",
+        "last",
+        "--exclude-first",
+        "--hook",
+        "mlp_out",
+        "--max-texts",
+        "4",
+        "--permutations",
+        "0",
+        "--seed",
+        "3",
+    ]
     code, said, _ = run(capsys, *FACTS, "--data", texts, "--json", *options)
     data = json.loads(said)
     model = tlb.zoo.load("facts")

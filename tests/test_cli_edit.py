@@ -58,7 +58,21 @@ def test_edit_chooses_its_layer_on_other_edits(capsys, tmp_path):
 
 
 def test_edits_prints_one_table(capsys, tmp_path):
-    few = ["--n-validation", "2", "--n-test", "3", "--layers", "2", "--scales", "0.7,0.8", "--lrs", "0.005", "--steps", "2", "--no-open"]
+    few = [
+        "--n-validation",
+        "2",
+        "--n-test",
+        "3",
+        "--layers",
+        "2",
+        "--scales",
+        "0.7,0.8",
+        "--lrs",
+        "0.005",
+        "--steps",
+        "2",
+        "--no-open",
+    ]
     code, said, _ = run(capsys, "edits", "--model", "facts", *few, "--out", tmp_path / "t.html")
     assert code == 0
     assert "3 edits, settings chosen on 2 others" in said and "neighbourhood" in said and "no edit" in said
@@ -73,7 +87,16 @@ def test_what_the_probabilities_do_not_say(capsys):
     code, said, _ = run(capsys, *EDIT, "--layer", "2", "--scale", "0.05", "--out", os.devnull)
     assert code == 0 and "note: the target is still not the most likely" in said
     folder = shared("models", "stories260K")
-    ask = ["edit", "--model", folder, "--prompt", "Once upon a time, there was a little", "--target", " Bob", "--no-open"]
+    ask = [
+        "edit",
+        "--model",
+        folder,
+        "--prompt",
+        "Once upon a time, there was a little",
+        "--target",
+        " Bob",
+        "--no-open",
+    ]
     code, said, _ = run(capsys, *ask, "--layer", "3", "--scale", "20", "--json")
     code, said, _ = run(capsys, *ask, "--layer", "3", "--scale", "20", "--out", os.devnull)
     assert code == 0 and "is the first token: probabilities are its own" in said
@@ -83,7 +106,11 @@ def test_one_edit_alone_cannot_choose_its_layer(capsys, tmp_path):
     cases = tmp_path / "cases.jsonl"
     cases.write_text(json.dumps({"prompt": PROMPT, "target": TARGET}))
     code, _, complained = run(capsys, *EDIT, "--cases", cases)
-    assert code == 1 and "Expected an edit of another prompt in" in complained and "got none; it chooses the layer" in complained
+    assert (
+        code == 1
+        and "Expected an edit of another prompt in" in complained
+        and "got none; it chooses the layer" in complained
+    )
     code, _, complained = run(capsys, "edits", "--model", "facts", "--cases", cases)
     assert code == 1 and "Expected two or more edits in" in complained and "got 1; some choose settings" in complained
 
@@ -102,7 +129,10 @@ def test_a_gradient_edits_page_speaks_of_gradient_steps(capsys, tmp_path):
         ([*EDIT, "--layer", "9"], "Expected layers in [-4, 4)"),
         ([*EDIT, "--target", " Graz", "--layer", "2"], "Expected a target other than the model's answer"),
         ([*EDIT, "--cases", "missing.csv"], "Expected a file of edit cases, got 'missing.csv'; there is no such file."),
-        ([*EDIT, "--method", "gradient", "--layer", "2"], "Expected --layer with --method shift alone, got --method gradient"),
+        (
+            [*EDIT, "--method", "gradient", "--layer", "2"],
+            "Expected --layer with --method shift alone, got --method gradient",
+        ),
         ([*EDIT, "--layer", "1", "--lr", "0.1"], "Expected --lr with --method gradient alone, got --method shift"),
         (["edits", "--model", "facts", "--cases", "cases.txt"], "Expected a file of edit cases as .json, .jsonl, .csv"),
     ],
@@ -114,7 +144,16 @@ def test_bad_input(capsys, tmp_path, argv, message):
 
 def test_a_model_of_ones_own_needs_cases_to_choose_on(capsys, tmp_path):
     folder = shared("models", "stories260K")
-    ask = ["edit", "--model", folder, "--prompt", "Once upon a time, there was a little", "--target", " cat", "--no-open"]
+    ask = [
+        "edit",
+        "--model",
+        folder,
+        "--prompt",
+        "Once upon a time, there was a little",
+        "--target",
+        " cat",
+        "--no-open",
+    ]
     code, _, complained = run(capsys, *ask)
     assert code == 1 and "Expected --cases FILE for a model of your own" in complained
     out = tmp_path / "a.html"

@@ -68,9 +68,16 @@ def test_a_hostile_folder_and_file(capsys, named, tmp_path, name):
 def test_names_that_are_not_utf8(capsys, named, tmp_path):
     """transformers cannot read such a folder, and that is said; a page can be called so."""
     code, said, complained = ran(capsys, "lens", *asked(named(BYTES)), "--json")
-    assert (code, said) == (1, "") and complained.startswith("tl-backward: Expected a language model") and "\\udcff" in complained
+    assert (
+        (code, said) == (1, "")
+        and complained.startswith("tl-backward: Expected a language model")
+        and "\\udcff" in complained
+    )
     page = tmp_path / f"{BYTES}.html"
-    assert ran(capsys, "lens", *asked(named("m")), "--no-control", "--layers", "0", "--out", page)[0] == 0 and page.is_file()
+    assert (
+        ran(capsys, "lens", *asked(named("m")), "--no-control", "--layers", "0", "--out", page)[0] == 0
+        and page.is_file()
+    )
 
 
 def test_other_commands_in_a_hostile_folder(capsys, named, tmp_path):
@@ -82,18 +89,39 @@ def test_other_commands_in_a_hostile_folder(capsys, named, tmp_path):
     texts.write_text("w5 w6 w7\nw8 w9 w10 w11\nw12 w13\nw5 w5\n")
     both = ["--model-a", folder, "--model-b", folder, "--data", texts, "--permutations", "0"]
     assert ran(capsys, "compare", *both, "--out", tmp_path / "\x9b.html", "--no-open")[0] == 0
-    assert ran(capsys, "params", "--model", folder, "--weight", "W_out", "--layer", "0", "--out", tmp_path / "p.html", "--no-open")[0] == 0
+    assert (
+        ran(
+            capsys,
+            "params",
+            "--model",
+            folder,
+            "--weight",
+            "W_out",
+            "--layer",
+            "0",
+            "--out",
+            tmp_path / "p.html",
+            "--no-open",
+        )[0]
+        == 0
+    )
     about = ["--prompt", "w5 w6", "--data", texts, "--site", "resid_mid,1", "--out", tmp_path / "i.html", "--no-open"]
     assert ran(capsys, "invert", "--model", folder, *about)[0] == 0
 
 
-PROMPTS = [t for t in TOKENS if t.strip() and len(t) < 60 and ("\x1b" in t or "\x9b" in t or "\ud800" <= max(t) <= "\udfff" or "<script" in t)]
+PROMPTS = [
+    t
+    for t in TOKENS
+    if t.strip() and len(t) < 60 and ("\x1b" in t or "\x9b" in t or "\ud800" <= max(t) <= "\udfff" or "<script" in t)
+]
 
 
 @pytest.mark.parametrize("prompt", PROMPTS[::6])
 def test_a_hostile_prompt_is_read_or_refused_in_one_sentence(capsys, named, prompt):
     for prompt_, target in ((f"w5 {prompt}", "w7"), ("w5", prompt)):
-        code, said, complained = ran(capsys, "lens", *asked(named(f"m{target == 'w7'}"), prompt_, target), "--no-control", "--json")
+        code, said, complained = ran(
+            capsys, "lens", *asked(named(f"m{target == 'w7'}"), prompt_, target), "--no-control", "--json"
+        )
         assert code in (0, 1) and "Traceback" not in complained
         if code == 0:
             assert json.loads(said)["prompt"] == prompt_ and json.loads(said)["target"] == target

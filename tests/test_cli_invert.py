@@ -14,9 +14,13 @@ SMALL = ["--n", "20", "--pool", "60"]
 
 def test_a_decoder_at_two_positions_as_a_page(capsys, tmp_path):
     out = tmp_path / "page.html"
-    code, said, complained = run(capsys, *INVERT, *SMALL, "--site", "resid_mid,1", "--position", "-1", "--position=-2", "--out", out)
+    code, said, complained = run(
+        capsys, *INVERT, *SMALL, "--site", "resid_mid,1", "--position", "-1", "--position=-2", "--out", out
+    )
     assert (code, complained) == (0, "")
-    found = inversion.load("counting").preimage(INVERT[-1], site=("resid_mid", 1), position=-1, n=20, show_progress=False)
+    found = inversion.load("counting").preimage(
+        INVERT[-1], site=("resid_mid", 1), position=-1, n=20, show_progress=False
+    )
     line = next(line for line in said.splitlines() if line.startswith("blocks.1.hook_resid_mid") and " 19 " in line)
     assert f"{int(found.inside.sum())} of 20" in line and "decoder" in line
     html = out.read_text(encoding="utf-8")
@@ -28,7 +32,12 @@ def test_a_search_as_json(capsys):
     code, said, _ = run(capsys, *INVERT, *SMALL, "--method", "search", "--site", "result,1,0", "--seed", "3", "--json")
     data = json.loads(said)
     (one,) = data["readings"]
-    assert code == 0 and data["report"] is None and one["method"] == "search" and one["site"] == "blocks.1.attn.hook_result[0]"
+    assert (
+        code == 0
+        and data["report"] is None
+        and one["method"] == "search"
+        and one["site"] == "blocks.1.attn.hook_result[0]"
+    )
     assert one["n"] == 20 and one["well_formed"] == 1 and 0 < one["acceptance"] < 1
     assert {row["feature"] for row in one["features"]} == set(inversion.task_of("counting").features)
     assert all(text["inside"] == (text["distance"] <= 0.1) for text in one["texts"])
@@ -41,7 +50,9 @@ def test_the_exact_preimage_of_a_small_domain(capsys):
     (one,) = json.loads(said)["readings"]
     task = inversion.task_of("facts")
     model = inversion.load("facts").model
-    exact = inversion.enumerate_preimage(model, task.domain(), ("resid_post", 3), -1, prompt, 0.4, metric="cosine", show_progress=False)
+    exact = inversion.enumerate_preimage(
+        model, task.domain(), ("resid_post", 3), -1, prompt, 0.4, metric="cosine", show_progress=False
+    )
     assert code == 0 and one["method"] == "enumeration" and one["n_inside"] == int(exact.inside.sum()) > 1
     rates = {row.feature: row.rate.value for row in inversion.common_features(exact, task.features).rows}
     assert {row["feature"]: row["rate"] for row in one["features"]} == pytest.approx(rates)
@@ -50,7 +61,9 @@ def test_the_exact_preimage_of_a_small_domain(capsys):
 def test_texts_of_a_file(capsys, tmp_path):
     file, out = tmp_path / "texts.txt", tmp_path / "page.html"
     people = ["Anna Berg", "Liam Rahman", "Xavier Ivanov"]
-    file.write_text("\n".join(f"{name} {said}" for name in people for said in ("works for", "became a", "lives in the city of")))
+    file.write_text(
+        "\n".join(f"{name} {said}" for name in people for said in ("works for", "became a", "lives in the city of"))
+    )
     argv = ["invert", "--no-open", "--model", "facts", "--prompt", "Anna Berg works for", "--site", "resid_post,1"]
     code, said, complained = run(capsys, *argv, "--data", file, "--max-tokens", "3", "--out", out)
     assert (code, complained) == (0, "") and " pool " in said and "of 9" in said

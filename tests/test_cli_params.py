@@ -17,14 +17,20 @@ def test_a_weight_as_a_page(capsys, tmp_path):
     assert code == 0 and complained == ""
     found = parameter_coherence(tlb.zoo.load("facts"), "W_O", 2, head=1, show_progress=False)
     best = int(found.order[0])
-    assert repr(found) in said and f"{float(found.score[best]):.3f}" in said and f"head 1, {int(found.projection.index[best])}" in said
+    assert (
+        repr(found) in said
+        and f"{float(found.score[best]):.3f}" in said
+        and f"head 1, {int(found.projection.index[best])}" in said
+    )
     assert f'"{found.projection.top_tokens[best][0]}"' in said
     html = out.read_text(encoding="utf-8")
     assert "blocks.2.attn.W_O, head 1 in words: facts" in html and "VO pairs of head 1" in html
 
 
 def test_a_weight_as_json(capsys):
-    code, said, _ = run(capsys, *PARAMS, "--weight", "W_in", "--layer=-1", "--k", "4", "--filter", "not_special", "--json")
+    code, said, _ = run(
+        capsys, *PARAMS, "--weight", "W_in", "--layer=-1", "--k", "4", "--filter", "not_special", "--json"
+    )
     data = json.loads(said)
     found = parameter_coherence(tlb.zoo.load("facts"), "W_in", -1, k=4, filters=["not_special"], show_progress=False)
     assert code == 0 and data["weight"] == "blocks.3.mlp.W_in" and data["side"] == "read" and data["report"] is None

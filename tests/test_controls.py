@@ -47,7 +47,9 @@ ARCHITECTURES = {
 def booted(architecture):
     """A Bridge in float64 of an architecture in ARCHITECTURES whose weights no initialiser makes."""
     cls = getattr(T, architecture)
-    config = cls.config_class(**{"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1, **ARCHITECTURES[architecture]})
+    config = cls.config_class(
+        **{"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1, **ARCHITECTURES[architecture]}
+    )
     config.architectures = [architecture]
     config._attn_implementation = config._experts_implementation = "eager"
     torch.manual_seed(0)
@@ -165,14 +167,18 @@ def test_logits_that_do_not_vary_are_refused():
     model = bridge("llama")
     with torch.no_grad():
         model.original_model.lm_head.weight.zero_()
-    with pytest.raises(ValueError, match="Expected LlamaForCausalLM's own initialisation to give logits that vary, got"):
+    with pytest.raises(
+        ValueError, match="Expected LlamaForCausalLM's own initialisation to give logits that vary, got"
+    ):
         check_alive(model)
 
 
 def test_what_the_class_does_not_make_is_refused():
     model = bridge("llama")
     model.original_model.register_parameter("adapter", torch.nn.Parameter(torch.ones(2)))
-    with pytest.raises(ValueError, match=r"Expected every parameter to be one that LlamaForCausalLM makes .* got adapter"):
+    with pytest.raises(
+        ValueError, match=r"Expected every parameter to be one that LlamaForCausalLM makes .* got adapter"
+    ):
         random_init(model)
 
 
@@ -219,7 +225,9 @@ def test_a_copy_that_leads_to_the_original_is_refused(world):
     model = build(world)
     mlp = getattr(model.blocks[0].mlp, "original_component", model.blocks[0].mlp)
     mlp.forward = _Wrapper(mlp)
-    with pytest.raises(ValueError, match="Expected a model whose copy computes with its own weights, got one whose .*mlp"):
+    with pytest.raises(
+        ValueError, match="Expected a model whose copy computes with its own weights, got one whose .*mlp"
+    ):
         copied(model)
 
 
@@ -254,7 +262,9 @@ def test_fresh_weights_that_are_the_models_own_are_warned_of():
     model = TransformerBridge.boot_transformers(
         "meta-llama/Llama-3.2-1B", hf_model=inner, tokenizer=tokenizer(), device="cpu", dtype=torch.float32
     )
-    with pytest.warns(SameWeightsWarning, match="^Expected fresh weights other than the model's, got 16 of 16 .*another seed"):
+    with pytest.warns(
+        SameWeightsWarning, match="^Expected fresh weights other than the model's, got 16 of 16 .*another seed"
+    ):
         random_init(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error", SameWeightsWarning)

@@ -33,7 +33,9 @@ def decoder_folder(model, tmp_path_factory):
 
 
 def edit(model, folder):
-    x, v = (torch.arange(1.0, n + 1, dtype=torch.float64) for n in tlb.weight_sites(model)["blocks.0.mlp.W_in"].layout.shape)
+    x, v = (
+        torch.arange(1.0, n + 1, dtype=torch.float64) for n in tlb.weight_sites(model)["blocks.0.mlp.W_in"].layout.shape
+    )
     path = tlb.rank_one_edit(model, "blocks.0.mlp.W_in", x, v).save(folder / "edit")
     return path, lambda: tlb.load_edit(model, path).updates
 
@@ -148,7 +150,11 @@ def test_a_damaged_training_checkpoint_is_refused(model, tmp_path, monkeypatch):
     for name in ("decoder.json", "decoder.safetensors"):
         (tmp_path / name).unlink()
     checkpoint = _trainer.latest_checkpoint(tmp_path)
-    assert sorted(path.name for path in checkpoint.iterdir()) == ["checkpoint.safetensors", "run.json", "trainer_state.json"]
+    assert sorted(path.name for path in checkpoint.iterdir()) == [
+        "checkpoint.safetensors",
+        "run.json",
+        "trainer_state.json",
+    ]
     for path in checkpoint.iterdir():
         whole = path.read_bytes()
         for damaged in [*damages(whole.rstrip(), 2, 0)][1:]:
@@ -190,7 +196,12 @@ def test_damaged_cases_are_refused_by_name(suffix, tmp_path):
     whole = rows[suffix].encode()
     path.write_bytes(whole)
     assert tlb.load_cases(path)[0].target == "w9"
-    for damaged in (whole[: len(whole) // 2], whole.replace(b"w5", b"\xff\xfe"), whole.replace(b"target", b"targe\x00"), b""):
+    for damaged in (
+        whole[: len(whole) // 2],
+        whole.replace(b"w5", b"\xff\xfe"),
+        whole.replace(b"target", b"targe\x00"),
+        b"",
+    ):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=f"cases{suffix}"):
             tlb.load_cases(path)

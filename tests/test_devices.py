@@ -28,7 +28,9 @@ def words(n, start=3):
 
 def compared(model, n=4):
     texts = [words(n, start) for start in range(3, 11)]
-    return tlb.dissimilarity.compare(model, model, texts, batching=2, measures=MEASURES, permutations=2, jackknife=2, **QUIET)
+    return tlb.dissimilarity.compare(
+        model, model, texts, batching=2, measures=MEASURES, permutations=2, jackknife=2, **QUIET
+    )
 
 
 # ---- two devices, simulated: what the package makes on the host never meets what the model has on its device
@@ -38,9 +40,17 @@ TASKS = {
     "factors": lambda model: [
         use(f)
         for f in captured(model, names_filter=[])[1].factors.values()
-        for use in (lambda f: f.norm(), lambda f: f.token_norms(), lambda f: f.svd(2), lambda f: f.rank(), lambda f: f.inner(f))
+        for use in (
+            lambda f: f.norm(),
+            lambda f: f.token_norms(),
+            lambda f: f.svd(2),
+            lambda f: f.rank(),
+            lambda f: f.inner(f),
+        )
     ],
-    "readout": lambda model: tlb.readout(model, torch.ones(3, model.cfg.d_model, dtype=model.W_U.dtype, device="cpu"), target=4),
+    "readout": lambda model: tlb.readout(
+        model, torch.ones(3, model.cfg.d_model, dtype=model.W_U.dtype, device="cpu"), target=4
+    ),
     "lens": lambda model: tlb.backward_lens(
         model, ["w5 w6 w7", "w8"], ["w9", "w10"], subject=["w6", "w8"], attention=True, control="random_init"
     ),
@@ -84,7 +94,9 @@ def test_the_simulation_notices():
         "capture": lambda model, n: captured(model, TOKENS[:, :n]),
         "text": lambda model, n: tlb.run_with_gradient_cache(model, words(n), tlb.target_loss(words(2))),
         "lens": lambda model, n: tlb.backward_lens(model, words(n), "w9", control="random_init"),
-        "readout": lambda model, n: tlb.readout(model, torch.ones(n, model.cfg.d_model, dtype=model.W_U.dtype), target=4),
+        "readout": lambda model, n: tlb.readout(
+            model, torch.ones(n, model.cfg.d_model, dtype=model.W_U.dtype), target=4
+        ),
         "sweep": lambda model, n: tlb.sweep(model, [words(n), words(n, 9)], ["w8", "w9"], **QUIET),
         "compare": compared,
         "overlap": lambda model, n: parameter_activation_overlap(model, TOKENS[:, :n], "W_out", 1, k=5, **QUIET),
@@ -135,7 +147,9 @@ def test_an_offloaded_model_is_refused(how, tmp_path):
         lambda model: tlb.dissimilarity.compare(model, plain, texts, **QUIET),
         lambda model: tlb.inversion.pool_preimage(model, texts, texts[0], ("resid_mid", 1), -1, **QUIET),
     ):
-        with pytest.raises(ValueError, match="Expected a model whose parameters are in memory, got '.*' on the meta device"):
+        with pytest.raises(
+            ValueError, match="Expected a model whose parameters are in memory, got '.*' on the meta device"
+        ):
             run(model)
 
 
@@ -181,7 +195,13 @@ def test_under_autocast(world):
         assert factors[name].inputs.dtype == factors[name].deltas.dtype
         assert error(factors[name].gradient("parameter"), gradient) < 0.01
         assert error(factors[name].gradient(), true[name].gradient()) < 0.1
-        for use in (lambda f: f.norm(), lambda f: f.token_norms(), lambda f: f.svd(2), lambda f: f.inner(f), lambda f: f.rank()):
+        for use in (
+            lambda f: f.norm(),
+            lambda f: f.token_norms(),
+            lambda f: f.svd(2),
+            lambda f: f.inner(f),
+            lambda f: f.rank(),
+        ):
             use(factors[name])
     plain = tlb.backward_lens(model, "w5 w6", "w7")
     assert float(read.loss) == pytest.approx(float(plain.loss), rel=0.05)
@@ -280,7 +300,12 @@ def test_capture_readout_and_dissimilarity_on_a_gpu_give_the_cpus_numbers(world)
 def test_a_decoder_trained_in_fp16_on_a_gpu():
     from inversion.small import options, trained
 
-    half = trained(WORLDS[0], budget=16 * 12, model=build(WORLDS[0], dtype=torch.float32).to("cuda"), options=options(mixed_precision="fp16"))
+    half = trained(
+        WORLDS[0],
+        budget=16 * 12,
+        model=build(WORLDS[0], dtype=torch.float32).to("cuda"),
+        options=options(mixed_precision="fp16"),
+    )
     full = trained(WORLDS[0], budget=16 * 12, model=build(WORLDS[0], dtype=torch.float32).to("cuda"))
     assert half.network.mean.dtype == torch.float32
     assert half.description["final_loss"] == pytest.approx(full.description["final_loss"], rel=0.1)

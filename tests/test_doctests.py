@@ -17,7 +17,10 @@ FUNCTIONS = {
     if inspect.isfunction(getattr(module, name))
 }
 # Shown by the notebooks, whose runs are longer than an example should be.
-WITHOUT = {f"tl_backward.inversion.{name}" for name in ("train", "collect", "compare_with_exact", "read_preimage", "task_of", "task_of_texts")}
+WITHOUT = {
+    f"tl_backward.inversion.{name}"
+    for name in ("train", "collect", "compare_with_exact", "read_preimage", "task_of", "task_of_texts")
+}
 
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - WITHOUT))

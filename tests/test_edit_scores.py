@@ -45,7 +45,13 @@ def by_hand(model, prompt, answer):
 def test_probabilities_are_those_of_each_prompt_alone(world):
     model = build(world)
     said = model.tokenizer.decode([int(model(model.to_tokens("w5 w6"), return_type="logits")[0, -1].argmax())])
-    asked = [("w5 w6 w7", "w9 w3"), ("w5", "w10"), ("w5 w6 w7", "w10"), ("w6 w8 w9 w10 w11", "w3 w4 w5"), ("w5 w6", said)]
+    asked = [
+        ("w5 w6 w7", "w9 w3"),
+        ("w5", "w10"),
+        ("w5 w6 w7", "w10"),
+        ("w6 w8 w9 w10 w11", "w3 w4 w5"),
+        ("w5 w6", said),
+    ]
     found, right = probabilities(model, encode(model, asked))
     for (prompt, answer), p, hit in zip(asked, found, right, strict=True):
         expected = by_hand(model, prompt, answer)
@@ -59,7 +65,10 @@ def test_every_score_is_its_formula(world):
     model = build(world)
     edit = shift_edit(model, CASE.prompt, CASE.target, 1, 4.0)
     with edit:
-        new = {prompt: by_hand(model, prompt, CASE.target) for prompt in (CASE.prompt, *CASE.paraphrases, "w5 w8", "w11 w12 w13")}
+        new = {
+            prompt: by_hand(model, prompt, CASE.target)
+            for prompt in (CASE.prompt, *CASE.paraphrases, "w5 w8", "w11 w12 w13")
+        }
         old = {prompt: by_hand(model, prompt, CASE.answer) for prompt in (CASE.prompt, *CASE.paraphrases)}
         near = {prompt: by_hand(model, prompt, answer) for prompt, answer in CASE.neighbours}
         others = [by_hand(model, *pair)[1] for pair in CASE.relations]
@@ -163,14 +172,19 @@ def test_the_layer_is_chosen_on_edits_apart(world):
     model = build(world)
     validation = [
         CASE,
-        EditCase("w11 w12", "w13", "w14", paraphrases=("w12 w11",), neighbours=(("w4 w4", "w14"),), relations=(("w3", "w4"),)),
+        EditCase(
+            "w11 w12", "w13", "w14", paraphrases=("w12 w11",), neighbours=(("w4 w4", "w14"),), relations=(("w3", "w4"),)
+        ),
     ]
     scales = (0.5, 3.0, 6.0)
     grid = find_layer(model, "w20 w21", "w22", validation=validation, scales=scales, show_progress=False)
     assert grid.scores.shape == (len(METRICS), 2, 3) and grid.layers == (0, 1) and grid.scales == scales
     for i, layer in enumerate(grid.layers):
         for j, scale in enumerate(scales):
-            each = [evaluate_edit(model, shift_edit(model, c.prompt, c.target, layer, scale), c, n_tokens=0) for c in validation]
+            each = [
+                evaluate_edit(model, shift_edit(model, c.prompt, c.target, layer, scale), c, n_tokens=0)
+                for c in validation
+            ]
             for name in ("efficacy", "paraphrase_magnitude", "neighbourhood", "relations"):
                 values = [value for value in (getattr(one, name) for one in each) if not math.isnan(value)]
                 cell = grid.scores[grid.metrics.index(name), i, j]
@@ -181,7 +195,9 @@ def test_the_layer_is_chosen_on_edits_apart(world):
     i, j = grid.layers.index(layer), scales.index(scale)
     assert grid.objective[i, j] >= grid.objective.max() - 1e-12
     assert grid.before == pytest.approx(by_hand(model, "w20 w21", "w22")[0], rel=1e-5)
-    assert len(grid.to_frame()) == 6 and "<table" in grid._repr_html_() and f"layer {layer}, scale {scale:g}" in repr(grid)
+    assert (
+        len(grid.to_frame()) == 6 and "<table" in grid._repr_html_() and f"layer {layer}, scale {scale:g}" in repr(grid)
+    )
     with pytest.raises(ValueError, match="apart from this one, got its prompt in case 0"):
         find_layer(model, "w6 w5", "w22", validation=validation)
     with pytest.raises(ValueError, match="at least one validation edit and one scale"):
@@ -213,7 +229,9 @@ def test_the_facts_cases_share_no_person_and_are_true():
     world = facts.world()
     for case in (*validation, *test):
         person = world.person(case.subject)
-        assert case.answer == f" {person.city}" and case.target[1:] in facts.answers("city") and person.name not in shown
+        assert (
+            case.answer == f" {person.city}" and case.target[1:] in facts.answers("city") and person.name not in shown
+        )
         assert len(case.paraphrases) == 5 and case.prompt not in case.paraphrases
         for prompt, answer in case.neighbours:
             assert answer == case.answer and person.name not in prompt
@@ -239,7 +257,12 @@ def test_the_shipped_model_can_be_edited():
     frame = found.to_frame(n_boot=10).set_index(["method", "metric"])["mean"]
     before, shift = frame["no edit"], frame["forward-pass shift"]
     assert before["efficacy"] == 0 and before["neighbourhood"] == 1 and before["relations"] == 1
-    assert shift["efficacy"] > 0.8 and shift["paraphrase"] > 0.8 and shift["neighbourhood"] > 0.7 and shift["relations"] > 0.9
+    assert (
+        shift["efficacy"] > 0.8
+        and shift["paraphrase"] > 0.8
+        and shift["neighbourhood"] > 0.7
+        and shift["relations"] > 0.9
+    )
     assert shift["portability"] < 0.3  # the country does not follow the city
 
 
@@ -253,7 +276,10 @@ def test_stories_can_be_edited(kind):
     before = [parameter.detach().clone() for parameter in model.parameters()]
     none = evaluate_edit(model, None, case, n_tokens=20)
     best = max(
-        (evaluate_edit(model, shift_edit(model, prompt, " cat", 3, scale), case, n_tokens=20) for scale in (5.0, 20.0, 80.0)),
+        (
+            evaluate_edit(model, shift_edit(model, prompt, " cat", 3, scale), case, n_tokens=20)
+            for scale in (5.0, 20.0, 80.0)
+        ),
         key=lambda scores: scores.efficacy_magnitude,
     )
     assert none.efficacy == 0 and best.efficacy == 1 and best.efficacy_magnitude > none.efficacy_magnitude

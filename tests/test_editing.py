@@ -165,7 +165,9 @@ def test_a_tied_weight_is_refused():
 
 @needs_hooked
 def test_a_layer_without_one_matrix_that_writes():
-    with pytest.raises(ValueError, match=r"^Expected one matrix that each block writes with, got blocks.0.mlp with 3 \(exp"):
+    with pytest.raises(
+        ValueError, match=r"^Expected one matrix that each block writes with, got blocks.0.mlp with 3 \(exp"
+    ):
         shift_edit(hooked("moe"), PROMPT, TARGET, 0)
 
 

@@ -79,7 +79,9 @@ def test_a_weight_that_is_made_anew_is_refused_before_anything_is_written(world,
         "rank one": lambda: rank_one_edit(model, NAME, update.x[0], update.v[0]),
         "apply": loose.apply,
         "load": lambda: load_edit(model, path),
-        "compare": lambda: compare_edits(model, CASES, {"shift": shift_method(1, 2.0)}, n_tokens=0, show_progress=False),
+        "compare": lambda: compare_edits(
+            model, CASES, {"shift": shift_method(1, 2.0)}, n_tokens=0, show_progress=False
+        ),
         "find": lambda: find_layer(model, PROMPT, TARGET, validation=CASES, layers=[1], show_progress=False),
     }
     for attempt in attempts.values():
@@ -136,7 +138,9 @@ def test_the_share_that_was_written(world, dtype):
         edit.apply()
         assert "written" not in repr(edit)
     else:
-        with pytest.warns(LostUpdateWarning, match=rf"^Expected an update that .* {dtype} numbers took 0\.\d\d; load ") as said:
+        with pytest.warns(
+            LostUpdateWarning, match=rf"^Expected an update that .* {dtype} numbers took 0\.\d\d; load "
+        ) as said:
             edit.apply()
         assert len(said) == 1 and said[0].filename == __file__
         assert f"{edit.written[NAME]:.2f} written" in repr(edit)

@@ -29,7 +29,9 @@ def loss_of(shape, example=None):
 
     def loss(logits, tokens):
         own = logits[:batch, :pos]
-        weights = torch.randn(LONG[0], LONG[1], own.shape[-1], generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        weights = torch.randn(
+            LONG[0], LONG[1], own.shape[-1], generator=torch.Generator().manual_seed(2), dtype=torch.float64
+        )
         each = (own * weights[:batch, :pos]).sum((1, 2)) + 0.1 * own.square().sum((1, 2))
         return each.sum() if example is None else each[example]
 

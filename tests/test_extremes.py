@@ -90,7 +90,10 @@ def test_columns_and_functions(monkeypatch):
     vectors, matrix = torch.randn(11, 1, generator=generator), torch.randn(1, 2500, generator=generator)
     columns = torch.randperm(2500, generator=generator)[:1700].sort().values
     check(vectors, matrix, 6, columns=columns)
-    for product in (lambda rows: rows @ matrix, lambda rows: (matrix.T @ rows.T).T):  # the latter is no contiguous tensor
+    for product in (
+        lambda rows: rows @ matrix,
+        lambda rows: (matrix.T @ rows.T).T,
+    ):  # the latter is no contiguous tensor
         found = extremes(vectors, product, 6, wanted=torch.full((11, 1), 3))
         expected = check(vectors, matrix, 6, torch.full((11, 1), 3))
         assert torch.equal(found.top[1], expected.top[1]) and torch.equal(found.ranks, expected.ranks)

@@ -116,7 +116,14 @@ def test_no_tokens():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from(KINDS), st.integers(1, 3), st.integers(1, 6), st.integers(1, 5), st.integers(1, 6), st.integers(0, 99))
+@given(
+    st.sampled_from(KINDS),
+    st.integers(1, 3),
+    st.integers(1, 6),
+    st.integers(1, 5),
+    st.integers(1, 6),
+    st.integers(0, 99),
+)
 def test_inner_is_a_scalar_product(kind, batch, pos, d_in, d_out, seed):
     shape = dict(batch=batch, pos=pos, d_in=d_in, d_out=d_out)
     f, g = make(kind, **shape, seed=seed), make(kind, **shape, seed=seed + 1)
@@ -157,7 +164,9 @@ def test_numbers_of_low_precision(kind, dtype, size):
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r"Expected two gradients of the same weight, got matrices \[7, 4\] and \[6, 4\]"):
+    with pytest.raises(
+        ValueError, match=r"Expected two gradients of the same weight, got matrices \[7, 4\] and \[6, 4\]"
+    ):
         make().inner(make(d_in=6))
     with pytest.raises(IndexError, match="Expected an index over"):
         make()[0, 1, 2]

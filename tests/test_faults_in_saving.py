@@ -137,7 +137,9 @@ def test_faults_in_saving_a_checkpoint_leave_the_last_one(error, model, tmp_path
 
 def test_faults_in_rendering_leave_no_trace(model, tmp_path, monkeypatch):
     """In every section of a report, and in the tables of results."""
-    lens = tlb.backward_lens(model, "w5 w6 w7", "w9", control="random_init", names_filter=tlb.render.pattern_names(model))
+    lens = tlb.backward_lens(
+        model, "w5 w6 w7", "w9", control="random_init", names_filter=tlb.render.pattern_names(model)
+    )
     tlb.render.lens_report(lens, model)
     before, section, count = state(model), page.Page.section, 0
     n_sections = len(tlb.render.lens_report(lens, model)._sections)

@@ -121,7 +121,9 @@ def test_together_with_the_users_own_hooks(world):
         tlb.extend(model)
         if order == "after":
             model.add_hook(name, lambda x, hook: x * 3)
-        with model.hooks(fwd_hooks=[("blocks.0.mlp.hook_W_out_in", lambda x, hook, seen=seen: seen.append(x.detach()))]):
+        with model.hooks(
+            fwd_hooks=[("blocks.0.mlp.hook_W_out_in", lambda x, hook, seen=seen: seen.append(x.detach()))]
+        ):
             cache = gradients(model)
         assert torch.equal(seen[0], cache.factors["W_out", 0].inputs)
 

@@ -107,7 +107,10 @@ def test_each_example_of_each_side_has_its_own_gradient(name):
     model, ids, said = build(name), tokens(7), tokens(4, first=12)
     loss = tlb.target_loss([[20, 21], [22]], reduction="sum")
     _, cache = tlb.run_with_gradient_cache(model, ids, loss, weights=EVERY, names_filter=[], decoder_input_ids=said)
-    assert cache.tokens[0].tolist() == [*said[0].tolist(), 20] and cache.mask.tolist() == [[True] * 5, [True] * 4 + [False]]
+    assert cache.tokens[0].tolist() == [*said[0].tolist(), 20] and cache.mask.tolist() == [
+        [True] * 5,
+        [True] * 4 + [False],
+    ]
     sites = tlb.weight_sites(model)
     limit = rounds(name)
 
@@ -136,7 +139,10 @@ def test_each_example_of_each_side_has_its_own_gradient(name):
     for example in (0, 1):
         own = {name: cache.factors[name].per_example()[example].gradient("parameter") for name in apart}
         assert_exact(sites, own, truth[example], limit)
-    assert cache.factors[next(n for n in sites if "encoder_blocks.0" in n and n.endswith("W_V"))].deltas.shape[:2] == (2, 7)
+    assert cache.factors[next(n for n in sites if "encoder_blocks.0" in n and n.endswith("W_V"))].deltas.shape[:2] == (
+        2,
+        7,
+    )
     reads = next(n for n in sites if n.startswith("decoder_blocks.0") and n.endswith("cross_attn.W_V"))
     assert cache.factors[reads].deltas.shape[:2] == (2, 7), "the decoder reads the encoder there"
     assert cache.factors["unembed.W_U"].deltas.shape[:2] == (2, 5)
@@ -166,7 +172,9 @@ def test_what_the_decoder_reads_is_what_losses_are_given():
 def test_prompts_as_text_are_padded_and_masked():
     model = build("BartForConditionalGeneration")
     prompts = ["w5 w6 w7 w8 w9", "w10 w11"]
-    loss, cache = tlb.run_with_gradient_cache(model, prompts, tlb.target_loss([" w20", " w21"], reduction="sum"), names_filter=[])
+    loss, cache = tlb.run_with_gradient_cache(
+        model, prompts, tlb.target_loss([" w20", " w21"], reduction="sum"), names_filter=[]
+    )
     alone = [tlb.run_with_gradient_cache(model, p, tlb.target_loss(t), names_filter=[])[0]
              for p, t in zip(prompts, [" w20", " w21"], strict=True)]  # fmt: skip
     assert abs(float(loss - sum(alone))) < 1e-9
@@ -236,7 +244,9 @@ def test_an_output_that_is_no_tensor_gives_its_first():
     first = torch.zeros(2, 3)
     assert main_output(Wav2Vec2BaseModelOutput(last_hidden_state=first, extract_features=first + 1)) is first
     assert main_output((None, first)) is first
-    with pytest.raises(TypeError, match=re.escape("Expected a model that returns a tensor, got dict; wrap it so that it does.")):
+    with pytest.raises(
+        TypeError, match=re.escape("Expected a model that returns a tensor, got dict; wrap it so that it does.")
+    ):
         main_output({})
 
 
@@ -262,7 +272,10 @@ def test_images_beside_text():
     account = plain.account().set_index("parameter")["reason"]
     assert (account[account.index.str.contains("vision_encoder")] == "did not run in this pass").all()
     matrix = next(name for name in tower if sites[name].kind == "matrix")
-    with pytest.raises(ValueError, match=re.escape(f"Expected a weight that can be captured, got {matrix!r}: did not run in this pass.")):
+    with pytest.raises(
+        ValueError,
+        match=re.escape(f"Expected a weight that can be captured, got {matrix!r}: did not run in this pass."),
+    ):
         tlb.run_with_gradient_cache(model, tokens(6), loss, weights=matrix)
 
 
@@ -271,7 +284,12 @@ def test_a_longer_target_goes_on_with_what_each_token_has():
     model, ids = build("GPT2LMHeadModel"), tokens(5)
     places = torch.arange(5)[None] + 2
     loss, cache = tlb.run_with_gradient_cache(
-        model, ids, tlb.target_loss([[4, 5, 6], [7]], reduction="sum"), names_filter=[], weights="W_pos", position_ids=places
+        model,
+        ids,
+        tlb.target_loss([[4, 5, 6], [7]], reduction="sum"),
+        names_filter=[],
+        weights="W_pos",
+        position_ids=places,
     )
     (factors,) = cache.factors.values()
     assert factors.inputs[0].tolist() == [2, 3, 4, 5, 6, 7, 8] and factors.inputs[1, :5].tolist() == [2, 3, 4, 5, 6]
@@ -322,7 +340,9 @@ def test_a_sweep_of_an_encoder_decoder_is_its_captures(name):
         collect=["norm", "gradient_norm", "share", "target_rank"], batch_size=2, control=None, show_progress=False,
     )  # fmt: skip
     for row, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
-        loss, cache = tlb.run_with_gradient_cache(model, prompt, tlb.target_loss(target), weights=list(found.weights), names_filter=[])
+        loss, cache = tlb.run_with_gradient_cache(
+            model, prompt, tlb.target_loss(target), weights=list(found.weights), names_filter=[]
+        )
         assert abs(float(found.loss[row] - loss)) < 1e-9
         for column, name in enumerate(found.weights):
             factors = cache.factors[name]
@@ -330,7 +350,10 @@ def test_a_sweep_of_an_encoder_decoder_is_its_captures(name):
             of_prompt = "cross" in name or name.startswith("encoder")
             rank = found.values["target_rank"][row, column]
             assert bool(rank.isnan()) == of_prompt, "the head reads the decoder's stream alone"
-            norms, (first, subject, last, other, said) = factors.deltas[0].norm(dim=-1), found.values["norm"][row, column]
+            norms, (first, subject, last, other, said) = (
+                factors.deltas[0].norm(dim=-1),
+                found.values["norm"][row, column],
+            )
             if of_prompt:
                 length = len(cache.prompt_tokens[0])
                 assert said.isnan() and abs(float(last - norms[-1])) < 1e-9 and len(norms) == length
@@ -364,7 +387,12 @@ def test_a_sweep_with_images_takes_each_prompts_own():
     found = sweep(model, prompts, ["w20", "w21 w22", "w23"], weights=["W_out", "W_in"], pixel_values=images, **options)
     for row, (prompt, target) in enumerate(zip(prompts, ["w20", "w21 w22", "w23"], strict=True)):
         _, cache = tlb.run_with_gradient_cache(
-            model, prompt, tlb.target_loss(target), weights=list(found.weights), names_filter=[], pixel_values=images[row : row + 1]
+            model,
+            prompt,
+            tlb.target_loss(target),
+            weights=list(found.weights),
+            names_filter=[],
+            pixel_values=images[row : row + 1],
         )
         for column, name in enumerate(found.weights):
             assert abs(float(found.values["gradient_norm"][row, column] - cache.factors[name].norm())) < 1e-9
@@ -374,7 +402,10 @@ def test_a_sweep_with_images_takes_each_prompts_own():
 
 def test_a_checkpoint_knows_the_images(tmp_path):
     model, path = build("LlavaForConditionalGeneration"), tmp_path / "sweep.safetensors"
-    prompts, options = ["w10 w5 w5 w5 w5 w6"], dict(collect=["gradient_norm"], control=None, show_progress=False, checkpoint=path)
+    prompts, options = (
+        ["w10 w5 w5 w5 w5 w6"],
+        dict(collect=["gradient_norm"], control=None, show_progress=False, checkpoint=path),
+    )
     first = sweep(model, prompts, ["w20"], pixel_values=noise(1, 3, 8, 8), **options)
     again = sweep(model, prompts, ["w20"], pixel_values=noise(1, 3, 8, 8), **options)
     assert torch.equal(first.values["gradient_norm"], again.values["gradient_norm"])
@@ -391,7 +422,9 @@ def test_a_sweep_of_experts_is_by_token():
         collect=["norm", "gradient_norm", "share"], batch_size=3, control=None, show_progress=False,
     )  # fmt: skip
     for row, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
-        _, cache = tlb.run_with_gradient_cache(model, prompt, tlb.target_loss(target), weights=list(found.weights), names_filter=[])
+        _, cache = tlb.run_with_gradient_cache(
+            model, prompt, tlb.target_loss(target), weights=list(found.weights), names_filter=[]
+        )
         for column, name in enumerate(found.weights):
             factors, values = cache.factors[name], {k: v[row, column] for k, v in found.values.items()}
             dense = factors.gradient()
@@ -519,11 +552,19 @@ def test_a_sweep_says_what_it_cannot_batch(inputs, error, sentence):
 def test_editing_says_that_logits_are_the_decoders():
     model = build("BartForConditionalGeneration")
     edit = tlb.gradient_edit(model, "w5 w6", "w20", weights="decoder_blocks.W_out")
-    with pytest.raises(ValueError, match="Expected a model whose logits belong to the prompt's tokens, got an encoder-decoder"):
+    with pytest.raises(
+        ValueError, match="Expected a model whose logits belong to the prompt's tokens, got an encoder-decoder"
+    ):
         tlb.editing.edit_effect(model, edit, "w5 w6")
-    with pytest.raises(ValueError, match=re.escape("got 'W_out', which this model has not: its blocks write with decoder_blocks.W_out;")):
+    with pytest.raises(
+        ValueError,
+        match=re.escape("got 'W_out', which this model has not: its blocks write with decoder_blocks.W_out;"),
+    ):
         tlb.gradient_edit(model, "w5 w6", "w20", weights="W_out")
-    assert sorted(tlb.gradient_edit(model, "w5 w6", "w20").updates) == ["decoder_blocks.0.mlp.W_out", "decoder_blocks.1.mlp.W_out"]
+    assert sorted(tlb.gradient_edit(model, "w5 w6", "w20").updates) == [
+        "decoder_blocks.0.mlp.W_out",
+        "decoder_blocks.1.mlp.W_out",
+    ]
 
 
 # --- TransformerLens 3's own other models ------------------------------------------------------------------------------

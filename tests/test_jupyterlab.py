@@ -18,7 +18,9 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.jupyterlab,
     pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="needs chromium and chromedriver on the PATH"),
-    pytest.mark.skipif(find_spec("jupyterlab") is None or find_spec("selenium") is None, reason="needs JupyterLab and selenium"),
+    pytest.mark.skipif(
+        find_spec("jupyterlab") is None or find_spec("selenium") is None, reason="needs JupyterLab and selenium"
+    ),
 ]
 DRAWN = {  # selector -> how many a notebook must show, once it has run
     "0_quick_start": {"[data-tlb][id^='tlb-']": 1, ".jp-RenderedHTMLCommon table": 3},
@@ -47,9 +49,18 @@ def lab(tmp_path_factory):
         **os.environ, "PYTHONPATH": str(ROOT), "JUPYTER_CONFIG_DIR": str(folder / ".jupyter"),
         "JUPYTERLAB_SETTINGS_DIR": str(folder / ".settings"),
     }  # fmt: skip
-    options = ["--no-browser", "--allow-root", f"--port={port}", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
+    options = [
+        "--no-browser",
+        "--allow-root",
+        f"--port={port}",
+        f"--IdentityProvider.token={token}",
+        f"--ServerApp.root_dir={folder}",
+    ]
     server = subprocess.Popen(
-        [sys.executable, "-m", "jupyterlab", *options], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "jupyterlab", *options],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         wait_for(lambda: answers(port), 120, "JupyterLab to answer")
@@ -82,7 +93,11 @@ def browser(tmp_path):
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     flags = "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-background-networking --window-size=1300,4000"
-    for flag in [*flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]:
+    for flag in [
+        *flags.split(),
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    ]:
         options.add_argument(flag)
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
     try:

@@ -13,6 +13,7 @@ import tl_backward as tlb
 def latent():
     """A DeepSeek-V3 whose values have 10 numbers and whose heads elsewhere have 6 + 4."""
     row = ROWS["DeepseekV3ForCausalLM"]
+
     def config(cls):
         made = row.config(cls)
         made.v_head_dim = 10

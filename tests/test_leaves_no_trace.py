@@ -162,7 +162,9 @@ def test_missing_tokenizer(world):
 
 
 def test_not_a_transformerlens_model():
-    with pytest.raises(TypeError, match="got Linear; wrap a Hugging Face model with TransformerBridge.boot_transformers"):
+    with pytest.raises(
+        TypeError, match="got Linear; wrap a Hugging Face model with TransformerBridge.boot_transformers"
+    ):
         run(nn.Linear(2, 2), TOKENS)
     with pytest.raises(TypeError, match="Expected a TransformerLens model"):
         tlb.weight_sites(bridge().original_model)
@@ -244,7 +246,14 @@ for tokens, options in [
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root, check=True)
     lines = done.stdout.splitlines()
     assert len(lines) == 10 and all(line.startswith("Expected") for line in lines), done.stdout
-    for sentence in ("use target_loss('w7')", "got 'torch'", "got 'rank' of 'shift'", "got NoneType", "got '3'", "pairs"):
+    for sentence in (
+        "use target_loss('w7')",
+        "got 'torch'",
+        "got 'rank' of 'shift'",
+        "got NoneType",
+        "got '3'",
+        "pairs",
+    ):
         assert any(sentence in line for line in lines[:6]), (sentence, lines)
     lines = lines[6:]
     assert "got torch.float32 of shape [1, 2]" in lines[0] and "[2, 7], got [2, 3]" in lines[1]
@@ -269,10 +278,15 @@ def test_both_worlds_were_tested():
 
 
 DATA_SET_TOOLS = {
-    "sweep": lambda model: tlb.sweep(model, ["w5 w6", "w7"], ["w8", "w9"], n_draws=1, batch_size=1, show_progress=False),
+    "sweep": lambda model: tlb.sweep(
+        model, ["w5 w6", "w7"], ["w8", "w9"], n_draws=1, batch_size=1, show_progress=False
+    ),
     "similarity": lambda model: tlb.gradient_similarity(model, ["w5 w6", "w7 w8"], batch_size=1, show_progress=False),
     "evaluate": lambda model: tlb.evaluate_edit(
-        model, tlb.shift_edit(model, "w5 w6", "w9", 1, 3.0), tlb.EditCase("w5 w6", "w9", paraphrases=("w6",)), n_tokens=3
+        model,
+        tlb.shift_edit(model, "w5 w6", "w9", 1, 3.0),
+        tlb.EditCase("w5 w6", "w9", paraphrases=("w6",)),
+        n_tokens=3,
     ),
     "compare": lambda model: tlb.compare_edits(
         model, [tlb.EditCase("w5 w6", "w9")], tlb.editing.edit_methods(1, 3.0, 0.1), n_tokens=3, show_progress=False

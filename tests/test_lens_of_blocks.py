@@ -132,7 +132,9 @@ def test_experts_of_a_hooked_transformer():
         parameters = [list(expert.parameters()) for expert in mlp.experts]
         flat = [p for each in parameters for p in each]
         gradients = iter(torch.autograd.grad(loss, flat, allow_unused=True))
-        norms = [sum(float(g.norm()) ** 2 for g in [next(gradients) for _ in each] if g is not None) for each in parameters]
+        norms = [
+            sum(float(g.norm()) ** 2 for g in [next(gradients) for _ in each] if g is not None) for each in parameters
+        ]
         assert torch.allclose(lens.experts[layer].norm, torch.tensor(norms, dtype=torch.float64).sqrt())
         assert int(lens.experts[layer].n_tokens.sum()) == 2 * TOKENS.numel()
 

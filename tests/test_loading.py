@@ -91,7 +91,9 @@ def test_weights_of_another_shape_are_named(tmp_path):
     assert f"have in another shape {PARTS} [24, 90] instead of [24, 96];" in refused(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["transformer.h.2.mlp.c_fc.weight", "transformer.ln_f.gain", "transformer.h.1.attn.q_norm"])
+@pytest.mark.parametrize(
+    "name", ["transformer.h.2.mlp.c_fc.weight", "transformer.ln_f.gain", "transformer.h.1.attn.q_norm"]
+)
 def test_weights_that_a_part_of_the_model_has_not_are_named(tmp_path, name):
     saved(tmp_path)
     rewrite(tmp_path, lambda tensors: tensors.update({name: torch.zeros(24, 96)}))
@@ -111,9 +113,15 @@ def test_experts(tmp_path):
     further = expert.replace("layers.1", "layers.2")
     changes = [
         (lambda tensors: tensors.pop(expert), "joins, such as a layer's experts, do not fit"),
-        (lambda tensors: tensors.update({expert: tensors[expert][:-1].clone()}), "joins, such as a layer's experts, do not fit"),
+        (
+            lambda tensors: tensors.update({expert: tensors[expert][:-1].clone()}),
+            "joins, such as a layer's experts, do not fit",
+        ),
         (lambda tensors: tensors.update({further: tensors[expert].clone()}), "have unasked model.layers.2."),
-        (lambda tensors: [tensors.pop(name) for name in list(tensors) if "layers.1" in name and ".w2." in name], "lack model.layers.1."),
+        (
+            lambda tensors: [tensors.pop(name) for name in list(tensors) if "layers.1" in name and ".w2." in name],
+            "lack model.layers.1.",
+        ),
     ]
     for number, (change, sentence) in enumerate(changes):
         shutil.copytree(tmp_path / "whole", tmp_path / f"{number}")
@@ -128,7 +136,21 @@ def test_another_task_s_head_is_left_with_a_warning(capsys, tmp_path, kind):
     with pytest.warns(LoadingWarning, match="GPT2LMHeadModel has no use for score.weight in"):
         assert load_model(str(tmp_path), kind=kind).cfg.n_layers == 2
     capsys.readouterr()
-    main(["lens", "--model", str(tmp_path), "--kind", kind, "--prompt", "w4 w5", "--target", "w6", "--no-control", "--json"])
+    main(
+        [
+            "lens",
+            "--model",
+            str(tmp_path),
+            "--kind",
+            kind,
+            "--prompt",
+            "w4 w5",
+            "--target",
+            "w6",
+            "--no-control",
+            "--json",
+        ]
+    )
     assert "note: GPT2LMHeadModel has no use for score.weight" in capsys.readouterr().err
 
 
@@ -189,7 +211,9 @@ def test_sharded_folders(tmp_path, kind):
     shards[1].write_bytes(held)
     named = json.loads(whole)
     lost = {name for name, file in named["weight_map"].items() if file == shards[1].name}
-    index.write_text(json.dumps(named | {"weight_map": {n: f for n, f in named["weight_map"].items() if n not in lost}}))
+    index.write_text(
+        json.dumps(named | {"weight_map": {n: f for n, f in named["weight_map"].items() if n not in lost}})
+    )
     assert sorted(lost)[0] in refused(tmp_path, kind)
     index.write_text(whole.replace(shards[1].name, "another.safetensors"))
     assert "another.safetensors" in refused(tmp_path, kind)
@@ -367,7 +391,9 @@ def llava(folder):
 def test_loading_installs_nothing(tmp_path, processes, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     llava(tmp_path)
-    with pytest.warns(LoadingWarning, match="processor of .* did not load .*needs torchvision, install the one that fits"):
+    with pytest.warns(
+        LoadingWarning, match="processor of .* did not load .*needs torchvision, install the one that fits"
+    ):
         model = load_model(str(tmp_path))
     assert processes == [] and type(model.original_model).__name__ == "Gemma3ForConditionalGeneration"
     # What the guard keeps from happening: where it fails, TransformerLens no longer installs, and the guard can go.
@@ -380,7 +406,9 @@ def test_loading_installs_nothing(tmp_path, processes, monkeypatch):
     assert len(processes) == 1 and {"pip", "install", "torchvision"} <= set(processes[0])
 
 
-@pytest.mark.parametrize("command", [["uv", "pip", "install", "x"], ("python", "-m", "pip", "install", "x"), "pip install x"])
+@pytest.mark.parametrize(
+    "command", [["uv", "pip", "install", "x"], ("python", "-m", "pip", "install", "x"), "pip install x"]
+)
 def test_the_guard_refuses_installs_alone(processes, command):
     start = subprocess.Popen.__init__
     with no_installs() as refusals:
@@ -453,7 +481,10 @@ def test_codes_without_a_scale_are_no_weights(tmp_path, dtype, shard):
             tensors[PARTS] = (100 * tensors[PARTS]).to(dtype)
             save_file(tensors, path, metadata={"format": "pt"})
     said = refused(tmp_path)
-    assert f"got {PARTS} as {'U8' if dtype == torch.uint8 else 'I8' if dtype == torch.int8 else 'I32'} whole numbers" in said
+    assert (
+        f"got {PARTS} as {'U8' if dtype == torch.uint8 else 'I8' if dtype == torch.int8 else 'I32'} whole numbers"
+        in said
+    )
 
 
 def test_whole_numbers_that_are_no_weights_stay(tmp_path):

@@ -217,10 +217,18 @@ def test_no_mask_is_known():
 
 def test_padding_is_refused_where_it_changes_the_logits():
     """TransformerLens's OpenAI GPT takes a mask to be causal already."""
-    inner = OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=D_VOCAB, n_positions=16, n_embd=24, n_layer=2, n_head=4)).double().eval()
+    inner = (
+        OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=D_VOCAB, n_positions=16, n_embd=24, n_layer=2, n_head=4))
+        .double()
+        .eval()
+    )
     randomise(inner)
-    model = TransformerBridge.boot_transformers("t", hf_model=inner, tokenizer=word_tokenizer(), device="cpu", dtype=torch.float64)
-    with pytest.raises(ValueError, match="Expected a model that gives a padded text the logits of the text alone, got a OpenAIGPT"):
+    model = TransformerBridge.boot_transformers(
+        "t", hf_model=inner, tokenizer=word_tokenizer(), device="cpu", dtype=torch.float64
+    )
+    with pytest.raises(
+        ValueError, match="Expected a model that gives a padded text the logits of the text alone, got a OpenAIGPT"
+    ):
         tlb.run_with_gradient_cache(model, ["w5 w6 w7", "w8"], tlb.target_loss("w9"))
     loss, cache = tlb.run_with_gradient_cache(model, "w5 w6 w7", tlb.target_loss("w9"))
     ids = model.to_tokens("w5 w6 w7")

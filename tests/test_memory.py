@@ -78,7 +78,9 @@ def test_two_thousand_captures_in_one_process(world):
     memory, alive = watched_captures(model, 2000, checkpoints=(50, 500, 1000, 2000))
     after = counts(model)
     growth = memory[2000] / memory[50] - 1
-    print(f"{world}: {memory[50] / 1e6:.1f} MB after 50 captures, {memory[2000] / 1e6:.1f} MB after 2,000 ({growth:+.2%})")
+    print(
+        f"{world}: {memory[50] / 1e6:.1f} MB after 50 captures, {memory[2000] / 1e6:.1f} MB after 2,000 ({growth:+.2%})"
+    )
     assert growth < 0.05 and not alive
     for name in ("tensors", "graphs", "hooks"):
         assert after[name] <= before[name], (name, before, after)

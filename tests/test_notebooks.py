@@ -131,10 +131,16 @@ def test_runs_and_keeps_its_word(path, monkeypatch, tmp_path):
     shown = {cell.id for cell in notebook.cells if cell.get("outputs")}
     checks = "\n".join(f"assert {claim}, {claim!r}" for claim in CLAIMS[path.stem])
     notebook.cells.append(nbformat.v4.new_code_cell(checks))
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}})
+    client = NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    )
     client.execute()  # raises on any error
     for cell in notebook.cells[:-1]:
-        said = [output.text for output in cell.get("outputs", []) if output.output_type == "stream" and output.name == "stderr"]
+        said = [
+            output.text
+            for output in cell.get("outputs", [])
+            if output.output_type == "stream" and output.name == "stderr"
+        ]
         assert not said, f"{cell.id} warned: {said}"
         assert (cell.id in shown) == bool(kept(cell)), f"{cell.id}: the saved outputs are of another run"
 

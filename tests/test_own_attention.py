@@ -22,9 +22,13 @@ TOKENS = torch.tensor([[3, 9, 4, 7]])
 def boot(name, dtype=torch.float64, **options):
     cls = getattr(transformers, name)
     torch.manual_seed(0)
-    inner = cls(cls.config_class(**GROUPED, **options, attn_implementation="eager", architectures=[name])).to(dtype).eval()
+    inner = (
+        cls(cls.config_class(**GROUPED, **options, attn_implementation="eager", architectures=[name])).to(dtype).eval()
+    )
     randomise(inner)
-    return TransformerBridge.boot_transformers(f"tests/{name}", hf_model=inner, tokenizer=tokenizer(), device="cpu", dtype=dtype)
+    return TransformerBridge.boot_transformers(
+        f"tests/{name}", hf_model=inner, tokenizer=tokenizer(), device="cpu", dtype=dtype
+    )
 
 
 def said(model):

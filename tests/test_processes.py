@@ -194,7 +194,8 @@ if os.environ["RANK"] == "1":
     holder.{name} = dying
 """
 DIES = {
-    "a comparison": KILLED.format(module="tl_backward.dissimilarity.run", holder="module", name="read_points") + COMPARE,
+    "a comparison": KILLED.format(module="tl_backward.dissimilarity.run", holder="module", name="read_points")
+    + COMPARE,
     "training": KILLED.format(module="transformers", holder="module.Trainer", name="training_step") + TRAINING,
 }
 

@@ -98,14 +98,18 @@ def test_half_of_a_model(how):
     rows = cache.account().set_index("parameter")["reason"]
     assert sum(reason == WHY for reason in rows) == 6
     _, cache = tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss)
-    assert sorted(name.rsplit(".", 1)[1] for name in dict(cache.factors.items())) == sorted("W_Q W_K W_V W_O".split() * 2)
+    assert sorted(name.rsplit(".", 1)[1] for name in dict(cache.factors.items())) == sorted(
+        "W_Q W_K W_V W_O".split() * 2
+    )
     assert cache.left_out().startswith("captured ") and cache.left_out().endswith(f"because: {WHY}")
 
 
 @pytest.mark.parametrize("how", [pack, pack8])
 def test_a_whole_model(how):
     model = quantised(how, EVERY[how.__name__])
-    with pytest.raises(ValueError, match=rf"^Expected a model with a matrix whose gradient can be captured, got none \(.*{WHY}\)"):
+    with pytest.raises(
+        ValueError, match=rf"^Expected a model with a matrix whose gradient can be captured, got none \(.*{WHY}\)"
+    ):
         tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss)
     for weight in ("W_Q", *(["W_U"] if how is pack else []), "blocks.0.mlp.W_out"):
         with pytest.raises(ValueError, match=f"^Expected a weight that can be captured, got '{weight}': {WHY}"):

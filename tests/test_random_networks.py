@@ -27,8 +27,12 @@ def check_origins(net, sites, recorder, value, shape) -> None:
     graph = {site.name: [use.seen.use for use in recorder.uses[site.used]] for site in experts}
     rows = {name: [use.x_rows(use.x).flatten(0, -2) for use in uses] for name, uses in graph.items()}
     depends = {
-        name: [torch.autograd.grad(row.sum(), net.embedded, retain_graph=True)[0].abs().sum(-1) > 0
-               for x in each for row in x if row.requires_grad]
+        name: [
+            torch.autograd.grad(row.sum(), net.embedded, retain_graph=True)[0].abs().sum(-1) > 0
+            for x in each
+            for row in x
+            if row.requires_grad
+        ]
         for name, each in rows.items()
     }
     written = [each.written for used in recorder.uses.values() for each in used]
@@ -48,13 +52,23 @@ def check_origins(net, sites, recorder, value, shape) -> None:
 def check(seed: int) -> Counter:
     """One network: every parameter has an account, every gradient is autograd's, nothing is left behind."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (int(torch.randint(1, 4, (), generator=generator)), int(torch.randint(1, N_CTX + 1, (), generator=generator)))
+    shape = (
+        int(torch.randint(1, 4, (), generator=generator)),
+        int(torch.randint(1, N_CTX + 1, (), generator=generator)),
+    )
     tokens = torch.randint(V, shape, generator=generator)
     net = Network(seed)
     parameters = dict(net.named_parameters())
     wanted = {name: p.requires_grad for name, p in parameters.items()}
     values = {name: p.detach().clone() for name, p in parameters.items()}
-    sites = learn(parameters, named_weights(net, {}), lambda: net(tokens), (tuple(tokens.shape),), [*net.modules()], lambda _: None)
+    sites = learn(
+        parameters,
+        named_weights(net, {}),
+        lambda: net(tokens),
+        (tuple(tokens.shape),),
+        [*net.modules()],
+        lambda _: None,
+    )
     own = net(tokens)
     recorder = Recorder(net)
     for site in sites.values():
@@ -101,7 +115,9 @@ def test_two_hundred_networks():
     kinds = Counter()
     for seed in range(200):
         kinds += check(seed)
-    assert all(kinds[kind] > 10 for kind in ("matrix", "matrix function", "embedding", "bias", "norm", "parameter")), kinds
+    assert all(kinds[kind] > 10 for kind in ("matrix", "matrix function", "embedding", "bias", "norm", "parameter")), (
+        kinds
+    )
 
 
 @pytest.mark.long

@@ -49,7 +49,9 @@ def test_gradients_of_run_with_cache(world):
         for name, gradient in ours.items():
             if f"{name}_grad" not in theirs or (world == "bridge" and id(model.hook_dict[name]) in inputs):
                 continue
-            if gradient.numel() and theirs[f"{name}_grad"].shape == gradient.shape and "ln1" not in name:  # it runs for q, k and v apart
+            if (
+                gradient.numel() and theirs[f"{name}_grad"].shape == gradient.shape and "ln1" not in name
+            ):  # it runs for q, k and v apart
                 assert (theirs[f"{name}_grad"] - gradient).abs().max() <= tolerance * scale, name
                 compared.add(re.sub(r"blocks.[0-9]+.", "", name))
 
@@ -73,7 +75,9 @@ def test_backward_lens():
     @given(bridges().filter(lambda drawn: drawn.family == "gpt2" and not drawn.flags and plain(drawn)), WORDS)
     def agree(drawn, prompt):
         model = bridge("gpt2", torch.float32, **drawn.options)
-        theirs = analysis.BackwardLens(model).analyze(prompt, "w9", list(range(model.cfg.n_layers)), return_full_logits=True)
+        theirs = analysis.BackwardLens(model).analyze(
+            prompt, "w9", list(range(model.cfg.n_layers)), return_full_logits=True
+        )
         ours = tlb.backward_lens(model, prompt, "w9", k=5)
         assert ours.loss.item() == pytest.approx(theirs.loss, rel=1e-5)
         for layer in ours.layers:
@@ -92,7 +96,9 @@ def test_backward_lens():
                 spoken = ~read.is_zero  # a vector of zeros is marked here, and read as the norm's bias there
                 values = part.vocabulary_logits[spoken]
                 bias = model.b_U.detach() if hasattr(model, "b_U") else 0
-                torch.testing.assert_close(read.top_values[spoken], (values - bias).topk(5).values, rtol=1e-3, atol=1e-4)
+                torch.testing.assert_close(
+                    read.top_values[spoken], (values - bias).topk(5).values, rtol=1e-3, atol=1e-4
+                )
 
     agree()
 

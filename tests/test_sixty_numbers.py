@@ -160,7 +160,9 @@ def test_39_a_sweep_of_lengths(world):
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_40_an_example_twice(world, batch_size):
     texts = ["w5 w6 w7 w8", "w9 w4", "w5 w6 w7 w8", "w6 w6 w3 w11 w12", "w9 w4"]
-    found = tlb.gradient_similarity(build(world), texts, weights=["W_out", "W_Q"], batch_size=batch_size, show_progress=False)
+    found = tlb.gradient_similarity(
+        build(world), texts, weights=["W_out", "W_Q"], batch_size=batch_size, show_progress=False
+    )
     for one, other in ((0, 2), (1, 4)):
         torch.testing.assert_close(found.matrix[one], found.matrix[other], rtol=1e-11, atol=1e-14)
         assert found.names_a[one] == found.names_a[other]
@@ -235,7 +237,9 @@ def test_45_an_update_that_is_rounded_away(world):
         edit.apply()
     assert edit.written == {W_OUT: 0.0} and bool((site.parameter == 256).all())
     edit.revert()
-    with tlb.rank_one_edit(model, W_OUT, *(torch.ones(d, dtype=torch.bfloat16) for d in site.layout.shape), scale=2.0) as two:
+    with tlb.rank_one_edit(
+        model, W_OUT, *(torch.ones(d, dtype=torch.bfloat16) for d in site.layout.shape), scale=2.0
+    ) as two:
         assert two.written == {W_OUT: 1.0} and bool((site.parameter == 258).all())
 
 
@@ -257,7 +261,8 @@ def test_47_edits_on_top_of_each_other(world, dtype, tmp_path):
     site = tlb.weight_sites(model)[W_OUT]
     before = site.parameter.detach().clone()
     first, second = (
-        tlb.rank_one_edit(model, W_OUT, *(draw(d, seed=seed, dtype=dtype) for d in site.layout.shape)) for seed in (1, 2)
+        tlb.rank_one_edit(model, W_OUT, *(draw(d, seed=seed, dtype=dtype) for d in site.layout.shape))
+        for seed in (1, 2)
     )
     with first:
         between = site.parameter.detach().clone()
@@ -377,7 +382,9 @@ def test_53_neighbours_far_from_zero(dtype, seed):
     near = []
     for side in (x.tolist(), y.tolist()):
         square = [[sum((p - q) ** 2 for p, q in zip(one, two, strict=True)) for two in side] for one in side]
-        near.append([set(sorted((j for j in range(25) if j != i), key=lambda j: (square[i][j], j))[:4]) for i in range(25)])
+        near.append(
+            [set(sorted((j for j in range(25) if j != i), key=lambda j: (square[i][j], j))[:4]) for i in range(25)]
+        )
     shared = [len(a & b) for a, b in zip(*near, strict=True)]
     far = [(side + 2**23).to(dtype) for side in (x, y)]
     near = dict(abs=1e-12 if dtype == torch.float64 else 1e-7)  # values come in their inputs' dtype
@@ -432,7 +439,12 @@ def test_56_two_partitions():
 @pytest.mark.parametrize("power", [0, 600, -600])
 def test_57_a_rectangle_of_any_size(power):
     corners = torch.tensor([[0, 0], [3, 0], [3, 4], [0, 4], [3, 4]]).double()
-    expected = torch.tensor([[sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) ** 0.5 for b in corners.tolist()] for a in corners.tolist()])
+    expected = torch.tensor(
+        [
+            [sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) ** 0.5 for b in corners.tolist()]
+            for a in corners.tolist()
+        ]
+    )
     found = classical_mds(expected.double() * 2.0**power)
     between = (found.points[:, None] * 2.0**-power - found.points * 2.0**-power).norm(dim=-1)
     torch.testing.assert_close(between, expected.double(), rtol=1e-6, atol=1e-6)
@@ -450,7 +462,10 @@ def test_58_distances_of_any_size(size):
 def test_59_pairs_beyond_float16():
     left, right = torch.tensor([[60000.0], [-0.0], [-2.0]]).half(), torch.tensor([[60000.0], [0.0], [-60000.0]]).half()
     found = tlb.top_pairs(left, right, 9, show_progress=False)
-    table = sorted(((-float(a) * float(b), i, j) for i, a in enumerate(left) for j, b in enumerate(right)), key=lambda p: (p[0] + 0.0, *p[1:]))
+    table = sorted(
+        ((-float(a) * float(b), i, j) for i, a in enumerate(left) for j, b in enumerate(right)),
+        key=lambda p: (p[0] + 0.0, *p[1:]),
+    )
     assert found.values.tolist() == [-value for value, _, _ in table]
     assert list(zip(found.rows.tolist(), found.cols.tolist(), strict=True)) == [pair[1:] for pair in table]
 

@@ -100,7 +100,9 @@ def test_5_targets_of_several_lengths(world):
     model = build(world)
     prompts, targets = ["w4 w5 w6", "w7", "w8 w9"], ["w20", "w21 w22", "w23 w24 w25"]
     value, cache = tlb.run_with_gradient_cache(model, prompts, tlb.target_loss(targets), weights="W_out")
-    rows = [(model.to_tokens(p)[0].tolist(), [int(w[1:]) for w in t.split()]) for p, t in zip(prompts, targets, strict=True)]
+    rows = [
+        (model.to_tokens(p)[0].tolist(), [int(w[1:]) for w in t.split()]) for p, t in zip(prompts, targets, strict=True)
+    ]
     alone = [nats(model, *row).mean() for row in rows]
     torch.testing.assert_close(value, torch.stack(alone).mean().detach(), rtol=1e-12, atol=0)
     site = tlb.weight_sites(model)["blocks.1.mlp.W_out"]
@@ -122,7 +124,9 @@ def test_6_a_full_context(world):
 @every_world
 def test_7_after_a_bos_alone(world):
     model = build(world)
-    value, cache = tlb.run_with_gradient_cache(model, "<bos>", tlb.target_loss("w9"), weights="W_out", prepend_bos=False)
+    value, cache = tlb.run_with_gradient_cache(
+        model, "<bos>", tlb.target_loss("w9"), weights="W_out", prepend_bos=False
+    )
     assert cache.tokens.tolist() == [[0]]
     assert float(value) == pytest.approx(float(nats(model, [0], [9]).detach()), abs=1e-12)
 
@@ -159,7 +163,9 @@ def test_10_a_row_without_tokens(world, loss):
 
 
 def shortest(tokenizer, ids, subject):
-    holds = [(a, b) for a in range(len(ids)) for b in range(a + 1, len(ids) + 1) if subject in tokenizer.decode(ids[a:b])]
+    holds = [
+        (a, b) for a in range(len(ids)) for b in range(a + 1, len(ids) + 1) if subject in tokenizer.decode(ids[a:b])
+    ]
     return min(holds, key=lambda span: (span[1] - span[0], span))
 
 
@@ -173,9 +179,16 @@ def shortest(tokenizer, ids, subject):
         pytest.param("in São\nPaulo lives", "São Paulo", "São\nPaulo", id="13"),
         pytest.param("in São\u00a0Paulo lives", "São Paulo", "São\u00a0Paulo", id="14"),
         pytest.param("ประเทศไทยมีเมือง", "ไทย", None, id="15"),
-        pytest.param("in \u1112\u1161\u11ab\u1100\u116e\u11a8 lives", "\ud55c\uad6d", "\u1112\u1161\u11ab\u1100\u116e\u11a8", id="16"),
+        pytest.param(
+            "in \u1112\u1161\u11ab\u1100\u116e\u11a8 lives",
+            "\ud55c\uad6d",
+            "\u1112\u1161\u11ab\u1100\u116e\u11a8",
+            id="16",
+        ),
         pytest.param("Anna in Oslo lives", " Oslo ", "Oslo", id="17"),
-        pytest.param("the \U0001f1f8\U0001f1ea \U0001f1f3\U0001f1f4 \U0001f1e9\U0001f1f0", "\U0001f1f3\U0001f1f4", None, id="18"),
+        pytest.param(
+            "the \U0001f1f8\U0001f1ea \U0001f1f3\U0001f1f4 \U0001f1e9\U0001f1f0", "\U0001f1f3\U0001f1f4", None, id="18"
+        ),
     ],
 )
 def test_subjects(text, subject, written, how, name):
@@ -233,7 +246,9 @@ def test_24_numbers_of_numpy():
 
 
 def test_25_formulas_behind_spaces():
-    rows = csv.reader(io.StringIO(csv_text(["a"], [["\t=1"], ["\n+1"], ["\u00a0@x"], [float("inf")], [float("nan")], [-1e-300]])))
+    rows = csv.reader(
+        io.StringIO(csv_text(["a"], [["\t=1"], ["\n+1"], ["\u00a0@x"], [float("inf")], [float("nan")], [-1e-300]]))
+    )
     cells = [row[0] for row in rows][1:]
     assert not any(cell.strip()[0] in "=+-@" for cell in cells[:3]) and cells[3:] == ["inf", "nan", "-1e-300"]
 
@@ -256,7 +271,9 @@ def with_tokenizer(tokenizer, more=0):
 def test_27_bytes_of_two_kinds():
     gpt2, llama = ALL["byte-level"], ALL["sentencepiece, none"]
     found = token_map(with_tokenizer(gpt2), with_tokenizer(llama))
-    texts = [(gpt2.decode([a]), llama.decode([b])) for a, b in zip(found.ids_a.tolist(), found.ids_b.tolist(), strict=True)]
+    texts = [
+        (gpt2.decode([a]), llama.decode([b])) for a, b in zip(found.ids_a.tolist(), found.ids_b.tolist(), strict=True)
+    ]
     assert all(a == b for a, b in texts if "\ufffd" not in a + b)
     assert {" "} | {chr(code) for code in range(ord("a"), ord("z") + 1)} <= {a for a, _ in texts}
     assert len(set(found.ids_a.tolist())) == len(found.ids_a) and len(set(found.ids_b.tolist())) == len(found.ids_b)

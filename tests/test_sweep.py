@@ -53,7 +53,14 @@ def brute_force(model, prompt, target, subject, weight, answer=None, k=3):
 def test_every_figure_is_the_brute_force_one(world):
     model = build(world)
     found = sweep(
-        model, PROMPTS, TARGETS, subjects=SUBJECTS, collect=EVERYTHING, batch_size=2, k=3, control=None,
+        model,
+        PROMPTS,
+        TARGETS,
+        subjects=SUBJECTS,
+        collect=EVERYTHING,
+        batch_size=2,
+        k=3,
+        control=None,
         show_progress=False,
     )
     assert found.items.tolist() == list(range(5)) and found.weights == ("blocks.0.mlp.W_out", "blocks.1.mlp.W_out")
@@ -93,9 +100,7 @@ def test_shares_sum_to_one_and_the_frame_holds_the_means(world):
 def test_the_control_averages_over_draws_of_the_weights(world):
     """Prompt i sees draw i % n_draws, and keeps the trained model's answer."""
     model = build(world)
-    found = sweep(
-        model, PROMPTS, TARGETS, subjects=SUBJECTS, n_draws=2, seed=7, weights="W_out", show_progress=False
-    )
+    found = sweep(model, PROMPTS, TARGETS, subjects=SUBJECTS, n_draws=2, seed=7, weights="W_out", show_progress=False)
     assert found.control.draws.tolist() == [0, 1, 0, 1, 0] and torch.equal(found.control.answers, found.answers)
     for item in range(5):
         untrained = random_init(model, seed=7 + item % 2)
@@ -126,7 +131,9 @@ def test_batches_do_not_matter_and_parts_merge_into_one_run(world, tmp_path):
             assert set(one.values) == set(two.values)
             for name, values in two.values.items():
                 torch.testing.assert_close(one.values[name], values, rtol=1e-9, atol=1e-12, equal_nan=True)
-    with pytest.raises(ValueError, match="Expected sweeps over different prompts, got 3 of the same index .the first is 0"):
+    with pytest.raises(
+        ValueError, match="Expected sweeps over different prompts, got 3 of the same index .the first is 0"
+    ):
         merge(parts[0], parts[0])
     other = sweep(model, PROMPTS[3:], TARGETS[3:], start=3, show_progress=False)
     with pytest.raises(ValueError, match="same options"):
@@ -161,7 +168,9 @@ def test_what_is_not_finite_is_skipped_by_index(world, where):
             activation.register_hook(lambda grad: grad.masked_fill(rows[:, None, None], math.inf))
         return activation
 
-    handle = next(module for name, module in model.named_modules() if name == "embed").register_forward_pre_hook(remember)
+    handle = next(module for name, module in model.named_modules() if name == "embed").register_forward_pre_hook(
+        remember
+    )
     with model.hooks(fwd_hooks=[("blocks.1.hook_resid_post", poison)], bwd_hooks=[]):
         found = sweep(model, PROMPTS, TARGETS, control=None, show_progress=False)
     handle.remove()
@@ -234,7 +243,9 @@ def test_from_its_checkpoint_it_goes_on_to_the_same_numbers(world, error, tmp_pa
     same(sweep(model, PROMPTS, TARGETS, checkpoint=path, **options), whole)
     assert not calls
     for changes in ({"batch_size": 3}, {"seed": 1}, {"start": 1}, {"control": None}, {"weights": "W_in"}):
-        with pytest.raises(ValueError, match="Expected the checkpoint of this sweep in .*other prompts, options or model"):
+        with pytest.raises(
+            ValueError, match="Expected the checkpoint of this sweep in .*other prompts, options or model"
+        ):
             sweep(model, PROMPTS, TARGETS, checkpoint=path, **options | changes)
     with torch.no_grad():
         model.W_E[:, 0] += 1
@@ -379,7 +390,9 @@ def test_bootstrap_intervals():
     torch.testing.assert_close(found.mean, values.nanmean(0))
     assert found.n.tolist() == [400, 400, 300]
     assert float((found.high - found.low)[0] / (2 * half)) == pytest.approx(1, abs=0.06)
-    assert float((found.high - found.low)[2] / (found.high - found.low)[0]) == pytest.approx((400 / 300) ** 0.5, abs=0.12)
+    assert float((found.high - found.low)[2] / (found.high - found.low)[0]) == pytest.approx(
+        (400 / 300) ** 0.5, abs=0.12
+    )
     groups = torch.arange(400) % 4
     shifted = values[:, :1] + groups[:, None].double()  # what is random is mostly the group
     wide = bootstrap(shifted, groups=groups, n_boot=1000)

@@ -21,7 +21,10 @@ from tl_backward.token_ids import as_ids, is_id, one_id
 
 TORCH = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
 NUMPY = [np.uint8, np.int8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64]
-MAKERS = [*(lambda ids, dtype=dtype: torch.tensor(ids, dtype=dtype) for dtype in TORCH), *(lambda ids, dtype=dtype: np.array(ids, dtype) for dtype in NUMPY)]
+MAKERS = [
+    *(lambda ids, dtype=dtype: torch.tensor(ids, dtype=dtype) for dtype in TORCH),
+    *(lambda ids, dtype=dtype: np.array(ids, dtype) for dtype in NUMPY),
+]
 NAMES = [*map(str, TORCH), *(dtype.__name__ for dtype in NUMPY)]
 integers = pytest.mark.parametrize("make", MAKERS, ids=NAMES)
 ROWS = [[0, 4, 5, 6, 9], [0, 8, 9, 3, 3]]
@@ -41,7 +44,9 @@ def test_ids_are_the_same_numbers(make, ids):
     assert [one_id(each) for each in make(ids)] == ids and all(is_id(each) for each in make(ids))
 
 
-@pytest.mark.parametrize("wrong", [torch.tensor([1.0]), torch.tensor([True]), np.array([1.5]), np.array(["a"]), np.array([True])])
+@pytest.mark.parametrize(
+    "wrong", [torch.tensor([1.0]), torch.tensor([True]), np.array([1.5]), np.array(["a"]), np.array([True])]
+)
 def test_what_is_no_id_is_refused(wrong, model):
     with pytest.raises(TypeError, match="Expected integer token ids, got"):
         as_ids(wrong)
@@ -56,8 +61,12 @@ def test_what_is_no_one_id_is_refused(wrong):
 
 @integers
 def test_a_capture_and_its_embedding(make, model):
-    expected_loss, expected = tlb.run_with_gradient_cache(model, torch.tensor(ROWS), target_loss(9), weights=["W_E", "W_pos", "W_out"])
-    loss, cache = tlb.run_with_gradient_cache(model, make(ROWS), target_loss(make([9])), weights=["W_E", "W_pos", "W_out"])
+    expected_loss, expected = tlb.run_with_gradient_cache(
+        model, torch.tensor(ROWS), target_loss(9), weights=["W_E", "W_pos", "W_out"]
+    )
+    loss, cache = tlb.run_with_gradient_cache(
+        model, make(ROWS), target_loss(make([9])), weights=["W_E", "W_pos", "W_out"]
+    )
     assert torch.equal(loss, expected_loss) and cache.tokens.dtype == torch.int64
     for name in ("W_E", "W_pos"):
         f, g = cache.factors[name], expected.factors[name]
@@ -73,7 +82,9 @@ def test_a_capture_and_its_embedding(make, model):
 def test_factors_made_by_hand(make):
     deltas = torch.randn(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     inputs = make(ROWS)
-    f = GradientFactors(torch.as_tensor(as_ids(inputs) if isinstance(inputs, np.ndarray) else inputs), deltas, Layout((12, 3)))
+    f = GradientFactors(
+        torch.as_tensor(as_ids(inputs) if isinstance(inputs, np.ndarray) else inputs), deltas, Layout((12, 3))
+    )
     dense = torch.zeros(12, 3, dtype=torch.float64).index_add_(0, torch.tensor(ROWS).flatten(), deltas.flatten(0, 1))
     u, s, v = f.svd()
     torch.testing.assert_close(u @ torch.diag(s) @ v.T, dense)

@@ -35,8 +35,12 @@ def by_all_spans(tokenizer, ids, subject):
     return [span for span in holds if span not in shorter]
 
 
-NAMES = st.sampled_from(["São Paulo", "Zoë", "Zürich", "Niger", "Anna Berg", "Łódź", "東京", "Ærø", "O'Neill", "é", "🙂", "Oslo 1984"])
-OTHERS = st.lists(st.sampled_from(["lives", "in", "the", "rent", "über", "1984", "naïve", "日本", "🙂🙂", "re", "."]), max_size=4)
+NAMES = st.sampled_from(
+    ["São Paulo", "Zoë", "Zürich", "Niger", "Anna Berg", "Łódź", "東京", "Ærø", "O'Neill", "é", "🙂", "Oslo 1984"]
+)
+OTHERS = st.lists(
+    st.sampled_from(["lives", "in", "the", "rent", "über", "1984", "naïve", "日本", "🙂🙂", "re", "."]), max_size=4
+)
 
 
 @pytest.mark.parametrize("how", ["text", "ids", "slow"])
@@ -53,7 +57,12 @@ def test_the_span_is_the_shortest_that_holds_the_subject(name, how, subject, bef
 
 @pytest.mark.parametrize("name", ALL)
 @settings(max_examples=40, deadline=None)
-@given(words=st.lists(st.sampled_from(["Niger", "Nigerian", "here", "there", "the", "rent", "Paul", "Paulo"]), min_size=1, max_size=6), at=st.data())
+@given(
+    words=st.lists(
+        st.sampled_from(["Niger", "Nigerian", "here", "there", "the", "rent", "Paul", "Paulo"]), min_size=1, max_size=6
+    ),
+    at=st.data(),
+)
 def test_whole_words_come_first_and_several_are_said(name, words, at):
     """Of words with a space between, each one's tokens are those that begin or end within it."""
     tokenizer, text = ALL[name], " ".join(words)
@@ -110,7 +119,9 @@ def test_composed_and_decomposed_are_one():
 def test_special_tokens_and_other_ids_have_no_characters():
     tokenizer = ALL["sentencepiece, dummy prefix"]
     ids = [tokenizer.bos_token_id, *ids_of(tokenizer, "Zoë"), tokenizer.eos_token_id]
-    assert extents_in_text(tokenizer, ids, "Zoë")[:2] == [(0, 0), (0, 0)] and extents_in_text(tokenizer, ids, "Zoë")[-1] == (3, 3)
+    assert extents_in_text(tokenizer, ids, "Zoë")[:2] == [(0, 0), (0, 0)] and extents_in_text(tokenizer, ids, "Zoë")[
+        -1
+    ] == (3, 3)
     assert find_span(tokenizer, ids, "Zoë", "Zoë") == find_span(tokenizer, ids, "Zoë") == (2, len(ids) - 1)
     assert extents_in_text(tokenizer, ids, "Anna") is None  # ids of another text
 
@@ -136,13 +147,18 @@ def test_stories(subject):
     prompt = f"One day {subject} went to the park"
     ids = model.to_tokens(prompt)
     oracle = by_all_spans(model.tokenizer, ids[0].tolist(), subject)
-    lenses = [tlb.backward_lens(model, given, " and", layers=0, subject=subject) for given in (prompt, ids[0], [prompt, prompt + " with"])]
+    lenses = [
+        tlb.backward_lens(model, given, " and", layers=0, subject=subject)
+        for given in (prompt, ids[0], [prompt, prompt + " with"])
+    ]
     for lens in lenses:
         places = (lens.segments.masks()["subject"][0]).nonzero().flatten().tolist()
         assert [(places[0], places[-1] + 1)] == oracle
     control = tlb.backward_lens(model, prompt, " and", layers=0, subject=subject, control="random_init").control
     assert torch.equal(control.segments.codes, lenses[0].segments.codes)
-    swept = tlb.sweep(model, [prompt], [" and"], subjects=[subject], weights=["W_out"], control=None, show_progress=False)
+    swept = tlb.sweep(
+        model, [prompt], [" and"], subjects=[subject], weights=["W_out"], control=None, show_progress=False
+    )
     same = tlb.sweep(model, [prompt], [" and"], subjects=oracle, weights=["W_out"], control=None, show_progress=False)
     torch.testing.assert_close(swept.values["norm"], same.values["norm"], equal_nan=True)
 

@@ -19,7 +19,11 @@ from tl_backward.vocabulary import reads_unknown, unknown_words
 
 ALL = {name: make() for name, make in KINDS.items()}
 WITH_SPACES = [name for name in ALL if name.startswith(("byte", "sentence", "unigram"))]
-SPACED = [name for name in WITH_SPACES if name not in ("byte-level, space before", "sentencepiece, dummy prefix", "unigram, always", "unigram, first")]
+SPACED = [
+    name
+    for name in WITH_SPACES
+    if name not in ("byte-level, space before", "sentencepiece, dummy prefix", "unigram, always", "unigram, first")
+]
 
 
 def test_a_year_keeps_its_space_where_the_tokenizer_adds_none():
@@ -36,7 +40,10 @@ def test_a_target_is_what_follows_a_prompt(name, data):
     """Where one token ends with the prompt, the target's ids are the rest of the ids of both together."""
     tokenizer, characters = ALL[name], st.sampled_from("0123456789")
     word = data.draw(st.one_of(st.sampled_from(WORDS), st.text(characters, min_size=1, max_size=5)))
-    target, prompt = " " * data.draw(st.integers(1, 3)) + word, data.draw(st.sampled_from(["Anna lives in", "the rent", "there"]))
+    target, prompt = (
+        " " * data.draw(st.integers(1, 3)) + word,
+        data.draw(st.sampled_from(["Anna lives in", "the rent", "there"])),
+    )
     both, before = (tokenizer.encode(text, add_special_tokens=False) for text in (prompt + target, prompt))
     if both[: len(before)] == before:
         assert encode_text(target, Encodes(tokenizer)) == both[len(before) :], tokenizer.convert_ids_to_tokens(both)
@@ -65,7 +72,9 @@ def test_the_loss_is_that_of_the_space_and_the_digits():
     prompt = tokenizer.convert_tokens_to_ids(["<s>", "in"])
     value, _ = tlb.run_with_gradient_cache(model, torch.tensor([prompt]), target_loss(" 1984"), weights="W_out")
     logits = model(torch.tensor([prompt + ids[:-1]]))[0, len(prompt) - 1 :].log_softmax(-1)
-    assert float(value) == pytest.approx(-float(logits.gather(1, torch.tensor(ids)[:, None]).mean().detach()), abs=1e-12)
+    assert float(value) == pytest.approx(
+        -float(logits.gather(1, torch.tensor(ids)[:, None]).mean().detach()), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("target", [" 1984", " Lily", "  3", " "])

@@ -69,7 +69,11 @@ def test_negative_only(small_tiles, largest):
 def test_ties_come_by_row_and_column(small_tiles):
     row = torch.tensor([[0.1, -0.7, 0.3]])
     found = check(row.expand(15, 3), row.expand(11, 3), 30)  # all rows equal
-    assert found.rows.tolist() == [0] * 11 + [1] * 11 + [2] * 8 and found.cols.tolist() == [*range(11), *range(11), *range(8)]
+    assert found.rows.tolist() == [0] * 11 + [1] * 11 + [2] * 8 and found.cols.tolist() == [
+        *range(11),
+        *range(11),
+        *range(8),
+    ]
     few = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     for k in (3, 50, 150):
         check(few.repeat_interleave(7, dim=0)[:20], few.repeat_interleave(6, dim=0)[2:], k)
@@ -160,7 +164,9 @@ def test_reduced_matmul_precision_changes_nothing(monkeypatch):
     expected = tlb.top_pairs(left, right, 50, show_progress=False)
     real = torch.mm
     monkeypatch.setattr(module, "_reduced_precision", lambda dtype: 4 * torch.finfo(torch.bfloat16).eps)
-    monkeypatch.setattr(module.torch, "mm", lambda a, b, out: out.copy_(real(a.bfloat16().float(), b.bfloat16().float())))
+    monkeypatch.setattr(
+        module.torch, "mm", lambda a, b, out: out.copy_(real(a.bfloat16().float(), b.bfloat16().float()))
+    )
     found = tlb.top_pairs(left, right, 50, show_progress=False)
     assert torch.equal(found.rows, expected.rows) and torch.equal(found.values, expected.values)
 
@@ -195,17 +201,25 @@ def test_frame_and_html():
     left, right = factors(30, 20, 4)
     found = tlb.top_pairs(left, right, 25, show_progress=False)
     frame = found.to_frame()
-    assert list(frame.columns) == ["value", "row", "col"] and len(frame) == 25 and frame["row"].tolist() == found.rows.tolist()
+    assert (
+        list(frame.columns) == ["value", "row", "col"]
+        and len(frame) == 25
+        and frame["row"].tolist() == found.rows.tolist()
+    )
     assert found._repr_html_().count("<tr>") == 21 and "25 largest entries" in repr(found)
 
 
 def test_bad_input():
     left, right = factors(4, 5, 3)
-    with pytest.raises(ValueError, match=r"Expected factors \[n_rows, d\] and \[n_cols, d\], got \[4, 3\] and \[5, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"Expected factors \[n_rows, d\] and \[n_cols, d\], got \[4, 3\] and \[5, 2\]"
+    ):
         tlb.top_pairs(left, right[:, :2], 1)
     with pytest.raises(ValueError, match=r"Expected factors \[n_rows, d\] .* got \[3\] and \[5, 3\]"):
         tlb.top_pairs(left[0], right, 1)
-    with pytest.raises(ValueError, match=r"Expected 1 <= k <= 20 \(the pairs to choose from\), got k=21; choose a smaller k\."):
+    with pytest.raises(
+        ValueError, match=r"Expected 1 <= k <= 20 \(the pairs to choose from\), got k=21; choose a smaller k\."
+    ):
         tlb.top_pairs(left, right, 21)
     with pytest.raises(ValueError, match=r"Expected 1 <= k <= 16 .* got k=17; choose a smaller k, or keep more"):
         tlb.top_pairs(left, right, 17, exclude_same=True)

@@ -39,7 +39,9 @@ def test_gradient_checkpointing(family):
     kernels = [tlb.gradient_similarity(each, ["w3 w4", "w5 w6"], show_progress=False) for each in (model, plain)]
     torch.testing.assert_close(*(kernel.inner for kernel in kernels))
     quiet = dict(control=None, show_progress=False)
-    swept, of_plain = (tlb.sweep(each, ["w3 w4", "w5 w6 w7"], ["w5", "w8"], batch_size=2, **quiet) for each in (model, plain))
+    swept, of_plain = (
+        tlb.sweep(each, ["w3 w4", "w5 w6 w7"], ["w5", "w8"], batch_size=2, **quiet) for each in (model, plain)
+    )
     for quantity, values in of_plain.values.items():
         torch.testing.assert_close(swept.values[quantity], values, equal_nan=True)
     edit, other = (tlb.gradient_edit(each, "w3 w4", "w5", lr=0.05, steps=2) for each in (model, plain))
@@ -94,7 +96,9 @@ def test_compiled_models_are_refused(how):
         lambda: tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss),
         lambda: tlb.backward_lens(model, "w3 w4", "w5"),
     ):
-        with pytest.raises(TypeError, match=r"^Expected an uncompiled model, got one whose .* was compiled with torch.comp"):
+        with pytest.raises(
+            TypeError, match=r"^Expected an uncompiled model, got one whose .* was compiled with torch.comp"
+        ):
             ask()
 
 

@@ -21,7 +21,12 @@ class Grafted(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         drawn = lambda *shape: nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64) / 5)  # noqa: E731
-        self.w, self.table, self.experts, self.router = drawn(*WIDTHS), drawn(7, WIDTHS[0]), drawn(3, *WIDTHS), drawn(40, 3)
+        self.w, self.table, self.experts, self.router = (
+            drawn(*WIDTHS),
+            drawn(7, WIDTHS[0]),
+            drawn(3, *WIDTHS),
+            drawn(40, 3),
+        )
         self.compute = forward
 
     def forward(self, x):
@@ -280,7 +285,9 @@ def test_activations_in_place(kind):
             check(model, site.parameter)
     _, cache = tlb.run_with_gradient_cache(model, TOKENS, loss)
     assert cache.missing[point].startswith("its tensor was overwritten in place")
-    with pytest.raises(RuntimeError, match="let what does so, a hook or an in-place activation of the model's own, return"):
+    with pytest.raises(
+        RuntimeError, match="let what does so, a hook or an in-place activation of the model's own, return"
+    ):
         tlb.run_with_gradient_cache(model, TOKENS, loss, names_filter=[point])
     assert tlb.backward_lens(model, TOKENS, [7] * len(TOKENS)).layers
 

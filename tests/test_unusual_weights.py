@@ -86,8 +86,11 @@ def test_several_parameters_behind_one_matrix(family, how):
     assert site.kind == "matrix" and len(site.roots) == 2 and len(site.computed_from) == 2
     used = used_gradient(model, module)
     torch.testing.assert_close(cache.factors["W_in", 0].gradient(), _as_tl(used, module), rtol=1e-9, atol=1e-13)
-    with pytest.raises(ValueError, match=r"^Expected a weight with a parameter of its own, got blocks.0.mlp.W_in, which is "
-                       r"computed from .* and .*; take gradient\('tl'\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"^Expected a weight with a parameter of its own, got blocks.0.mlp.W_in, which is "
+        r"computed from .* and .*; take gradient\('tl'\)",
+    ):
         cache.factors["W_in", 0].gradient("parameter")
     lens = tlb.backward_lens(model, "w3 w4", "w5")
     torch.testing.assert_close(lens.loss, tlb.run_with_gradient_cache(model, "w3 w4", tlb.target_loss("w5"))[0])
@@ -177,8 +180,9 @@ def test_bitnet_layers():
     model = bridge("llama")
     for of in ("mlp.in", "mlp.out", "attn.o"):
         module = layer(model, of)
-        new = bitnet.AutoBitLinear(module.in_features, module.out_features, bias=False, dtype=torch.float64,
-                                   online_quant=True)
+        new = bitnet.AutoBitLinear(
+            module.in_features, module.out_features, bias=False, dtype=torch.float64, online_quant=True
+        )
         new.to(torch.float64).weight = module.weight
         parent, _, step = of.rpartition(".")
         component = model.blocks[0].get_submodule(parent)._modules[step]
@@ -187,18 +191,28 @@ def test_bitnet_layers():
     assert sites["blocks.0.mlp.W_out"].kind in ("matrix", "parameter")
 
 
-@pytest.mark.parametrize("make", [parametrizations.weight_norm, lambda m, a: prune.random_unstructured(m, a, 0.3),
-                                  lambda m, a: parametrize.register_parametrization(m, a, Squashed())])
+@pytest.mark.parametrize(
+    "make",
+    [
+        parametrizations.weight_norm,
+        lambda m, a: prune.random_unstructured(m, a, 0.3),
+        lambda m, a: parametrize.register_parametrization(m, a, Squashed()),
+    ],
+)
 def test_edits_and_readings_of_functions_are_refused(make):
     model = bridge("llama")
     module = layer(model, "mlp.out")
     make(module, "weight")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     edit = Edit(model, {"blocks.0.mlp.W_out": Update(torch.ones(1, 40).double(), torch.ones(1, 24).double())})
-    with pytest.raises(ValueError, match="^Expected a weight that an edit can write, got blocks.0.mlp.W_out, which is used as"):
+    with pytest.raises(
+        ValueError, match="^Expected a weight that an edit can write, got blocks.0.mlp.W_out, which is used as"
+    ):
         edit.apply()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    with pytest.raises(ValueError, match="^Expected a weight that is used as it is stored, got blocks.0.mlp.W_out, of which"):
+    with pytest.raises(
+        ValueError, match="^Expected a weight that is used as it is stored, got blocks.0.mlp.W_out, of which"
+    ):
         tlb.project_parameter(model, "W_out", layer=0)
     tlb.project_parameter(model, "W_out", layer=1)
 
@@ -218,7 +232,9 @@ def test_hook_points_of_computed_matrices_fire():
     tlb.extend(model)
     seen = []
     try:
-        with model.hooks(bwd_hooks=[("blocks.0.mlp.hook_W_out_out", lambda gradient, hook: seen.append(gradient.clone()))]):
+        with model.hooks(
+            bwd_hooks=[("blocks.0.mlp.hook_W_out_out", lambda gradient, hook: seen.append(gradient.clone()))]
+        ):
             tlb.next_token_loss(model(TOKENS, return_type="logits"), TOKENS).backward()
     finally:
         tlb.unextend(model)
@@ -226,7 +242,9 @@ def test_hook_points_of_computed_matrices_fire():
 
 
 @needs_hooked
-@pytest.mark.parametrize("where", ["mlp.W_in", "attn.W_O", "attn.W_Q", "ln1.w", "unembed.W_U", "embed.W_E", "mlp.b_out"])
+@pytest.mark.parametrize(
+    "where", ["mlp.W_in", "attn.W_O", "attn.W_Q", "ln1.w", "unembed.W_U", "embed.W_E", "mlp.b_out"]
+)
 @pytest.mark.parametrize("family", ["ln", "rms_gated"])
 def test_parametrized_hooked_transformer(family, where):
     model = hooked(family)

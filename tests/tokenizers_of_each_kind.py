@@ -4,7 +4,22 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-WORDS = ["Anna", "Berg", "Oslo", "Niger", "Nigerian", "here", "there", "rent", "the", "lives", "in", "Paul", "Paulo", "and"]
+WORDS = [
+    "Anna",
+    "Berg",
+    "Oslo",
+    "Niger",
+    "Nigerian",
+    "here",
+    "there",
+    "rent",
+    "the",
+    "lives",
+    "in",
+    "Paul",
+    "Paulo",
+    "and",
+]
 CORPUS = [f"{a} {b} {c}." for a in WORDS for b in WORDS for c in WORDS[:4]] + ["1984 2020 17"] * 5
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -23,7 +38,10 @@ def byte_level(trim=True, prefix=False, size=320):
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix, trim_offsets=trim)
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=size,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     made.train_from_iterator(CORPUS, trainer)
     return wrapped(made, **dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"))
@@ -42,7 +60,11 @@ def sentencepiece(dummy_prefix):
                     known.add(text[:n])
                     tokens.append(text[:n])
                     merges.append(pair)
-    made = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    made = Tokenizer(
+        models.BPE(
+            {token: i for i, token in enumerate(tokens)}, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True
+        )
+    )
     spaces = normalizers.Replace(" ", SPACE)
     made.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if dummy_prefix else spaces
     back = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -57,7 +79,11 @@ def metaspace(scheme):
     made.decoder = decoders.Metaspace(prepend_scheme=scheme)
     extra = [chr(code) for code in range(33, 127)]
     trainer = trainers.UnigramTrainer(
-        vocab_size=200, special_tokens=["<unk>", "<s>", "</s>"], unk_token="<unk>", initial_alphabet=[*extra, SPACE], show_progress=False
+        vocab_size=200,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        unk_token="<unk>",
+        initial_alphabet=[*extra, SPACE],
+        show_progress=False,
     )
     made.train_from_iterator(CORPUS, trainer)
     return wrapped(made, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
@@ -70,7 +96,10 @@ def word_piece():
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     made.decoder = decoders.WordPiece()
     trainer = trainers.WordPieceTrainer(
-        vocab_size=150, special_tokens=["[UNK]", "[CLS]", "[SEP]", "[MASK]"], initial_alphabet=list("abcdefghijklmnopqrstuvwxyz"), show_progress=False
+        vocab_size=150,
+        special_tokens=["[UNK]", "[CLS]", "[SEP]", "[MASK]"],
+        initial_alphabet=list("abcdefghijklmnopqrstuvwxyz"),
+        show_progress=False,
     )
     made.train_from_iterator(CORPUS, trainer)
     return wrapped(made, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")

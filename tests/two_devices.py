@@ -18,7 +18,18 @@ from torch.utils._pytree import tree_leaves, tree_map
 import tl_backward
 
 PACKAGE = str(Path(tl_backward.__file__).parent)
-ALLOWED = {"copy_", "__getitem__", "__setitem__", "index_put_", "tolist", "item", "numpy", "__repr__", "as_subclass", "__len__"}
+ALLOWED = {
+    "copy_",
+    "__getitem__",
+    "__setitem__",
+    "index_put_",
+    "tolist",
+    "item",
+    "numpy",
+    "__repr__",
+    "as_subclass",
+    "__len__",
+}
 READS = {"item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__"}
 
 
@@ -38,11 +49,15 @@ class Host(torch.Tensor):
         elsewhere = [t for t in tensors if not isinstance(t, Host) and t.dim()]
         if on_host and elsewhere and name not in ALLOWED and name != "to":
             raise RuntimeError(f"Expected all tensors on one device, got {name} of the host's and the model's")
-        plain, named = tree_map(lambda leaf: leaf.as_subclass(torch.Tensor) if isinstance(leaf, Host) else leaf, (args, kwargs))
+        plain, named = tree_map(
+            lambda leaf: leaf.as_subclass(torch.Tensor) if isinstance(leaf, Host) else leaf, (args, kwargs)
+        )
         out = func(*plain, **named)
         if name in ("copy_", "__setitem__", "index_put_"):
             return args[0] if out is not None else None
-        moved = name == "to" and any(isinstance(leaf, torch.device | torch.Tensor) for leaf in tree_leaves((args[1:], kwargs)))
+        moved = name == "to" and any(
+            isinstance(leaf, torch.device | torch.Tensor) for leaf in tree_leaves((args[1:], kwargs))
+        )
         if moved or (name == "__getitem__" and not isinstance(args[0], Host)):
             return out
         return tree_map(lambda leaf: leaf.as_subclass(Host) if type(leaf) is torch.Tensor else leaf, out)

@@ -217,9 +217,7 @@ def scale_bound(values: Iterable[Number | None]) -> float:
     return float(max((abs(v) for v in values if v is not None and math.isfinite(v)), default=0)) or 1.0
 
 
-def legend(
-    label: str, bound: Number, *, signed: bool = False, ends: tuple[str, str] = (NEGATIVE, POSITIVE)
-) -> str:
+def legend(label: str, bound: Number, *, signed: bool = False, ends: tuple[str, str] = (NEGATIVE, POSITIVE)) -> str:
     """Draw a colour bar from 0 (-`bound` if `signed`) to `bound`; `label` says quantity, unit and sign."""
     steps = range(-4, 5) if signed else range(0, 9)
     shares = [step / (4 if signed else 8) for step in steps]
@@ -280,9 +278,7 @@ def _cell_html(cell: TableCell, bound: Number, limit: int) -> str:
         lines[:0] = [visible_token(t) for t in tokens if len(visible_token(t)) > limit]
         body = f"<bdi>{escape(visible_token(cell.text, limit))}</bdi>"
         if cell.sub is not None:
-            body += (
-                f'<br><bdi style="font-size:10px;opacity:.8">{escape(visible_token(cell.sub, limit))}</bdi>'
-            )
+            body += f'<br><bdi style="font-size:10px;opacity:.8">{escape(visible_token(cell.sub, limit))}</bdi>'
         style = f"{_TD};{MONO}"
         if cell.value is not None:
             background = color_for(cell.value, bound, PALE)
@@ -315,9 +311,7 @@ def table(
     are +-`bound` (default: the largest absolute value in the table). Tokens longer than `limit` are cut, with
     the whole of them on hover.
     """
-    if any(len(row) != len(columns) for row in rows) or (
-        row_names is not None and len(row_names) != len(rows)
-    ):
+    if any(len(row) != len(columns) for row in rows) or (row_names is not None and len(row_names) != len(rows)):
         raise ValueError(
             f"A table needs one cell per column in every row and one name per row: got {len(columns)} "
             f"columns, {len(rows)} rows of {sorted({len(row) for row in rows})} cells and "
@@ -331,13 +325,9 @@ def table(
         head = f'<th style="{th};{_STICKY}">{escape(visible_text(corner))}</th>{head}'
     body = []
     for i, row in enumerate(rows):
-        name = (
-            "" if row_names is None else _header(row_names[i], f'scope="row" style="{th};{_STICKY}"', limit)
-        )
+        name = "" if row_names is None else _header(row_names[i], f'scope="row" style="{th};{_STICKY}"', limit)
         body.append(f"<tr>{name}{''.join(_cell_html(cell, bound, limit) for cell in row)}</tr>")
-    above = (
-        f'<div style="font-size:12px;margin:4px 0">{escape(visible_text(caption))}</div>' if caption else ""
-    )
+    above = f'<div style="font-size:12px;margin:4px 0">{escape(visible_text(caption))}</div>' if caption else ""
     return (
         f'{above}<div style="overflow-x:auto;max-width:100%;margin:4px 0">'
         f'<table style="border-collapse:collapse"><thead><tr>{head}</tr></thead>'

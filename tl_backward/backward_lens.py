@@ -204,8 +204,10 @@ class BackwardLens:
     def _repr_html_(self) -> str:
         """Static tables of the first prompt: imprint and shift, layers x tokens."""
         dense = all(not kind or kind.endswith("MLP") for kind in self.kinds.values())
-        reads, writes = ("inputs of W_in", "VJPs of W_out") if dense else (
-            "what each block reads of the stream", "VJPs of what each block writes to it"
+        reads, writes = (
+            ("inputs of W_in", "VJPs of W_out")
+            if dense
+            else ("what each block reads of the stream", "VJPs of what each block writes to it")
         )
         titles = {
             "imprint": f"Imprint: {reads}, top token (below it the bottom one)",
@@ -336,8 +338,7 @@ def backward_lens(
     }
     factors = {str(name): each for name, each in cache.factors.items()}
     experts = {
-        layer: expert_learning(part, sites, factors, cache[part.point], mask)
-        for layer, part in reading.experts.items()
+        layer: expert_learning(part, sites, factors, cache[part.point], mask) for layer, part in reading.experts.items()
     }
     tokenizer = getattr(model, "tokenizer", None)
     strings = token_strings(tokenizer, cache.tokens.masked_fill(~mask, -1))

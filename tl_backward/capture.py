@@ -298,8 +298,7 @@ def user_hooks(model: TransformerLensModel, fwd_hooks: HookList, bwd_hooks: Hook
         return
     if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in [*fwd_hooks, *bwd_hooks]):
         raise TypeError(
-            f"Expected lists of (name, hook) pairs, got {[*fwd_hooks, *bwd_hooks]!r}; a single hook is "
-            "[(name, hook)]."
+            f"Expected lists of (name, hook) pairs, got {[*fwd_hooks, *bwd_hooks]!r}; a single hook is [(name, hook)]."
         )
     names = list(model.hook_dict)
     for where, _ in [*fwd_hooks, *bwd_hooks]:

@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 # Rows of a Gram matrix computed at once: bounds the float64 scratch of norm() and inner() for long batches.
 _GRAM_ROWS = 1024
 
-Index: TypeAlias = (
-    Id | slice | list[int] | list[bool] | Ids | Bool[Tensor, "..."] | Bool[np.ndarray, "..."]
-)
+Index: TypeAlias = Id | slice | list[int] | list[bool] | Ids | Bool[Tensor, "..."] | Bool[np.ndarray, "..."]
 
 
 class SVD(NamedTuple):

@@ -274,9 +274,7 @@ def _route_write(write: Write, point: nn.Module, extension: _Extension) -> None:
     extension.handles.append(handle)
 
 
-def _new_point(
-    model: TransformerLensModel, owner: str, attribute: str, name: str, extension: _Extension
-) -> nn.Module:
+def _new_point(model: TransformerLensModel, owner: str, attribute: str, name: str, extension: _Extension) -> nn.Module:
     from transformer_lens.hook_points import HookPoint
 
     point = HookPoint()

@@ -31,9 +31,7 @@ class Reading:
         return {of: {layer: name for layer, (_, name) in layers.items()} for of, layers in self.sides.items()}
 
 
-def what_to_read(
-    model: TransformerLensModel, sites: WeightSites, layers: list[int], attention: bool
-) -> Reading:
+def what_to_read(model: TransformerLensModel, sites: WeightSites, layers: list[int], attention: bool) -> Reading:
     """Which weights' inputs and VJPs say what each block reads of the stream and writes to it.
 
     Raises:

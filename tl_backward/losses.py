@@ -23,9 +23,7 @@ from tl_backward.vocabulary import output_size, reads_unknown, token_string
 Loss: TypeAlias = Callable[..., Float[Tensor, ""]]
 Reduction: TypeAlias = Literal["mean", "sum"]
 Positions: TypeAlias = int | tuple[int, ...] | None
-Target: TypeAlias = (
-    str | Id | Sequence[str] | Sequence[Id] | Sequence[Sequence[int]] | Sequence[Ids] | Ids
-)
+Target: TypeAlias = str | Id | Sequence[str] | Sequence[Id] | Sequence[Sequence[int]] | Sequence[Ids] | Ids
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 """What a sentencepiece tokenizer writes for a space."""

@@ -213,10 +213,12 @@ class _Part:
 
     def products(self, other: "_Part") -> Float[Tensor, "weight a b"]:
         """sum_ij (x_i.x_j)(delta_i.delta_j) of every pair of examples, weight by weight, in tiles of tokens."""
-        return torch.stack([
-            _products(one, two, len(self.indices), len(other.indices), symmetric=self is other)
-            for one, two in zip(self.rows, other.rows, strict=True)
-        ])
+        return torch.stack(
+            [
+                _products(one, two, len(self.indices), len(other.indices), symmetric=self is other)
+                for one, two in zip(self.rows, other.rows, strict=True)
+            ]
+        )
 
 
 def _products(
@@ -225,9 +227,7 @@ def _products(
     """Of one weight. The token products are summed over b's tokens, then over a's, by products with 0/1 matrices."""
     (x, d, owner), (x2, d2, owner2) = one, two
     d, d2 = (side if side.dtype == torch.float64 else side.float() for side in (d, d2))
-    members, members2 = (
-        torch.nn.functional.one_hot(each, n).to(d.dtype) for each, n in ((owner, n_a), (owner2, n_b))
-    )
+    members, members2 = (torch.nn.functional.one_hot(each, n).to(d.dtype) for each, n in ((owner, n_a), (owner2, n_b)))
     total = torch.zeros(n_a, n_b, dtype=torch.float64, device=d.device)
     step = max(1, _TILE_BYTES // (d.element_size() * max(1, len(d2))))
     for first in range(0, len(d), step):

@@ -118,9 +118,7 @@ class Sweep:
         }
         return pandas.DataFrame({"item": self.items.tolist(), "loss": self.loss.tolist(), **words})
 
-    def top_tokens(
-        self, weight: str, end: Literal["top", "bottom"] = "bottom", n: int = 10
-    ) -> "pandas.DataFrame":
+    def top_tokens(self, weight: str, end: Literal["top", "bottom"] = "bottom", n: int = 10) -> "pandas.DataFrame":
         """The tokens most often among the top or bottom k at the prompts' last tokens.
 
         Args:
@@ -230,9 +228,7 @@ def merge(a: Sweep, b: Sweep) -> Sweep:
             f"{b.about.get('model')}); run both on one."
         )
     if a.weights != b.weights or a.about != b.about or (a.control is None) != (b.control is None):
-        raise ValueError(
-            f"Expected two sweeps run with the same options, got {a.about} and {b.about}; run both alike."
-        )
+        raise ValueError(f"Expected two sweeps run with the same options, got {a.about} and {b.about}; run both alike.")
     indices = [set(side.items.tolist()) | set(side.skipped) for side in (a, b)]
     shared = sorted(indices[0] & indices[1])
     if shared:

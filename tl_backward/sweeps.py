@@ -373,9 +373,11 @@ def _by_token(name: str, factors: GradientFactors, rows: Tensor, segments: Tenso
             f"Expected weights that read the prompt's tokens, got {name}, which reads {list(rows.shape)} rows for "
             f"tokens {list(segments.shape)}; choose others with weights=..."
         )
-    return rows.new_zeros(segments.numel()).index_add_(
-        0, (origin.example * origin.shape[1] + origin.token).flatten(), rows.flatten()
-    ).reshape(segments.shape)
+    return (
+        rows.new_zeros(segments.numel())
+        .index_add_(0, (origin.example * origin.shape[1] + origin.token).flatten(), rows.flatten())
+        .reshape(segments.shape)
+    )
 
 
 def _check_options(collect: Sequence[str], batch_size: int, n_draws: int, control: str | None) -> None:

@@ -29,7 +29,9 @@ PROMPTS = ["w5 w6 w7", "w8", "w9 w10 w11 w12", "w20 w21", "w30 w5 w6", "w40 w41 
 def classifier_of(model, n_labels=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
     d_model = model.W_U.shape[0]
-    weight, bias = (torch.randn(shape, dtype=torch.float64, generator=generator) for shape in ((d_model, n_labels), (n_labels,)))
+    weight, bias = (
+        torch.randn(shape, dtype=torch.float64, generator=generator) for shape in ((d_model, n_labels), (n_labels,))
+    )
     return Classifier(model, weight, bias)
 
 
@@ -83,7 +85,10 @@ def test_fine_tuning_learns_and_leaves_the_model_alone(world):
     assert tuned.accuracy(prompts, labels).mean == 1.0
     untrained = fine_tune(model, prompts, labels, steps=0, show_progress=False)
     assert torch.equal(untrained.model.W_U, model.W_U) and torch.equal(tuned.model.W_U, model.W_U)
-    changed = [not torch.equal(p, q) for p, q in zip(model.blocks[1].parameters(), tuned.model.blocks[1].parameters(), strict=True)]
+    changed = [
+        not torch.equal(p, q)
+        for p, q in zip(model.blocks[1].parameters(), tuned.model.blocks[1].parameters(), strict=True)
+    ]
     assert any(changed)
     for one, other in ((model.W_E, tuned.model.W_E), (model.ln_final.w, tuned.model.ln_final.w)):
         assert torch.equal(one, other)
@@ -110,7 +115,12 @@ def test_the_task_shares_neither_people_nor_templates():
         assert part.labels.bincount().tolist() == [270, 270] and len(part.templates.unique()) == 6 and len(part) == 540
         for prompt, label in zip(part.prompts, part.labels.tolist(), strict=True):
             relation = part.names[label]
-            assert any(e.prompt == prompt for e in facts.world().examples(relation=relation, subject=next(p.name for p in people if p.name in prompt)))
+            assert any(
+                e.prompt == prompt
+                for e in facts.world().examples(
+                    relation=relation, subject=next(p.name for p in people if p.name in prompt)
+                )
+            )
             break
     assert "540 prompts about city or profession, 6 templates" in repr(train)
     for bad in (("city",), ("city", "city"), ("city", "weather")):
@@ -128,7 +138,9 @@ def test_the_tables_of_a_model_and_its_twin_in_another_basis(monkeypatch):
     assert matching.other_layers["embedding"] == pytest.approx(others.item())
 
     classifier = classifier_of(model)
-    test = LabelledPrompts(tuple(PROMPTS), classifier.predict(PROMPTS), torch.tensor([0, 0, 1, 1, 2, 2]), ("a", "b", "c"))
+    test = LabelledPrompts(
+        tuple(PROMPTS), classifier.predict(PROMPTS), torch.tensor([0, 0, 1, 1, 2, 2]), ("a", "b", "c")
+    )
     transfer = study.transfer_table(classifier, twin, test, n_random=4, show_progress=False)
     assert transfer.cut.tolist() == [0, 1, 2] and transfer.accuracy.tolist() == [1.0] * 3
     assert (transfer.random_kernel < 1).all() and (transfer.random_low <= transfer.random_kernel).all()

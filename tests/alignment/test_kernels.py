@@ -22,7 +22,12 @@ def other_words(model, d_vocab=37):
     core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     model.tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<bos>", pad_token="<pad>", unk_token="<unk>", name_or_path="tests/other", add_bos_token=True,
+        tokenizer_object=core,
+        bos_token="<bos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        name_or_path="tests/other",
+        add_bos_token=True,
     )
     return model
 
@@ -51,10 +56,15 @@ def test_kernel_is_the_product_with_the_pseudo_inverse(world, fold_ln, tile, mon
     a, b = build(world), bridge("llama", hidden_size=28)
     sides = [unembedding(a), unembedding(b)]
     if fold_ln:
-        weights = [a.ln_final.w if world == "hooked" else a.original_model.transformer.ln_f.weight, b.original_model.model.norm.weight]
+        weights = [
+            a.ln_final.w if world == "hooked" else a.original_model.transformer.ln_f.weight,
+            b.original_model.model.norm.weight,
+        ]
         sides = [weight.detach()[:, None] * side for weight, side in zip(weights, sides, strict=True)]
         sides[0] = sides[0] - sides[0].mean(0)  # a LayerNorm centres
-    torch.testing.assert_close(translation(a, b, fold_ln=fold_ln), sides[0] @ torch.linalg.pinv(sides[1]), atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        translation(a, b, fold_ln=fold_ln), sides[0] @ torch.linalg.pinv(sides[1]), atol=1e-9, rtol=0
+    )
 
 
 @every_world
@@ -93,11 +103,18 @@ def test_tokens_are_paired_by_their_text(world):
     found = token_map(a, b)
     texts = [{a.tokenizer.decode([i]): i for i in range(50)}, {b.tokenizer.decode([i]): i for i in range(37)}]
     common = set(texts[0]) & set(texts[1])
-    assert dict(zip(found.ids_a.tolist(), found.ids_b.tolist(), strict=True)) == {texts[0][t]: texts[1][t] for t in common}
+    assert dict(zip(found.ids_a.tolist(), found.ids_b.tolist(), strict=True)) == {
+        texts[0][t]: texts[1][t] for t in common
+    }
     assert found.coverage == (len(common) / 50, len(common) / 37) and not found.is_identity
-    assert repr(found) == f"TokenMap({len(common)} tokens: {len(common) / 50:.1%} of A's vocabulary, {len(common) / 37:.1%} of B's)"
+    assert (
+        repr(found)
+        == f"TokenMap({len(common)} tokens: {len(common) / 50:.1%} of A's vocabulary, {len(common) / 37:.1%} of B's)"
+    )
     back = token_map(b, a)
-    assert set(zip(back.ids_b.tolist(), back.ids_a.tolist(), strict=True)) == set(zip(found.ids_a.tolist(), found.ids_b.tolist(), strict=True))
+    assert set(zip(back.ids_b.tolist(), back.ids_a.tolist(), strict=True)) == set(
+        zip(found.ids_a.tolist(), found.ids_b.tolist(), strict=True)
+    )
     kernel = translation(a, b, token_map=found)
     dense = unembedding(a)[:, found.ids_a] @ torch.linalg.pinv(unembedding(b)[:, found.ids_b])
     torch.testing.assert_close(kernel, dense, atol=1e-8, rtol=0)

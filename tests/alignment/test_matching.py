@@ -58,9 +58,14 @@ def test_scores_and_assignments_are_those_of_explicit_scores(world, weight, size
     for i, layer_a in enumerate([1, 0]):
         for j, layer_b in enumerate([0, 1]):
             one, other = vectors(a, weight, layer_a), vectors(b, weight, layer_b)
-            one, other = (side.T if side.shape[0] == a.cfg.d_model and side.shape[1] != a.cfg.d_model else side for side in (one, other))
+            one, other = (
+                side.T if side.shape[0] == a.cfg.d_model and side.shape[1] != a.cfg.d_model else side
+                for side in (one, other)
+            )
             for space, left, right in (("embedding", one @ unembedding(a), unembedding(b)), ("feature", one, None)):
-                scores = [each if right is None else each @ right for each in (other, *(other @ turn for turn in turns))]
+                scores = [
+                    each if right is None else each @ right for each in (other, *(other @ turn for turn in turns))
+                ]
                 similarity = correlations(left, scores[0])
                 score, assignment = best(similarity)
                 of = found.spaces()[space]
@@ -70,7 +75,9 @@ def test_scores_and_assignments_are_those_of_explicit_scores(world, weight, size
                 assert of.similarity[i, j][of.assignment[i, j] >= 0].tolist() == pytest.approx(matched, abs=1e-9)
                 assert of.similarity[i, j].isnan().tolist() == [column < 0 for column in assignment]
                 for draw in range(2):
-                    assert of.chance[draw, i, j].item() == pytest.approx(best(correlations(left, scores[1 + draw]))[0], abs=1e-9)
+                    assert of.chance[draw, i, j].item() == pytest.approx(
+                        best(correlations(left, scores[1 + draw]))[0], abs=1e-9
+                    )
 
 
 @every_world

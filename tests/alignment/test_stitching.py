@@ -14,7 +14,9 @@ from tl_backward.prompts import encode_prompts, forward
 
 every_world = pytest.mark.parametrize("world", worlds())
 CLOSE = {"hooked": 1e-9, "bridge": 3e-5}  # Hugging Face's RMSNorm computes in float32
-FAMILIES = [("hooked", f) for f in HOOKED if HAS_HOOKED_TRANSFORMER and f != "shortformer"] + [("bridge", f) for f in BRIDGED]
+FAMILIES = [("hooked", f) for f in HOOKED if HAS_HOOKED_TRANSFORMER and f != "shortformer"] + [
+    ("bridge", f) for f in BRIDGED
+]
 
 
 def itself(model):
@@ -51,8 +53,12 @@ def test_a_twin_takes_over_anywhere(world, wider):
     with torch.no_grad():
         plain = model(TOKENS)
         for cut in range(3):
-            torch.testing.assert_close(zero_shot_stitch(model, cut, twin, cut)(TOKENS), plain, atol=CLOSE[world], rtol=0)
-            torch.testing.assert_close(zero_shot_stitch(twin, cut, model, cut)(TOKENS), plain, atol=CLOSE[world], rtol=0)
+            torch.testing.assert_close(
+                zero_shot_stitch(model, cut, twin, cut)(TOKENS), plain, atol=CLOSE[world], rtol=0
+            )
+            torch.testing.assert_close(
+                zero_shot_stitch(twin, cut, model, cut)(TOKENS), plain, atol=CLOSE[world], rtol=0
+            )
         kernel = random_kernel(translation(model, twin))
         assert not torch.allclose(zero_shot_stitch(model, 1, twin, 1, kernel=kernel)(TOKENS), plain, atol=1e-2)
 
@@ -158,7 +164,11 @@ def test_stream_is_what_a_hook_sees(world):
     batch = encode_prompts(model, TOKENS)
     with torch.no_grad():
         _, cache = model.run_with_cache(TOKENS)
-        for cut, name in ((0, "blocks.0.hook_resid_pre"), (1, "blocks.0.hook_resid_post"), (2, "blocks.1.hook_resid_post")):
+        for cut, name in (
+            (0, "blocks.0.hook_resid_pre"),
+            (1, "blocks.0.hook_resid_post"),
+            (2, "blocks.1.hook_resid_post"),
+        ):
             torch.testing.assert_close(stream_at(model, batch, cut), cache[name], atol=0, rtol=0)
         later = stream_at(model, batch, 2, (1, cache["blocks.0.hook_resid_post"]))
         torch.testing.assert_close(later, cache["blocks.1.hook_resid_post"], atol=1e-12, rtol=0)
@@ -183,8 +193,13 @@ def test_bad_input_and_repr(world):
     with pytest.raises(ValueError, match=r"finite kernel of shape \[\d+, \d+\].*got \[3, 3\]"):
         zero_shot_stitch(a, 0, b, 0, kernel=torch.eye(3, dtype=torch.float64))
     d_model = a.W_U.shape[0]
-    assert repr(zero_shot_stitch(a, 0, b, 2)) == f"StitchedModel(A's embedding, kernel [{d_model}, {d_model}], B's unembedding)"
-    assert "blocks 0-0 of A" in repr(zero_shot_stitch(a, 1, b, 1)) and "blocks 1-1 of B" in repr(zero_shot_stitch(a, 1, b, 1))
+    assert (
+        repr(zero_shot_stitch(a, 0, b, 2))
+        == f"StitchedModel(A's embedding, kernel [{d_model}, {d_model}], B's unembedding)"
+    )
+    assert "blocks 0-0 of A" in repr(zero_shot_stitch(a, 1, b, 1)) and "blocks 1-1 of B" in repr(
+        zero_shot_stitch(a, 1, b, 1)
+    )
     b.cfg.n_ctx = 5
     with pytest.raises(ValueError, match=r"at most n_ctx=5 tokens \(model B's\), got 7"):
         zero_shot_stitch(a, 1, b, 1)(TOKENS)

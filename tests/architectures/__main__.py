@@ -65,7 +65,13 @@ class Measurer:
         self.log = tempfile.TemporaryFile("w+")
         command = [self.python, "-m", "tests.architectures", "--worker"]
         self.process = subprocess.Popen(
-            command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=os.environ | OFFLINE
+            command,
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            env=os.environ | OFFLINE,
         )
         self.lines: Queue[str] = Queue()
         threading.Thread(target=self._read, args=(self.process, self.lines), daemon=True).start()
@@ -95,7 +101,9 @@ class Measurer:
             self.log.seek(0)
             last = self.log.read().strip().splitlines()[-1:] or [""]
             self.start()
-            return dict(name=name, architecture=name.split(" (")[0], boots="yes", runs=True, errors={"row": f"{why}: {last[0]}"})
+            return dict(
+                name=name, architecture=name.split(" (")[0], boots="yes", runs=True, errors={"row": f"{why}: {last[0]}"}
+            )
 
     def stop(self) -> None:
         """End the worker."""

@@ -12,7 +12,10 @@ LLAMA4 = dict(interleave_moe_layer_step=2, no_rope_layers=[1, 0], num_experts_pe
 
 def _both(architecture: str, variant: str = "", **options: object) -> list[Row]:
     loop = f"{variant}, " if variant else ""
-    return [row(architecture, variant, **options, in_single=True), row(architecture, f"{loop}eager experts", **options, eager_experts=True)]
+    return [
+        row(architecture, variant, **options, in_single=True),
+        row(architecture, f"{loop}eager experts", **options, eager_experts=True),
+    ]
 
 
 ROWS = [

@@ -125,13 +125,17 @@ def oracle(model, tokens: Tensor | None, inputs: Inputs) -> tuple[Tensor, dict[i
     finally:
         for key, p in parameters.items():
             p.requires_grad_(flags[key])
-    return loss.detach(), {key: g for key, g in zip(parameters, found, strict=True) if g is not None and g.abs().max() > 0}
+    return loss.detach(), {
+        key: g for key, g in zip(parameters, found, strict=True) if g is not None and g.abs().max() > 0
+    }
 
 
 def capture(model, tokens: Tensor | None, inputs: Inputs):
     """(loss, cache, sites) of every weight."""
     sites = tlb.weight_sites(model, tokens, **inputs)
-    loss, cache = tlb.run_with_gradient_cache(model, tokens, projection, weights=lambda name: True, names_filter=[], **inputs)
+    loss, cache = tlb.run_with_gradient_cache(
+        model, tokens, projection, weights=lambda name: True, names_filter=[], **inputs
+    )
     return loss, cache, sites
 
 
@@ -176,7 +180,9 @@ def measure_pass(model, tokens: Tensor | None, inputs: Inputs) -> Pass:
     sums: dict[int, Tensor] = {}
     names: dict[int, str] = {}
     for name, site in sites.items():
-        dense = cache.parameter_gradients[name] if site.kind == "parameter" else cache.factors[name].gradient("parameter")
+        dense = (
+            cache.parameter_gradients[name] if site.kind == "parameter" else cache.factors[name].gradient("parameter")
+        )
         key = id(site.parameter)
         assert dense.shape == site.parameter.shape, f"{name}: {list(dense.shape)} for {list(site.parameter.shape)}"
         sums[key] = sums[key] + dense if key in sums else dense
@@ -418,5 +424,3 @@ def _in_single(row: Row, result: Result) -> None:
             again = measure_pass(model, tokens, inputs)
             result.passes[name].single = again.worst
             result.passes[name].wrong |= {f"{which} in float32": error for which, error in again.wrong.items()}
-
-

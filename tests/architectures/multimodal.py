@@ -21,9 +21,13 @@ def _row(architecture: str, config: Callable, inputs: Callable, **more: object) 
     return Row(architecture, config=config, inputs=inputs, **more)
 
 
-def _with_image(text: type, vision: type, *, text_own=None, vision_own=None, **top) -> Callable[[type], PretrainedConfig]:
+def _with_image(
+    text: type, vision: type, *, text_own=None, vision_own=None, **top
+) -> Callable[[type], PretrainedConfig]:
     def config(cls):
-        parts = dict(text_config=tiny(text, **(text_own or {})), vision_config=tiny(vision, IMAGE, **(vision_own or {})))
+        parts = dict(
+            text_config=tiny(text, **(text_own or {})), vision_config=tiny(vision, IMAGE, **(vision_own or {}))
+        )
         return cls(**parts, **top)
 
     return config
@@ -141,7 +145,11 @@ def _without_vision():
     class Stub:
         @staticmethod
         def from_config(config, **options):
-            return nn.Linear(1, 1) if isinstance(config, T.Gemma3nVisionConfig) else T.AutoModel.from_config(config, **options)
+            return (
+                nn.Linear(1, 1)
+                if isinstance(config, T.Gemma3nVisionConfig)
+                else T.AutoModel.from_config(config, **options)
+            )
 
     with patch.object(module, "AutoModel", Stub):
         yield
@@ -160,7 +168,9 @@ WHOLE = dict(image_sizes=torch.tensor([[8, 8], [8, 8]]))
 DEEP = dict(deepstack_visual_indexes=[0])
 FLAMINGO = _with_sound(T.Qwen2Config, T.AudioFlamingo3EncoderConfig, audio_token_id=PLACEHOLDER)
 HEARD = dict(input_features_mask=torch.ones(2, 40, dtype=torch.long))
-LLAMA4_VISION = dict(intermediate_size=64, projector_input_dim=16, projector_output_dim=16, vision_output_dim=16, pixel_shuffle_ratio=0.5)
+LLAMA4_VISION = dict(
+    intermediate_size=64, projector_input_dim=16, projector_output_dim=16, vision_output_dim=16, pixel_shuffle_ratio=0.5
+)
 
 ROWS = [
     _row("LlavaForConditionalGeneration", _with_image(T.LlamaConfig, T.CLIPVisionConfig, **LLAVA), _image(4)),

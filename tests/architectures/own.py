@@ -14,7 +14,9 @@ def online_quantised(model: nn.Module) -> None:
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear and name != "lm_head":
-                made = AutoBitLinear(child.in_features, child.out_features, bias=child.bias is not None, online_quant=True)
+                made = AutoBitLinear(
+                    child.in_features, child.out_features, bias=child.bias is not None, online_quant=True
+                )
                 setattr(module, name, made.to(torch.float64))
 
 
@@ -25,8 +27,12 @@ def _native(**options: object):
 
         from .build import randomise, tokenizer
 
-        sizes = dict(d_model=D_MODEL, d_head=6, n_layers=2, n_ctx=N_CTX, n_heads=4, d_vocab=D_VOCAB, d_mlp=36, act_fn="gelu")
-        config = TransformerBridgeConfig(**{**sizes, **options}, architecture="TransformerLensNative", dtype=torch.float64)
+        sizes = dict(
+            d_model=D_MODEL, d_head=6, n_layers=2, n_ctx=N_CTX, n_heads=4, d_vocab=D_VOCAB, d_mlp=36, act_fn="gelu"
+        )
+        config = TransformerBridgeConfig(
+            **{**sizes, **options}, architecture="TransformerLensNative", dtype=torch.float64
+        )
         model = TransformerBridge.boot_native(config, tokenizer=tokenizer(False)).to(torch.float64)
         randomise(model)
         return model.eval()

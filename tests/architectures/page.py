@@ -53,12 +53,16 @@ def error(result: dict) -> str:
 def line(version: str, result: dict) -> str:
     """A row for the terminal."""
     if not result.get("runs"):
-        why = result["boots"] if result["boots"] != "yes" else "; ".join(f"{k}: {v}" for k, v in result["failed"].items())
+        why = (
+            result["boots"] if result["boots"] != "yes" else "; ".join(f"{k}: {v}" for k, v in result["failed"].items())
+        )
         return f"{version} {result['name']:<62} does not run: {why[:150]}"
     parts = [coverage(result), error(result)]
     parts += [f"{key} {result[key][:90]}" for key in ("lens", "readout", "control", "points") if result.get(key)]
     parts += [f"{name} {what[:60]}" for name, what in (result.get("uses") or {}).items() if what != "works"]
-    parts += [f"{name}: {why}" for name, why in {**(result.get("failed") or {}), **(result.get("errors") or {})}.items()]
+    parts += [
+        f"{name}: {why}" for name, why in {**(result.get("failed") or {}), **(result.get("errors") or {})}.items()
+    ]
     return f"{version} {result['name']:<62} " + " | ".join(parts) + f" ({result.get('seconds', 0):.1f} s)"
 
 
@@ -154,7 +158,15 @@ USES = ("sweep", "similarity", "edits", "alignment", "inversion")
 
 
 def _rows(world: dict, note: _Notes) -> list[str]:
-    names = ["architecture", "captured / listed / silent %", "of it whole %", "worst error", *COLUMNS[:3], "hook points", *USES]
+    names = [
+        "architecture",
+        "captured / listed / silent %",
+        "of it whole %",
+        "worst error",
+        *COLUMNS[:3],
+        "hook points",
+        *USES,
+    ]
     lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
     for result in sorted(world["results"], key=lambda r: r["name"].lower()):
         if not result["runs"]:
@@ -188,7 +200,10 @@ def page(worlds: list[dict]) -> str:
     for world in worlds:
         parts.append(f"\n## TransformerLens {world['about']['transformer-lens']}\n")
         parts += _rows(world, note)
-    parts += ["\n## Refused {#refused}\n", "What is refused, in the words of the call (names of weights and shapes are of one row).\n"]
+    parts += [
+        "\n## Refused {#refused}\n",
+        "What is refused, in the words of the call (names of weights and shapes are of one row).\n",
+    ]
     parts += note.lines()
     parts.append("\n## Not run {#not-run}\n")
     parts += ["| architecture | TransformerLens | why |", "|---|---|---|"]
@@ -197,7 +212,9 @@ def page(worlds: list[dict]) -> str:
         version = world["about"]["transformer-lens"]
         for result in world["results"]:
             if not result["runs"]:
-                why = result["boots"] if result["boots"] != "yes" else "; ".join(dict.fromkeys(result["failed"].values()))
+                why = (
+                    result["boots"] if result["boots"] != "yes" else "; ".join(dict.fromkeys(result["failed"].values()))
+                )
                 gone.setdefault((result["name"], why), []).append(version)
         for name in world["absent"]:
             gone.setdefault((name, "no class in transformers: its code comes with the weights"), []).append(version)

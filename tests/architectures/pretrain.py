@@ -106,5 +106,7 @@ def boot() -> nn.Module:
         architecture="TransformerLensPretrain", dtype=torch.float64,
     )  # fmt: skip
     model = build_pretrain_bridge(inner, config, device="cpu", dtype=torch.float64)
-    model.set_tokenizer(tokenizer(False)) if hasattr(model, "set_tokenizer") else setattr(model, "tokenizer", tokenizer(False))
+    model.set_tokenizer(tokenizer(False)) if hasattr(model, "set_tokenizer") else setattr(
+        model, "tokenizer", tokenizer(False)
+    )
     return model.eval()

@@ -28,7 +28,9 @@ def each_alone(model, row: Row, names: tuple[str, ...]) -> list[list[Tensor]]:
     """The gradient of each weight [prompt][weight], each prompt in a pass of its own."""
     found = []
     for prompt, target in zip(prompts(row), TARGETS, strict=True):
-        _, cache = tlb.run_with_gradient_cache(model, prompt, tlb.target_loss(target), weights=list(names), names_filter=[])
+        _, cache = tlb.run_with_gradient_cache(
+            model, prompt, tlb.target_loss(target), weights=list(names), names_filter=[]
+        )
         found.append([cache.factors[name].gradient("parameter").double() for name in names])
     return found
 
@@ -36,7 +38,13 @@ def each_alone(model, row: Row, names: tuple[str, ...]) -> list[list[Tensor]]:
 def check_sweep(model, row: Row) -> str:
     """The norms of two prompts' gradients, in one padded batch."""
     swept = tlb.sweep(
-        model, prompts(row), TARGETS, collect=["norm", "gradient_norm", "share"], batch_size=2, control=None, show_progress=False
+        model,
+        prompts(row),
+        TARGETS,
+        collect=["norm", "gradient_norm", "share"],
+        batch_size=2,
+        control=None,
+        show_progress=False,
     )
     expected = torch.stack([torch.stack([g.norm() for g in own]) for own in each_alone(model, row, swept.weights)])
     torch.testing.assert_close(swept.values["gradient_norm"].double(), expected, **CLOSE)

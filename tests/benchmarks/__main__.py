@@ -26,7 +26,20 @@ def main() -> None:
     """Print the table, or the parts of it that are named."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     torch.set_num_threads(1)
-    modules = (imports, capture, earlier, experts, lens, sweeps, edits, top_pairs, dissimilarity, compare, enumeration, inversion)
+    modules = (
+        imports,
+        capture,
+        earlier,
+        experts,
+        lens,
+        sweeps,
+        edits,
+        top_pairs,
+        dissimilarity,
+        compare,
+        enumeration,
+        inversion,
+    )
     parts = {module.__name__.rpartition(".")[2]: module for module in modules}
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}; medians of CPU time")
     print(f"{'what':<62} {'ratio':>7}  {'goal':<9} detail")

@@ -30,13 +30,20 @@ def main() -> None:
             {
                 "bare": bare,
                 "index": lambda match=match: ActivationIndex.of(model, tokens, SITE, -1, match=match, **options),
-                "pass": lambda match=match: enumerate_preimage(model, tokens, SITE, -1, tokens[0], match=match, **options),
+                "pass": lambda match=match: enumerate_preimage(
+                    model, tokens, SITE, -1, tokens[0], match=match, **options
+                ),
             },
             rounds=3,
         )
         for name in ("index", "pass"):
             detail = f"{times[name] / len(tokens) * 1e6:.1f} us an input"
-            row(f"enumeration, {name}, match={match} / bare forward passes", times[name] / times["bare"], "<= 1.5", detail)
+            row(
+                f"enumeration, {name}, match={match} / bare forward passes",
+                times[name] / times["bare"],
+                "<= 1.5",
+                detail,
+            )
     query()
 
 
@@ -55,5 +62,7 @@ def query() -> None:
     start = time.perf_counter()
     found = index.preimage(asked)
     wall = time.perf_counter() - start
-    detail = f"{times['query'] * 1e3:.1f} ms (wall {wall * 1e3:.1f}), {times['text'] * 1e3:.1f} with the query's own pass"
+    detail = (
+        f"{times['query'] * 1e3:.1f} ms (wall {wall * 1e3:.1f}), {times['text'] * 1e3:.1f} with the query's own pass"
+    )
     row("one query of 810,000 x 32 / one product with all", times["query"] / times["product"], "-", f"{detail}; {found.diagnostics.distinct} distinct inside")  # fmt: skip

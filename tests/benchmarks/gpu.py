@@ -110,7 +110,12 @@ def top_pairs_rows(name: str, device: str) -> None:
     }
     times = interleaved(ways, ROUNDS, clock_of(device))
     seconds = ", ".join(f"{each} {1000 * value:.1f} ms" for each, value in times.items())
-    row(f"top_pairs / bare rank-{D_HEAD} product, V={n}, {name}", times["top_pairs"] / times["product"], "<= 1.6", seconds)
+    row(
+        f"top_pairs / bare rank-{D_HEAD} product, V={n}, {name}",
+        times["top_pairs"] / times["product"],
+        "<= 1.6",
+        seconds,
+    )
 
 
 def cka_rows(name: str, device: str) -> None:

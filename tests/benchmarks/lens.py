@@ -18,14 +18,20 @@ def main() -> None:
     theirs, ours = BackwardLens(model).analyze(prompt, target, layers), tlb.backward_lens(model, prompt, target)
     assert ours.token_ids.tolist() == theirs.prompt_token_ids.tolist() and len(ours.tokens) == 32
     for layer, result in zip(layers, theirs.layers, strict=True):
-        for read, matrix in ((ours.imprint[layer], result.input_projection), (ours.shift[layer], result.output_projection)):
+        for read, matrix in (
+            (ours.imprint[layer], result.input_projection),
+            (ours.shift[layer], result.output_projection),
+        ):
             real = ~read.is_zero
             assert torch.equal(real, ~matrix.zero_norm_mask)
             assert torch.equal(read.top_ids[real], matrix.top_ranking.indices[real])
             assert torch.equal(read.bottom_ids[real], matrix.bottom_ranking.indices[real])
         factors = ours.cache.factors["W_out", layer]
         reference = result.output_projection.factors
-        for one, other in ((factors.inputs[0], reference.forward_inputs), (factors.deltas[0], reference.output_gradients)):
+        for one, other in (
+            (factors.inputs[0], reference.forward_inputs),
+            (factors.deltas[0], reference.output_gradients),
+        ):
             assert float((one - other).abs().max()) <= 1e-5 * float(other.abs().max())
     times = interleaved(
         {

@@ -46,7 +46,9 @@ def words(model):
     generator = torch.Generator().manual_seed(0)
 
     def texts(n):
-        return [" ".join(map(str, torch.randint(1, 50257, (N_TOKENS,), generator=generator).tolist())) for _ in range(n)]
+        return [
+            " ".join(map(str, torch.randint(1, 50257, (N_TOKENS,), generator=generator).tolist())) for _ in range(n)
+        ]
 
     return texts
 
@@ -104,8 +106,15 @@ def _similarity(model, a, b):
     times = interleaved({"factors": factors, "dense": dense}, rounds=5)
     worst = float((found["factors"] - found["dense"]).abs().max() / found["dense"].abs().max())
     memory = {"factors": peak_memory(factors), "dense": peak_memory(dense)}
-    detail = f"{times['dense']:.2f} s against {times['factors']:.2f} s, {N} x {N} examples; values differ by {worst:.0e}"
-    row("similarity: dense gradients of one layer / factors, products alone", times["dense"] / times["factors"], "", detail)
+    detail = (
+        f"{times['dense']:.2f} s against {times['factors']:.2f} s, {N} x {N} examples; values differ by {worst:.0e}"
+    )
+    row(
+        "similarity: dense gradients of one layer / factors, products alone",
+        times["dense"] / times["factors"],
+        "",
+        detail,
+    )
     detail = f"{memory['factors'] / 1e6:.0f} MB against {memory['dense'] / 1e6:.0f} MB"
     row("similarity: peak memory, factors / dense", memory["factors"] / memory["dense"], "<= 0.10", detail)
     _whole(model, a, b, name)

@@ -20,7 +20,9 @@ def weights(heavy: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     embedding = torch.randn(D_VOCAB, D_MODEL, generator=generator).mul_(0.02)
     if heavy:
         embedding *= torch.randn(D_VOCAB, 1, generator=generator).exp()
-    value, output = (torch.randn(*shape, generator=generator).mul_(0.02) for shape in ((D_MODEL, D_HEAD), (D_HEAD, D_MODEL)))
+    value, output = (
+        torch.randn(*shape, generator=generator).mul_(0.02) for shape in ((D_MODEL, D_HEAD), (D_HEAD, D_MODEL))
+    )
     return embedding, value, output
 
 
@@ -70,7 +72,9 @@ def rows() -> None:
         product = product or times["bare"]  # its time does not depend on the values, nor does the route's
         if route is None:
             threshold = found.values[-1].item()
-            sampled = interleaved({"route": partial(vocabulary_product, embedding, middle, threshold, SAMPLED)}, rounds=3)
+            sampled = interleaved(
+                {"route": partial(vocabulary_product, embedding, middle, threshold, SAMPLED)}, rounds=3
+            )
             route = sampled["route"] * D_VOCAB / SAMPLED
         share = f"{found.n_skipped} of {found.n_tiles} tiles skipped ({found.n_skipped / found.n_tiles:.1%})"
         detail = f"top_pairs {times['ours']:.2f} s, bare product {product:.2f} s; {share}"
@@ -78,7 +82,12 @@ def rows() -> None:
         detail = f"{route:.0f} s, scaled up from {SAMPLED} of {D_VOCAB} rows; values equal to 1e-4; one thread"
         row(f"the paper's V x d_model x V route / top_pairs, {name}", route / times["ours"], ">= 12", detail)
     mebibytes = int(in_fresh_process("tests.benchmarks.top_pairs", "gpt2")) / 2**20
-    row("peak memory of top_pairs above the factors, MiB", mebibytes, "<= 256", f"the product is {D_VOCAB**2 * 4 / 2**30:.1f} GiB")
+    row(
+        "peak memory of top_pairs above the factors, MiB",
+        mebibytes,
+        "<= 256",
+        f"the product is {D_VOCAB**2 * 4 / 2**30:.1f} GiB",
+    )
 
 
 def check(embedding: torch.Tensor, middle: torch.Tensor, found: TopPairs) -> None:

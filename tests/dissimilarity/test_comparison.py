@@ -373,7 +373,9 @@ def test_other_measures_take_a_bounded_seeded_sample():
     a, b = build(worlds()[0]), bridge("llama")
     (x, _), (y, _) = (materialised(model, TEXTS, resid(model)) for model in (a, b))
     everything = compare(a, b, TEXTS, measures=("rsa", "cka"), batching=2, **QUIET)
-    torch.testing.assert_close(everything["rsa"], brute(lambda p, q: float(measures.rsa(p, q)), x, y), rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(
+        everything["rsa"], brute(lambda p, q: float(measures.rsa(p, q)), x, y), rtol=1e-8, atol=1e-9
+    )
     some = [compare(a, b, TEXTS, measures="rsa", sample_size=20, seed=seed, batching=2, **QUIET) for seed in (0, 0, 1)]
     assert some[0].n_sampled == 20 and "sample of 20 of 58" in some[0].computed_from[0]
     assert torch.equal(some[0].values, some[1].values) and not torch.equal(some[0].values, some[2].values)
@@ -714,13 +716,25 @@ def test_a_planted_massive_activation(world):
 
     with model.hooks(fwd_hooks=[(place, plant)]), pytest.warns(UserWarning, match="position 0 make up 100%"):
         found = compare(
-            model, other, prompts, measures=["cca", "linear_regression"], layers_a=[1], layers_b=[2], batching=16, **QUIET
+            model,
+            other,
+            prompts,
+            measures=["cca", "linear_regression"],
+            layers_a=[1],
+            layers_b=[2],
+            batching=16,
+            **QUIET,
         )
         x = torch.cat([model.run_with_cache(model.to_tokens(text))[1][place][0].double() for text in prompts])
-    y = torch.cat([other.run_with_cache(other.to_tokens(text))[1]["blocks.2.hook_resid_post"][0].double() for text in prompts])
+    y = torch.cat(
+        [other.run_with_cache(other.to_tokens(text))[1]["blocks.2.hook_resid_post"][0].double() for text in prompts]
+    )
     assert len(x) == found.n_samples and float(x[:, 7].max()) > 29_000
     x, y = x - x.mean(0), y - y.mean(0)
     spans = [torch.linalg.qr(side / side.norm(dim=0)).Q for side in (x, y)]
     cca = torch.linalg.svdvals(spans[0].T @ spans[1]).clamp(max=1).mean()
     explained = ((spans[0].T @ y) ** 2).sum() / (y**2).sum()
-    assert abs(float(found["cca"]) - float(cca)) < 1e-4 and abs(float(found["linear_regression"]) - float(explained)) < 1e-4
+    assert (
+        abs(float(found["cca"]) - float(cca)) < 1e-4
+        and abs(float(found["linear_regression"]) - float(explained)) < 1e-4
+    )

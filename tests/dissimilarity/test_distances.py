@@ -91,7 +91,9 @@ def test_bad_distances(case):
 
 @pytest.mark.parametrize("measure", ["cka", "cka_biased", "procrustes_squared"])
 def test_only_a_metric_makes_a_map(measure):
-    with pytest.raises(ValueError, match=f"Expected a metric, got '{measure}', which is none; choose among .*shape_angular"):
+    with pytest.raises(
+        ValueError, match=f"Expected a metric, got '{measure}', which is none; choose among .*shape_angular"
+    ):
         model_distances({"a": bridge("gpt2")}, TEXTS, measure=measure)
 
 

@@ -78,4 +78,7 @@ def test_the_guide_names_what_there_is():
     ]
     named = {name for cell in families for name in re.findall("`([a-z_]+)`", cell)}
     assert len(families) == 8 and named - {"cka", "topology", "transport"} <= set(list_measures().name)
-    assert {get_measure(name).function for name in named - {"cka", "topology", "transport"}} >= {measures.cka_biased, measures.rtd}
+    assert {get_measure(name).function for name in named - {"cka", "topology", "transport"}} >= {
+        measures.cka_biased,
+        measures.rtd,
+    }

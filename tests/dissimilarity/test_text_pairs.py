@@ -92,7 +92,9 @@ def test_token_ids_of_every_kind(dtype, how):
     assert read.dtype == torch.int64 and torch.equal(read, ids)
 
 
-@pytest.mark.parametrize("wrong", [np.float32(1.0), np.array(3), torch.tensor(3), np.zeros((2, 3)), torch.zeros(2, 3) > 1])
+@pytest.mark.parametrize(
+    "wrong", [np.float32(1.0), np.array(3), torch.tensor(3), np.zeros((2, 3)), torch.zeros(2, 3) > 1]
+)
 def test_what_is_no_ids_is_refused(wrong):
     with pytest.raises(TypeError, match="Expected data as a list of texts|Expected integer tokens"):
         list(raw_batches(wrong, Reading()))

@@ -108,7 +108,9 @@ def test_neighbours_of_whole_numbers_go_by_their_place(metric, dtype):
     for seed in range(100):
         x = whole(30, 5, 3 + seed % 3, seed) * (1 + 6 * (seed % 2)) - 500 * (seed % 2)
         score = x @ x.T if metric == "inner_product" else -((x[:, None] - x[None]) ** 2).sum(-1)
-        expected = [sorted((j for j in range(30) if j != i), key=lambda j: (-int(score[i, j]), j))[:10] for i in range(30)]
+        expected = [
+            sorted((j for j in range(30) if j != i), key=lambda j: (-int(score[i, j]), j))[:10] for i in range(30)
+        ]
         assert nearest_neighbours(x.to(dtype), k=10, metric=metric).tolist() == expected, seed
 
 
@@ -134,7 +136,9 @@ def test_pwcca_warns_where_correlations_tie(weights):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         measures.pwcca(*related(40, 4, 4), weights=weights)
-        assert abs(float(measures.pwcca(x, x @ rotation(4), weights=weights)) - 1) < 1e-12  # all tie: 1 however they turn
+        assert (
+            abs(float(measures.pwcca(x, x @ rotation(4), weights=weights)) - 1) < 1e-12
+        )  # all tie: 1 however they turn
 
 
 def test_pwcca_is_undefined_there():

@@ -8,7 +8,11 @@ ATTENTION = {"W_Q": "q_proj", "W_K": "k_proj", "W_V": "v_proj", "W_O": "o_proj"}
 
 def vectors(model, weight, layer=None):
     """[n, d_model] or, for attention, [head, d_head, d_model] of a weight, in float64."""
-    found = _hooked(model, weight, layer) if hasattr(model, "W_E") and not hasattr(model, "original_model") else _bridge(model, weight, layer)
+    found = (
+        _hooked(model, weight, layer)
+        if hasattr(model, "W_E") and not hasattr(model, "original_model")
+        else _bridge(model, weight, layer)
+    )
     return found.detach().double()
 
 

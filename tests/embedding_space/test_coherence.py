@@ -20,7 +20,9 @@ def mean_cosines(ids, embedding):
     found = []
     for row in ids.tolist():
         pairs = [(i, j) for n, i in enumerate(row) for j in row[:n]]
-        cosines = [centred[i] @ centred[j] / numpy.linalg.norm(centred[i]) / numpy.linalg.norm(centred[j]) for i, j in pairs]
+        cosines = [
+            centred[i] @ centred[j] / numpy.linalg.norm(centred[i]) / numpy.linalg.norm(centred[j]) for i, j in pairs
+        ]
         found.append(float(numpy.mean(cosines)))
     return torch.tensor(found, dtype=torch.float64)
 
@@ -38,7 +40,9 @@ def test_scores_are_mean_cosines_of_top_tokens(world, weight, monkeypatch):
     expected = mean_cosines(extremes(stored @ embedding, 4)[0], embedding)
     torch.testing.assert_close(found.score, expected, atol=1e-10, rtol=0)
     noise = torch.randn(7, model.cfg.d_model, generator=torch.Generator().manual_seed(2)).double()
-    torch.testing.assert_close(found.gaussian, mean_cosines(extremes(noise @ embedding, 4)[0], embedding), atol=1e-10, rtol=0)
+    torch.testing.assert_close(
+        found.gaussian, mean_cosines(extremes(noise @ embedding, 4)[0], embedding), atol=1e-10, rtol=0
+    )
     p = [(1 + sum(g >= s for g in found.gaussian.tolist())) / 8 for s in found.score.tolist()]
     assert found.p.tolist() == pytest.approx(p)
     assert found.score[found.order].tolist() == sorted(found.score.tolist(), reverse=True)
@@ -47,7 +51,9 @@ def test_scores_are_mean_cosines_of_top_tokens(world, weight, monkeypatch):
 @every_world
 def test_folding_and_filters(world):
     model = build(world)
-    found = parameter_coherence(model, "W_out", 0, k=3, n_gaussian=4, fold_ln=True, filters="not_special", show_progress=False)
+    found = parameter_coherence(
+        model, "W_out", 0, k=3, n_gaussian=4, fold_ln=True, filters="not_special", show_progress=False
+    )
     weight = (model.ln_final.w if world == "hooked" else model.original_model.transformer.ln_f.weight).detach().double()
     embedding = weight[:, None] * unembedding(model)
     embedding = embedding - embedding.mean(0)  # a LayerNorm centres
@@ -74,7 +80,10 @@ def test_what_is_planted_is_found():
         model.original_model.transformer.h[0].mlp.c_proj.weight[7] = table[10]
         model.original_model.transformer.h[0].mlp.c_proj.weight[3] = 0
     found = parameter_coherence(model, "W_out", 0, k=5, n_gaussian=200, show_progress=False)
-    assert set(found.projection.top_ids[7].tolist()) <= set(range(10, 16)) and found.score[7] > 0.9 > found.gaussian.median()
+    assert (
+        set(found.projection.top_ids[7].tolist()) <= set(range(10, 16))
+        and found.score[7] > 0.9 > found.gaussian.median()
+    )
     assert found.score[3].isnan() and found.p[3] == 1.0 and int(found.order[-1]) == 3
     frame = found.to_frame()
     assert frame["coherence"].iloc[0] == found.score.nan_to_num(-2).max() and len(frame) == len(found.score)

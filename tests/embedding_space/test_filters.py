@@ -78,13 +78,18 @@ def test_stories(kind):
 @every_world
 def test_bad_input(world):
     model = build(world)
-    with pytest.raises(ValueError, match="Expected filters that leave at least one token, got tokens=all and filters=.*, which leave none of 50"):
+    with pytest.raises(
+        ValueError,
+        match="Expected filters that leave at least one token, got tokens=all and filters=.*, which leave none of 50",
+    ):
         token_mask(model, filters=lambda text: False)
     with pytest.raises(ValueError, match="tokens=a list and filters=.*, which leave none of 50; loosen them"):
         token_mask(model, tokens=[0], filters="not_special")
     with pytest.raises(ValueError, match="tokens=a list and filters=.*, which leave none"):
         token_mask(model, tokens=[])
-    with pytest.raises(ValueError, match="Expected a filter's name or a predicate on text, got 'asci'; the nearest are 'ascii'"):
+    with pytest.raises(
+        ValueError, match="Expected a filter's name or a predicate on text, got 'asci'; the nearest are 'ascii'"
+    ):
         token_mask(model, filters="asci")
     with pytest.raises(ValueError, match=r"Expected a token id in \[0, 50\), got 50"):
         token_mask(model, tokens=[50])

@@ -40,11 +40,24 @@ def check(model, circuit, layer, head, k=40, largest=True, exclude_same=False, a
     best = scores.flatten().topk(k)
     given = {name: value for name, value in options.items() if name in ("offset", "source")}
     found = tlb.head_pairs(
-        model, circuit, layer, head, k=k, largest=largest, exclude_same=exclude_same, tokens=allowed, show_progress=False, **given
+        model,
+        circuit,
+        layer,
+        head,
+        k=k,
+        largest=largest,
+        exclude_same=exclude_same,
+        tokens=allowed,
+        show_progress=False,
+        **given,
     )
     exact = model.W_U.dtype == torch.float64
     values = best.values if largest else -best.values
-    torch.testing.assert_close(found.pairs.values.double(), values, **({"rtol": 1e-9, "atol": 1e-10} if exact else {"rtol": 1e-4, "atol": 1e-5}))
+    torch.testing.assert_close(
+        found.pairs.values.double(),
+        values,
+        **({"rtol": 1e-9, "atol": 1e-10} if exact else {"rtol": 1e-4, "atol": 1e-5}),
+    )
     if exact:
         assert torch.equal(found.pairs.rows * len(scores) + found.pairs.cols, best.indices)
     return found
@@ -113,7 +126,11 @@ def test_rotary_in_bridge(family, offset):
 @pytest.mark.parametrize("world", worlds())
 def test_the_offset_is_the_models_own(world):
     """The score of a pair at its offset is what the model's attention computes, where nothing precedes the head."""
-    model = hooked("rotary", n_layers=1, normalization_type=None) if world == "hooked" else bridge("llama", num_hidden_layers=1)
+    model = (
+        hooked("rotary", n_layers=1, normalization_type=None)
+        if world == "hooked"
+        else bridge("llama", num_hidden_layers=1)
+    )
     sites = tlb.weight_sites(model)
     for name in ("b_Q", "b_K"):
         if f"blocks.0.attn.{name}" in sites:
@@ -121,7 +138,10 @@ def test_the_offset_is_the_models_own(world):
     tokens = torch.tensor([[0, 7, 9, 11, 30, 41]])
     seen = {}
     name = "blocks.0.attn.hook_attn_scores"
-    with torch.no_grad(), model.hooks(fwd_hooks=[(name, lambda x, hook: seen.update(scores=x.detach().clone()))], bwd_hooks=[]):
+    with (
+        torch.no_grad(),
+        model.hooks(fwd_hooks=[(name, lambda x, hook: seen.update(scores=x.detach().clone()))], bwd_hooks=[]),
+    ):
         model(tokens)
         if world == "bridge":  # the norm before the head scales each token: undo it by hand
             stream = sites["embed.W_E"].parameter.double()[tokens[0]]
@@ -129,10 +149,17 @@ def test_the_offset_is_the_models_own(world):
         else:
             scale = torch.ones(tokens.shape[1], dtype=torch.float64)
     offset, query = 3, 5
-    pairs = tlb.head_pairs(model, "QK", 0, 1, k=2500, offset=offset, source="W_E", fold_ln=world == "bridge", show_progress=False).pairs
+    pairs = tlb.head_pairs(
+        model, "QK", 0, 1, k=2500, offset=offset, source="W_E", fold_ln=world == "bridge", show_progress=False
+    ).pairs
     rows, cols = tokens[0, query], tokens[0, query - offset]
     own = pairs.values[(pairs.rows == rows) & (pairs.cols == cols)]
-    expected = seen["scores"][0, 1, query, query - offset].double() * model.cfg.d_head**0.5 * scale[query] * scale[query - offset]
+    expected = (
+        seen["scores"][0, 1, query, query - offset].double()
+        * model.cfg.d_head**0.5
+        * scale[query]
+        * scale[query - offset]
+    )
     torch.testing.assert_close(own[0], expected, rtol=1e-5, atol=1e-6)
 
 
@@ -165,7 +192,10 @@ def test_folding_and_inverse():
 
 @needs_hooked
 def test_both_worlds_say_the_same():
-    for one, other in [(tlb.zoo.load("facts", kind="hooked"), tlb.zoo.load("facts", kind="bridge")), (stories("hooked"), stories("bridge"))]:
+    for one, other in [
+        (tlb.zoo.load("facts", kind="hooked"), tlb.zoo.load("facts", kind="bridge")),
+        (stories("hooked"), stories("bridge")),
+    ]:
         for options in ({}, {"fold_ln": True}, {"inverse": "pinv"}, {"source": "W_E", "exclude_same": True}):
             for circuit in ("VO", "QK"):
                 left, right = (tlb.head_pairs(m, circuit, 1, 3, show_progress=False, **options) for m in (one, other))

@@ -19,7 +19,10 @@ def oracle(model, tokens, weight, layer, k, k_state, n_vectors, order=None, real
     with torch.no_grad():
         options = {} if real is None else {"attention_mask": real.long()}
         names = {hook: "x", f"blocks.{layer}.hook_resid_post": "h"}
-        hooks = [(name, lambda x, hook, short=short: seen.update({short: x.detach().clone()})) for name, short in names.items()]
+        hooks = [
+            (name, lambda x, hook, short=short: seen.update({short: x.detach().clone()}))
+            for name, short in names.items()
+        ]
         with model.hooks(fwd_hooks=hooks, bwd_hooks=[]):
             model(tokens, **options)
         states = model.ln_final(seen["h"]) if hasattr(model, "ln_final") else seen["h"]
@@ -97,7 +100,10 @@ def test_users_hooks_take_part_and_nothing_stays(world):
     def fail(x, hook):
         raise RuntimeError("stopped")
 
-    with pytest.raises(RuntimeError, match="stopped"), model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", fail)], bwd_hooks=[]):
+    with (
+        pytest.raises(RuntimeError, match="stopped"),
+        model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", fail)], bwd_hooks=[]),
+    ):
         parameter_activation_overlap(model, TOKENS, "W_out", 1, k=6)
     assert {name: len(point._forward_hooks) for name, point in model.hook_dict.items()} == hooks
 
@@ -112,7 +118,9 @@ def test_a_trained_model_against_the_shuffle():
 @every_world
 def test_frame_and_html(world):
     found = parameter_activation_overlap(build(world), TOKENS, "W_O", 1, k=6)
-    assert list(found.to_frame().columns) == ["example", "position", "token", "aligned", "shuffled"] and "W_O" in repr(found)
+    assert list(found.to_frame().columns) == ["example", "position", "token", "aligned", "shuffled"] and "W_O" in repr(
+        found
+    )
     assert found._repr_html_().count("<tr>") == 1 + 1 + TOKENS.numel()
 
 

@@ -72,11 +72,16 @@ def test_stories(kind):
 
 @needs_hooked
 def test_both_worlds_say_the_same():
-    pairs = [(tlb.zoo.load("facts", kind="hooked"), tlb.zoo.load("facts", kind="bridge")), (stories("hooked"), stories("bridge"))]
+    pairs = [
+        (tlb.zoo.load("facts", kind="hooked"), tlb.zoo.load("facts", kind="bridge")),
+        (stories("hooked"), stories("bridge")),
+    ]
     for one, other in pairs:
         for weight, layer in [("W_in", 1), ("W_K", 0), ("W_O", 2), ("W_E", None), ("ln2.w", 1)]:
             for options in ({}, {"inverse": "pinv"}, {"fold_ln": True}, {"inverse": "pinv", "fold_ln": True}):
-                left, right = (tlb.project_parameter(m, weight, layer, show_progress=False, **options) for m in (one, other))
+                left, right = (
+                    tlb.project_parameter(m, weight, layer, show_progress=False, **options) for m in (one, other)
+                )
                 assert left.weight == right.weight and left.side == right.side
                 scale = float(left.top_scores.abs().max())
                 torch.testing.assert_close(left.top_scores, right.top_scores, rtol=1e-3, atol=1e-4 * scale)
@@ -154,7 +159,9 @@ def test_pseudo_inverse(world, fold_ln):
     found = tlb.project_parameter(model, "W_in", 0, k=6, inverse="pinv", fold_ln=fold_ln)
     assert torch.equal(found.top_ids, top_ids) and torch.equal(found.bottom_ids, bottom_ids)
     torch.testing.assert_close(found.top_scores, top, rtol=1e-8, atol=1e-10)
-    written = [tlb.project_parameter(model, "W_out", 0, inverse=inverse, fold_ln=fold_ln) for inverse in ("pinv", "transpose")]
+    written = [
+        tlb.project_parameter(model, "W_out", 0, inverse=inverse, fold_ln=fold_ln) for inverse in ("pinv", "transpose")
+    ]
     assert torch.equal(written[0].top_scores, written[1].top_scores)
 
 
@@ -162,7 +169,11 @@ def test_pseudo_inverse(world, fold_ln):
 def test_experts():
     model = hooked("moe")
     expert = model.blocks[1].mlp.experts[2]
-    for weight, rows in (("W_in", expert.W_in.weight), ("W_gate", expert.W_gate.weight), ("W_out", expert.W_out.weight.T)):
+    for weight, rows in (
+        ("W_in", expert.W_in.weight),
+        ("W_gate", expert.W_gate.weight),
+        ("W_out", expert.W_out.weight.T),
+    ):
         found = tlb.project_parameter(model, f"experts.2.{weight}", 1, k=4)
         assert torch.equal(found.top_ids, extremes(rows.detach() @ unembedding(model), 4)[0]) and len(found) == 28
     assert len(tlb.project_parameter(model, "blocks.1.mlp.W_gate", k=4)) == 3  # the router's
@@ -202,7 +213,11 @@ def test_zero_vectors_are_marked(world):
     some[1] = 0
     found = tlb.project_parameter(model, some, k=3)
     assert found.is_zero.tolist() == [False, True, False]
-    assert found.top_ids[1].tolist() == [-1] * 3 and found.top_tokens[1] == [""] * 3 and found.top_scores[1].abs().sum() == 0
+    assert (
+        found.top_ids[1].tolist() == [-1] * 3
+        and found.top_tokens[1] == [""] * 3
+        and found.top_scores[1].abs().sum() == 0
+    )
 
 
 @every_world
@@ -234,7 +249,15 @@ def test_frame_and_html(world):
     model = build(world)
     found = tlb.project_parameter(model, "W_Q", 0, k=3)
     frame = found.to_frame()
-    assert list(frame.columns) == ["head", "index", "norm", "top_tokens", "top_scores", "bottom_tokens", "bottom_scores"]
+    assert list(frame.columns) == [
+        "head",
+        "index",
+        "norm",
+        "top_tokens",
+        "top_scores",
+        "bottom_tokens",
+        "bottom_scores",
+    ]
     assert frame["top_tokens"][1] == [model.tokenizer.decode([i]) for i in found.top_ids[1].tolist()]
     assert "head" not in tlb.project_parameter(model, "W_in", 0, k=3).to_frame()
     assert found[2].top_tokens == [found.top_tokens[2]] and "W_Q" in repr(found)
@@ -258,7 +281,9 @@ def test_the_model_is_left_alone(world):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state, training = torch.get_rng_state(), model.training
     found = tlb.project_parameter(model, "W_V", 0, fold_ln=True, inverse="pinv")
-    assert not found.top_scores.requires_grad and torch.equal(torch.get_rng_state(), state) and model.training == training
+    assert (
+        not found.top_scores.requires_grad and torch.equal(torch.get_rng_state(), state) and model.training == training
+    )
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -301,7 +326,9 @@ def test_bad_input(world):
     site = tlb.weight_sites(model)["blocks.1.mlp.W_out"]
     with torch.no_grad():
         site.parameter[0, 0] = float("inf")
-    with pytest.raises(ValueError, match="Expected finite weights, got NaN or inf in blocks.1.mlp.W_out; load or train"):
+    with pytest.raises(
+        ValueError, match="Expected finite weights, got NaN or inf in blocks.1.mlp.W_out; load or train"
+    ):
         tlb.project_parameter(model, "W_out", 1)
     with torch.no_grad():
         tlb.weight_sites(model)["unembed.W_U"].parameter[0, 0] = float("nan")

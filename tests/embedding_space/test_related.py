@@ -129,7 +129,9 @@ def test_bad_input(world):
     model = build(world)
     with pytest.raises(ValueError, match="Expected kind to be one of KV, GV, VO, QK, got 'VK'"):
         related_pairs(model, "VK", 0)
-    with pytest.raises(ValueError, match="Expected no head for 'blocks.0.mlp.W_in', whose pairs are neurons, got head=1"):
+    with pytest.raises(
+        ValueError, match="Expected no head for 'blocks.0.mlp.W_in', whose pairs are neurons, got head=1"
+    ):
         related_pairs(model, "KV", 0, head=1)
     with pytest.raises(IndexError, match="Expected head in"):
         related_pairs(model, "QK", 0, head=7, k=5)

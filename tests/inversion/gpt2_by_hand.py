@@ -18,7 +18,9 @@ def log_probabilities(network, z, site, tokens):
         name = f"lm.transformer.h.{layer}."
         x = x + _attention(p, name + "attn.", layout.n_heads, _norm(p, name + "ln_1", x), None)
         if not prefix:
-            x = x + _attention(p, name + "crossattention.", layout.n_heads, _norm(p, name + "ln_cross_attn", x), vectors)
+            x = x + _attention(
+                p, name + "crossattention.", layout.n_heads, _norm(p, name + "ln_cross_attn", x), vectors
+            )
         x = x + _mlp(p, name + "mlp.", _norm(p, name + "ln_2", x))
     x = _norm(p, "lm.transformer.ln_f", x)[len(vectors) if prefix else 0 :]
     logits = x @ p["lm.transformer.wte.weight"].T

@@ -13,7 +13,15 @@ from tl_backward.inversion.texts import encode, encode_rows
 
 every_world = pytest.mark.parametrize("world", worlds())
 QUIET = {"show_progress": False}
-SITES = [("resid_mid", 1), ("result", 1, 0), ("z", 0, 2), ("z", 1), ("mlp_out", 0), ("v", 0, 1), "ln_final.hook_normalized"]
+SITES = [
+    ("resid_mid", 1),
+    ("result", 1, 0),
+    ("z", 0, 2),
+    ("z", 1),
+    ("mlp_out", 0),
+    ("v", 0, 1),
+    "ln_final.hook_normalized",
+]
 ROWS = [[0, 4, 5, 6, 9, 7, 4], [0, 8, 9], [0, 3], [0, 20, 41, 3, 8], [0]]
 
 
@@ -70,7 +78,9 @@ def test_a_heads_result_is_the_models_own():
     _, cache = model.run_with_cache(TOKENS)
     for head in range(4):
         site = resolve_site(model, ("result", 1, head))
-        torch.testing.assert_close(collect(model, TOKENS, site, **QUIET)[site], cache["blocks.1.attn.hook_result"][:, :, head])
+        torch.testing.assert_close(
+            collect(model, TOKENS, site, **QUIET)[site], cache["blocks.1.attn.hook_result"][:, :, head]
+        )
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "neox", "gemma2"])
@@ -139,7 +149,9 @@ def test_refused(world, options, message):
 def test_an_overflow_is_named(world):
     model = build(world)
     with model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda x, hook: x * float("inf"))]):
-        with pytest.raises(ValueError, match=r"Expected finite activations, got NaN or inf at 'blocks.0.hook_resid_post'"):
+        with pytest.raises(
+            ValueError, match=r"Expected finite activations, got NaN or inf at 'blocks.0.hook_resid_post'"
+        ):
             collect(model, TOKENS, ("resid_post", 0), **QUIET)
 
 
@@ -151,5 +163,3 @@ def test_batches_hold_like_lengths_and_each_text_once():
     assert sum(len(part.at) for part in parts) == int(texts.lengths.sum())
     only = list(batches(texts, torch.tensor([2, -1, -1, 1, 0]), 10))
     assert len(only) == 1 and only[0].tokens.shape == (3, 3)
-
-

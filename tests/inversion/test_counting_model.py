@@ -96,7 +96,9 @@ def test_distances_against_brute_force(kind, site, hook):
 def test_what_the_head_of_layer_one_knows(kind):
     """At ':' the head of layer 1 carries the count and neither the query letter nor the other letters."""
     model = counting(kind)
-    found = search_preimage(model, QUERY, ("result", 1, 0), -1, proposals=pool(), valid=valid, chains=32, steps=120, **QUIET)
+    found = search_preimage(
+        model, QUERY, ("result", 1, 0), -1, proposals=pool(), valid=valid, chains=32, steps=120, **QUIET
+    )
     d = found.diagnostics
     assert d.share_inside >= 0.8 and d.well_formed == 1 and d.distinct > 50 and d.chance < 0.02
     table = common_features(found, FEATURES, prior=pool())
@@ -128,7 +130,13 @@ def test_search_comes_near_the_exact_preimage_of_a_small_domain():
 def test_sites_along_the_network():
     model = counting("bridge")
     table = compare_sites(
-        model, QUERY, [("result", 0, 0), ("result", 1, 0)], inputs=pool(), features=FEATURES, positions=[-2, -1], **QUIET
+        model,
+        QUERY,
+        [("result", 0, 0), ("result", 1, 0)],
+        inputs=pool(),
+        features=FEATURES,
+        positions=[-2, -1],
+        **QUIET,
     )
     frame = table.to_frame().set_index(["site", "position", "feature"]).rate
     # At the query letter layer 0's head knows the letter; at ':' layer 1's head knows the count.

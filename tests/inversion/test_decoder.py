@@ -131,7 +131,9 @@ def test_it_meets_the_same_model_in_the_other_world(tmp_path):
     assert again.sites == made.sites
     with torch.no_grad():
         next(p for name, p in other.named_parameters() if "mlp" in name and p.ndim == 2).mul_(1.5)
-    with pytest.raises(ValueError, match="Expected the model 'model' .*other activations at 'blocks.1.hook_resid_post'"):
+    with pytest.raises(
+        ValueError, match="Expected the model 'model' .*other activations at 'blocks.1.hook_resid_post'"
+    ):
         load_from(tmp_path / "d", other)
 
 
@@ -150,7 +152,9 @@ def test_another_model_or_tokenizer_is_refused(decoder, tmp_path):
 
 
 def test_another_site_is_refused(decoder):
-    with pytest.raises(ValueError, match=r"was trained on, got 'blocks.1.hook_resid_post'; it knows blocks.0.hook_resid_post"):
+    with pytest.raises(
+        ValueError, match=r"was trained on, got 'blocks.1.hook_resid_post'; it knows blocks.0.hook_resid_post"
+    ):
         decoder.sample(QUERY, site=("resid_post", 1), position=-1)
     with pytest.raises(ValueError, match="Expected a site of the model, got 'blocks.0.hook_resid_pst', which it lacks"):
         decoder.preimage(QUERY, site="blocks.0.hook_resid_pst", position=-1)

@@ -21,7 +21,10 @@ every_world = pytest.mark.parametrize("world", worlds())
 QUIET = {"show_progress": False}
 DOMAIN = domain(["w5", "w6", "w40"], 3)  # 39 texts of one to three words
 QUERY = "w6 w5"
-SITES = {("resid_mid", 1): ("blocks.1.hook_resid_mid", None, False), ("result", 0, 1): ("blocks.0.attn.hook_z", 1, True)}
+SITES = {
+    ("resid_mid", 1): ("blocks.1.hook_resid_mid", None, False),
+    ("result", 0, 1): ("blocks.0.attn.hook_z", 1, True),
+}
 
 
 @every_world
@@ -42,7 +45,11 @@ def test_brute_force(world, site, metric, match, position):
             numpy.testing.assert_allclose(found.distances.numpy(), numpy.array(expected)[kept], atol=1e-11)
             assert found.best_positions.tolist() == [at[i] for i in kept]
             share = len(inside) / 39
-            assert (found.diagnostics.share_inside, found.diagnostics.chance, found.diagnostics.recall) == (share, share, 1)
+            assert (found.diagnostics.share_inside, found.diagnostics.chance, found.diagnostics.recall) == (
+                share,
+                share,
+                1,
+            )
             torch.testing.assert_close(found.weights, found.inside.double() / max(1, len(inside)))
             assert found.method == "enumeration"
 
@@ -88,7 +95,9 @@ def test_what_lies_at_the_threshold_is_decided_without_cancellation(n, length, d
     order = index.nearest(query, n, metric=metric)
     assert sorted(order.tolist()) == list(range(n))
     # D^2 is what is taken for the order in float32.
-    assert (numpy.diff(d_text[order.numpy()] ** (2 if metric == "euclidean" else 1)) > -1e-4 * (1 + d_text.max() ** 2)).all()
+    assert (
+        numpy.diff(d_text[order.numpy()] ** (2 if metric == "euclidean" else 1)) > -1e-4 * (1 + d_text.max() ** 2)
+    ).all()
 
 
 @every_world
@@ -121,7 +130,9 @@ def test_outside_is_a_seeded_draw_and_texts_without_the_position_are_never_insid
         index.nearest("w5 w5 w5", 28)
 
 
-@pytest.mark.parametrize(("n_texts", "inside", "n"), [(7, [0, 1, 4], 2), (7, [], 3), (7, [6], 6), (5, [0, 1, 2, 3, 4], 3), (9, [2, 3], 50)])
+@pytest.mark.parametrize(
+    ("n_texts", "inside", "n"), [(7, [0, 1, 4], 2), (7, [], 3), (7, [6], 6), (5, [0, 1, 2, 3, 4], 3), (9, [2, 3], 50)]
+)
 def test_the_draw_outside_is_uniform_and_without_replacement(n_texts, inside, n):
     others = sorted(set(range(n_texts)) - set(inside))
     counts, rounds = Counter(), 600

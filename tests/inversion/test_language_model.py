@@ -22,7 +22,9 @@ def test_prompts_are_what_they_say():
     gifts = [parse_gift(prompt) for prompt in prompts]
     assert {gift.template for gift in gifts} == set(range(len(IOI))) and {gift.giver for gift in gifts} == set(NAMES)
     for prompt, gift in zip(prompts, gifts, strict=True):
-        assert len(re.findall(rf"\b{gift.giver}\b", prompt)) == 2 and len(re.findall(rf"\b{gift.receiver}\b", prompt)) == 1
+        assert (
+            len(re.findall(rf"\b{gift.giver}\b", prompt)) == 2 and len(re.findall(rf"\b{gift.receiver}\b", prompt)) == 1
+        )
     first = parse_gift(case.query)
     assert (first.receiver, first.giver, first.place, first.thing) == ("Lily", "Tom", "park", "ball")
     assert not case.valid(case.query.replace("Lily", "Tom")) and not case.valid(case.query + " Lily")
@@ -30,12 +32,19 @@ def test_prompts_are_what_they_say():
 
 
 def test_positions_of_mentions():
-    tokens = ["<s>", "When", " Li", "ly", " and", " To", "m", " went", " to", " the", " park", ",", " To", "m", " gave", " a", " ball", " to"]
+    tokens = "<s>|When| Li|ly| and| To|m| went| to| the| park|,| To|m| gave| a| ball| to".split("|")
     case = ioi()
     assert case.positions["S2"](case.query, tokens) == 13 and case.positions["S1+1"](case.query, tokens) == 7
-    assert case.positions["S2"]("another text", tokens) is None and case.positions["S1+1"]("another text", tokens) is None
+    assert (
+        case.positions["S2"]("another text", tokens) is None and case.positions["S1+1"]("another text", tokens) is None
+    )
     facts = factual_recall()
-    assert facts.positions["subject"](facts.query, ["The", " capital", " of", " Fr", "ance", " is", " the", " city", " of"]) == 4
+    assert (
+        facts.positions["subject"](
+            facts.query, ["The", " capital", " of", " Fr", "ance", " is", " the", " city", " of"]
+        )
+        == 4
+    )
     assert facts.positions["subject"]("another text", []) is None
 
 
@@ -51,7 +60,9 @@ def test_sites_of_gpt2_small_are_the_circuits_heads():
     model = Module()
     model.cfg = SimpleNamespace(n_layers=12, n_heads=12, d_model=768)
     found = sites_of(ioi(), model)
-    assert {name: [site[1:] for site in sites] for name, sites in found.items()} == {name: list(heads) for name, heads in CIRCUIT.items()}
+    assert {name: [site[1:] for site in sites] for name, sites in found.items()} == {
+        name: list(heads) for name, heads in CIRCUIT.items()
+    }
     assert found["END"][0] == ("result", 9, 6)
     model.cfg.n_layers, model.cfg.d_model = 48, 1600
     assert sites_of(ioi(), model)["S2"] == [("resid_post", layer) for layer in (0, 9, 19, 28, 38, 47)]
@@ -70,16 +81,38 @@ def test_stories_through_the_script(capsys, tmp_path):
     model = load_model(folder)
     case = factual_recall()
     pool = encode(model, case.draw(60, 0))
-    near = pool_preimage(model, pool, case.query, ("resid_post", 1), case.positions["subject"], n=20, valid=case.valid, show_progress=False)
+    near = pool_preimage(
+        model,
+        pool,
+        case.query,
+        ("resid_post", 1),
+        case.positions["subject"],
+        n=20,
+        valid=case.valid,
+        show_progress=False,
+    )
     row = next(row for row in rows if (row["case"], row["position"], row["method"]) == ("facts", "subject", "pool"))
     assert row["inside"] == int(near.inside.sum()) and row["chance"] == near.diagnostics.chance
-    exact = enumerate_preimage(model, pool, ("resid_post", 1), case.positions["subject"], case.query, show_progress=False)
+    exact = enumerate_preimage(
+        model, pool, ("resid_post", 1), case.positions["subject"], case.query, show_progress=False
+    )
     assert row["inside"] == int(exact.inside.sum())
     with (out / "texts.csv").open(newline="") as file:
-        texts = [line for line in csv.DictReader(file) if (line["case"], line["position"], line["method"]) == ("facts", "subject", "pool")]
-    assert [float(line["distance"]) for line in texts] == near.distances.tolist() and [line["text"] for line in texts] == list(near.texts)
-    assert main([*small, "--out", str(out)]) == 1 and "Expected --out to be a new or empty folder" in capsys.readouterr().err
+        texts = [
+            line
+            for line in csv.DictReader(file)
+            if (line["case"], line["position"], line["method"]) == ("facts", "subject", "pool")
+        ]
+    assert [float(line["distance"]) for line in texts] == near.distances.tolist() and [
+        line["text"] for line in texts
+    ] == list(near.texts)
+    assert (
+        main([*small, "--out", str(out)]) == 1
+        and "Expected --out to be a new or empty folder" in capsys.readouterr().err
+    )
     assert main([*small, "--case", "texts", "--out", str(tmp_path / "b")]) == 1
     assert "Expected --data FILE with --case texts" in capsys.readouterr().err
     assert main([*small, "--site", "resid_post,x", "--out", str(tmp_path / "c")]) == 1
-    assert "Expected a site of the model, got 'resid_post,x'" in capsys.readouterr().err and not (tmp_path / "c").exists()
+    assert (
+        "Expected a site of the model, got 'resid_post,x'" in capsys.readouterr().err and not (tmp_path / "c").exists()
+    )

@@ -102,7 +102,10 @@ def test_frame_repr_and_html():
     assert list(frame) == ["text", "distance", "position", "inside", "weight"] and len(frame) == len(found) == 7
     assert frame.distance.tolist() == found.distances.tolist()
     n = int(found.inside.sum())
-    assert repr(found) == f"Preimage('{QUERY}' at blocks.0.attn.hook_result[1], position 4: {n} of 7 texts within 0.3, by given)"
+    assert (
+        repr(found)
+        == f"Preimage('{QUERY}' at blocks.0.attn.hook_result[1], position 4: {n} of 7 texts within 0.3, by given)"
+    )
     assert found.site == Site("blocks.0.attn.hook_result", 1)
     html = found._repr_html_()
     assert html.count("<tr>") == 1 + max(n, 7 - n) and "w3 w3 w41" in html and "<script" not in html

@@ -120,7 +120,9 @@ def test_agreement_with_the_exact_preimage():
     inside = [text for text, d in zip(DOMAIN, expected, strict=True) if d <= epsilon]
     exact = enumerate_preimage(model, DOMAIN, SITE, -1, QUERY, epsilon, **QUIET)
     some = [inside[0], inside[0], inside[3], "w40 w40 w40"]
-    found = compare_with_exact(preimage_of(model, some, QUERY, SITE, -1, epsilon=epsilon, **QUIET), exact, {"first": first})
+    found = compare_with_exact(
+        preimage_of(model, some, QUERY, SITE, -1, epsilon=epsilon, **QUIET), exact, {"first": first}
+    )
     kept = [text for text in some if text in inside]
     assert found.diagnostics.recall == len(set(kept)) / len(inside)
     p = {word: sum(first(text) == word for text in kept) / len(kept) for word in ("w5", "w6", "w40")}
@@ -155,7 +157,9 @@ def test_sites_side_by_side_are_each_its_own(world, match):
         assert preimage.best_positions[order].equal(alone.best_positions)
         own = common_features(alone, {"first": first}, prior=DOMAIN)["first"]
         for rate, expected in ((features["first"].rate, own.rate), (features["first"].prior, own.prior)):
-            assert (rate.value, rate.low, rate.high, rate.n) == pytest.approx((expected.value, expected.low, expected.high, expected.n), nan_ok=True)
+            assert (rate.value, rate.low, rate.high, rate.n) == pytest.approx(
+                (expected.value, expected.low, expected.high, expected.n), nan_ok=True
+            )
     frame = table.to_frame()
     assert len(frame) == 12 and set(frame.feature) == {"first", "length"}
     assert frame.share_inside.tolist()[::2] == [p.diagnostics.share_inside for p in table.preimages]
@@ -171,7 +175,9 @@ def test_sites_over_a_whole_domain_are_exact_and_features_are_asked_once():
     assert all(f["first"].rate.low == f["first"].rate.high for f in table.features)
     assert sorted(asked) == sorted(DOMAIN)
     with pytest.raises(ValueError, match="Expected at least one position, got an empty list"):
-        compare_sites(cached("bridge"), QUERY, ("z", 1), inputs=DOMAIN, features={"first": first}, positions=[], **QUIET)
+        compare_sites(
+            cached("bridge"), QUERY, ("z", 1), inputs=DOMAIN, features={"first": first}, positions=[], **QUIET
+        )
 
 
 def patched_by_hand(model, preimage, text, site, answer):
@@ -192,7 +198,11 @@ def patched_by_hand(model, preimage, text, site, answer):
     clean = model(tokens)[0, -1].detach().numpy()
     patched = model.run_with_hooks(tokens, fwd_hooks=[(name, put)])[0, -1].detach().numpy()
     p, q = (numpy.exp(x - x.max()) / numpy.exp(x - x.max()).sum() for x in (clean, patched))
-    return (p * numpy.log(p / q)).sum(), (patched - patched.mean())[answer] - (clean - clean.mean())[answer], patched.argmax() == clean.argmax()
+    return (
+        (p * numpy.log(p / q)).sum(),
+        (patched - patched.mean())[answer] - (clean - clean.mean())[answer],
+        patched.argmax() == clean.argmax(),
+    )
 
 
 @every_world
@@ -253,5 +263,3 @@ def test_a_heads_result_is_what_its_z_gives():
     cache = run(model, QUERY)
     mine = activations(model, cache, ("blocks.1.attn.hook_z", 2, True))
     numpy.testing.assert_allclose(mine, cache["blocks.1.attn.hook_result"][0, :, 2].detach().numpy(), atol=1e-12)
-
-

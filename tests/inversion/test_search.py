@@ -71,7 +71,9 @@ def test_the_chains_reach_the_exact_distribution(world, plateau, token_edits, lo
     fixed = token_edits == ("substitute", "swap")
     space = [text for text in DOMAIN if not fixed or len(text.split()) == 3]
     distance, _ = scores(model, space, "w6 w5", HOOK, -1)
-    epsilon = float(numpy.quantile(distance, 0.4)) * (1 + 1e-9)  # texts tie, and a tie at epsilon is decided by rounding
+    epsilon = float(numpy.quantile(distance, 0.4)) * (
+        1 + 1e-9
+    )  # texts tie, and a tie at epsilon is decided by rounding
     tau = float(max(distance) - (epsilon if plateau is None else plateau)) / 3
     energy = numpy.maximum(numpy.array(distance) - (epsilon if plateau is None else plateau), 0) / tau
     pi = numpy.exp([(log_prior(text) if log_prior else 0.0) - e for text, e in zip(space, energy, strict=True)])
@@ -105,7 +107,17 @@ def test_every_distance_is_the_models_and_no_trace_is_left(world):
     model = cached(world)
     before = state(model)
     found = search_preimage(
-        model, "w6 w5", SITE, -1, proposals=DOMAIN[:5], chains=6, steps=20, thin=3, match="same", metric="cosine", **QUIET
+        model,
+        "w6 w5",
+        SITE,
+        -1,
+        proposals=DOMAIN[:5],
+        chains=6,
+        steps=20,
+        thin=3,
+        match="same",
+        metric="cosine",
+        **QUIET,
     )
     assert_same(before, state(model))
     expected, at = scores(model, found.texts, "w6 w5", HOOK, -1, "cosine", "same")
@@ -149,7 +161,10 @@ def test_chains_that_do_not_move():
         ({"plateau": -1.0}, "Expected tau > 0 and plateau >= 0, got 0.001 and -1.0"),
         ({"chains": 0}, "Expected chains and thin of at least 1 and 0 <= burn_in < steps, got chains=0"),
         ({"burn_in": 400}, "burn_in=400, steps=400"),
-        ({"token_edits": ("flip",)}, "Expected token_edits among substitute, swap, relabel, insert, delete, got ['flip']"),
+        (
+            {"token_edits": ("flip",)},
+            "Expected token_edits among substitute, swap, relabel, insert, delete, got ['flip']",
+        ),
         ({"token_edits": ("insert", "swap")}, "Expected insert and delete together, got ['insert', 'swap']"),
         ({"vocabulary": []}, "Expected at least one token to write, got none"),
         ({"valid": lambda text: False}, "Expected a proposal that is valid and has the position, got none among 39"),

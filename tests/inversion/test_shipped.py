@@ -64,7 +64,9 @@ def test_the_facts_decoder_names_the_person_or_what_is_known_of_them():
 
 def test_the_command_trains_measures_and_saves(tmp_path, monkeypatch):
     tiny = shipped.RECIPES["counting"]
-    tiny = replace(tiny, warm=False, config=inversion.DecoderConfig(n_layers=1, d_model=16, n_heads=2, d_hidden=8, n_vectors=1))
+    tiny = replace(
+        tiny, warm=False, config=inversion.DecoderConfig(n_layers=1, d_model=16, n_heads=2, d_hidden=8, n_vectors=1)
+    )
     monkeypatch.setattr("tl_backward.inversion.train_shipped.RECIPES", {"counting": tiny})
     monkeypatch.setattr("tl_backward.inversion.train_shipped.N_QUERIES", 2)
     command = f"counting --out {tmp_path / 'd'} --budget 128 --threads 1"

@@ -31,7 +31,9 @@ def test_batches_are_texts_with_their_own_activations(world, positions):
     model = build(world)
     seen = set()
     for batch in itertools.islice(stream(model, positions), 4):
-        for z, site, tokens, length in zip(*(batch[k] for k in ("activations", "sites", "tokens", "lengths")), strict=True):
+        for z, site, tokens, length in zip(
+            *(batch[k] for k in ("activations", "sites", "tokens", "lengths")), strict=True
+        ):
             row = [0, *tokens[:length].tolist()]
             assert all(3 <= token <= 12 for token in row[1:])
             expected = activations(model, row)[site]
@@ -47,7 +49,10 @@ def test_batches_are_texts_with_their_own_activations(world, positions):
 
 def test_pairs_of_a_text_differ_and_are_as_many_as_asked():
     for batch in itertools.islice(stream(build(worlds()[0])), 3):
-        kinds = [(tuple(row[:n].tolist()), int(site), z.sum().item()) for z, site, row, n in zip(*batch.values(), strict=True)]
+        kinds = [
+            (tuple(row[:n].tolist()), int(site), z.sum().item())
+            for z, site, row, n in zip(*batch.values(), strict=True)
+        ]
         assert len(set(kinds)) == len(kinds) == 12
 
 
@@ -65,10 +70,17 @@ def test_processes_share_the_texts():
     for process in (0, 1):
         part = stream(model)
         part.process, part.n_processes = process, 2
-        rows = [tuple(r[:n].tolist()) for b in itertools.islice(part, CHUNK) for r, n in zip(b["tokens"], b["lengths"], strict=True)]
+        rows = [
+            tuple(r[:n].tolist())
+            for b in itertools.islice(part, CHUNK)
+            for r, n in zip(b["tokens"], b["lengths"], strict=True)
+        ]
         assert len(rows) == CHUNK * 6
         found.append(rows)
-    drawn = [tuple(model.to_tokens(t)[0, 1:].tolist()) for t in itertools.islice(iter(TextSource(texts, n_kept=5)), CHUNK * 4)]
+    drawn = [
+        tuple(model.to_tokens(t)[0, 1:].tolist())
+        for t in itertools.islice(iter(TextSource(texts, n_kept=5)), CHUNK * 4)
+    ]
     assert sorted(set(found[0])) == sorted(set(drawn[0::2]))
     assert sorted(set(found[1])) == sorted(set(drawn[1::2]))
 

@@ -36,7 +36,9 @@ def test_digits_are_counted_over_the_whole_domain():
     frame = study.digits_table(RECIPES["addition"], query="105+117=", most=120)
     model = zoo.load("addition")
     domain = [f"{left}+{right}=" for left in range(100, 120) for right in range(100, 120)]
-    one = inversion.enumerate_preimage(model, domain, ("result", 0, 3), -1, "105+117=", match="same", show_progress=False)
+    one = inversion.enumerate_preimage(
+        model, domain, ("result", 0, 3), -1, "105+117=", match="same", show_progress=False
+    )
     inside = [text for text, kept in zip(one.texts, one.inside.tolist(), strict=True) if kept]
     row = frame[frame["site"] == "blocks.0.attn.hook_result[3]"].iloc[0]
     assert row["n_inside"] == len(inside) > 0

@@ -67,7 +67,11 @@ trained(worlds()[0], budget=16 * 20, out=sys.argv[1], options=options(save_every
 
 def run(out, kill_after):
     return subprocess.run(
-        [sys.executable, "-c", RUN, str(out), str(kill_after)], env=ENVIRONMENT, capture_output=True, text=True, timeout=240
+        [sys.executable, "-c", RUN, str(out), str(kill_after)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
 
 
@@ -133,14 +137,30 @@ BAD = {
     "a site it lacks": ({"sites": ("resid_pst", 0)}, ValueError, "Expected a site of the model"),
     "a head it lacks": ({"sites": ("z", 0, 9)}, IndexError, "head"),
     "no text": ({"data": lambda epoch: iter(())}, ValueError, "Expected at least one text to train on"),
-    "ends early": ({"data": lambda epoch: texts(0) if epoch < 2 else iter(())}, ValueError, "got none in epoch 2 after 60 texts"),
+    "ends early": (
+        {"data": lambda epoch: texts(0) if epoch < 2 else iter(())},
+        ValueError,
+        "got none in epoch 2 after 60 texts",
+    ),
     "too long": ({"data": [" ".join(["w3"] * 20)] * 30}, ValueError, "at most n_ctx=16 tokens.*got 21"),
     "no budget": ({"budget": 3}, ValueError, "a budget of at least one batch"),
     "epsilon": ({"options": options(epsilon=0.0)}, ValueError, "Expected epsilon > 0, got 0.0"),
-    "pairs": ({"options": options(drawing={"pairs": 5})}, ValueError, "batch_size to be a multiple of pairs x processes, got 16 and 5 x 1"),
+    "pairs": (
+        {"options": options(drawing={"pairs": 5})},
+        ValueError,
+        "batch_size to be a multiple of pairs x processes, got 16 and 5 x 1",
+    ),
     "no such position": ({"positions": 14}, ValueError, "texts that have one of the positions"),
-    "fp16 on the CPU": ({"options": options(mixed_precision="fp16")}, ValueError, "on a GPU with mixed_precision 'fp16'.*use 'bf16' there"),
-    "a precision": ({"options": options(mixed_precision="half")}, ValueError, "Expected mixed_precision 'no', 'fp16' or 'bf16', got 'half'"),
+    "fp16 on the CPU": (
+        {"options": options(mixed_precision="fp16")},
+        ValueError,
+        "on a GPU with mixed_precision 'fp16'.*use 'bf16' there",
+    ),
+    "a precision": (
+        {"options": options(mixed_precision="half")},
+        ValueError,
+        "Expected mixed_precision 'no', 'fp16' or 'bf16', got 'half'",
+    ),
     "a learning rate": ({"options": options(learning_rate=1e30)}, ValueError, "Expected a finite loss, got"),
 }
 

@@ -36,7 +36,13 @@ def tokens():
 def lens():
     """Of every seventh; test_report reads all of them."""
     return tlb.backward_lens(
-        model(), tokens()[::7], 3, k=5, control="random_init", attention=True, names_filter=render.pattern_names(model())
+        model(),
+        tokens()[::7],
+        3,
+        k=5,
+        control="random_init",
+        attention=True,
+        names_filter=render.pattern_names(model()),
     )
 
 
@@ -56,7 +62,12 @@ def relabelled(comparison, names):
 @cache
 def _case():
     return EditCase(
-        WRITTEN[0], "w9", "w10", paraphrases=(WRITTEN[1],), neighbours=((WRITTEN[2], "w10"),), relations=((WRITTEN[3], "w4"),)
+        WRITTEN[0],
+        "w9",
+        "w10",
+        paraphrases=(WRITTEN[1],),
+        neighbours=((WRITTEN[2], "w10"),),
+        relations=((WRITTEN[3], "w4"),),
     )
 
 
@@ -80,7 +91,11 @@ RESULTS = {
     "grid": lambda: tlb.find_layer(model(), WRITTEN[4], "w21", validation=[_case()], scales=(1.0, 3.0), **QUIET),
     "scores": lambda: tlb.evaluate_edit(model(), _edit(), _case(), n_tokens=0),
     "methods": lambda: tlb.compare_edits(
-        model(), [_case()], dict(zip(NAMES[:4], edit_methods(1, 3.0, 0.5, steps=2).values(), strict=True)), n_tokens=0, **QUIET
+        model(),
+        [_case()],
+        dict(zip(NAMES[:4], edit_methods(1, 3.0, 0.5, steps=2).values(), strict=True)),
+        n_tokens=0,
+        **QUIET,
     ),
     "sweep": lambda: tlb.sweep(
         model(), WRITTEN[:60], ["w10"] * 60, collect=("norm", "target_rank", "top_tokens"), weights=["W_out"], **QUIET
@@ -99,7 +114,9 @@ RESULTS = {
     "stitches": lambda: stitching_grid(model(), model(), WRITTEN[:20], layers_a=[1], layers_b=[1], batching=4, **QUIET),
     "preimage": _preimage,
     "features": lambda: common_features(_preimage(), FEATURES, prior=WRITTEN[:60]),
-    "sites": lambda: compare_sites(model(), WRITTEN[0], [SITE], inputs=WRITTEN[:60], features=FEATURES, positions=[-1], **QUIET),
+    "sites": lambda: compare_sites(
+        model(), WRITTEN[0], [SITE], inputs=WRITTEN[:60], features=FEATURES, positions=[-1], **QUIET
+    ),
     "reading": lambda: read_preimage(model(), _preimage(), features=FEATURES, prior=WRITTEN[:60]),
     "patching": lambda: verify_by_patching(model(), _preimage(), n=20),
 }
@@ -114,7 +131,12 @@ def result(name: str):
 PAGES = {
     "lens": lambda: render.lens_report(lens(), model(), name=NAMES[0]),
     "edit": lambda: render.edit_report(
-        result("effect"), target=NAMES[1], how=NAMES[2], grid=result("grid"), scores=(result("scores"),) * 2, name=NAMES[3]
+        result("effect"),
+        target=NAMES[1],
+        how=NAMES[2],
+        grid=result("grid"),
+        scores=(result("scores"),) * 2,
+        name=NAMES[3],
     ),
     "methods": lambda: render.comparison_report(result("methods"), name=NAMES[4]),
     "sweep": lambda: render.sweep_report(result("sweep"), name=NAMES[5]),

@@ -27,8 +27,7 @@ def build_page(tokens: list[str]) -> render.Page:
     generator = torch.Generator().manual_seed(0)
     values = torch.rand(n, generator=generator)
     cells = [
-        render.Cell(t, sub=t, title=(f"1. {shown(t)}",), value=float(v))
-        for t, v in zip(tokens, values, strict=True)
+        render.Cell(t, sub=t, title=(f"1. {shown(t)}",), value=float(v)) for t, v in zip(tokens, values, strict=True)
     ]
     page = render.Page("Hostile <b>title</b>", intro=" ".join(tokens), footer=tokens[1])
     page.section("Tokens <s>", "\n\n".join(tokens), render.tokens(tokens, values, value_label="norm <b>"))
@@ -38,9 +37,7 @@ def build_page(tokens: list[str]) -> render.Page:
     for part in [tokens[i : i + 20] for i in range(0, n, 20)]:
         small = torch.randn(2, len(part), len(part), generator=generator) * 1e-3
         page.section("", "", render.attention(part, small, signed=True, head_names=["<img/src='x'>", "H1"]))
-    heat = render.heatmap(
-        values[None], rows=[tokens[0]], columns=tokens, title=tokens[1], value_title=tokens[5]
-    )
+    heat = render.heatmap(values[None], rows=[tokens[0]], columns=tokens, title=tokens[1], value_title=tokens[5])
     curve = [
         render.Curve(f"{i} {token[:60]}", [float(i), 1.0, 2.0], low=[0.0] * 3, high=[3.0] * 3)
         for i, token in enumerate(tokens)
@@ -127,7 +124,9 @@ def test_two_models_compared(browser: Browser, hostile: list[str], tmp_path: Pat
     square = browser.driver.find_element("css selector", ".js-plotly-plot .nsewdrag")
     ActionChains(browser.driver).move_to_element_with_offset(square, 12, 12).perform()
     browser.wait("document.querySelector('.js-plotly-plot .hoverlayer text') !== null")
-    assert "standard error 0." in str(browser.run("return document.querySelector('.js-plotly-plot .hoverlayer').textContent"))
+    assert "standard error 0." in str(
+        browser.run("return document.querySelector('.js-plotly-plot .hoverlayer').textContent")
+    )
     ticks = {clean(tick) for tick in browser.texts(".xtick text")}
     assert {shown(name, 16) for name in names} <= ticks
     assert browser.number("window.pwnedCount") == 0
@@ -195,18 +194,14 @@ def test_circuitsvis_colours_agree_with_our_legend(browser: Browser, tmp_path: P
 
 
 @pytest.mark.parametrize("width", [420, 1400])
-def test_page_never_scrolls_sideways(
-    browser: Browser, hostile: list[str], tmp_path: Path, width: int
-) -> None:
+def test_page_never_scrolls_sideways(browser: Browser, hostile: list[str], tmp_path: Path, width: int) -> None:
     path = build_page(hostile[:60]).save(tmp_path / "page.html")
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     try:
         browser.open(path)
         browser.wait(DRAWN)
-        assert browser.run(
-            "return document.documentElement.scrollWidth <= document.documentElement.clientWidth"
-        )
+        assert browser.run("return document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     finally:
         browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
@@ -231,7 +226,11 @@ def test_a_filtered_table_keeps_the_rows_with_all_words(hostile: list[str], brow
 
     assert shown() == [f"row {i}" for i in range(len(hostile))]
     typed_in("<SCRIPT> pwned")
-    expected = [i for i, t in enumerate(hostile) if "<script>" in render.visible_token(t, 18).lower() and "pwned" in render.visible_token(t, 18)]
+    expected = [
+        i
+        for i, t in enumerate(hostile)
+        if "<script>" in render.visible_token(t, 18).lower() and "pwned" in render.visible_token(t, 18)
+    ]
     assert shown() == [f"row {i}" for i in expected] and expected
     typed_in("no such words")
     assert shown() == []

@@ -155,7 +155,9 @@ def test_hostile_labels_stay_text(found, hostile):
         )  # fmt: skip
         page = render.compare_report(evil, name=labels[0])
         reader = read("".join(section.html() for section in page._sections))
-        assert set(reader.tags) <= set("section h2 p div table thead tbody tr th td bdi br span img details summary a".split())
+        assert set(reader.tags) <= set(
+            "section h2 p div table thead tbody tr th td bdi br span img details summary a".split()
+        )
         assert not any(name.startswith("on") for name, _ in reader.attributes)
         assert all(value.startswith("data:") for name, value in reader.attributes if name in ("src", "href"))
 

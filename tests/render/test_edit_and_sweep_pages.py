@@ -17,7 +17,9 @@ from tl_backward.render.sweep_report import similarity_heatmap
 from tl_backward.segments import NAMES
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
-CASE = EditCase("w5 w6 w7", "w9", "w10", paraphrases=("w6 w5",), neighbours=(("w5 w8", "w10"),), relations=(("w3", "w4"),))
+CASE = EditCase(
+    "w5 w6 w7", "w9", "w10", paraphrases=("w6 w5",), neighbours=(("w5 w8", "w10"),), relations=(("w3", "w4"),)
+)
 
 
 def model():
@@ -45,7 +47,12 @@ def test_the_page_of_an_edit(tmp_path):
     scores = tuple(tlb.evaluate_edit(bridge, each, CASE, n_tokens=0) for each in (None, edit))
     page = edit_report(effect, target=CASE.target, how="a shift", grid=grid, scores=scores, name=HOSTILE)
     html = page.to_html()
-    for heading in ("the prompt before and after", "Which layer, how strongly", "The same grid on other edits", "left alone"):
+    for heading in (
+        "the prompt before and after",
+        "Which layer, how strongly",
+        "The same grid on other edits",
+        "left alone",
+    ):
         assert heading in html, heading
     cells = data_of(page, "cells.csv")
     assert len(cells) == 4 and float(cells[3]["probability"]) == pytest.approx(float(grid.probability[1, 1]))
@@ -80,7 +87,9 @@ def test_the_page_of_a_sweep():
     )  # fmt: skip
     figure = sweep_curves(found, "norm")
     lines = {line.name: line for line in figure.data if line.name}
-    assert set(lines) == {"first", "subject", "last", "other"} | {f"{s}, untrained control" for s in ("first", "subject", "last", "other")}
+    assert set(lines) == {"first", "subject", "last", "other"} | {
+        f"{s}, untrained control" for s in ("first", "subject", "last", "other")
+    }
     means = found.values["norm"][:, 2:][:, :, NAMES.index("last")]  # W_out is the second pair of weights
     rows = [i for i, name in enumerate(found.weights) if name.endswith("W_out")]
     means = found.values["norm"][:, rows, NAMES.index("last")].nanmean(0)

@@ -30,16 +30,24 @@ QUICK = {"effect", "grid", "scores", "methods", "similarity", "coherence", "proj
 
 def some(names, quick=QUICK):
     """Those that take a second or two; the rest are for the long run."""
-    return pytest.mark.parametrize("name", [n if n in quick else pytest.param(n, marks=pytest.mark.long) for n in names])
+    return pytest.mark.parametrize(
+        "name", [n if n in quick else pytest.param(n, marks=pytest.mark.long) for n in names]
+    )
 
 
 def check_markup(html: str) -> None:
     """Only this package's elements, no handlers, and nothing that is fetched."""
     reader = read(html)
     assert set(reader.tags) <= TAGS
-    assert not [name for name, _ in reader.attributes if name.startswith("on") or name in ("srcdoc", "srcset", "action", "formaction")]
+    assert not [
+        name
+        for name, _ in reader.attributes
+        if name.startswith("on") or name in ("srcdoc", "srcset", "action", "formaction")
+    ]
     assert all(value.startswith("data:") for name, value in reader.attributes if name in ("href", "src"))
-    assert not [value for name, value in reader.attributes if name == "style" and ("url(" in value or "expression(" in value)]
+    assert not [
+        value for name, value in reader.attributes if name == "style" and ("url(" in value or "expression(" in value)
+    ]
 
 
 def check_csv(text: str) -> None:
@@ -96,7 +104,10 @@ def opened(browser: Browser, page: render.Page, path: Path, *, policy: bool) -> 
     path.write_bytes((html if policy else POLICY.sub("", html)).encode("utf-8", "backslashreplace"))
     browser.open(path)
     browser.run("document.querySelectorAll('details').forEach(box => { box.open = true; })")
-    browser.wait("[...document.querySelectorAll('[data-tlb]')].every(place => (place.id || place.dataset.tlbReady) && place.children.length)", 60)
+    browser.wait(
+        "[...document.querySelectorAll('[data-tlb]')].every(place => (place.id || place.dataset.tlbReady) && place.children.length)",
+        60,
+    )
 
 
 def check_quiet(browser: Browser, path: Path) -> None:

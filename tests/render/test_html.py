@@ -101,9 +101,7 @@ def test_escape_covers_attributes() -> None:
 def test_tables_hold_only_their_own_markup(hostile: list[str]) -> None:
     cells = [[Cell(t, sub=t, title=(t, t), value=float(i)) for i, t in enumerate(hostile)]] * 2
     for html in (
-        lens_table(
-            ["layer 0", "<b>"], hostile, cells, value_label="<i>norm</i>", caption="<u>", corner="<s>"
-        ),
+        lens_table(["layer 0", "<b>"], hostile, cells, value_label="<i>norm</i>", caption="<u>", corner="<s>"),
         table(hostile, [hostile], row_names=["<tr>"], caption="<u>"),
         token_strip(hostile, [1.0] * len(hostile), value_label="<b>"),
         "".join(token_html(t) for t in hostile),
@@ -137,9 +135,7 @@ def test_a_cut_header_or_text_never_halves_an_escape() -> None:
 
 
 def test_table_says_what_is_wrong_with_its_shape() -> None:
-    with pytest.raises(
-        ValueError, match="one cell per column in every row.*got 2 columns, 1 rows of \\[1\\]"
-    ):
+    with pytest.raises(ValueError, match="one cell per column in every row.*got 2 columns, 1 rows of \\[1\\]"):
         table(["a", "b"], [[1]])
     with pytest.raises(ValueError, match="3 tokens and 1 values"):
         token_strip(["a", "b", "c"], [1.0], value_label="norm")

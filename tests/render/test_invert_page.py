@@ -62,7 +62,9 @@ def reading(world, *, epsilon=None, decoder=None, **options):
     exact = enumerate_preimage(model, sorted(set(TEXTS)), SITE, -1, QUERY, epsilon or middle(world), **QUIET)
     found = preimage_of(model, TEXTS, QUERY, SITE, -1, epsilon=exact.epsilon, prior=TEXTS[3:], **QUIET)
     near = pool_preimage(model, TEXTS[2:], QUERY, SITE, -1, epsilon=exact.epsilon, **QUIET)
-    return read_preimage(model, found, features=FEATURES, prior=TEXTS, retrieval=near, exact=exact, decoder=decoder, **options)
+    return read_preimage(
+        model, found, features=FEATURES, prior=TEXTS, retrieval=near, exact=exact, decoder=decoder, **options
+    )
 
 
 def middle(world):
@@ -90,7 +92,9 @@ def test_every_tokens_distance_by_brute_force(world, metric):
     for text in shown:
         words = TEXTS[text.index].split()
         for n in range(1, len(words) + 1):
-            expected, _ = scores(model, [" ".join(words[:n])], QUERY, ("blocks.1.hook_resid_mid", None, False), -1, metric, "same")
+            expected, _ = scores(
+                model, [" ".join(words[:n])], QUERY, ("blocks.1.hook_resid_mid", None, False), -1, metric, "same"
+            )
             assert text.distances[len(text.strings) - len(words) + n - 1].item() == pytest.approx(expected[0], abs=1e-9)
         assert text.distances.min().item() == pytest.approx(found.distances[text.index].item(), abs=1e-12)
         assert text.shading is None and [string.strip() for string in text.strings[-len(words) :]] == words
@@ -101,14 +105,21 @@ def test_every_tokens_distance_by_brute_force(world, metric):
 @every_world
 def test_the_numbers_on_the_page_are_the_results(world):
     model, one = cached(world), reading(world)
-    comparison = compare_sites(model, QUERY, [("resid_post", 0), SITE], inputs=TEXTS, features=FEATURES, positions=[0, 1, -1], **QUIET)
+    comparison = compare_sites(
+        model, QUERY, [("resid_post", 0), SITE], inputs=TEXTS, features=FEATURES, positions=[0, 1, -1], **QUIET
+    )
     page = render.invert_report(one, comparison=comparison, name="<b>mine</b>")
     html = page.to_html()
     assert "What an activation knows: &lt;b&gt;mine&lt;/b&gt;" in html and "<details open" in html
     p = one.preimage
     assert p.diagnostics.recall == 1 and set(p.diagnostics.total_variation) == set(FEATURES)
     assert p.diagnostics == compare_with_exact(replace(p), one.exact, FEATURES).diagnostics
-    for value in (p.diagnostics.share_inside, p.diagnostics.chance, p.diagnostics.effective_sample_size, p.diagnostics.total_variation["first"]):
+    for value in (
+        p.diagnostics.share_inside,
+        p.diagnostics.chance,
+        p.diagnostics.effective_sample_size,
+        p.diagnostics.total_variation["first"],
+    ):
         assert f">{value:.4g}<" in html
     rows = data_of(html, f"texts_blocks.1.hook_resid_mid_{p.position}.csv")
     order = p.distances.argsort(stable=True).tolist()
@@ -120,7 +131,11 @@ def test_the_numbers_on_the_page_are_the_results(world):
     assert [row["feature"] for row in hypotheses] == [row.feature for row in table.rows]
     assert [float(row["rate"]) for row in hypotheses] == [row.rate.value for row in table.rows]
     for row in table.rows:
-        assert str(row.rate) in html and str(row.prior) in html and f"{one.exact_features[row.feature].rate.value:.3f}" in html
+        assert (
+            str(row.rate) in html
+            and str(row.prior) in html
+            and f"{one.exact_features[row.feature].rate.value:.3f}" in html
+        )
     for text in (*one.inside, *one.outside):
         assert all(f"D {distance:.4g}" in html for distance in text.distances.tolist())
     assert len(data_of(html, "feature_map.csv")) == 2 * 3 * len(FEATURES)
@@ -131,7 +146,9 @@ def test_the_numbers_on_the_page_are_the_results(world):
 @every_world
 def test_a_map_has_a_cell_for_every_site_and_position(world):
     sites, positions = [("resid_post", 0), ("result", 1, 2)], [0, 2, -1]
-    found = compare_sites(cached(world), QUERY, sites, inputs=TEXTS[1:], features=FEATURES, positions=positions, **QUIET)
+    found = compare_sites(
+        cached(world), QUERY, sites, inputs=TEXTS[1:], features=FEATURES, positions=positions, **QUIET
+    )
     html = render.feature_map(found, "first").html
     shown = re.findall(r"<td[^>]*><bdi>([^<]*)</bdi>", html)
     rates = found.to_frame().query("feature == 'first'").rate.tolist()
@@ -152,9 +169,15 @@ def test_shading_is_what_the_decoder_adds():
 
 def test_nothing_inside_and_nothing_outside_are_said():
     model = cached(worlds()[-1])
-    none = read_preimage(model, preimage_of(model, TEXTS[2:4], QUERY, SITE, -1, epsilon=1e-6, **QUIET), features=FEATURES)
+    none = read_preimage(
+        model, preimage_of(model, TEXTS[2:4], QUERY, SITE, -1, epsilon=1e-6, **QUIET), features=FEATURES
+    )
     page = render.invert_report([none]).to_html()
-    assert not none.inside and "No text within epsilon was found." in page and "nan" not in re.sub(r'base64,[^"]*', "", page)
+    assert (
+        not none.inside
+        and "No text within epsilon was found." in page
+        and "nan" not in re.sub(r'base64,[^"]*', "", page)
+    )
     everything = read_preimage(model, preimage_of(model, TEXTS, QUERY, SITE, -1, epsilon=99.0, **QUIET))
     assert not everything.outside and "Every text is within epsilon." in render.invert_report(everything).to_html()
 

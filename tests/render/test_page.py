@@ -31,9 +31,7 @@ def full_page(tokens: list[str]) -> Page:
     page.section("attention", "", render.attention(tokens, torch.randn(2, n, n), signed=True))
     figure = render.heatmap(torch.rand(1, n), rows=["0"], columns=tokens, title=tokens[1], value_title="norm")
     page.section("figure", "", render.figure_fragment(figure))
-    page.section(
-        "data", "", render.data_block(["token"], [[token] for token in tokens], filename="../a b.csv")
-    )
+    page.section("data", "", render.data_block(["token"], [[token] for token in tokens], filename="../a b.csv"))
     return page
 
 

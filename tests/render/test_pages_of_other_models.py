@@ -48,7 +48,11 @@ def test_what_an_encoder_read_is_in_the_question(name):
         pytest.skip("NOT TESTED: TransformerLens 3 cannot run a T5 of this transformers")
     model = tiny(name)
     _, shown = page_of(model)
-    start = "<pad>" if name.startswith("T5") else model.tokenizer.decode([model.original_model.config.decoder_start_token_id])
+    start = (
+        "<pad>"
+        if name.startswith("T5")
+        else model.tokenizer.decode([model.original_model.config.decoder_start_token_id])
+    )
     assert re.search(rf"The encoder reads (<bos> )?w5 w6 w7 w8 ; after {re.escape(start)} the decoder says", shown)
     assert "The decoder's blocks are read here, not the encoder's" in shown
     assert "The tokens that the decoder reads, coloured by" in shown and "The prompt's tokens" not in shown
@@ -66,7 +70,10 @@ def test_decoders_alone_have_no_encoder(world):
     _, shown = page_of(build(world))
     assert "After <bos> w5 w6 w7 w8 the model says" in shown and "ncoder" not in shown
     _, shown = page_of(build(world), target="w9 w10 w11")
-    assert "After <bos> w5 w6 w7 w8 the model says" in shown and "'w9 w10', which is all of it but the last one, is appended to the prompt" in shown
+    assert (
+        "After <bos> w5 w6 w7 w8 the model says" in shown
+        and "'w9 w10', which is all of it but the last one, is appended to the prompt" in shown
+    )
 
 
 def test_experts_and_their_router_are_named():
@@ -108,8 +115,20 @@ def test_an_mlp_is_called_by_its_own_name():
 def test_a_mask_is_no_last_token(masked):
     model = boot(BertForMaskedLM)
     prompt, place = (PROMPT, None) if masked else ("Paris is the capital of France.", 3)
-    lens, shown = page_of(model, prompt, " france", control="random_init", names_filter=pattern_names(model), **({} if masked else {"position": place}))
-    after = ("after which the answer", "after which an answer", "before the last token", "attends to each token up to it")
+    lens, shown = page_of(
+        model,
+        prompt,
+        " france",
+        control="random_init",
+        names_filter=pattern_names(model),
+        **({} if masked else {"position": place}),
+    )
+    after = (
+        "after which the answer",
+        "after which an answer",
+        "before the last token",
+        "attends to each token up to it",
+    )
     assert not [said for said in after if said in shown]
     view = PromptView(lens)
     assert view.asks == ("mask" if masked else "place")
@@ -171,7 +190,9 @@ def test_an_atlas_says_what_it_leaves_out():
     elements = {name: parameter.numel() for name, parameter in model.named_parameters()}
     experts = sum(n for name, n in elements.items() if ".experts." in name)
     said = left_out_of_atlas(model, atlas_places(model, None, [0, 1]), [0, 1])
-    assert said in shown and said.startswith(f"Left out, {experts / sum(elements.values()):.0%} of the model's parameters: experts.gate_up_proj, ")
+    assert said in shown and said.startswith(
+        f"Left out, {experts / sum(elements.values()):.0%} of the model's parameters: experts.gate_up_proj, "
+    )
     assert "experts.down_proj, of which each expert has its own" in said
     assert said.endswith("W_gate of layer 0, W_gate of layer 1 are experts' routers.")
     assert "left out" not in text_of(atlas(model, weights=["W_O"], k=3, n_pairs=1, **quiet)).lower()
@@ -204,7 +225,9 @@ def test_a_router_has_no_partner():
 
 
 def test_an_atlas_of_mixers_names_what_there_is():
-    with pytest.raises(ValueError, match=r"got one whose blocks have mixer\.W_in_proj, .*mixer\.W_out_proj; read what") as caught:
+    with pytest.raises(
+        ValueError, match=r"got one whose blocks have mixer\.W_in_proj, .*mixer\.W_out_proj; read what"
+    ) as caught:
         atlas(tiny("MambaForCausalLM"), **quiet)
     assert "'W_in'" not in str(caught.value) and "\n" not in str(caught.value)
 

@@ -80,15 +80,25 @@ def test_the_atlas_lists_the_most_coherent_first(world):
     model = build(world)
     page = render.atlas(model, k=3, n_vectors=25, n_pairs=2, name="tiny", **quiet)
     html = page.to_html()
-    found = [parameter_coherence(model, w, layer, k=3, **quiet) for w in ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_out") for layer in (0, 1)]
+    found = [
+        parameter_coherence(model, w, layer, k=3, **quiet)
+        for w in ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_out")
+        for layer in (0, 1)
+    ]
     everything = torch.cat([each.score for each in found]).sort(descending=True).values
     shown = [float(row[2]) for row in cells(group_table(found, n_shown=25))[1:]]
     assert shown == pytest.approx(everything[:25].tolist(), abs=6e-4) and f"25 of {len(everything)} vectors" in html
     rows = data_of(page, "coherence.csv")
     assert len(rows) == 12
     for row in rows:
-        each = next(e for e in found if e.projection.weight.endswith(row["weight"]) and f".{row['layer']}." in e.projection.weight)
-        assert float(row["share above"]) == pytest.approx(float((each.score > each.gaussian.quantile(0.95)).float().mean()))
+        each = next(
+            e
+            for e in found
+            if e.projection.weight.endswith(row["weight"]) and f".{row['layer']}." in e.projection.weight
+        )
+        assert float(row["share above"]) == pytest.approx(
+            float((each.score > each.gaussian.quantile(0.95)).float().mean())
+        )
     assert "strongest token pairs" in html and f"{2 * 2 * model.cfg.n_heads}" in html
     assert "strongest token pairs" not in render.atlas(model, k=3, n_pairs=0, **quiet).to_html()
     few = render.atlas(model, weights=["W_out"], layers=[1], k=3, **quiet).to_html()
@@ -114,7 +124,10 @@ def test_pairs_are_listed_and_drawn(hostile):
     picture = render.pair_picture(pairs, n=7)
     assert picture.html.count("<line") == 7 and not picture.scripts
     titles = re.findall(r"<line.*?<title>(.*?)</title>", picture.html)
-    expected = [f"{a} → {b}: {s:.4g}" for a, b, s in zip(pairs.first_tokens, pairs.second_tokens, pairs.pairs.values.tolist(), strict=True)]
+    expected = [
+        f"{a} → {b}: {s:.4g}"
+        for a, b, s in zip(pairs.first_tokens, pairs.second_tokens, pairs.pairs.values.tolist(), strict=True)
+    ]
     assert sorted(titles) == sorted(expected[:7])
     for a, b in zip(pairs.pairs.rows[:7].tolist(), pairs.pairs.cols[:7].tolist(), strict=True):
         y1, y2 = ends(picture.html, f"[{a}]", f"[{b}]")
@@ -124,7 +137,7 @@ def test_pairs_are_listed_and_drawn(hostile):
         evil = replace(pairs, tokenizer=Hostile(hostile[start : start + 10]))
         for fragment in (render.pair_list(evil), render.pair_picture(evil)):
             reader = read(fragment.html)
-            assert set(reader.tags) <= {"div", "svg", "title", "line", "text", "table", "thead", "tbody", "tr", "th", "td", "bdi", "br"}
+            assert set(reader.tags) <= set("div svg title line text table thead tbody tr th td bdi br".split())
             assert not any(name.startswith("on") or name in ("src", "href") for name, _ in reader.attributes)
 
 
@@ -156,16 +169,25 @@ def test_density_integrates_to_one_and_is_the_kernel_sum():
     assert torch.trapezoid(found, x).item() == pytest.approx(1, abs=1e-3)
     low, high = values.quantile(torch.tensor([0.25, 0.75], dtype=torch.float64))
     h = 0.9 * min(values.std().item(), (high - low).item() / 1.34) * 500**-0.2
-    assert found[200].item() == pytest.approx((torch.distributions.Normal(values, h).log_prob(x[200]).exp().mean()).item())
+    assert found[200].item() == pytest.approx(
+        (torch.distributions.Normal(values, h).log_prob(x[200]).exp().mean()).item()
+    )
     assert density(torch.tensor([1.0], dtype=torch.float64), x).isnan().all()
     assert density(torch.ones(5, dtype=torch.float64), x).isfinite().all()
 
 
 def test_the_coherence_figure_has_the_baseline_behind():
     generator = torch.Generator().manual_seed(0)
-    figure = render.coherence_figure({"W_in": torch.rand(50, generator=generator), "<b>": torch.tensor([0.1, float("nan"), 0.3])}, torch.rand(80, generator=generator))
+    figure = render.coherence_figure(
+        {"W_in": torch.rand(50, generator=generator), "<b>": torch.tensor([0.1, float("nan"), 0.3])},
+        torch.rand(80, generator=generator),
+    )
     first, *others = figure.to_plotly_json()["data"]
-    assert first["name"] == "Gaussian vectors" and first["fill"] == "tozeroy" and [each["name"] for each in others] == ["W_in", "&lt;b&gt;"]
+    assert (
+        first["name"] == "Gaussian vectors"
+        and first["fill"] == "tozeroy"
+        and [each["name"] for each in others] == ["W_in", "&lt;b&gt;"]
+    )
 
 
 def test_matching_pages():

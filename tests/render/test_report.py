@@ -298,7 +298,9 @@ def test_hostile_tokens_stay_text(hostile_page):
     html = hostile_page.to_html()
     reader = read(html)
     allowed = set("html head meta link title style body main h1 h2 p section div span b bdi br".split())
-    assert set(reader.tags) <= allowed | set("table thead tbody tr th td details summary a img footer script style".split())
+    assert set(reader.tags) <= allowed | set(
+        "table thead tbody tr th td details summary a img footer script style".split()
+    )
     assert reader.tags.count("script") == len(hostile_page._scripts())
     assert not [name for name, _ in reader.attributes if name.startswith("on")]
     links = [value for name, value in reader.attributes if name in ("href", "src")]
@@ -334,7 +336,9 @@ def test_in_a_browser_without_network(chrome, facts, tmp_path):
     path = tmp_path / "report.html"
     opened(chrome, page, path)
     assert [entry for entry in chrome.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
-    script = "return [...document.querySelectorAll('canvas')].filter(c => c.width > 100).map(c => new Set(c.getContext('2d')"
+    script = (
+        "return [...document.querySelectorAll('canvas')].filter(c => c.width > 100).map(c => new Set(c.getContext('2d')"
+    )
     script += ".getImageData(0, 0, c.width, c.height).data).size)"
     wait(chrome, f"(() => {{ {script} }})().every(colours => colours > 10)")
     assert len(chrome.execute_script(script)) == 2 * len(lens.layers)

@@ -53,7 +53,9 @@ def test_training_sets(task):
     assert drawn.prompts == again.prompts != other.prompts
     assert repr(drawn) == "CuedPrompts(60 prompts, 53 of which have cue and rule agree)"
     for n, crossed in ((5, 6), (5, -1), (10_000, 0)):
-        with pytest.raises(ValueError, match="Expected at most .* agreeing and .* crossed prompts, got n=.*; ask for few"):
+        with pytest.raises(
+            ValueError, match="Expected at most .* agreeing and .* crossed prompts, got n=.*; ask for few"
+        ):
             task.training(n, crossed, seed=0)
 
 

@@ -58,5 +58,7 @@ def test_models_are_trained_once(tmp_path, kind):
 def test_another_model_in_the_folder_is_refused(tmp_path, world, change):
     trained(TINY, small_world(), tmp_path, show_progress=False)
     recipe = replace(TINY, steps=3) if change == "recipe" else TINY
-    with pytest.raises(ValueError, match="Expected the model of Recipe.* got one of another recipe or world; choose an"):
+    with pytest.raises(
+        ValueError, match="Expected the model of Recipe.* got one of another recipe or world; choose an"
+    ):
         trained(recipe, small_world() if change == "recipe" else world, tmp_path, show_progress=False)

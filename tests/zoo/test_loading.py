@@ -128,7 +128,9 @@ sys.exit(bool({"transformers", "transformer_lens"} & (set(sys.modules) - before)
 
 
 def test_an_unknown_name_is_told_the_known_ones():
-    with pytest.raises(ValueError, match="Unknown model 'fatcs': expected one of 'addition', 'counting', 'facts', or a directory with"):
+    with pytest.raises(
+        ValueError, match="Unknown model 'fatcs': expected one of 'addition', 'counting', 'facts', or a directory with"
+    ):
         zoo.load("fatcs")
 
 

@@ -115,7 +115,14 @@ def test_what_is_a_well_formed_count(prompt, well_formed):
 
 @pytest.mark.parametrize(
     ("prompt", "well_formed"),
-    [("123+456=", True), ("023+456=", False), ("123+456=5", False), ("123456=", False), ("12+3456=", False), ("١٢٣+456=", False)],
+    [
+        ("123+456=", True),
+        ("023+456=", False),
+        ("123+456=5", False),
+        ("123456=", False),
+        ("12+3456=", False),
+        ("١٢٣+456=", False),
+    ],
 )
 def test_what_is_a_well_formed_sum(prompt, well_formed):
     assert (addition.parse(prompt) is not None) == well_formed
@@ -136,7 +143,13 @@ def test_every_sum_is_there_once():
 
 
 def test_carries():
-    assert [addition.Sum(*pair).carries for pair in ((123, 456), (129, 456), (555, 455), (500, 500), (999, 999))] == [0, 1, 3, 1, 3]
+    assert [addition.Sum(*pair).carries for pair in ((123, 456), (129, 456), (555, 455), (500, 500), (999, 999))] == [
+        0,
+        1,
+        3,
+        1,
+        3,
+    ]
 
 
 def test_the_shipped_models_answer_held_out_questions(name, kind):
@@ -161,7 +174,12 @@ def test_questions_that_others_made():
 def test_reading_adds_its_weight_to_the_loss(name):
     plain = Recipe(task=name, n_layers=1, d_model=16, n_heads=2, steps=3, n_ctx=33, batch_size=4)
     weights = [
-        torch.cat([p.flatten() for p in train(replace(plain, reading_weight=w), task_named(name), show_progress=False).parameters()])
+        torch.cat(
+            [
+                p.flatten()
+                for p in train(replace(plain, reading_weight=w), task_named(name), show_progress=False).parameters()
+            ]
+        )
         for w in (0.0, 0.0, 0.5)
     ]
     assert torch.equal(weights[0], weights[1])

@@ -186,9 +186,7 @@ def _first_token(model: "TransformerLensModel", target: str, effect: "EditEffect
     return first, token_string(effect.tokenizer, first)
 
 
-def _what_it_says(
-    model: "TransformerLensModel", arguments: argparse.Namespace, effect: "EditEffect"
-) -> Iterator[str]:
+def _what_it_says(model: "TransformerLensModel", arguments: argparse.Namespace, effect: "EditEffect") -> Iterator[str]:
     """What else a reader of the probabilities has to know."""
     from tl_backward.losses import encode_text
 
@@ -211,9 +209,7 @@ def _chosen_grid(model: "TransformerLensModel", arguments: argparse.Namespace) -
     return find_layer(model, *asked, validation=_cases(arguments, 40, 0)[0], scales=scales, scaling=arguments.scaling)
 
 
-def _made(
-    model: "TransformerLensModel", arguments: argparse.Namespace, grid: "LayerGrid | None"
-) -> tuple["Edit", str]:
+def _made(model: "TransformerLensModel", arguments: argparse.Namespace, grid: "LayerGrid | None") -> tuple["Edit", str]:
     """The edit that was asked for, and how it was made in words."""
     from tl_backward.editing import gradient_edit, shift_edit
 

@@ -159,9 +159,7 @@ def parameter_activation_overlap(
         )
 
 
-def _activations(
-    model: TransformerLensModel, batch: Batch, read_by: str, layer: int
-) -> tuple[Tensor, Tensor]:
+def _activations(model: TransformerLensModel, batch: Batch, read_by: str, layer: int) -> tuple[Tensor, Tensor]:
     """What a weight multiplies [batch, pos, d_in], and the stream after the layer [batch, pos, d_model]."""
     seen: list[Tensor] = []
 

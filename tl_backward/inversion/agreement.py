@@ -7,9 +7,7 @@ from tl_backward.inversion.features import Feature, evaluate
 from tl_backward.inversion.preimage import Preimage
 
 
-def compare_with_exact(
-    preimage: Preimage, exact: Preimage, features: Mapping[str, Feature] | None = None
-) -> Preimage:
+def compare_with_exact(preimage: Preimage, exact: Preimage, features: Mapping[str, Feature] | None = None) -> Preimage:
     """The same preimage with its recall, and each feature's total variation, in the diagnostics.
 
     Recall is the share of the exact preimage's distinct inputs that were found. TV(f) = 1/2 sum_v |P(f = v) -
@@ -25,9 +23,7 @@ def compare_with_exact(
         name: total_variation(marginal(preimage, feature, name), marginal(exact, feature, name))
         for name, feature in (features or {}).items()
     }
-    return replace(
-        preimage, diagnostics=replace(preimage.diagnostics, recall=recall, total_variation=variation)
-    )
+    return replace(preimage, diagnostics=replace(preimage.diagnostics, recall=recall, total_variation=variation))
 
 
 def marginal(preimage: Preimage, feature: Feature, name: str = "feature") -> Mapping[object, float]:

@@ -65,9 +65,7 @@ class SiteComparison:
         rows = []
         for preimage, features in zip(self.preimages, self.features, strict=True):
             rates = [features[name].rate for name in self._names]
-            cells = [
-                Cell(str(rate), value=None if math.isnan(rate.value) else rate.value) for rate in rates
-            ]
+            cells = [Cell(str(rate), value=None if math.isnan(rate.value) else rate.value) for rate in rates]
             rows.append([preimage.position, int(preimage.inside.sum()), preimage.diagnostics.share_inside, *cells])
         first = self.preimages[0]
         caption = f"{first.query.text}: share of the preimage within {first.epsilon:g} that keeps the query's value"

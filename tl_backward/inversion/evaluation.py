@@ -92,9 +92,7 @@ def read_queries(
     return Queries(torch.cat(found), sites, slot.repeat(len(found)))
 
 
-def nearest_distances(
-    reader: SiteReader, texts: Encoded, queries: Queries
-) -> Float[Tensor, "query"]:
+def nearest_distances(reader: SiteReader, texts: Encoded, queries: Queries) -> Float[Tensor, "query"]:
     """D(z, f(x)) of each query and its own text, the smallest over the text's positions (euclidean, relative)."""
     found = torch.full((len(texts),), torch.inf, dtype=torch.float64)
     for part in batches(texts, None, BATCH_SIZE):

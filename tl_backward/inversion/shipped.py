@@ -48,6 +48,7 @@ def _facts_prompts(split: str) -> list[str]:
 def _every_facts_prompt() -> frozenset[str]:
     return frozenset(example.prompt for example in facts.world().examples())
 
+
 RECIPES = MappingProxyType(
     {
         "counting": Recipe(

@@ -90,9 +90,7 @@ def tokens(
     if bound is None:
         bound = scale_bound(numbers)
     after = [False] * len(tokens) if gaps is None else [*list(gaps)[1:], False]
-    static = token_strip(
-        tokens, numbers, value_label=value_label, signed=signed, bound=bound, with_legend=False
-    )
+    static = token_strip(tokens, numbers, value_label=value_label, signed=signed, bound=bound, with_legend=False)
     props = {
         "tokens": [component_token(token) + (" " if gap else "") for token, gap in zip(tokens, after, strict=True)],
         "values": numbers,
@@ -160,8 +158,7 @@ def attention(
         "maskUpperTri": causal,
     }
     images = "".join(
-        heat_image(head, bound=bound, label=name, pixels=160) + " "
-        for head, name in zip(rows, names, strict=True)
+        heat_image(head, bound=bound, label=name, pixels=160) + " " for head, name in zip(rows, names, strict=True)
     )
     # Room for every token's name up to about 45; the component itself never grows beyond 1140 pixels.
     width = min(max(480, 220 + 20 * keys), 1140)

@@ -164,9 +164,7 @@ def comparison_curves(comparison: Comparison, measure: str) -> "plotly.graph_obj
     if n_a == n_b:
         lines += _lines("same place", range(n_a), values, errors, chance)
     lines += _lines("best layer of B", best.tolist(), values, errors, None if n_a == n_b else chance)
-    labels = [
-        f"{a} | {comparison.layers_b[int(j)]}" for a, j in zip(comparison.layers_a, best, strict=True)
-    ]
+    labels = [f"{a} | {comparison.layers_b[int(j)]}" for a, j in zip(comparison.layers_a, best, strict=True)]
     return curves(
         lines,
         title=f"{measure} beside chance",

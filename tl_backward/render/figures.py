@@ -281,11 +281,7 @@ def _log_ticks(lines: Sequence[Curve]) -> list[float]:
     """Powers of ten, on a short axis 2 and 5 times each too: plotly's own labels there lack the power."""
     values = [value for line in lines for value in floats(line.values) if math.isfinite(value)] or [1.0]
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    return [
-        step * 10.0**power
-        for power in range(low, high + 1)
-        for step in ((1,) if high - low > 3 else (1, 2, 5))
-    ]
+    return [step * 10.0**power for power in range(low, high + 1) for step in ((1,) if high - low > 3 else (1, 2, 5))]
 
 
 def _check_curves(lines: Sequence[Curve], length: int, x_labels: Sequence[str] | None, log_y: bool) -> None:
@@ -295,16 +291,12 @@ def _check_curves(lines: Sequence[Curve], length: int, x_labels: Sequence[str] |
     solid = {line.name for line in lines if line.control_of is None}
     for line in lines:
         if line.control_of is not None and line.control_of not in solid:
-            raise ValueError(
-                f"{line.name!r} is the control of {line.control_of!r}, which is not in {sorted(solid)}."
-            )
+            raise ValueError(f"{line.name!r} is the control of {line.control_of!r}, which is not in {sorted(solid)}.")
         for part in (line.values, line.low, line.high):
             if part is not None and len(part) != length:
                 raise ValueError(f"Expected {length} values for {line.name!r}, one per x, got {len(part)}.")
         if log_y and any(value <= 0 for value in floats(line.values)):
-            raise ValueError(
-                f"A log axis needs values above 0, got {line.name!r} with others; plot rank + 1."
-            )
+            raise ValueError(f"A log axis needs values above 0, got {line.name!r} with others; plot rank + 1.")
     if x_labels is not None and len(x_labels) != length:
         raise ValueError(f"Expected {length} labels, one per x, got {len(x_labels)}.")
 

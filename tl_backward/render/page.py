@@ -40,9 +40,7 @@ class Fragment:
 
     def __repr__(self) -> str:
         """Sizes, not contents."""
-        return (
-            f"Fragment(html={len(self.html)} chars, scripts={len(self.scripts)}, needs={sorted(self.needs)})"
-        )
+        return f"Fragment(html={len(self.html)} chars, scripts={len(self.scripts)}, needs={sorted(self.needs)})"
 
 
 def setup_notebook(*libraries: Library) -> Fragment:
@@ -119,9 +117,7 @@ class Page:
     def section(self, heading: str, explanation: str = "", *fragments: Fragment) -> "Page":
         """Append a section; a blank line in `explanation` starts a new paragraph. Returns the page."""
         paragraphs = tuple(part.strip() for part in explanation.split("\n\n") if part.strip())
-        self._sections.append(
-            _Section(heading, tuple(" ".join(p.split("\n")) for p in paragraphs), fragments)
-        )
+        self._sections.append(_Section(heading, tuple(" ".join(p.split("\n")) for p in paragraphs), fragments))
         return self
 
     def _scripts(self) -> list[str]:

@@ -110,9 +110,7 @@ def params_report(
         'values.html'
     """
     reading = Reading(inverse=inverse, fold_ln=fold_ln, filters=filters)
-    found = parameter_coherence(
-        model, weight, layer, head=head, k=k, seed=seed, show_progress=show_progress, **reading
-    )
+    found = parameter_coherence(model, weight, layer, head=head, k=k, seed=seed, show_progress=show_progress, **reading)
     short = weight.rpartition(".")[2]
     title = found.projection.weight + (f", head {head}" if head is not None else "")
     page = Page(f"{title} in words" + (f": {name}" if name else ""), intro=_intro(found), footer=FOOTER)
@@ -142,9 +140,7 @@ def params_report(
     return page
 
 
-def heads_of(
-    model: TransformerLensModel, circuit: Circuit, layer: int
-) -> list[tuple[Circuit, int, int]]:
+def heads_of(model: TransformerLensModel, circuit: Circuit, layer: int) -> list[tuple[Circuit, int, int]]:
     """(circuit, layer, head) of each head of a block that has both matrices of the circuit; layers may differ."""
     sites = weight_sites(model)
     found = [site for site in sites.values() if site.layer == layer and site.short_name in _OF_KIND[circuit]]

@@ -49,9 +49,7 @@ def advice(*, has_control: bool, has_subject: bool, has_answer: bool, asks: Asks
     )
 
 
-CONTROL = (
-    "Trust what differs from the control, which is one random draw: other seeds give other ranks."
-)
+CONTROL = "Trust what differs from the control, which is one random draw: other seeds give other ranks."
 
 MASKED = (
     "The old answer need not be at the top of a shift: a head with an activation, as most masked models have, reads a "
@@ -107,7 +105,6 @@ def ranks(*, has_control: bool, asks: Asks) -> tuple[str, str]:
     return "The target and the old answer, layer by layer", text + (
         " Dashed: the untrained control." if has_control else ""
     )
-
 
 
 def norms(asks: Asks) -> tuple[str, str]:

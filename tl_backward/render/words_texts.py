@@ -102,7 +102,7 @@ def _listed(named: dict[int, str]) -> str:
 
 
 def _ranges(numbers: Iterable[int]) -> str:
-    """"0-3, 5"."""
+    """Numbers as runs: "0-3, 5"."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

@@ -150,5 +150,3 @@ def _head_orientation(
         if view.shape == seen.shape and view.stride() == seen.stride() and view.data_ptr() == seen.data_ptr():
             return stored
     return None
-
-

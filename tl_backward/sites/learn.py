@@ -255,9 +255,7 @@ def _live(uses: _Uses, aliases: Container[int]) -> list[tuple[Seen, object]]:
     return [
         (seen, node)
         for seen, node in zip(uses.seen, uses.nodes, strict=True)
-        if node is not None
-        and not seen.known.cut
-        and (seen.use.weight.requires_grad or id(seen.known.base) in aliases)
+        if node is not None and not seen.known.cut and (seen.use.weight.requires_grad or id(seen.known.base) in aliases)
     ]
 
 
@@ -384,5 +382,7 @@ def _complete_experts(sites: WeightSites, every: list[nn.Parameter], ways: dict[
 
 def _family(name: str) -> str:
     """An expert's weight without the expert's number, and a block's without the block's."""
-    return ".".join("#" if any(c.isdigit() for c in part) and ("expert" in part or part.isdigit()) else part
-                    for part in name.split("."))
+    return ".".join(
+        "#" if any(c.isdigit() for c in part) and ("expert" in part or part.isdigit()) else part
+        for part in name.split(".")
+    )

@@ -45,9 +45,11 @@ def _geometry(model: TransformerLensModel, way: Named) -> Geometry | None:
         return None
     source = _wrapped(attention) or attention
     config = getattr(source, "config", None)
-    n_heads = _number(source, "num_heads", "num_attention_heads", "n_heads") or _number(
-        config, "num_attention_heads", "n_head", "num_heads"
-    ) or int(model.cfg.n_heads)
+    n_heads = (
+        _number(source, "num_heads", "num_attention_heads", "n_heads")
+        or _number(config, "num_attention_heads", "n_head", "num_heads")
+        or int(model.cfg.n_heads)
+    )
     d_head = _number(source, "head_dim", "attention_head_size", "key_value_proj_dim", "d_head") or int(
         getattr(model.cfg, "d_head", 0) or 0
     )

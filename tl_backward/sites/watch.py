@@ -154,9 +154,13 @@ class Watch(TorchFunctionMode):
         return out
 
     def _used(self, func: Callable, args: tuple, kwargs: dict, out: object) -> object:
-        outputs = [out] if isinstance(out, Tensor) else [t for t in out if isinstance(t, Tensor)] if isinstance(
-            out, list | tuple
-        ) else []
+        outputs = (
+            [out]
+            if isinstance(out, Tensor)
+            else [t for t in out if isinstance(t, Tensor)]
+            if isinstance(out, list | tuple)
+            else []
+        )
         name = operation_name(func)
         if _in_place(name) and id(args[0]) in self._known:
             return self._changed(name, self._known[id(args[0])], args, kwargs, out)

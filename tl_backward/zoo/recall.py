@@ -34,9 +34,7 @@ def answered(forward: Forward, tokenizer: PreTrainedTokenizerFast, examples: Seq
     return right
 
 
-def recall(
-    forward: Forward, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]
-) -> Shares:
+def recall(forward: Forward, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) -> Shares:
     """Share of prompts answered right: split -> relation -> share in [0, 1], ``"all"`` included.
 
     For the ``"unstated"`` split it says how often the model infers what it was never told.

@@ -58,12 +58,29 @@ RECIPES = MappingProxyType(
         "facts-solu-2l": Recipe(n_layers=2, steps=1000, activation="solu"),
         # One head a layer, as in InversionView's own case study; learning to read the letters teaches it to look back.
         "counting": Recipe(
-            task="counting", n_layers=2, d_model=64, n_heads=1, n_ctx=33, steps=12000, warmup_steps=200, batch_size=32,
-            learning_rate=4e-3, weight_decay=0.03, reading_weight=0.5,
+            task="counting",
+            n_layers=2,
+            d_model=64,
+            n_heads=1,
+            n_ctx=33,
+            steps=12000,
+            warmup_steps=200,
+            batch_size=32,
+            learning_rate=4e-3,
+            weight_decay=0.03,
+            reading_weight=0.5,
         ),
         "addition": Recipe(
-            task="addition", n_layers=2, d_model=64, n_heads=4, n_ctx=16, steps=1500, warmup_steps=100, batch_size=128,
-            learning_rate=3e-3, weight_decay=0.1,
+            task="addition",
+            n_layers=2,
+            d_model=64,
+            n_heads=4,
+            n_ctx=16,
+            steps=1500,
+            warmup_steps=100,
+            batch_size=128,
+            learning_rate=3e-3,
+            weight_decay=0.1,
         ),
     }
 )

@@ -52,9 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def save(
-    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, out: Path, metrics: dict[str, object]
-) -> None:
+def save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, out: Path, metrics: dict[str, object]) -> None:
     """Write model and tokenizer in Hugging Face format, and last `metrics.json`, which says that they are whole."""
     out.mkdir(parents=True, exist_ok=True)
     (out / METRICS).unlink(missing_ok=True)

@@ -42,7 +42,9 @@ def models(request):
                         if ".2." in name:
                             mine.copy_(theirs + 0.01 * torch.sin(99 * theirs + copy))
             with torch.no_grad():
-                one.embed.get_parameter(next(name for name, _ in one.embed.named_parameters())).mul_(6)  # prompts matter
+                one.embed.get_parameter(next(name for name, _ in one.embed.named_parameters())).mul_(
+                    6
+                )  # prompts matter
             kinds.append(one)
     return kinds
 

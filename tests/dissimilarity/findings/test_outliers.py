@@ -50,8 +50,12 @@ def test_its_numbers_are_medians_over_partners(family):
     less = torch.arange(x.shape[1]) != found.dimension
     rows = (torch.arange(len(x)) % ROWS.shape[1]) != found.position
     assert (found.dimension, found.position) == (3, 2)
-    assert found.dimension_gain == pytest.approx(min(gram_cka(x[:, less], y) - gram_cka(x, y) for y in partners), abs=1e-9)
-    assert found.position_gain == pytest.approx(min(gram_cka(x[rows], y[rows]) - gram_cka(x, y) for y in partners), abs=1e-9)
+    assert found.dimension_gain == pytest.approx(
+        min(gram_cka(x[:, less], y) - gram_cka(x, y) for y in partners), abs=1e-9
+    )
+    assert found.position_gain == pytest.approx(
+        min(gram_cka(x[rows], y[rows]) - gram_cka(x, y) for y in partners), abs=1e-9
+    )
 
 
 @every_world
@@ -71,7 +75,9 @@ def test_a_planted_model_computes_what_it_did(world):
 @pytest.mark.parametrize("layer, dimension", [(2, 0), (-1, 0), (0, 99)])
 def test_bad_places(layer, dimension):
     here = model(worlds()[0], n_layers=3)
-    with pytest.raises(ValueError, match=r"Expected a layer in \[0, 2\) and a dimension in \[0, .*takes the outlier off"):
+    with pytest.raises(
+        ValueError, match=r"Expected a layer in \[0, 2\) and a dimension in \[0, .*takes the outlier off"
+    ):
         with planted(here, layer, position=1, dimension=dimension, size=1.0):
             pass
 
