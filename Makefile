@@ -28,10 +28,10 @@ demo: .venv/.installed  ## the main job: one edit-shaped question on the shipped
 test test-tl4 test-long architectures: export OMP_NUM_THREADS = 1
 
 test: .venv/.installed  ## all tests on TransformerLens 3.9 (HookedTransformer and TransformerBridge)
-	.venv/bin/python -m pytest $(PYTEST_FLAGS)
+	.venv/bin/python -m pytest $(PYTEST_FLAGS) --durations=25
 
 test-tl4: .venv-tl4/.installed  ## all tests on TransformerLens 4.3 (TransformerBridge)
-	.venv-tl4/bin/python -m pytest $(PYTEST_FLAGS)
+	.venv-tl4/bin/python -m pytest $(PYTEST_FLAGS) --durations=25
 
 test-long: .venv/.installed .venv-tl4/.installed  ## the tests that take long, on both (most of an hour)
 	.venv/bin/python -m pytest $(PYTEST_FLAGS) -m long -rP
