@@ -24,11 +24,13 @@ SMALL = dict(vocab_size=50, hidden_size=24, intermediate_size=40, num_hidden_lay
              num_key_value_heads=2, max_position_embeddings=16, pad_token_id=1, bos_token_id=0, eos_token_id=0)  # fmt: skip
 
 
-def booted(model):
-    """A random Hugging Face model in a Bridge, float64."""
+def booted(made_of, config):
+    """A random Hugging Face model in a Bridge, float64; the same one each time."""
     from transformer_lens.model_bridge import TransformerBridge
 
     torch.manual_seed(0)
+    config._attn_implementation = "eager"
+    model = made_of(config)
     model.config.architectures = [type(model).__name__]
     model = model.double().eval()
     with torch.no_grad():
@@ -41,14 +43,14 @@ def booted(model):
 
 def mixtral(experts="eager"):
     config = MixtralConfig(**SMALL, num_local_experts=5, num_experts_per_tok=2, experts_implementation=experts)
-    return booted(MixtralForCausalLM._from_config(config, attn_implementation="eager"))
+    return booted(MixtralForCausalLM, config)
 
 
 def jamba():
     config = JambaConfig(**SMALL, num_experts=3, num_experts_per_tok=2, attn_layer_period=2, attn_layer_offset=1,
                          expert_layer_period=2, expert_layer_offset=1, mamba_d_state=4, mamba_d_conv=3, mamba_expand=2,
                          mamba_dt_rank=3, use_mamba_kernels=False, experts_implementation="eager")  # fmt: skip
-    return booted(JambaForCausalLM._from_config(config, attn_implementation="eager"))
+    return booted(JambaForCausalLM, config)
 
 
 def at_hook(model, name):
@@ -155,7 +157,7 @@ def test_a_model_whose_layers_differ():
 def test_a_model_of_mixers_alone():
     config = Mamba2Config(vocab_size=50, hidden_size=24, num_hidden_layers=2, num_heads=8, head_dim=6, n_groups=1,
                           chunk_size=4, expand=2, state_size=4, conv_kernel=3)  # fmt: skip
-    model = booted(Mamba2ForCausalLM(config))
+    model = booted(Mamba2ForCausalLM, config)
     lens = tlb.backward_lens(model, TOKENS, TARGET, k=5)
     assert lens.kinds == {0: "mixer", 1: "mixer"} and lens.layers == [0, 1]
     _, vjp, _ = at_hook(model, "blocks.1.mixer.hook_out")
@@ -167,7 +169,7 @@ def test_latent_attention_is_read_through_its_keys_and_values():
                               v_head_dim=5, qk_nope_head_dim=6, n_routed_experts=4, num_experts_per_tok=2, n_group=1,
                               topk_group=1, moe_intermediate_size=10, first_k_dense_replace=1,
                               experts_implementation="eager")  # fmt: skip
-    model = booted(DeepseekV3ForCausalLM._from_config(config, attn_implementation="eager"))
+    model = booted(DeepseekV3ForCausalLM, config)
     lens = tlb.backward_lens(model, TOKENS, TARGET, k=5, attention=True)
     assert lens.kinds == {0: "attention, MLP", 1: "attention, experts"}
     part = blocks_of(model, tlb.weight_sites(model), 24)[1].mixing
