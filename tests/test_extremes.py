@@ -107,3 +107,41 @@ def test_offset_and_transform(monkeypatch):
     found = extremes(vectors, matrix, 6, offset=offset, transform=torch.Tensor.tanh_)
     values, ids = sorted_whole((vectors @ matrix + offset).tanh(), 6, True)
     assert torch.equal(found.top[0], values) and torch.equal(found.top[1], ids)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("d, n", [(64, 64), (64, 1), (300, 9)])
+@pytest.mark.parametrize("n_wanted", [1, 2])
+def test_copies_of_a_token_do_not_outrank_it(monkeypatch, dtype, d, n, n_wanted):
+    """The wanted logit is computed apart, in a product whose last bit may differ; its copies' are equal all the same."""
+    monkeypatch.setattr(module, "MAX_LOGIT_BYTES", 8 * n * 1000)
+    generator = torch.Generator().manual_seed(0)
+    vectors, matrix = (torch.randn(*shape, generator=generator, dtype=dtype) for shape in ((n, d), (d, 5000)))
+    matrix[:, 3000:] = matrix[:, :1]
+    matrix[:, 50] = matrix[:, 7]
+    matrix[:, 51] = matrix[:, 7]
+    wanted = torch.tensor([[0, 7]])[:, :n_wanted].expand(n, -1)
+    expected = (vectors.double() @ matrix[:, :3000].double())[:, None] > (
+        vectors.double() @ matrix[:, [0, 7]].double()
+    )[:, :n_wanted, None]
+    expected[:, :, [0, 7, 50, 51]] &= torch.tensor([[False, True, True, True], [True, False, False, False]])[:n_wanted]
+    above = expected.sum(2)
+    if n_wanted == 2:  # the copies of token 0 lie beyond token 7 where it does
+        above[:, 1] += 2000 * expected[:, 1, 0]
+    assert torch.equal(extremes(vectors, matrix, 10, wanted=wanted).ranks, above)
+    offset = torch.zeros(5000, dtype=dtype)
+    offset[3000:] = 1e-3  # no copies any more: all 2,000 are larger
+    assert torch.equal(
+        extremes(vectors, matrix, 10, wanted=wanted[:, :1], offset=offset).ranks[:, 0], above[:, 0] + 2000
+    )
+
+
+def test_memory_of_many_of_a_sorted_vocabulary():
+    """Groups that nearly all hold something are no few: each tile's own k are merged."""
+    before = module._Best._wait
+    vectors, matrix = torch.ones(3, 1), torch.arange(40_000.0)[None]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MAX_LOGIT_BYTES", 8 * 3 * 4096)
+        patch.setattr(module._Best, "_wait", lambda *args: pytest.fail("entries wait one by one"))
+        check(vectors, matrix, 300)
+    assert module._Best._wait is before

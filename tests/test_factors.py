@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from models import TOKENS, bridge, build, worlds
 
 import tl_backward as tlb
+from tl_backward._lengths import lengths
 from tl_backward.factors import GradientFactors, Layout
 
 CLOSE = dict(rtol=1e-9, atol=1e-10)
@@ -108,6 +109,25 @@ def test_norm_of_nearly_cancelling_float32():
     near = GradientFactors(inputs, torch.cat([f.deltas, -f.deltas], 1), f.layout)
     exact = GradientFactors(inputs.double(), near.deltas.double(), f.layout).gradient().norm()
     torch.testing.assert_close(near.norm().double(), exact, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("eps", [1e-3, 1e-4, 1e-5])
+def test_examples_whose_tokens_cancel(eps):
+    f = make(pos=1, batch=2, d_in=64, d_out=64, dtype=torch.float32)
+    f = GradientFactors(torch.cat([f.inputs, f.inputs * (1 + eps)], 1), torch.cat([f.deltas, -f.deltas], 1), f.layout)
+    wide = GradientFactors(f.inputs.double(), f.deltas.double(), f.layout)
+    expected = torch.stack([whole(wide[e]).norm() for e in (0, 1)])
+    torch.testing.assert_close(f.example_norms(), expected, rtol=1e-9 / eps, atol=0)
+
+
+def test_sizes_that_no_square_has():
+    f = GradientFactors(torch.full((1, 1, 2), 1e-30), torch.full((1, 1, 3), 1e30), Layout((2, 3)))
+    for found in (f.norm(), f.example_norms()[0], f.token_norms()[0, 0]):
+        torch.testing.assert_close(float(found), 6**0.5, rtol=1e-6, atol=0)
+    huge = GradientFactors(
+        torch.full((1, 1, 2, 3), 1e20), torch.full((1, 1, 2, 3), 1e20), Layout((2, 3, 3), heads="out")
+    )
+    assert huge.token_norms().isinf().all() and torch.isinf(lengths(torch.tensor([torch.inf, 1.0])))
 
 
 def test_no_tokens():

@@ -12,6 +12,7 @@ def lengths(vectors: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead"]:
     """
     vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
     unit = largest(vectors)
+    unit = torch.where(unit.isinf(), 1, unit)
     return torch.linalg.vector_norm(vectors / unit, dim=-1) * unit[..., 0]
 
 

@@ -68,6 +68,7 @@ def extremes(
         d_vocab = width = unembedding(vectors[:1]).shape[1] if len(vectors) else k
         rows = min(len(vectors), max(1, allowed // d_vocab))
     buffer = vectors.new_empty(rows * width)
+    copies = _copies(unembedding, wanted, offset) if isinstance(unembedding, Tensor) else []
     parts = []
     starts = range(0, max(1, len(vectors)), max(1, rows))
     for start in tqdm(starts, disable=not show_progress, delay=1, leave=False, desc="vectors in words"):
@@ -88,6 +89,9 @@ def extremes(
             place = (ids - first).clamp(0, logits.shape[1] - 1)
             itself = (ids >= first) & (ids < stop) & (logits.gather(1, place) > own)
             ranks += seen.greater - itself.long()
+            for token, others in copies:
+                here = logits[:, others[(others >= first) & (others < stop)] - first]
+                ranks -= (ids == token) * (here[:, None] > own[:, :, None]).sum(2)
             top_k.add(logits, seen.largest, first)
             bottom_k.add(logits, seen.smallest, first)
             first = stop
@@ -111,6 +115,25 @@ def _own(vectors: Tensor, matrix: Tensor, ids: Tensor) -> Tensor:
     if len(few) <= 64:
         return (vectors @ matrix[:, few]).gather(1, which)
     return torch.einsum("nd,dnm->nm", vectors, matrix[:, ids])
+
+
+def _copies(matrix: Tensor, wanted: Tensor, offset: Tensor | None) -> list[tuple[int, Tensor]]:
+    """(token, others) for each wanted token whose column others repeat: padded vocabularies are full of them.
+
+    Their logits are equal, but the wanted one, which is computed apart, may differ from theirs by a rounding error.
+    """
+    found = []
+    for token in wanted.unique().tolist():
+        same = (matrix[0] == matrix[0, token]).nonzero()[:, 0]  # mostly itself alone
+        for row in range(1, len(matrix)):
+            if len(same) == 1:
+                break
+            same = same[matrix[row, same] == matrix[row, token]]
+        if offset is not None:
+            same = same[offset[same] == offset[token]]
+        if len(same) > 1:
+            found.append((token, same[same != token]))
+    return found
 
 
 def _products(vectors: Tensor, matrix: Tensor, columns: Tensor | None, width: int, buffer: Tensor) -> Iterator[Tensor]:
@@ -173,7 +196,8 @@ class _Best:
         """Consider a tile [n, width], whose first entry has the id `first`, with its groups' most extreme entries."""
         (n, width), n_groups = tile.shape, peaks.shape[1]
         rest = torch.arange(n_groups * _GROUP, width, device=tile.device)
-        if self._values is not None and self._values.shape[1] == self.k:
+        grouped = n_groups >= 4 * self.k
+        if grouped and self._values is not None and self._values.shape[1] == self.k:
             row, group = self._beyond(peaks, self._values[:, -1:]).nonzero(as_tuple=True)
             if len(row) <= n * self.k and (not len(row) or int(row.bincount().max()) <= 4 * self.k):
                 of_group = n_groups * torch.arange(_GROUP, device=tile.device)
@@ -181,7 +205,7 @@ class _Best:
                 if len(rest):
                     self._wait(tile, torch.arange(n, device=tile.device), rest.expand(n, -1), first)
                 return
-        if n_groups < 4 * self.k:
+        if not grouped:
             values, ids = tile.topk(min(self.k, width), largest=self.largest)
         else:
             groups = peaks.topk(self.k, largest=self.largest).indices
@@ -190,7 +214,11 @@ class _Best:
             values, at = tile.gather(1, ids).topk(self.k, largest=self.largest)
             ids = ids.gather(1, at)
         self._take()
-        self._merge(values, ids + first)
+        if self._values is not None and self._ids is not None:
+            values, ids = torch.cat([self._values, values], 1), torch.cat([self._ids - first, ids], 1)
+            values, at = values.topk(min(self.k, values.shape[1]), largest=self.largest)
+            ids = ids.gather(1, at)
+        self._values, self._ids = values, ids + first
 
     def found(self) -> tuple[Tensor, Tensor]:
         """(values, ids) [n, k], the most extreme first."""
@@ -228,15 +256,10 @@ class _Best:
         nothing = -torch.inf if self.largest else torch.inf
         table = values.new_full(shape, nothing), ids.new_full(shape, -1)
         table[0][rows, place], table[1][rows, place] = values[order], ids[order]
-        self._merge(*table)
-
-    def _merge(self, values: Tensor, ids: Tensor) -> None:
-        """The k of those so far and of some others [n, m]."""
-        if self._values is not None and self._ids is not None:
-            values, ids = torch.cat([self._values, values], 1), torch.cat([self._ids, ids], 1)
-            values, at = values.sort(dim=1, descending=self.largest, stable=True)
-            values, ids = values[:, : self.k], ids.gather(1, at[:, : self.k])
-        self._values, self._ids = values, ids
+        values, ids = torch.cat([self._values, table[0]], 1), torch.cat([self._ids, table[1]], 1)
+        # Stable, so that an entry that is infinite itself comes before the table's empty places.
+        values, at = values.sort(dim=1, descending=self.largest, stable=True)
+        self._values, self._ids = values[:, : self.k], ids.gather(1, at[:, : self.k])
 
 
 def _listed(values: Tensor, ids: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

@@ -207,23 +207,26 @@ class GradientFactors:
         They sum to |dL/dW|^2, row i to what token i contributes to it: <outer(x_i, delta_i), dL/dW>. In float32 at
         least.
         """
-        d = self.deltas if self.deltas.dtype == torch.float64 else self.deltas.float()
+        return self._token_products64().to(self._number_dtype)
+
+    def example_norms(self) -> Float[Tensor, "batch"]:
+        """Frobenius norm of each example's own gradient, in float64: tokens may cancel to little of what each adds."""
+        if self.origin is not None:
+            return torch.stack([each._inner64(each) for each in self.per_example()]).clamp(min=0).sqrt()
+        return self._token_products64().sum((1, 2)).clamp(min=0).sqrt()
+
+    def _token_products64(self) -> Float[Tensor, "batch pos pos"]:
+        d = self.deltas.double()
         if self.is_lookup:
             same = self.inputs[:, :, None] == self.inputs[:, None]
             return same * (d @ d.transpose(1, 2))
-        x = self.inputs.to(d.dtype)
+        x = self.inputs.double()
         if self.layout.experts and self.origin is not None and self.origin.expert is not None:
             same = self.origin.expert[:, :, None] == self.origin.expert[:, None]
             return same * (x @ x.transpose(1, 2)).mul_(d @ d.transpose(1, 2))
         if not self.per_head:
             return (x @ x.transpose(1, 2)).mul_(d @ d.transpose(1, 2))
         return torch.einsum("bihd,bjhd,biho,bjho->bij", x, x, d, d)
-
-    def example_norms(self) -> Float[Tensor, "batch"]:
-        """Frobenius norm of each example's own gradient, in float64."""
-        if self.origin is not None:
-            return torch.stack([each.norm().double() for each in self.per_example()])
-        return self.token_products().sum((1, 2), dtype=torch.float64).clamp(min=0).sqrt()
 
     def active(self) -> tuple[Tensor, Tensor, Int[Tensor, "n"]]:
         """`rows` of the tokens whose delta is not zero, and the example each belongs to.
