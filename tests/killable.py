@@ -72,7 +72,8 @@ def sweep(folder):
     """60 prompts and their control."""
     from models import build, worlds
 
-    from tl_backward import sweep, sweeps
+    from tl_backward import sweep
+    from tl_backward.lens import sweeps
 
     sweeps.SAVE_EVERY = 5
     options = {"batch_size": 1, "n_draws": 2, "checkpoint": folder / "sweep", "show_progress": False}
@@ -106,7 +107,7 @@ def serve():
 
 
 def _run(job, folder):
-    from tl_backward._storage import save_tensors
+    from tl_backward._support.storage import save_tensors
 
     try:
         tensors, rest = JOBS[job](folder)

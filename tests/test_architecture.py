@@ -13,16 +13,15 @@ PACKAGE = Path(tlb.__file__).parent
 FLOORS = [
     set(members.split())
     for members in (
-        """_typing _checks _html _storage _csv _torch_hooks _visits _probe _modules _rebinding model_inputs token_ids
-        layout _warnings _closeness _lengths""",
-        """factors losses vocabulary asked head extremes readout segments sites zoo prompts loading cases bootstrap
-        top_pairs text_files extents subjects""",
-        """activations answers capture capture_memory gradient_cache controls fresh recorder weight_inputs blocks
-        written_by expert_learning lens_reading""",
-        """examples backward_lens editing sweeps sweep_result sweep_checkpoint similarity embedding_space alignment
-        dissimilarity inversion""",
-        "hook_points",
-        "render cli",
+        "_moved",
+        "_support",
+        "model",
+        "text",
+        "weights",
+        "vocabulary gradients zoo",
+        "lens editing embedding_space alignment inversion dissimilarity",
+        "render studies",
+        "cli",
     )
 ]
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -67,7 +66,7 @@ PICKLING = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "sh
 UNPICKLED = {"load", "save", "load_state_dict_from_url"}
 """Of torch: all read or write pickles."""
 FRAMES = {"read_pickle", "to_pickle"}
-IN_MEMORY = {"tests/test_hook_points.py", "tests/zoo/test_facts.py"}
+IN_MEMORY = {"tests/gradients/test_hook_points.py", "tests/zoo/test_facts.py"}
 """Tests that what we give can be pickled by those who will; no file is read or written."""
 
 

@@ -189,10 +189,10 @@ def test_grouped_products_in_double_are_those_of_torch():
 
 def test_what_is_wrong_is_seen(monkeypatch):
     """A table that cannot fail says nothing: a gradient that is off, and a weight without an account."""
-    from tl_backward.factors import GradientFactors
-    from tl_backward.gradient_cache import GradientCache
-    from tl_backward.sites import WeightSites
-    from tl_backward.sites.account import DID_NOT_RUN
+    from tl_backward.gradients.cache import GradientCache
+    from tl_backward.weights import WeightSites
+    from tl_backward.weights.account import DID_NOT_RUN
+    from tl_backward.weights.factors import GradientFactors
 
     model = bridge(ROWS["GPT2LMHeadModel"], hugging_face(ROWS["GPT2LMHeadModel"]))
     assert not measure_pass(model, tokens(), {}).wrong

@@ -14,7 +14,7 @@ from models import build, worlds
 import tl_backward as tlb
 from tl_backward.dissimilarity import CovarianceStatistics, compare
 from tl_backward.inversion import _trainer
-from tl_backward.text_files import read_data
+from tl_backward.text.files import read_data
 
 WORLD, QUIET = worlds()[0], {"show_progress": False}
 REFUSED = "Expected a file that tl_backward saved, got '{}', damaged or another's"

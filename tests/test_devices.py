@@ -9,7 +9,7 @@ from two_devices import PACKAGE, two_devices
 import tl_backward as tlb
 from tl_backward.editing import edit_effect
 from tl_backward.embedding_space import parameter_activation_overlap, parameter_coherence, related_pairs
-from tl_backward.losses import next_token_loss
+from tl_backward.gradients.losses import next_token_loss
 
 QUIET = {"show_progress": False}
 WORLDS = worlds()

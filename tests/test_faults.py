@@ -13,7 +13,7 @@ from leaves_no_trace import assert_same, state
 from models import HAS_HOOKED_TRANSFORMER, worlds
 
 import tl_backward as tlb
-from tl_backward import hook_points
+from tl_backward.gradients import hook_points
 
 every_world = pytest.mark.parametrize("world", worlds())
 FAMILIES = {
@@ -153,7 +153,7 @@ def test_an_extension_that_fails_is_taken_back(world, part, monkeypatch):
 
 def test_type_checks_leave_pythons_random_state_alone():
     """beartype draws which item of a list it looks at, of arguments and of what comes back."""
-    from tl_backward._typing import typed
+    from tl_backward._support.types import typed
 
     def one(numbers: list[int]) -> list[int]:
         drawn.append(random.random())  # the function's own draws are its own

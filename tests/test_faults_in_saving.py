@@ -12,7 +12,6 @@ from leaves_no_trace import assert_same, open_files, state
 from models import build, worlds
 
 import tl_backward as tlb
-from tl_backward import _html
 from tl_backward.dissimilarity import CovarianceStatistics, compare
 from tl_backward.dissimilarity import run as compare_run
 from tl_backward.render import page
@@ -163,7 +162,7 @@ def test_faults_in_rendering_leave_no_trace(model, tmp_path, monkeypatch):
         fault = Fault(make)
         fault.armed = True
         with monkeypatch.context() as patch:
-            patch.setattr(_html, "table", fault)
+            patch.setattr(html, "table", fault)
             found = tlb.sweep(model, [CASE], control=None, **QUIET)
             with pytest.raises(type(make()), match="struck"):
                 found._repr_html_()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from killable import JOBS, Server
 
-from tl_backward._storage import load_tensors
+from tl_backward._support.storage import load_tensors
 
 
 def killed_and_resumed(server, job, folder, n_kills, seed):

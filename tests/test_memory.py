@@ -111,7 +111,7 @@ def test_entries_leave_nothing_behind(world, name, n):
 def test_strings_of_tokens_do_not_keep_their_tokenizer():
     import copy
 
-    from tl_backward.vocabulary import token_string
+    from tl_backward.text.token_strings import token_string
 
     class Slotted:
         __slots__ = ()

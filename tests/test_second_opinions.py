@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import bridge, worlds
 from random_models import bridges
-from test_random_architectures import DRAWN, examples
+from weights.test_random_architectures import DRAWN, examples
 
 import tl_backward as tlb
 

@@ -41,16 +41,16 @@ import pytest
 import torch
 from dissimilarity.data import INSTALLED, TABLE, related
 from models import build, worlds
-from test_factors import KINDS, make, whole
+from weights.test_factors import KINDS, make, whole
 
 import tl_backward as tlb
+from tl_backward._support.bootstrap import bootstrap
 from tl_backward.alignment import match_parameters
-from tl_backward.bootstrap import bootstrap
 from tl_backward.dissimilarity import ADDITIVE, CovarianceStatistics, classical_mds, get_measure, measures
 from tl_backward.editing.edit import LostUpdateWarning
-from tl_backward.factors import GradientFactors
 from tl_backward.inversion import distances
-from tl_backward.layout import Layout
+from tl_backward.weights.factors import GradientFactors
+from tl_backward.weights.layout import Layout
 
 every_world = pytest.mark.parametrize("world", worlds())
 W_OUT = "blocks.1.mlp.W_out"

@@ -44,16 +44,16 @@ from models import D_VOCAB, N_CTX, TOKENS, bridge, build, worlds
 from tokenizers_of_each_kind import KINDS, Encodes, Slow
 
 import tl_backward as tlb
-from tl_backward._csv import csv_text
-from tl_backward._html import table
+from tl_backward._support.csv import csv_text
+from tl_backward._support.html import table
 from tl_backward.alignment import token_map
-from tl_backward.cases import load_cases
 from tl_backward.embedding_space.filters import token_mask
-from tl_backward.losses import encode_text
-from tl_backward.prompts import encode_prompts
-from tl_backward.subjects import find_span
-from tl_backward.text_files import read_data
-from tl_backward.vocabulary import token_string
+from tl_backward.gradients.losses import encode_text
+from tl_backward.text.cases import load_cases
+from tl_backward.text.files import read_data
+from tl_backward.text.prompts import encode_prompts
+from tl_backward.text.subjects import find_span
+from tl_backward.text.token_strings import token_string
 
 ALL = {name: make() for name, make in KINDS.items()}
 LOSSLESS = [name for name in ALL if name.startswith(("byte", "sentence"))]

@@ -10,7 +10,7 @@ from leaves_no_trace import Boom, assert_same, boom, state
 from models import TOKENS, bridge, build, worlds
 
 import tl_backward as tlb
-from tl_backward.controls import random_init
+from tl_backward.model.controls import random_init
 
 every_world = pytest.mark.parametrize("world", worlds())
 SENTENCE = "Expected one thread at a time to use a model, got a second one while the first is at work on it"

@@ -8,13 +8,8 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from tl_backward import _moved, zoo
 from tl_backward import embedding_space as embedding_space
-from tl_backward import zoo
-from tl_backward.backward_lens import BackwardLens as BackwardLens
-from tl_backward.backward_lens import backward_lens
-from tl_backward.capture import run_with_gradient_cache
-from tl_backward.cases import EditCase as EditCase
-from tl_backward.cases import load_cases
 from tl_backward.editing import Edit as Edit
 from tl_backward.editing import (
     compare_edits,
@@ -26,25 +21,32 @@ from tl_backward.editing import (
     shift_edit,
 )
 from tl_backward.embedding_space import head_pairs, project_parameter
-from tl_backward.factors import GradientFactors as GradientFactors
-from tl_backward.gradient_cache import GradientCache as GradientCache
-from tl_backward.hook_points import extend, unextend
-from tl_backward.losses import logit_difference, next_token_loss, target_loss
-from tl_backward.readout import Readout as Readout
-from tl_backward.readout import readout
-from tl_backward.similarity import gradient_similarity
-from tl_backward.sites import WeightSite as WeightSite
-from tl_backward.sites import weight_sites
-from tl_backward.sweep_result import load_sweep as load_sweep
-from tl_backward.sweep_result import merge
-from tl_backward.sweeps import sweep
-from tl_backward.top_pairs import top_pairs
+from tl_backward.gradients.cache import GradientCache as GradientCache
+from tl_backward.gradients.capture import run_with_gradient_cache
+from tl_backward.gradients.hook_points import extend, unextend
+from tl_backward.gradients.losses import logit_difference, next_token_loss, target_loss
+from tl_backward.gradients.similarity import gradient_similarity
+from tl_backward.lens.backward_lens import BackwardLens as BackwardLens
+from tl_backward.lens.backward_lens import backward_lens
+from tl_backward.lens.sweep_result import load_sweep as load_sweep
+from tl_backward.lens.sweep_result import merge
+from tl_backward.lens.sweeps import sweep
+from tl_backward.text.cases import EditCase as EditCase
+from tl_backward.text.cases import load_cases
+from tl_backward.vocabulary.readout import Readout as Readout
+from tl_backward.vocabulary.readout import readout
+from tl_backward.vocabulary.top_pairs import top_pairs
+from tl_backward.weights import WeightSite as WeightSite
+from tl_backward.weights import weight_sites
+from tl_backward.weights.factors import GradientFactors as GradientFactors
 
 if TYPE_CHECKING:
     from tl_backward import alignment as alignment
     from tl_backward import dissimilarity as dissimilarity
     from tl_backward import inversion as inversion
     from tl_backward import render as render
+
+_moved.register()
 
 _LAZY = ("alignment", "dissimilarity", "inversion", "render")  # whole capabilities, loaded when they are first used
 

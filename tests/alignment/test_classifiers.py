@@ -8,6 +8,7 @@ from models import build, worlds
 
 from tests.alignment.test_stitching import CLOSE
 from tests.alignment.twins import twins
+from tl_backward._support.bootstrap import bootstrap
 from tl_backward.alignment import (
     Classifier,
     fine_tune,
@@ -17,7 +18,6 @@ from tl_backward.alignment import (
     transfer_head,
     translation,
 )
-from tl_backward.bootstrap import bootstrap
 from tl_backward.zoo import facts, load
 from tl_backward.zoo.recall import recall
 from tl_backward.zoo.relation_task import LabelledPrompts, relation_task

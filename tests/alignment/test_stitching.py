@@ -10,7 +10,7 @@ from tests.alignment.test_kernels import small
 from tests.alignment.twins import twins
 from tl_backward.alignment import random_kernel, token_map, translation, zero_shot_stitch
 from tl_backward.alignment._layers import stream_at
-from tl_backward.prompts import encode_prompts, forward
+from tl_backward.text.prompts import encode_prompts, forward
 
 every_world = pytest.mark.parametrize("world", worlds())
 CLOSE = {"hooked": 1e-9, "bridge": 3e-5}  # Hugging Face's RMSNorm computes in float32

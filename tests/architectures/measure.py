@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import tl_backward as tlb
-from tl_backward.controls import random_init
-from tl_backward.sites.account import DID_NOT_RUN
+from tl_backward.model.controls import random_init
+from tl_backward.weights.account import DID_NOT_RUN
 
 from .build import bridge, hugging_face, no_processors, passes
 from .double import InDouble

@@ -2,7 +2,7 @@
 
 import re
 
-from tl_backward.sites import names
+from tl_backward.weights import names
 
 LISTED = 0.001
 """Share of what gets a gradient beyond which a listed weight counts."""

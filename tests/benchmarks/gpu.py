@@ -13,7 +13,7 @@ import torch
 import tl_backward as tlb
 from tests.benchmarks import capture, compare, top_pairs
 from tests.benchmarks.measure import interleaved, row
-from tl_backward.top_pairs import GPU_TILE
+from tl_backward.vocabulary.top_pairs import GPU_TILE
 
 SHAPES = {  # n_layers, d_model, n_heads, d_vocab
     "tiny": (2, 64, 4, 1000),  # to see that the script runs, on a CPU too

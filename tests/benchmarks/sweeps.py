@@ -7,9 +7,9 @@ import torch
 
 import tl_backward as tlb
 from tests.benchmarks.measure import gpt2_shape, interleaved, peak_memory, row
-from tl_backward.examples import by_length, encode_examples
-from tl_backward.similarity import _captured, gradient_similarity
-from tl_backward.sweeps import sweep
+from tl_backward.gradients.examples import by_length, encode_examples
+from tl_backward.gradients.similarity import _captured, gradient_similarity
+from tl_backward.lens.sweeps import sweep
 
 N, N_TOKENS = 64, 32
 

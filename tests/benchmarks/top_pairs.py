@@ -7,7 +7,7 @@ import torch
 
 import tl_backward as tlb
 from tests.benchmarks.measure import in_fresh_process, interleaved, peak_memory, row
-from tl_backward.top_pairs import TILE, TopPairs
+from tl_backward.vocabulary.top_pairs import TILE, TopPairs
 
 D_VOCAB, D_MODEL, D_HEAD, K = 50257, 768, 64, 50
 SAMPLED = 1024  # rows of the slow route that are measured, in blocks; the rest is scaled up

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dissimilarity.brute_force import WIDTHS_A, WIDTHS_B, brute_cka, fed, reference, rows, song
-from tl_backward._storage import save_tensors
+from tl_backward._support.storage import save_tensors
 from tl_backward.dissimilarity import ADDITIVE, CovarianceStatistics
 from tl_backward.dissimilarity.checkpoint import load_checkpoint, save_checkpoint
 from tl_backward.dissimilarity.grouped import GroupedStatistics, jackknife

@@ -227,8 +227,8 @@ def test_tiles_agree(world, monkeypatch):
     model = build(world)
     allowed = torch.arange(3, 50, 2)
     whole = [tlb.project_parameter(model, "W_in", 0, k=9), tlb.project_parameter(model, "W_in", 0, k=9, tokens=allowed)]
-    monkeypatch.setattr(sys.modules["tl_backward.extremes"], "MAX_LOGIT_BYTES", 12 * 4 * 5)
-    monkeypatch.setattr(sys.modules["tl_backward.extremes"], "_ROWS", 4)
+    monkeypatch.setattr(sys.modules["tl_backward.vocabulary.extremes"], "MAX_LOGIT_BYTES", 12 * 4 * 5)
+    monkeypatch.setattr(sys.modules["tl_backward.vocabulary.extremes"], "_ROWS", 4)
     tiled = [tlb.project_parameter(model, "W_in", 0, k=9), tlb.project_parameter(model, "W_in", 0, k=9, tokens=allowed)]
     for one, other in zip(whole, tiled, strict=True):
         assert torch.equal(one.top_ids, other.top_ids) and torch.equal(one.bottom_ids, other.bottom_ids)

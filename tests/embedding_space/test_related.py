@@ -74,7 +74,7 @@ def test_a_trained_model_against_its_controls():
     summary = found.summary()
     assert summary.loc["aligned", "mean"] > 3 * summary.loc["gaussian", "mean"] > 0
     assert summary.loc["aligned", "mean"] > 3 * summary.loc["shuffled", "mean"] > 0
-    from tl_backward.controls import random_init
+    from tl_backward.model.controls import random_init
 
     untrained = related_pairs(random_init(model), "KV", 3, k=20, show_progress=False).summary()
     gap = abs(untrained.loc["aligned", "mean"] - untrained.loc["gaussian", "mean"])

@@ -9,7 +9,7 @@ from models import build, randomise, worlds
 
 from inversion.gpt2_by_hand import log_probabilities
 from inversion.small import CONFIG, QUIET, SITES, options, texts, trained
-from tl_backward._storage import load_json, save_json
+from tl_backward._support.storage import load_json, save_json
 from tl_backward.inversion.decoder import load_from
 from tl_backward.inversion.distances import distances
 from tl_backward.inversion.network import DecoderConfig

@@ -12,7 +12,7 @@ from tl_backward.inversion import enumerate_preimage, pool_preimage
 from tl_backward.inversion.language_cases import CIRCUIT, IOI, NAMES, factual_recall, ioi, parse_gift
 from tl_backward.inversion.language_model import main, sites_of
 from tl_backward.inversion.texts import encode
-from tl_backward.loading import load_model
+from tl_backward.model.loading import load_model
 
 
 def test_prompts_are_what_they_say():

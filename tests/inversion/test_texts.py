@@ -9,7 +9,7 @@ from models import N_CTX, build, tokenizer, worlds
 from inversion.tiny import cached
 from tl_backward.inversion.positions import find_position, find_positions
 from tl_backward.inversion.texts import decode, encode, encode_rows
-from tl_backward.prompts import Batch
+from tl_backward.text.prompts import Batch
 
 every_world = pytest.mark.parametrize("world", worlds())
 TEXTS = ["w5 w6 w7", "w3", "w9 w9 w8 w7", "w41 w40", "w3 w4 w5 w6 w7 w8", "w11", "w12 w13", "w14 w15 w16", "w6 w5"]

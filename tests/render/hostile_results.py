@@ -9,11 +9,11 @@ from hostile import TOKENS, hostile_model
 import tl_backward as tlb
 from tl_backward import render
 from tl_backward.alignment import match_parameters
-from tl_backward.cases import EditCase
 from tl_backward.dissimilarity import compare, model_distances, stitching_grid
 from tl_backward.editing import edit_effect, edit_methods
 from tl_backward.embedding_space import head_pairs, parameter_activation_overlap, parameter_coherence, related_pairs
 from tl_backward.inversion import common_features, compare_sites, pool_preimage, read_preimage, verify_by_patching
+from tl_backward.text.cases import EditCase
 
 QUIET = {"show_progress": False}
 SITE = ("resid_mid", 1)

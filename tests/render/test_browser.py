@@ -10,7 +10,7 @@ import torch
 from models import bridge
 
 from tl_backward import render
-from tl_backward._html import PALE, color_for
+from tl_backward._support.html import PALE, color_for
 from tl_backward.dissimilarity import ModelDistances, compare
 from tl_backward.render.circuits import circuitsvis
 from tl_backward.render.libraries import library_source

@@ -75,7 +75,7 @@ def test_what_a_notebook_and_a_terminal_show(name: str) -> None:
 
 @some(RESULTS)
 def test_frames_as_csv_and_json(name: str, tmp_path: Path) -> None:
-    from tl_backward._csv import save_csv
+    from tl_backward._support.csv import save_csv
 
     if not hasattr(result(name), "to_frame"):
         return

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tl_backward._html import (
+from tl_backward._support.html import (
     NEGATIVE,
     PALE,
     POSITIVE,

@@ -4,11 +4,11 @@ import functools
 import re
 
 import pytest
+from cli.test_commands import run
+from lens.test_lens_of_blocks import jamba, mixtral
+from model.test_masked_models import PROMPT, BertForMaskedLM, boot, word_pieces
 from models import HAS_HOOKED_TRANSFORMER, bridge, build, hooked, worlds
 from shared import stories
-from test_cli import run
-from test_lens_of_blocks import jamba, mixtral
-from test_masked_models import PROMPT, BertForMaskedLM, boot, word_pieces
 from tokenizers import decoders
 
 import tl_backward as tlb

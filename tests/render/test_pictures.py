@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tl_backward import render
-from tl_backward._html import color_for
+from tl_backward._support.html import color_for
 from tl_backward.render.circuits import isolate
 from tl_backward.render.static import heat_image
 

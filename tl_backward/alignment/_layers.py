@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tl_backward._checks import model_kind
-from tl_backward._torch_hooks import register_last, without_hooks
-from tl_backward._typing import TransformerLensModel
-from tl_backward._visits import rng_untouched
-from tl_backward.model_inputs import without_cache
-from tl_backward.prompts import Batch
-from tl_backward.sites._site import first_input
+from tl_backward._support.types import TransformerLensModel
+from tl_backward.model.checks import model_kind
+from tl_backward.model.guard import rng_untouched
+from tl_backward.model.inputs import without_cache
+from tl_backward.model.torch_hooks import register_last, without_hooks
+from tl_backward.text.prompts import Batch
+from tl_backward.weights._site import first_input
 
 Start = tuple[int, Tensor]
 

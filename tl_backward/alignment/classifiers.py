@@ -9,16 +9,16 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 from tqdm.auto import trange
 
-from tl_backward._checks import check_model, check_one_device
-from tl_backward._typing import TransformerLensModel, typed
+from tl_backward._support.bootstrap import Interval, bootstrap
+from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.alignment._layers import stream_at
 from tl_backward.alignment.stitching import StitchedModel, zero_shot_stitch
 from tl_backward.alignment.vocabularies import TokenMap
-from tl_backward.bootstrap import Interval, bootstrap
-from tl_backward.controls import copied
-from tl_backward.head import Head
-from tl_backward.prompts import Batch, encode_prompts
-from tl_backward.token_ids import ARRAYS, as_ids
+from tl_backward.model.checks import check_model, check_one_device
+from tl_backward.model.controls import copied
+from tl_backward.model.head import Head
+from tl_backward.text.ids import ARRAYS, as_ids
+from tl_backward.text.prompts import Batch, encode_prompts
 
 _CHUNK = 256  # prompts in one pass
 

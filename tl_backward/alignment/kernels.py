@@ -4,10 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward._checks import check_model, check_one_device
-from tl_backward._typing import TransformerLensModel, typed
+from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.alignment.vocabularies import TokenMap, shared_tokens
-from tl_backward.embedding_space._embedding import Embedding
+from tl_backward.embedding_space.embedding import Embedding
+from tl_backward.model.checks import check_model, check_one_device
 
 _TILE = 4096  # tokens taken to float64 at once
 

@@ -9,13 +9,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_backward._checks import check_layers, check_model, check_one_device
-from tl_backward._html import table
-from tl_backward._typing import TransformerLensModel, typed
+from tl_backward._support.checks import check_layers
+from tl_backward._support.html import table
+from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.alignment.kernels import gram, random_rotation
 from tl_backward.alignment.vocabularies import TokenMap, shared_tokens
-from tl_backward.embedding_space._embedding import Embedding
-from tl_backward.embedding_space._weights import parameter_vectors
+from tl_backward.embedding_space.embedding import Embedding
+from tl_backward.embedding_space.vectors import parameter_vectors
+from tl_backward.model.checks import check_model, check_one_device
 
 if TYPE_CHECKING:
     import pandas

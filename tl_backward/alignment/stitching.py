@@ -6,13 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward._checks import all_finite, check_model, check_one_device
-from tl_backward._typing import Prompts, TransformerLensModel, typed
+from tl_backward._support.checks import all_finite
+from tl_backward._support.types import Prompts, TransformerLensModel, typed
 from tl_backward.alignment._layers import logits_from, stream_at
 from tl_backward.alignment.kernels import translation
 from tl_backward.alignment.vocabularies import TokenMap
-from tl_backward.head import Head
-from tl_backward.prompts import Batch, encode_prompts
+from tl_backward.model.checks import check_model, check_one_device
+from tl_backward.model.head import Head
+from tl_backward.text.prompts import Batch, encode_prompts
 
 
 @dataclass(frozen=True, repr=False, eq=False)

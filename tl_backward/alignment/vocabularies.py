@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tl_backward._checks import model_kind
-from tl_backward._typing import TransformerLensModel, typed
-from tl_backward.model_inputs import check_reads_text
-from tl_backward.vocabulary import token_string
+from tl_backward._support.types import TransformerLensModel, typed
+from tl_backward.model.checks import model_kind
+from tl_backward.model.inputs import check_reads_text
+from tl_backward.text.token_strings import token_string
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
-from tl_backward._checks import UnknownWordsWarning
-from tl_backward._html import visible_text
+from tl_backward._support.checks import UnknownWordsWarning
+from tl_backward._support.html import visible_text
 from tl_backward.cli import compare, edit, invert, lens, params
-from tl_backward.loading import LoadingWarning
+from tl_backward.model.loading import LoadingWarning
 
 COMMANDS = (lens, edit, params, compare, invert)
 

@@ -19,7 +19,7 @@ from tl_backward.cli.options import (
     say,
     size_of,
 )
-from tl_backward.text_files import read_data
+from tl_backward.text.files import read_data
 
 if TYPE_CHECKING:
     from tl_backward.dissimilarity import Comparison
@@ -109,7 +109,7 @@ def _names(text: str) -> list[str]:
 
 def _compare(arguments: argparse.Namespace) -> None:
     from tl_backward.dissimilarity import compare, stitching_grid
-    from tl_backward.loading import load_model
+    from tl_backward.model.loading import load_model
     from tl_backward.render.compare_report import caveats, compare_report
 
     out = check_out(arguments.out)

@@ -25,9 +25,9 @@ from tl_backward.cli.options import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tl_backward._typing import TransformerLensModel
-    from tl_backward.cases import EditCase
+    from tl_backward._support.types import TransformerLensModel
     from tl_backward.editing import Edit, EditEffect, LayerGrid
+    from tl_backward.text.cases import EditCase
 
 DEFAULT_SCALE, DEFAULT_LR = 0.8, 0.005
 _OF_METHOD = {"shift": ("layer", "scale", "scaling"), "gradient": ("lr", "steps")}
@@ -109,7 +109,7 @@ def add_commands(commands: Commands) -> None:
 
 def _edit(arguments: argparse.Namespace) -> None:
     from tl_backward.editing import edit_effect, evaluate_edit
-    from tl_backward.loading import load_model
+    from tl_backward.model.loading import load_model
     from tl_backward.render.edit_report import edit_report
 
     out = check_out(arguments.out)
@@ -179,8 +179,8 @@ def _settle_method(arguments: argparse.Namespace) -> None:
 
 def _first_token(model: "TransformerLensModel", target: str, effect: "EditEffect") -> tuple[int, str]:
     """The id and the word of a target's first token."""
-    from tl_backward.losses import encode_text
-    from tl_backward.vocabulary import token_string
+    from tl_backward.gradients.losses import encode_text
+    from tl_backward.text.token_strings import token_string
 
     first = encode_text(target, model)[0]
     return first, token_string(effect.tokenizer, first)
@@ -188,7 +188,7 @@ def _first_token(model: "TransformerLensModel", target: str, effect: "EditEffect
 
 def _what_it_says(model: "TransformerLensModel", arguments: argparse.Namespace, effect: "EditEffect") -> Iterator[str]:
     """What else a reader of the probabilities has to know."""
-    from tl_backward.losses import encode_text
+    from tl_backward.gradients.losses import encode_text
 
     first, word = _first_token(model, arguments.target, effect)
     if len(encode_text(arguments.target, model)) > 1:
@@ -247,7 +247,7 @@ def _own_case(arguments: argparse.Namespace) -> "EditCase | None":
     """What scores the edit, where it is one of the given cases'."""
     if arguments.cases is None:
         return None
-    from tl_backward.cases import load_cases
+    from tl_backward.text.cases import load_cases
 
     asked = (arguments.prompt, arguments.target)
     return next((case for case in load_cases(arguments.cases) if (case.prompt, case.target) == asked), None)
@@ -255,7 +255,7 @@ def _own_case(arguments: argparse.Namespace) -> "EditCase | None":
 
 def _edits(arguments: argparse.Namespace) -> None:
     from tl_backward.editing import LRS, SCALES, compare_edits, tuned_methods
-    from tl_backward.loading import load_model
+    from tl_backward.model.loading import load_model
     from tl_backward.render.edit_report import comparison_report
 
     out = None if arguments.out is None else check_out(arguments.out)
@@ -292,7 +292,7 @@ def _cases(
 ) -> tuple[Sequence["EditCase"], Sequence["EditCase"]]:
     """Edits to choose settings on, and others to score."""
     from tl_backward import zoo
-    from tl_backward.cases import load_cases
+    from tl_backward.text.cases import load_cases
 
     if arguments.cases is None:
         if arguments.model not in zoo.names():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tl_backward.cli.options import Commands, add_model, add_output, check_out, open_page, positive, say, size_of
-from tl_backward.text_files import read_data
+from tl_backward.text.files import read_data
 
 if TYPE_CHECKING:
     from tl_backward.inversion import SiteReading
@@ -91,7 +91,7 @@ def _position(text: str) -> int | str:
 def _invert(arguments: argparse.Namespace) -> None:
     from tl_backward.cli.questions import Questions
     from tl_backward.inversion import compare_sites, task_of, task_of_texts
-    from tl_backward.loading import load_model
+    from tl_backward.model.loading import load_model
     from tl_backward.render.invert_report import invert_report
 
     out = check_out(arguments.out)

@@ -22,8 +22,8 @@ from tl_backward.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from tl_backward._typing import TransformerLensModel
-    from tl_backward.backward_lens import BackwardLens
+    from tl_backward._support.types import TransformerLensModel
+    from tl_backward.lens.backward_lens import BackwardLens
     from tl_backward.render.page import Page
 
 DEMO_LAYER, DEMO_SCALE = 2, 0.75  # what `tl-backward edits --model facts` chooses
@@ -134,8 +134,8 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _lens(arguments: argparse.Namespace) -> None:
-    from tl_backward._checks import check_layers
-    from tl_backward.loading import load_model
+    from tl_backward._support.checks import check_layers
+    from tl_backward.model.loading import load_model
 
     out = check_out(arguments.out)
     # Nothing that another library prints may end up among the results.
@@ -179,7 +179,7 @@ def _compute(
     control: bool = True,
     seed: int = 0,
 ) -> "BackwardLens":
-    from tl_backward.backward_lens import backward_lens
+    from tl_backward.lens.backward_lens import backward_lens
     from tl_backward.render.attention_report import pattern_names
 
     return backward_lens(

@@ -64,9 +64,9 @@ def add_commands(commands: Commands) -> None:
 
 
 def _params(arguments: argparse.Namespace) -> None:
-    from tl_backward._checks import check_layers
+    from tl_backward._support.checks import check_layers
     from tl_backward.embedding_space import parameter_coherence
-    from tl_backward.loading import load_model
+    from tl_backward.model.loading import load_model
     from tl_backward.render.atlas import atlas
     from tl_backward.render.atlas_places import atlas_places, left_out_of_atlas
     from tl_backward.render.params_report import params_report

@@ -4,7 +4,7 @@ import argparse
 import sys
 from functools import cached_property
 
-from tl_backward._typing import TransformerLensModel
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion import (
     Decoder,
     Preimage,

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward._checks import check_layers, nearest
-from tl_backward._typing import TransformerLensModel
-from tl_backward.activations import forward, last_layer, watch
+from tl_backward._support.checks import check_layers, nearest
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.dissimilarity.reading import Sample
 from tl_backward.dissimilarity.tokens import PairedTokens
-from tl_backward.model_inputs import check_reads_text
+from tl_backward.model.activations import forward, last_layer, watch
+from tl_backward.model.inputs import check_reads_text
 
 Hook: TypeAlias = str | Sequence[str]
 Heads: TypeAlias = Literal["flatten", "each"]

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from tl_backward._storage import load_tensors, save_tensors
+from tl_backward._support.storage import load_tensors, save_tensors
 
 
 @runtime_checkable

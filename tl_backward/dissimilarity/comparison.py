@@ -7,8 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from tl_backward._checks import check_model
-from tl_backward._typing import TransformerLensModel
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.dissimilarity._processes import process
 from tl_backward.dissimilarity.activations import Heads, Hook, find_points
 from tl_backward.dissimilarity.evaluation import N_PERMUTED, Wanted, check_sampled, find_measures
@@ -17,7 +16,8 @@ from tl_backward.dissimilarity.reading import Align, Mask, Reading, Sample
 from tl_backward.dissimilarity.result import Comparison
 from tl_backward.dissimilarity.run import Run
 from tl_backward.dissimilarity.tokens import count_tokens
-from tl_backward.model_inputs import check_reads_text
+from tl_backward.model.checks import check_model
+from tl_backward.model.inputs import check_reads_text
 
 
 def compare(

@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_backward._html import Cell, scale_bound, table
-from tl_backward._typing import TransformerLensModel
+from tl_backward._support.html import Cell, scale_bound, table
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.dissimilarity.comparison import compare
 from tl_backward.dissimilarity.measures.registry import get_measure, list_measures
-from tl_backward.vocabulary import text_frame
+from tl_backward.text.token_strings import text_frame
 
 if TYPE_CHECKING:
     import pandas

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_backward._checks import nearest
+from tl_backward._support.checks import nearest
 from tl_backward.dissimilarity.grouped import GroupedStatistics, SumsView, jackknife
 from tl_backward.dissimilarity.measures.registry import ADDITIVE, Measure, get_measure, list_names
 from tl_backward.dissimilarity.minibatch import ESTIMATORS, Estimator, MinibatchCKA

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tl_backward.prompts import Batch
-from tl_backward.token_ids import ARRAYS, as_ids
+from tl_backward.text.ids import ARRAYS, as_ids
+from tl_backward.text.prompts import Batch
 
 Sample: TypeAlias = Literal["token", "last", "mean"]
 Align: TypeAlias = Literal["auto", "tokens", "characters"]

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward._checks import nearest
-from tl_backward._html import Cell, table
+from tl_backward._support.checks import nearest
+from tl_backward._support.html import Cell, table
 from tl_backward.dissimilarity.memory import MemoryPlan
 from tl_backward.dissimilarity.minibatch import Estimator
 from tl_backward.dissimilarity.reading import Sample
-from tl_backward.vocabulary import text_frame
+from tl_backward.text.token_strings import text_frame
 
 if TYPE_CHECKING:
     import pandas

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_backward._typing import TransformerLensModel
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.dissimilarity.activations import Point, read_points
 from tl_backward.dissimilarity.checkpoint import Gathered, load_checkpoint, save_checkpoint
 from tl_backward.dissimilarity.evaluation import Wanted, evaluate
@@ -22,7 +22,7 @@ from tl_backward.dissimilarity.sampling import RowSample
 from tl_backward.dissimilarity.statistics import CovarianceStatistics
 from tl_backward.dissimilarity.tally import Tally
 from tl_backward.dissimilarity.tokens import pair_batch
-from tl_backward.prompts import Batch, warn_of_two_beginnings
+from tl_backward.text.prompts import Batch, warn_of_two_beginnings
 
 FEWEST_SAMPLES = 4  # the unbiased HSIC divides by n - 3
 SAVE_EVERY = 20  # batches between checkpoints

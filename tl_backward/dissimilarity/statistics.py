@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward._storage import load_tensors, save_tensors
+from tl_backward._support.storage import load_tensors, save_tensors
 from tl_backward.dissimilarity._processes import from_process, gathered, greatest_of, several, sum_over
 from tl_backward.dissimilarity._rows import TILE, RowBuffer, matrices, parts
 from tl_backward.dissimilarity.moments import LayerSums, PairSums, Rounding

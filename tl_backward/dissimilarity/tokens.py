@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tl_backward._checks import check_text
-from tl_backward._typing import Tokenizer, TransformerLensModel
+from tl_backward._support.checks import check_text
+from tl_backward._support.types import Tokenizer, TransformerLensModel
 from tl_backward.dissimilarity.reading import Reading
-from tl_backward.extents import extents_in_text
-from tl_backward.prompts import Batch
-from tl_backward.vocabulary import one_vocabulary, reads_unknown, vocabulary_size
+from tl_backward.text.extents import extents_in_text
+from tl_backward.text.prompts import Batch
+from tl_backward.text.token_strings import one_vocabulary, reads_unknown, vocabulary_size
 
 
 @dataclass(frozen=True)

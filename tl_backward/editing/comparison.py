@@ -10,16 +10,17 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_backward._checks import check_layers, check_model
-from tl_backward._html import visible_text
-from tl_backward._typing import TransformerLensModel
-from tl_backward.bootstrap import Interval, bootstrap
-from tl_backward.cases import EditCase
+from tl_backward._support.bootstrap import Interval, bootstrap
+from tl_backward._support.checks import check_layers
+from tl_backward._support.html import visible_text
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.editing.edit import Edit
 from tl_backward.editing.methods import Scaling, gradient_edit, shift_edit
 from tl_backward.editing.scores import METRICS, EditScores, ask, score
-from tl_backward.model_inputs import check_reads_text
-from tl_backward.vocabulary import text_frame
+from tl_backward.model.checks import check_model
+from tl_backward.model.inputs import check_reads_text
+from tl_backward.text.cases import EditCase
+from tl_backward.text.token_strings import text_frame
 
 if TYPE_CHECKING:
     import pandas
@@ -90,7 +91,7 @@ class EditComparison:
 
     def _repr_html_(self) -> str:
         """The main scores as a static table, with 95 % intervals."""
-        from tl_backward._html import table
+        from tl_backward._support.html import table
 
         return table(*self.table(), caption=repr(self))
 

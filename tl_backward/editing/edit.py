@@ -17,14 +17,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward._checks import all_finite, check_model
-from tl_backward._storage import load_tensors, save_tensors
-from tl_backward._typing import TransformerLensModel
-from tl_backward._visits import visiting
-from tl_backward._warnings import warn_user
+from tl_backward._support.checks import all_finite
+from tl_backward._support.storage import load_tensors, save_tensors
+from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.warnings import warn_user
 from tl_backward.editing.writable import check_widths, check_writable
-from tl_backward.sites import WeightSite, WeightSites, weight_sites
-from tl_backward.vocabulary import vocabulary_size
+from tl_backward.model.checks import check_model
+from tl_backward.model.guard import visiting
+from tl_backward.text.token_strings import vocabulary_size
+from tl_backward.weights import WeightSite, WeightSites, weight_sites
 
 FORMAT = "tl_backward edit 1"
 

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Float, Int
 
-from tl_backward._checks import check_k, check_model
-from tl_backward._html import Cell, TableCell, table
-from tl_backward._typing import Tokenizer, TransformerLensModel
-from tl_backward.asked import asked_index, mask_token
+from tl_backward._support.checks import check_k
+from tl_backward._support.html import Cell, TableCell, table
+from tl_backward._support.types import Tokenizer, TransformerLensModel
 from tl_backward.editing.edit import Edit
-from tl_backward.model_inputs import check_reads_text
-from tl_backward.prompts import encode_prompts, forward
-from tl_backward.vocabulary import output_size, text_column, token_string
+from tl_backward.model.checks import check_model
+from tl_backward.model.inputs import check_reads_text
+from tl_backward.text.asked import asked_index, mask_token
+from tl_backward.text.prompts import encode_prompts, forward
+from tl_backward.text.token_strings import output_size, text_column, token_string
 
 if TYPE_CHECKING:
     import pandas

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from tl_backward._typing import TransformerLensModel
-from tl_backward.asked import mask_token
-from tl_backward.prompts import encode_prompts, forward, pad
+from tl_backward._support.types import TransformerLensModel
+from tl_backward.text.asked import mask_token
+from tl_backward.text.prompts import encode_prompts, forward, pad
 
 TOP_K = 5
 """Tokens sampled among, as in ROME's evaluation."""

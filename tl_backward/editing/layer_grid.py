@@ -8,13 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward._checks import check_layers, check_model
-from tl_backward._typing import TransformerLensModel
-from tl_backward.cases import EditCase
+from tl_backward._support.checks import check_layers
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.editing.comparison import SCALES, compare_edits, shift_method
 from tl_backward.editing.methods import Scaling, shift_edit
 from tl_backward.editing.scores import encode, probabilities
-from tl_backward.model_inputs import check_reads_text
+from tl_backward.model.checks import check_model
+from tl_backward.model.inputs import check_reads_text
+from tl_backward.text.cases import EditCase
 
 if TYPE_CHECKING:
     import pandas
@@ -60,7 +61,7 @@ class LayerGrid:
 
     def _repr_html_(self) -> str:
         """The objective, layers x scales, as a static table."""
-        from tl_backward._html import Cell, table
+        from tl_backward._support.html import Cell, table
 
         cells = [[Cell(f"{value:.2f}", value=value) for value in row] for row in self.objective.tolist()]
         rows, columns = [f"layer {layer}" for layer in self.layers], [f"scale {scale:g}" for scale in self.scales]

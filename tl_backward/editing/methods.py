@@ -7,19 +7,20 @@ from typing import Literal, TypeAlias
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward._checks import check_layers, check_model
-from tl_backward._lengths import units
-from tl_backward._typing import TransformerLensModel
-from tl_backward.capture import run_with_gradient_cache
+from tl_backward._support.checks import check_layers
+from tl_backward._support.lengths import units
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.editing.edit import Edit, Update, editable, put_on
 from tl_backward.editing.writable import check_writable
-from tl_backward.head import Head
-from tl_backward.losses import Target, target_loss
-from tl_backward.model_inputs import check_reads_text
-from tl_backward.prompts import encode_prompts, extend
-from tl_backward.sites import WeightSite, select_sites, weight_sites
-from tl_backward.weight_inputs import weight_inputs
-from tl_backward.written_by import USUAL, chosen_weights, written_by
+from tl_backward.gradients.capture import run_with_gradient_cache
+from tl_backward.gradients.losses import Target, target_loss
+from tl_backward.model.checks import check_model
+from tl_backward.model.head import Head
+from tl_backward.model.inputs import check_reads_text
+from tl_backward.text.prompts import encode_prompts, extend
+from tl_backward.weights import WeightSite, select_sites, weight_sites
+from tl_backward.weights.inputs import weight_inputs
+from tl_backward.weights.written_by import USUAL, chosen_weights, written_by
 
 Scaling: TypeAlias = Literal["unit", "raw"]
 

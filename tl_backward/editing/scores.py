@@ -12,16 +12,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tl_backward._checks import check_model
-from tl_backward._typing import TransformerLensModel
-from tl_backward.asked import asked_index, check_one_token, mask_token
-from tl_backward.cases import EditCase
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.editing.edit import Edit
 from tl_backward.editing.fluency import generation_entropy, sample
-from tl_backward.losses import encode_text
-from tl_backward.model_inputs import check_reads_text
-from tl_backward.prompts import encode_prompts, forward, pad
-from tl_backward.token_ids import Id, one_id
+from tl_backward.gradients.losses import encode_text
+from tl_backward.model.checks import check_model
+from tl_backward.model.inputs import check_reads_text
+from tl_backward.text.asked import asked_index, check_one_token, mask_token
+from tl_backward.text.cases import EditCase
+from tl_backward.text.ids import Id, one_id
+from tl_backward.text.prompts import encode_prompts, forward, pad
 
 if TYPE_CHECKING:
     import pandas
@@ -78,7 +78,7 @@ class EditScores:
 
     def _repr_html_(self) -> str:
         """The scores as a static table."""
-        from tl_backward._html import table
+        from tl_backward._support.html import table
 
         return table(["metric", "value", "meaning"], self.to_frame().astype(object).values.tolist())
 

@@ -8,13 +8,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from tl_backward._modules import every_module
-from tl_backward._typing import TransformerLensModel
-from tl_backward._visits import rng_untouched
-from tl_backward.prompts import forward, probe_batch
-from tl_backward.sites import WeightSite, WeightSites, select_sites, weight_sites
-from tl_backward.sites.names import is_hook_point
-from tl_backward.sites.stamp import Stamp, stamp
+from tl_backward._support.types import TransformerLensModel
+from tl_backward.model.guard import rng_untouched
+from tl_backward.model.modules import every_module
+from tl_backward.text.prompts import forward, probe_batch
+from tl_backward.weights import WeightSite, WeightSites, select_sites, weight_sites
+from tl_backward.weights.names import is_hook_point
+from tl_backward.weights.stamp import Stamp, stamp
 
 _KEPT: "WeakKeyDictionary[TransformerLensModel, tuple[Stamp, set[str]]]" = WeakKeyDictionary()
 """Which weights of a model were seen to keep what is written to them, and what the model was like then."""

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_backward._html import Cell, table
-from tl_backward._typing import TransformerLensModel, typed
-from tl_backward.embedding_space._embedding import Embedding
+from tl_backward._support.html import Cell, table
+from tl_backward._support.types import TransformerLensModel, typed
+from tl_backward.embedding_space.embedding import Embedding
 from tl_backward.embedding_space.filters import Filters, TokenList, token_mask
 from tl_backward.embedding_space.projection import Projection, project_parameter, top_tokens
 

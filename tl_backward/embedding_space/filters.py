@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from tl_backward._checks import nearest
-from tl_backward._typing import TransformerLensModel, typed
-from tl_backward.readout import single_token
-from tl_backward.token_ids import ARRAYS, Id, Ids, as_ids
-from tl_backward.vocabulary import token_string
+from tl_backward._support.checks import nearest
+from tl_backward._support.types import TransformerLensModel, typed
+from tl_backward.text.ids import ARRAYS, Id, Ids, as_ids
+from tl_backward.text.token_strings import token_string
+from tl_backward.vocabulary.readout import single_token
 
 FilterName: TypeAlias = Literal["ascii", "alphanumeric", "not_special"]
 Filter: TypeAlias = str | Callable[[str], bool]

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from tl_backward._checks import check_head, check_layers, check_model
-from tl_backward._html import Cell, table
-from tl_backward._typing import Tokenizer, TransformerLensModel, typed
-from tl_backward.embedding_space._embedding import Embedding
-from tl_backward.embedding_space._weights import parameter_vectors, query_heads
+from tl_backward._support.checks import check_head, check_layers
+from tl_backward._support.html import Cell, table
+from tl_backward._support.types import Tokenizer, TransformerLensModel, typed
+from tl_backward.embedding_space.embedding import Embedding
 from tl_backward.embedding_space.filters import Filters, TokenList, token_mask
-from tl_backward.sites import rotation, weight_sites
-from tl_backward.top_pairs import TopPairs, top_pairs
-from tl_backward.vocabulary import text_column, token_strings
+from tl_backward.embedding_space.vectors import parameter_vectors, query_heads
+from tl_backward.model.checks import check_model
+from tl_backward.text.token_strings import text_column, token_strings
+from tl_backward.vocabulary.top_pairs import TopPairs, top_pairs
+from tl_backward.weights import rotation, weight_sites
 
 if TYPE_CHECKING:
     import pandas

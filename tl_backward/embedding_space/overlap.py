@@ -8,20 +8,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tl_backward._checks import check_layers
-from tl_backward._html import table, visible_token
-from tl_backward._torch_hooks import register_last
-from tl_backward._typing import Prompts, TransformerLensModel, typed
-from tl_backward.embedding_space._embedding import Embedding
-from tl_backward.embedding_space._weights import parameter_vectors, per_query_head
+from tl_backward._support.checks import check_layers
+from tl_backward._support.html import table, visible_token
+from tl_backward._support.types import Prompts, TransformerLensModel, typed
+from tl_backward.embedding_space.embedding import Embedding
 from tl_backward.embedding_space.filters import Filters, TokenList, token_mask
 from tl_backward.embedding_space.projection import check_choice, top_tokens
-from tl_backward.extremes import extremes
-from tl_backward.head import Head
-from tl_backward.prompts import Batch, encode_prompts, forward
-from tl_backward.sites import weight_sites
-from tl_backward.vocabulary import text_column, token_strings
-from tl_backward.weight_inputs import weight_inputs
+from tl_backward.embedding_space.vectors import parameter_vectors, per_query_head
+from tl_backward.model.head import Head
+from tl_backward.model.torch_hooks import register_last
+from tl_backward.text.prompts import Batch, encode_prompts, forward
+from tl_backward.text.token_strings import text_column, token_strings
+from tl_backward.vocabulary.extremes import extremes
+from tl_backward.weights import weight_sites
+from tl_backward.weights.inputs import weight_inputs
 
 if TYPE_CHECKING:
     import pandas

@@ -7,15 +7,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_backward._checks import all_finite, check_k, check_model, check_one_device
-from tl_backward._html import Cell, table, visible_token
-from tl_backward._lengths import lengths
-from tl_backward._typing import Tokenizer, TransformerLensModel, typed
-from tl_backward.embedding_space._embedding import Embedding
-from tl_backward.embedding_space._weights import ParameterVectors, Role, parameter_vectors
+from tl_backward._support.checks import all_finite, check_k
+from tl_backward._support.html import Cell, table, visible_token
+from tl_backward._support.lengths import lengths
+from tl_backward._support.types import Tokenizer, TransformerLensModel, typed
+from tl_backward.embedding_space.embedding import Embedding
 from tl_backward.embedding_space.filters import Filters, TokenList, token_mask
-from tl_backward.extremes import extremes
-from tl_backward.vocabulary import token_strings
+from tl_backward.embedding_space.vectors import ParameterVectors, Role, parameter_vectors
+from tl_backward.model.checks import check_model, check_one_device
+from tl_backward.text.token_strings import token_strings
+from tl_backward.vocabulary.extremes import extremes
 
 if TYPE_CHECKING:
     import pandas

@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_backward._checks import check_head
-from tl_backward._html import table
-from tl_backward._typing import TransformerLensModel, typed
-from tl_backward.embedding_space._embedding import Embedding
-from tl_backward.embedding_space._weights import ParameterVectors, parameter_vectors, per_query_head, query_heads
+from tl_backward._support.checks import check_head
+from tl_backward._support.html import table
+from tl_backward._support.types import TransformerLensModel, typed
+from tl_backward.embedding_space.embedding import Embedding
 from tl_backward.embedding_space.filters import Filters, TokenList, token_mask
 from tl_backward.embedding_space.projection import top_tokens
+from tl_backward.embedding_space.vectors import ParameterVectors, parameter_vectors, per_query_head, query_heads
 
 if TYPE_CHECKING:
     import pandas

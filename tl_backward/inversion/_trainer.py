@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tl_backward._storage import damaged, file_checksum, load_json, load_tensors, save_json, save_tensors
+from tl_backward._support.storage import damaged, file_checksum, load_json, load_tensors, save_json, save_tensors
 from tl_backward.inversion.network import DecoderNetwork
 from tl_backward.inversion.storage import network_tensors, restore_network
 from tl_backward.inversion.stream import TrainingStream

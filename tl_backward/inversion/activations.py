@@ -8,14 +8,14 @@ from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_backward._typing import TransformerLensModel, typed
-from tl_backward.activations import forward, last_layer, watch
+from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.dissimilarity.activations import find_points
-from tl_backward.embedding_space._weights import parameter_vectors
+from tl_backward.embedding_space.vectors import parameter_vectors
 from tl_backward.inversion.sites import Site, SiteLike, resolve_sites
 from tl_backward.inversion.texts import Encoded, encode
-from tl_backward.prompts import Batch
-from tl_backward.token_ids import as_ids
+from tl_backward.model.activations import forward, last_layer, watch
+from tl_backward.text.ids import as_ids
+from tl_backward.text.prompts import Batch
 
 BATCH_SIZE = 256
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tl_backward._html import Cell, table
-from tl_backward._typing import TransformerLensModel
+from tl_backward._support.html import Cell, table
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion.activations import BATCH_SIZE, SiteReader, batches, progress
 from tl_backward.inversion.distances import EPSILON, check_epsilon, check_metric, distances
 from tl_backward.inversion.features import LEVEL, Feature, FeatureTable, common_features
@@ -18,7 +18,7 @@ from tl_backward.inversion.query import QueryLike, read_query
 from tl_backward.inversion.scoring import Scores, allowed_positions, smallest
 from tl_backward.inversion.sites import SiteLike
 from tl_backward.inversion.texts import Inputs, encode
-from tl_backward.vocabulary import text_frame
+from tl_backward.text.token_strings import text_frame
 
 if TYPE_CHECKING:
     import pandas

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_backward._typing import TransformerLensModel
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion.activations import SiteReader
 from tl_backward.inversion.distances import EPSILON, check_epsilon
 from tl_backward.inversion.network import DecoderNetwork

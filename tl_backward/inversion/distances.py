@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward._lengths import largest, lengths
-from tl_backward._typing import typed
+from tl_backward._support.lengths import largest, lengths
+from tl_backward._support.types import typed
 
 Metric: TypeAlias = Literal["euclidean", "cosine"]
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_backward._typing import TransformerLensModel
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion.activations import BATCH_SIZE, SiteReader, batches, progress
 from tl_backward.inversion.distances import EPSILON, check_epsilon, check_metric, check_query, distances
 from tl_backward.inversion.positions import NOWHERE, Position, find_positions

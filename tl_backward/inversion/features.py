@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward._html import Cell, table, visible_text
+from tl_backward._support.html import Cell, table, visible_text
 from tl_backward.inversion.preimage import Preimage
-from tl_backward.vocabulary import text_frame
+from tl_backward.text.token_strings import text_frame
 
 if TYPE_CHECKING:
     import pandas

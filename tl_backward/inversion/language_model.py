@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import process_time
 
-from tl_backward._csv import csv_lines, csv_text
-from tl_backward._html import visible_text
-from tl_backward._storage import replacing
-from tl_backward._typing import TransformerLensModel
+from tl_backward._support.csv import csv_lines, csv_text
+from tl_backward._support.html import visible_text
+from tl_backward._support.storage import replacing
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion.decoder import Decoder, load_from
 from tl_backward.inversion.features import common_features
 from tl_backward.inversion.language_cases import Case, factual_recall, ioi
@@ -35,8 +35,8 @@ from tl_backward.inversion.search import search_preimage
 from tl_backward.inversion.sites import SiteLike, resolve_site
 from tl_backward.inversion.tasks import task_of_texts
 from tl_backward.inversion.texts import Encoded, encode, encode_starts
-from tl_backward.loading import load_model
-from tl_backward.text_files import read_data
+from tl_backward.model.loading import load_model
+from tl_backward.text.files import read_data
 
 _DEPTHS = 6
 _LEAST_ACCEPTED = 0.01  # of a search; below, its chains have hardly moved, and their shares say nothing

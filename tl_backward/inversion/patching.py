@@ -7,17 +7,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_backward._html import table
-from tl_backward._typing import TransformerLensModel
-from tl_backward._visits import rng_untouched
-from tl_backward.bootstrap import bootstrap
+from tl_backward._support.bootstrap import bootstrap
+from tl_backward._support.html import table
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion.activations import collect_at
 from tl_backward.inversion.preimage import Preimage
 from tl_backward.inversion.query import Query
 from tl_backward.inversion.sites import Site
-from tl_backward.model_inputs import without_cache
-from tl_backward.readout import single_token
-from tl_backward.vocabulary import text_column, token_string
+from tl_backward.model.guard import rng_untouched
+from tl_backward.model.inputs import without_cache
+from tl_backward.text.token_strings import text_column, token_string
+from tl_backward.vocabulary.readout import single_token
 
 if TYPE_CHECKING:
     import pandas

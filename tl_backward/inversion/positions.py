@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_backward.inversion.texts import Encoded
-from tl_backward.vocabulary import token_string
+from tl_backward.text.token_strings import token_string
 
 Position: TypeAlias = int | str | Callable[[str, list[str]], int | None]
 """An index among the text's tokens (BOS counted; negative from the text's own end, padding never counted); a token as

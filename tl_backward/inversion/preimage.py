@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_backward._html import Cell, TableCell, table
-from tl_backward._typing import TransformerLensModel
+from tl_backward._support.html import Cell, TableCell, table
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion.activations import BATCH_SIZE
 from tl_backward.inversion.distances import EPSILON, check_epsilon
 from tl_backward.inversion.positions import Position
@@ -17,7 +17,7 @@ from tl_backward.inversion.query import Query, QueryLike, read_query
 from tl_backward.inversion.scoring import Scorer, Scores
 from tl_backward.inversion.sites import Site, SiteLike
 from tl_backward.inversion.texts import Encoded, Inputs, encode
-from tl_backward.vocabulary import text_column
+from tl_backward.text.token_strings import text_column
 
 if TYPE_CHECKING:
     import pandas

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol, TypeAlias, runtime_checkable
 
-from tl_backward._typing import TransformerLensModel
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion.activations import BATCH_SIZE
 from tl_backward.inversion.distances import EPSILON, check_epsilon
 from tl_backward.inversion.positions import Position

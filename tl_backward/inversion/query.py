@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_backward._typing import TransformerLensModel
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion.activations import collect_at
 from tl_backward.inversion.distances import check_query
 from tl_backward.inversion.positions import Position, find_position, find_positions

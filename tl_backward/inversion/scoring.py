@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_backward._typing import TransformerLensModel
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion.activations import BATCH_SIZE, Samples, SiteReader, batches, progress
 from tl_backward.inversion.distances import check_metric, distances
 from tl_backward.inversion.positions import NOWHERE, find_positions

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_backward._typing import TransformerLensModel
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion.activations import BATCH_SIZE
 from tl_backward.inversion.chains import effective_sample_size
 from tl_backward.inversion.distances import EPSILON, check_epsilon

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward._typing import TransformerLensModel
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion.activations import collect
 from tl_backward.inversion.agreement import compare_with_exact
 from tl_backward.inversion.distances import distances

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from tl_backward._checks import check_head, check_layers, check_model, nearest
-from tl_backward._typing import TransformerLensModel
+from tl_backward._support.checks import check_head, check_layers, nearest
+from tl_backward._support.types import TransformerLensModel
+from tl_backward.model.checks import check_model
 
 _WITH_HEADS = ("hook_z", "hook_q", "hook_k", "hook_v", "hook_rot_q", "hook_rot_k", "hook_result")
 _PLAIN = ("hook_in", "hook_out")  # TransformerBridge's own names, which TransformerLens's old ones are aliases of

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward._storage import file_checksum, load_json, load_tensors, save_json, save_tensors
-from tl_backward._typing import TransformerLensModel
+from tl_backward._support.storage import file_checksum, load_json, load_tensors, save_json, save_tensors
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion.activations import SiteReader
 from tl_backward.inversion.network import DecoderConfig, DecoderNetwork
 from tl_backward.inversion.texts import Encoded, encode, encode_rows
-from tl_backward.vocabulary import token_string, vocabulary_size
+from tl_backward.text.token_strings import token_string, vocabulary_size
 
 TENSORS, DESCRIPTION = "decoder.safetensors", "decoder.json"
 _OTHER_FILE = f"crc32 of {TENSORS}"

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from tl_backward._typing import TransformerLensModel
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion.activations import SiteReader
 from tl_backward.inversion.positions import NOWHERE, Position, find_positions
 from tl_backward.inversion.sites import Site

@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tl_backward._checks import UnknownWordsWarning, check_text, model_kind
-from tl_backward._typing import Tokenizer, TransformerLensModel
-from tl_backward.prompts import Batch, warn_of_two_beginnings
-from tl_backward.token_ids import ARRAYS, Ids, as_ids
-from tl_backward.vocabulary import reads_unknown, token_string, vocabulary_size
+from tl_backward._support.checks import UnknownWordsWarning, check_text
+from tl_backward._support.types import Tokenizer, TransformerLensModel
+from tl_backward.model.checks import model_kind
+from tl_backward.text.ids import ARRAYS, Ids, as_ids
+from tl_backward.text.prompts import Batch, warn_of_two_beginnings
+from tl_backward.text.token_strings import reads_unknown, token_string, vocabulary_size
 
 
 class _BatchTokenizer(Protocol):

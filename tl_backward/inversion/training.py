@@ -12,8 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import GPT2LMHeadModel
 
-from tl_backward._checks import check_model
-from tl_backward._typing import TransformerLensModel
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion.activations import SiteReader
 from tl_backward.inversion.decoder import Decoder
 from tl_backward.inversion.distances import EPSILON, check_epsilon
@@ -25,7 +24,8 @@ from tl_backward.inversion.sources import Data, TextSource
 from tl_backward.inversion.storage import DESCRIPTION, digest, probe_texts, vocabulary_digest
 from tl_backward.inversion.stream import LAG, Drawing, Shares, TrainingStream, widened
 from tl_backward.inversion.texts import encode, encode_rows
-from tl_backward.vocabulary import vocabulary_size
+from tl_backward.model.checks import check_model
+from tl_backward.text.token_strings import vocabulary_size
 
 _LEAST_SHARE = 0.05
 """Of a site that the decoder has mastered, before normalising."""

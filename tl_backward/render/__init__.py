@@ -5,8 +5,8 @@ nothing is fetched from a network, and nothing is displayed by itself. plotly an
 loaded only when something is drawn with them.
 """
 
-from tl_backward._csv import csv_text
-from tl_backward._html import Cell, visible_token
+from tl_backward._support.csv import csv_text
+from tl_backward._support.html import Cell, visible_token
 from tl_backward.render.atlas import atlas
 from tl_backward.render.attention_report import pattern_names
 from tl_backward.render.circuits import attention, tokens

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from tqdm.auto import tqdm
 
-from tl_backward._checks import check_layers
-from tl_backward._html import Cell, TableCell
-from tl_backward._typing import TransformerLensModel
+from tl_backward._support.checks import check_layers
+from tl_backward._support.html import Cell, TableCell
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.embedding_space import Coherence, head_pairs, parameter_coherence
 from tl_backward.embedding_space.filters import Filters
 from tl_backward.embedding_space.heads import Circuit

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from tl_backward._typing import TransformerLensModel
-from tl_backward.blocks import blocks_of, is_expert
-from tl_backward.sites import WeightSite, WeightSites, weight_sites
+from tl_backward._support.types import TransformerLensModel
+from tl_backward.weights import WeightSite, WeightSites, weight_sites
+from tl_backward.weights.blocks import blocks_of, is_expert
 
 WEIGHTS = ("W_in", "W_gate", "W_out", "W_Q", "W_K", "W_V", "W_O")
 """The short names of the matrices that are read in words by themselves."""

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tl_backward._typing import TransformerLensModel
-from tl_backward._visits import rng_untouched
-from tl_backward.capture import user_hooks
+from tl_backward._support.types import TransformerLensModel
+from tl_backward.gradients.capture import user_hooks
+from tl_backward.model.guard import rng_untouched
 from tl_backward.render.circuits import attention
 from tl_backward.render.export import data_block
 from tl_backward.render.key_figures import PromptView

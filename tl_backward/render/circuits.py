@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Real
 from torch import Tensor
 
-from tl_backward._html import (
+from tl_backward._support.html import (
     NEGATIVE,
     PALE,
     POSITIVE,

@@ -1,6 +1,6 @@
 """A page of two models compared: what was compared, every measure layer by layer and beside chance, and stitches."""
 
-from tl_backward._html import TableCell
+from tl_backward._support.html import TableCell
 from tl_backward.dissimilarity import Comparison, StitchingGrid
 from tl_backward.render.attention_report import beside
 from tl_backward.render.comparison_figures import (

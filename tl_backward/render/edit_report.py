@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward._html import visible_text, visible_token
+from tl_backward._support.html import visible_text, visible_token
 from tl_backward.editing import EditComparison, EditEffect, EditScores, LayerGrid
 from tl_backward.render.export import data_block
 from tl_backward.render.figures import figure_fragment, heatmap

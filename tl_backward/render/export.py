@@ -3,8 +3,8 @@
 import base64
 from collections.abc import Sequence
 
-from tl_backward._csv import Value, csv_text
-from tl_backward._html import escape, table
+from tl_backward._support.csv import Value, csv_text
+from tl_backward._support.html import escape, table
 from tl_backward.render.page import Fragment
 
 _MOST_ROWS = 200

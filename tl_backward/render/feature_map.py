@@ -2,11 +2,11 @@
 
 import math
 
-from tl_backward._html import Cell
+from tl_backward._support.html import Cell
 from tl_backward.inversion import Site, SiteComparison
 from tl_backward.render.page import Fragment
 from tl_backward.render.tables import lens_table
-from tl_backward.vocabulary import token_string
+from tl_backward.text.token_strings import token_string
 
 LABEL = "share of the preimage that keeps it"
 

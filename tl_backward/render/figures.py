@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Real
 from torch import Tensor
 
-from tl_backward._html import UNKNOWN, Number, color_for, scale_bound, visible_text, visible_token
+from tl_backward._support.html import UNKNOWN, Number, color_for, scale_bound, visible_text, visible_token
 from tl_backward.render.circuits import CARD, floats, isolate
 from tl_backward.render.page import Fragment
 from tl_backward.render.scripts import draw_script, escape_json, place, place_key, to_json

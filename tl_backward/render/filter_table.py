@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from tl_backward import _html
-from tl_backward._html import TableCell
+from tl_backward._support import html
+from tl_backward._support.html import TableCell
 from tl_backward.render.page import Fragment
 from tl_backward.render.scripts import place, place_key
 
@@ -55,7 +55,7 @@ def filter_table(
         >>> 'Oslo' in tlb.render.filter_table(['word', 'share'], [['Oslo', 0.5]]).html
         True
     """
-    html = _html.table(columns, rows, row_names=row_names, caption=caption, corner=corner)
-    key = place_key("filter", html)
-    box = f'<div style="max-height:{height}px;overflow:auto;max-width:100%">{html}</div>'
+    table = html.table(columns, rows, row_names=row_names, caption=caption, corner=corner)
+    key = place_key("filter", table)
+    box = f'<div style="max-height:{height}px;overflow:auto;max-width:100%">{table}</div>'
     return Fragment(place(key, box, "max-width:100%"), (f'{_FILTER}("{key}");',))

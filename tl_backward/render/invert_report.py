@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from tl_backward import _html
-from tl_backward._html import Cell, TableCell, escape, visible_text
+from tl_backward._support import html
+from tl_backward._support.html import Cell, TableCell, escape, visible_text
 from tl_backward.inversion import FeatureTable, Preimage, SiteComparison
 from tl_backward.inversion.features import FeatureConsistency, Rate
 from tl_backward.inversion.site_reading import SiteReading
@@ -128,7 +128,7 @@ def _summary(readings: Sequence[SiteReading]) -> Fragment:
         )
     columns = ["position", "method", "inside", "distinct", "share inside", "chance", "well-formed", "kept inside"]
     names = [site_label(reading.preimage.site) for reading in readings]
-    return Fragment(_html.table(columns, rows, row_names=names, corner="site", limit=30))
+    return Fragment(html.table(columns, rows, row_names=names, corner="site", limit=30))
 
 
 def _block(reading: SiteReading, *, is_open: bool) -> Fragment:
@@ -188,7 +188,7 @@ def hypotheses(
     ]
     columns = ["query's value", "share that keeps it", "prior's share", "bits", *others]
     names = [row.feature for row in features.rows]
-    return Fragment(_html.table(columns, rows, row_names=names, corner="feature", bound=1.0, limit=40))
+    return Fragment(html.table(columns, rows, row_names=names, corner="feature", bound=1.0, limit=40))
 
 
 def _share(rate: Rate) -> Cell:
@@ -216,7 +216,7 @@ def _facts(p: Preimage) -> Fragment:
     }
     others |= {f"TV of {name}": value for name, value in d.total_variation.items()}
     rows += [[name, value] for name, value in others.items() if value is not None]
-    return Fragment(_html.table(["what", "value"], rows, limit=30))
+    return Fragment(html.table(["what", "value"], rows, limit=30))
 
 
 def _features_data(features: FeatureTable, filename: str) -> Fragment:

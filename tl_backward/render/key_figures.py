@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tl_backward._html import format_number, visible_token
-from tl_backward._typing import Tokenizer
-from tl_backward.backward_lens import BackwardLens, Quantity
+from tl_backward._support.html import format_number, visible_token
+from tl_backward._support.types import Tokenizer
+from tl_backward.lens.backward_lens import BackwardLens, Quantity
 from tl_backward.render.token_gaps import token_gaps
-from tl_backward.vocabulary import token_strings
+from tl_backward.text.token_strings import token_strings
 
 RANKS: dict[str, Quantity] = {"target": "target_rank", "old answer": "answer_rank"}
 """The two words whose ranks a report follows, and the quantity that holds each one's."""

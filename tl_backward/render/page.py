@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tl_backward._html import escape, visible_text
-from tl_backward._storage import replacing
+from tl_backward._support.html import escape, visible_text
+from tl_backward._support.storage import replacing
 from tl_backward.render.libraries import LIBRARIES, Library, inline, library_source
 
 

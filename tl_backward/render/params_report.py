@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import TypedDict
 
-from tl_backward._checks import check_head
-from tl_backward._html import Cell, TableCell, visible_token
-from tl_backward._typing import TransformerLensModel
+from tl_backward._support.checks import check_head
+from tl_backward._support.html import Cell, TableCell, visible_token
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.embedding_space import (
     Coherence,
     HeadPairs,
@@ -13,9 +13,9 @@ from tl_backward.embedding_space import (
     parameter_coherence,
     related_pairs,
 )
-from tl_backward.embedding_space._weights import query_heads
 from tl_backward.embedding_space.filters import Filters
 from tl_backward.embedding_space.heads import Circuit
+from tl_backward.embedding_space.vectors import query_heads
 from tl_backward.render.attention_report import beside
 from tl_backward.render.coherence_figure import coherence_figure
 from tl_backward.render.export import data_block
@@ -24,7 +24,7 @@ from tl_backward.render.filter_table import filter_table
 from tl_backward.render.page import Fragment, Page
 from tl_backward.render.tables import table
 from tl_backward.render.token_pairs import pair_list, pair_picture
-from tl_backward.sites import weight_sites
+from tl_backward.weights import weight_sites
 
 CIRCUITS: dict[str, Circuit] = {"W_V": "VO", "W_O": "VO", "W_Q": "QK", "W_K": "QK"}
 PARTNERS = {"W_in": "KV", "W_out": "KV", "W_gate": "GV", **CIRCUITS}

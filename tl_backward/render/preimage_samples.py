@@ -3,14 +3,14 @@
 import math
 from collections.abc import Sequence
 
-from tl_backward import _html
-from tl_backward._html import PALE, Cell, TableCell, escape, legend, scale_bound, token_strip, visible_text
+from tl_backward._support import html
+from tl_backward._support.html import PALE, Cell, TableCell, escape, legend, scale_bound, token_strip, visible_text
 from tl_backward.inversion import Preimage
 from tl_backward.inversion.site_reading import ShownText, SiteReading
 from tl_backward.render.attention_report import beside
 from tl_backward.render.export import data_block
 from tl_backward.render.page import Fragment
-from tl_backward.vocabulary import token_string
+from tl_backward.text.token_strings import token_string
 
 SHADING = "p(token | z) minus p(token | no information), by the decoder"
 NOTHING = "No text within epsilon was found."
@@ -64,7 +64,7 @@ def nearest_texts(preimage: Preimage, *, n: int = 10, caption: str = "") -> Frag
         [Cell(preimage.inputs.text(i)), float(preimage.distances[i]), "yes" if preimage.inside[i] else "no"]
         for i in order
     ]
-    return Fragment(_html.table(["text", "D", "inside"], rows, caption=caption, limit=_TEXT))
+    return Fragment(html.table(["text", "D", "inside"], rows, caption=caption, limit=_TEXT))
 
 
 def samples_data(preimage: Preimage, *, filename: str) -> Fragment:

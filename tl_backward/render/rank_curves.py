@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tl_backward._html import Number
+from tl_backward._support.html import Number
 from tl_backward.render.figures import Curve, curves, plot_text
 
 if TYPE_CHECKING:

@@ -3,9 +3,9 @@
 import json
 import math
 
-from tl_backward._html import escape, token_html, visible_text, visible_token
-from tl_backward._typing import TransformerLensModel
-from tl_backward.backward_lens import BackwardLens
+from tl_backward._support.html import escape, token_html, visible_text, visible_token
+from tl_backward._support.types import TransformerLensModel
+from tl_backward.lens.backward_lens import BackwardLens
 from tl_backward.render import report_texts
 from tl_backward.render.attention_report import (
     attention_patterns,

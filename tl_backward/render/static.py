@@ -7,7 +7,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 
-from tl_backward._html import UNKNOWN, Number, color_for, escape, visible_text
+from tl_backward._support.html import UNKNOWN, Number, color_for, escape, visible_text
 
 _STEPS = 100  # palette entries on either side of zero
 _GREY = 2 * _STEPS + 1

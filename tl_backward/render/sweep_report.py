@@ -4,14 +4,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tl_backward._html import Cell, visible_text
+from tl_backward._support.html import Cell, visible_text
+from tl_backward.gradients.similarity import GradientSimilarity
+from tl_backward.lens.segments import NAMES
+from tl_backward.lens.sweep_result import BY_SEGMENT, Quantity, Sweep
 from tl_backward.render.export import data_block
 from tl_backward.render.figures import Curve, curves, figure_fragment, heatmap
 from tl_backward.render.page import Page
 from tl_backward.render.tables import table
-from tl_backward.segments import NAMES
-from tl_backward.similarity import GradientSimilarity
-from tl_backward.sweep_result import BY_SEGMENT, Quantity, Sweep
 
 if TYPE_CHECKING:
     import plotly.graph_objects

@@ -1,9 +1,9 @@
-"""Static tables as page fragments; the HTML itself is made in `tl_backward._html`."""
+"""Static tables as page fragments; the HTML itself is made in `tl_backward._support.html`."""
 
 from collections.abc import Sequence
 
-from tl_backward import _html
-from tl_backward._html import Cell, Number, TableCell
+from tl_backward._support import html
+from tl_backward._support.html import Cell, Number, TableCell
 from tl_backward.render.page import Fragment
 
 
@@ -29,7 +29,7 @@ def lens_table(
         True
     """
     return Fragment(
-        _html.lens_table(
+        html.lens_table(
             rows,
             columns,
             cells,
@@ -55,4 +55,4 @@ def table(
         >>> '0.5' in tlb.render.table(['word', 'share'], [['Oslo', 0.5]]).html
         True
     """
-    return Fragment(_html.table(columns, rows, row_names=row_names, caption=caption))
+    return Fragment(html.table(columns, rows, row_names=row_names, caption=caption))

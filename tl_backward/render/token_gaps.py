@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tl_backward._typing import Tokenizer
+from tl_backward._support.types import Tokenizer
 
 
 def token_gaps(tokenizer: Tokenizer | None, ids: Sequence[int], strings: Sequence[str]) -> list[bool]:

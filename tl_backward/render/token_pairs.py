@@ -1,6 +1,6 @@
 """Token pairs of an attention head: a ranked list, and a picture of who is joined to whom."""
 
-from tl_backward._html import POSITIVE, Cell, Number, escape, format_number, visible_token
+from tl_backward._support.html import POSITIVE, Cell, Number, escape, format_number, visible_token
 from tl_backward.embedding_space import HeadPairs
 from tl_backward.render.filter_table import filter_table
 from tl_backward.render.page import Fragment

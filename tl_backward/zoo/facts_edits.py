@@ -3,7 +3,7 @@
 import random
 from functools import cache
 
-from tl_backward.cases import EditCase
+from tl_backward.text.cases import EditCase
 from tl_backward.zoo.facts import (
     IMPLIED_RELATIONS,
     RELATIONS,

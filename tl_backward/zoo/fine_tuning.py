@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tqdm.auto import trange
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from tl_backward._typing import TransformerLensModel
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.zoo.cue_task import LABELS, CuedPrompts, CueTask
 from tl_backward.zoo.loading import FILES, METRICS, load, load_hugging_face, metrics
 from tl_backward.zoo.tokenizer import PAD

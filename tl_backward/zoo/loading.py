@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from tl_backward._storage import damaged, file_checksum, load_json
-from tl_backward._typing import TransformerLensModel
+from tl_backward._support.storage import damaged, file_checksum, load_json
+from tl_backward._support.types import TransformerLensModel
 
 if TYPE_CHECKING:
     import transformers

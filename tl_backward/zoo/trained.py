@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from tl_backward._typing import TransformerLensModel
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.zoo.facts import World
 from tl_backward.zoo.facts_task import FactsTask
 from tl_backward.zoo.loading import FILES, METRICS, load, metrics

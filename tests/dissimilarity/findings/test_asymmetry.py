@@ -8,9 +8,9 @@ from leaves_no_trace import assert_same, state
 from models import worlds
 
 from tl_backward.dissimilarity import stitch
-from tl_backward.dissimilarity.findings import activation_asymmetry
-from tl_backward.dissimilarity.findings.asymmetry import STITCHES
 from tl_backward.dissimilarity.stitching.descent import Descent
+from tl_backward.studies.dissimilarity import activation_asymmetry
+from tl_backward.studies.dissimilarity.asymmetry import STITCHES
 
 from .family import model, stream, tokens
 

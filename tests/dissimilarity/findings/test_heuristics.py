@@ -7,8 +7,8 @@ import torch
 from leaves_no_trace import assert_same, state
 from models import worlds
 
-from tl_backward.dissimilarity.findings import heuristics
-from tl_backward.dissimilarity.findings.heuristics import MEASURES
+from tl_backward.studies.dissimilarity import heuristics
+from tl_backward.studies.dissimilarity.heuristics import MEASURES
 from tl_backward.zoo.cue_task import CuedPrompts
 
 from .family import gram_cka, model, stream

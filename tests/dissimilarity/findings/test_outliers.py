@@ -5,7 +5,7 @@ import torch
 from leaves_no_trace import assert_same, state
 from models import worlds
 
-from tl_backward.dissimilarity.findings import find_outliers, planted
+from tl_backward.studies.dissimilarity import find_outliers, planted
 
 from .family import gram_cka, model, stream, tokens
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from scipy import stats
 
-from tl_backward.bootstrap import bootstrap
-from tl_backward.dissimilarity.findings import group_gap, over_seeds
-from tl_backward.dissimilarity.findings import groups as groups_module
-from tl_backward.dissimilarity.findings.leave_out import cka_without_dimension, cka_without_group
-from tl_backward.dissimilarity.findings.streams import nearest_layer
+from tl_backward._support.bootstrap import bootstrap
+from tl_backward.studies.dissimilarity import group_gap, over_seeds
+from tl_backward.studies.dissimilarity import groups as groups_module
+from tl_backward.studies.dissimilarity.leave_out import cka_without_dimension, cka_without_group
+from tl_backward.studies.dissimilarity.streams import nearest_layer
 
 from .family import gram_cka
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from models import worlds
 
-from tl_backward.dissimilarity.findings import WidthsAndDepths, widths_and_depths
-from tl_backward.dissimilarity.findings.widths import largest_block
+from tl_backward.studies.dissimilarity import WidthsAndDepths, widths_and_depths
+from tl_backward.studies.dissimilarity.widths import largest_block
 
 from .family import gram_cka, model, stream, tokens
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, overload
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward._checks import nearest
+from tl_backward._support.checks import nearest
 from tl_backward.dissimilarity import additive as sums
 from tl_backward.dissimilarity import measures
 from tl_backward.dissimilarity.measures._topology import RTD_MOST

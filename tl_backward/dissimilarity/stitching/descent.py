@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_backward._storage import load_tensors, save_tensors
-from tl_backward._visits import rng_untouched
+from tl_backward._support.storage import load_tensors, save_tensors
 from tl_backward.dissimilarity.stitching.model import StitchedModel
 from tl_backward.dissimilarity.stitching.texts import TextBatch
+from tl_backward.model.guard import rng_untouched
 
 
 @dataclass(frozen=True)

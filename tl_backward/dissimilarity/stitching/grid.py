@@ -9,16 +9,16 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_backward._checks import check_layers
-from tl_backward._html import Cell, table
-from tl_backward._typing import TransformerLensModel
-from tl_backward._visits import rng_untouched
+from tl_backward._support.checks import check_layers
+from tl_backward._support.html import Cell, table
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.dissimilarity.reading import Reading
 from tl_backward.dissimilarity.stitching.maps import KINDS, MapKind
 from tl_backward.dissimilarity.stitching.model import StitchedModel, run_head
 from tl_backward.dissimilarity.stitching.penalty import Penalty, own_losses, penalty_of
 from tl_backward.dissimilarity.stitching.stitches import check_pair, fit_and_judge_texts, fitted_map, residual_sums
 from tl_backward.dissimilarity.stitching.texts import TextBatch
+from tl_backward.model.guard import rng_untouched
 
 if TYPE_CHECKING:
     import pandas

@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tl_backward._checks import model_kind, nearest
-from tl_backward._typing import HookFn, NamesFilter, Tokenizer, TransformerLensModel
-from tl_backward._visits import visiting
+from tl_backward._support.checks import nearest
+from tl_backward._support.types import HookFn, NamesFilter, Tokenizer, TransformerLensModel
 from tl_backward.dissimilarity.stitching.maps import StitchMap
-from tl_backward.model_inputs import without_cache
+from tl_backward.model.checks import model_kind
+from tl_backward.model.guard import visiting
+from tl_backward.model.inputs import without_cache
 
 HookList: TypeAlias = Sequence[tuple[str | Callable[[str], bool], HookFn]]
 Input: TypeAlias = str | list[str] | Int[Tensor, "batch pos"] | Int[Tensor, "pos"]

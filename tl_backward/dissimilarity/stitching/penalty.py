@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_backward._typing import TransformerLensModel
-from tl_backward._visits import rng_untouched
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.dissimilarity.stitching.model import StitchedModel, run_head, run_tail
 from tl_backward.dissimilarity.stitching.texts import TextBatch
+from tl_backward.model.guard import rng_untouched
 
 Z95 = 1.959964  # of a normal distribution, for 95 %
 

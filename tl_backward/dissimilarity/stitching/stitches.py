@@ -10,10 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_backward._checks import check_layers, check_model
-from tl_backward._html import table
-from tl_backward._typing import TransformerLensModel
-from tl_backward._visits import rng_untouched
+from tl_backward._support.checks import check_layers
+from tl_backward._support.html import table
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.dissimilarity.moments import PairSums
 from tl_backward.dissimilarity.reading import Reading
 from tl_backward.dissimilarity.statistics import CovarianceStatistics
@@ -22,8 +21,10 @@ from tl_backward.dissimilarity.stitching.maps import KINDS, MapKind, StitchMap, 
 from tl_backward.dissimilarity.stitching.model import StitchedModel, run_head
 from tl_backward.dissimilarity.stitching.penalty import Penalty, judge
 from tl_backward.dissimilarity.stitching.texts import TextBatch, read_texts, split_texts
-from tl_backward.model_inputs import check_reads_text
-from tl_backward.vocabulary import one_vocabulary
+from tl_backward.model.checks import check_model
+from tl_backward.model.guard import rng_untouched
+from tl_backward.model.inputs import check_reads_text
+from tl_backward.text.token_strings import one_vocabulary
 
 if TYPE_CHECKING:
     import pandas

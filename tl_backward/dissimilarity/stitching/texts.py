@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_backward._typing import TransformerLensModel
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.dissimilarity.reading import Reading, raw_batches
 from tl_backward.dissimilarity.tokens import pair_batch
-from tl_backward.prompts import Batch, warn_of_two_beginnings
+from tl_backward.text.prompts import Batch, warn_of_two_beginnings
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,161 @@
+"""`tl-backward edit` and `edits`: what they print agrees with the library, in words and as JSON."""
+
+import json
+import os
+
+import pytest
+from shared import shared
+
+import tl_backward as tlb
+from cli.test_commands import PROMPT, TARGET, run
+from tl_backward.editing import edit_effect, shift_edit
+from tl_backward.zoo import edit_cases
+
+EDIT = ["edit", "--model", "facts", "--prompt", PROMPT, "--target", TARGET, "--no-open"]
+
+
+def test_edit_shows_and_saves(capsys, tmp_path):
+    out, kept = tmp_path / "edit.html", tmp_path / "edit.safetensors"
+    code, said, complained = run(capsys, *EDIT, "--layer", "2", "--scale", "0.75", "--out", out, "--save", kept)
+    assert code == 0 and complained == ""
+    model = tlb.zoo.load("facts")
+    edit = shift_edit(model, PROMPT, TARGET, 2, 0.75)
+    after = float(edit_effect(model, edit, PROMPT).after.max())
+    assert f'" Oslo"                   0.003 -> {after:.3f}' in said and "layer 2, scale 0.75" in said
+    assert "Which layer, how strongly" in out.read_text(encoding="utf-8")
+    loaded = tlb.load_edit(model, kept)
+    assert loaded.how["layer"] == 2 and kept.stat().st_size < 10_000
+    with loaded:
+        assert model.tokenizer.decode([int(model(PROMPT)[0, -1].argmax())]) == TARGET
+
+
+def test_edit_as_json_with_gradient_steps(capsys, tmp_path):
+    case = edit_cases("test")[0]
+    cases = tmp_path / "cases.jsonl"
+    fields = ("prompt", "target", "answer", "subject", "paraphrases", "neighbours", "relations", "portability")
+    cases.write_text(json.dumps({name: getattr(case, name) for name in fields}))
+    argv = ["edit", "--model", "facts", "--prompt", case.prompt, "--target", case.target, "--json", "--cases", cases]
+    code, said, _ = run(capsys, *argv, "--method", "gradient", "--lr", "0.002", "--steps", "2")
+    data = json.loads(said)
+    assert code == 0 and data["edit"]["method"] == "gradient" and data["edit"]["steps"] == 2 and data["report"] is None
+    model = tlb.zoo.load("facts")
+    scores = tlb.evaluate_edit(model, tlb.gradient_edit(model, case.prompt, case.target, lr=0.002, steps=2), case)
+    assert data["scores"]["paraphrase"] == scores.paraphrase and data["scores"]["portability"] == scores.portability
+
+
+def test_edit_chooses_its_layer_on_other_edits(capsys, tmp_path):
+    cases = tmp_path / "cases.csv"
+    rows = [f'"{each.prompt}","{each.target}","{each.answer}"' for each in edit_cases("validation")[:3]]
+    rows.append(f'"{PROMPT}"," Rome",')  # the edit's own prompt has no say
+    cases.write_text("\n".join(["prompt,target,answer", *rows]))
+    code, said, _ = run(capsys, *EDIT, "--cases", cases, "--json")
+    assert code == 0 and json.loads(said)["edit"]["method"] == "shift"
+    grid = tlb.find_layer(
+        tlb.zoo.load("facts"), PROMPT, TARGET, validation=tlb.load_cases(cases)[:3], show_progress=False
+    )
+    edit = json.loads(said)["edit"]
+    assert (edit["layer"], edit["scale"]) == grid.best
+
+
+def test_edits_prints_one_table(capsys, tmp_path):
+    few = [
+        "--n-validation",
+        "2",
+        "--n-test",
+        "3",
+        "--layers",
+        "2",
+        "--scales",
+        "0.7,0.8",
+        "--lrs",
+        "0.005",
+        "--steps",
+        "2",
+        "--no-open",
+    ]
+    code, said, _ = run(capsys, "edits", "--model", "facts", *few, "--out", tmp_path / "t.html")
+    assert code == 0
+    assert "3 edits, settings chosen on 2 others" in said and "neighbourhood" in said and "no edit" in said
+    assert "2 gradient steps (lr 0.005)" in said and (tmp_path / "t.html").is_file()
+    code, said, _ = run(capsys, "edits", "--model", "facts", *few, "--json")
+    rows = json.loads(said)["scores"]
+    none = {row["metric"]: row["mean"] for row in rows if row["method"] == "no edit"}
+    assert none["efficacy"] == 0 and none["relations"] == 1 and len(rows) == 4 * 13
+
+
+def test_what_the_probabilities_do_not_say(capsys):
+    code, said, _ = run(capsys, *EDIT, "--layer", "2", "--scale", "0.05", "--out", os.devnull)
+    assert code == 0 and "note: the target is still not the most likely" in said
+    folder = shared("models", "stories260K")
+    ask = [
+        "edit",
+        "--model",
+        folder,
+        "--prompt",
+        "Once upon a time, there was a little",
+        "--target",
+        " Bob",
+        "--no-open",
+    ]
+    code, said, _ = run(capsys, *ask, "--layer", "3", "--scale", "20", "--json")
+    code, said, _ = run(capsys, *ask, "--layer", "3", "--scale", "20", "--out", os.devnull)
+    assert code == 0 and "is the first token: probabilities are its own" in said
+
+
+def test_one_edit_alone_cannot_choose_its_layer(capsys, tmp_path):
+    cases = tmp_path / "cases.jsonl"
+    cases.write_text(json.dumps({"prompt": PROMPT, "target": TARGET}))
+    code, _, complained = run(capsys, *EDIT, "--cases", cases)
+    assert (
+        code == 1
+        and "Expected an edit of another prompt in" in complained
+        and "got none; it chooses the layer" in complained
+    )
+    code, _, complained = run(capsys, "edits", "--model", "facts", "--cases", cases)
+    assert code == 1 and "Expected two or more edits in" in complained and "got 1; some choose settings" in complained
+
+
+def test_a_gradient_edits_page_speaks_of_gradient_steps(capsys, tmp_path):
+    out = tmp_path / "edit.html"
+    code, *_ = run(capsys, *EDIT, "--method", "gradient", "--lr", "0.01", "--out", out)
+    page = out.read_text(encoding="utf-8")
+    assert code == 0 and "The edit: one gradient step on every W_out, learning rate 0.01." in page
+    assert "forward pass: W_out +=" not in page
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        ([*EDIT, "--layer", "9"], "Expected layers in [-4, 4)"),
+        ([*EDIT, "--target", " Graz", "--layer", "2"], "Expected a target other than the model's answer"),
+        ([*EDIT, "--cases", "missing.csv"], "Expected a file of edit cases, got 'missing.csv'; there is no such file."),
+        (
+            [*EDIT, "--method", "gradient", "--layer", "2"],
+            "Expected --layer with --method shift alone, got --method gradient",
+        ),
+        ([*EDIT, "--layer", "1", "--lr", "0.1"], "Expected --lr with --method gradient alone, got --method shift"),
+        (["edits", "--model", "facts", "--cases", "cases.txt"], "Expected a file of edit cases as .json, .jsonl, .csv"),
+    ],
+)
+def test_bad_input(capsys, tmp_path, argv, message):
+    code, said, complained = run(capsys, *argv)
+    assert (code, said) == (1, "") and message in complained
+
+
+def test_a_model_of_ones_own_needs_cases_to_choose_on(capsys, tmp_path):
+    folder = shared("models", "stories260K")
+    ask = [
+        "edit",
+        "--model",
+        folder,
+        "--prompt",
+        "Once upon a time, there was a little",
+        "--target",
+        " cat",
+        "--no-open",
+    ]
+    code, _, complained = run(capsys, *ask)
+    assert code == 1 and "Expected --cases FILE for a model of your own" in complained
+    out = tmp_path / "a.html"
+    code, said, _ = run(capsys, *ask, "--layer", "3", "--scale", "20", "--out", out)
+    assert code == 0 and out.is_file() and "layer 3, scale 20" in said

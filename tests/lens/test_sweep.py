@@ -1,0 +1,422 @@
+"""Sweeps over data: every figure against a brute-force one, one prompt at a time; merging, skipping, interrupting."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from models import build, randomise, worlds
+from shared import shared, stories
+
+import tl_backward as tlb
+from tl_backward._support.bootstrap import bootstrap
+from tl_backward._support.storage import save_tensors
+from tl_backward.lens import sweeps
+from tl_backward.lens.segments import NAMES
+from tl_backward.lens.sweep_result import load_sweep, merge
+from tl_backward.lens.sweeps import sweep
+from tl_backward.model.controls import random_init
+from tl_backward.text.cases import EditCase
+
+every_world = pytest.mark.parametrize("world", worlds())
+PROMPTS = ["w5 w6 w7 w8", "w9 w4", "w6 w6 w3 w11 w12 w13 w5", "w8 w7 w6", "w21 w22 w23 w24 w25"]
+TARGETS = ["w9", "w10", "w3", "w30", "w31"]
+SUBJECTS = ["w6 w7", None, "w11 w12", "w8", (1, 3)]
+EVERYTHING = ("norm", "gradient_norm", "share", "rank", "target_rank", "answer_rank", "top_tokens")
+
+
+def brute_force(model, prompt, target, subject, weight, answer=None, k=3):
+    """One prompt's figures from the dense gradient of each token's share, in float64."""
+    lens = tlb.backward_lens(model, prompt, target, subject=subject, k=k, answer=answer)
+    _, cache = tlb.run_with_gradient_cache(model, prompt, tlb.target_loss(target), weights=weight)
+    (factors,) = cache.factors.values()
+    x, d = (side[0].double() for side in (factors.inputs, factors.deltas))
+    shares = torch.einsum("ni,no->nio", x, d)
+    dense = shares.sum(0)
+    segments = {name: mask[0] for name, mask in lens.segments.masks().items()}
+    found = {
+        "gradient_norm": dense.norm(),
+        "rank": torch.linalg.matrix_rank(dense).double(),
+        "norm": torch.full((len(NAMES),), math.nan, dtype=torch.float64),
+        "share": torch.full((len(NAMES),), math.nan, dtype=torch.float64),
+    }
+    for name, where in segments.items():
+        found["norm"][NAMES.index(name)] = d[where].norm(dim=-1).mean()
+        found["share"][NAMES.index(name)] = (shares[where].sum(0) * dense).sum() / dense.square().sum()
+    return found, lens
+
+
+@every_world
+def test_every_figure_is_the_brute_force_one(world):
+    model = build(world)
+    found = sweep(
+        model,
+        PROMPTS,
+        TARGETS,
+        subjects=SUBJECTS,
+        collect=EVERYTHING,
+        batch_size=2,
+        k=3,
+        control=None,
+        show_progress=False,
+    )
+    assert found.items.tolist() == list(range(5)) and found.weights == ("blocks.0.mlp.W_out", "blocks.1.mlp.W_out")
+    for item, (prompt, target, subject) in enumerate(zip(PROMPTS, TARGETS, SUBJECTS, strict=True)):
+        for layer, weight in enumerate(found.weights):
+            expected, lens = brute_force(model, prompt, target, subject, weight)
+            for name, value in expected.items():
+                torch.testing.assert_close(
+                    found.values[name][item, layer], value, rtol=1e-9, atol=1e-12, equal_nan=True, msg=f"{name} {item}"
+                )
+            read = lens.shift[layer][lens.answer_position]
+            assert found.values["target_rank"][item, layer] == read.target_rank
+            assert found.values["answer_rank"][item, layer] == read.answer_rank
+            assert found.values["top_ids"][item, layer].tolist() == read.top_ids.tolist()
+            assert found.values["bottom_ids"][item, layer].tolist() == read.bottom_ids.tolist()
+        assert abs(found.loss[item] - lens.loss) < 1e-9
+
+
+@every_world
+def test_shares_sum_to_one_and_the_frame_holds_the_means(world):
+    found = sweep(build(world), PROMPTS, TARGETS, subjects=SUBJECTS, control=None, show_progress=False)
+    torch.testing.assert_close(found.values["share"].nansum(-1), torch.ones(5, 2).double())
+    frame = found.to_frame(n_boot=50).set_index(["quantity", "weight", "segment"])
+    for w, weight in enumerate(found.weights):
+        norms = found.values["norm"][:, w, NAMES.index("subject")]
+        row = frame.loc["norm", weight, "subject"]
+        assert row["mean"] == pytest.approx(float(norms.nanmean())) and row["n"] == 4
+        assert row["low"] <= row["mean"] <= row["high"]
+        assert frame.loc["gradient_norm", weight, ""]["mean"] == pytest.approx(
+            float(found.values["gradient_norm"][:, w].mean())
+        )
+    assert ("norm", found.weights[0], "target") not in frame.index  # no target of several tokens, no row
+    assert "Sweep(5 prompts" in repr(found) and "<table" in found._repr_html_()
+
+
+@every_world
+def test_the_control_averages_over_draws_of_the_weights(world):
+    """Prompt i sees draw i % n_draws, and keeps the trained model's answer."""
+    model = build(world)
+    found = sweep(model, PROMPTS, TARGETS, subjects=SUBJECTS, n_draws=2, seed=7, weights="W_out", show_progress=False)
+    assert found.control.draws.tolist() == [0, 1, 0, 1, 0] and torch.equal(found.control.answers, found.answers)
+    for item in range(5):
+        untrained = random_init(model, seed=7 + item % 2)
+        for layer, weight in enumerate(found.weights):
+            expected, lens = brute_force(
+                untrained, PROMPTS[item], TARGETS[item], SUBJECTS[item], weight, answer=int(found.answers[item])
+            )
+            torch.testing.assert_close(
+                found.control.values["norm"][item, layer], expected["norm"], rtol=1e-9, atol=1e-12, equal_nan=True
+            )
+            rank = lens.shift[layer][lens.answer_position].answer_rank
+            assert found.control.values["answer_rank"][item, layer] == rank
+    assert {"control_mean", "control_low", "control_high"} <= set(found.to_frame(n_boot=20).columns)
+
+
+@every_world
+def test_batches_do_not_matter_and_parts_merge_into_one_run(world, tmp_path):
+    model = build(world)
+    options = dict(collect=EVERYTHING, n_draws=2, k=2, show_progress=False)
+    whole = sweep(model, PROMPTS, TARGETS, subjects=SUBJECTS, batch_size=5, **options)
+    parts = [
+        sweep(model, PROMPTS[a:b], TARGETS[a:b], subjects=SUBJECTS[a:b], start=a, batch_size=1, **options)
+        for a, b in ((0, 3), (3, 5))
+    ]
+    for found in (merge(*parts), merge(*parts[::-1]), load_sweep(whole.save(tmp_path / "a.safetensors"))):
+        for one, two in ((found, whole), (found.control, whole.control)):
+            assert one.items.tolist() == two.items.tolist() and one.draws.tolist() == two.draws.tolist()
+            assert set(one.values) == set(two.values)
+            for name, values in two.values.items():
+                torch.testing.assert_close(one.values[name], values, rtol=1e-9, atol=1e-12, equal_nan=True)
+    with pytest.raises(
+        ValueError, match="Expected sweeps over different prompts, got 3 of the same index .the first is 0"
+    ):
+        merge(parts[0], parts[0])
+    other = sweep(model, PROMPTS[3:], TARGETS[3:], start=3, show_progress=False)
+    with pytest.raises(ValueError, match="same options"):
+        merge(parts[0], other)
+    another = build(world)
+    randomise(another, seed=1)
+    apart = sweep(another, PROMPTS[3:], TARGETS[3:], subjects=SUBJECTS[3:], start=3, batch_size=1, **options)
+    with pytest.raises(ValueError, match="Expected two sweeps of one model, got two whose weights differ"):
+        merge(parts[0], apart)
+
+
+@every_world
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_what_is_not_finite_is_skipped_by_index(world, where):
+    """A NaN in one prompt's pass leaves the other prompts' figures as they are."""
+    model = build(world)
+    expected = sweep(model, PROMPTS, TARGETS, control=None, show_progress=False)
+    bad = int(model.to_tokens("w11", prepend_bos=False)[0, 0])
+    ids = []
+
+    def remember(module, args):
+        ids.append(args[0])
+
+    def poison(activation, hook):
+        rows = (ids[-1] == bad).any(1)
+        if where == "loss":
+            activation = activation.clone()
+            activation[rows] = math.nan
+            return activation
+        if activation.requires_grad:  # a finite loss whose gradient is not
+            activation = activation.clone()
+            activation.register_hook(lambda grad: grad.masked_fill(rows[:, None, None], math.inf))
+        return activation
+
+    handle = next(module for name, module in model.named_modules() if name == "embed").register_forward_pre_hook(
+        remember
+    )
+    with model.hooks(fwd_hooks=[("blocks.1.hook_resid_post", poison)], bwd_hooks=[]):
+        found = sweep(model, PROMPTS, TARGETS, control=None, show_progress=False)
+    handle.remove()
+    assert list(found.skipped) == [2] and "finite" in found.skipped[2] and found.items.tolist() == [0, 1, 3, 4]
+    for name, values in expected.values.items():
+        torch.testing.assert_close(found.values[name], values[[0, 1, 3, 4]], equal_nan=True)
+
+
+@every_world
+def test_interrupted_it_returns_what_it_has(world):
+    model = build(world)
+    calls = []
+
+    def stop(activation, hook):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", stop)], bwd_hooks=[]):
+        found = sweep(model, PROMPTS, TARGETS, batch_size=2, show_progress=False)
+    assert found.interrupted and len(found.items) == 4 and found.control is None
+    whole = sweep(model, PROMPTS, TARGETS, batch_size=2, control=None, show_progress=False)
+    torch.testing.assert_close(found.values["norm"], whole.values["norm"][found.items], equal_nan=True)
+    assert not whole.interrupted
+
+
+def same(a, b):
+    """Two sweeps, bit by bit."""
+    assert torch.equal(a.items, b.items) and torch.equal(a.loss, b.loss) and torch.equal(a.draws, b.draws)
+    assert torch.equal(a.answers, b.answers) and a.skipped == b.skipped and a.interrupted == b.interrupted
+    assert a.values.keys() == b.values.keys() and a.about == b.about
+    assert all(torch.equal(value.nan_to_num(-9), b.values[name].nan_to_num(-9)) for name, value in a.values.items())
+    assert (a.control is None) == (b.control is None)
+    if a.control is not None and b.control is not None:
+        same(a.control, b.control)
+
+
+@every_world
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_from_its_checkpoint_it_goes_on_to_the_same_numbers(world, error, tmp_path, monkeypatch):
+    """Stopped at every one of its batches, the control's too; what was saved is not measured again."""
+    monkeypatch.setattr(sweeps, "SAVE_EVERY", 1)
+    model, calls = build(world), []
+    options = dict(batch_size=2, n_draws=2, collect=["norm", "share", "top_tokens"], show_progress=False)
+    whole = sweep(model, PROMPTS, TARGETS, **options)
+    original = sweeps.capture_batch
+
+    def failing(*arguments):
+        calls.append(1)
+        if len(calls) % 2 == 0:
+            raise error
+        return original(*arguments)
+
+    monkeypatch.setattr(sweeps, "capture_batch", failing)
+    path, rounds = tmp_path / "sweep.safetensors", 0
+    while True:
+        rounds += 1
+        try:
+            found = sweep(model, PROMPTS, TARGETS, checkpoint=path, **options)
+        except ZeroDivisionError:
+            assert error is ZeroDivisionError
+            continue
+        if not found.interrupted:
+            break
+    same(found, whole)
+    same(load_sweep(path, tokenizer=model.tokenizer), whole)
+    n_batches = len(calls) - (rounds - 1)  # each but the last ended with one that failed
+    assert rounds > 3 and n_batches == 3 + sum(-(-len([i for i in range(5) if i % 2 == d]) // 2) for d in range(2))
+    calls.clear()
+    same(sweep(model, PROMPTS, TARGETS, checkpoint=path, **options), whole)
+    assert not calls
+    for changes in ({"batch_size": 3}, {"seed": 1}, {"start": 1}, {"control": None}, {"weights": "W_in"}):
+        with pytest.raises(
+            ValueError, match="Expected the checkpoint of this sweep in .*other prompts, options or model"
+        ):
+            sweep(model, PROMPTS, TARGETS, checkpoint=path, **options | changes)
+    with torch.no_grad():
+        model.W_E[:, 0] += 1
+    with pytest.raises(ValueError, match="of other prompts, options or model"):
+        sweep(model, PROMPTS, TARGETS, checkpoint=path, **options)
+    with torch.no_grad():
+        model.W_E[:, 0] -= 1
+    with pytest.raises(ValueError, match="of other prompts, options or model"):
+        sweep(model, PROMPTS[::-1], TARGETS, checkpoint=path, **options)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="damaged or another's"):
+        sweep(model, PROMPTS, TARGETS, checkpoint=path, **options)
+
+
+@every_world
+def test_losses_of_ones_own_and_longer_targets(world):
+    model = build(world)
+    found = sweep(model, PROMPTS, tlb.next_token_loss, control=None, show_progress=False)
+    for item, prompt in enumerate(PROMPTS):
+        loss, cache = tlb.run_with_gradient_cache(model, prompt, tlb.next_token_loss, weights="W_out")
+        assert found.loss[item] == pytest.approx(loss.item())
+        torch.testing.assert_close(found.values["gradient_norm"][item, 1], cache.factors["W_out", 1].norm())
+    assert found.values["target_rank"].isnan().all()
+    own = sweep(model, PROMPTS, [lambda logits, tokens: logits[:, -1, 3].mean()] * 5, control=None, show_progress=False)
+    assert own.values["target_rank"].isnan().all() and not own.values["answer_rank"].isnan().any()
+    longer = sweep(model, PROMPTS[:2], ["w9 w10 w3", "w4"], control=None, show_progress=False)
+    assert not longer.values["norm"][0, 0, NAMES.index("target")].isnan()
+    assert longer.values["norm"][1, 0, NAMES.index("target")].isnan()
+    loss, cache = tlb.run_with_gradient_cache(model, PROMPTS[0], tlb.target_loss("w9 w10 w3"), weights="W_out")
+    torch.testing.assert_close(longer.values["gradient_norm"][0, 1], cache.factors["W_out", 1].norm())
+    bound = sweep(model, PROMPTS[:2], [tlb.target_loss("w9 w10 w3"), tlb.target_loss("w4")], control=None,
+                  show_progress=False)  # fmt: skip
+    torch.testing.assert_close(bound.values["norm"], longer.values["norm"], equal_nan=True)
+
+
+@every_world
+def test_every_weight_can_be_swept(world):
+    model = build(world)
+    weights = ["W_in", "W_Q", "W_V", "W_O", "W_out", "unembed.W_U", "embed.W_E"]
+    found = sweep(model, PROMPTS, TARGETS, weights=weights, collect=EVERYTHING, control=None, show_progress=False)
+    _, cache = tlb.run_with_gradient_cache(model, PROMPTS[2], tlb.target_loss(TARGETS[2]), weights=weights)
+    for index, name in enumerate(found.weights):
+        torch.testing.assert_close(found.values["gradient_norm"][2, index], cache.factors[name].norm())
+        assert found.values["rank"][2, index] == cache.factors[name].rank()
+        readable = name.rpartition(".")[2] not in ("W_U", "W_E")
+        assert bool(found.values["target_rank"][:, index].isnan().any()) != readable
+    assert found.layers[-2:] == [1, None] or None in found.layers
+
+
+def test_cases_bring_their_targets():
+    model = build(worlds()[0])
+    cases = [EditCase(p, t, subject=p.split()[0]) for p, t in zip(PROMPTS, TARGETS, strict=True)]
+    found = sweep(model, cases, control=None, show_progress=False)
+    same = sweep(model, PROMPTS, TARGETS, subjects=[p.split()[0] for p in PROMPTS], control=None, show_progress=False)
+    torch.testing.assert_close(found.values["norm"], same.values["norm"], equal_nan=True)
+    named = sweep(model, [EditCase(PROMPTS[0], "w9", "w20 w21")], control=None, show_progress=False)
+    assert named.answers.tolist() == model.to_tokens("w20", prepend_bos=False)[0].tolist()
+
+
+def test_top_tokens_are_counted():
+    model = build(worlds()[0])
+    found = sweep(model, PROMPTS, ["w9"] * 5, collect=["top_tokens"], k=3, show_progress=False)
+    frame = found.top_tokens(found.weights[1], "bottom", n=4)
+    assert frame["token"][0] == "w9" and frame["count"][0] == 5 and frame["share"][0] == 1.0
+    counts = {}
+    for lens in (tlb.backward_lens(model, prompt, "w9", k=3) for prompt in PROMPTS):
+        for token in lens.shift[1][lens.answer_position].bottom_tokens:
+            counts[token] = counts.get(token, 0) + 1
+    assert all(counts[token] == count for token, count in zip(frame["token"], frame["count"], strict=True))
+    assert set(found.values) == {"top_ids", "bottom_ids"} and "control" in frame
+    assert list(found.per_item()["target"]) == ["w9"] * 5
+
+
+@pytest.mark.parametrize(
+    "arguments, options, message",
+    [
+        ((["w5 w6"], ["w9", "w8"]), {}, "Expected losses for each of the 1 prompts"),
+        ((["w5 w6", "w7"], ["w9", "w8"]), {"subjects": ["w5", "w6"]}, "Prompt 1: Expected the subject to occur"),
+        ((["w5 w6", "w7"], ["w9", "w8"]), {"subjects": [None, (1, 5)]}, "Prompt 1: Expected a subject span within"),
+        ((["w5 w6", "w7"], ["w9", "nonsense"]), {}, "Prompt 1: Expected a target in the model's vocabulary"),
+        ((["w5", ""], ["w9", "w8"]), {}, "Prompt 1: Expected a prompt with at least one token"),
+        ((["w5 " * 40], ["w9"]), {}, "Prompt 0: Expected at most n_ctx"),
+        ((["w5 " * 15], ["w9 w8 w7"]), {}, "Prompt 0: Expected at most n_ctx"),
+        (("w5 w6", "w9"), {}, "Expected a list of prompts or edit cases, got one text"),
+        (([], []), {}, "Expected a list of prompts or edit cases, got none"),
+        ((["w5"],), {}, "Expected one target or loss a prompt, got none"),
+        ((["w5"], ["w9"]), {"batch_size": 0}, "Expected batch_size and n_draws of at least 1"),
+        ((["w5"], ["w9"]), {"weights": "W_outt"}, "W_outt"),
+    ],
+)
+def test_bad_input(arguments, options, message):
+    with pytest.raises((ValueError, TypeError, IndexError), match=message):
+        sweep(build(worlds()[0]), *arguments, show_progress=False, **options)
+    case = EditCase("w5 w6", "w9")
+    with pytest.raises(ValueError, match="Expected edit cases alone"):
+        sweep(build(worlds()[0]), [case, "w5"], ["w9", "w8"])
+
+
+def test_options_of_the_wrong_kind_get_a_sentence_without_type_checks():
+    """In the tests jaxtyping refuses these first; users run without it."""
+    script = """
+import sys
+sys.path.insert(0, "tests")
+from models import bridge
+from tl_backward.lens.sweeps import sweep
+model = bridge()
+for options in ({"collect": ["norms"]}, {"collect": "norm"}, {"control": "noise"}):
+    try:
+        sweep(model, ["w5"], ["w9"], **options)
+    except ValueError as error:
+        print(error)
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root, check=True)
+    lines = done.stdout.splitlines()
+    assert "got 'norms'; the nearest are 'norm'" in lines[0] and "Expected a list of quantities" in lines[1]
+    assert "no other control is known" in lines[2]
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="Expected a file that tl_backward saved"):
+        load_sweep(tmp_path / "other.safetensors")
+    save_tensors(tmp_path / "ours.safetensors", {"x": torch.zeros(1)}, {"format": "tl_backward edit 1"})
+    with pytest.raises(ValueError, match="of another format"):
+        load_sweep(tmp_path / "ours.safetensors")
+    whole = sweep(build(worlds()[0]), ["w5 w6"], ["w9"], show_progress=False).save(tmp_path / "s.safetensors")
+    whole.write_bytes(whole.read_bytes()[:200])
+    with pytest.raises(ValueError, match="damaged"):
+        load_sweep(whole)
+
+
+def test_bootstrap_intervals():
+    """Against the normal approximation, with missing values, and groups that widen it."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(400, 3, generator=generator, dtype=torch.float64) + torch.tensor([0.0, 5.0, -3.0])
+    values[::4, 2] = math.nan
+    found = bootstrap(values, n_boot=4000)
+    half = 1.96 * values[:, 0].std() / 20
+    torch.testing.assert_close(found.mean, values.nanmean(0))
+    assert found.n.tolist() == [400, 400, 300]
+    assert float((found.high - found.low)[0] / (2 * half)) == pytest.approx(1, abs=0.06)
+    assert float((found.high - found.low)[2] / (found.high - found.low)[0]) == pytest.approx(
+        (400 / 300) ** 0.5, abs=0.12
+    )
+    groups = torch.arange(400) % 4
+    shifted = values[:, :1] + groups[:, None].double()  # what is random is mostly the group
+    wide = bootstrap(shifted, groups=groups, n_boot=1000)
+    narrow = bootstrap(shifted, n_boot=1000)
+    assert float((wide.high - wide.low) / (narrow.high - narrow.low)) > 5
+    again = bootstrap(values, n_boot=4000)
+    assert torch.equal(again.low, found.low)
+    empty = bootstrap(torch.full((3, 2), math.nan))
+    assert empty.mean.isnan().all() and empty.n.tolist() == [0, 0]
+    with pytest.raises(ValueError, match="confidence level"):
+        bootstrap(values, level=95.0)
+
+
+@pytest.mark.parametrize("kind", ["bridge", *(["hooked"] if len(worlds()) > 1 else [])])
+def test_stories(kind):
+    """A real Llama over real text, each prompt asked for another story's next word."""
+    model = stories(kind)
+    texts = [text.split() for text in json.loads(shared("data", "tinystories-1000.json").read_text())[:25]]
+    prompts, targets = [" ".join(words[:12]) for words in texts[:24]], [f" {words[12]}" for words in texts[1:]]
+    found = sweep(model, prompts, targets, n_draws=2, show_progress=False)
+    assert not found.skipped and len(found.items) == 24
+    frame = found.to_frame(n_boot=100).set_index(["quantity", "layer", "segment"])
+    last = model.cfg.n_layers - 1
+    # The target at the very bottom is algebra: it is there in the control too. The old answer on top is not.
+    target, answer = frame.loc["target_rank", last, ""], frame.loc["answer_rank", last, ""]
+    assert target["mean"] == target["control_mean"] == model.cfg.d_vocab - 1
+    assert answer["high"] < answer["control_low"]

@@ -1,0 +1,76 @@
+"""Modules under the names they had before 0.2.0, for one release: whatever is taken from one warns and names its room.
+
+An old name stands in `sys.modules` and not as an attribute of the package, where `readout`, `backward_lens` and
+`top_pairs` are functions.
+"""
+
+import importlib
+import sys
+import warnings
+from types import ModuleType
+
+MOVED = {
+    "activations": "model.activations",
+    "asked": "text.asked",
+    "backward_lens": "lens.backward_lens",
+    "blocks": "weights.blocks",
+    "bootstrap": "_support.bootstrap",
+    "capture": "gradients.capture",
+    "capture_memory": "gradients.memory",
+    "cases": "text.cases",
+    "controls": "model.controls",
+    "examples": "gradients.examples",
+    "expert_learning": "lens.expert_learning",
+    "extents": "text.extents",
+    "extremes": "vocabulary.extremes",
+    "factors": "weights.factors",
+    "fresh": "model.fresh",
+    "gradient_cache": "gradients.cache",
+    "head": "model.head",
+    "hook_points": "gradients.hook_points",
+    "layout": "weights.layout",
+    "lens_reading": "lens.reading",
+    "loading": "model.loading",
+    "losses": "gradients.losses",
+    "model_inputs": "model.inputs",
+    "prompts": "text.prompts",
+    "readout": "vocabulary.readout",
+    "recorder": "gradients.recorder",
+    "segments": "lens.segments",
+    "similarity": "gradients.similarity",
+    "sites": "weights",
+    "subjects": "text.subjects",
+    "sweep_checkpoint": "lens.sweep_checkpoint",
+    "sweep_result": "lens.sweep_result",
+    "sweeps": "lens.sweeps",
+    "text_files": "text.files",
+    "token_ids": "text.ids",
+    "top_pairs": "vocabulary.top_pairs",
+    "weight_inputs": "weights.inputs",
+    "written_by": "weights.written_by",
+    "alignment.study": "studies.alignment",
+    "dissimilarity.findings": "studies.dissimilarity",
+    "inversion.study": "studies.inversion",
+}
+
+
+class _Moved(ModuleType):
+    """An old name: what it is asked for is looked up in the module that it became."""
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        new = MOVED[self.__name__.removeprefix("tl_backward.")]
+        value = getattr(importlib.import_module(f"tl_backward.{new}"), name)
+        warnings.warn(
+            f"{self.__name__}.{name} is now tl_backward.{new}.{name}; the old name goes with the next release.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return value
+
+
+def register() -> None:
+    """Let the old names be imported."""
+    for old in MOVED:
+        sys.modules.setdefault(f"tl_backward.{old}", _Moved(f"tl_backward.{old}", f"Now tl_backward.{MOVED[old]}."))

@@ -1,0 +1,171 @@
+"""Validation at the public boundary, and the wording of every error.
+
+An error is one sentence: what was expected, what came, what to do.
+"""
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+
+
+class UnknownWordsWarning(UserWarning):
+    """A text has words that the model's tokenizer reads as unknown: what follows is about them too."""
+
+
+class LargeCaptureWarning(UserWarning):
+    """A capture that is about to hold much memory."""
+
+
+class NonFiniteError(ValueError):
+    """A loss or gradient that is NaN or infinite: of many examples, that of `index`, which may be left out for it."""
+
+    def __init__(self, message: str, index: int = 0) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+def nearest(word: str, names: Iterable[str], n: int = 3) -> str:
+    """The `n` names most like `word`, quoted, for the end of an error message."""
+    known = list(dict.fromkeys(names))
+    last = word.rpartition(".")[2].lower()
+    same = [name for name in known if last and name.rpartition(".")[2].lower() == last]
+    close = [*same, *(name for name in difflib.get_close_matches(word, known, n=n, cutoff=0.4) if name not in same)][:n]
+    return ", ".join(repr(name) for name in close) if close else "nothing similar"
+
+
+def check_callable_loss(loss: object) -> None:
+    """Refuse a loss that cannot be called, most often a target that was meant to be one.
+
+    Raises:
+        TypeError: not a callable.
+    """
+    if not callable(loss):
+        hint = f"; use target_loss({loss!r})" if isinstance(loss, str | int) else ""
+        raise TypeError(f"Expected a loss(logits, tokens) -> scalar, got {type(loss).__name__}{hint}.")
+
+
+def check_grad_enabled() -> None:
+    """Refuse to capture where autograd records nothing.
+
+    Raises:
+        RuntimeError: under `torch.inference_mode()` or `torch.no_grad()`.
+    """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "Expected autograd to be on, got torch.inference_mode(); leave inference_mode before capturing gradients."
+        )
+    if not torch.is_grad_enabled():
+        raise RuntimeError(
+            "Expected autograd to be on, got torch.no_grad(); call inside torch.enable_grad() or outside the "
+            "no_grad block (a model whose parameters are frozen is fine)."
+        )
+
+
+def check_loss(loss: object) -> torch.Tensor:
+    """The loss as a finite scalar tensor that depends on something differentiable.
+
+    Raises:
+        TypeError: not a tensor.
+        ValueError: not a scalar, not finite (`NonFiniteError`), or without a graph.
+    """
+    if not isinstance(loss, torch.Tensor):
+        raise TypeError(
+            f"Expected the loss to return a scalar tensor, got {type(loss).__name__}; "
+            "return a torch tensor computed from the logits."
+        )
+    if loss.numel() != 1:
+        raise ValueError(
+            f"Expected the loss to return a scalar, got shape {tuple(loss.shape)}; reduce it with .mean() or .sum()."
+        )
+    if not torch.isfinite(loss).all():
+        raise NonFiniteError(
+            f"Expected a finite loss, got {loss.item()}; look for an overflow, masked targets, a division by 0, or "
+            "tokens padded on the left (pad on the right)."
+        )
+    if not loss.requires_grad:
+        raise ValueError(
+            "Expected a loss that depends on the logits, got one without a gradient; compute it from the `logits` "
+            "argument without .detach(), .item() or integer operations."
+        )
+    return loss.reshape(())
+
+
+def check_gradient(name: str, deltas: torch.Tensor) -> None:
+    """Refuse a weight's deltas [batch, pos, ...] that are not all finite.
+
+    Raises:
+        NonFiniteError: some are not; it carries the first row of the batch that has any.
+    """
+    if all_finite(deltas):
+        return
+    row = int(torch.isfinite(deltas.flatten(1)).all(1).int().argmin())
+    raise NonFiniteError(
+        f"Expected a finite gradient of {name}, got NaN or inf; look for an overflow, a division by 0 or, on a Bridge, "
+        "tokens padded on the left (pad on the right).",
+        row,
+    )
+
+
+def check_layers(layers: int | Sequence[int] | None, n_layers: int) -> list[int]:
+    """Layers as a list of non-negative indices, in the order given; None means all, negative counts from the end.
+
+    Raises:
+        IndexError: a layer is out of range.
+    """
+    if layers is None:
+        return list(range(n_layers))
+    wanted = [layers] if isinstance(layers, int) else list(layers)
+    if not all(isinstance(layer, int) for layer in wanted):
+        raise TypeError(f"Expected layers as an integer or a list of integers, got {layers!r}; for example [0, -1].")
+    for layer in wanted:
+        if not -n_layers <= layer < n_layers:
+            raise IndexError(
+                f"Expected layers in [-{n_layers}, {n_layers}), got {layer}; the model has {n_layers} layers."
+            )
+    if not wanted:
+        raise ValueError("Expected at least one layer, got an empty list; pass layers=None for all of them.")
+    return [layer % n_layers for layer in wanted]
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether nothing in a tensor is NaN or inf, without a copy of it.
+
+    Both stay in a sum, which takes a third of the time of the extremes; one of finite numbers may overflow.
+    """
+    tensor = tensor.detach()
+    if math.isfinite(tensor.sum().item()):
+        return True
+    return not tensor.numel() or bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
+
+
+def check_head(head: int, n_heads: int) -> int:
+    """An attention head as a non-negative index; negative counts from the end.
+
+    Raises:
+        IndexError: it is out of range.
+    """
+    if not -n_heads <= head < n_heads:
+        raise IndexError(f"Expected head in [-{n_heads}, {n_heads}), got {head}; the model has {n_heads} heads.")
+    return head % n_heads
+
+
+def check_k(k: int, d_vocab: int) -> int:
+    """A number of top tokens between 1 and the size of the vocabulary."""
+    if not 1 <= k <= d_vocab:
+        raise ValueError(f"Expected 1 <= k <= {d_vocab} (the vocabulary), got k={k}; choose a smaller k.")
+    return k
+
+
+def check_text(text: str) -> str:
+    """Text that a tokenizer can take.
+
+    Raises:
+        ValueError: half of a surrogate pair in it, as bytes that are not UTF-8 become on a command line.
+    """
+    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+        raise ValueError(
+            f"Expected text that UTF-8 can write, got {text!r:.80}, half of a surrogate pair in it; mend its encoding."
+        )
+    return text

@@ -1,0 +1,65 @@
+"""CSV of untrusted text: no cell becomes a formula, none breaks a reader, numbers stay numbers."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tl_backward._support.html import AnyNumber, plain_number, visible_text
+from tl_backward._support.storage import replacing
+
+if TYPE_CHECKING:
+    import pandas
+
+_FORMULA_STARTS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
+Value = str | AnyNumber | None
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Value]]) -> str:
+    r"""CSV in which no cell can become a formula and none breaks a reader.
+
+    Text that starts (after spaces) with ``= + - @`` gets a leading apostrophe, which spreadsheets take as
+    "this is text"; controls, invisible characters and lone surrogates are written as escapes. Numbers stay
+    numbers.
+
+    Example:
+        >>> tlb.render.csv_text(['word', 'n'], [['=1+1', -2]])
+        "word,n\r\n'=1+1,-2\r\n"
+    """
+    return csv_lines([columns, *rows])
+
+
+def csv_lines(rows: Iterable[Sequence[Value]]) -> str:
+    """Rows of `csv_text`, to append to a file."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\r\n")
+    for row in rows:
+        writer.writerow([_csv_cell(value) for value in row])
+    return out.getvalue()
+
+
+def save_csv(frame: "pandas.DataFrame", path: Path) -> Path:
+    """Write a frame without its index as `csv_text`, NaN as nothing and lists as JSON; atomically."""
+    cells = frame.astype(object).where(frame.notna(), None).values.tolist()
+    rows = [[_as_json(cell) if isinstance(cell, list | tuple) else cell for cell in row] for row in cells]
+    text = csv_text(list(map(str, frame.columns)), rows)
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="")
+    return path
+
+
+def _as_json(values: Sequence[object]) -> str:
+    words = [visible_text(value) if isinstance(value, str) else value for value in values]
+    return json.dumps(words, ensure_ascii=False)
+
+
+def _csv_cell(value: Value) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        return repr(plain_number(value))
+    text = visible_text(value)
+    return "'" + text if text.lstrip().startswith(_FORMULA_STARTS) else text

@@ -1,0 +1,192 @@
+"""The vectors that a weight is made of: its rows or columns on the side of the residual stream."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from tl_backward._support.checks import all_finite, check_head, check_layers
+from tl_backward._support.types import TransformerLensModel
+from tl_backward.model.checks import check_model, check_one_device
+from tl_backward.weights import WeightSite, select_sites, weight_sites
+from tl_backward.weights.blocks import blocks_of
+
+Role: TypeAlias = Literal["read", "write", "scale"]
+
+_READERS = ("W_in", "W_gate", "W_Q", "W_Q_gate", "W_K", "W_V", "W_U")
+_WRITERS = ("W_out", "W_O", "W_E", "W_pos", "b_out", "b_O")
+_NORMS = ("ln1", "ln1_post", "ln2", "ln2_post", "ln_final")
+
+
+@dataclass(frozen=True)
+class ParameterVectors:
+    """Vectors [n, d_model] of one weight."""
+
+    name: str
+    """The weight's name, or what was given instead of one."""
+    layer: int | None
+    role: Role
+    """Whether the weight reads the residual stream, writes to it, or (a norm's) scales it."""
+    vectors: Tensor
+    """[n, d_model]."""
+    heads: Tensor | None
+    """[n]: the stored head of each vector; None where the weight has no heads."""
+    index: Tensor
+    """[n]: the vector's index in its weight, or in its head."""
+    norm: str | None
+    """The name of the norm that the weight reads through."""
+
+
+def parameter_vectors(
+    model: TransformerLensModel, weight: str, layer: int | None, head: int | None = None
+) -> ParameterVectors:
+    """Vectors of a weight by TransformerLens's name, the same in both worlds.
+
+    Raises:
+        ValueError: an unknown weight, one without a d_model side, not finite, or a layer or head that does not apply.
+        IndexError: a layer or head out of range.
+    """
+    site = _site(model, weight, layer)
+    role = _role(model, site)
+    stored = _stored(model, site)
+    if not all_finite(stored):
+        raise ValueError(f"Expected finite weights, got NaN or inf in {site.name}; load or train the model anew.")
+    if site.layout.heads is None or stored.ndim == 1:
+        if head is not None:
+            raise ValueError(f"Expected no head for {site.name!r}, which has none, got head={head}; leave it out.")
+        vectors = stored.reshape(1, -1) if stored.ndim == 1 else stored.T if role == "read" else stored
+        index = torch.arange(len(vectors))
+        return ParameterVectors(site.name, site.layer, role, vectors, None, index, _norm_before(model, site))
+    blocks = stored.transpose(1, 2) if role == "read" else stored  # [head_index, d_head, d_model]
+    chosen = list(range(len(blocks)))
+    if head is not None:
+        n_heads = query_heads(model, site.name)
+        chosen = [check_head(head, n_heads) * len(blocks) // n_heads]  # shared by a group of heads in GQA
+    heads = torch.tensor(chosen).repeat_interleave(blocks.shape[1])
+    index = torch.arange(blocks.shape[1]).repeat(len(chosen))
+    vectors = blocks[chosen].reshape(-1, blocks.shape[2])
+    return ParameterVectors(site.name, site.layer, role, vectors, heads, index, _norm_before(model, site))
+
+
+def per_query_head(model: TransformerLensModel, of: ParameterVectors) -> ParameterVectors:
+    """Vectors of W_K or W_V once for each head that uses them; all others as they are."""
+    if of.heads is None:
+        return of
+    d_head = int((of.heads == of.heads[0]).sum())
+    n_heads = query_heads(model, of.name)
+    group = n_heads // (len(of.vectors) // d_head)
+    vectors = of.vectors.reshape(-1, d_head, of.vectors.shape[1]).repeat_interleave(group, dim=0)
+    heads = torch.arange(n_heads).repeat_interleave(d_head)
+    index = of.index.reshape(-1, d_head).repeat_interleave(group, dim=0).flatten()
+    return ParameterVectors(of.name, of.layer, of.role, vectors.flatten(0, 1), heads, index, of.norm)
+
+
+def query_heads(model: TransformerLensModel, name: str) -> int:
+    """How many heads the attention has that a weight belongs to: layers of one model may differ."""
+    sites = weight_sites(model)
+    around = name.rsplit(".", 1)[0]
+    of_queries = (sites.get(f"{around}.{letter}") for letter in ("W_O", "W_Q"))
+    counts = (site.layout.shape[0] for site in of_queries if site is not None and site.layout.heads is not None)
+    return next(counts, model.cfg.n_heads)
+
+
+def norm_weight(model: TransformerLensModel, name: str) -> Tensor | None:
+    """What a norm multiplies by [d_model], by the name of its weight; None where it was folded away or never was."""
+    sites = weight_sites(model)
+    if name in sites:
+        return _stored(model, sites[name])
+    if name in sites.missing:
+        raise ValueError(f"Expected a norm whose weight can be folded, got {name}, but {sites.missing[name]}")
+    return None
+
+
+def _site(model: TransformerLensModel, weight: str, layer: int | None) -> WeightSite:
+    check_model(model)
+    check_one_device(model)
+    found = list(select_sites(weight_sites(model), weight).values())
+    if layer is not None:
+        layer = check_layers(layer, model.cfg.n_layers)[0]
+        if all(site.layer is None for site in found):
+            raise ValueError(f"Expected no layer for {weight!r}, which is in no block, got {layer}; leave it out.")
+        found = [site for site in found if site.layer == layer]
+    if len(found) == 1:
+        return found[0]
+    if layer is None:
+        raise ValueError(f"Expected a layer for {weight!r}, which {len(found)} blocks have, got none; pass layer=0.")
+    raise ValueError(f"Expected a layer with {weight!r}, got layer {layer}, which has none; see weight_sites(model).")
+
+
+def _role(model: TransformerLensModel, site: WeightSite) -> Role:
+    parts = site.name.split(".")
+    if parts[-1] in _READERS:
+        return "read"
+    if parts[-1] in _WRITERS:
+        return "write"
+    if parts[-1] in ("w", "b") and (parts[-2] in _NORMS or parts[0] == "embed"):
+        return "scale"
+    if site.layout.experts:
+        raise ValueError(
+            f"Expected one matrix, got {site.name!r} of shape {list(site.layout.shape)}, one for each expert; pass one "
+            f"as a tensor: weight_sites(model)[{site.name!r}].parameter[0] (transposed where d_model is not the last "
+            "axis), with side='read' or 'write'."
+        )
+    return _role_of_matrix(model, site)
+
+
+def _role_of_matrix(model: TransformerLensModel, site: WeightSite) -> Role:
+    """Of a matrix that TransformerLens has no name for: by its block's parts, or by which of its sides is d_model wide.
+
+    Widths tell nothing where the component is as wide inside as the stream (an attention's heads together, a mixer that
+    does not expand): what reads d_model numbers there may read others than the stream's.
+    """
+    d_model, sites = model.cfg.d_model, weight_sites(model)
+    blocks = blocks_of(model, sites, d_model).values()
+    parts = [part for block in blocks for part in (block.main, block.mixing) if part and site.name in part.weights]
+    for part in parts if site.kind == "matrix" else ():
+        if site.name in (part.reader, part.writer):
+            return "read" if site.name == part.reader else "write"
+        inner = sites[part.writer].layout.shape[-2] if part.writer else 0
+        sides = [width == d_model for width in site.layout.shape]
+        if part.kind != "attention" and inner != d_model and sum(sides) == 1 and len(sides) == 2:
+            return "read" if sides[0] else "write"
+    unknown = d_model in site.layout.shape
+    where = "whose d_model may not be the stream's" if unknown else "none of it in the stream"
+    raise ValueError(
+        f"Expected a weight with a d_model side, got {site.name!r} of shape {list(site.layout.shape)}, "
+        f"{where}; choose a matrix that reads or writes the stream, b_O, b_out or a norm, or pass vectors as a tensor."
+    )
+
+
+def _stored(model: TransformerLensModel, site: WeightSite) -> Tensor:
+    """A parameter in TransformerLens's shape, with what an architecture applies to it: the same in both worlds."""
+    if site.is_function and site.kind != "norm":
+        raise ValueError(
+            f"Expected a weight that is used as it is stored, got {site.name}, of which the model uses a function (a "
+            "parametrization, a quantiser, pruning); make it permanent first (parametrize.remove_parametrizations, "
+            "prune.remove, merge_and_unload)."
+        )
+    if site.kind == "parameter" and site.parameter.squeeze().ndim > 1:
+        raise ValueError(
+            f"Expected a matrix that the model multiplies by as it is stored, got {site.name} of shape "
+            f"{list(site.parameter.shape)}, unpacked when it is used, or a kernel; pass vectors as a tensor."
+        )
+    if site.is_adapted:
+        raise ValueError(
+            f"Expected a weight that is all the model multiplies by, got {site.name}, to which an adapter adds; merge "
+            "it before you boot the model (peft_model.merge_and_unload())."
+        )
+    parameter = site.layout.from_stored(site.parameter.detach())
+    if site.kind == "norm" and getattr(model.cfg, "rmsnorm_uses_offset", False):
+        return parameter + 1  # Gemma stores what is added to one
+    return parameter if site.scale == 1 else parameter * site.scale  # and multiplies what it looked up
+
+
+def _norm_before(model: TransformerLensModel, site: WeightSite) -> str | None:
+    """The norm whose output a weight reads, by the name of its weight."""
+    if site.name == "unembed.W_U":
+        return "ln_final.w"
+    if site.layer is None or site.name.rsplit(".", 1)[1] not in _READERS:
+        return None
+    has_own = f"blocks.{site.layer}.ln2.w" in weight_sites(model)  # a parallel MLP may share the attention's
+    return f"blocks.{site.layer}.{'ln2' if '.mlp.' in site.name and has_own else 'ln1'}.w"

@@ -1,0 +1,1 @@
+"""Gradients as factors: losses, one capture, its cache, hook points at weights, similarity of examples."""

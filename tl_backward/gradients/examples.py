@@ -1,0 +1,253 @@
+"""A data set of examples, each a prompt with its loss: encoded and checked at once, captured in batches.
+
+In a batch every example has the gradient it has alone: the loss of a batch is the sum of its examples' own.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Never, TypeAlias, TypeVar, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tl_backward._support.checks import NonFiniteError, check_callable_loss, check_loss
+from tl_backward._support.types import TransformerLensModel
+from tl_backward.gradients.cache import GradientCache
+from tl_backward.gradients.capture import run_with_gradient_cache
+from tl_backward.gradients.losses import Loss, TargetLoss, takes_mask, target_loss
+from tl_backward.model.inputs import DECODER, PER_TOKEN, check_inputs
+from tl_backward.text.asked import asked_index, mask_token
+from tl_backward.text.cases import EditCase
+from tl_backward.text.ids import Id, is_id
+from tl_backward.text.prompts import encode_prompts, pad, with_inputs
+from tl_backward.text.subjects import Span, find_span
+
+Losses: TypeAlias = Loss | Sequence[str | Id | Loss] | None
+Each = TypeVar("Each")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt of a data set, with its loss."""
+
+    index: int
+    tokens: list[int]
+    """Of the prompt, which a longer target's tokens but for its last follow (teacher forcing)."""
+    n_forced: int
+    """How many tokens at the end are the target's."""
+    loss: Loss
+    target: int
+    """The (first) target token; -1 where the loss has none."""
+    subject: tuple[int, int] | None = None
+    """Its tokens, end excluded."""
+    answer: int | None = None
+    """The old answer's (first) token; None for the model's own."""
+    asked: int | None = None
+    """Index in `tokens` at which the answer is asked for; None for the prompt's last."""
+    decoder: list[int] | None = None
+    """What the decoder of an encoder-decoder reads, whose end a longer target's tokens are instead."""
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    """The model's own further inputs for this prompt, [1, ...]."""
+
+    @property
+    def answered(self) -> list[int]:
+        """The tokens that the logits belong to."""
+        return self.tokens if self.decoder is None else self.decoder
+
+
+def encode_examples(
+    model: TransformerLensModel,
+    prompts: Sequence[str] | Sequence[EditCase],
+    losses: Losses,
+    *,
+    subjects: Sequence[Span] | None = None,
+    answers: Sequence[str | Id] | None = None,
+    start: int = 0,
+    prepend_bos: bool | None = None,
+    inputs: Mapping[str, object] | None = None,
+) -> list[Example]:
+    """Each prompt with what belongs to it; see `sweep` for the arguments. An error names the prompt."""
+    if isinstance(prompts, str) or not prompts:
+        what = "one text" if isinstance(prompts, str) else "none"
+        raise ValueError(f"Expected a list of prompts or edit cases, got {what}; a single one is a list of one.")
+    cases = [prompt for prompt in prompts if isinstance(prompt, EditCase)]
+    if cases:
+        if losses is not None or len(cases) != len(prompts):
+            raise ValueError("Expected edit cases alone, got texts or losses beside them; a case brings its target.")
+        subjects = [case.subject for case in cases] if subjects is None else subjects
+        answers = [case.answer for case in cases] if answers is None else answers
+        losses = [case.target for case in cases]
+    if losses is None:
+        raise ValueError("Expected one target or loss a prompt, got none; pass losses=[...] or edit cases.")
+    texts = [prompt.prompt if isinstance(prompt, EditCase) else prompt for prompt in prompts]
+    n = len(texts)
+    columns = (
+        [losses] * n if callable(losses) else _one_each("losses", losses, n),
+        [None] * n if subjects is None else _one_each("subjects", subjects, n),
+        [None] * n if answers is None else _one_each("answers", answers, n),
+    )
+    own = _inputs_of_each(model, {} if inputs is None else inputs, n)
+    examples = []
+    for index, (text, loss, subject, answer, given) in enumerate(zip(texts, *columns, own, strict=True), start):
+        try:
+            examples.append(_encoded(model, index, text, loss, subject, answer, prepend_bos, given))
+        except (ValueError, TypeError, IndexError) as error:
+            raise type(error)(f"Prompt {index}: {error}") from error
+    return examples
+
+
+def _one_each(name: str, column: Sequence[Each], n: int) -> Sequence[Each]:
+    if isinstance(column, str) or not isinstance(column, Sequence) or len(column) != n:
+        raise ValueError(f"Expected {name} for each of the {n} prompts, got {column!r:.100}; pair them.")
+    return column
+
+
+def _inputs_of_each(model: TransformerLensModel, inputs: Mapping[str, object], n: int) -> list[dict[str, Tensor]]:
+    """The row of each prompt of the model's own further inputs.
+
+    Raises:
+        TypeError: the model does not take one of them, or one is no tensor.
+        ValueError: one without a row for each prompt, or with an entry a token, which batches would pad.
+    """
+    check_inputs(model, inputs)
+    found: list[dict[str, Tensor]] = [{} for _ in range(n)]
+    for name, value in inputs.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"Expected {name} as a tensor with a row for each prompt, got {type(value).__name__}.")
+        if name in PER_TOKEN or name == DECODER[1]:
+            raise ValueError(
+                f"Expected inputs that do not depend on how prompts are padded to batches, got {name}; capture such "
+                "prompts one by one with run_with_gradient_cache."
+            )
+        if value.ndim < 1 or len(value) != n:
+            raise ValueError(
+                f"Expected {name} with a row for each of the {n} prompts, got shape {list(value.shape)}; what cannot "
+                "be told apart by prompt is captured one by one with run_with_gradient_cache."
+            )
+        for row in range(n):
+            found[row][name] = value[row : row + 1]
+    return found
+
+
+def _encoded(
+    model: TransformerLensModel,
+    index: int,
+    prompt: str,
+    wanted: str | Id | Loss,
+    subject: Span,
+    answer: str | Id | None,
+    prepend_bos: bool | None,
+    inputs: dict[str, Tensor],
+) -> Example:
+    batch = with_inputs(model, encode_prompts(model, prompt, prepend_bos=prepend_bos), inputs)
+    ((tokens,), (answered,)) = batch.rows(), batch.answered.rows()
+    forced: tuple[int, ...] = ()
+    target = -1
+    named = isinstance(wanted, str | int) or is_id(wanted)
+    loss: Loss = target_loss(cast("str | Id", wanted)) if named else cast(Loss, wanted)
+    check_callable_loss(loss)
+    if isinstance(loss, TargetLoss):
+        loss = loss.bind(model, 1)
+        (ids,) = loss.ids or ((-1,),)
+        one = loss.positions in (None, -1) or (loss.mask is not None and isinstance(loss.positions, int))
+        forced, target = ids[:-1], ids[0] if one else -1
+    if len(answered) + len(forced) > model.cfg.n_ctx:
+        raise ValueError(f"Expected at most n_ctx={model.cfg.n_ctx} tokens (target included), got more; shorten it.")
+    if subject is not None:
+        subject = find_span(getattr(model, "tokenizer", None), tokens, subject, prompt)
+    old = None if answer in (None, "") else _first_token(model, answer)
+    found = Example(index, [*answered, *forced], len(forced), loss, target, subject, old, _asked(model, loss, tokens))
+    if batch.decoder is not None:
+        found = replace(found, tokens=tokens, decoder=found.tokens)
+    return replace(found, inputs={name: value for name, value in inputs.items() if name not in DECODER})
+
+
+def _asked(model: TransformerLensModel, loss: Loss, tokens: list[int]) -> int | None:
+    """Where a model that has a mask is asked: there, or at the one position that the loss names."""
+    mask = mask_token(model)
+    if mask is None:
+        return None
+    positions = getattr(loss, "positions", None)
+    if isinstance(positions, int):
+        return range(len(tokens))[positions]
+    return asked_index(tokens, mask)
+
+
+def _first_token(model: TransformerLensModel, text: str | Id) -> int:
+    return (target_loss(text).bind(model, 1).ids or ((-1,),))[0][0]
+
+
+def by_length(examples: Sequence[Example], batch_size: int) -> Iterator[list[Example]]:
+    """Batches of examples of like lengths, so that little is padded."""
+    ordered = sorted(examples, key=lambda example: len(example.tokens))
+    yield from (ordered[first : first + batch_size] for first in range(0, len(ordered), batch_size))
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A batch's factors, with what belongs to each example."""
+
+    cache: GradientCache
+    mask: Bool[Tensor, "batch pos"]
+    """Of `cache.tokens`."""
+    losses: Float[Tensor, "batch"]
+    asked: Int[Tensor, "batch"]
+    """Index of the token at which each prompt is asked: its last, or its mask."""
+
+
+def capture_batch(model: TransformerLensModel, examples: Sequence[Example], weights: Sequence[str]) -> Captured:
+    """One forward and one activation-only backward for several examples.
+
+    Raises:
+        NonFiniteError: one example's loss or gradient is not finite; it carries the example's index.
+    """
+    given = answered = pad(model, [example.tokens for example in examples])
+    further: dict[str, Tensor] = {
+        name: torch.cat([example.inputs[name] for example in examples]) for name in examples[0].inputs
+    }
+    decoder = [example.decoder for example in examples if example.decoder is not None]
+    if decoder:
+        answered = pad(model, decoder)
+        further |= dict(zip(DECODER, (answered.tokens, answered.real), strict=True))
+    mask = answered.real
+    loss = _EachItsOwn(examples, mask, answered.last.tolist())
+    try:
+        _, cache = run_with_gradient_cache(
+            model, given.tokens, loss, weights=list(weights), names_filter=[], attention_mask=given.mask,
+            **cast("dict[str, Never]", further),
+        )  # fmt: skip
+    except NonFiniteError as error:
+        index = examples[error.index].index
+        raise NonFiniteError(f"Prompt {index}: {error}", index) from error
+    # From a row's end, on whichever side it is padded.
+    back = [e.n_forced if e.asked is None else len(e.answered) - 1 - e.asked for e in examples]
+    return Captured(cache, mask, torch.stack(loss.values), answered.last - torch.tensor(back, device=mask.device))
+
+
+@dataclass
+class _EachItsOwn:
+    """The sum of every example's own loss, each given its real tokens alone."""
+
+    examples: Sequence[Example]
+    mask: Bool[Tensor, "batch pos"]
+    last: Sequence[int]
+    """Index of each row's last real token."""
+    values: list[Tensor] = field(default_factory=list)
+
+    def __call__(
+        self, logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]
+    ) -> Float[Tensor, ""]:
+        total = logits.new_zeros(())
+        for row, example in enumerate(self.examples):
+            stop = self.last[row] + 1
+            real = slice(stop - int(self.mask[row].sum()), stop)
+            own = tokens[row : row + 1, real]
+            named = {"attention_mask": torch.ones_like(own, dtype=torch.bool)} if takes_mask(example.loss) else {}
+            try:
+                value = check_loss(example.loss(logits[row : row + 1, real], own, **named))
+            except NonFiniteError as error:
+                raise NonFiniteError(str(error), row) from error
+            self.values.append(value.detach().double())
+            total = total + value
+        return total

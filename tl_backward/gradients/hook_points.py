@@ -1,0 +1,302 @@
+"""extend: a HookPoint at exactly what each weight matrix reads and writes, in the model's own hook_dict.
+
+TransformerLens's hook points lie near the matrices, not at them: a user's hook on `hook_q` stands between W_Q and the
+gradient seen there, an unfolded LayerNorm's output has no point at all. After `extend(model)` the points
+`blocks.3.mlp.hook_W_out_in` and `blocks.3.mlp.hook_W_out_out` carry x and y of W_out, so TransformerLens's own
+`run_with_hooks`, `run_with_cache(incl_bwd=True)` and `add_hook(..., dir="bwd")` observe and replace x and delta.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from tl_backward._support.types import TransformerLensModel
+from tl_backward.gradients.capture import run_with_gradient_cache
+from tl_backward.model.checks import check_model, model_kind
+from tl_backward.model.guard import check_visitor, visiting
+from tl_backward.model.torch_hooks import register_last
+from tl_backward.weights import WeightSite, watched, weight_sites
+from tl_backward.weights._site import Argument, Read, Write, output
+from tl_backward.weights.operations import operands, uses_of
+from tl_backward.weights.watch import Known, Seen, Watch, weights_of
+
+METHODS: list[Callable] = [run_with_gradient_cache]
+"""What becomes a method of an extended model; the lens, which stands above this file, adds its own."""
+
+_MARK = "_tl_backward_extension"
+
+
+@dataclass
+class _Extension:
+    """What `extend` put on a model, so that `unextend` can take it off."""
+
+    points: dict[str, nn.Module] = field(default_factory=dict)
+    routes: list["_Route"] = field(default_factory=list)
+    handles: list[RemovableHandle] = field(default_factory=list)
+
+
+# The hooks are objects of these classes, not closures, so that an extended model can be pickled and copied.
+
+
+@dataclass
+class _Output:
+    """Forward hook: pass a module's output through a point."""
+
+    point: nn.Module
+
+    def __call__(self, module: nn.Module, args: tuple, out: Tensor) -> Tensor:
+        return self.point(out)
+
+
+@dataclass
+class _Input:
+    """Forward pre-hook: pass one argument of a module's call through a point."""
+
+    point: nn.Module
+    argument: Argument
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        x = self.argument(args, kwargs, None)
+        return self.argument.replace(args, kwargs, self.point(x))
+
+
+@dataclass
+class _Route:
+    """The points of one weight that the operations of a pass tell."""
+
+    site: WeightSite
+    entry: nn.Module | None
+    exit: nn.Module
+
+
+@dataclass
+class _Forward:
+    """The forward of an extended model, with x and y of operations passing through points."""
+
+    model: TransformerLensModel
+    routes: list[_Route]
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        plain = type(cast(nn.Module, self.model)).forward
+        if not any(_is_hooked(point) for route in self.routes for point in (route.entry, route.exit)):
+            return plain(self.model, *args, **kwargs)
+        with _Routing(self.routes):
+            return plain(self.model, *args, **kwargs)
+
+
+def _is_hooked(point: nn.Module | None) -> bool:
+    """Whether anyone's hook is on a point."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return point is not None and any(getattr(point, name) for name in hooks)
+
+
+class _Routing(Watch):
+    """A pass in which x and y of the routes' weights go through their points."""
+
+    def __init__(self, routes: list[_Route]) -> None:
+        tensors, self._identities = watched(route.site for route in routes)
+        super().__init__(tensors, self._leave, ())
+        self._routes = routes
+        self._shape: tuple[int, ...] = ()
+
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        """Put what a point makes of x in x's place, then call the operation."""
+        if any(id(value) in self._known for value in (*args, *(kwargs or {}).values())):
+            args, kwargs = self._enter(func, args, kwargs or {})
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def _of(self, known: Known, kind: str) -> list[_Route]:
+        """The routes of a use: one, or those of the parts that share a parameter."""
+        used = tuple(sorted(self._identities[root] for root in weights_of(known)))
+        return [route for route in self._routes if route.site.used == used and route.site.kind == kind]
+
+    def _enter(self, func: Callable, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        others = [value for value in operands(args, kwargs) if id(value) not in self._known]
+        if not others:
+            return args, kwargs
+        for use in uses_of(func, args, kwargs, others[0], self._is_weight):
+            if use.kind == "embedding" and use.x is not None and use.x.ndim == 2 and not self._shape:
+                self._shape = tuple(use.x.shape)
+            if use.kind == "matrix" and use.x is not None:
+                x = made = use.x
+                for route in self._of(self._known[id(use.weight)], use.kind):
+                    made = made if route.entry is None else self._through(route.entry, made)
+                args = tuple(made if value is x else value for value in args)
+                kwargs = {name: made if value is x else value for name, value in kwargs.items()}
+        return args, kwargs
+
+    def _leave(self, seen: list[Seen]) -> Tensor | None:
+        for each in seen:
+            routes = self._of(each.known, each.use.kind)
+            if routes and each.use.y is not None:
+                return self._written(routes, each.use.y)
+        return None
+
+    def _written(self, routes: list[_Route], y: Tensor) -> Tensor:
+        """What the points make of y, each of its own part of it."""
+        layout = routes[0].site.layout
+        if layout.part is None:
+            return self._through(routes[0].exit, y)
+        _, n = layout.part
+        parts = list(y.unflatten(-1, (layout.shape[0], n, layout.shape[2])).unbind(-2))
+        for route in routes:
+            part = route.site.layout.part
+            if part is not None:
+                own = parts[part[0]]
+                parts[part[0]] = self._through(route.exit, own.flatten(-2)).unflatten(-1, own.shape[-2:])
+        return torch.stack(parts, -2).flatten(-3)
+
+    def _through(self, point: nn.Module, value: Tensor) -> Tensor:
+        """What a point makes of a tensor, which it is shown as [batch, pos, d] where it is flat."""
+        if value.ndim == 2 and len(self._shape) == 2 and len(value) == self._shape[0] * self._shape[1]:
+            return point(value.unflatten(0, self._shape)).flatten(0, 1)
+        return point(value)
+
+
+@dataclass
+class _Method:
+    """One of our functions as a method of an extended model."""
+
+    function: Callable
+    model: TransformerLensModel
+
+    def __call__(self, *args: object, **options: object) -> object:
+        return self.function(self.model, *args, **options)
+
+
+def extend(model: TransformerLensModel) -> TransformerLensModel:
+    """Add two HookPoints per weight matrix, and our functions as methods, to a model in place; returns it.
+
+    Points are named after the matrix, beside TransformerLens's own: `blocks.3.mlp.hook_W_out_in` (x, after every user
+    hook before it) and `blocks.3.mlp.hook_W_out_out` (y, before every user hook after it; its gradient is delta), and
+    at the root `hook_W_U_in`, `hook_W_U_out`, `hook_W_E_out`, `hook_W_pos_out`. Forward hooks on them may replace x and
+    y, backward hooks may replace delta. Without hooks the output is bit-identical. `model.run_with_gradient_cache` and
+    `model.backward_lens` become methods.
+
+    The points follow the model's flags (use_attn_result, split_qkv_input, ...) as they are now: extend again after
+    changing them. On a gated HookedTransformer W_in and W_gate read one tensor, so a replacement at either's `_in`
+    reaches both. Idempotent; `unextend` takes everything off.
+
+    Example:
+        >>> _ = tlb.extend(model)
+        >>> _, cache = model.run_with_cache("Anna Berg", names_filter="blocks.2.mlp.hook_W_out_in")
+        >>> cache["blocks.2.mlp.hook_W_out_in"].shape
+        torch.Size([1, 3, 512])
+        >>> _ = tlb.unextend(model)
+    """
+    check_model(model)
+    with visiting(model):
+        unextend(model)
+        try:
+            _extend(model)
+        except BaseException:
+            unextend(model)
+            raise
+    return model
+
+
+def _extend(model: TransformerLensModel) -> None:
+    extension = _Extension()
+    object.__setattr__(model, _MARK, extension)
+    for site in weight_sites(model).values():
+        if site.kind in ("matrix", "embedding"):
+            _add_points(model, site, extension)
+    if extension.routes:
+        object.__setattr__(model, "forward", _Forward(model, extension.routes))
+    for function in METHODS:
+        object.__setattr__(model, function.__name__, _Method(function, model))
+
+
+def unextend(model: TransformerLensModel) -> TransformerLensModel:
+    """Take off what `extend` put on, with any hooks on its points; nothing where it was never extended.
+
+    Example:
+        >>> _ = tlb.extend(model)
+        >>> _ = tlb.unextend(model)
+        >>> "blocks.2.mlp.hook_W_out_in" in model.hook_dict
+        False
+    """
+    check_model(model)
+    check_visitor(model)
+    extension = vars(model).pop(_MARK, None)
+    if extension is None:
+        return model
+    for handle in extension.handles:
+        handle.remove()
+    if isinstance(vars(model).get("forward"), _Forward):
+        object.__delattr__(model, "forward")
+    for name in extension.points:
+        owner, _, attribute = name.rpartition(".")
+        container = _container(model, owner)
+        delattr(container, attribute)
+        getattr(container, "_hook_registry", {}).pop(attribute, None)
+        for registry in _registries(model):
+            registry.pop(name, None)
+    for function in METHODS:
+        vars(model).pop(function.__name__, None)
+    return model
+
+
+def _add_points(model: TransformerLensModel, site: WeightSite, extension: _Extension) -> None:
+    owner, _, weight = site.name.rpartition(".")
+    owner = owner if any(part.isdigit() for part in owner.split(".")) else ""
+    prefix = f"{owner}." if owner else ""
+    if site.write is None:
+        entry = None
+        if site.kind == "matrix":
+            entry = _new_point(model, owner, f"hook_{weight}_in", f"{prefix}hook_{weight}_in", extension)
+        exit = _new_point(model, owner, f"hook_{weight}_out", f"{prefix}hook_{weight}_out", extension)
+        extension.routes.append(_Route(site, entry, exit))
+        return
+    if site.read is not None and (site.read.take is output or isinstance(site.read.take, Argument)):
+        if site.kind == "matrix":
+            point = _new_point(model, owner, f"hook_{weight}_in", f"{prefix}hook_{weight}_in", extension)
+            _route_read(site.read, point, extension)
+    point = _new_point(model, owner, f"hook_{weight}_out", f"{prefix}hook_{weight}_out", extension)
+    _route_write(site.write, point, extension)
+
+
+def _route_read(read: Read, point: nn.Module, extension: _Extension) -> None:
+    if isinstance(read.take, Argument):
+        handle = read.module.register_forward_pre_hook(_Input(point, read.take), with_kwargs=True)
+        extension.handles.append(handle)
+        return
+    extension.handles += register_last(read.module, _Output(point))
+
+
+def _route_write(write: Write, point: nn.Module, extension: _Extension) -> None:
+    if write.at == "output":
+        handle = write.module.register_forward_hook(_Output(point), prepend=True)
+    else:
+        handle = write.module.register_forward_pre_hook(_Input(point, Argument()), prepend=True, with_kwargs=True)
+    extension.handles.append(handle)
+
+
+def _new_point(model: TransformerLensModel, owner: str, attribute: str, name: str, extension: _Extension) -> nn.Module:
+    from transformer_lens.hook_points import HookPoint
+
+    point = HookPoint()
+    setattr(_container(model, owner), attribute, point)
+    point.name = name
+    for registry in _registries(model):
+        registry[name] = point
+    extension.points[name] = point
+    return point
+
+
+def _container(model: TransformerLensModel, owner: str) -> nn.Module:
+    """The module that TransformerLens knows under a dotted name; a Bridge's blocks are not where their names say."""
+    module = cast(nn.Module, model)
+    for part in owner.split(".") if owner else ():
+        module = cast(nn.ModuleList, module)[int(part)] if part.isdigit() else getattr(module, part)
+    return module
+
+
+def _registries(model: TransformerLensModel) -> list[dict[str, nn.Module]]:
+    """The tables behind `model.hook_dict` (and HookedTransformer's mod_dict)."""
+    names = ("hook_dict", "mod_dict") if model_kind(model) == "HookedTransformer" else ("_hook_registry",)
+    return [vars(model)[name] for name in names]

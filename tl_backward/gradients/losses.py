@@ -1,0 +1,360 @@
+"""Scalar losses of (logits, tokens), to be differentiated.
+
+A loss is any callable `loss(logits [batch pos d_vocab], tokens [batch pos]) -> scalar`. One that names a third
+parameter `attention_mask` is given the mask of real tokens too (bool [batch pos], True where real). The losses here
+that name their target in words (`target_loss(" Oslo")`) learn its ids from the model they are used with.
+"""
+
+from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass, replace
+from inspect import signature
+from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor
+
+from tl_backward._support.checks import check_text, nearest
+from tl_backward._support.types import Tokenizer, TransformerLensModel
+from tl_backward.text.asked import asked_index, check_one_token, mask_token
+from tl_backward.text.ids import ARRAYS, Id, Ids, as_ids, is_id, one_id
+from tl_backward.text.token_strings import output_size, reads_unknown, token_string
+
+Loss: TypeAlias = Callable[..., Float[Tensor, ""]]
+Reduction: TypeAlias = Literal["mean", "sum"]
+Positions: TypeAlias = int | tuple[int, ...] | None
+Target: TypeAlias = str | Id | Sequence[str] | Sequence[Id] | Sequence[Sequence[int]] | Sequence[Ids] | Ids
+
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+"""What a sentencepiece tokenizer writes for a space."""
+_BYTE_LEVEL_SPACE = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"
+"""What GPT-2's kind writes for it."""
+
+
+def takes_mask(loss: Loss) -> bool:
+    """Whether a loss names a parameter `attention_mask`."""
+    try:
+        return "attention_mask" in signature(loss).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What turns target words into ids: a TransformerLens model."""
+
+    def to_tokens(self, input: str, prepend_bos: bool | None = ...) -> Tensor:
+        """Token ids [1, pos] of a text."""
+        ...
+
+
+def next_token_loss(
+    logits: Float[Tensor, "batch pos d_vocab"],
+    tokens: Integer[Tensor, "batch pos"],
+    attention_mask: Bool[Tensor, "batch pos"] | None = None,
+) -> Float[Tensor, ""]:
+    """The language-model loss: mean over real tokens of -log p(token[i+1] | token[:i+1]), in nats.
+
+    Raises:
+        ValueError: no position has a real next token, or one has no logit.
+
+    Example:
+        >>> loss, cache = tlb.run_with_gradient_cache(model, "Anna Berg lives in", tlb.next_token_loss)
+        >>> round(float(loss), 1)  # nats a token
+        2.2
+    """
+    if attention_mask is None:
+        attention_mask = torch.ones_like(tokens, dtype=torch.bool)
+    real = attention_mask[:, 1:] & attention_mask[:, :-1]
+    if not real.any():
+        raise ValueError(
+            f"Expected at least two real tokens for a next-token loss, got tokens of shape {list(tokens.shape)}; "
+            "use a longer prompt or target_loss(...)."
+        )
+    following = as_ids(tokens)[:, 1:].masked_fill(~real, 0)
+    if int(following.max()) >= logits.shape[-1]:
+        raise ValueError(
+            f"Expected next tokens with ids in [0, {logits.shape[-1]}), which the model has logits of, got "
+            f"{int(following.max())}; a model that does not predict what it reads needs target_loss(...)."
+        )
+    nats = -logits[:, :-1].log_softmax(-1).gather(-1, following[..., None])[..., 0]
+    return nats[real].mean()
+
+
+@dataclass(frozen=True)
+class TargetLoss:
+    """See `target_loss`."""
+
+    target: Target
+    positions: Positions = None
+    reduction: Reduction = "mean"
+    ids: tuple[tuple[int, ...], ...] | None = None
+    """The target's token ids, one tuple an example (or one for all), once bound to a model."""
+    mask: int | None = None
+    """The mask token at which that model is asked; None where it is asked after the last token."""
+
+    def bind(self, model: Encoder, n_examples: int) -> "TargetLoss":
+        """The same loss with the target encoded by `model`, one row an example."""
+        rows, mask = _encode(self.target, model, n_examples), _mask_of(model)
+        check_one_token(rows, mask)
+        if len({len(row) for row in rows} | {1}) > 1 and self.positions not in (None, -1):
+            raise ValueError(
+                f"Expected a single-token target with positions={self.positions}, got {rows} token ids; a target of "
+                "several tokens is teacher-forced after the prompt, which needs positions=None."
+            )
+        return replace(self, ids=rows, mask=mask)
+
+    @property
+    def continuation(self) -> tuple[tuple[int, ...], ...]:
+        """What is appended to each prompt so that every target token is predicted (teacher forcing)."""
+        return tuple(row[:-1] for row in self.ids or ())
+
+    def places(
+        self, tokens: Integer[Tensor, "batch pos"], attention_mask: Bool[Tensor, "batch pos"] | None = None
+    ) -> list[list[int]]:
+        """Where each example's target tokens are predicted, as indices into its row: one a target token.
+
+        Several `positions` of a single-token target have one place each.
+        """
+        found = []
+        for example, ids in enumerate(self.ids or _encode(self.target, None, tokens.shape[0])):
+            real = _real_positions(tokens, attention_mask, example)
+            forced = len(ids) > 1
+            found.append(real[-len(ids) :] if forced else _select(tokens[example], real, self.positions, self.mask))
+        return found
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "batch pos d_vocab"],
+        tokens: Integer[Tensor, "batch pos"],
+        attention_mask: Bool[Tensor, "batch pos"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Mean (or sum) over examples of the mean over target tokens of -log p(target token), in nats."""
+        rows = self.ids or _encode(self.target, None, tokens.shape[0])
+        losses = []
+        for example, (ids, at) in enumerate(zip(rows, self.places(tokens, attention_mask), strict=True)):
+            if len(at) < len(ids):
+                raise ValueError(
+                    f"Expected the prompt to be followed by the target's first {len(ids) - 1} tokens, got "
+                    f"{len(at)} real tokens; pass the loss to run_with_gradient_cache, which appends them."
+                )
+            wanted = torch.tensor(ids if len(ids) > 1 else ids * len(at), device=logits.device)
+            losses.append(torch.nn.functional.cross_entropy(logits[example, at], wanted))
+        stacked = torch.stack(losses)
+        return stacked.mean() if self.reduction == "mean" else stacked.sum()
+
+
+def target_loss(
+    target: Target, positions: Id | Sequence[Id] | Ids | None = None, reduction: Reduction = "mean"
+) -> TargetLoss:
+    """Cross-entropy of a target after the prompt: -log p(target | prompt) in nats, averaged over its tokens.
+
+    A target of several tokens is teacher-forced: all but its last token are appended to the prompt, and the loss is
+    the mean over the target's positions. This is the loss of Katz et al. 2024, sec. 6 (one new answer, one prompt).
+    A model that sees both ways (BERT) is asked at the prompt's one mask, for a target of one token.
+
+    Args:
+        target: text (its leading space counts: " Oslo"), a token id, ids, a list of texts or of lists of ids (one an
+            example), or an integer tensor [pos] or [batch, pos].
+        positions: where the (single-token) target is predicted, counted over real tokens, padding left out; None is
+            where the prompt asks: the last token (-1), or the mask. Several positions are averaged.
+        reduction: over the examples of a batch; "sum" gives each example the gradient it has alone.
+
+    Example:
+        >>> loss, _ = tlb.run_with_gradient_cache(model, "Anna Berg lives in the city of", tlb.target_loss(" Graz"))
+        >>> round(float(loss), 1)  # the model knows
+        0.1
+    """
+    return TargetLoss(target=target, positions=_positions(positions), reduction=reduction)
+
+
+@dataclass(frozen=True)
+class LogitDifference:
+    """See `logit_difference`."""
+
+    answer: Target
+    other: Target
+    positions: Positions = None
+    reduction: Reduction = "mean"
+    ids: tuple[tuple[int, int], ...] | None = None
+    mask: int | None = None
+    """As in `TargetLoss`."""
+
+    def bind(self, model: Encoder, n_examples: int) -> "LogitDifference":
+        """The same difference with both answers encoded by `model`."""
+        pairs = []
+        both = (_encode(self.answer, model, n_examples), _encode(self.other, model, n_examples))
+        for answer, other in zip(*both, strict=True):
+            if len(answer) != 1 or len(other) != 1:
+                raise ValueError(
+                    f"Expected single-token answers, got ids {answer} and {other}; logits of several tokens cannot be "
+                    "subtracted, use target_loss for a longer target."
+                )
+            pairs.append((answer[0], other[0]))
+        return replace(self, ids=tuple(pairs), mask=_mask_of(model))
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "batch pos d_vocab"],
+        tokens: Integer[Tensor, "batch pos"],
+        attention_mask: Bool[Tensor, "batch pos"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Mean (or sum) over examples of logit(answer) - logit(other)."""
+        pairs = self.ids or self.bind(_NoModel(), tokens.shape[0]).ids or ()
+        values = []
+        for example, (answer, other) in enumerate(pairs):
+            real = _real_positions(tokens, attention_mask, example)
+            at = _select(tokens[example], real, self.positions, self.mask)
+            values.append((logits[example, at, answer] - logits[example, at, other]).mean())
+        stacked = torch.stack(values)
+        return stacked.mean() if self.reduction == "mean" else stacked.sum()
+
+
+def logit_difference(
+    answer: Target, other: Target, positions: Id | Sequence[Id] | Ids | None = None, reduction: Reduction = "mean"
+) -> LogitDifference:
+    """The metric logit(answer) - logit(other) at a position, TransformerLens's usual one (larger is better).
+
+    Its raw gradient points uphill: adding it favours `answer`, a descent step (which subtracts) favours `other`.
+    Arguments as in `target_loss`; both answers must be single tokens.
+
+    Example:
+        >>> metric = tlb.logit_difference(" Graz", " Oslo")
+        >>> value, _ = tlb.run_with_gradient_cache(model, "Anna Berg lives in the city of", metric)
+        >>> bool(value > 0)  # logit of the first minus that of the second
+        True
+    """
+    return LogitDifference(answer=answer, other=other, positions=_positions(positions), reduction=reduction)
+
+
+class _NoModel:
+    """Stands in for a model when a loss given in words is called without one."""
+
+    def to_tokens(self, input: str, prepend_bos: bool | None = None) -> Tensor:
+        raise ValueError(
+            f"Expected token ids when a loss is called directly, got the text {input!r}; pass the loss to "
+            "run_with_gradient_cache, or call loss.bind(model, n_examples) first."
+        )
+
+
+def _encode(target: Target, model: Encoder | None, n_examples: int) -> tuple[tuple[int, ...], ...]:
+    """Token ids of the target, one row for each of `n_examples` examples."""
+    if isinstance(target, ARRAYS):
+        ids = as_ids(target, "target ids")
+        rows = ids.tolist() if ids.ndim == 2 else [ids.reshape(-1).tolist()]
+    elif is_id(target):
+        rows = [[one_id(target)]]
+    elif isinstance(target, str):
+        rows = [encode_text(target, model or _NoModel())]
+    elif not isinstance(target, Sequence):
+        raise TypeError(f"Expected a target as text, a token id, or a list of either, got {type(target).__name__}.")
+    else:
+        words = [item for item in target if isinstance(item, str)]
+        if words and len(words) == len(target):
+            rows = [encode_text(word, model or _NoModel()) for word in words]
+        elif target and all(isinstance(item, (list, tuple, *ARRAYS)) and not is_id(item) for item in target):
+            rows = [[one_id(i) for i in item] for item in cast(Sequence[Sequence[int]], target)]
+        else:
+            rows = [[one_id(item) for item in target]]
+    if any(not row for row in rows) or not rows:
+        raise ValueError(f"Expected a target of at least one token, got {target!r}; give text or ids.")
+    d_vocab = output_size(model)
+    for row in rows:
+        if min(row) < 0 or (d_vocab is not None and max(row) >= d_vocab):
+            raise ValueError(
+                f"Expected target ids in [0, {d_vocab or 'd_vocab'}), got {row}; the model's vocabulary has "
+                f"{d_vocab or 'fewer'} tokens."
+            )
+    if len(rows) == 1:
+        rows = rows * n_examples
+    if len(rows) != n_examples:
+        raise ValueError(
+            f"Expected one target, or one for each of the {n_examples} examples, got {len(rows)}; pair every prompt "
+            "with its target."
+        )
+    return tuple(tuple(row) for row in rows)
+
+
+def encode_text(text: str, model: Encoder) -> list[int]:
+    """Token ids of a text that follows another: without a BOS, and with as many leading spaces as it has itself.
+
+    Llama's kind of tokenizer puts a space before every text. One that the text has already would be a token more, so it
+    is left to the tokenizer; Gemma's kind adds none, and keeps the text's own.
+
+    Raises:
+        ValueError: the text encodes to nothing, or to the tokenizer's unknown token.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    ids = _bare(model, check_text(text)) if text else []
+    if text.startswith(" ") and _leading_spaces(tokenizer, ids) > _spaces(text):
+        ids = (_bare(model, text[1:]) if text[1:] else []) or ids[1:]
+    elif text[:1].isspace() and not text.startswith(" ") and len(ids) > 1 and _is_space(tokenizer, ids[0]):
+        ids = ids[1:]  # what the tokenizer puts before every text does not stand before a line break
+    if not ids:
+        raise ValueError(f"Expected a target that encodes to at least one token, got {text!r}; give a word.")
+    if reads_unknown(tokenizer, text):
+        known = [token_string(tokenizer, token) for token in range(len(cast(Sized, tokenizer)))]
+        raise ValueError(
+            f"Expected a target in the model's vocabulary, got {text!r}, which contains an unknown word; the nearest "
+            f"are {nearest(text, known)} (the leading space counts: ' Oslo' and 'Oslo' are different tokens)."
+        )
+    return ids
+
+
+def _bare(model: Encoder, text: str) -> list[int]:
+    """A text's ids without what its tokenizer puts around every text (a BOS, BERT's [CLS] and [SEP])."""
+    encode = getattr(getattr(model, "tokenizer", None), "encode", None)
+    if encode is None:
+        return model.to_tokens(text, prepend_bos=False).flatten().tolist()
+    return list(encode(text, add_special_tokens=False))
+
+
+def _leading_spaces(tokenizer: Tokenizer | None, ids: Sequence[int]) -> int:
+    """With how many spaces a sentencepiece tokenizer's pieces begin."""
+    if tokenizer is None:
+        return 0
+    return _spaces("".join(tokenizer.convert_ids_to_tokens(token) or "" for token in ids), _SPACE)
+
+
+def _is_space(tokenizer: Tokenizer | None, token: int) -> bool:
+    return tokenizer is not None and tokenizer.convert_ids_to_tokens(token) in (_SPACE, _BYTE_LEVEL_SPACE)
+
+
+def _spaces(text: str, space: str = f" {_SPACE}") -> int:
+    return len(text) - len(text.lstrip(space))
+
+
+def _positions(given: Id | Sequence[Id] | Ids | None) -> Positions:
+    if given is None or is_id(given):
+        return None if given is None else one_id(given)
+    return tuple(one_id(place, "positions") for place in cast(Sequence[int], given))
+
+
+def _real_positions(tokens: Tensor, attention_mask: Tensor | None, example: int) -> list[int]:
+    if attention_mask is None:
+        return list(range(tokens.shape[1]))
+    real = attention_mask[example].nonzero().flatten().tolist()
+    if not real:
+        raise ValueError(
+            f"Expected at least one real token in every example, got none in example {example}; leave it out, or mend "
+            "its attention_mask."
+        )
+    return real
+
+
+def _mask_of(model: Encoder) -> int | None:
+    """See `mask_token`; None for a stand-in that is no model."""
+    return None if isinstance(model, _NoModel) else mask_token(cast(TransformerLensModel, model))
+
+
+def _select(tokens: Tensor, real: list[int], positions: Positions, mask: int | None) -> list[int]:
+    """Indices into a row of the positions that are meant, None being where the prompt asks."""
+    if positions is None:
+        return [real[asked_index(tokens[real].tolist(), mask)]]
+    wanted = (positions,) if isinstance(positions, int) else positions
+    for position in wanted:
+        if not -len(real) <= position < len(real):
+            raise IndexError(
+                f"Expected positions in [-{len(real)}, {len(real)}), got {position}; the prompt has {len(real)} tokens."
+            )
+    return [real[position] for position in wanted]

@@ -1,0 +1,59 @@
+"""How much memory the factors of a capture take, said before it is taken."""
+
+import warnings
+from collections.abc import Iterable
+
+import torch
+
+from tl_backward._support.checks import LargeCaptureWarning
+from tl_backward._support.types import TransformerLensModel
+from tl_backward.weights import WeightSite
+
+NOTICE_BYTES = 4 * 2**30
+"""From how many bytes of factors on a capture says so."""
+
+
+def factor_bytes(model: TransformerLensModel, sites: Iterable[WeightSite], n_tokens: int) -> int:
+    """Bytes of all x and delta: (d_in + d_out) numbers a token and matrix, of experts a token and chosen expert.
+
+    Inputs that several weights share are counted for each: an upper bound where experts see as many tokens as they are
+    chosen for.
+    """
+    inner = getattr(model, "original_model", None)
+    configs = [getattr(inner, "config", None), model.cfg]
+    text = getattr(configs[0], "text_config", None)
+    names = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_k", "top_k")
+    chosen = (getattr(config, name, None) for config in (text, *configs) for name in names)
+    per_token = next((value for value in chosen if isinstance(value, int) and value > 0), 1)
+    total = 0
+    for site in sites:
+        if site.kind == "parameter":
+            total += site.parameter.nbytes
+            continue
+        rows = n_tokens * (per_token if site.layout.experts else 1)
+        widths = torch.Size(site.layout.shape).numel() if site.kind in ("bias", "norm") else _widths(site)
+        total += rows * widths * site.parameter.element_size()
+    return total
+
+
+def _widths(site: WeightSite) -> int:
+    if site.kind == "embedding":
+        return site.layout.shape[1]
+    shape = site.layout.shape[-2:] if site.layout.experts else site.layout.shape
+    if len(shape) == 3:
+        heads, rows, columns = shape
+        return rows + heads * columns if site.layout.heads == "out" else heads * rows + columns
+    return shape[0] + shape[1]
+
+
+def announce(model: TransformerLensModel, sites: Iterable[WeightSite], n_tokens: int) -> None:
+    """Warn before a capture whose factors take much memory."""
+    sites = list(sites)
+    needed = factor_bytes(model, sites, n_tokens)
+    if needed >= NOTICE_BYTES:
+        warnings.warn(
+            f"This capture will hold about {needed / 2**30:.1f} GiB of factors ({len(sites)} weights, {n_tokens} "
+            "tokens); choose fewer weights, layers or tokens if that is too much.",
+            LargeCaptureWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,441 @@
+"""The hooks of one capture: every x kept by reference, every y as the edge that its gradient flows through.
+
+Each delta is torch.autograd.grad(loss, edge of y), so the engine runs only the backward steps that lead to some y and
+never the matrix product that would form a weight's gradient.
+
+Hooks are bound methods and partials, not closures: a run-time type checker decorates a function each time it is
+defined, which costs more than a pass of a small model.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils.hooks import RemovableHandle
+
+from tl_backward._support.types import TransformerLensModel
+from tl_backward.model.guard import check_visitor
+from tl_backward.model.torch_hooks import as_shown, register_last
+from tl_backward.weights import Read, WeightSite, watched
+from tl_backward.weights.factors import GradientFactors
+from tl_backward.weights.rows import Recorded, factors_of
+from tl_backward.weights.token_rows import Shapes
+from tl_backward.weights.watch import Seen, Watch, asking, weights_of
+
+NOT_IN_PLACE = "let what does so, a hook or an in-place activation of the model's own, return a new tensor."
+
+
+@dataclass
+class _Written:
+    """One write of a y: the edge its gradient flows through (None off the tape), and how to tell that it still does."""
+
+    edge: GradientEdge | None
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    alias: Tensor | None
+    """Y, detached, where an in-place change of it would silently cut the edge off; else it is not kept."""
+    version: int
+    """Its version then."""
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether y was changed in place since, and its gradient lost."""
+        return self.alias is not None and self.alias._version != self.version
+
+
+@dataclass(frozen=True)
+class _Multiplied:
+    """One use of a weight by an operation."""
+
+    seen: Seen
+    written: _Written
+    version: int
+    """x's version when the operation read it."""
+
+
+@dataclass(frozen=True)
+class Differentiated:
+    """What the backward pass of a capture gave."""
+
+    factors: dict[str, GradientFactors]
+    parameters: dict[str, Tensor]
+    """The gradient of each weight that has no factors, in its own shape."""
+    points: dict[int, Tensor]
+    """The gradient at each hook point that ran, by its identity."""
+    overwritten: set[int]
+    """Hook points whose tensor was changed in place after it left them."""
+
+
+@dataclass
+class Recorder:
+    """The hooks of one capture, and what they saw."""
+
+    model: TransformerLensModel
+    handles: list[RemovableHandle] = field(default_factory=list)
+    sites: list[WeightSite] = field(default_factory=list)
+    reads: dict[int, list[tuple[Tensor, int]]] = field(default_factory=dict)
+    writes: dict[tuple[int, str], list[_Written]] = field(default_factory=dict)
+    points: dict[int, list[_Written]] = field(default_factory=dict)
+    converters: dict[int, nn.Module] = field(default_factory=dict)
+    asked: dict[str, GradientEdge] = field(default_factory=dict)
+    """Where the gradient of each weight arrives that autograd gives whole, or pulls back through a function."""
+    silent: dict[int, str] = field(default_factory=dict)
+    """Why no gradient could be asked for at hook points that ran."""
+    woken: bool = False
+    """Whether the pass used a weight that none of the model's own did."""
+    uses: dict[tuple[int, ...], list[_Multiplied]] = field(default_factory=dict)
+    """What operations did with each parameter, or what is computed from several, by their identities."""
+
+    def detach(self) -> None:
+        """Remove every hook."""
+        for handle in self.handles:
+            handle.remove()
+
+    def watch(self, site: WeightSite) -> None:
+        """Record the site's x and y on every call; a bias shares its matrix's y."""
+        self.sites.append(site)
+        if site.write is None:
+            self.uses.setdefault(site.used, [])
+            return
+        key = (id(site.write.module), site.write.at)
+        if key not in self.writes:
+            written = self.writes[key] = []
+            if site.write.at == "input":
+                self._before(site.write.module, written)
+            else:
+                self._first(site.write.module, written)
+        for read in (site.read, site.otherwise):
+            if read is not None and id(read) not in self.reads:  # a gate reads what its W_in does
+                self._read(read, self.reads.setdefault(id(read), []))
+
+    def _read(self, read: Read, seen: list[tuple[Tensor, int]]) -> None:
+        self._last(read.module, partial(_keep_input, read, seen))
+
+    def _seen(self, site: WeightSite) -> list[tuple[Tensor, int]]:
+        """The x of each call of a site, by whichever way the model took."""
+        ways = [self.reads[id(read)] for read in (site.read, site.otherwise) if read is not None]
+        return next((seen for seen in ways if seen), [])
+
+    @contextmanager
+    def watching(self, shapes: Shapes, asleep: Iterable[nn.Parameter] = ()) -> Iterator[None]:
+        """Within the context operations over [batch, pos] tokens are watched for the weights whose places they tell.
+
+        Args:
+            shapes: of each sequence that the pass reads.
+            asleep: parameters that have no site, since no pass of the model's own used them.
+        """
+        found = {site.used: site for site in self.sites if site.write is None}
+        # A gradient that autograd gives whole, or pulls back through a function, needs a graph behind the parameter.
+        through = [site for site in found.values() if site.kind == "parameter" or site.is_function]
+        asked = [root for site in through for root in site.roots or (site.parameter,)]
+        by_operation = [site for site in found.values() if site.by_operation]
+        if not found:
+            yield
+            return
+        tensors, keys = watched(by_operation)
+        tensors += [(parameter, len(keys) + i) for i, parameter in enumerate(asleep)]
+        wanted: dict[tuple[int, ...], set[str]] = {}
+        for site in self.sites:
+            wanted.setdefault(site.used, set()).add(site.kind)
+
+        def report(seen: list[Seen]) -> Tensor | None:
+            awake = [each for each in seen if all(root < len(keys) for root in weights_of(each.known))]
+            self.woken = self.woken or len(awake) < len(seen)
+            return self._used(awake, keys, wanted, shapes)
+
+        with asking(asked):
+            self.asked = {site.name: get_gradient_edge(site.parameter) for site in through}
+            if not by_operation:
+                yield
+                return
+            with Watch(tensors, report, shapes if any(site.gathered for site in by_operation) else ()):
+                yield
+
+    def _used(
+        self, seen: list[Seen], keys: list[int], wanted: dict[tuple[int, ...], set[str]], shapes: Shapes
+    ) -> Tensor | None:
+        check_visitor(self.model)
+        written: _Written | None = None
+        replacement: Tensor | None = None
+        for each in seen:
+            use = each.use
+            key = tuple(sorted(keys[root] for root in weights_of(each.known)))
+            if key not in self.uses:  # weights that meet in no pass of the model's own
+                self._unknown(each, key)
+                continue
+            if use.y is None or use.kind not in wanted[key] or each.known.cut:
+                if use.kind == "other" or each.known.cut:
+                    use.y = None
+                    self.uses[key].append(_Multiplied(each, _written(None, use.weight), 0))
+                continue
+            if written is None:
+                y = use.y
+                if use.kind == "embedding" and self._is_of_positions(y, shapes):
+                    # Positions are looked up once for the batch, which their sum with the tokens spreads them over:
+                    # spread before it, each example has a gradient of its own there.
+                    y = replacement = y.expand(shapes[0][0], -1, -1)
+                written, traced = _trace(y, private=True)
+                replacement = replacement if traced is None else traced
+            # In the use's place: y itself, which nothing needs but its edge, would be kept for nothing.
+            use.y = None
+            self.uses[key].append(_Multiplied(each, written, 0 if use.x is None else use.x._version))
+        return replacement
+
+    def _is_of_positions(self, y: Tensor, shapes: Shapes) -> bool:
+        """Whether a lookup is [1, pos, d_model] for several examples; biases between positions are as wide as heads."""
+        n, lead = shapes[0][0], tuple(y.shape[:-1])
+        return n > 1 and y.shape[-1] == self.model.cfg.d_model and any(lead == (1, pos) for _, pos in shapes)
+
+    def _unknown(self, seen: Seen, roots: tuple[int, ...]) -> None:
+        seen.use.kind, seen.use.y = "other", None
+        for root in roots:
+            if (root,) in self.uses:
+                self.uses[root,].append(_Multiplied(seen, _written(None, seen.use.weight), 0))
+
+    def watch_hook_point(self, point: nn.Module) -> None:
+        """Record the gradient of the tensor at a HookPoint, all its readers' shares together.
+
+        TransformerLens's own bwd hooks see the same, but for a Bridge's input points (`q.hook_in`, `ln2.hook_in`),
+        where they give the one reader's share.
+        """
+        written = self.points[id(point)] = []
+        self.converters[id(point)] = point
+
+        self._last(point, partial(_keep_edge, written, self.silent))
+
+    def why_missing(self, point: nn.Module) -> str:
+        """Why there is no gradient at a hook point that was watched."""
+        if self.points[id(point)]:
+            return "it ran several times with tensors of different shapes, whose gradients do not add up."
+        return self.silent.get(id(point), "it did not run in this pass.")
+
+    def _before(self, module: nn.Module, written: list[_Written]) -> None:
+        self.handles.append(module.register_forward_pre_hook(partial(self._enters, written), prepend=True))
+
+    def _enters(self, written: list[_Written], module: nn.Module, args: tuple) -> tuple | None:
+        check_visitor(self.model)
+        entry, replacement = _trace(args[0], private=True)
+        written.append(entry)
+        return None if replacement is None else (replacement, *args[1:])
+
+    def _first(self, module: nn.Module, written: list[_Written]) -> None:
+        self.handles.append(module.register_forward_hook(partial(self._leaves, written), prepend=True))
+
+    def _leaves(self, written: list[_Written], module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        check_visitor(self.model)
+        entry, replacement = _trace(output, private=True)
+        written.append(entry)
+        return replacement
+
+    def _last(self, module: nn.Module, keep: Callable[[nn.Module, tuple, dict, object], Tensor | None]) -> None:
+        """Call `keep` after every other forward hook, also those that are added while we wait."""
+        self.handles += register_last(module, partial(self._has_left, keep), with_kwargs=True)
+
+    def _has_left(
+        self,
+        keep: Callable[[nn.Module, tuple, dict, object], Tensor | None],
+        module: nn.Module,
+        args: tuple,
+        kwargs: dict,
+        output: object,
+    ) -> Tensor | None:
+        check_visitor(self.model)
+        return keep(module, args, kwargs, output)
+
+    def differentiate(self, loss: Tensor, shapes: Shapes) -> Differentiated:
+        """Factors of every site, the gradients of those that have none, and the gradient at every hook point that ran.
+
+        Args:
+            loss: the scalar to differentiate.
+            shapes: [batch, pos] of the tokens, of each sequence that the pass reads.
+        """
+        # Gradient checkpointing runs the hooks again in the backward pass: what they see then is not this pass's.
+        self.points = {key: list(entered) for key, entered in self.points.items()}
+        self.writes = {key: list(entered) for key, entered in self.writes.items()}
+        self.reads = {key: list(seen) for key, seen in self.reads.items()}
+        multiplied = [each.written for used in self.uses.values() for each in used]
+        written = [entry for entries in self.writes.values() for entry in entries]
+        at_points = [entry for entries in self.points.values() for entry in entries]
+        overwritten = self._check_complete(written, at_points)
+        entries = list({id(entry): entry for entry in [*written, *multiplied, *at_points]}.values())
+        edges: list[GradientEdge] = [entry.edge for entry in entries if entry.edge is not None]
+        whole = [site for site in self.sites if site.kind == "parameter"]
+        asked = [self.asked[site.name] for site in whole]
+        through = any(site.is_function for site in self.sites)
+        every = edges + asked
+        gradients = iter(torch.autograd.grad(loss, every, allow_unused=True, retain_graph=through) if every else ())
+        deltas = {id(entry): _delta(entry, None if entry.edge is None else next(gradients)) for entry in entries}
+        parameters = {
+            site.name: torch.zeros_like(site.parameter) if gradient is None else gradient
+            for site, gradient in zip(whole, gradients, strict=True)
+        }
+        factors: dict[str, GradientFactors] = {}
+        for site in self.sites:
+            if site.by_operation:
+                factors[site.name] = factors_of(site, self._recorded(site, deltas), shapes, self.asked.get(site.name))
+            elif site.kind != "parameter":
+                factors[site.name] = site.factors(self._calls(site, deltas))
+        at: dict[int, Tensor] = {}
+        for key, entered in self.points.items():
+            parts = [deltas[id(entry)] for entry in entered]
+            if parts and key not in overwritten and len({part.shape for part in parts}) == 1:
+                total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)  # ln1 runs for q, k and v
+                at[key] = as_shown(self.converters[key], total)
+        return Differentiated(factors, parameters, at, overwritten)
+
+    def idle(self) -> list[str]:
+        """Sites that the pass did not use."""
+        return [
+            site.name
+            for site in self.sites
+            if site.by_operation
+            and not site.may_be_silent
+            and not any(each.seen.use.kind in (site.kind, "other") for each in self.uses[site.used])
+        ]
+
+    def _recorded(self, site: WeightSite, deltas: dict[int, Tensor]) -> list[Recorded]:
+        """Each use of a site's weight that is of its kind, with the gradient at what it wrote."""
+        found = []
+        for each in self.uses[site.used]:
+            if each.seen.use.kind == "other" and not each.seen.known.cut:
+                raise RuntimeError(
+                    f"Expected {site.name} to be used as in a pass of the model's own, got an operation "
+                    f"({each.seen.use.operation}) that is not known for it; a user's hook or the inputs may have "
+                    "changed how the model computes: choose others with weights=..."
+                )
+            if each.seen.use.kind == site.kind and not each.seen.known.cut:
+                found.append(Recorded(each.seen, deltas[id(each.written)]))
+        return found
+
+    def _calls(self, site: WeightSite, deltas: dict[int, Tensor]) -> list[tuple[Tensor | None, Tensor]]:
+        """(x, delta) of every call of a site whose module's hooks tell."""
+        assert site.write is not None
+        wrote = [deltas[id(entry)] for entry in self.writes[id(site.write.module), site.write.at]]
+        read = [None] * len(wrote) if site.read is None else [x.detach() for x, _ in self._seen(site)]
+        if len(read) != len(wrote):
+            raise RuntimeError(
+                f"Expected {site.name} to write once for each time it reads, got {len(read)} reads and "
+                f"{len(wrote)} writes; the model calls it in a way that is not known here."
+            )
+        # Under autocast the product sees a rounded x.
+        read = [
+            x.to(delta.dtype) if x is not None and x.is_floating_point() else x
+            for x, delta in zip(read, wrote, strict=True)
+        ]
+        return list(zip(read, wrote, strict=True))
+
+    def _check_complete(self, written: list[_Written], at_points: list[_Written]) -> set[int]:
+        """Refuse what did not run or was overwritten; returns the hook points (by identity) that were overwritten."""
+        for site in self.sites:
+            if site.write is None:
+                self._check_uses(site)
+                continue
+            if not self.writes[id(site.write.module), site.write.at] and not site.may_be_silent:
+                raise RuntimeError(_never_ran(site))
+            for x, version in self._seen(site):
+                if x._version != version:
+                    raise RuntimeError(_overwritten(site))
+        overwritten = next((entry for entry in written if entry.is_stale), None)
+        if overwritten is not None:
+            raise RuntimeError(
+                f"Expected a tensor of shape {list(overwritten.shape)} to stay as it was written, but it was "
+                f"changed in place later in the forward pass; {NOT_IN_PLACE}"
+            )
+        stale = {id(entry) for entry in at_points if entry.is_stale}
+        return {key for key, entered in self.points.items() if any(id(entry) in stale for entry in entered)}
+
+    def _check_uses(self, site: WeightSite) -> None:
+        used = [each for each in self.uses[site.used] if each.seen.use.kind == site.kind]
+        if site.kind == "parameter" or site.may_be_silent:
+            return
+        if not used and not any(each.seen.use.kind == "other" for each in self.uses[site.used]):
+            raise RuntimeError(_never_ran(site))
+        if used and all(each.written.edge is None for each in used):
+            raise RuntimeError(
+                f"Expected {site.name} to run where autograd is on, but it ran inside torch.no_grad(), as reentrant "
+                "gradient checkpointing does; switch that off (gradient_checkpointing_disable(), use_reentrant=False "
+                "or model.eval()) or choose others with weights=...."
+            )
+        for each in used:
+            x = each.seen.use.x
+            if x is not None and x._version != each.version:
+                raise RuntimeError(_overwritten(site))
+            if each.written.is_stale:
+                raise RuntimeError(
+                    f"Expected what {site.name} wrote to stay as it was, but it was changed in place later in the "
+                    f"forward pass; {NOT_IN_PLACE}"
+                )
+
+
+def _never_ran(site: WeightSite) -> str:
+    return (
+        f"Expected {site.name} to run in the forward pass, but it never did; a user's hook or the model's flags bypass "
+        "it, or it is called in a way that is not known here. Choose others with weights=..."
+    )
+
+
+def _overwritten(site: WeightSite) -> str:
+    return (
+        f"Expected the input of {site.name} to stay as it was read, but it was overwritten in place later in the "
+        f"forward pass; {NOT_IN_PLACE}"
+    )
+
+
+def _keep_input(
+    read: Read, seen: list[tuple[Tensor, int]], module: nn.Module, args: tuple, kwargs: dict, output: object
+) -> None:
+    x = read.take(args, kwargs, output)
+    seen.append((x, x._version))
+
+
+def _keep_edge(
+    written: list[_Written], silent: dict[int, str], module: nn.Module, args: tuple, kwargs: dict, output: object
+) -> Tensor | None:
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        silent[id(module)] = "what passes there is no floating-point tensor."
+        return None
+    if not torch.is_grad_enabled():
+        silent[id(module)] = _BESIDE
+        return None
+    entry, replacement = _trace(output, private=False)
+    written.append(entry)
+    return replacement
+
+
+_BESIDE = "no gradient flows through it: TransformerLens computes it beside the model's own path, with autograd off."
+
+
+def _trace(y: Tensor, *, private: bool) -> tuple[_Written, Tensor | None]:
+    """The edge that dL/dy flows through, and what must replace y where nothing upstream of it is differentiable.
+
+    In-place changes of a view re-write its history, and an edge of the view itself would silently get no gradient; a
+    matrix product's output is often such a view, of a whole buffer that nobody else sees (`private`), whose edge stays.
+    """
+    if not torch.is_grad_enabled():
+        return _written(None, y), None
+    if not y.requires_grad:
+        leaf = y.detach().requires_grad_()
+        return _written(get_gradient_edge(leaf), y), leaf.clone()  # a clone may be changed in place
+    base = y._base if y._is_view() else None
+    if base is None:
+        return _written(get_gradient_edge(y), y), None
+    whole = base.numel() == y.numel() and base.is_contiguous() and y.is_contiguous() and base.requires_grad
+    if private and whole:
+        return _written(get_gradient_edge(base), y), None
+    return _written(get_gradient_edge(y), y, y.detach()), None
+
+
+def _written(edge: GradientEdge | None, y: Tensor, alias: Tensor | None = None) -> _Written:
+    return _Written(edge, y.shape, y.dtype, y.device, alias, 0 if alias is None else alias._version)
+
+
+def _delta(entry: _Written, gradient: Tensor | None) -> Tensor:
+    """dL/dy in y's shape; zeros, without memory of their own, where the loss does not depend on y."""
+    if gradient is None:
+        return torch.zeros((), dtype=entry.dtype, device=entry.device).expand(entry.shape)
+    return gradient.reshape(entry.shape)

@@ -1,0 +1,300 @@
+"""Inner products between the gradients of examples, to find those that would write the same thing into the weights.
+
+The kernel behind TracIn (Pruthi et al. 2020, eq. 1) and influence functions (Koh and Liang 2017, without the inverse
+Hessian): <dL_a/dW, dL_b/dW>, straight from the factors, sum over their tokens i, j of (x_i.x_j)(delta_i.delta_j).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_backward._support.types import TransformerLensModel
+from tl_backward.gradients.examples import Example, by_length, capture_batch, encode_examples
+from tl_backward.gradients.losses import Loss, next_token_loss
+from tl_backward.model.checks import check_model
+from tl_backward.model.inputs import check_reads_text, has_decoder
+from tl_backward.text.asked import mask_token
+from tl_backward.text.cases import EditCase
+from tl_backward.text.token_strings import text_column
+from tl_backward.weights import weight_sites
+from tl_backward.weights.written_by import chosen_weights
+
+if TYPE_CHECKING:
+    import pandas
+
+Metric: TypeAlias = Literal["inner", "cosine"]
+Examples: TypeAlias = Sequence[str] | Sequence[tuple[str, str | Loss]] | Sequence[EditCase]
+
+MAX_FACTOR_BYTES = 1 << 30
+"""Of factors held at once, unless told otherwise."""
+_TILE_BYTES = 1 << 24  # of one matrix of token products
+_HTML_PAIRS = 20
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class GradientSimilarity:
+    """The result of `gradient_similarity`: one row an example of A, one column an example of B; raw gradients."""
+
+    inner: Float[Tensor, "weight a b"]
+    """<dL_a/dW, dL_b/dW> of each weight; summed over weights, that of all of them as one vector."""
+    norms_a: Float[Tensor, "weight a"]
+    """|dL_a/dW|."""
+    norms_b: Float[Tensor, "weight b"]
+    """|dL_b/dW|."""
+    weights: tuple[str, ...]
+    """Full names, in the model's order."""
+    names_a: tuple[str, ...]
+    """The examples as text, the target after an arrow."""
+    names_b: tuple[str, ...]
+    metric: Metric
+    """What `matrix`, `pairs` and `to_frame` show."""
+    within: bool
+    """Whether A and B are the same examples."""
+
+    @property
+    def matrix(self) -> Float[Tensor, "a b"]:
+        """Over all chosen weights together: inner products, or cosines between the concatenated gradients."""
+        inner = self.inner.sum(0)
+        if self.metric == "inner":
+            return inner
+        norms = (self.norms_a.square().sum(0)[:, None] * self.norms_b.square().sum(0)).sqrt()
+        return torch.where(norms > 0, inner / norms, 0.0)
+
+    def __repr__(self) -> str:
+        return (
+            f"GradientSimilarity({len(self.names_a)} x {len(self.names_b)} examples, {self.metric} of "
+            f"{len(self.weights)} weights)"
+        )
+
+    def of_weight(self, weight: str) -> Float[Tensor, "a b"]:
+        """The matrix of one weight alone, by its full name."""
+        if weight not in self.weights:
+            raise KeyError(f"Expected one of {list(self.weights)}, got {weight!r}.")
+        at = self.weights.index(weight)
+        if self.metric == "inner":
+            return self.inner[at]
+        norms = self.norms_a[at][:, None] * self.norms_b[at]
+        return torch.where(norms > 0, self.inner[at] / norms, 0.0)
+
+    def pairs(self, k: int = 10, *, largest: bool = True) -> "pandas.DataFrame":
+        """The k pairs whose gradients are most (or, with `largest=False`, least) alike, best first.
+
+        Among one set of examples each pair is listed once, and no example beside itself. Ties are in order of index.
+        """
+        import pandas
+
+        values = self.matrix.clone()
+        if self.within:
+            upper = torch.ones_like(values, dtype=torch.bool).triu(1)
+            rows, columns = upper.nonzero().unbind(1)
+        else:
+            rows, columns = torch.ones_like(values).nonzero().unbind(1)
+        order = values[rows, columns].argsort(descending=largest, stable=True)[:k]
+        chosen = [(int(rows[i]), int(columns[i])) for i in order]
+        frame = pandas.DataFrame([(a, b, float(values[a, b])) for a, b in chosen], columns=["a", "b", self.metric])
+        frame["example_a"] = text_column(self.names_a[a] for a, _ in chosen)
+        frame["example_b"] = text_column(self.names_b[b] for _, b in chosen)
+        return frame
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """The matrix with the examples' texts as its index and columns."""
+        import pandas
+
+        rows, columns = text_column(self.names_a), text_column(self.names_b)
+        return pandas.DataFrame(self.matrix.tolist(), index=rows, columns=columns)
+
+    def _repr_html_(self) -> str:
+        """The most alike pairs, as a static table."""
+        from tl_backward._support.html import table
+
+        frame = self.pairs(_HTML_PAIRS).astype(object)
+        return table([str(name) for name in frame.columns], frame.values.tolist(), caption=repr(self))
+
+
+def gradient_similarity(
+    model: TransformerLensModel,
+    examples_a: Examples,
+    examples_b: Examples | None = None,
+    *,
+    weights: str | Sequence[str] | None = None,
+    metric: Metric = "inner",
+    batch_size: int = 8,
+    max_bytes: int = MAX_FACTOR_BYTES,
+    prepend_bos: bool | None = None,
+    show_progress: bool = True,
+) -> GradientSimilarity:
+    """Inner products or cosines between the gradients of examples, without forming any.
+
+    <dL_a/dW, dL_b/dW> = sum_ij (x_i.x_j)(delta_i.delta_j) over tokens i of a and j of b: two thin matrix products a
+    batch. Each example has the gradient it has alone. A positive inner product says that a descent step on b lowers a's
+    loss too, to first order by lr times it (TracIn).
+
+    Args:
+        model: a HookedTransformer or TransformerBridge.
+        examples_a: texts (under `next_token_loss`: what training on the sentence would write), (prompt, target) or
+            (prompt, loss) pairs, or edit cases.
+        examples_b: others; None compares A with itself.
+        weights: whose gradients, as in `run_with_gradient_cache`; several are taken as one long vector, and are kept
+            apart in the result. None for the matrix that each block writes with: W_out, and where a block has none its
+            experts' down projection or its mixer's out projection.
+        metric: "inner" or "cosine".
+        batch_size: examples a pass.
+        max_bytes: of factors of A held at a time; where A needs more, B is captured once for each part of A.
+        prepend_bos: as in `model.to_tokens`.
+        show_progress: show a bar.
+
+    Raises:
+        ValueError, TypeError, IndexError: bad input as in `sweep`, with the example's index; a loss or gradient that is
+            not finite (`NonFiniteError`).
+
+    Example:
+        >>> texts = ["Anna Berg lives in", "Anna Berg resides in", "The pet of Anna Berg is a"]
+        >>> g = tlb.gradient_similarity(model, texts, metric="cosine", show_progress=False)
+        >>> g.pairs(1)[["a", "b"]].values.tolist()
+        [[0, 1]]
+    """
+    check_model(model)
+    check_reads_text(model)
+    if metric not in ("inner", "cosine"):
+        raise ValueError(f"Expected metric 'inner' or 'cosine', got {metric!r}; a cosine leaves lengths out.")
+    if batch_size < 1 or max_bytes < 1:
+        raise ValueError(f"Expected batch_size and max_bytes of at least 1, got {batch_size} and {max_bytes}.")
+    names = tuple(chosen_weights(model, weight_sites(model), weights))
+    within = examples_b is None
+    a, names_a = _encoded(model, examples_a, prepend_bos)
+    b, names_b = (a, names_a) if examples_b is None else _encoded(model, examples_b, prepend_bos)
+    inner = torch.zeros(len(names), len(a), len(b), dtype=torch.float64)
+    norms_a, norms_b = (torch.zeros(len(names), len(side), dtype=torch.float64) for side in (a, b))
+    left = list(b)
+    with tqdm(total=len(a), desc="similarity", unit="example", disable=not show_progress) as bar:
+        for part in _parts(model, a, names, batch_size, max_bytes):
+            norms_a[:, part.indices] = part.norms
+            if within:  # each pair once
+                inner[:, part.indices[:, None], part.indices] = part.products(part)
+                left = [example for example in left if example.index not in part.indices.tolist()]
+            for batch in by_length(left, batch_size):
+                other = _captured(model, batch, names)
+                norms_b[:, other.indices] = other.norms
+                inner[:, part.indices[:, None], other.indices] = found = part.products(other)
+                if within:
+                    inner[:, other.indices[:, None], part.indices] = found.transpose(1, 2)
+            bar.update(len(part.indices))
+    return GradientSimilarity(inner, norms_a, norms_a if within else norms_b, names, names_a, names_b, metric, within)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The factors of some examples, as rows that lie beside each other."""
+
+    indices: Int[Tensor, "example"]
+    norms: Float[Tensor, "weight example"]
+    rows: list[tuple[Tensor, Tensor, Tensor]]
+    """For each weight: x [n, d_in] (row ids [n] for an embedding), delta [n, d_out], and the example of each [n]."""
+
+    @property
+    def n_bytes(self) -> int:
+        """What the factors take."""
+        return sum(side.nbytes for each in self.rows for side in each)
+
+    def joined(self, other: "_Part") -> "_Part":
+        """Both parts' examples, this one's first."""
+        shift = len(self.indices)
+        rows = [
+            (torch.cat([x, x2]), torch.cat([d, d2]), torch.cat([owner, owner2 + shift]))
+            for (x, d, owner), (x2, d2, owner2) in zip(self.rows, other.rows, strict=True)
+        ]
+        return _Part(torch.cat([self.indices, other.indices]), torch.cat([self.norms, other.norms], 1), rows)
+
+    def products(self, other: "_Part") -> Float[Tensor, "weight a b"]:
+        """sum_ij (x_i.x_j)(delta_i.delta_j) of every pair of examples, weight by weight, in tiles of tokens."""
+        return torch.stack(
+            [
+                _products(one, two, len(self.indices), len(other.indices), symmetric=self is other)
+                for one, two in zip(self.rows, other.rows, strict=True)
+            ]
+        )
+
+
+def _products(
+    one: tuple[Tensor, Tensor, Tensor], two: tuple[Tensor, Tensor, Tensor], n_a: int, n_b: int, *, symmetric: bool
+) -> Float[Tensor, "a b"]:
+    """Of one weight. The token products are summed over b's tokens, then over a's, by products with 0/1 matrices."""
+    (x, d, owner), (x2, d2, owner2) = one, two
+    d, d2 = (side if side.dtype == torch.float64 else side.float() for side in (d, d2))
+    members, members2 = (torch.nn.functional.one_hot(each, n).to(d.dtype) for each, n in ((owner, n_a), (owner2, n_b)))
+    total = torch.zeros(n_a, n_b, dtype=torch.float64, device=d.device)
+    step = max(1, _TILE_BYTES // (d.element_size() * max(1, len(d2))))
+    for first in range(0, len(d), step):
+        rows = slice(first, first + step)
+        # Of a symmetric matrix the lower half of each tile's columns has been seen.
+        columns = slice(first if symmetric else 0, None)
+        if x.is_floating_point():
+            products = (x[rows].to(d.dtype) @ x2[columns].to(d.dtype).T).mul_(d[rows] @ d2[columns].T)
+        else:
+            products = (d[rows] @ d2[columns].T).mul_(x[rows][:, None] == x2[columns])
+        if symmetric:  # what lies right of the tile's own square stands for its mirror image too
+            products[:, len(products) :] *= 2
+        total += (members[rows].T @ (products @ members2[columns])).double()
+    return (total + total.T) / 2 if symmetric else total
+
+
+def _parts(
+    model: TransformerLensModel, examples: Sequence[Example], names: tuple[str, ...], batch_size: int, max_bytes: int
+) -> Iterator[_Part]:
+    """The examples' factors, as many at a time as fit into `max_bytes` (at least one batch)."""
+    held: list[_Part] = []
+    for batch in by_length(examples, batch_size):
+        found = _captured(model, batch, names)
+        if held and sum(part.n_bytes for part in held) + found.n_bytes > max_bytes:
+            yield reduce(_Part.joined, held)
+            held = []
+        held.append(found)
+    if held:
+        yield reduce(_Part.joined, held)
+
+
+def _captured(model: TransformerLensModel, batch: list[Example], names: tuple[str, ...]) -> _Part:
+    cache = capture_batch(model, batch, names).cache
+    factors = [cache.factors[name] for name in names]
+    norms, rows = [], []
+    for name, each in zip(names, factors, strict=True):
+        try:
+            norms.append(each.example_norms())
+            rows.append(each.active())
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return _Part(torch.tensor([example.index for example in batch]), torch.stack(norms).cpu(), rows)
+
+
+def _encoded(
+    model: TransformerLensModel, examples: Examples, prepend_bos: bool | None
+) -> tuple[list[Example], tuple[str, ...]]:
+    """Examples with their losses, and how each is called."""
+    if isinstance(examples, str) or not examples:
+        raise ValueError("Expected a list of examples, got one text or none; a single one is a list of one.")
+    cases = [each for each in examples if isinstance(each, EditCase)]
+    if cases:
+        if len(cases) != len(examples):
+            raise ValueError("Expected edit cases alone, got others beside them; give examples of one kind.")
+        names = tuple(f"{case.prompt} -> {case.target}" for case in cases)
+        return encode_examples(model, cases, None, prepend_bos=prepend_bos), names
+    pairs: list[tuple[str, str | Loss]] = []
+    for each in examples:
+        pairs.append(each if isinstance(each, tuple) else (str(each), next_token_loss))
+    plain = next((text for text, loss in pairs if loss is next_token_loss), None)
+    if plain is not None and (has_decoder(model) or mask_token(model) is not None):
+        raise ValueError(
+            f"Expected (prompt, target) pairs for a model that does not predict its prompt's next tokens, got the text "
+            f"{plain[:40]!r} alone; for example [({plain[:40]!r}, ' word')]."
+        )
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError("Expected examples as texts, (prompt, target) pairs or edit cases, got other tuples.")
+    names = tuple(f"{text} -> {target}" if isinstance(target, str) else text for text, target in pairs)
+    texts, losses = [text for text, _ in pairs], [loss for _, loss in pairs]
+    return encode_examples(model, texts, losses, prepend_bos=prepend_bos), names

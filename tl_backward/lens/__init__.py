@@ -1,0 +1,6 @@
+"""The Backward Lens: one prompt's gradient in words, its parts of a prompt, and sweeps over data sets."""
+
+from tl_backward.gradients.hook_points import METHODS
+from tl_backward.lens.backward_lens import backward_lens
+
+METHODS.append(backward_lens)

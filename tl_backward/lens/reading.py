@@ -1,0 +1,106 @@
+"""What a Backward Lens reads of each block: the inputs of what reads the stream, the VJPs of what writes to it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from tl_backward._support.types import NamesFilter, TransformerLensModel
+from tl_backward.gradients.cache import GradientCache
+from tl_backward.model.head import Head
+from tl_backward.weights import WeightSites
+from tl_backward.weights.blocks import Part, blocks_of, stack_name
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a lens reads: for each readout and layer a weight's side, or the gradient at a hook point."""
+
+    sides: dict[str, dict[int, tuple[Literal["inputs", "deltas", "point"], str]]]
+    weights: list[str]
+    """Weights whose factors are needed, some named twice."""
+    points: list[str]
+    """Hook points whose gradients are."""
+    experts: dict[int, Part]
+    """The mixtures, by layer."""
+    kinds: dict[int, str]
+    """What each layer is made of."""
+
+    def sources(self) -> dict[str, dict[int, str]]:
+        """For each readout and layer, the weight or the hook point that is read, by name."""
+        return {of: {layer: name for layer, (_, name) in layers.items()} for of, layers in self.sides.items()}
+
+
+def what_to_read(model: TransformerLensModel, sites: WeightSites, layers: list[int], attention: bool) -> Reading:
+    """Which weights' inputs and VJPs say what each block reads of the stream and writes to it.
+
+    Raises:
+        ValueError: a layer without an MLP, experts or a mixer, unless its attention is to be read.
+    """
+    blocks = blocks_of(model, sites, Head.of(model).d_model)
+    found = Reading({}, [], [], {}, {})
+    for layer in layers:
+        block = blocks.get(layer)
+        found.kinds[layer] = "" if block is None else block.kind
+        main = None if block is None else block.main
+        if main is None and not attention:
+            if any(blocks[other].main is not None for other in layers if other in blocks):
+                continue  # a hybrid: attention alone here, what can be read in other layers
+            raise ValueError(
+                f"Expected an MLP, experts or a mixer in layer {layer}, but there is "
+                f"{'nothing to capture' if block is None or block.mixing is None else 'attention alone'}"
+                f"{_why_none(sites, layer)}; pass attention=True to read W_V and W_O instead."
+            )
+        mixing = block.mixing if block is not None and attention and block.mixing is not main else None
+        for prefix, part in (("", main), ("attn_", mixing)):
+            if part is None:
+                continue
+            found.sides.setdefault(f"{prefix}imprint", {})[layer] = ("inputs", part.reader)
+            found.weights.append(part.reader)
+            if part.writer:
+                found.sides.setdefault(f"{prefix}shift", {})[layer] = ("deltas", part.writer)
+                found.weights.append(part.writer)
+            else:
+                found.sides.setdefault(f"{prefix}shift", {})[layer] = ("point", part.point)
+                found.points.append(part.point)
+            if part.kind == "MLP":
+                found.weights.extend(name for name in (f"{part.component}.W_gate",) if name in sites)
+            elif part.kind == "experts":
+                found.weights.extend(part.weights)
+                found.experts[layer] = part
+    return found
+
+
+def _why_none(sites: WeightSites, layer: int) -> str:
+    stem = f"{stack_name(sites)}.{layer}."
+    reason = next((why for name, why in sites.missing.items() if name.startswith(stem)), "")
+    return f" ({reason.rstrip('.')})" if reason else ""
+
+
+def vectors_read(cache: GradientCache, reading: Reading) -> list[Tensor]:
+    """What each readout reads, in order: [batch, pos, d_model]."""
+    vectors = []
+    for layers in reading.sides.values():
+        for side, name in layers.values():
+            if side == "point" and name not in cache:
+                why = cache.missing.get(name, "it was not kept.")
+                raise ValueError(f"Expected a gradient at {name}, where the block writes, but {why}")
+            found = cache[name] if side == "point" else getattr(cache.factors[name], side)
+            if found.shape[:2] != cache.tokens.shape:
+                raise ValueError(
+                    f"Expected one input a token for {name}, got {list(found.shape)} for tokens "
+                    f"{list(cache.tokens.shape)}: it is used several times in a pass, by a module that blocks share or "
+                    "under split_qkv_input or ungroup_grouped_query_attention (turn these off); its factors are in "
+                    "run_with_gradient_cache."
+                )
+            vectors.append(found.mean(2) if found.ndim == 4 else found)
+    return vectors
+
+
+def with_points(names_filter: NamesFilter, points: list[str]) -> NamesFilter:
+    """A filter that also keeps some hook points."""
+    if not points or names_filter is None:
+        return names_filter
+    if callable(names_filter):
+        return lambda name: name in points or names_filter(name)
+    return [*([names_filter] if isinstance(names_filter, str) else names_filter), *points]

@@ -1,0 +1,79 @@
+"""What a sweep has done so far, in a file that it goes on from."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from tl_backward._support.types import TransformerLensModel
+from tl_backward.gradients.examples import Example
+from tl_backward.lens.sweep_result import Sweep, load_sweep_of_run, rows_of_draw
+
+_PROBED = 64  # numbers of a weight: training changes nearly all of them
+
+
+@dataclass
+class SweepCheckpoint:
+    """A file, if there is one to be, and what it held."""
+
+    path: str | Path | None
+    run: str
+    """What the run is; a file of another is refused."""
+    held: Sweep | None = None
+
+    @classmethod
+    def of(cls, path: str | Path | None, run: str, model: TransformerLensModel) -> "SweepCheckpoint":
+        """Read the file where it is.
+
+        Raises:
+            ValueError: it is damaged, or of another run.
+        """
+        if path is None or not Path(path).exists():
+            return cls(path, run)
+        held, its = load_sweep_of_run(path, tokenizer=getattr(model, "tokenizer", None))
+        if its != run:
+            raise ValueError(
+                f"Expected the checkpoint of this sweep in {str(path)!r}, got one of other prompts, options or model; "
+                "resume with those of the run that was interrupted, or choose another file."
+            )
+        return cls(path, run, held)
+
+    def done(self, draw: int | None) -> Sweep | None:
+        """What the file held of the model (None) or of a draw of the control."""
+        if self.held is None or draw is None:
+            return None if self.held is None else replace(self.held, control=None, interrupted=False)
+        return None if self.held.control is None else rows_of_draw(self.held.control, draw)
+
+    def save(self, found: Sweep) -> None:
+        """Write what there is, atomically: a sweep that `load_sweep` reads."""
+        if self.path is not None:
+            found.save(self.path, run=self.run)
+
+
+def model_digest(model: TransformerLensModel) -> str:
+    """Of a few numbers of each weight."""
+    digest = hashlib.sha256(f"{model.cfg.n_heads} heads".encode())
+    for name, weight in cast(nn.Module, model).named_parameters():
+        few = weight.detach().flatten()[:: max(1, weight.numel() // _PROBED)]
+        digest.update(f"{name} {list(weight.shape)}".encode() + few.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def run_digest(items: Sequence[Example], options: Mapping[str, object]) -> str:
+    """Of everything that a sweep's numbers follow from but the losses' code; `options` name the model."""
+    examples = [(e.index, e.tokens, e.n_forced, e.target, e.subject, e.answer, *_further(e)) for e in items]
+    return hashlib.sha256(json.dumps([options, examples]).encode()).hexdigest()
+
+
+def _further(example: Example) -> list[object]:
+    """What an example has beside text, where it has anything."""
+    found: list[object] = [] if example.decoder is None else [example.decoder]
+    for name, value in sorted(example.inputs.items()):
+        numbers = value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        found.append((name, list(value.shape), hashlib.sha256(numbers).hexdigest()))
+    return found

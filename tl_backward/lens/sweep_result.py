@@ -1,0 +1,277 @@
+"""What a sweep over a data set found: a few numbers of each prompt, to be averaged, saved and merged."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_backward._support.bootstrap import Interval, bootstrap
+from tl_backward._support.checks import nearest
+from tl_backward._support.storage import load_tensors, save_tensors
+from tl_backward._support.types import Tokenizer
+from tl_backward.lens.segments import NAMES
+from tl_backward.text.token_strings import text_column, token_string
+from tl_backward.weights import layer_of
+
+if TYPE_CHECKING:
+    import pandas
+
+Quantity: TypeAlias = Literal["norm", "gradient_norm", "share", "rank", "target_rank", "answer_rank"]
+BY_SEGMENT = ("norm", "share")
+"""Quantities that each segment has its own of; the others are one a prompt."""
+
+FORMAT = "tl_backward sweep 1"
+_COLUMNS = ("items", "loss", "targets", "answers", "draws")
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Sweep:
+    """The result of `sweep`: one row a prompt that was measured, in the data set's order."""
+
+    items: Int[Tensor, "item"]
+    """Each prompt's index in the data set."""
+    loss: Float[Tensor, "item"]
+    """In nats."""
+    targets: Int[Tensor, "item"]
+    """The (first) target token; -1 where the loss has none."""
+    answers: Int[Tensor, "item"]
+    """The old answer's token."""
+    draws: Int[Tensor, "item"]
+    """Which draw of the control's weights; 0 for the model itself."""
+    weights: tuple[str, ...]
+    """Full names, in the model's order."""
+    values: dict[str, Tensor]
+    """By quantity: [item, weight] or, for `norm` and `share`, [item, weight, segment] with NaN where a prompt lacks the
+    segment; `top_ids` and `bottom_ids` [item, weight, k], -1 where a VJP is zero. Ranks of zero vectors are NaN."""
+    skipped: dict[int, str]
+    """Why, by the prompt's index."""
+    interrupted: bool
+    """Whether it was ended by hand, before all prompts were seen."""
+    about: dict[str, object]
+    """The options it was run with and a digest of the model; equal for sweeps that can be merged."""
+    tokenizer: Tokenizer | None = None
+    control: "Sweep | None" = None
+    """The same of the untrained control."""
+
+    def __repr__(self) -> str:
+        skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
+        ended = ", interrupted" if self.interrupted else ""
+        beside = "" if self.control is None else f", control of {len(self.control.items)}"
+        quantities = ", ".join(self.values)
+        said = f"{len(self.items)} prompts, {len(self.weights)} weights, {quantities}{skipped}{ended}{beside}"
+        return f"Sweep({said}; {self.about['left_out']})" if "left_out" in self.about else f"Sweep({said})"
+
+    @property
+    def layers(self) -> list[int | None]:
+        """The layer of each weight; None for the embeddings."""
+        return [layer_of(name) for name in self.weights]
+
+    def interval(self, quantity: Quantity, *, level: float = 0.95, n_boot: int = 1000, seed: int = 0) -> Interval:
+        """Mean over prompts with a percentile bootstrap interval: cells [weight] or [weight, segment].
+
+        A control's interval resamples its draws too (`bootstrap`).
+        """
+        if quantity not in self.values:
+            raise ValueError(
+                f"Expected a quantity that was collected, got {quantity!r}; the nearest are "
+                f"{nearest(quantity, self.values)} (choose with collect=...)."
+            )
+        groups = self.draws if len(self.draws.unique()) > 1 else None
+        return bootstrap(self.values[quantity], groups=groups, level=level, n_boot=n_boot, seed=seed)
+
+    def to_frame(self, *, level: float = 0.95, n_boot: int = 1000, seed: int = 0) -> "pandas.DataFrame":
+        """One row a quantity, weight and segment: mean, low, high, n, and the control's beside them."""
+        import pandas
+
+        rows = []
+        for quantity in (name for name in get_args(Quantity) if name in self.values):
+            sides = {"": self} | ({} if self.control is None else {"control_": self.control})
+            intervals = {
+                prefix: side.interval(quantity, level=level, n_boot=n_boot, seed=seed)
+                for prefix, side in sides.items()
+                if quantity in side.values
+            }
+            segments = NAMES if quantity in BY_SEGMENT else ("",)
+            for w, (weight, layer) in enumerate(zip(self.weights, self.layers, strict=True)):
+                for s, segment in enumerate(segments):
+                    cell = (w, s) if segment else (w,)
+                    if int(intervals[""].n[cell]):
+                        row = {"quantity": quantity, "weight": weight, "layer": layer, "segment": segment}
+                        for prefix, each in intervals.items():
+                            row |= {f"{prefix}{name}": float(getattr(each, name)[cell]) for name in _BOUNDS}
+                        rows.append(row | {"n": int(intervals[""].n[cell])})
+        return pandas.DataFrame(rows)
+
+    def per_item(self) -> "pandas.DataFrame":
+        """One row a prompt: index, loss, target and old answer."""
+        import pandas
+
+        words = {
+            name: text_column(token_string(self.tokenizer, i) if i >= 0 else None for i in ids.tolist())
+            for name, ids in (("target", self.targets), ("answer", self.answers))
+        }
+        return pandas.DataFrame({"item": self.items.tolist(), "loss": self.loss.tolist(), **words})
+
+    def top_tokens(self, weight: str, end: Literal["top", "bottom"] = "bottom", n: int = 10) -> "pandas.DataFrame":
+        """The tokens most often among the top or bottom k at the prompts' last tokens.
+
+        Args:
+            weight: its full name.
+            end: of the raw readout; a descent step moves toward a shift's "bottom".
+            n: rows.
+
+        Returns:
+            One row a token: its count, the share of prompts that have it, and the control's share.
+        """
+        import pandas
+
+        if f"{end}_ids" not in self.values or weight not in self.weights:
+            raise ValueError(
+                f"Expected the top or bottom tokens of one of {list(self.weights)}, got {end!r} of {weight!r}; collect "
+                "them with sweep(..., collect=['top_tokens'], weights=...)."
+            )
+        place = self.weights.index(weight)
+        counts: Counter[int] = Counter(self.values[f"{end}_ids"][:, place].flatten().tolist())
+        del counts[-1]
+        beside = None if self.control is None else self.control.values[f"{end}_ids"][:, place]
+        rows: dict[int, dict[str, float]] = {}
+        for token, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:n]:
+            row = {"count": count, "share": count / len(self.items)}
+            if beside is not None:
+                row["control"] = int((beside == token).sum()) / max(1, len(beside))
+            rows[token] = row
+        frame = pandas.DataFrame(list(rows.values()))
+        frame.insert(0, "token", text_column(token_string(self.tokenizer, token) for token in rows))
+        return frame
+
+    def _repr_html_(self) -> str:
+        """The means by weight, as a static table."""
+        from tl_backward._support.html import table
+
+        frame = self.to_frame(n_boot=200)
+        columns = [str(name) for name in frame.columns]
+        return table(columns, frame.astype(object).values.tolist(), caption=repr(self))
+
+    def save(self, path: str | Path, *, run: str = "") -> Path:
+        """Write everything but the tokenizer as safetensors; atomically. `run` says of which run it is a part."""
+        tensors = _tensors(self, "") | ({} if self.control is None else _tensors(self.control, "control/"))
+        about = {
+            name: {"about": side.about, "skipped": side.skipped, "interrupted": side.interrupted}
+            for name, side in (("model", self), ("control", self.control))
+            if side is not None
+        }
+        metadata = {"format": FORMAT, "weights": json.dumps(self.weights), "sides": json.dumps(about), "run": run}
+        return save_tensors(path, tensors, metadata)
+
+
+_BOUNDS = ("mean", "low", "high")
+
+
+def load_sweep(path: str | Path, *, tokenizer: Tokenizer | None = None) -> Sweep:
+    """Read what `Sweep.save` wrote; `tokenizer` puts its tokens in words.
+
+    Raises:
+        ValueError: not such a file, or a damaged one.
+    """
+    return load_sweep_of_run(path, tokenizer=tokenizer)[0]
+
+
+def load_sweep_of_run(path: str | Path, *, tokenizer: Tokenizer | None) -> tuple[Sweep, str]:
+    """The sweep in a file, and the run that it is a part of; errors as of `load_sweep`."""
+    tensors, about = load_tensors(path)
+    if about.get("format") != FORMAT:
+        raise ValueError(f"Expected a file written by Sweep.save, got {str(path)!r}, of another format; save it anew.")
+    sides = json.loads(about["sides"])
+    weights = tuple(json.loads(about["weights"]))
+    made = {}
+    for name, prefix in (("model", ""), ("control", "control/")):
+        if name in sides:
+            own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            own = {key: value for key, value in own.items() if "/" not in key.removeprefix("values/")}
+            made[name] = Sweep(
+                items=own["items"],
+                loss=own["loss"],
+                targets=own["targets"],
+                answers=own["answers"],
+                draws=own["draws"],
+                weights=weights,
+                values={key.removeprefix("values/"): value for key, value in own.items() if key.startswith("values/")},
+                skipped={int(index): why for index, why in sides[name]["skipped"].items()},
+                interrupted=sides[name]["interrupted"],
+                about=sides[name]["about"],
+                tokenizer=tokenizer,
+            )
+    return replace(made["model"], control=made.get("control")), about.get("run", "")
+
+
+def merge(a: Sweep, b: Sweep) -> Sweep:
+    """Two sweeps over parts of one data set, as one run over both would have given it.
+
+    Raises:
+        ValueError: run on other models, weights or with other options, or with prompts of the same index.
+
+    Example:
+        >>> cases = tlb.zoo.edit_cases("test")[:4]
+        >>> parts = [tlb.sweep(model, cases[i : i + 2], start=i, show_progress=False) for i in (0, 2)]
+        >>> tlb.merge(*parts).items.tolist()
+        [0, 1, 2, 3]
+    """
+    if a.about.get("model") != b.about.get("model"):
+        raise ValueError(
+            f"Expected two sweeps of one model, got two whose weights differ (digests {a.about.get('model')} and "
+            f"{b.about.get('model')}); run both on one."
+        )
+    if a.weights != b.weights or a.about != b.about or (a.control is None) != (b.control is None):
+        raise ValueError(f"Expected two sweeps run with the same options, got {a.about} and {b.about}; run both alike.")
+    indices = [set(side.items.tolist()) | set(side.skipped) for side in (a, b)]
+    shared = sorted(indices[0] & indices[1])
+    if shared:
+        raise ValueError(
+            f"Expected sweeps over different prompts, got {len(shared)} of the same index (the first is {shared[0]}); "
+            "give the second part's first index with sweep(..., start=...)."
+        )
+    control = None if a.control is None or b.control is None else merge(a.control, b.control)
+    return replace(in_order([a, b]), control=control)
+
+
+def in_order(parts: Sequence[Sweep]) -> Sweep:
+    """The rows of several sweeps, by index; everything else as in the first."""
+    columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in _COLUMNS}
+    values = {name: torch.cat([part.values[name] for part in parts if part.values]) for name in _value_names(parts)}
+    order = columns["items"].argsort()
+    skipped = {index: why for part in parts for index, why in part.skipped.items()}
+    return replace(
+        parts[0],
+        **{name: column[order] for name, column in columns.items()},
+        values={name: value[order] for name, value in values.items()},
+        skipped=dict(sorted(skipped.items())),
+        interrupted=any(part.interrupted for part in parts),
+    )
+
+
+def rows_of_draw(control: Sweep, draw: int) -> Sweep:
+    """A control's prompts that saw one draw of fresh weights."""
+    own = control.draws == draw
+    n_draws = cast(int, control.about["n_draws"])
+    return replace(
+        control,
+        **{name: getattr(control, name)[own] for name in _COLUMNS},
+        values={name: value[own] for name, value in control.values.items()},
+        skipped={index: why for index, why in control.skipped.items() if index % n_draws == draw},
+        interrupted=False,
+    )
+
+
+def _value_names(parts: Sequence[Sweep]) -> list[str]:
+    return list(dict.fromkeys(name for part in parts for name in part.values))
+
+
+def _tensors(side: Sweep, prefix: str) -> dict[str, Tensor]:
+    named = {name: getattr(side, name) for name in _COLUMNS} | {f"values/{k}": v for k, v in side.values.items()}
+    return {f"{prefix}{name}": value.contiguous() for name, value in named.items()}

@@ -1,0 +1,66 @@
+"""A visit to a model: by one thread at a time, and the global random state is given back at its end."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock, get_ident
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+
+from tl_backward._support.types import TransformerLensModel
+
+_LOCK = Lock()
+_VISITORS: "WeakKeyDictionary[TransformerLensModel, int]" = WeakKeyDictionary()
+"""Which thread is at work on a model: it put hooks on it, edits it, or runs it while neither may happen."""
+_FORKED: "WeakSet[TransformerLensModel]" = WeakSet()
+"""Models whose visitor gives the global random state back already."""
+
+
+def check_visitor(model: TransformerLensModel) -> None:
+    """Refuse a thread that comes to a model which another one is at work on.
+
+    Raises:
+        RuntimeError: it does.
+    """
+    if _VISITORS.get(model, get_ident()) != get_ident():
+        raise RuntimeError(
+            "Expected one thread at a time to use a model, got a second one while the first is at work on it (its "
+            "hooks would see both); give each thread a model of its own, or take a lock."
+        )
+
+
+@contextmanager
+def visiting(model: TransformerLensModel) -> Iterator[None]:
+    """Within the context the model is this thread's, which may visit it again.
+
+    Raises:
+        RuntimeError: another thread's visit has not ended.
+    """
+    with _LOCK:
+        check_visitor(model)
+        begins = model not in _VISITORS
+        _VISITORS[model] = get_ident()
+    try:
+        yield
+    finally:
+        if begins:
+            with _LOCK:
+                del _VISITORS[model]
+
+
+@contextmanager
+def rng_untouched(model: TransformerLensModel) -> Iterator[None]:
+    """A visit that gives back the numbers that dropout in a training-mode model draws."""
+    with visiting(model):
+        if model in _FORKED:
+            yield
+            return
+        _FORKED.add(model)
+        # To look at every parameter takes a fair part of a small model's pass.
+        held = model.parameters() if torch.cuda.is_initialized() else ()
+        devices = {p.device.index for p in held if p.device.type == "cuda"}
+        try:
+            with torch.random.fork_rng(devices=sorted(index for index in devices if index is not None)):
+                yield
+        finally:
+            _FORKED.discard(model)

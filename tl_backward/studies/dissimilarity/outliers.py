@@ -1,0 +1,160 @@
+"""A massive activation planted in one layer of one model, and found from the models' similarity alone.
+
+A single dimension that is huge at one position decides linear CKA by itself (Sun et al. 2024, "Massive Activations";
+Nguyen et al. 2022 on the dominant data points behind block structure). Leaving it out brings the similarity back, and
+leaving anything else out does not: that gain is the statistic here.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_backward._support.html import table
+from tl_backward._support.types import TransformerLensModel
+from tl_backward.dissimilarity.measures import cka_biased
+from tl_backward.studies.dissimilarity.leave_out import cka_without_dimension, cka_without_group
+from tl_backward.studies.dissimilarity.streams import nearest_layer, streams
+from tl_backward.text.token_strings import text_frame
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class LayerSearch:
+    """One layer of one model: how like its partners it is, and what of it they would be more like without."""
+
+    model: str
+    layer: int
+    cka: float
+    """Biased linear CKA with the layers of the other models at its relative depth: their median."""
+    dimension: int
+    """Whose absence raises CKA most."""
+    dimension_gain: float
+    """By how much: the median over partners."""
+    position: int
+    """Of a token in its text, likewise."""
+    position_gain: float
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class OutlierSearch:
+    """Every layer of several models, searched for a dimension and a position that decide its similarity."""
+
+    layers: tuple[LayerSearch, ...]
+    least_gain: float
+    n_samples: int
+
+    @property
+    def found(self) -> tuple[LayerSearch, ...]:
+        """Layers where leaving out one dimension, and one position, gains at least `least_gain` each; largest first."""
+        over = [each for each in self.layers if min(each.dimension_gain, each.position_gain) >= self.least_gain]
+        return tuple(sorted(over, key=lambda each: -each.dimension_gain))
+
+    def __repr__(self) -> str:
+        return f"OutlierSearch({len(self.layers)} layers on {self.n_samples} samples, {len(self.found)} found)"
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One row a model and layer."""
+        found = set(self.found)
+        return text_frame({**vars(each), "found": each in found} for each in self.layers)
+
+    def _repr_html_(self) -> str:
+        """The frame, as a static table."""
+        frame = self.to_frame().astype(object)
+        return table([str(name) for name in frame.columns], frame.values.tolist(), caption=repr(self), limit=60)
+
+
+def find_outliers(
+    models: Mapping[str, TransformerLensModel],
+    tokens: Int[Tensor, "text pos"],
+    *,
+    exclude_first: bool = True,
+    least_gain: float = 0.1,
+    batching: int = 32,
+) -> OutlierSearch:
+    """Search every layer of every model for one dimension and one position that decide its CKA with the others.
+
+    For each layer X and the layer Y of every other model at its relative depth: CKA(X less dimension k, Y) - CKA(X, Y),
+    and CKA over the samples outside position p less CKA over all. The median over the other models keeps an outlier
+    of one of them from showing in the rest.
+
+    Args:
+        models: three or more, by name.
+        tokens: rows without padding that all of them read.
+        exclude_first: leave position 0 out: many models have an outlier of their own there.
+        least_gain: of CKA, from which on something counts as found.
+        batching: rows a pass.
+
+    Raises:
+        ValueError: fewer than three models.
+    """
+    if len(models) < 3:
+        raise ValueError(
+            f"Expected three or more models, got {len(models)}; between two, no one can say which is the outlier."
+        )
+    held = {
+        name: streams(model, tokens, exclude_first=exclude_first, batching=batching) for name, model in models.items()
+    }
+    n_samples = len(next(iter(held.values())).positions)
+    searched = []
+    for name, own in held.items():
+        for layer, x in enumerate(own.rows):
+            others = [other.rows for key, other in held.items() if key != name]
+            partners = [rows[nearest_layer(layer, len(own.rows), len(rows))] for rows in others]
+            whole = torch.stack([cka_biased(x, y) for y in partners])
+            dimensions = _gains(torch.stack([cka_without_dimension(x, y) for y in partners]), whole)
+            groups = own.positions - own.positions.min()
+            n_groups = int(groups.max()) + 1
+            positions = _gains(torch.stack([cka_without_group(x, y, groups, n_groups) for y in partners]), whole)
+            k, p = int(dimensions.argmax()), int(positions.argmax())
+            start = int(own.positions.min())
+            searched.append(
+                LayerSearch(name, layer, float(whole.median()), k, float(dimensions[k]), p + start, float(positions[p]))
+            )
+    return OutlierSearch(tuple(searched), least_gain, n_samples)
+
+
+def _gains(without: Float[Tensor, "partner part"], whole: Float[Tensor, "partner"]) -> Float[Tensor, "part"]:
+    return (without - whole[:, None]).median(0).values.nan_to_num(-1.0)
+
+
+@contextmanager
+def planted(
+    model: TransformerLensModel, layer: int, *, position: int, dimension: int, size: float
+) -> Iterator[TransformerLensModel]:
+    """Within the context, `size` is added to one dimension of the stream after a layer, at one position of every text.
+
+    It is taken off again where the next layer begins, so that the model computes what it did, up to rounding: an
+    outlier of the representation that no loss shows.
+
+    Raises:
+        ValueError: the last layer, after which none could take it off, or a dimension that the stream lacks.
+    """
+    if not 0 <= layer < model.cfg.n_layers - 1 or not 0 <= dimension < model.cfg.d_model:
+        raise ValueError(
+            f"Expected a layer in [0, {model.cfg.n_layers - 1}) and a dimension in [0, {model.cfg.d_model}), got "
+            f"{layer} and {dimension}; the next layer takes the outlier off again."
+        )
+
+    def adds(amount: float):
+        def hook(stream: Float[Tensor, "batch pos d_model"], hook: object) -> Tensor:
+            changed = stream.clone()
+            changed[:, position : position + 1, dimension] += amount
+            return changed
+
+        return hook
+
+    with model.hooks(
+        fwd_hooks=[
+            (f"blocks.{layer}.hook_resid_post", adds(size)),
+            (f"blocks.{layer + 1}.hook_resid_pre", adds(-size)),
+        ],
+        bwd_hooks=[],
+    ):
+        yield model

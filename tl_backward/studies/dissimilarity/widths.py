@@ -1,0 +1,176 @@
+"""How representations change with width and depth: layer by layer CKA and block structure. Their third finding.
+
+Brown et al. 2023 compare a family of language models of growing size layer by layer, find blocks of layers that are
+nearly alike (block structure, Nguyen, Raghu and Kornblith 2021), and members that stand out from their family.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_backward._support.html import table, visible_text
+from tl_backward._support.types import TransformerLensModel
+from tl_backward.dissimilarity.comparison import compare
+from tl_backward.studies.dissimilarity.seeds import over_seeds
+from tl_backward.studies.dissimilarity.streams import nearest_layer
+from tl_backward.text.token_strings import text_frame
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class WidthsAndDepths:
+    """Debiased CKA of every layer against every layer between the members of a family, seed by seed."""
+
+    names: tuple[str, ...]
+    cka: dict[tuple[str, str], Float[Tensor, "seed layer_a layer_b"]]
+    """Between two members of one seed, in the order of `names`; a member with itself included."""
+    other_seed: dict[tuple[str, str], Float[Tensor, "seed layer_a layer_b"]]
+    """The first member against the second of the next seed; a member with itself says how alike one recipe's models are
+    at all. Members of one seed may share initial weights, which these never do. Empty for a single seed."""
+    threshold: float
+    """Of CKA, from which on layers count as one block."""
+    n_samples: int
+
+    def __repr__(self) -> str:
+        n_seeds = len(next(iter(self.cka.values())))
+        return f"WidthsAndDepths({visible_text(', '.join(self.names))}; {n_seeds} seeds, {self.n_samples} samples)"
+
+    def aligned(self, a: str, b: str, *, other_seed: bool = False) -> Float[Tensor, "seed"]:
+        """Mean CKA at equal relative depth: each layer of the shallower member with the nearest of the other."""
+        grid = self._shallow_first(a, b, other_seed)
+        _, n, n_other = grid.shape
+        return torch.stack([grid[:, i, nearest_layer(i, n, n_other)] for i in range(n)]).mean(0)
+
+    def best_matches(self, a: str, b: str, *, other_seed: bool = False) -> Float[Tensor, "seed"]:
+        """How far in relative depth the best matches of the shallower member's layers lie from where they are expected.
+
+        0 where every layer is most like that of its own relative depth.
+        """
+        grid = self._shallow_first(a, b, other_seed)
+        _, n, n_other = grid.shape
+        nearest = torch.tensor([nearest_layer(i, n, n_other) for i in range(n)])
+        return (grid.argmax(2) - nearest).abs().double().mean(1) / n_other
+
+    def _shallow_first(self, a: str, b: str, other_seed: bool) -> Float[Tensor, "seed shallow deep"]:
+        grid = (self.other_seed if other_seed else self.cka)[a, b]
+        return grid if grid.shape[1] <= grid.shape[2] else grid.mT
+
+    def blocks(self, name: str) -> Float[Tensor, "seed"]:
+        """Size of a member's largest block, as a share of its layers: consecutive layers all alike in pairs."""
+        return torch.tensor([largest_block(grid, self.threshold) / len(grid) for grid in self.cka[name, name]])
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One row a pair of members: CKA at equal relative depth, and how far best matches lie, mean and interval."""
+        rows = []
+        same = [(a, b, False) for a, b in self.cka if a != b]
+        for a, b, other_seed in same + [(a, b, True) for a, b in self.other_seed]:
+            alike = over_seeds(self.aligned(a, b, other_seed=other_seed))
+            off = over_seeds(self.best_matches(a, b, other_seed=other_seed))
+            rows.append(
+                {
+                    "a": a,
+                    "b": b,
+                    "seeds": "other" if other_seed else "same",
+                    "cka": float(alike.mean),
+                    "low": float(alike.low),
+                    "high": float(alike.high),
+                    "best_match_off": float(off.mean),
+                    "off_low": float(off.low),
+                    "off_high": float(off.high),
+                    "n_seeds": int(alike.n),
+                }
+            )
+        return text_frame(rows)
+
+    def blocks_frame(self) -> "pandas.DataFrame":
+        """One row a member: its largest block, as a share of layers, and the mean CKA of neighbours and of the ends."""
+        rows = []
+        for name in self.names:
+            grid = self.cka[name, name]
+            next_to = grid.diagonal(1, dim1=1, dim2=2).mean(1)
+            for quantity, values in (
+                ("largest block / layers", self.blocks(name)),
+                ("CKA of neighbouring layers", next_to),
+                ("CKA of first and last layer", grid[:, 0, -1]),
+            ):
+                found = over_seeds(values)
+                bounds = {"mean": float(found.mean), "low": float(found.low), "high": float(found.high)}
+                rows.append({"model": name, "quantity": quantity, **bounds, "n_seeds": int(found.n)})
+        return text_frame(rows)
+
+    def _repr_html_(self) -> str:
+        """Both frames, as static tables."""
+        parts = []
+        for caption, frame in ((repr(self), self.to_frame()), ("Block structure", self.blocks_frame())):
+            cells = frame.astype(object)
+            parts.append(table([str(name) for name in cells.columns], cells.values.tolist(), caption=caption, limit=60))
+        return "".join(parts)
+
+
+def widths_and_depths(
+    families: Sequence[Mapping[str, TransformerLensModel]],
+    data: object,
+    *,
+    threshold: float = 0.9,
+    exclude_first: bool = True,
+    batching: int = 32,
+    show_progress: bool = True,
+) -> WidthsAndDepths:
+    """Compare every layer of every member with every layer of every other, of its own seed and of the next.
+
+    Args:
+        families: one a seed, each the same names with a model; any widths and depths of two layers or more.
+        data: as in `compare`.
+        threshold: of CKA, for a block.
+        exclude_first: leave position 0 out, as one massive activation there can decide CKA.
+        batching: texts a batch.
+        show_progress: show a bar.
+
+    Raises:
+        ValueError: no family, or families of different names.
+    """
+    if not families or any(list(family) != list(families[0]) for family in families):
+        raise ValueError(
+            "Expected one family a seed with the same names in the same order, got "
+            f"{[list(each) for each in families]}; train every member for every seed."
+        )
+    names, n_samples = tuple(families[0]), 0
+    following = [*families[1:], families[0]] if len(families) > 1 else []
+    pairs = list(combinations_with_replacement(names, 2))
+    cka: dict[tuple[str, str], Tensor] = {}
+    other_seed: dict[tuple[str, str], Tensor] = {}
+    total = len(families) * len(pairs) * (2 if following else 1)
+    with tqdm(total=total, desc="compare", unit="pair", disable=not show_progress) as bar:
+
+        def grid(model_a: TransformerLensModel, model_b: TransformerLensModel) -> Tensor:
+            nonlocal n_samples
+            found = compare(
+                model_a, model_b, data, jackknife=0, permutations=0, exclude_first=exclude_first, batching=batching,
+                show_progress=False,
+            )  # fmt: skip
+            n_samples = found.n_samples
+            bar.update()
+            return found["cka"]
+
+        for a, b in pairs:
+            cka[a, b] = torch.stack([grid(family[a], family[b]) for family in families])
+        for a, b in pairs if following else ():
+            both = zip(families, following, strict=True)
+            other_seed[a, b] = torch.stack([grid(family[a], other[b]) for family, other in both])
+    return WidthsAndDepths(names, cka, other_seed, threshold, n_samples)
+
+
+def largest_block(grid: Float[Tensor, "layer layer"], threshold: float) -> int:
+    """How many consecutive layers, at most, are all alike in pairs by at least `threshold`."""
+    n = len(grid)
+    alike = grid >= threshold
+    sizes = [j - i for i in range(n) for j in range(i + 1, n + 1) if j - i == 1 or bool(alike[i:j, i:j].all())]
+    return max(sizes)

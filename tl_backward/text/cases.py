@@ -1,0 +1,261 @@
+"""What an edit is asked and scored on: one case an edit, built in Python or read from CounterFact, JSONL or CSV."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TypeVar
+
+from tl_backward.text.files import lines_of, read_text
+from tl_backward.text.subjects import occurrences
+
+Value = TypeVar("Value")
+Asked = tuple[tuple[str, str], ...]
+"""(prompt, answer) pairs."""
+
+
+@dataclass(frozen=True, repr=False)
+class EditCase:
+    """One edit and the prompts that score it, in CounterFact's terms (Meng et al. 2022, sec. 3.4).
+
+    Answers are the text that follows the prompt, usually with its leading space.
+    """
+
+    prompt: str
+    target: str
+    """The new answer, o*."""
+    answer: str = ""
+    """The true answer before the edit, o_c; "" for whatever the model says."""
+    subject: str | None = None
+    """The subject's text within the prompt."""
+    paraphrases: tuple[str, ...] = ()
+    """The same question in other words: the answer should be the target."""
+    neighbours: Asked = ()
+    """Other subjects with the same true answer: it should stay."""
+    relations: Asked = ()
+    """The same subject asked other things: the answers should stay."""
+    portability: Asked = ()
+    """What should follow from the edit (the country of the new city), with its new answer."""
+    generation: tuple[str, ...] = ()
+    """Openings to continue freely, for fluency; empty for the prompt itself."""
+
+    def __post_init__(self) -> None:
+        """Refuse an edit without a prompt, a target, or anything to change."""
+        if not self.prompt or not self.target:
+            raise ValueError(
+                f"Expected an edit case with a prompt and a target, got {self.prompt!r} and {self.target!r}; give both."
+            )
+        if self.target == self.answer:
+            raise ValueError(
+                f"Expected a target other than the true answer, got {self.target!r} for both; there is nothing to edit."
+            )
+        if self.subject is not None and not occurrences(self.prompt, [self.subject])[0]:
+            raise ValueError(f"Expected the subject within the prompt, got {self.subject!r} for {self.prompt!r}.")
+
+    def __repr__(self) -> str:
+        asked = ("paraphrases", "neighbours", "relations", "portability")
+        counts = "".join(f", {len(getattr(self, name))} {name}" for name in asked if getattr(self, name))
+        return f"EditCase({self.prompt!r}: {self.answer or '?'!r} -> {self.target!r}{counts})"
+
+
+def load_cases(path: str | Path) -> list[EditCase]:
+    """Read edit cases from a file.
+
+    `.json`: CounterFact's list of records (`requested_rewrite`, `paraphrase_prompts`, `neighborhood_prompts`, optional
+    `generation_prompts`); its answers get the leading space they are meant to have. `.jsonl`: one record a line,
+    CounterFact's or an object with the fields of `EditCase`. `.csv`: a header with `prompt` and `target`, optionally
+    `answer` and `subject`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an empty or malformed file; the message names the record (or line) and the field.
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("cases.jsonl").write_text('{"prompt": "Anna Berg lives in the city of", "target": " Oslo"}')
+        >>> tlb.load_cases("cases.jsonl")
+        [EditCase('Anna Berg lives in the city of': '?' -> ' Oslo')]
+    """
+    path = Path(path)
+    readers = {".json": _json, ".jsonl": _jsonl, ".csv": _csv}
+    if path.suffix not in readers:
+        raise ValueError(f"Expected a file of edit cases as {', '.join(readers)}, got {path.name!r}; convert it first.")
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected a file of edit cases, got {str(path)!r}; there is no such file.")
+    try:
+        cases = list(readers[path.suffix](path))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"Expected UTF-8 text in {path.name!r}, got other bytes ({error}); save it anew.") from error
+    if not cases:
+        raise ValueError(f"Expected at least one edit case in {path.name!r}, got none; the file is empty.")
+    return cases
+
+
+def _json(path: Path) -> Iterable[EditCase]:
+    text = read_text(path)
+    if not text.strip():
+        return
+    records = _parsed(text, path.name)
+    if not isinstance(records, list):
+        raise ValueError(f"Expected {path.name!r} to hold a list of records, got {type(records).__name__}.")
+    for index, record in enumerate(records):
+        yield _case(record, f"{path.name!r}, record {index}")
+
+
+def _jsonl(path: Path) -> Iterable[EditCase]:
+    for number, line in enumerate(lines_of(read_text(path)), 1):
+        if line.strip():
+            where = f"{path.name!r}, line {number}"
+            yield _case(_parsed(line, where), where)
+
+
+def _csv(path: Path) -> Iterable[EditCase]:
+    with io.StringIO(read_text(path), newline="") as file:
+        reader = _CheckedRows(file, path.name)
+        missing = {"prompt", "target"} - set(reader.fieldnames or ())
+        if reader.fieldnames and missing:
+            raise ValueError(
+                f"Expected the columns prompt and target in {path.name!r}, line 1, got {reader.fieldnames}; add "
+                f"{', '.join(sorted(missing))}."
+            )
+        for row in reader:
+            yield _plain({key: value for key, value in row.items() if value}, f"{path.name!r}, line {reader.line_num}")
+
+
+class _CheckedRows(csv.DictReader):
+    """Rows of a table that is well formed: every quote ends, and no row has more cells than there are columns."""
+
+    def __init__(self, file: io.StringIO, name: str) -> None:
+        super().__init__(file, strict=True)
+        self._name = name
+
+    def __next__(self) -> dict:
+        try:
+            row = super().__next__()
+        except csv.Error as error:
+            raise ValueError(
+                f"Expected CSV in {self._name!r}, line {self.line_num}, got {error}; look for a quote that never ends."
+            ) from error
+        if None in row:
+            raise ValueError(
+                f"Expected at most {len(self.fieldnames or ())} cells in {self._name!r}, line {self.line_num}, got "
+                f"{len(row) - 1 + len(row[None])}; put text with a comma in quotes."
+            )
+        return row
+
+
+def _parsed(text: str, where: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"Expected JSON in {where}, got {error.msg} (line {error.lineno}); mend the file.") from error
+
+
+def _case(record: object, where: str) -> EditCase:
+    if not isinstance(record, dict):
+        raise ValueError(f"Expected an object in {where}, got {type(record).__name__}; one record is one edit.")
+    return _counterfact(record, where) if "requested_rewrite" in record else _plain(record, where)
+
+
+def _counterfact(record: dict, where: str) -> EditCase:
+    rewrite = record["requested_rewrite"]
+    template, subject = (_field(rewrite, f"requested_rewrite.{name}", _text, where) for name in ("prompt", "subject"))
+    if "{}" not in template:
+        raise ValueError(
+            f"Expected requested_rewrite.prompt with {{}} for the subject in {where}, got {template!r}; CounterFact's "
+            "prompts are templates."
+        )
+    new, true = (
+        _spaced(_field(_field(rewrite, f"requested_rewrite.{name}", _object, where), f"{name}.str", _text, where))
+        for name in ("target_new", "target_true")
+    )
+    paraphrases, neighbours, openings = (
+        _field(record, name, _texts, where, default=())
+        for name in ("paraphrase_prompts", "neighborhood_prompts", "generation_prompts")
+    )
+    return _checked(
+        where,
+        lambda: EditCase(
+            prompt=template.replace("{}", subject, 1),
+            target=new,
+            answer=true,
+            subject=subject,
+            paraphrases=paraphrases,
+            neighbours=tuple((prompt, true) for prompt in neighbours),
+            generation=openings,
+        ),
+    )
+
+
+def _plain(record: dict, where: str) -> EditCase:
+    known = [each.name for each in fields(EditCase)]
+    unknown = [name for name in record if name not in known]
+    if unknown:
+        raise ValueError(f"Expected only {', '.join(known)} in {where}, got {unknown[0]!r} too; rename or drop it.")
+    prompt, target = (_field(record, name, _text, where) for name in ("prompt", "target"))
+    answer, subject = (_field(record, name, _text, where, default="") for name in ("answer", "subject"))
+    paraphrases, openings = (_field(record, name, _texts, where, default=()) for name in ("paraphrases", "generation"))
+    neighbours, relations, portability = (
+        _field(record, name, _pairs, where, default=()) for name in ("neighbours", "relations", "portability")
+    )
+    return _checked(
+        where,
+        lambda: EditCase(
+            prompt, target, answer, subject or None, paraphrases, neighbours, relations, portability, openings
+        ),
+    )
+
+
+def _checked(where: str, make: Callable[[], EditCase]) -> EditCase:
+    try:
+        return make()
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _field(
+    record: object, name: str, read: Callable[[object], Value], where: str, default: Value | None = None
+) -> Value:
+    """One field of a record, read; the last part of a dotted `name` is its key."""
+    key = name.rpartition(".")[2]
+    if not isinstance(record, dict) or key not in record:
+        if default is not None:
+            return default
+        raise ValueError(f"Expected the field {name} in {where}, got a record without it; add it.")
+    try:
+        return read(record[key])
+    except TypeError as error:
+        raise ValueError(f"Expected {error} for {name} in {where}, got {record[key]!r}; mend the record.") from error
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise TypeError("some text")
+    return value
+
+
+def _object(value: object) -> dict:
+    if not isinstance(value, dict):
+        raise TypeError("an object")
+    return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError("a list of texts")
+    return tuple(_text(item) for item in value)
+
+
+def _pairs(value: object) -> Asked:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError("a list of [prompt, answer] pairs")
+    pairs = [_texts(item) for item in value]
+    if any(len(pair) != 2 for pair in pairs):
+        raise TypeError("a list of [prompt, answer] pairs")
+    return tuple((pair[0], pair[1]) for pair in pairs)
+
+
+def _spaced(text: str) -> str:
+    return text if text[0].isspace() else f" {text}"

@@ -1,0 +1,97 @@
+"""Which characters of a text each of its tokens stands for."""
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeAlias, cast
+
+from tl_backward._support.types import Tokenizer
+
+Extent: TypeAlias = tuple[int, int]
+"""[start, end) among a text's characters; empty for a token that stands for none (a BOS)."""
+
+_SPACES = "\N{LOWER ONE EIGHTH BLOCK}\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+
+
+class _OffsetTokenizer(Protocol):
+    def __call__(self, text: str, **options: object) -> Mapping[str, list]: ...
+
+
+def extents_in_text(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list[Extent] | None:
+    """The characters of `text` that each token stands for, as the tokenizer's own offsets say.
+
+    All bytes of a character have that character; a lone "▁" or "Ġ" has none, since the one before a text stands for
+    nothing in it. Where the tokenizer has no offsets (slow ones), those of what the ids decode to, if that differs from
+    the text in spaces, cases and accents alone. None for what is neither.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        return _carried_over(text, *decoded_extents(tokenizer, ids))
+    encode = cast(_OffsetTokenizer, tokenizer)
+    # TransformerLens writes a BOS that the tokenizer does not add before the text, which may change its first token.
+    for before in dict.fromkeys(("", getattr(tokenizer, "bos_token", None) or "")):
+        encoded = encode(before + text, return_offsets_mapping=True, add_special_tokens=False)
+        plain = list(encoded["input_ids"])
+        starts = range(len(ids) - len(plain) + 1)
+        start = next((k for k in starts if list(ids[k : k + len(plain)]) == plain), None)
+        if start is None:
+            continue
+        own = [
+            (max(0, first - len(before)), 0 if _is_space(tokenizer, token) else max(0, last - len(before)))
+            for token, (first, last) in zip(plain, encoded["offset_mapping"], strict=True)
+        ]
+        return [(0, 0)] * start + own + [(len(text), len(text))] * (len(ids) - start - len(plain))
+    return _carried_over(text, *decoded_extents(tokenizer, ids))
+
+
+def _carried_over(text: str, decoded: str, extents: Sequence[Extent]) -> list[Extent] | None:
+    """The extents in a text of those in what it was decoded to."""
+    places, own = ([place for place, char in enumerate(each) if not char.isspace()] for each in (text, decoded))
+    same = [plain(text)[place] for place in places] == [plain(decoded)[place] for place in own]
+    if not same:
+        return None
+    place_of = dict(zip(own, places, strict=True))
+    found = []
+    for start, end in extents:
+        chars = [place_of[place] for place in range(start, end) if place in place_of]
+        found.append((chars[0], chars[-1] + 1) if chars else (0, 0))
+    return found
+
+
+def plain(text: str) -> str:
+    """A text in small letters without accents, as many as it has characters."""
+    letters = (unicodedata.normalize("NFD", char)[0].lower() for char in text)
+    return "".join(letter if len(letter) == 1 else char for letter, char in zip(letters, text, strict=True))
+
+
+def _is_space(tokenizer: Tokenizer, token: int) -> bool:
+    piece = tokenizer.convert_ids_to_tokens(token)
+    return bool(piece) and not piece.strip(_SPACES)
+
+
+def decoded_extents(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, list[Extent]]:
+    """The text that ids decode to, special tokens left out, and the characters of it that each adds.
+
+    Token k adds what the text of the first k tokens and that of all begin with alike, beyond what the first k - 1 do;
+    one that ends within a character's bytes has that character too.
+    """
+    special = set(getattr(tokenizer, "all_special_ids", ()))
+    kept = [int(token) for token in ids if token not in special]
+    text = tokenizer.decode(kept) if kept else ""
+    found: list[Extent] = []
+    n = start = 0
+    for token in ids:
+        if token in special:
+            found.append((start, start))
+            continue
+        n += 1
+        part = tokenizer.decode(kept[:n])
+        same = max(start, _common(part, text))
+        begun = same < len(text) and bool(part[same:]) and not part[same:].strip(_INCOMPLETE)
+        found.append((start, same + begun))
+        start = same
+    return text, found
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

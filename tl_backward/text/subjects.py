@@ -1,0 +1,175 @@
+"""Where a subject stands in a prompt: its tokens, found by characters, whole words first."""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import TypeAlias, cast
+
+from tl_backward._support.types import Tokenizer
+from tl_backward._support.warnings import warn_user
+from tl_backward.text.extents import Extent, decoded_extents, extents_in_text, plain
+
+Span: TypeAlias = str | tuple[int, int] | None
+Subject: TypeAlias = Span | Sequence[Span]
+
+
+class SubjectWarning(UserWarning):
+    """A subject that stands in its prompt more than once, or only within a longer word."""
+
+
+def subject_spans(
+    tokenizer: Tokenizer | None,
+    rows: Sequence[Sequence[int]],
+    texts: Sequence[str] | None,
+    subject: Subject,
+    *,
+    where: str = "the prompt",
+) -> list[tuple[int, int] | None]:
+    """Each prompt's subject as its (start, end) tokens, end excluded, BOS counted.
+
+    Args:
+        tokenizer: the model's.
+        rows: each prompt's real token ids.
+        texts: the prompts as they came; None where they came as ids.
+        subject: text or span, one for all prompts or one each; None for none.
+        where: what the rows are, in words.
+
+    Raises:
+        ValueError: see `find_span`; as many subjects as no prompts.
+    """
+    subjects = _one_each(subject, len(rows))
+    sources: Sequence[str | None] = [None] * len(rows) if texts is None else texts
+    return [
+        None if each is None else find_span(tokenizer, ids, each, text, where=where)
+        for ids, each, text in zip(rows, subjects, sources, strict=True)
+    ]
+
+
+def find_span(
+    tokenizer: Tokenizer | None,
+    ids: Sequence[int],
+    subject: str | tuple[int, int],
+    text: str | None = None,
+    *,
+    where: str = "the prompt",
+) -> tuple[int, int]:
+    """The (start, end) tokens that share a character with the subject, or a span checked against the prompt.
+
+    Looked for in the prompt's own text by the tokenizer's offsets ("paris" where it reads "Paris" so too), else (ids
+    alone) in what the ids decode to. An occurrence that is a word, or several, is preferred to one within a word; of
+    several the first is taken, with a `SubjectWarning`.
+
+    Args:
+        tokenizer: the model's; a span needs none.
+        ids: the prompt's real tokens.
+        subject: text, its white space being any; or a span.
+        text: the prompt, where it came as text.
+        where: what the ids are, in words.
+
+    Raises:
+        ValueError: the subject is not in the prompt, or a span outside it; text without a tokenizer.
+    """
+    if not isinstance(subject, str):
+        return _checked(subject, len(ids))
+    if tokenizer is None:
+        raise ValueError(
+            f"Expected a model with a tokenizer, to find the subject {subject!r}, got one without; give its (start, "
+            "end) among the prompt's tokens."
+        )
+    extents = None if text is None else extents_in_text(tokenizer, ids, text)
+    if text is not None and extents is not None:
+        found, whole = _in_text(tokenizer, text, subject)
+    elif text is not None and not occurrences(plain(text), [plain(subject)])[0]:
+        found, whole, extents = [], False, []
+    else:
+        decoded, extents = decoded_extents(tokenizer, ids)
+        found, whole = occurrences(decoded, [subject, _as_read(tokenizer, subject)])
+    spans = _tokens_of(found, extents)
+    if not spans:
+        reads = tokenizer.decode(list(ids)) if text is None else text
+        raise ValueError(f"Expected the subject to occur in {where}, got {subject!r}; there it reads {reads!r}.")
+    if len(spans) > 1:
+        _warn(f"stands {len(spans)} times in the prompt, at tokens {spans}; the first is taken", ids, subject)
+    elif not whole:
+        _warn(f"stands in the prompt only within a longer word, at tokens {spans[0]}", ids, subject)
+    return spans[0]
+
+
+def occurrences(text: str, forms: Iterable[str]) -> tuple[list[Extent], bool]:
+    """Where the first of some spellings that occurs stands in a text, and whether as whole words.
+
+    Where it stands as whole words anywhere, those places alone.
+    """
+    for form in dict.fromkeys(unicodedata.normalize(how, form) for form in forms for how in ("NFC", "NFD")):
+        pattern = r"\s+".join(map(re.escape, form.split()))
+        if not pattern:
+            continue
+        found = [match.span(1) for match in re.finditer(f"(?=({pattern}))", text)]
+        whole = [(start, end) for start, end in found if not _joined(text, start) and not _joined(text, end)]
+        if whole or found:
+            return whole or found, bool(whole)
+    return [], False
+
+
+def _joined(text: str, place: int) -> bool:
+    """Whether a word goes on over a place in a text, as far as its script shows: Chinese or Japanese words do not."""
+    if not 0 < place < len(text):
+        return False
+    return all(_in_word(char) for char in text[place - 1 : place + 1])
+
+
+def _in_word(char: str) -> bool:
+    wide = unicodedata.east_asian_width(char) in "WF"
+    return (char.isalnum() and not wide) or char == "_" or unicodedata.category(char).startswith("M")
+
+
+def _tokens_of(found: Iterable[Extent], extents: Sequence[Extent]) -> list[tuple[int, int]]:
+    """The tokens that share a character with each place."""
+    spans = []
+    for start, end in found:
+        own = [k for k, (first, last) in enumerate(extents) if first < min(end, last) and last > start]
+        if own:
+            spans.append((own[0], own[-1] + 1))
+    return list(dict.fromkeys(spans))
+
+
+def _in_text(tokenizer: Tokenizer, text: str, subject: str) -> tuple[list[Extent], bool]:
+    """Where a subject stands in a text, letter by letter or else as the tokenizer reads both."""
+    found, whole = occurrences(text, [subject])
+    if found:
+        return found, whole
+    read = _as_read(tokenizer, subject)
+    found, whole = occurrences(plain(text), [plain(subject)])
+    return [place for place in found if _as_read(tokenizer, text[slice(*place)]) == read], whole
+
+
+def _as_read(tokenizer: Tokenizer, text: str) -> str:
+    """A text as the tokenizer gives it back: in small letters, without accents, its characters set apart."""
+    encode = getattr(tokenizer, "encode", None)
+    return text if encode is None else tokenizer.decode(list(encode(text, add_special_tokens=False)))
+
+
+def _warn(what: str, ids: Sequence[int], subject: str) -> None:
+    message = f"The subject {subject!r} {what}; give subject=(start, end) among the {len(ids)} tokens for another."
+    warn_user(message, SubjectWarning)
+
+
+def _checked(span: tuple[int, int], n_tokens: int) -> tuple[int, int]:
+    start, end = (int(place) for place in span)
+    if not 0 <= start < end <= n_tokens:
+        raise ValueError(
+            f"Expected a subject span within the prompt's {n_tokens} tokens, got {(start, end)}; give (start, end) "
+            "with the end excluded."
+        )
+    return start, end
+
+
+def _one_each(subject: Subject, n: int) -> Sequence[Span]:
+    if subject is None or isinstance(subject, str):
+        return [subject] * n
+    if len(subject) and isinstance(subject[0], Integral):
+        return [cast(tuple[int, int], subject)] * n
+    if len(subject) != n:
+        raise ValueError(f"Expected one subject, or one for each of {n} prompts, got {len(subject)}; pair them.")
+    return cast(Sequence[Span], subject)

@@ -1,0 +1,196 @@
+"""Token ids as strings that show what they are: leading spaces kept, bytes and padding rows named."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from tl_backward._support.types import Tokenizer, TransformerLensModel
+from tl_backward.model.inputs import check_reads_text
+
+if TYPE_CHECKING:
+    import pandas
+
+
+_KNOWN: "WeakKeyDictionary[Tokenizer, dict[int, str]]" = WeakKeyDictionary()
+"""The strings of each tokenizer, for as long as somebody has it."""
+
+
+def vocabulary_size(model: TransformerLensModel) -> int:
+    """How many tokens a model reads, the rows of W_E.
+
+    A Bridge's `cfg.d_vocab` is its tokenizer's size once it was given another tokenizer.
+    """
+    return embedding_table(model).shape[0]
+
+
+def embedding_table(model: TransformerLensModel) -> Tensor:
+    """The table that tokens are looked up in [d_vocab, d_model], also where TransformerLens has no name for it.
+
+    Raises:
+        TypeError: the model reads no text.
+    """
+    check_reads_text(model)
+    inner = getattr(model, "original_model", None)
+    find = getattr(inner, "get_input_embeddings", None)
+    try:
+        return model.W_E
+    except AttributeError:
+        if find is None:
+            raise
+        return find().weight
+
+
+def output_size(model: object) -> int | None:
+    """How many tokens a model predicts, the columns of W_U; None where it has none."""
+    try:
+        head = getattr(model, "W_U", None)
+    except NotImplementedError:  # a quantised tensor that cannot be transposed, of [d_vocab, d_model]
+        found = cast(nn.Module, getattr(model, "unembed", None))
+        return next(found.parameters()).shape[0]
+    except AssertionError as error:  # TransformerLens's own, of a component that holds no weight itself
+        raise ValueError(
+            "Expected an unembedding with a weight of its own, got a module around one, which TransformerLens reads no "
+            "W_U from; put the module in its place by itself."
+        ) from error
+    return None if head is None else head.shape[1]
+
+
+def one_vocabulary(model_a: TransformerLensModel, model_b: TransformerLensModel) -> bool:
+    """Whether an id is the same token to both, as their tokenizers tell; where one has none, as their sizes do."""
+    vocabularies = [getattr(model.tokenizer, "get_vocab", None) for model in (model_a, model_b)]
+    known = [get() for get in vocabularies if get is not None]
+    if len(known) == 2:
+        return known[0] == known[1]
+    return vocabulary_size(model_a) == vocabulary_size(model_b)
+
+
+def token_string(tokenizer: Tokenizer | None, token: int) -> str:
+    """One token as text, as it stands in a sentence.
+
+    A sentencepiece word keeps the space it stands for; bytes that are no whole character show as their names (<0xE2>),
+    as does a byte whose character is another token; an id beyond the tokenizer (a padded vocabulary) or without one
+    shows as [id].
+    """
+    if token < 0:
+        return ""
+    if tokenizer is None:
+        return f"[{token}]"
+    try:
+        known = _KNOWN.setdefault(tokenizer, {})
+    except TypeError:  # one that cannot be referred to weakly
+        return _token_string(tokenizer, token)
+    if token not in known:
+        known[token] = _token_string(tokenizer, token)
+    return known[token]
+
+
+def _token_string(tokenizer: Tokenizer, token: int) -> str:
+    try:
+        piece, text = tokenizer.convert_ids_to_tokens(token), tokenizer.decode([token])
+    except (IndexError, KeyError, OverflowError, TypeError, ValueError):
+        return f"[{token}]"
+    if piece is None or (not text and not piece):
+        return f"[{token}]"
+    if not text:
+        return piece
+    if "\N{REPLACEMENT CHARACTER}" in text:
+        return _named_bytes(piece, text)
+    if _BYTE.fullmatch(piece) and _is_another(tokenizer, text, token):
+        return piece
+    if piece.startswith("\N{LOWER ONE EIGHTH BLOCK}") and not text.startswith(" "):
+        return " " + text
+    return text
+
+
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+def _is_another(tokenizer: Tokenizer, text: str, token: int) -> bool:
+    """Whether a text is a token of its own beside the byte that stands for it too."""
+    find = getattr(tokenizer, "convert_tokens_to_ids", None)
+    if find is None:
+        return False
+    none = (None, token, getattr(tokenizer, "unk_token_id", None))
+    return any(find(form) not in none for form in (text, text.replace(" ", "\N{LOWER ONE EIGHTH BLOCK}")))
+
+
+def _named_bytes(piece: str, text: str) -> str:
+    """A piece that decodes to a text with replacement characters: its bytes named where they are no whole character.
+
+    A byte-level piece (GPT-2's) is one whose bytes, as its letters stand for them, decode to that text.
+    """
+    data = bytes(_BYTE_OF[char] for char in piece if char in _BYTE_OF)
+    if len(data) < len(piece) or data.decode(errors="replace") != text:
+        return piece
+    shown = ""
+    while data:
+        try:
+            return shown + data.decode()
+        except UnicodeDecodeError as error:
+            wrong = data[error.start : error.end]
+            shown += data[: error.start].decode() + "".join(f"<0x{byte:02X}>" for byte in wrong)
+            data = data[error.end :]
+    return shown
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letter that GPT-2's kind of tokenizer writes for each byte: its own where that shows, else from 256 on."""
+    seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in seen]
+    return {chr(byte): byte for byte in seen} | {chr(256 + n): byte for n, byte in enumerate(hidden)}
+
+
+_BYTE_OF = _byte_letters()
+
+
+def token_strings(tokenizer: Tokenizer | None, ids: Tensor) -> list:
+    """`token_string` of every id, nested as `ids` is."""
+    return [
+        token_strings(tokenizer, row) if row.ndim else token_string(tokenizer, int(row)) for row in ids.detach().cpu()
+    ]
+
+
+def reads_unknown(tokenizer: Tokenizer | None, text: str) -> bool:
+    """Whether a tokenizer reads something of a text as its unknown token.
+
+    Not where the text names that token itself (GPT-2's <|endoftext|> is its unknown token as well as its BOS).
+    """
+    unknown, encode = getattr(tokenizer, "unk_token_id", None), getattr(tokenizer, "encode", None)
+    if unknown is None or encode is None:
+        return False
+    named = text.count(str(getattr(tokenizer, "unk_token", None)))
+    return list(encode(text, add_special_tokens=False)).count(unknown) > named
+
+
+def unknown_words(tokenizer: Tokenizer | None, text: str) -> list[str]:
+    """The words of a text that the tokenizer reads as its unknown token, with a space before them and without."""
+    words = dict.fromkeys(text.split())
+    return [word for word in words if all(reads_unknown(tokenizer, form) for form in (word, f" {word}"))]
+
+
+def begins_twice(tokenizer: Tokenizer | None, ids: Sequence[int]) -> bool:
+    """Whether tokens begin with two BOS: a text that began with its own got another."""
+    bos = getattr(tokenizer, "bos_token_id", None)
+    return bos is not None and list(ids[:2]) == [bos, bos]
+
+
+def text_frame(rows: Iterable[Mapping[str, object]]) -> "pandas.DataFrame":
+    """Rows as a frame; a column with a string in it holds Python objects, as `text_column` does."""
+    import pandas
+
+    rows = list(rows)
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    with_text = {name for name, values in columns.items() if any(isinstance(value, str) for value in values)}
+    dtypes = {name: object if name in with_text else None for name in columns}
+    return pandas.DataFrame({name: pandas.Series(values, dtype=dtypes[name]) for name, values in columns.items()})
+
+
+def text_column(strings: Iterable[str | None]) -> "pandas.Series":
+    """Untrusted strings as a column of Python objects: the string dtype of pandas 3 refuses lone surrogates."""
+    import pandas
+
+    return pandas.Series(list(strings), dtype=object)

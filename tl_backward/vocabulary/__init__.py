@@ -1,0 +1,1 @@
+"""Vectors and products over the whole vocabulary: what is largest, and where a token stands."""
