@@ -7,7 +7,7 @@ from pathlib import Path
 import beartype
 import jaxtyping
 
-_HERE = str(Path(__file__).parent)
+_HERE = str(Path(__file__).parents[1])
 _CHECKERS = tuple(str(Path(str(module.__file__)).parent) for module in (beartype, jaxtyping))
 
 
