@@ -50,9 +50,10 @@ architectures: .venv/.installed .venv-tl4/.installed  ## what is captured of eve
 format: .venv/.installed  ## the code as ruff formats it
 	.venv/bin/ruff format .
 
-lint: .venv/.installed  ## ruff and pyright
+lint: .venv/.installed  ## ruff, the layers of imports, and pyright
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check -q .
+	.venv/bin/lint-imports --no-logo
 	.venv/bin/pyright
 
 docs: .venv/.docs  ## the documentation, in site/; a warning is an error
@@ -75,4 +76,4 @@ bench: .venv/.installed  ## speed and memory, as ratios within one run
 	.venv/bin/python -m tests.benchmarks
 
 clean:  ## remove the environments and caches
-	rm -rf .venv .venv-tl4 site build dist *.egg-info .pytest_cache .ruff_cache report.html
+	rm -rf .venv .venv-tl4 site build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache report.html

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from tl_backward import inversion as inversion
     from tl_backward import render as render
 
+__version__ = "0.2.0"
+
 _moved.register()
 
 _LAZY = ("alignment", "dissimilarity", "inversion", "render")  # whole capabilities, loaded when they are first used
