@@ -1,0 +1,97 @@
+"""Options of a command from what Python's users call: names, defaults and words stand in one place, its signature.
+
+An option class's attributes and a function's parameters become `--batch-size` and the like; help is their docstring.
+"""
+
+import argparse
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from tl_backward.cli.options import layers, positive
+
+T = TypeVar("T")
+
+
+def add_options(
+    parser: "argparse._ActionsContainer", source: Callable[..., object], *names: str, **defaults: object
+) -> None:
+    """One option for each named parameter of a function, or attribute of an option class (all where none is named).
+
+    `default=value` gives a default that differs from the source's. A whole number is at least 1, but for `seed`.
+
+    Raises:
+        TypeError: an annotation that no text on a command line stands for.
+    """
+    parameters, words = inspect.signature(source).parameters, documented(source)
+    for name in names or parameters:
+        default = defaults.get(name, parameters[name].default)
+        how = _argument(name, parameters[name].annotation, default)
+        shown = default is not None and default is not inspect.Parameter.empty and "action" not in how
+        said = f" (default: {_shown(default)})" if shown else ""
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", default=default, help=words[name].replace("%", "%%") + said, **how
+        )
+
+
+def options_from(arguments: argparse.Namespace, options: Callable[..., T], **others: object) -> T:
+    """An option object of what was given on the command line, and of `others`."""
+    names = [name for name in inspect.signature(options).parameters if hasattr(arguments, name)]
+    return options(**{name: getattr(arguments, name) for name in names} | others)
+
+
+def documented(source: Callable[..., object]) -> Mapping[str, str]:
+    """What a docstring's Args or Attributes say of each name, on one line."""
+    found = re.search(r"^(?:Args|Attributes):\n(.*?)(?=^\S|\Z)", inspect.getdoc(source) or "", re.M | re.S)
+    parts = re.split(r"^    (\w+): ", found[1] if found else "", flags=re.M)[1:]
+    return {name: " ".join(text.split()).rstrip(".") for name, text in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def _argument(name: str, annotation: Any, default: object) -> dict[str, Any]:  # an annotation has no type of its own
+    """How argparse reads an option of a type."""
+    kinds = list(_members(annotation))
+    if kinds == [bool]:
+        return {"action": argparse.BooleanOptionalAction if default else "store_true"}
+    if all(get_origin(kind) is Literal for kind in kinds):
+        return {"choices": [value for kind in kinds for value in get_args(kind)]}
+    if int in kinds and any(_is_list(kind, int) for kind in kinds):
+        return {"type": layers, "metavar": "LIST"}
+    if any(_is_list(kind, str) for kind in kinds):
+        return {"type": several, "metavar": "LIST"}
+    for kind, how in _READ.items():
+        if kind in kinds:
+            return how | ({"type": int} if name == "seed" else {})
+    raise TypeError(f"Expected an annotation that text can stand for, got {annotation!r} of {name!r}.")
+
+
+_READ: dict[object, dict[str, Any]] = {
+    float: {"type": float, "metavar": "X"},
+    int: {"type": positive, "metavar": "N"},
+    str: {"metavar": "NAME"},
+}
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """What a union is made of, None aside."""
+    if get_origin(annotation) in (Union, UnionType):
+        for member in get_args(annotation):
+            yield from _members(member)
+    elif annotation is not NoneType:
+        yield annotation
+
+
+def _is_list(kind: object, of: type) -> bool:
+    origin = get_origin(kind)
+    listed = isinstance(origin, type) and issubclass(origin, Iterable)
+    return listed and any(of in _members(member) for member in get_args(kind))
+
+
+def _shown(default: object) -> str:
+    return ",".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
+
+
+def several(text: str) -> list[str]:
+    """Names from text such as "cka,rsa"."""
+    return [name for name in text.replace(",", " ").split() if name]
