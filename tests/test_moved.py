@@ -4,6 +4,7 @@ import importlib
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +37,9 @@ def test_a_name_that_never_was_is_an_error():
         warnings.simplefilter("error")
         with pytest.raises(AttributeError, match="no_such_name"):
             importlib.import_module("tl_backward.losses").__getattr__("no_such_name")
+
+
+def test_the_table_in_the_docs_is_the_one_that_holds():
+    page = (Path(__file__).parents[1] / "docs" / "moved.md").read_text(encoding="utf-8")
+    rows = [row for row in page.split("## Modules")[1].split("\n## ")[0].splitlines() if row.startswith("| `")]
+    assert rows == [f"| `tl_backward.{old}` | `tl_backward.{new}` |" for old, new in MOVED.items()]
