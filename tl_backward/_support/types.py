@@ -36,7 +36,7 @@ def _checked(signature: F) -> F:
 
 
 class Config(Protocol):
-    """The part of TransformerLens's model configuration that both worlds share."""
+    """The part of TransformerLens's model configuration that both kinds of model share."""
 
     @property
     def n_layers(self) -> int: ...

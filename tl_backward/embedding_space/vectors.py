@@ -41,7 +41,7 @@ class ParameterVectors:
 def parameter_vectors(
     model: TransformerLensModel, weight: str, layer: int | None, head: int | None = None
 ) -> ParameterVectors:
-    """Vectors of a weight by TransformerLens's name, the same in both worlds.
+    """Vectors of a weight by TransformerLens's name, the same in both kinds of model.
 
     Raises:
         ValueError: an unknown weight, one without a d_model side, not finite, or a layer or head that does not apply.
@@ -159,7 +159,7 @@ def _role_of_matrix(model: TransformerLensModel, site: WeightSite) -> Role:
 
 
 def _stored(model: TransformerLensModel, site: WeightSite) -> Tensor:
-    """A parameter in TransformerLens's shape, with what an architecture applies to it: the same in both worlds."""
+    """A parameter in TransformerLens's shape, with what an architecture applies to it: the same in both kinds."""
     if site.is_function and site.kind != "norm":
         raise ValueError(
             f"Expected a weight that is used as it is stored, got {site.name}, of which the model uses a function (a "

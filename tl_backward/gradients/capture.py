@@ -285,7 +285,7 @@ def _depends_on(value: Tensor, origin: object) -> bool:
 
 @contextmanager
 def user_hooks(model: TransformerLensModel, fwd_hooks: HookList, bwd_hooks: HookList) -> Iterator[None]:
-    """`model.hooks(...)` that refuses a name the model lacks, in both worlds."""
+    """`model.hooks(...)` that refuses a name the model lacks, in both kinds of model."""
     if not fwd_hooks and not bwd_hooks:
         yield
         return

@@ -12,7 +12,7 @@ KNOWN_MODELS = ("HookedTransformer", "TransformerBridge")
 
 
 def model_kind(model: object) -> str:
-    """Which TransformerLens world a model lives in; a subclass counts as its parent.
+    """Which of TransformerLens's kinds a model is; a subclass counts as its parent.
 
     Raises:
         TypeError: `model` is neither a HookedTransformer nor a TransformerBridge.

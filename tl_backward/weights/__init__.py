@@ -33,7 +33,7 @@ _LEARNT: "WeakKeyDictionary[TransformerLensModel, tuple[Stamp, WeightSites]]" = 
 def weight_sites(model: TransformerLensModel, tokens: Prompts | None = None, **inputs: object) -> WeightSites:
     """Every weight of `model` that a gradient can be captured for, by TransformerLens's name for it.
 
-    Names are those of TransformerLens's state dict, in both worlds: "embed.W_E", "blocks.3.attn.W_Q",
+    Names are those of TransformerLens's state dict, in both kinds of model: "embed.W_E", "blocks.3.attn.W_Q",
     "blocks.3.mlp.W_out", "blocks.3.ln1.w", "unembed.W_U"; for what TransformerLens has no name for see
     `tl_backward.weights.names`: "blocks.3.mlp.experts.gate_up_proj", "blocks.3.mixer.W_in_proj". A weight is where an
     operation of a pass uses it; `.account()` has a row for each parameter, `.missing` those without a site and why. Two
@@ -108,15 +108,15 @@ def _complete(model: TransformerLensModel, kind: str, learnt: WeightSites) -> We
 def _collect(model: TransformerLensModel, kind: str, batch: Batch | None) -> WeightSites:
     check_checkpointing(model)
     if kind == "HookedTransformer":
-        from tl_backward.weights import hooked_transformer as world
+        from tl_backward.weights import hooked_transformer as places
     else:
-        from tl_backward.weights import transformer_bridge as world
+        from tl_backward.weights import transformer_bridge as places
 
     def run() -> object:
         with rng_untouched(model):
             return own_pass(model) if batch is None else forward(model, batch)
 
-    sites = world.collect(model, run, (probe_batch(model) if batch is None else batch).shapes)
+    sites = places.collect(model, run, (probe_batch(model) if batch is None else batch).shapes)
     if batch is None and kind == "TransformerBridge":
         warn_of_another_attention(model, run)
     return sites
@@ -129,11 +129,11 @@ def rotation(model: TransformerLensModel, layer: int, position: int) -> Float[Te
         ValueError: the architecture turns them in a way that is not known.
     """
     if model_kind(model) == "HookedTransformer":
-        from tl_backward.weights import hooked_transformer as world
+        from tl_backward.weights import hooked_transformer as places
     else:
-        from tl_backward.weights import transformer_bridge as world
+        from tl_backward.weights import transformer_bridge as places
     with torch.no_grad():
-        return world.rotation(model, layer, position)
+        return places.rotation(model, layer, position)
 
 
 def select_sites(sites: WeightSites, weights: object = None) -> dict[str, WeightSite]:
