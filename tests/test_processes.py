@@ -194,7 +194,7 @@ if os.environ["RANK"] == "1":
     holder.{name} = dying
 """
 DIES = {
-    "a comparison": KILLED.format(module="tl_backward.dissimilarity.run", holder="module", name="read_points")
+    "a comparison": KILLED.format(module="tl_backward.dissimilarity.run", holder="module", name="read_samples")
     + COMPARE,
     "training": KILLED.format(module="transformers", holder="module.Trainer", name="training_step") + TRAINING,
 }

@@ -10,7 +10,6 @@ import warnings
 from types import ModuleType
 
 MOVED = {
-    "activations": "model.activations",
     "asked": "text.asked",
     "backward_lens": "lens.backward_lens",
     "blocks": "weights.blocks",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import tl_backward as tlb
 from tl_backward.alignment import match_parameters
-from tl_backward.inversion import collect, preimage_of, resolve_site
+from tl_backward.inversion import collect, preimage_of, resolve_place
 from tl_backward.weights.written_by import written_by
 
 from .table import Row, tokens
@@ -106,7 +106,7 @@ def check_inversion(model, row: Row) -> str:
     """Activations at the last block are the pass's own, and the preimage of a prompt among three is that prompt."""
     last = model.cfg.n_layers - 1
     decoder = f"decoder_blocks.{last}.hook_resid_post"
-    site = resolve_site(model, decoder if decoder in model.hook_dict else ("resid_post", last))
+    site = resolve_place(model, decoder if decoder in model.hook_dict else ("resid_post", last))
     ids = tokens()
     seen = []
     with torch.no_grad(), model.hooks(fwd_hooks=[(site.read_at, lambda x, hook: seen.append(x.detach()))]):

@@ -60,13 +60,13 @@ def training() -> None:
 
 def _stream(model, options):
     """Batches as `train` draws them."""
-    from tl_backward.inversion.activations import SiteReader
+    from tl_backward.activations import PlaceReader
     from tl_backward.inversion.sources import TextSource
     from tl_backward.inversion.stream import TrainingStream
 
-    reader, source = SiteReader(model, list(RECIPE.sites)), TextSource(RECIPE.data(), n_kept=options.n_kept)
-    null = torch.zeros(len(reader.sites), max(reader.widths.values()))
-    return TrainingStream(model, reader.sites, list(RECIPE.positions), source, options.drawing, null, 1)
+    reader, source = PlaceReader(model, list(RECIPE.sites)), TextSource(RECIPE.data(), n_kept=options.n_kept)
+    null = torch.zeros(len(reader.places), max(reader.widths.values()))
+    return TrainingStream(model, reader.places, list(RECIPE.positions), source, options.drawing, null, 1)
 
 
 def sampling() -> None:

@@ -73,10 +73,10 @@ def test_texts_of_a_file(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--site", "blocks.9.hook_resid_mid"], "Expected a site of the model"),
+        (["--site", "blocks.9.hook_resid_mid"], "Expected a hook point of the model"),
         (["--site", "resid_mid,9"], "Expected layers in"),
-        (["--site", "resid_mid,x"], "Expected a site of the model, got 'resid_mid,x'"),
-        (["--site", "result,1,2,3"], "Expected a site of the model, got 'result,1,2,3'"),
+        (["--site", "resid_mid,x"], "Expected a hook point of the model, got 'resid_mid,x'"),
+        (["--site", "result,1,2,3"], "Expected a hook point of the model, got 'result,1,2,3'"),
         (["--site", "resid_mid,1", "--position", "70"], "Expected a position in the query's"),
         (["--site", "resid_mid,1", "--position", "q"], "Expected a position in the query's"),
         (["--epsilon", "0"], "Expected epsilon > 0"),

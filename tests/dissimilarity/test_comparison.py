@@ -570,7 +570,7 @@ BAD = {
     "unknown hook": (dict(hook="resid_pst"), ValueError, "hook point of model A, got .*which it lacks; the nearest are"),
     "unknown name": (dict(hook="blocks.0.hook_reid_post"), ValueError, "which it lacks"),
     "hook b lacks": (dict(hook_b="blocks.9.hook_resid_post"), ValueError, "hook point of model B"),
-    "no names": (dict(hook=[]), ValueError, "at least one hook point"),
+    "no names": (dict(hook=[]), ValueError, "at least one place"),
     "names and layers": (dict(hook=["hook_embed"], layers_a=0), ValueError, "layers only with a short hook name"),
     "a pattern": (dict(hook="pattern"), ValueError, "one vector a token"),
     "a scale": (dict(hook="blocks.0.ln1.hook_scale"), ValueError, "one vector a token"),

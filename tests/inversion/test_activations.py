@@ -7,7 +7,7 @@ from models import HAS_HOOKED_TRANSFORMER, TOKENS, bridge, build, hooked, worlds
 from shared import stories
 
 from inversion.oracle import activations, run
-from tl_backward.inversion import collect, resolve_site
+from tl_backward.inversion import collect, resolve_place
 from tl_backward.inversion.activations import batches, collect_at
 from tl_backward.inversion.texts import encode, encode_rows
 
@@ -48,7 +48,7 @@ def test_collect_is_each_text_alone(world, side, batch_size):
     tokens = padded(side)
     mask = tokens != 1
     values = collect(model, tokens, SITES, mask=mask, batch_size=batch_size, **QUIET)
-    assert list(values) == [resolve_site(model, site) for site in SITES]
+    assert list(values) == [resolve_place(model, site) for site in SITES]
     caches = [run(model, torch.tensor(row)) for row in ROWS]
     for site, value in values.items():
         for index, cache in enumerate(caches):
@@ -60,7 +60,7 @@ def test_collect_is_each_text_alone(world, side, batch_size):
 @every_world
 def test_without_padding_and_at_one_position(world):
     model = build(world)
-    site = resolve_site(model, ("result", 0, 1))
+    site = resolve_place(model, ("result", 0, 1))
     values = collect(model, TOKENS, site, **QUIET)[site]
     for row, value in zip(TOKENS, values, strict=True):
         torch.testing.assert_close(value, oracle(model, row, site))
@@ -77,7 +77,7 @@ def test_a_heads_result_is_the_models_own():
     model = hooked("attn_result")
     _, cache = model.run_with_cache(TOKENS)
     for head in range(4):
-        site = resolve_site(model, ("result", 1, head))
+        site = resolve_place(model, ("result", 1, head))
         torch.testing.assert_close(
             collect(model, TOKENS, site, **QUIET)[site], cache["blocks.1.attn.hook_result"][:, :, head]
         )
@@ -86,7 +86,7 @@ def test_a_heads_result_is_the_models_own():
 @pytest.mark.parametrize("family", ["llama", "qwen2", "neox", "gemma2"])
 def test_heads_of_other_architectures_sum_to_the_attentions_output(family):
     model = bridge(family)
-    sites = [resolve_site(model, ("result", 1, head)) for head in range(4)]
+    sites = [resolve_place(model, ("result", 1, head)) for head in range(4)]
     values = collect(model, TOKENS, sites, **QUIET)
     _, cache = model.run_with_cache(TOKENS)
     out = cache["blocks.1.attn.hook_out"]
@@ -99,7 +99,7 @@ def test_heads_of_other_architectures_sum_to_the_attentions_output(family):
 def test_a_real_model(kind):
     model = stories(kind)
     texts = encode(model, ["Once upon a time there was a dog.", "Lily", "The sun was hot and"])
-    site = resolve_site(model, ("resid_mid", 2))
+    site = resolve_place(model, ("resid_mid", 2))
     values = collect(model, texts.tokens, site, mask=texts.mask, **QUIET)[site]
     for index in range(3):
         expected = oracle(model, texts.row(index), site).float()
@@ -109,7 +109,7 @@ def test_a_real_model(kind):
 @every_world
 def test_a_users_hooks_are_seen_and_layers_beyond_do_not_run(world):
     model = build(world)
-    site = resolve_site(model, ("resid_post", 0))
+    site = resolve_place(model, ("resid_post", 0))
     plain = collect(model, TOKENS, site, **QUIET)[site]
     with model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda x, hook: x * 2), ("blocks.1.hook_mlp_out", boom)]):
         torch.testing.assert_close(collect(model, TOKENS, site, **QUIET)[site], plain * 2)
@@ -134,8 +134,8 @@ def test_no_trace(world, setting):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sites": ("pattern", 0)}, "Expected 'blocks.0.attn.hook_pattern' of model to hold one vector a token"),
-        ({"sites": []}, "Expected at least one site, got an empty list"),
+        ({"sites": ("pattern", 0)}, "Expected 'blocks.0.attn.hook_pattern' of the model to hold one vector a token"),
+        ({"sites": []}, "Expected at least one place, got an empty list"),
         ({"sites": ("resid_pre", 0), "mask": torch.zeros(TOKENS.shape, dtype=torch.bool)}, "Expected a real token in every row, got none in row 0"),
         ({"sites": ("resid_pre", 0), "batch_size": 0}, "Expected batch_size of at least 1, got 0"),
     ],

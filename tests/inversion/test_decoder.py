@@ -156,7 +156,9 @@ def test_another_site_is_refused(decoder):
         ValueError, match=r"was trained on, got 'blocks.1.hook_resid_post'; it knows blocks.0.hook_resid_post"
     ):
         decoder.sample(QUERY, site=("resid_post", 1), position=-1)
-    with pytest.raises(ValueError, match="Expected a site of the model, got 'blocks.0.hook_resid_pst', which it lacks"):
+    with pytest.raises(
+        ValueError, match="Expected a hook point of the model, got 'blocks.0.hook_resid_pst', which it lacks"
+    ):
         decoder.preimage(QUERY, site="blocks.0.hook_resid_pst", position=-1)
 
 

@@ -13,7 +13,7 @@ from models import worlds
 
 from inversion.oracle import domain, scores
 from inversion.tiny import cached
-from tl_backward.inversion import ActivationIndex, enumerate_preimage, resolve_site
+from tl_backward.inversion import ActivationIndex, enumerate_preimage, resolve_place
 from tl_backward.inversion.enumeration import _outside
 from tl_backward.inversion.texts import Encoded, encode
 
@@ -65,7 +65,7 @@ def random_index(n_texts, length, d, seed, match, dtype=torch.float32, scale=1.0
     texts = Encoded(tokens, torch.full((n_texts,), length), None)
     starts = torch.arange(n_texts + 1) * (1 if match == "same" else length)
     model = cached("bridge")
-    site = resolve_site(model, ("resid_post", 0))
+    site = resolve_place(model, ("resid_post", 0))
     return ActivationIndex(model, texts, site, -1, match, values, torch.linalg.vecdot(values, values), starts)
 
 
@@ -168,7 +168,7 @@ def test_a_domain_that_does_not_fit():
         ({"metric": "dot"}, "Expected metric to be one of"),
         ({"match": "some"}, "Expected match to be one of any, same, got 'some'"),
         ({"position": 9}, "Expected a position in the query's 3 tokens"),
-        ({"site": ("resid", 0)}, "Expected a site of the model"),
+        ({"site": ("resid", 0)}, "Expected a hook point of the model"),
         ({"inputs": iter(())}, "Expected at least one text, got none"),
     ],
 )

@@ -114,5 +114,6 @@ def test_stories_through_the_script(capsys, tmp_path):
     assert "Expected --data FILE with --case texts" in capsys.readouterr().err
     assert main([*small, "--site", "resid_post,x", "--out", str(tmp_path / "c")]) == 1
     assert (
-        "Expected a site of the model, got 'resid_post,x'" in capsys.readouterr().err and not (tmp_path / "c").exists()
+        "Expected a hook point of the model, got 'resid_post,x'" in capsys.readouterr().err
+        and not (tmp_path / "c").exists()
     )

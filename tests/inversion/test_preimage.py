@@ -10,7 +10,7 @@ from models import build, tokenizer, worlds
 
 from inversion.oracle import scores
 from inversion.tiny import cached
-from tl_backward.inversion import Site, pool_preimage, preimage_of, read_query
+from tl_backward.inversion import Place, pool_preimage, preimage_of, read_query
 from tl_backward.inversion.preimage import assemble
 from tl_backward.inversion.scoring import Scores
 from tl_backward.inversion.texts import encode, encode_rows
@@ -106,7 +106,7 @@ def test_frame_repr_and_html():
         repr(found)
         == f"Preimage('{QUERY}' at blocks.0.attn.hook_result[1], position 4: {n} of 7 texts within 0.3, by given)"
     )
-    assert found.site == Site("blocks.0.attn.hook_result", 1)
+    assert found.site == Place("blocks.0.attn.hook_result", head=1)
     html = found._repr_html_()
     assert html.count("<tr>") == 1 + max(n, 7 - n) and "w3 w3 w41" in html and "<script" not in html
 
@@ -146,7 +146,7 @@ def zero(x, hook):
         ({"epsilon": 0.0}, ValueError, "Expected epsilon > 0, got 0.0"),
         ({"metric": "dot"}, ValueError, "Expected metric to be one of euclidean, cosine, got 'dot'"),
         ({"match": "all"}, ValueError, "Expected match to be one of any, same, got 'all'"),
-        ({"site": ("resid_md", 1)}, ValueError, "Expected a site of the model, got 'blocks.1.hook_resid_md'"),
+        ({"site": ("resid_md", 1)}, ValueError, "Expected a hook point of the model, got 'blocks.1.hook_resid_md'"),
         ({"position": 5}, ValueError, "Expected a position in the query's 5 tokens"),
         ({"position": "w30"}, ValueError, "got 'w30'"),
         ({"texts": []}, ValueError, "Expected at least one text, got none"),

@@ -5,13 +5,13 @@ import torch
 from models import build, worlds
 
 from inversion.small import SITES, texts
-from tl_backward.inversion.sites import resolve_sites
 from tl_backward.inversion.sources import TextSource
 from tl_backward.inversion.stream import BLOCK, CHUNK, Drawing, Shares, TrainingStream
+from tl_backward.model.place import resolve_places
 
 
 def stream(model, positions=(-1, 2), *, data=texts, null=None, n_kept=5, **drawing):
-    sites = resolve_sites(model, SITES)
+    sites = resolve_places(model, SITES)
     drawing = Drawing(**{"batch_size": 12, "pairs": 3, "no_information": 0.0} | drawing)
     null = torch.zeros(len(sites), 24, dtype=torch.float64) if null is None else null
     return TrainingStream(model, sites, positions, TextSource(data, n_kept=n_kept), drawing, null, 1)

@@ -115,17 +115,17 @@ def test_bfloat16(tmp_path):
 
 def test_rates_are_distances_by_hand():
     model = build(worlds()[0])
-    from tl_backward.inversion.activations import SiteReader
+    from tl_backward.activations import PlaceReader
     from tl_backward.inversion.texts import encode
 
-    reader = SiteReader(model, SITES)
+    reader = PlaceReader(model, SITES)
     asked, others = encode(model, ["w3 w4 w5", "w6 w7"]), encode(model, ["w8 w9 w3", "w4 w4 w4 w4 w5", "w7"])
     queries = read_queries(reader, asked, [-1, 3], 24)
     assert len(queries.sites) == 3 * 3, "the second text has no position 3"
     picked = torch.arange(len(queries.sites)) % 3
     found = nearest_distances(reader, others.select(picked), queries)
     for i, site in enumerate(queries.sites.tolist()):
-        z = queries.activations[i][: reader.widths[reader.sites[site]]]
+        z = queries.activations[i][: reader.widths[reader.places[site]]]
         _, cache = model.run_with_cache(torch.tensor([others.row(int(picked[i]))]))
         value = [cache["blocks.0.hook_resid_post"][0], cache["blocks.1.attn.hook_z"][0, :, 2],
                  cache["blocks.1.attn.hook_z"][0, :, 0] @ model.W_O[1, 0]][site]  # fmt: skip
@@ -134,7 +134,7 @@ def test_rates_are_distances_by_hand():
 
 
 BAD = {
-    "a site it lacks": ({"sites": ("resid_pst", 0)}, ValueError, "Expected a site of the model"),
+    "a site it lacks": ({"sites": ("resid_pst", 0)}, ValueError, "Expected a hook point of the model"),
     "a head it lacks": ({"sites": ("z", 0, 9)}, IndexError, "head"),
     "no text": ({"data": lambda epoch: iter(())}, ValueError, "Expected at least one text to train on"),
     "ends early": (

@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 CALLS = {
-    "resolve_site(model, 7)": "TypeError: Expected a site as a hook name, (short name, layer) or (short name, layer, head), got 7",
-    "resolve_site(model, ('z',))": "TypeError: Expected a site as a hook name",
-    "resolve_site(model, ('z', '0'))": "TypeError: Expected a site as a hook name",
-    "resolve_site(object(), ('z', 0))": "TypeError: Expected a TransformerLens model",
+    "resolve_place(model, 7)": "TypeError: Expected a place as a hook name, (short name, layer) or (short name, layer, head), got 7",
+    "resolve_place(model, ('z',))": "TypeError: Expected a place as a hook name",
+    "resolve_place(model, ('z', '0'))": "TypeError: Expected a place as a hook name",
+    "resolve_place(object(), ('z', 0))": "TypeError: Expected a TransformerLens model",
     "encode(model, [3])": "TypeError: Expected inputs as a list of texts or a tensor of tokens [text, pos], got a list of something else",
     "encode(model, 3)": "TypeError: Expected inputs as a list of texts or a tensor of tokens [text, pos], got a int of something else",
     "encode(model, torch.tensor([0, 1]))": "TypeError: Expected integer tokens [text, pos], got torch.int64 of shape [2]",
@@ -24,7 +24,7 @@ def test_messages():
 import sys, torch
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from models import bridge
-from tl_backward.inversion import common_features, preimage_of, resolve_site
+from tl_backward.inversion import common_features, preimage_of, resolve_place
 from tl_backward.inversion.positions import find_positions
 from tl_backward.inversion.texts import encode
 model = bridge()

@@ -615,7 +615,7 @@ def entry_points():
         "related_pairs": lambda m: embedding.related_pairs(m, "KV", 0),
         "parameter_coherence": lambda m: embedding.parameter_coherence(m, "W_out", layer=0),
         "parameter_activation_overlap": lambda m: embedding.parameter_activation_overlap(m, [prompt], "W_out", 0),
-        "resolve_site": lambda m: inversion.resolve_site(m, "blocks.0.hook_resid_post"),
+        "resolve_place": lambda m: inversion.resolve_place(m, "blocks.0.hook_resid_post"),
         "collect": lambda m: inversion.collect(m, ids, ["blocks.0.hook_resid_post"]),
         "read_query": lambda m: inversion.read_query(m, prompt, "blocks.0.hook_resid_post", -1),
         "preimage_of": lambda m: inversion.preimage_of(m, [prompt], prompt, "blocks.0.hook_resid_post", -1),
@@ -645,7 +645,7 @@ def test_what_is_no_such_model_is_said_everywhere():
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-OF_IMAGES = ("weight_sites", "extend", "unextend", "rank_one_edit", "run_with_gradient_cache", "resolve_site")
+OF_IMAGES = ("weight_sites", "extend", "unextend", "rank_one_edit", "run_with_gradient_cache", "resolve_place")
 """What needs no words, or says so with a sentence of its own."""
 
 

@@ -15,12 +15,12 @@ from tl_backward.inversion import (
     names,
     pool_preimage,
     read_preimage,
-    resolve_site,
+    resolve_place,
     search_preimage,
 )
 from tl_backward.inversion.positions import Position
-from tl_backward.inversion.sites import SiteLike
 from tl_backward.inversion.texts import Encoded, encode, encode_starts
+from tl_backward.model.place import PlaceLike
 
 _CHAINS, _STEPS = 64, 400  # of a search
 
@@ -59,7 +59,7 @@ class Questions:
         return load(name, model=self.model) if name in names() and self.arguments.data is None and fits else None
 
     def _default_method(self) -> str:
-        asked = [resolve_site(self.model, site) for site in self.arguments.site or ()]
+        asked = [resolve_place(self.model, site) for site in self.arguments.site or ()]
         if self.decoder is not None and all(site in self.decoder.sites for site in asked):
             return "decoder"
         if self.arguments.data is not None:
@@ -67,7 +67,7 @@ class Questions:
         return "enumerate" if self.task.is_small else "search"
 
     @cached_property
-    def sites(self) -> list[SiteLike]:
+    def sites(self) -> list[PlaceLike]:
         """Those named, or the decoder's, or the residual stream after every layer."""
         if self.arguments.site:
             return list(self.arguments.site)
@@ -85,7 +85,7 @@ class Questions:
         cut = self.arguments.data is not None
         return encode_starts(self.model, texts, self.arguments.max_tokens) if cut else encode(self.model, texts)
 
-    def answer(self, site: SiteLike, position: Position) -> SiteReading:
+    def answer(self, site: PlaceLike, position: Position) -> SiteReading:
         """The preimage at one site and position, beside retrieval and, of few inputs, the exact one."""
         near = pool_preimage(
             self.model, self.pool, self.arguments.prompt, site, position, n=self.arguments.n, valid=self.task.valid,

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from tl_backward._support.types import TransformerLensModel
+from tl_backward.activations.reader import Heads, PlaceReader
 from tl_backward.dissimilarity._processes import process
-from tl_backward.dissimilarity.activations import Heads, Hook, find_points
+from tl_backward.dissimilarity.activations import labels
 from tl_backward.dissimilarity.evaluation import N_PERMUTED, Wanted, check_sampled, find_measures
 from tl_backward.dissimilarity.memory import plan_memory
 from tl_backward.dissimilarity.reading import Align, Mask, Reading, Sample
@@ -18,6 +19,7 @@ from tl_backward.dissimilarity.run import Run
 from tl_backward.dissimilarity.tokens import count_tokens
 from tl_backward.model.checks import check_model
 from tl_backward.model.inputs import check_reads_text
+from tl_backward.model.place import Places
 
 
 def compare(
@@ -25,8 +27,8 @@ def compare(
     model_b: TransformerLensModel,
     data: object,
     *,
-    hook: Hook = "resid_post",
-    hook_b: Hook | None = None,
+    hook: Places = "resid_post",
+    hook_b: Places | None = None,
     layers_a: int | Sequence[int] | None = None,
     layers_b: int | Sequence[int] | None = None,
     heads: str = "flatten",
@@ -66,7 +68,7 @@ def compare(
             split, streaming too), of token tensors [batch, pos], or of pairs (tokens, attention_mask); or one token
             tensor.
         hook: TransformerLens's short name of a hook point in every layer ("resid_post", "z", "post", "mlp_out"), or
-            full names, one or a list.
+            places by any of their names (see `tl_backward.model.place.resolve_place`), one or a list.
         hook_b: the same for B; None for A's.
         layers_a: layers for a short name; None for all, negative from the end.
         layers_b: the same for B.
@@ -123,13 +125,17 @@ def compare(
     reading = Reading(
         batching, cast(Sample, sample), exclude_first, mask, cast(Align, align), text_key, prepend_bos, max_tokens
     )
-    points_a = find_points(model_a, hook, layers_a, cast(Heads, heads), "model A")
-    points_b = find_points(model_b, hook if hook_b is None else hook_b, layers_b, cast(Heads, heads), "model B")
+    hook_b = hook if hook_b is None else hook_b
+    each = cast(Heads, heads)
+    readers = (
+        PlaceReader(model_a, hook, layers=layers_a, heads=each, which="model A"),
+        PlaceReader(model_b, hook_b, layers=layers_b, heads=each, which="model B"),
+    )
     models = (model_a, model_b)
     rank, world = process()
     dtype = torch.promote_types(model_a.W_U.dtype, model_b.W_U.dtype)
-    n_samples = _most_samples(models, data, reading, max(point.width for point in (*points_a, *points_b)))
-    widths_a, widths_b = [point.width for point in points_a], [point.width for point in points_b]
+    n_samples = _most_samples(models, data, reading, max(max(reader.widths.values()) for reader in readers))
+    widths_a, widths_b = (list(reader.widths.values()) for reader in readers)
     plan = plan_memory(
         widths_a, widths_b, itemsize=8 if wanted.double else dtype.itemsize,
         n_samples=n_samples if world == 1 else None, jackknife=jackknife,
@@ -138,7 +144,7 @@ def compare(
     )  # fmt: skip
     if show_plan:
         print(plan)
-    run = Run(models, (points_a, points_b), reading, wanted, plan, dtype, seed)
+    run = Run(readers, (labels(readers[0], hook), labels(readers[1], hook_b)), reading, wanted, plan, dtype, seed)
     run.prepare(_kept(wanted, permutations, sample_size), n_samples)
     run.stream(data, n_batches, rank, world, checkpoint, show_progress)
     for part in run.gathered.values():

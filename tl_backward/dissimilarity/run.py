@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_backward._support.types import TransformerLensModel
-from tl_backward.dissimilarity.activations import Point, read_points
+from tl_backward.activations import PlaceReader
+from tl_backward.dissimilarity.activations import read_samples
 from tl_backward.dissimilarity.checkpoint import Gathered, load_checkpoint, save_checkpoint
 from tl_backward.dissimilarity.evaluation import Wanted, evaluate
 from tl_backward.dissimilarity.grouped import GroupedStatistics
@@ -22,6 +22,7 @@ from tl_backward.dissimilarity.sampling import RowSample
 from tl_backward.dissimilarity.statistics import CovarianceStatistics
 from tl_backward.dissimilarity.tally import Tally
 from tl_backward.dissimilarity.tokens import pair_batch
+from tl_backward.model.place import Place
 from tl_backward.text.prompts import Batch, warn_of_two_beginnings
 
 FEWEST_SAMPLES = 4  # the unbiased HSIC divides by n - 3
@@ -33,24 +34,25 @@ class Run:
 
     def __init__(
         self,
-        models: tuple[TransformerLensModel, TransformerLensModel],
-        points: tuple[list[Point], list[Point]],
+        readers: tuple[PlaceReader, PlaceReader],
+        labels: tuple[list[str], list[str]],
         reading: Reading,
         wanted: Wanted,
         plan: MemoryPlan,
         dtype: torch.dtype,
         seed: int,
     ) -> None:
-        self.models, self.points, self.reading, self.wanted, self.plan = models, points, reading, wanted, plan
+        self.readers, self.labels, self.reading, self.wanted, self.plan = readers, labels, reading, wanted, plan
+        self.models = (readers[0].model, readers[1].model)
         self.dtype, self.seed = dtype, seed
-        device = models[0].W_U.device
+        device = self.models[0].W_U.device
         self.device = device if device.type != "mps" else torch.device("cpu")  # which has no float64
-        self.alone = models[0] is models[1] and points[0] == points[1]
+        self.alone = self.models[0] is self.models[1] and readers[0].places == readers[1].places
 
     def prepare(self, sample_size: int, n_samples: int | None) -> None:
         """Make what gathers."""
         self.begun_twice = False
-        widths = [[point.width for point in side] for side in self.points]
+        widths = [list(reader.widths.values()) for reader in self.readers]
         self.gathered: dict[str, Gathered] = {}
         self.tally = self.gathered["tally"] = Tally(len(widths[0]), len(widths[1]))
         size = n_samples or 0 if self.plan.route == "gram" else sample_size
@@ -117,8 +119,8 @@ class Run:
         if isinstance(item, list) and not self.begun_twice:
             own = zip(self.models, (pairs.a, pairs.b), strict=True)
             self.begun_twice = any(warn_of_two_beginnings(model, batch.rows()) for model, batch in own)
-        rows_a = read_points(self.models[0], self.points[0], pairs, "a", self.reading.sample)
-        rows_b = rows_a if self.alone else read_points(self.models[1], self.points[1], pairs, "b", self.reading.sample)
+        rows_a = read_samples(self.readers[0], pairs, "a", self.reading.sample)
+        rows_b = rows_a if self.alone else read_samples(self.readers[1], pairs, "b", self.reading.sample)
         rows_a, rows_b = ([row.to(self.device) for row in rows] for rows in (rows_a, rows_b))
         self.tally.update(pairs, [*rows_a, *rows_b])
         self.sample.update(number, [*rows_a, *rows_b])
@@ -131,7 +133,7 @@ class Run:
         """What a checkpoint must agree with."""
         reading = {name: value for name, value in vars(self.reading).items() if name != "mask"}
         return {
-            "points": [[f"{point.name}:{point.head}:{point.width}" for point in side] for side in self.points],
+            "points": [[f"{p.name}:{p.head}:{width}" for p, width in each.widths.items()] for each in self.readers],
             "measures": self.wanted.names,
             "estimator": self.wanted.estimator,
             "route": self.plan.route,
@@ -153,7 +155,7 @@ class Run:
                 f"Expected at least {FEWEST_SAMPLES} samples, got {n}; give more texts, or sample every token."
             )
         if self.plan.route == "gram":
-            self.sums = _from_rows(self.sample, len(self.points[0]), self.plan.n_groups)
+            self.sums = _from_rows(self.sample, len(self.labels[0]), self.plan.n_groups)
         self._check_varies()
         if self.minibatch is not None and self.minibatch.n_skipped:
             warnings.warn(
@@ -162,7 +164,7 @@ class Run:
             )
         found = evaluate(
             self.wanted, sums=self.sums, sample=self.sample, minibatch=self.minibatch,
-            layers=([point.label for point in self.points[0]], [point.label for point in self.points[1]]),
+            layers=self.labels,
             n_permutations=n_permutations, n_groups=n_groups, seed=self.seed, show_progress=show_progress,
         )  # fmt: skip
         share = tally.first_share()
@@ -172,8 +174,8 @@ class Run:
             groups = len(self.minibatch.numbers)
         return Comparison(
             measures=self.wanted.names,
-            layers_a=tuple(point.label for point in self.points[0]),
-            layers_b=tuple(point.label for point in self.points[1]),
+            layers_a=tuple(self.labels[0]),
+            layers_b=tuple(self.labels[1]),
             values=found.values,
             standard_errors=found.errors,
             null_means=found.nulls,
@@ -190,7 +192,7 @@ class Run:
             n_permuted=found.n_permuted,
             n_permutations=n_permutations,
             first_excluded=self.reading.exclude_first,
-            first_share=(share[: len(self.points[0])], share[len(self.points[0]) :]),
+            first_share=(share[: len(self.labels[0])], share[len(self.labels[0]) :]),
             aligned="characters" if tally["by_characters"] else "tokens",
             coverage=(self._share("tokens_a"), self._share("tokens_b")),
             unknown=(self._unknown("a"), self._unknown("b")),
@@ -200,6 +202,10 @@ class Run:
             seed=self.seed,
         )
 
+    @property
+    def _places(self) -> list[tuple[Place, str]]:
+        return [(place, side) for side, reader in zip("AB", self.readers, strict=True) for place in reader.places]
+
     def _share(self, name: str) -> float:
         return self.tally["pairs"] / max(1, self.tally[name])
 
@@ -208,12 +214,12 @@ class Run:
 
     def _check_varies(self) -> None:
         """Refuse a layer that is the same at every sample."""
-        for index, (point, side) in enumerate([(p, "A") for p in self.points[0]] + [(p, "B") for p in self.points[1]]):
+        for index, (place, side) in enumerate(self._places):
             rows = self.sample.layers[index]
             if len(rows) and bool((rows == rows[0]).all()):
                 raise ValueError(
                     f"Expected activations that vary, got one and the same vector at all {len(rows)} samples at "
-                    f"{point.name!r} of model {side}; choose another hook point, or other tokens (position 0 is always "
+                    f"{str(place)!r} of model {side}; choose another hook point, or other tokens (position 0 is always "
                     "the same)."
                 )
 
@@ -221,10 +227,9 @@ class Run:
         worst = int(share.argmax())
         if self.reading.exclude_first or float(share[worst]) <= 0.5:
             return
-        points = [*self.points[0], *self.points[1]]
-        side = "A" if worst < len(self.points[0]) else "B"
+        place, side = self._places[worst]
         warnings.warn(
-            f"The tokens at position 0 make up {float(share[worst]):.0%} of sum |x|^2 at {points[worst].name!r} of "
+            f"The tokens at position 0 make up {float(share[worst]):.0%} of sum |x|^2 at {str(place)!r} of "
             f"model {side} and may decide the measures alone; pass exclude_first=True to leave them out.",
             stacklevel=4,
         )

@@ -16,15 +16,17 @@ from tl_backward.inversion.query import Query, read_query
 from tl_backward.inversion.search import search_preimage
 from tl_backward.inversion.shipped import load, names
 from tl_backward.inversion.site_reading import ShownText, SiteReading, read_preimage
-from tl_backward.inversion.sites import Site, resolve_site
+from tl_backward.inversion.sites import Site as Site
+from tl_backward.inversion.sites import resolve_site as resolve_site
 from tl_backward.inversion.stream import Drawing
 from tl_backward.inversion.tasks import Task, task_of, task_of_texts
 from tl_backward.inversion.training import TrainingOptions, train
+from tl_backward.model.place import Place, resolve_place
 
 __all__ = [
-    # sites and activations
-    "Site",
-    "resolve_site",
+    # places and activations
+    "Place",
+    "resolve_place",
     "collect",
     "Query",
     "read_query",

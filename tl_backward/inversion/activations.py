@@ -1,4 +1,4 @@
-"""Activations at sites: many texts in batches, one forward pass each up to the last block that is needed."""
+"""Activations at places of many texts, in batches of like widths."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,77 +9,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_backward._support.types import TransformerLensModel, typed
-from tl_backward.dissimilarity.activations import find_points
-from tl_backward.embedding_space.vectors import parameter_vectors
-from tl_backward.inversion.sites import Site, SiteLike, resolve_sites
+from tl_backward.activations import PlaceReader
 from tl_backward.inversion.texts import Encoded, encode
-from tl_backward.model.activations import forward, last_layer, watch
+from tl_backward.model.place import Place, Places
 from tl_backward.text.ids import as_ids
 from tl_backward.text.prompts import Batch
 
 BATCH_SIZE = 256
-
-
-class SiteReader:
-    """Reads sites at chosen tokens of one batch after another; what one forward pass can be asked is checked once."""
-
-    def __init__(self, model: TransformerLensModel, sites: SiteLike | list[SiteLike]) -> None:
-        """Resolve the sites and probe them.
-
-        Raises:
-            ValueError: as for `resolve_site`, or a site that holds no vector a token.
-        """
-        self.model, self.sites = model, resolve_sites(model, sites)
-        self._watched = list(dict.fromkeys(site.read_at for site in self.sites))
-        points = find_points(model, self._watched, None, "flatten")
-        found = {point.name: point.width for point in points}
-        self._outputs = {
-            site: parameter_vectors(model, "W_O", site.layer, site.head).vectors
-            for site in self.sites
-            if site.is_result
-        }
-        self.widths = {site: self._width(site, found[site.read_at]) for site in self.sites}
-        self._stop = last_layer(self._watched)
-
-    def _width(self, site: Site, flat: int) -> int:
-        if site.is_result:
-            return self._outputs[site].shape[1]
-        return flat if site.head is None else self.model.cfg.d_head
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the activations."""
-        return self.model.W_U.dtype
-
-    def __call__(
-        self, tokens: Int[Tensor, "batch pos"], text: Int[Tensor, "sample"], at: Int[Tensor, "sample"]
-    ) -> dict[Site, Float[Tensor, "sample _"]]:
-        """Each site's activations at the tokens [text, at] of right-padded rows, on the model's device.
-
-        Raises:
-            ValueError: NaN or inf; the site is named.
-            RuntimeError: a site did not run.
-        """
-        with watch(self.model, self._watched, text, at) as seen, torch.no_grad():
-            forward(self.model, tokens.to(self.model.W_U.device), self._stop)
-        return {site: self._checked(site, seen) for site in self.sites}
-
-    def _checked(self, site: Site, seen: dict[str, Tensor]) -> Tensor:
-        if site.read_at not in seen:
-            raise RuntimeError(
-                f"Expected {site.read_at!r} to run in every forward pass, but it did not; the model takes another way "
-                "through these tokens, choose another site."
-            )
-        value = seen[site.read_at]
-        value = value.flatten(1) if site.head is None else value[:, site.head]
-        if site.is_result:
-            value = value @ self._outputs[site].to(value)
-        if not torch.isfinite(value).all():
-            raise ValueError(
-                f"Expected finite activations, got NaN or inf at {str(site)!r}; look upstream for an overflow, or "
-                "leave those texts out."
-            )
-        return value
 
 
 @dataclass(frozen=True)
@@ -124,12 +60,12 @@ def _batches(texts: Encoded, at: Int[Tensor, "text"] | None, batch_size: int) ->
 def collect(
     model: TransformerLensModel,
     tokens: Integer[Tensor, "batch pos"],
-    sites: SiteLike | list[SiteLike],
+    sites: Places,
     *,
     mask: Bool[Tensor, "batch pos"] | None = None,
     batch_size: int = BATCH_SIZE,
     show_progress: bool = True,
-) -> dict[Site, Float[Tensor, "batch pos _"]]:
+) -> dict[Place, Float[Tensor, "batch pos _"]]:
     """Activations of every token at each site, on the CPU, in the model's dtype.
 
     Rows are read from position 0 whichever side they are padded on, so that each text's activations are those it has
@@ -139,7 +75,7 @@ def collect(
     Args:
         model: a HookedTransformer or TransformerBridge.
         tokens: as the model reads them, BOS and all.
-        sites: one or a list; see `resolve_site`.
+        sites: one or a list; see `resolve_place`.
         mask: True at real tokens; None where none is padding.
         batch_size: texts a forward pass.
         show_progress: draw a progress bar if it takes longer than a second.
@@ -151,7 +87,7 @@ def collect(
         ValueError: a site that the model lacks or that holds no vector a token, a row that is empty or longer than
             n_ctx, activations that are not finite.
     """
-    reader, tokens = SiteReader(model, sites), as_ids(tokens)
+    reader, tokens = PlaceReader(model, sites), as_ids(tokens)
     real = torch.ones(tokens.shape, dtype=torch.bool) if mask is None else mask.cpu()
     if not real.any(1).all():
         raise ValueError(f"Expected a real token in every row, got none in row {int(real.any(1).int().argmin())}.")
@@ -169,14 +105,14 @@ def collect(
 def collect_at(
     model: TransformerLensModel,
     texts: Encoded,
-    sites: SiteLike | list[SiteLike],
+    sites: Places,
     at: Int[Tensor, "text"],
     *,
     batch_size: int = BATCH_SIZE,
     show_progress: bool = True,
-) -> dict[Site, Float[Tensor, "text _"]]:
+) -> dict[Place, Float[Tensor, "text _"]]:
     """Activations at one position of each text (`find_positions`), on the CPU; zeros for texts where it is negative."""
-    reader = SiteReader(model, sites)
+    reader = PlaceReader(model, sites)
     values = {site: torch.zeros(len(texts), width, dtype=reader.dtype) for site, width in reader.widths.items()}
     for part in progress(batches(texts, at, batch_size), len(texts), batch_size, show_progress):
         for site, value in reader(part.tokens, part.text, part.at).items():

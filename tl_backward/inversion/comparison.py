@@ -9,15 +9,16 @@ import torch
 
 from tl_backward._support.html import Cell, table
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.inversion.activations import BATCH_SIZE, SiteReader, batches, progress
+from tl_backward.activations import PlaceReader
+from tl_backward.inversion.activations import BATCH_SIZE, batches, progress
 from tl_backward.inversion.distances import EPSILON, check_epsilon, check_metric, distances
 from tl_backward.inversion.features import LEVEL, Feature, FeatureTable, common_features
 from tl_backward.inversion.positions import NOWHERE, Position
 from tl_backward.inversion.preimage import Preimage, Valid, assemble
 from tl_backward.inversion.query import QueryLike, read_query
 from tl_backward.inversion.scoring import Scores, allowed_positions, smallest
-from tl_backward.inversion.sites import SiteLike
 from tl_backward.inversion.texts import Inputs, encode
+from tl_backward.model.place import Places
 from tl_backward.text.token_strings import text_frame
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class _Once:
 def compare_sites(
     model: TransformerLensModel,
     query: QueryLike,
-    sites: SiteLike | list[SiteLike],
+    sites: Places,
     *,
     inputs: Inputs,
     features: Mapping[str, Feature],
@@ -109,7 +110,7 @@ def compare_sites(
     Args:
         model: the probed model.
         query: a text, or its tokens [pos].
-        sites: one or a list; see `resolve_site`.
+        sites: one or a list; see `resolve_place`.
         inputs: what is looked through at every site: a domain, or a pool drawn from the task's prior.
         features: name -> feature; see `feature_consistency`. All inputs are the prior that rates are beside.
         positions: of the query, one or several; every site is asked at each.
@@ -141,8 +142,10 @@ def compare_sites(
     rules = list(positions) if isinstance(positions, Sequence) and not isinstance(positions, str) else [positions]
     if not rules:
         raise ValueError("Expected at least one position, got an empty list; for example [-1].")
-    reader = SiteReader(model, sites)
-    queries = [read_query(model, query, site, rule, prepend_bos=prepend_bos) for site in reader.sites for rule in rules]
+    reader = PlaceReader(model, sites)
+    queries = [
+        read_query(model, query, site, rule, prepend_bos=prepend_bos) for site in reader.places for rule in rules
+    ]
     texts = encode(model, inputs, prepend_bos=prepend_bos)
     n = len(texts)
     found = [Scores(torch.full((n,), torch.inf, dtype=torch.float64), torch.full((n,), NOWHERE)) for _ in queries]

@@ -10,16 +10,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.inversion.activations import SiteReader
+from tl_backward.activations import PlaceReader
 from tl_backward.inversion.distances import EPSILON, check_epsilon
 from tl_backward.inversion.network import DecoderNetwork
 from tl_backward.inversion.positions import Position
 from tl_backward.inversion.preimage import Preimage, preimage_of
 from tl_backward.inversion.query import Query, QueryLike, read_query
-from tl_backward.inversion.sites import Site, SiteLike, resolve_site
 from tl_backward.inversion.storage import check_same_model, load_decoder, probe, save_decoder
 from tl_backward.inversion.stream import widened
 from tl_backward.inversion.texts import Encoded, Inputs, encode, encode_rows
+from tl_backward.model.place import Place, PlaceLike, resolve_place
 
 BATCH_SIZE = 512
 
@@ -30,7 +30,7 @@ class Decoder:
 
     model: TransformerLensModel
     network: DecoderNetwork
-    sites: tuple[Site, ...]
+    sites: tuple[Place, ...]
     description: Mapping[str, object]
     """What it was trained on and how, as JSON: model, sites, positions, options, history of loss and rates."""
     valid: Callable[[str], bool] | None = None
@@ -45,7 +45,7 @@ class Decoder:
         query: QueryLike | Query,
         n: int = 200,
         *,
-        site: SiteLike | None = None,
+        site: PlaceLike | None = None,
         position: Position | None = None,
         temperature: float = 1.0,
         noise: float = 0.0,
@@ -80,7 +80,9 @@ class Decoder:
             z = z + length * torch.randn(z.shape, generator=generator)
         return self._drawn(z, self.sites.index(asked.site), temperature, seed)
 
-    def sample_unconditional(self, site: SiteLike, *, n: int = 200, temperature: float = 1.0, seed: int = 0) -> Encoded:
+    def sample_unconditional(
+        self, site: PlaceLike, *, n: int = 200, temperature: float = 1.0, seed: int = 0
+    ) -> Encoded:
         """Texts drawn from the no-information activation: the baseline that knows the data and nothing of z."""
         index = self.sites.index(self._site(site))
         return self._drawn(self.network.null[index].expand(n, -1), index, temperature, seed)
@@ -89,7 +91,7 @@ class Decoder:
         self,
         query: QueryLike | Query,
         *,
-        site: SiteLike | None = None,
+        site: PlaceLike | None = None,
         position: Position | None = None,
         epsilon: float = EPSILON,
         n: int = 200,
@@ -136,7 +138,7 @@ class Decoder:
         texts: Inputs,
         query: QueryLike | Query,
         *,
-        site: SiteLike | None = None,
+        site: PlaceLike | None = None,
         position: Position | None = None,
     ) -> tuple[Float[Tensor, "text pos"], Float[Tensor, "text pos"]]:
         """Each token's probability after those before it, given the query's z and given no information.
@@ -159,7 +161,7 @@ class Decoder:
 
     def save(self, directory: str | Path, *, half: bool = False) -> None:
         """Write `decoder.safetensors` and `decoder.json`; `half` stores weights in float16."""
-        reader = SiteReader(self.model, list(self.sites))
+        reader = PlaceReader(self.model, list(self.sites))
         rows = cast(list[list[int]], self.description["probe"])
         probed = probe(reader, encode_rows(self.model, rows))
         save_decoder(directory, self.network, self.description, probed, half=half)
@@ -168,7 +170,7 @@ class Decoder:
     def _start(self) -> list[int]:
         return cast(list[int], self.description["start"])
 
-    def _query(self, query: QueryLike | Query, site: SiteLike | None, position: Position | None) -> Query:
+    def _query(self, query: QueryLike | Query, site: PlaceLike | None, position: Position | None) -> Query:
         if not isinstance(query, Query):
             if site is None or position is None:
                 raise ValueError(
@@ -179,8 +181,8 @@ class Decoder:
         self._site(query.site)
         return query
 
-    def _site(self, site: SiteLike) -> Site:
-        resolved = resolve_site(self.model, site)
+    def _site(self, site: PlaceLike) -> Place:
+        resolved = resolve_place(self.model, site)
         if resolved not in self.sites:
             raise ValueError(
                 f"Expected a site that the decoder was trained on, got {str(resolved)!r}; it knows "
@@ -218,5 +220,5 @@ def load_from(
     network, description, probed = load_decoder(directory)
     names = cast(list[str], description["sites"])
     check_same_model(model, names, description, probed)
-    sites = tuple(resolve_site(model, name) for name in names)
+    sites = tuple(resolve_place(model, name) for name in names)
     return Decoder(model, network.to(model.W_U.device), sites, description, valid)

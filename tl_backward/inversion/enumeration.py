@@ -7,14 +7,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.inversion.activations import BATCH_SIZE, SiteReader, batches, progress
+from tl_backward.activations import PlaceReader
+from tl_backward.inversion.activations import BATCH_SIZE, batches, progress
 from tl_backward.inversion.distances import EPSILON, check_epsilon, check_metric, check_query, distances
 from tl_backward.inversion.positions import NOWHERE, Position, find_positions
 from tl_backward.inversion.preimage import Preimage, Valid, assemble
 from tl_backward.inversion.query import Query, QueryLike, read_query
 from tl_backward.inversion.scoring import Scorer, Scores, check_match
-from tl_backward.inversion.sites import Site, SiteLike
 from tl_backward.inversion.texts import Encoded, Inputs, encode
+from tl_backward.model.place import Place, PlaceLike, resolve_place
 
 MAX_MEMORY = 2_000_000_000
 N_OUTSIDE = 100
@@ -23,7 +24,7 @@ N_OUTSIDE = 100
 def enumerate_preimage(
     model: TransformerLensModel,
     inputs: Inputs,
-    site: SiteLike,
+    site: PlaceLike,
     position: Position,
     query: QueryLike | Query,
     epsilon: float = EPSILON,
@@ -44,7 +45,7 @@ def enumerate_preimage(
     Args:
         model: the probed model.
         inputs: the whole domain; tokens [text, pos] are quicker than texts where there are many.
-        site: see `resolve_site`.
+        site: see `resolve_place`.
         position: of the query's token; see `positions.Position`.
         query: the text whose activation is asked about, its tokens, or a `Query`.
         epsilon: the threshold on D.
@@ -90,7 +91,7 @@ class ActivationIndex:
 
     model: TransformerLensModel
     texts: Encoded
-    site: Site
+    site: Place
     rule: Position
     """The position of queries, and with match="same" of the domain's inputs."""
     match: str
@@ -106,7 +107,7 @@ class ActivationIndex:
         cls,
         model: TransformerLensModel,
         inputs: Inputs,
-        site: SiteLike,
+        site: PlaceLike,
         position: Position,
         *,
         match: str = "any",
@@ -120,7 +121,7 @@ class ActivationIndex:
         Args:
             model: the probed model; the index holds its activations as they are now.
             inputs: the domain.
-            site: see `resolve_site`.
+            site: see `resolve_place`.
             position: of queries, and with match="same" of the domain's inputs.
             match: "any" holds every token's activation, "same" one a text.
             max_memory: bytes that the activations may take.
@@ -135,8 +136,8 @@ class ActivationIndex:
         check_match(match)
         texts = encode(model, inputs, prepend_bos=prepend_bos)
         at = None if match == "any" else find_positions(texts, position)
-        reader = SiteReader(model, site)
-        (resolved,) = reader.sites
+        resolved = resolve_place(model, site)
+        reader = PlaceReader(model, resolved)
         counts = texts.lengths if at is None else (at > NOWHERE).long()
         starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         n_samples, width = int(starts[-1]), reader.widths[resolved]

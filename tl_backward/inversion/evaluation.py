@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_backward.inversion.activations import SiteReader, batches
+from tl_backward.activations import PlaceReader
+from tl_backward.inversion.activations import batches
 from tl_backward.inversion.network import DecoderNetwork
 from tl_backward.inversion.positions import NOWHERE, Position, find_positions
 from tl_backward.inversion.texts import Encoded, encode_rows
@@ -65,7 +66,7 @@ class DecoderRates:
 
 
 def read_queries(
-    reader: SiteReader, texts: Encoded, positions: Sequence[Position] | None, d_site: int, *, seed: int = 0
+    reader: PlaceReader, texts: Encoded, positions: Sequence[Position] | None, d_site: int, *, seed: int = 0
 ) -> Queries:
     """Every text's activation at every site and position; without positions, at one token of each drawn at random.
 
@@ -92,7 +93,7 @@ def read_queries(
     return Queries(torch.cat(found), sites, slot.repeat(len(found)))
 
 
-def nearest_distances(reader: SiteReader, texts: Encoded, queries: Queries) -> Float[Tensor, "query"]:
+def nearest_distances(reader: PlaceReader, texts: Encoded, queries: Queries) -> Float[Tensor, "query"]:
     """D(z, f(x)) of each query and its own text, the smallest over the text's positions (euclidean, relative)."""
     found = torch.full((len(texts),), torch.inf, dtype=torch.float64)
     for part in batches(texts, None, BATCH_SIZE):
@@ -108,7 +109,7 @@ def nearest_distances(reader: SiteReader, texts: Encoded, queries: Queries) -> F
 
 def decoder_rates(
     network: DecoderNetwork,
-    reader: SiteReader,
+    reader: PlaceReader,
     queries: Queries,
     n_slots: int,
     start: Sequence[int],
@@ -131,7 +132,7 @@ def decoder_rates(
         rows += [[*start, *row[:length]] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
     texts = encode_rows(reader.model, rows)
     group = many.sites * n_slots + many.slots
-    shape = (len(reader.sites), n_slots)
+    shape = (len(reader.places), n_slots)
     inside = _means(nearest_distances(reader, texts, many) <= epsilon, group, shape)
     well_formed = chance = None
     if valid is not None:
@@ -140,7 +141,7 @@ def decoder_rates(
         index = torch.randint(len(others), group.shape, generator=torch.Generator().manual_seed(seed))
         chance = _means(nearest_distances(reader, others.select(index), many) <= epsilon, group, shape)
     names = ("any",) if positions is None else tuple(str(rule) for rule in positions)
-    return DecoderRates(tuple(map(str, reader.sites)), names, inside, well_formed, chance)
+    return DecoderRates(tuple(map(str, reader.places)), names, inside, well_formed, chance)
 
 
 def _means(values: Tensor, group: Int[Tensor, "sample"], shape: tuple[int, int]) -> Float[Tensor, "site slot"]:

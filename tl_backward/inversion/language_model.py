@@ -32,10 +32,10 @@ from tl_backward.inversion.preimage import Preimage
 from tl_backward.inversion.proposals import pool_preimage
 from tl_backward.inversion.query import read_query
 from tl_backward.inversion.search import search_preimage
-from tl_backward.inversion.sites import SiteLike, resolve_site
 from tl_backward.inversion.tasks import task_of_texts
 from tl_backward.inversion.texts import Encoded, encode, encode_starts
 from tl_backward.model.loading import load_model
+from tl_backward.model.place import PlaceLike, resolve_place
 from tl_backward.text.files import read_data
 
 _DEPTHS = 6
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, object]]:
             f"Expected --out to be a new or empty folder, got {str(out)!r}, which holds files; choose another."
         )
     model = load_model(arguments.model, kind=arguments.kind, device=arguments.device)
-    arguments.site = [resolve_site(model, site) for site in arguments.site or ()]
+    arguments.site = [resolve_place(model, site) for site in arguments.site or ()]
     decoder = None if arguments.decoder is None else load_from(arguments.decoder, model)
     names = arguments.case or ["ioi", "facts", *(["texts"] if arguments.data else [])]
     cases = [_case(name, model, arguments) for name in names]
@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, object]]:
     return rows
 
 
-def sites_of(case: Case, model: TransformerLensModel) -> dict[str, list[SiteLike]]:
+def sites_of(case: Case, model: TransformerLensModel) -> dict[str, list[PlaceLike]]:
     """Position -> sites: the known circuit's heads in GPT-2 small, else the residual stream at six depths."""
     cfg = model.cfg
     if case.heads and (cfg.n_layers, cfg.n_heads, cfg.d_model) == _GPT2_SMALL:
@@ -131,7 +131,7 @@ def _found(
     pool = encode(model, case.draw(arguments.pool, arguments.seed))
     for name, sites in sites_of(case, model).items():
         position = case.positions[name]
-        chosen: list[SiteLike] = arguments.site or sites
+        chosen: list[PlaceLike] = arguments.site or sites
         for site in chosen:
             for way in _ways(case, model, decoder, pool, site, position, arguments):
                 start = process_time()
@@ -144,7 +144,7 @@ def _ways(
     model: TransformerLensModel,
     decoder: Decoder | None,
     pool: Encoded,
-    site: SiteLike,
+    site: PlaceLike,
     position: Position,
     arguments: argparse.Namespace,
 ) -> Iterator[Callable[[], Preimage]]:
@@ -158,7 +158,7 @@ def _ways(
             model, query, site, position, proposals=pool, chains=arguments.chains, steps=arguments.steps, valid=valid,
             token_edits=("substitute", "swap", "relabel"), epsilon=epsilon, seed=seed, show_progress=False,
         )  # fmt: skip
-    if decoder is not None and resolve_site(model, site) in decoder.sites:
+    if decoder is not None and resolve_place(model, site) in decoder.sites:
         yield lambda: decoder.preimage(
             query, n=n, prior=pool, seed=seed, epsilon=epsilon, valid=valid, show_progress=False
         )

@@ -13,9 +13,9 @@ from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion.activations import collect_at
 from tl_backward.inversion.preimage import Preimage
 from tl_backward.inversion.query import Query
-from tl_backward.inversion.sites import Site
 from tl_backward.model.guard import rng_untouched
 from tl_backward.model.inputs import without_cache
+from tl_backward.model.place import Place
 from tl_backward.text.token_strings import text_column, token_string
 from tl_backward.vocabulary.readout import single_token
 
@@ -120,7 +120,7 @@ def verify_by_patching(
         raise ValueError(f"Expected n of at least 1, got {n}; 50 is the default.")
     chosen = _drawn(preimage, n, seed)
     query = preimage.query
-    site = Site(query.site.read_at, query.site.head)  # a head's output is patched before W_O
+    site = Place(query.site.read_at, head=query.site.head)  # a head's output is patched before W_O
     donors = preimage.inputs.select(chosen)
     values = collect_at(model, donors, site, preimage.best_positions[chosen], show_progress=False)[site]
     clean = _run(model, query, site, None)[0]
@@ -154,7 +154,7 @@ def _drawn(preimage: Preimage, n: int, seed: int) -> Int[Tensor, "chosen"]:
 
 
 def _run(
-    model: TransformerLensModel, query: Query, site: Site, values: Float[Tensor, "donor d"] | None
+    model: TransformerLensModel, query: Query, site: Place, values: Float[Tensor, "donor d"] | None
 ) -> Float[Tensor, "donor d_vocab"]:
     """The query's last logits, float64 on the CPU, with each of `values` at its position; one clean row for None."""
 

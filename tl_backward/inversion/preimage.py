@@ -15,8 +15,8 @@ from tl_backward.inversion.distances import EPSILON, check_epsilon
 from tl_backward.inversion.positions import Position
 from tl_backward.inversion.query import Query, QueryLike, read_query
 from tl_backward.inversion.scoring import Scorer, Scores
-from tl_backward.inversion.sites import Site, SiteLike
 from tl_backward.inversion.texts import Encoded, Inputs, encode
+from tl_backward.model.place import Place, PlaceLike
 from tl_backward.text.token_strings import text_column
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Preimage:
         return self.inputs.lengths
 
     @property
-    def site(self) -> Site:
+    def site(self) -> Place:
         """Where the activation was read."""
         return self.query.site
 
@@ -153,7 +153,7 @@ def preimage_of(
     model: TransformerLensModel,
     texts: Inputs,
     query: QueryLike | Query,
-    site: SiteLike,
+    site: PlaceLike,
     position: Position,
     *,
     epsilon: float = EPSILON,
@@ -173,7 +173,7 @@ def preimage_of(
         model: the probed model.
         texts: whatever proposed them; see `texts.encode`.
         query: the text whose activation is asked about, its tokens, or a `Query`.
-        site: see `resolve_site`.
+        site: see `resolve_place`.
         position: of the query's token; see `positions.Position`.
         epsilon: the threshold on D.
         metric: "euclidean", relative to the query's norm, or "cosine"; see `distances`.

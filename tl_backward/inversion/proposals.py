@@ -10,8 +10,8 @@ from tl_backward.inversion.positions import Position
 from tl_backward.inversion.preimage import Preimage, Valid, assemble
 from tl_backward.inversion.query import Query, QueryLike, read_query
 from tl_backward.inversion.scoring import Scorer, Scores
-from tl_backward.inversion.sites import SiteLike
 from tl_backward.inversion.texts import Encoded, Inputs, encode
+from tl_backward.model.place import PlaceLike
 
 
 @runtime_checkable
@@ -52,7 +52,7 @@ def pool_preimage(
     model: TransformerLensModel,
     pool: Inputs,
     query: QueryLike | Query,
-    site: SiteLike,
+    site: PlaceLike,
     position: Position,
     *,
     n: int = 200,
@@ -70,7 +70,7 @@ def pool_preimage(
         model: the probed model.
         pool: real inputs.
         query: the text whose activation is asked about, its tokens, or a `Query`.
-        site: see `resolve_site`.
+        site: see `resolve_place`.
         position: of the query's token; see `positions.Position`.
         n: how many are kept, nearest first; all of a smaller pool.
         epsilon: the threshold on D.

@@ -11,8 +11,8 @@ from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion.activations import collect_at
 from tl_backward.inversion.distances import check_query
 from tl_backward.inversion.positions import Position, find_position, find_positions
-from tl_backward.inversion.sites import Site, SiteLike, resolve_site
 from tl_backward.inversion.texts import encode
+from tl_backward.model.place import Place, PlaceLike, resolve_place
 
 QueryLike: TypeAlias = str | Int[Tensor, "pos"]
 
@@ -24,7 +24,7 @@ class Query:
     text: str
     tokens: Int[Tensor, "pos"]
     """As the model reads it, BOS and all."""
-    site: Site
+    site: Place
     position: int
     """Index of the token whose activation it is."""
     rule: Position
@@ -39,7 +39,7 @@ class Query:
 def read_query(
     model: TransformerLensModel,
     query: "QueryLike | Query",
-    site: SiteLike,
+    site: PlaceLike,
     position: Position,
     *,
     prepend_bos: bool | None = None,
@@ -49,7 +49,7 @@ def read_query(
     Args:
         model: a HookedTransformer or TransformerBridge.
         query: a text, or its tokens [pos].
-        site: see `resolve_site`.
+        site: see `resolve_place`.
         position: see `positions.Position`.
         prepend_bos: as TransformerLens means it, for text.
 
@@ -64,7 +64,7 @@ def read_query(
     if isinstance(query, Query):
         return query
     texts = encode(model, [query] if isinstance(query, str) else query.reshape(1, -1), prepend_bos=prepend_bos)
-    resolved = resolve_site(model, site)
+    resolved = resolve_place(model, site)
     at = find_position(texts, position)
     (value,) = collect_at(model, texts, resolved, find_positions(texts, at))[resolved]
     check_query(value)

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.inversion.activations import BATCH_SIZE, Samples, SiteReader, batches, progress
+from tl_backward.activations import PlaceReader
+from tl_backward.inversion.activations import BATCH_SIZE, Samples, batches, progress
 from tl_backward.inversion.distances import check_metric, distances
 from tl_backward.inversion.positions import NOWHERE, find_positions
 from tl_backward.inversion.query import Query
@@ -61,7 +62,7 @@ class Scorer:
         check_metric(metric)
         check_match(match)
         self.query, self.metric, self.match, self.batch_size = query, metric, match, batch_size
-        self._reader = SiteReader(model, query.site)
+        self._reader = PlaceReader(model, query.site)
 
     def __call__(self, texts: Encoded, *, show_progress: bool = False) -> Scores:
         """Each text's distance, and where."""

@@ -18,8 +18,8 @@ from tl_backward.inversion.preimage import Preimage, Valid, assemble, check_vali
 from tl_backward.inversion.proposals import Proposals, Sampler, proposed
 from tl_backward.inversion.query import Query, QueryLike, read_query
 from tl_backward.inversion.scoring import Scorer, Scores
-from tl_backward.inversion.sites import SiteLike
 from tl_backward.inversion.texts import Encoded, decode, encode_rows
+from tl_backward.model.place import PlaceLike
 
 _WARMEST, _STAGES = 50.0, 10  # the burn-in's first temperature in units of tau, and in how many it falls
 
@@ -30,7 +30,7 @@ LogPrior = Callable[[str], float]
 def search_preimage(
     model: TransformerLensModel,
     query: QueryLike | Query,
-    site: SiteLike,
+    site: PlaceLike,
     position: Position,
     *,
     proposals: Proposals,
@@ -71,7 +71,7 @@ def search_preimage(
     Args:
         model: the probed model.
         query: the text whose activation is asked about, its tokens, or a `Query`.
-        site: see `resolve_site`.
+        site: see `resolve_place`.
         position: of the query's token; see `positions.Position`.
         proposals: a pool of inputs, a generator (n, seed) -> inputs, or a decoder with `sample`; the chains start at
             the query and at the nearest of these that are valid.

@@ -10,11 +10,11 @@ from typing import cast
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion.decoder import Decoder, load_from
 from tl_backward.inversion.network import DecoderConfig
-from tl_backward.inversion.sites import SiteLike
 from tl_backward.inversion.sources import Data
 from tl_backward.inversion.storage import DESCRIPTION
 from tl_backward.inversion.stream import Drawing
 from tl_backward.inversion.training import TrainingOptions
+from tl_backward.model.place import PlaceLike
 from tl_backward.zoo import addition, counting, facts
 from tl_backward.zoo import load as load_model
 
@@ -27,7 +27,7 @@ class Recipe:
 
     model: str
     """Of the zoo."""
-    sites: tuple[SiteLike, ...]
+    sites: tuple[PlaceLike, ...]
     positions: tuple[int, ...]
     data: Callable[[], Data]
     others: Callable[[], Iterable[str]]

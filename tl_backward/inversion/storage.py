@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tl_backward._support.storage import file_checksum, load_json, load_tensors, save_json, save_tensors
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.inversion.activations import SiteReader
+from tl_backward.activations import PlaceReader
 from tl_backward.inversion.network import DecoderConfig, DecoderNetwork
 from tl_backward.inversion.texts import Encoded, encode, encode_rows
 from tl_backward.text.token_strings import token_string, vocabulary_size
@@ -59,7 +59,7 @@ def vocabulary_digest(model: TransformerLensModel) -> str:
     return hashlib.sha256(json.dumps(strings).encode()).hexdigest()
 
 
-def probe(reader: SiteReader, texts: Encoded) -> dict[str, Float[Tensor, "text _"]]:
+def probe(reader: PlaceReader, texts: Encoded) -> dict[str, Float[Tensor, "text _"]]:
     """Every site's activations at the last token of some texts: what a model is known by."""
     read = reader(texts.tokens, torch.arange(len(texts)), texts.lengths - 1)
     return {str(site): value.float().cpu() for site, value in read.items()}
@@ -135,7 +135,7 @@ def check_same_model(
             f"Expected the tokenizer of {name!r}, which the decoder was trained on, got one with other tokens; load "
             "the model with its own tokenizer, or train a decoder for this one."
         )
-    reader = SiteReader(model, list(sites))
+    reader = PlaceReader(model, list(sites))
     found = probe(reader, encode_rows(model, description["probe"]))
     for site, expected in probed.items():
         value = found[site]

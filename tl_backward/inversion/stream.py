@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.inversion.activations import SiteReader
+from tl_backward.activations import PlaceReader
 from tl_backward.inversion.positions import NOWHERE, Position, find_positions
-from tl_backward.inversion.sites import Site
 from tl_backward.inversion.sources import TextSource
 from tl_backward.inversion.texts import Encoded, encode
+from tl_backward.model.place import Place
 
 CHUNK, BLOCK = 32, 4
 """Batches whose texts are sorted by length together, so that little is padded; batches that share a forward pass."""
@@ -49,7 +49,7 @@ class TrainingStream:
     def __init__(
         self,
         model: TransformerLensModel,
-        sites: Sequence[Site],
+        sites: Sequence[Place],
         positions: Sequence[Position] | None,
         source: TextSource,
         drawing: Drawing,
@@ -67,7 +67,7 @@ class TrainingStream:
             null: each site's no-information activation.
             n_start: tokens that every text begins with and the decoder is not shown.
         """
-        self.reader, self.positions, self.source = SiteReader(model, list(sites)), positions, source
+        self.reader, self.positions, self.source = PlaceReader(model, list(sites)), positions, source
         self.drawing, self.null, self.n_start = drawing, null, n_start
         slots = drawing.pairs if positions is None else len(positions)
         self.history = [Shares(0, torch.ones(len(sites), slots, dtype=torch.float64))]

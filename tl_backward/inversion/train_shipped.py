@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tl_backward.inversion.activations import SiteReader
+from tl_backward.activations import PlaceReader
 from tl_backward.inversion.decoder import Decoder
 from tl_backward.inversion.evaluation import DecoderRates, decoder_rates, read_queries
 from tl_backward.inversion.shipped import RECIPES, Recipe
@@ -76,7 +76,7 @@ def made(recipe: Recipe, out: Path, model: Path | None = None) -> Decoder:
 def measured(decoder: Decoder, recipe: Recipe, *, n_queries: int, n: int) -> DecoderRates:
     """Rates on held-out queries at T = 1, which training never saw."""
     texts = encode(decoder.model, list(islice(recipe.others(), 10 * n_queries)))
-    reader, positions = SiteReader(decoder.model, list(decoder.sites)), list(recipe.positions)
+    reader, positions = PlaceReader(decoder.model, list(decoder.sites)), list(recipe.positions)
     spread = torch.linspace(0, len(texts) - 1, n_queries).long()
     queries = read_queries(reader, texts.select(spread), positions, decoder.network.mean.shape[1])
     start = decoder.description["start"]

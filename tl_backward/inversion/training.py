@@ -13,18 +13,18 @@ from tqdm.auto import tqdm
 from transformers import GPT2LMHeadModel
 
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.inversion.activations import SiteReader
+from tl_backward.activations import PlaceReader
 from tl_backward.inversion.decoder import Decoder
 from tl_backward.inversion.distances import EPSILON, check_epsilon
 from tl_backward.inversion.evaluation import DecoderRates, decoder_rates, read_queries
 from tl_backward.inversion.network import DecoderConfig, DecoderNetwork
 from tl_backward.inversion.positions import Position
-from tl_backward.inversion.sites import SiteLike
 from tl_backward.inversion.sources import Data, TextSource
 from tl_backward.inversion.storage import DESCRIPTION, digest, probe_texts, vocabulary_digest
 from tl_backward.inversion.stream import LAG, Drawing, Shares, TrainingStream, widened
 from tl_backward.inversion.texts import encode, encode_rows
 from tl_backward.model.checks import check_model
+from tl_backward.model.place import Places
 from tl_backward.text.token_strings import vocabulary_size
 
 _LEAST_SHARE = 0.05
@@ -61,7 +61,7 @@ class TrainingOptions:
 
 def train(
     model: TransformerLensModel,
-    sites: SiteLike | list[SiteLike],
+    sites: Places,
     data: Data,
     *,
     budget: int = 200_000,
@@ -83,7 +83,7 @@ def train(
 
     Args:
         model: the probed model, a HookedTransformer or TransformerBridge.
-        sites: see `resolve_site`; a list for several.
+        sites: see `resolve_place`; a list for several.
         data: texts as the model reads them; see `sources.Data`.
         budget: activations to train on, all processes together.
         positions: where activations are read, a rule or several (see `positions.Position`); None for any token.
@@ -131,7 +131,7 @@ class _Run:
     def __init__(
         self,
         model: TransformerLensModel,
-        sites: SiteLike | list[SiteLike],
+        sites: Places,
         data: Data,
         positions: Sequence[Position] | None,
         budget: int,
@@ -141,7 +141,7 @@ class _Run:
         name: str,
     ) -> None:
         self.model, self.positions, self.options = model, positions, options
-        self.reader = SiteReader(model, sites)
+        self.reader = PlaceReader(model, sites)
         source = TextSource(data, n_kept=options.n_kept, seed=options.drawing.seed, column=options.column)
         self.kept = encode(model, source.kept)
         bos = getattr(model.tokenizer, "bos_token_id", None)
@@ -149,14 +149,14 @@ class _Run:
         d_site = max(self.reader.widths.values())
         self.queries = read_queries(self.reader, self.kept, positions, d_site)
         self.network = DecoderNetwork(
-            config, n_sites=len(self.reader.sites), d_site=d_site, d_vocab=vocabulary_size(model),
+            config, n_sites=len(self.reader.places), d_site=d_site, d_vocab=vocabulary_size(model),
             n_ctx=model.cfg.n_ctx - len(self.start), seed=options.drawing.seed,
         ).to(model.W_U.device)  # fmt: skip
         if start is not None:
             self.network.start_from(start)
         self._standardise(d_site)
         self.stream = TrainingStream(
-            model, self.reader.sites, positions, source, options.drawing, self.network.null.cpu(), len(self.start)
+            model, self.reader.places, positions, source, options.drawing, self.network.null.cpu(), len(self.start)
         )
         self.n_slots = 1 if positions is None else len(positions)
         self.steps = budget // options.drawing.batch_size
@@ -166,7 +166,7 @@ class _Run:
         self.identity = {
             "model": name,
             "vocabulary": vocabulary_digest(model),
-            "sites": [str(site) for site in self.reader.sites],
+            "sites": [str(site) for site in self.reader.places],
             "positions": None if positions is None else [_written(rule) for rule in positions],
             "start": self.start,
             "probe": [self.probe.row(index) for index in range(len(self.probe))],
@@ -184,10 +184,10 @@ class _Run:
             alone = encode_rows(self.model, [self.start])
             read = self.reader(alone.tokens, torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
             null = [widened(value[0], d_site) for value in read.values()]
-        for index in range(len(self.reader.sites)):
+        for index in range(len(self.reader.places)):
             values = q.activations[q.sites == index].to(network.mean)
             network.mean[index] = values.mean(0)
-            width = self.reader.widths[self.reader.sites[index]]
+            width = self.reader.widths[self.reader.places[index]]
             variance = (values - network.mean[index]).square().sum(1).div(width).mean()
             network.scale[index] = variance.sqrt().clamp(min=1e-8)
             network.null[index] = network.mean[index] if null is None else null[index]
@@ -227,7 +227,7 @@ class _Run:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         self.network.eval()
         description = {**self.identity, "steps": self.steps, "history": self.found, "final_loss": trainer.losses[-1]}
-        decoder = Decoder(self.model, self.network, tuple(self.reader.sites), json.loads(json.dumps(description)))
+        decoder = Decoder(self.model, self.network, tuple(self.reader.places), json.loads(json.dumps(description)))
         if keep and arguments.process_index == 0:
             decoder.save(out)
             _trainer.remove_checkpoints(out)

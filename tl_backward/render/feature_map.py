@@ -3,7 +3,7 @@
 import math
 
 from tl_backward._support.html import Cell
-from tl_backward.inversion import Site, SiteComparison
+from tl_backward.inversion import Place, SiteComparison
 from tl_backward.render.page import Fragment
 from tl_backward.render.tables import lens_table
 from tl_backward.text.token_strings import token_string
@@ -65,7 +65,7 @@ def feature_map(comparison: SiteComparison, feature: str) -> Fragment:
     )
 
 
-def site_label(site: Site) -> str:
+def site_label(site: Place) -> str:
     """A site's name as short as a table's header wants it: "L1 resid_mid", "L0 result[3]"."""
     short = site.name.rpartition(".")[2].removeprefix("hook_")
     head = "" if site.head is None else f"[{site.head}]"

@@ -1,0 +1,134 @@
+"""PlaceReader: activations at places, one batch after another, one forward pass each up to the last block needed."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_backward._support.types import TransformerLensModel
+from tl_backward.activations.watching import forward, last_layer, watch
+from tl_backward.embedding_space.vectors import parameter_vectors
+from tl_backward.model.inputs import check_reads_text
+from tl_backward.model.place import Place, Places, resolve_places
+
+Heads: TypeAlias = Literal["flatten", "each"]
+
+
+class PlaceReader:
+    """Reads places at chosen tokens of one batch after another; what one forward pass can be asked is checked once.
+
+    Attributes:
+        places: what is read, in order, each once.
+        widths: how many numbers a token each place has.
+    """
+
+    def __init__(
+        self,
+        model: TransformerLensModel,
+        places: Places,
+        *,
+        layers: int | Sequence[int] | None = None,
+        heads: Heads = "flatten",
+        which: str = "the model",
+    ) -> None:
+        """Resolve the places and probe them by a forward pass over a few tokens.
+
+        Args:
+            model: a HookedTransformer or TransformerBridge.
+            places: see `resolve_places`.
+            layers: those of short names; None for all.
+            heads: "flatten" puts a place's heads side by side, "each" makes every head a place of its own.
+            which: what messages call the model.
+
+        Raises:
+            ValueError: as for `resolve_places`, a place that never runs or holds no vector a token, one without heads
+                of which each was asked for, or one with a position, as tokens are chosen batch by batch.
+        """
+        check_reads_text(model)
+        self.model, self._which = model, which
+        self.widths: dict[Place, int] = {}
+        self._outputs: dict[Place, Tensor] = {}
+        named = resolve_places(model, places, layers=layers, which=which)
+        shapes = self._probe([place.read_at for place in named])
+        for place in named:
+            shape = shapes[place.read_at]
+            if (heads == "each" or place.head is not None) and len(shape) != 2:
+                raise ValueError(
+                    f"Expected {place.name!r} of {which} to have heads for heads='each', got a value of shape "
+                    f"{list(shape)} a token; use hook='z', 'q', 'k', 'v' or 'result'."
+                )
+            if place.position is not None:
+                raise ValueError(
+                    f"Expected a place without a position where tokens are chosen apart, got {str(place)!r}; leave "
+                    "its position out."
+                )
+            each = heads == "each" and place.head is None
+            for part in [replace(place, head=head) for head in range(shape[0])] if each else [place]:
+                if part.is_result:
+                    self._outputs[part] = parameter_vectors(model, "W_O", part.layer, part.head).vectors
+                self.widths[part] = shape.numel() if part.head is None else shape[1]
+        self.widths |= {place: output.shape[1] for place, output in self._outputs.items()}
+        self.places = list(self.widths)
+        self._watched = list(dict.fromkeys(place.read_at for place in self.places))
+
+    def _probe(self, names: list[str]) -> dict[str, torch.Size]:
+        """The shape of a token's value at each hook point."""
+        n = 3 if self.model.cfg.n_heads == 2 else 2
+        tokens = torch.zeros(1, min(n, self.model.cfg.n_ctx), dtype=torch.long, device=self.model.W_U.device)
+        at = torch.arange(tokens.shape[1])
+        with watch(self.model, names, torch.zeros_like(at), at) as seen:
+            forward(self.model, tokens, last_layer(names))
+        for name in names:
+            if name not in seen:
+                raise ValueError(
+                    f"Expected {name!r} of {self._which} to hold one vector a token, got something else or nothing in "
+                    "a forward pass (a pattern over pairs of tokens, a scale, or a flag such as use_attn_result that "
+                    "is off); choose another hook point."
+                )
+        return {name: seen[name].shape[1:] for name in names}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the activations."""
+        return self.model.W_U.dtype
+
+    def __call__(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        text: Int[Tensor, "sample"],
+        at: Int[Tensor, "sample"],
+        *,
+        number: int | None = None,
+    ) -> dict[Place, Float[Tensor, "sample _"]]:
+        """Each place's activations at the tokens [text, at] of right-padded rows, in the model's dtype on its device.
+
+        `number` is the batch's, for messages.
+
+        Raises:
+            ValueError: NaN or inf; the place is named.
+            RuntimeError: a place did not run.
+        """
+        where = self._which if number is None else f"{self._which} in batch {number}"
+        with watch(self.model, self._watched, text, at) as seen:
+            forward(self.model, tokens.to(self.model.W_U.device), last_layer(self._watched))
+        return {place: self._checked(place, seen, where) for place in self.places}
+
+    def _checked(self, place: Place, seen: dict[str, Tensor], where: str) -> Tensor:
+        if place.read_at not in seen:
+            raise RuntimeError(
+                f"Expected {place.read_at!r} to run in every forward pass, but it did not in {where}; the model takes "
+                "another way through these tokens, choose another hook point."
+            )
+        value = seen[place.read_at]
+        value = value.flatten(1) if place.head is None else value[:, place.head]
+        if place.is_result:
+            value = value @ self._outputs[place].to(value)
+        if not torch.isfinite(value).all():
+            raise ValueError(
+                f"Expected finite activations, got NaN or inf at {str(place)!r} of {where}; look upstream for an "
+                "overflow, or leave those texts out."
+            )
+        return value
