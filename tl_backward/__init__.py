@@ -31,6 +31,7 @@ from tl_backward.lens.backward_lens import backward_lens
 from tl_backward.lens.sweep_result import load_sweep as load_sweep
 from tl_backward.lens.sweep_result import merge
 from tl_backward.lens.sweeps import sweep
+from tl_backward.model.loading import load
 from tl_backward.text.cases import EditCase as EditCase
 from tl_backward.text.cases import load_cases
 from tl_backward.vocabulary.readout import Readout as Readout
@@ -60,6 +61,8 @@ def __getattr__(name: str) -> ModuleType:
 
 
 __all__ = [
+    # models
+    "load",
     # capture
     "run_with_gradient_cache",
     "weight_sites",

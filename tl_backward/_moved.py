@@ -50,6 +50,7 @@ MOVED = {
     "alignment.study": "studies.alignment",
     "dissimilarity.findings": "studies.dissimilarity",
     "inversion.study": "studies.inversion",
+    "zoo.activations": "model.loading.solu",
 }
 
 

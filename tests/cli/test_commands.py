@@ -16,7 +16,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import tl_backward as tlb
 from tl_backward.cli import main
-from tl_backward.model.loading import load_model
 
 PROMPT, TARGET = "Anna Berg lives in the city of", " Oslo"
 ASK = ["lens", "--model", "facts", "--prompt", PROMPT, "--target", TARGET]
@@ -225,7 +224,7 @@ def test_a_local_llama(capsys, tmp_path, kind):
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_loaded_models_compute_what_hugging_face_s_do(kind, dtype):
     folder = shared("models", "stories260K")
-    model = load_model(str(folder), kind=kind, dtype=dtype)
+    model = tlb.load(str(folder), kind=kind, dtype=dtype)
     inner = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     ids = torch.tensor([[1, 403, 407, 261, 378]])
     with torch.no_grad():
@@ -237,7 +236,7 @@ def test_loaded_models_compute_what_hugging_face_s_do(kind, dtype):
 
 @pytest.mark.parametrize("kind", worlds())
 def test_zoo_models_in_another_dtype(kind):
-    model = load_model("facts", kind=kind, dtype="float64")
+    model = tlb.load("facts", kind=kind, dtype="float64")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
     lens = tlb.backward_lens(model, PROMPT, TARGET, layers=3)
     assert lens.loss.dtype == torch.float64
@@ -247,20 +246,16 @@ def test_zoo_models_in_another_dtype(kind):
 def test_a_wrong_hooked_transformer_is_refused(tmp_path):
     # TransformerLens takes every folder whose path says llama for a Llama.
     folder = tmp_path / "llama" / "not"
-    shutil.copytree(tlb.zoo.loading.WEIGHTS / "facts", folder)
+    shutil.copytree(tlb.model.loading.shipped.WEIGHTS / "facts", folder)
     with pytest.raises(ValueError, match=r"can load as a HookedTransformer in .*; use kind 'bridge'"):
-        load_model(str(folder), kind="hooked")
-    assert load_model(str(folder), kind="bridge").cfg.n_layers == 4
+        tlb.load(str(folder), kind="hooked")
+    assert tlb.load(str(folder), kind="bridge").cfg.n_layers == 4
 
 
 def test_a_folder_that_is_no_language_model(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="transformers cannot load it"):
-        load_model(str(tmp_path))
+        tlb.load(str(tmp_path))
     AutoConfig.for_model("gpt2", n_layer=1, n_embd=8, n_head=2, vocab_size=10).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="transformers cannot load it"):
-        load_model(str(tmp_path))
-    with pytest.raises(ValueError, match="Expected kind 'hooked' or 'bridge', got 'both'"):
-        load_model("facts", kind="both")
-    with pytest.raises(ValueError, match="Expected a dtype among"):
-        load_model("facts", dtype="int4")
+        tlb.load(str(tmp_path))

@@ -12,7 +12,6 @@ from tl_backward.inversion import enumerate_preimage, pool_preimage
 from tl_backward.inversion.language_cases import CIRCUIT, IOI, NAMES, factual_recall, ioi, parse_gift
 from tl_backward.inversion.language_model import main, sites_of
 from tl_backward.inversion.texts import encode
-from tl_backward.model.loading import load_model
 
 
 def test_prompts_are_what_they_say():
@@ -78,7 +77,7 @@ def test_stories_through_the_script(capsys, tmp_path):
     rows = json.loads((out / "figures.json").read_text())
     assert [row["case"] for row in rows] == ["ioi"] * 6 + ["facts"] * 4 + ["texts"] * 2
     assert [row["method"] for row in rows] == ["pool", "search"] * 6 and "'When Lily and Tom" in printed
-    model = load_model(folder)
+    model = tlb.load(folder)
     case = factual_recall()
     pool = encode(model, case.draw(60, 0))
     near = pool_preimage(

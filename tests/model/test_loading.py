@@ -1,6 +1,7 @@
 """The loader: folders whose weights are not the model's, models of every class, and nothing installed on the way."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import tl_backward as tlb
 from tl_backward._support.closeness import difference
 from tl_backward.cli import main
-from tl_backward.model.loading import LoadingWarning, load_model
+from tl_backward.model.loading import LoadingWarning
 from tl_backward.model.loading._installs import no_installs
 
 needs_hooked = pytest.mark.skipif(not HAS_HOOKED_TRANSFORMER, reason="HookedTransformer left with TransformerLens 4")
@@ -52,7 +53,7 @@ def refused(folder, kind="bridge"):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match="^Expected ") as caught:
-            load_model(str(folder), kind=kind)
+            tlb.load(str(folder), kind=kind)
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
     return str(caught.value)
 
@@ -134,7 +135,7 @@ def test_another_task_s_head_is_left_with_a_warning(capsys, tmp_path, kind):
     saved(tmp_path)
     rewrite(tmp_path, lambda tensors: tensors.update({"score.weight": torch.zeros(3, 24)}))
     with pytest.warns(LoadingWarning, match="GPT2LMHeadModel has no use for score.weight in"):
-        assert load_model(str(tmp_path), kind=kind).cfg.n_layers == 2
+        assert tlb.load(str(tmp_path), kind=kind).cfg.n_layers == 2
     capsys.readouterr()
     main(
         [
@@ -165,7 +166,7 @@ def test_what_a_class_may_lack_is_not_missed(tmp_path, tied, kind):
     ids = torch.tensor([[3, 9, 4, 20, 7]])
     with warnings.catch_warnings():
         warnings.simplefilter("error", LoadingWarning)
-        loaded = load_model(str(tmp_path), kind=kind)
+        loaded = tlb.load(str(tmp_path), kind=kind)
     torch.testing.assert_close(loaded(ids), model(ids).logits, atol=1e-4, rtol=1e-4)
     if not tied:
         rewrite(tmp_path, lambda tensors: tensors.pop("lm_head.weight"))
@@ -174,7 +175,7 @@ def test_what_a_class_may_lack_is_not_missed(tmp_path, tied, kind):
 
 def test_a_base_model_without_its_head(tmp_path):
     saved(tmp_path / "tied", "GPT2Model")
-    assert load_model(str(tmp_path / "tied"), kind="bridge").cfg.d_vocab == D_VOCAB
+    assert tlb.load(str(tmp_path / "tied"), kind="bridge").cfg.d_vocab == D_VOCAB
     saved(tmp_path / "untied", "LlamaModel", **GROUPED)
     assert "lack lm_head.weight;" in refused(tmp_path / "untied")
 
@@ -202,7 +203,7 @@ def test_sharded_folders(tmp_path, kind):
     saved(tmp_path, shard="20KB")
     shards = sorted(tmp_path.glob("model-*.safetensors"))
     index = tmp_path / "model.safetensors.index.json"
-    assert len(shards) >= 3 and load_model(str(tmp_path), kind=kind).cfg.n_layers == 2
+    assert len(shards) >= 3 and tlb.load(str(tmp_path), kind=kind).cfg.n_layers == 2
     held, whole = shards[1].read_bytes(), index.read_text()
     shards[1].unlink()
     assert shards[1].name in refused(tmp_path, kind)
@@ -220,7 +221,7 @@ def test_sharded_folders(tmp_path, kind):
     index.write_text(whole[: len(whole) // 2])
     assert "transformers cannot load it" in refused(tmp_path, kind)
     index.write_text(whole)
-    assert load_model(str(tmp_path), kind=kind).cfg.n_layers == 2
+    assert tlb.load(str(tmp_path), kind=kind).cfg.n_layers == 2
 
 
 def test_loading_leaves_no_trace(tmp_path):
@@ -229,7 +230,7 @@ def test_loading_leaves_no_trace(tmp_path):
     verbosity, start = transformers.logging.get_verbosity(), subprocess.Popen.__init__
     state = torch.get_rng_state()
     for kind in worlds():
-        load_model(str(tmp_path), kind=kind)
+        tlb.load(str(tmp_path), kind=kind)
     assert torch.equal(torch.get_rng_state(), state)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert transformers.logging.get_verbosity() == verbosity and subprocess.Popen.__init__ is start
@@ -260,7 +261,7 @@ HOOKED = {
 def test_hooked_transformers_of_folders_that_transformers_5_wrote(tmp_path, name):
     model = saved(tmp_path, name, **HOOKED[name])
     ids = torch.tensor([[3, 9, 4, 20, 7, 7, 33, 49, 5, 6, 11]])
-    hooked = load_model(str(tmp_path), kind="hooked")
+    hooked = tlb.load(str(tmp_path), kind="hooked")
     torch.testing.assert_close(hooked(ids), model(ids).logits, atol=1e-4, rtol=1e-3)
     assert hooked.cfg.model_name == tmp_path.name and hooked.cfg.d_vocab == D_VOCAB
 
@@ -269,7 +270,7 @@ def test_hooked_transformers_of_folders_that_transformers_5_wrote(tmp_path, name
 def test_a_gpt2_without_n_ctx_and_with_an_mlp_of_its_own_width(tmp_path):
     saved(tmp_path, **GPT2, n_inner=40)
     assert "n_ctx" not in json.loads((tmp_path / "config.json").read_text())
-    hooked = load_model(str(tmp_path), kind="hooked")
+    hooked = tlb.load(str(tmp_path), kind="hooked")
     assert hooked.cfg.n_ctx == 32 and hooked.cfg.d_mlp == 40 and hooked.W_in.shape == (2, 24, 40)
 
 
@@ -278,7 +279,7 @@ def test_what_a_folder_is_called_says_nothing(tmp_path):
     saved(tmp_path / "my-llama", "LlamaForCausalLM", **GROUPED)
     saved(tmp_path / "gemma" / "x", "Qwen2ForCausalLM", **GROUPED)
     for folder in (tmp_path / "my-llama", tmp_path / "gemma" / "x"):
-        hooked = load_model(str(folder), kind="hooked")
+        hooked = tlb.load(str(folder), kind="hooked")
         assert type(hooked).__name__ == "HookedTransformer" and hooked.cfg.model_name == folder.name
 
 
@@ -309,7 +310,7 @@ def test_what_transformer_lens_3_computes_otherwise(tmp_path, name):
     if HAS_HOOKED_TRANSFORMER:
         assert "install 'transformer-lens>=4.3'." in refused(tmp_path)
         return
-    loaded = load_model(str(tmp_path))
+    loaded = tlb.load(str(tmp_path))
     ids = torch.tensor([[3, 9, 4]])
     inputs = {"decoder_input_ids": ids} if name[:2] == "T5" else {}
     torch.testing.assert_close(loaded(ids, **inputs), model(ids, **inputs).logits)
@@ -332,7 +333,7 @@ def test_difference():
 
 def test_a_masked_model_keeps_its_class(tmp_path):
     model = saved(tmp_path, "BertForMaskedLM", **SMALL)
-    loaded = load_model(str(tmp_path))
+    loaded = tlb.load(str(tmp_path))
     assert type(loaded.original_model).__name__ == "BertForMaskedLM"
     ids = torch.tensor([[0, 9, 2, 20]])
     torch.testing.assert_close(loaded(ids), model(ids).logits)
@@ -394,7 +395,7 @@ def test_loading_installs_nothing(tmp_path, processes, monkeypatch):
     with pytest.warns(
         LoadingWarning, match="processor of .* did not load .*needs torchvision, install the one that fits"
     ):
-        model = load_model(str(tmp_path))
+        model = tlb.load(str(tmp_path))
     assert processes == [] and type(model.original_model).__name__ == "Gemma3ForConditionalGeneration"
     # What the guard keeps from happening: where it fails, TransformerLens no longer installs, and the guard can go.
     from transformer_lens.model_bridge import TransformerBridge
@@ -450,7 +451,7 @@ def test_the_guard_ends_with_the_last_load(processes):
 
 def test_a_model_of_the_zoo_loads_by_name_and_by_folder():
     ids = torch.arange(5)[None]
-    by_name, by_folder = load_model("facts", kind="bridge"), load_model(str(tlb.zoo.loading.WEIGHTS / "facts"))
+    by_name, by_folder = tlb.load("facts", kind="bridge"), tlb.load(str(tlb.model.loading.shipped.WEIGHTS / "facts"))
     assert torch.equal(by_name(ids), by_folder(ids))
 
 
@@ -458,17 +459,26 @@ def test_a_model_of_the_zoo_loads_by_name_and_by_folder():
 
 
 def test_what_is_no_name_gets_a_sentence_without_type_checks():
-    code = "from tl_backward.model.loading import load_model\nfor name in (None, 3, b'facts'):\n try: load_model(name)\n except TypeError as e: print(e)"
+    calls = {
+        "None": "a model's name or folder as text, got NoneType;",
+        "3": "a model's name or folder as text, got int;",
+        "b'facts'": "a model's name or folder as text, got bytes;",
+        "'facts', kind='both'": "kind 'hooked' or 'bridge', got 'both'.",
+        "'facts', dtype='int4'": "a dtype among float32, ",
+        "'facts', device='cuda:99'": "a device that PyTorch can use here, got 'cuda:99':",
+        "'facts', processing={'fold': True}": "processing to say True or False of some of fold_ln, ",
+        "'facts', processing={'fold_ln': 1}": "processing to say True or False of some of fold_ln, ",
+    }
+    code = "import tl_backward as tlb\n"
+    code += "".join(f"try: tlb.load({call})\nexcept (TypeError, ValueError) as e: print(e)\n" for call in calls)
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    said = done.stdout.splitlines()
-    assert [line.split(";")[0] for line in said] == [
-        f"Expected a model's name or folder as text, got {kind}" for kind in ("NoneType", "int", "bytes")
-    ]
+    for line, said in zip(done.stdout.splitlines(), calls.values(), strict=True):
+        assert line.startswith(f"Expected {said}")
 
 
 def test_a_path_is_a_folder(tmp_path):
     saved(tmp_path)
-    assert load_model(tmp_path).cfg.n_layers == 2
+    assert tlb.load(tmp_path).cfg.n_layers == 2
 
 
 @pytest.mark.parametrize("shard", ["5GB", "10KB"])
@@ -492,4 +502,58 @@ def test_whole_numbers_that_are_no_weights_stay(tmp_path):
     rewrite(tmp_path, lambda tensors: tensors.update({"position_ids": torch.arange(32)}))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LoadingWarning)
-        load_model(str(tmp_path))
+        tlb.load(str(tmp_path))
+
+
+# ---- one loader, and weights that TransformerLens processes
+
+
+def test_there_is_one_loader():
+    assert tlb.load is tlb.model.loading.load
+    defined = {
+        f"{path.parent.name}/{path.name}"
+        for path in Path(tlb.__file__).parent.rglob("*.py")
+        if re.search(r"boot_transformers\)\(|HookedTransformer\(cfg|load_and_process", path.read_text())
+    }
+    assert defined == {"loading/_bridge.py", "loading/_hooked.py"}
+    with pytest.warns(DeprecationWarning, match="load_model is now tl_backward.load;"):
+        assert tlb.model.loading.load_model("counting").cfg.n_layers == 2
+
+
+@pytest.mark.parametrize("kind", worlds())
+@pytest.mark.parametrize("source", ["facts", "folder"])
+def test_processed_weights_compute_the_same(tmp_path, kind, source):
+    saved(tmp_path)
+    name, ids = "facts" if source == "facts" else str(tmp_path), torch.arange(5)[None]
+    plain = tlb.load(name, kind=kind)
+    options = {"fold_ln": True, "center_writing_weights": True, "center_unembed": True, "fold_value_biases": True}
+    processed = tlb.load(name, kind=kind, processing=options)
+    torch.testing.assert_close(processed(ids).log_softmax(-1), plain(ids).log_softmax(-1), atol=1e-4, rtol=1e-4)
+    assert processed.W_U.mean(-1).abs().max() < 1e-5 < plain.W_U.mean(-1).abs().max()
+    assert processed.W_out.mean(-1).abs().max() < 1e-5 < plain.W_out.mean(-1).abs().max()
+    folded = tlb.load(name, kind=kind, processing={"fold_ln": True})
+    torch.testing.assert_close(folded(ids), plain(ids), atol=1e-4, rtol=1e-4)
+    assert not torch.equal(folded.W_in, plain.W_in) and torch.equal(folded.W_out, plain.W_out)
+
+
+def test_no_processing_is_compatibility_mode_alone():
+    model, plain = (tlb.load("counting", kind="bridge", processing=options) for options in ({}, None))
+    assert model.compatibility_mode and not plain.compatibility_mode
+    assert torch.equal(model.W_in, plain.W_in)
+
+
+@pytest.mark.parametrize("kind", worlds())
+def test_processing_that_computes_something_else_is_refused(tmp_path, kind, monkeypatch):
+    saved(tmp_path)
+    from transformer_lens.weight_processing import ProcessWeights
+
+    process = ProcessWeights.process_weights
+
+    def wrong(state, *args, **options):
+        return {
+            name: 1.1 * weight if "mlp" in name else weight for name, weight in process(state, *args, **options).items()
+        }
+
+    monkeypatch.setattr(ProcessWeights, "process_weights", wrong)
+    with pytest.raises(ValueError, match="of the largest"):
+        tlb.load(str(tmp_path), kind=kind, processing={"fold_ln": True, "center_unembed": True})

@@ -1,7 +1,7 @@
 import pytest
 
 from tl_backward import zoo
-from tl_backward.zoo.loading import has_hooked_transformer
+from tl_backward.model.loading import has_hooked_transformer
 
 HOOKED = pytest.param(
     "hooked",

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from tl_backward import zoo
-from tl_backward.zoo.loading import WEIGHTS, has_hooked_transformer
+from tl_backward.model import loading
+from tl_backward.model.loading import has_hooked_transformer
+from tl_backward.model.loading.shipped import TRAINED_ON_REQUEST, WEIGHTS
 from tl_backward.zoo.recall import recall
 
 PROMPTS = ["Anna Berg lives in the city of", "The pet of Noor Quispe is a"]
-
-needs_hooked = pytest.mark.skipif(not has_hooked_transformer(), reason="TransformerLens 4 has no HookedTransformer")
 
 
 def plain_logits(prompt):
@@ -39,10 +39,10 @@ def test_every_kind_computes_the_plain_models_logits(kind, prompt):
     torch.testing.assert_close(model(model.to_tokens(prompt)), plain_logits(prompt), atol=1e-4, rtol=0)
 
 
-@needs_hooked
-def test_folding_moves_the_norms_weights_and_no_logit():
-    model = zoo.load("facts", kind="hooked", fold_ln=True)
-    assert not hasattr(model.blocks[0].ln1, "w")
+def test_folding_moves_the_norms_weights_and_no_logit(kind):
+    model = zoo.load("facts", kind=kind, fold_ln=True)
+    weight = getattr(model.blocks[0].ln1, "w", None)  # a Bridge keeps a norm whose weight is 1
+    assert weight is None or torch.equal(weight, torch.ones_like(weight))
     prompt = PROMPTS[0]
     torch.testing.assert_close(model(model.to_tokens(prompt)), plain_logits(prompt), atol=1e-4, rtol=0)
 
@@ -152,17 +152,11 @@ def test_another_architecture_is_refused(tmp_path):
         zoo.load(tmp_path)
 
 
-def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="Unknown kind 'hook': expected 'hooked', 'bridge' or None"):
-        zoo.load("facts", kind="hook")
-
-
-def test_a_bridge_does_not_fold():
-    with pytest.raises(ValueError, match="fold_ln=True needs kind='hooked'"):
-        zoo.load("facts", kind="bridge", fold_ln=True)
-
-
 def test_hooked_without_hooked_transformer_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(zoo.loading, "has_hooked_transformer", lambda: False)
-    with pytest.raises(ImportError, match="install 'transformer-lens<4' or load with kind='bridge'"):
+    monkeypatch.setattr(loading, "has_hooked_transformer", lambda: False)
+    with pytest.raises(ImportError, match="install 'transformer-lens<4' or use kind 'bridge'"):
         zoo.load("facts", kind="hooked")
+
+
+def test_the_recipes_that_do_not_ship_are_known_below():
+    assert {*zoo.names(), *TRAINED_ON_REQUEST} == set(zoo.RECIPES)

@@ -1,6 +1,7 @@
 import pytest
 
 from tl_backward import zoo
+from tl_backward.model.loading.shipped import WEIGHTS
 from tl_backward.zoo.tokenizer import facts_tokenizer
 
 PROMPT = "Anna Berg lives in the city of"
@@ -56,5 +57,5 @@ def test_transformer_lens_prepends_exactly_one_bos(kind):
 def test_transformers_alone_reads_the_shipped_files():
     from transformers import AutoTokenizer
 
-    read = AutoTokenizer.from_pretrained(zoo.loading.WEIGHTS / "facts", local_files_only=True)
+    read = AutoTokenizer.from_pretrained(WEIGHTS / "facts", local_files_only=True)
     assert read(PROMPT)["input_ids"] == facts_tokenizer()(PROMPT)["input_ids"]

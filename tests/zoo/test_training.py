@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from tl_backward import zoo
+from tl_backward.model.loading.shipped import WEIGHTS
 from tl_backward.zoo.facts_task import FactsTask
 from tl_backward.zoo.recipes import RECIPES, Recipe
 from tl_backward.zoo.tokenizer import facts_tokenizer
@@ -97,7 +98,7 @@ def test_what_the_command_saves_loads_in_both_worlds(command_output, kind, world
 
 
 def test_tied_embeddings_are_saved_once():
-    saved = load_file(zoo.loading.WEIGHTS / "facts" / "model.safetensors")
+    saved = load_file(WEIGHTS / "facts" / "model.safetensors")
     assert ("lm_head.weight" in saved) != ("transformer.wte.weight" in saved)
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
 

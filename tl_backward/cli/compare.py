@@ -109,15 +109,15 @@ def _names(text: str) -> list[str]:
 
 def _compare(arguments: argparse.Namespace) -> None:
     from tl_backward.dissimilarity import compare, stitching_grid
-    from tl_backward.model.loading import load_model
+    from tl_backward.model.loading import load
     from tl_backward.render.compare_report import caveats, compare_report
 
     out = check_out(arguments.out)
     texts = read_data(Path(arguments.data), arguments.text_key)[: arguments.max_texts]
     with redirect_stdout(sys.stderr):
         how = {"device": arguments.device, "dtype": arguments.dtype}
-        a = load_model(arguments.model_a, kind=arguments.kind_a, **how)
-        b = load_model(arguments.model_b, kind=arguments.kind_b, **how)
+        a = load(arguments.model_a, kind=arguments.kind_a, **how)
+        b = load(arguments.model_b, kind=arguments.kind_b, **how)
         reading = {"batching": arguments.batch_size, "max_tokens": arguments.max_tokens}
         watched = sys.stderr.isatty()
         found = compare(

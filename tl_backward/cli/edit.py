@@ -109,13 +109,13 @@ def add_commands(commands: Commands) -> None:
 
 def _edit(arguments: argparse.Namespace) -> None:
     from tl_backward.editing import edit_effect, evaluate_edit
-    from tl_backward.model.loading import load_model
+    from tl_backward.model.loading import load
     from tl_backward.render.edit_report import edit_report
 
     out = check_out(arguments.out)
     _settle_method(arguments)
     with redirect_stdout(sys.stderr):
-        model = load_model(arguments.model, kind=arguments.kind, device=arguments.device, dtype=arguments.dtype)
+        model = load(arguments.model, kind=arguments.kind, device=arguments.device, dtype=arguments.dtype)
         grid = _chosen_grid(model, arguments)
         edit, how = _made(model, arguments, grid)
         effect = edit_effect(model, edit, arguments.prompt, k=min(arguments.k, model.W_U.shape[1]))
@@ -255,13 +255,13 @@ def _own_case(arguments: argparse.Namespace) -> "EditCase | None":
 
 def _edits(arguments: argparse.Namespace) -> None:
     from tl_backward.editing import LRS, SCALES, compare_edits, tuned_methods
-    from tl_backward.model.loading import load_model
+    from tl_backward.model.loading import load
     from tl_backward.render.edit_report import comparison_report
 
     out = None if arguments.out is None else check_out(arguments.out)
     with redirect_stdout(sys.stderr):
         validation, test = _cases(arguments, arguments.n_validation, arguments.n_test)
-        model = load_model(arguments.model, kind=arguments.kind, device=arguments.device, dtype=arguments.dtype)
+        model = load(arguments.model, kind=arguments.kind, device=arguments.device, dtype=arguments.dtype)
         methods = tuned_methods(
             model,
             validation,

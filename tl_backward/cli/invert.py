@@ -91,7 +91,7 @@ def _position(text: str) -> int | str:
 def _invert(arguments: argparse.Namespace) -> None:
     from tl_backward.cli.questions import Questions
     from tl_backward.inversion import compare_sites, task_of, task_of_texts
-    from tl_backward.model.loading import load_model
+    from tl_backward.model.loading import load
     from tl_backward.render.invert_report import invert_report
 
     out = check_out(arguments.out)
@@ -104,7 +104,7 @@ def _invert(arguments: argparse.Namespace) -> None:
             "texts such as the model reads."
         )
     with redirect_stdout(sys.stderr):
-        model = load_model(arguments.model, kind=arguments.kind, device=arguments.device, dtype=arguments.dtype)
+        model = load(arguments.model, kind=arguments.kind, device=arguments.device, dtype=arguments.dtype)
         questions = Questions(model, arguments.model, task, arguments)
         readings = [questions.answer(site, at) for site in questions.sites for at in arguments.position or [-1]]
         report = None

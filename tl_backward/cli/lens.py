@@ -135,12 +135,12 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 def _lens(arguments: argparse.Namespace) -> None:
     from tl_backward._support.checks import check_layers
-    from tl_backward.model.loading import load_model
+    from tl_backward.model.loading import load
 
     out = check_out(arguments.out)
     # Nothing that another library prints may end up among the results.
     with redirect_stdout(sys.stderr):
-        model = load_model(arguments.model, kind=arguments.kind, device=arguments.device, dtype=arguments.dtype)
+        model = load(arguments.model, kind=arguments.kind, device=arguments.device, dtype=arguments.dtype)
         lens = _compute(
             model,
             arguments.prompt,

@@ -66,7 +66,7 @@ def add_commands(commands: Commands) -> None:
 def _params(arguments: argparse.Namespace) -> None:
     from tl_backward._support.checks import check_layers
     from tl_backward.embedding_space import parameter_coherence
-    from tl_backward.model.loading import load_model
+    from tl_backward.model.loading import load
     from tl_backward.render.atlas import atlas
     from tl_backward.render.atlas_places import atlas_places, left_out_of_atlas
     from tl_backward.render.params_report import params_report
@@ -75,7 +75,7 @@ def _params(arguments: argparse.Namespace) -> None:
     out = check_out(arguments.out)
     name = Path(arguments.model).name or arguments.model
     with redirect_stdout(sys.stderr):
-        model = load_model(arguments.model, kind=arguments.kind, device=arguments.device, dtype=arguments.dtype)
+        model = load(arguments.model, kind=arguments.kind, device=arguments.device, dtype=arguments.dtype)
         how = {"inverse": arguments.inverse, "fold_ln": arguments.fold_ln, "filters": arguments.filter}
         found = page = None
         shown, omitted = [], ""

@@ -34,7 +34,7 @@ from tl_backward.inversion.query import read_query
 from tl_backward.inversion.search import search_preimage
 from tl_backward.inversion.tasks import task_of_texts
 from tl_backward.inversion.texts import Encoded, encode, encode_starts
-from tl_backward.model.loading import load_model
+from tl_backward.model.loading import load
 from tl_backward.model.place import PlaceLike, resolve_place
 from tl_backward.text.files import read_data
 
@@ -72,14 +72,14 @@ def run(arguments: argparse.Namespace) -> list[dict[str, object]]:
     """Every case at its sites and positions; prints rows as they are found, and writes them.
 
     Raises:
-        ValueError: nothing to do, a folder that is not empty, or what `load_model` and `preimage_of` refuse.
+        ValueError: nothing to do, a folder that is not empty, or what `tl_backward.load` and `preimage_of` refuse.
     """
     out = Path(arguments.out)
     if out.exists() and any(out.iterdir()):
         raise ValueError(
             f"Expected --out to be a new or empty folder, got {str(out)!r}, which holds files; choose another."
         )
-    model = load_model(arguments.model, kind=arguments.kind, device=arguments.device)
+    model = load(arguments.model, kind=arguments.kind, device=arguments.device)
     arguments.site = [resolve_place(model, site) for site in arguments.site or ()]
     decoder = None if arguments.decoder is None else load_from(arguments.decoder, model)
     names = arguments.case or ["ioi", "facts", *(["texts"] if arguments.data else [])]

@@ -12,8 +12,10 @@ from tqdm.auto import trange
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from tl_backward._support.types import TransformerLensModel
+from tl_backward.model.loading import Kind
+from tl_backward.model.loading.shipped import FILES, METRICS, metrics
 from tl_backward.zoo.cue_task import LABELS, CuedPrompts, CueTask
-from tl_backward.zoo.loading import FILES, METRICS, load, load_hugging_face, metrics
+from tl_backward.zoo.loading import load, load_hugging_face
 from tl_backward.zoo.tokenizer import PAD
 from tl_backward.zoo.train import save
 
@@ -87,7 +89,7 @@ def fine_tuned(
     recipe: FineTuning,
     directory: str | Path,
     *,
-    kind: str | None = None,
+    kind: Kind | None = None,
     show_progress: bool = True,
 ) -> TransformerLensModel:
     """The classifier that the recipe makes of a model, loaded from a folder of `directory`, or made and saved first.

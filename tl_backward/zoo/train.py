@@ -12,7 +12,7 @@ from safetensors.torch import save_model
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from tl_backward._support.storage import file_checksum, replacing, save_json
-from tl_backward.zoo.loading import FILES, METRICS, SUMS
+from tl_backward.model.loading.shipped import FILES, METRICS, SUMS
 from tl_backward.zoo.recipes import ACTIVATIONS, RECIPES, Recipe
 from tl_backward.zoo.tasks import Shares
 from tl_backward.zoo.training import task_named, train

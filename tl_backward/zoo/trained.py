@@ -4,16 +4,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tl_backward._support.types import TransformerLensModel
+from tl_backward.model.loading import Kind
+from tl_backward.model.loading.shipped import FILES, METRICS, metrics
 from tl_backward.zoo.facts import World
 from tl_backward.zoo.facts_task import FactsTask
-from tl_backward.zoo.loading import FILES, METRICS, load, metrics
+from tl_backward.zoo.loading import load
 from tl_backward.zoo.recipes import Recipe
 from tl_backward.zoo.train import save
 from tl_backward.zoo.training import train
 
 
 def trained(
-    recipe: Recipe, world: World, directory: str | Path, *, kind: str | None = None, show_progress: bool = True
+    recipe: Recipe, world: World, directory: str | Path, *, kind: Kind | None = None, show_progress: bool = True
 ) -> TransformerLensModel:
     """The recipe's model, loaded from a folder of `directory` of its own, or trained and saved there first.
 

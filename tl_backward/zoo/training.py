@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from tqdm.auto import trange
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from tl_backward.model.loading.solu import register_solu
 from tl_backward.zoo import addition, counting
-from tl_backward.zoo.activations import register_solu
 from tl_backward.zoo.facts import world
 from tl_backward.zoo.facts_task import FactsTask
 from tl_backward.zoo.recipes import Recipe

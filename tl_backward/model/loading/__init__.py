@@ -1,46 +1,61 @@
-"""Load a model by name: of the zoo, from a Hugging Face directory, or of TransformerLens."""
+"""The one loader: a model that ships, of a Hugging Face directory, or by a name that TransformerLens knows."""
 
 import os
-from contextlib import redirect_stdout
-from io import StringIO
 from pathlib import Path
 from typing import cast
 
 import torch
 from torch import nn
 
-from tl_backward import zoo
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.model.loading._bridge import boot, transformer_bridge
+from tl_backward._support.warnings import warn_user
+from tl_backward.model.loading._bridge import boot, process_bridge, transformer_bridge
 from tl_backward.model.loading._folder import read_folder
-from tl_backward.model.loading._hooked import hooked_transformer
+from tl_backward.model.loading._hooked import has_hooked_transformer, hooked_transformer
 from tl_backward.model.loading._others import LoadingWarning, first_line, quiet_transformers
-from tl_backward.zoo.loading import has_hooked_transformer
+from tl_backward.model.loading.options import DTYPES, KINDS, Dtype, Kind, Processing, Wanted
+from tl_backward.model.loading.shipped import metrics, names, shipped_directory
 
-__all__ = ["DTYPES", "KINDS", "LoadingWarning", "load_model"]
+__all__ = [
+    "DTYPES",
+    "KINDS",
+    "Dtype",
+    "Kind",
+    "LoadingWarning",
+    "Processing",
+    "has_hooked_transformer",
+    "load",
+    "load_model",
+]
 
-KINDS = ("hooked", "bridge")
-DTYPES = ("float32", "float64", "bfloat16", "float16")
 
-
-def load_model(
-    name_or_dir: str | os.PathLike[str], *, kind: str | None = None, device: str = "cpu", dtype: str = "float32"
+def load(
+    name_or_dir: str | os.PathLike[str],
+    *,
+    kind: Kind | None = None,
+    processing: Processing | None = None,
+    device: str = "cpu",
+    dtype: Dtype = "float32",
 ) -> TransformerLensModel:
-    """Load a model with its tokenizer, without progress bars, its weights as they were trained.
+    """Load a model with its tokenizer, without progress bars; the global random state stays as it was.
 
     Args:
-        name_or_dir: a model of the zoo, a directory that Hugging Face's `save_pretrained` wrote (read
-            offline), or a name that TransformerLens can load (fetched or cached).
+        name_or_dir: a model that ships (`tl_backward.zoo.names()`), a directory that Hugging Face's `save_pretrained`
+            or ``python -m tl_backward.zoo.train`` wrote (read offline), or a name that TransformerLens can load
+            (fetched or cached).
         kind: "hooked" for a HookedTransformer (TransformerLens 3 only), "bridge" for a TransformerBridge. By
-            default HookedTransformer for the zoo where TransformerLens has it, else TransformerBridge.
+            default HookedTransformer for models that ship where TransformerLens has it, else TransformerBridge.
+        processing: None for the weights as they were trained. Otherwise the options of `Processing` that are on, such
+            as {"fold_ln": True}: a HookedTransformer loads its weights with them, a TransformerBridge goes into
+            compatibility mode with them ({} for that mode alone).
         device: as PyTorch names it.
-        dtype: one of DTYPES.
+        dtype: of the weights.
 
     Raises:
         TypeError: a name that is no text.
-        ValueError: an unknown name, kind, dtype or device; a directory without a model, or whose files lack
-            weights of it or have others; a directory of which TransformerLens's model would not compute what
-            Hugging Face's does, on a few tokens.
+        ValueError: an unknown name, kind, option, dtype or device; a directory without a model, or whose files are
+            damaged, lack weights of it or have others; a directory of which TransformerLens's model would not compute
+            what Hugging Face's does, on a few tokens (the models that ship, and those with checksums, are known to).
         ImportError: `kind="hooked"` where TransformerLens has no HookedTransformer.
 
     Warns:
@@ -48,68 +63,69 @@ def load_model(
             processor does not load. TransformerLens would install torchvision for it; here nothing is installed.
 
     A directory's model is of the class that its config.json names: masked models and encoder-decoders too.
+
+    Example:
+        >>> tlb.load("facts").cfg.n_layers
+        4
     """
     if not isinstance(name_or_dir, str | os.PathLike):
         raise TypeError(
             f"Expected a model's name or folder as text, got {type(name_or_dir).__name__}; see tl_backward.zoo.names()."
         )
-    name_or_dir = os.fspath(name_or_dir)
-    if kind not in (None, *KINDS):
-        raise ValueError(f"Expected kind 'hooked' or 'bridge', got {kind!r}.")
+    name = os.fspath(name_or_dir)
     if dtype not in DTYPES:
         raise ValueError(f"Expected a dtype among {', '.join(DTYPES)}, got {dtype!r}.")
-    _check_device(device)
-    if kind == "hooked" and not has_hooked_transformer():
+    directory = shipped_directory(name)
+    default = "hooked" if directory is not None and has_hooked_transformer() else "bridge"
+    wanted = Wanted(default if kind is None else kind, device, getattr(torch, dtype), processing)
+    if wanted.kind == "hooked" and not has_hooked_transformer():
         raise ImportError(
             "kind 'hooked' needs a TransformerLens that has HookedTransformer, and this one does not; "
             "install 'transformer-lens<4' or use kind 'bridge'."
         )
-    wanted = getattr(torch, dtype)
-    if name_or_dir in zoo.names() or name_or_dir in zoo.RECIPES:
-        loaded = cast(nn.Module, zoo.load(name_or_dir, kind=kind))
-        if (device, dtype) != ("cpu", "float32"):
-            with redirect_stdout(StringIO()):  # TransformerLens reports every move
-                loaded = loaded.to(wanted).to(device)
-    elif Path(name_or_dir).is_dir():
-        loaded = _load_directory(Path(name_or_dir), kind or "bridge", device, wanted)
-    elif name_or_dir.startswith((".", "/", "~")):
-        raise ValueError(f"Expected a folder with a Hugging Face model, got {name_or_dir!r}; there is no such folder.")
+    if directory is not None or Path(name).is_dir():
+        loaded = _load_directory(directory or Path(name), wanted)
+    elif name.startswith((".", "/", "~")):
+        raise ValueError(f"Expected a folder with a Hugging Face model, got {name!r}; there is no such folder.")
     else:
-        loaded = _load_named(name_or_dir, kind or "bridge", device, wanted)
+        loaded = _load_named(name, wanted)
     return cast(TransformerLensModel, loaded.eval())
 
 
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"Expected a device that PyTorch can use here, got {device!r}: {first_line(error)}") from error
+def load_model(
+    name_or_dir: str | os.PathLike[str], *, kind: Kind | None = None, device: str = "cpu", dtype: Dtype = "float32"
+) -> TransformerLensModel:
+    """`load` under the name it had before 0.2.0."""
+    warn_user("load_model is now tl_backward.load; the old name goes with the next release.", DeprecationWarning)
+    return load(name_or_dir, kind=kind, device=device, dtype=dtype)
 
 
-def _load_directory(directory: Path, kind: str, device: str, dtype: torch.dtype) -> nn.Module:
+def _load_directory(directory: Path, wanted: Wanted) -> nn.Module:
     if not (directory / "config.json").is_file():
         raise ValueError(
             f"Expected a Hugging Face model in {str(directory)!r}, but it has no config.json; pass the "
             "folder that save_pretrained wrote."
         )
+    known = bool(metrics(directory))
     with quiet_transformers(reports=False), torch.random.fork_rng(devices=[]):
-        model, tokenizer = read_folder(directory, dtype)
-        convert = hooked_transformer if kind == "hooked" else transformer_bridge
-        return convert(directory, model, tokenizer, device, dtype)
+        model, tokenizer = read_folder(directory, wanted.dtype)
+        convert = hooked_transformer if wanted.kind == "hooked" else transformer_bridge
+        return convert(directory, model, tokenizer, wanted, check=not known)
 
 
-def _load_named(name: str, kind: str, device: str, dtype: torch.dtype) -> nn.Module:
+def _load_named(name: str, wanted: Wanted) -> nn.Module:
     try:
         with quiet_transformers():
-            if kind == "hooked":
+            if wanted.kind == "hooked":
                 from transformer_lens import HookedTransformer
 
-                return HookedTransformer.from_pretrained_no_processing(name, device=device, dtype=dtype)
-            return boot(name, {"device": device, "dtype": dtype})
+                return HookedTransformer.from_pretrained_no_processing(
+                    name, device=wanted.device, dtype=wanted.dtype, **wanted.options
+                )
+            return process_bridge(boot(name, {"device": wanted.device, "dtype": wanted.dtype}), wanted)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        shipped = ", ".join(zoo.names())
         raise ValueError(
-            f"Expected a shipped model ({shipped}), a folder with a Hugging Face model, or a name that "
+            f"Expected a shipped model ({', '.join(names())}), a folder with a Hugging Face model, or a name that "
             f"TransformerLens can load, got {name!r}: {first_line(error)} (without the internet, give the "
             "folder that save_pretrained wrote)"
         ) from error

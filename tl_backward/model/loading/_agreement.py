@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tl_backward._support.closeness import difference
+from tl_backward.model.loading.options import Wanted
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -47,6 +50,13 @@ def own_logits(model: "PreTrainedModel", tokens: Tensor | None) -> Tensor | None
     except (ValueError, TypeError, RuntimeError, AttributeError, IndexError):  # it takes no text alone
         return None
     return logits if isinstance(logits, Tensor) else None
+
+
+def logit_difference(ours: Tensor, theirs: Tensor, wanted: Wanted) -> float:
+    """As `difference`, up to each position's mean where the unembedding was centred."""
+    if wanted.options["center_unembed"]:
+        ours, theirs = (logits - logits.mean(-1, keepdim=True) for logits in (ours, theirs))
+    return difference(ours, theirs)
 
 
 def probe_inputs(model: "PreTrainedModel", tokens: Tensor) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ def read_folder(directory: Path, dtype: torch.dtype) -> "tuple[PreTrainedModel, 
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    from tl_backward.zoo.activations import register_solu
+    from tl_backward.model.loading.solu import register_solu
 
     register_solu()  # a model of the zoo that was trained into a directory
     tokenizer = None

@@ -1,0 +1,50 @@
+"""The models that ship with the package: their names, their files, and whether those are still the saved ones."""
+
+from pathlib import Path
+
+from tl_backward._support.storage import damaged, file_checksum, load_json
+
+WEIGHTS = Path(__file__).parents[2] / "zoo" / "weights"
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+METRICS, SUMS = "metrics.json", "crc32 of files"
+TRAINED_ON_REQUEST = ("facts-gelu-2l", "facts-solu-2l")
+"""The names of `tl_backward.zoo.RECIPES` whose weights do not ship."""
+
+
+def names() -> tuple[str, ...]:
+    """The models that ship with the package.
+
+    Example:
+        >>> tlb.zoo.names()
+        ('addition', 'counting', 'facts')
+    """
+    return tuple(sorted(path.parent.name for path in WEIGHTS.glob("*/config.json")))
+
+
+def shipped_directory(name: str) -> Path | None:
+    """Where the weights of a shipped model lie; None for other names.
+
+    Raises:
+        ValueError: a recipe whose weights do not ship.
+    """
+    if name in TRAINED_ON_REQUEST:
+        raise ValueError(
+            f"The weights of {name!r} do not ship (shipped: {', '.join(map(repr, names()))}): train it with "
+            f"`python -m tl_backward.zoo.train {name} --out DIR` and load DIR."
+        )
+    return WEIGHTS / name if name in names() else None
+
+
+def metrics(directory: Path) -> dict:
+    """What was recorded when a model was saved, its files being those of then; nothing where others saved it.
+
+    Raises:
+        ValueError: a file that is damaged or another's.
+    """
+    if not (directory / METRICS).is_file() or b"crc32" not in (directory / METRICS).read_bytes():
+        return {}
+    recorded = load_json(directory / METRICS)
+    for name, expected in recorded.pop(SUMS).items():
+        if file_checksum(directory / name) != expected:
+            raise ValueError(damaged(directory / name, "its checksum is another"))
+    return recorded
