@@ -116,7 +116,7 @@ SENTENCES = {
     "two targets, one prompt": (lambda m: run(m, loss=tlb.target_loss(["w3", "w4"])), ValueError, "got 2; pair every prompt"),
     "long logit difference": (lambda m: run(m, loss=tlb.logit_difference("w3 w4", "w5")), ValueError, "single-token answers"),
     "position": (lambda m: run(m, loss=tlb.target_loss("w3", positions=9)), IndexError, r"in \[-3, 3\), got 9"),
-    "empty prompt": (lambda m: run(m, ""), ValueError, "at least one token, got an empty text"),
+    "empty prompt": (lambda m: run(m, ""), ValueError, "at least one character, got an empty one"),
     "no prompts": (lambda m: run(m, []), TypeError, "non-empty list of texts"),
     "too long": (lambda m: run(m, " ".join(["w5"] * 20)), ValueError, "at most n_ctx=16 tokens .*, got 21"),
     "foreign tokens": (lambda m: run(m, torch.tensor([[0, 77]])), ValueError, r"ids in \[0, 50\), got 0 to 77"),
@@ -263,7 +263,7 @@ for tokens, options in [
 @every_world
 def test_unknown_words_of_a_prompt_are_announced(world):
     model = build(world)
-    with pytest.warns(UserWarning, match="The prompt 'w5 zzz' has words that are not in the model's vocabulary"):
+    with pytest.warns(UserWarning, match="The text 'w5 zzz' has words that are not in the model's vocabulary"):
         run(model, "w5 zzz")
 
 

@@ -48,8 +48,8 @@ from tl_backward._support.csv import csv_text
 from tl_backward._support.html import table
 from tl_backward.alignment import token_map
 from tl_backward.embedding_space.filters import token_mask
-from tl_backward.gradients.losses import encode_text
 from tl_backward.text.cases import load_cases
+from tl_backward.text.encoding import encode_continuation
 from tl_backward.text.files import read_data
 from tl_backward.text.prompts import encode_prompts
 from tl_backward.text.subjects import find_span
@@ -83,7 +83,7 @@ def follows(tokenizer, text, prompt="Anna"):
 )
 def test_targets(text, name, slow):
     tokenizer = ALL[name]
-    found = encode_text(text, Encodes(Slow(tokenizer) if slow else tokenizer))
+    found = encode_continuation(Encodes(Slow(tokenizer) if slow else tokenizer), text)
     assert found == follows(tokenizer, text)
     assert tokenizer.decode(ids_of(tokenizer, "Anna") + found) == tokenizer.decode(ids_of(tokenizer, "Anna" + text))
 

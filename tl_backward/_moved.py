@@ -49,6 +49,7 @@ MOVED = {
     "written_by": "weights.written_by",
     "alignment.study": "studies.alignment",
     "dissimilarity.findings": "studies.dissimilarity",
+    "inversion.texts": "text.encoded",
     "inversion.study": "studies.inversion",
     "zoo.activations": "model.loading.solu",
 }

@@ -122,7 +122,7 @@ BAD_INPUT = {
         "Expected a target in the model's vocabulary, got ' Olso', which contains an unknown word; the nearest are ' Oslo'",
     ),
     "empty target": ([*ASK[:-1], ""], "Expected a target that encodes to at least one token"),
-    "empty prompt": ([*ASK[:4], "", *ASK[5:]], "Expected a prompt with at least one token"),
+    "empty prompt": ([*ASK[:4], "", *ASK[5:]], "Expected texts of at least one character, got an empty one"),
     "long prompt": ([*ASK[:4], "Anna Berg " * 20 + "lives", *ASK[5:]], "Expected at most n_ctx=32 tokens"),
     "layer": ([*ASK, "--layers", "9"], "Expected layers in [-4, 4), got 9"),
     "k": ([*ASK, "--k", "1000"], "Expected 1 <= k <= 425"),

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import tl_backward as tlb
 from tl_backward.cli import main
-from tl_backward.inversion.texts import encode
+from tl_backward.text.encoded import encode
 
 FOLDERS = ["<img src=x onerror=pwned()>", "\x1b[31m\x1b]0;pwned\x07", "=1+1 \u202e"]
 BYTES = os.fsdecode(b"m\xff\xfe")

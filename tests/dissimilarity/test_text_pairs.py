@@ -12,7 +12,8 @@ from tokenizers_of_each_kind import KINDS, WORDS, Slow, letters, sentencepiece
 
 import tl_backward as tlb
 from tl_backward.dissimilarity.reading import Reading, raw_batches
-from tl_backward.dissimilarity.tokens import _ends, _unknown
+from tl_backward.dissimilarity.tokens import _unknown
+from tl_backward.text.extents import token_ends
 
 QUIET = dict(show_progress=False, permutations=0)
 TEXTS = st.lists(st.sampled_from([*WORDS, "1984", "São", "Zoë", "nnn", "Xi", "-"]), min_size=1, max_size=5)
@@ -34,7 +35,7 @@ def test_a_token_ends_where_the_text_before_it_does(kind, slow, words, space, be
     if tokenizer.unk_token_id in ids or squeezed(tokenizer.decode(ids)) != squeezed(text):
         return  # a text that this tokenizer does not keep
     start = [tokenizer.bos_token_id] * (begun and tokenizer.bos_token_id is not None)
-    ends = _ends(Slow(tokenizer) if slow else tokenizer, text, start + ids)
+    ends = token_ends(Slow(tokenizer) if slow else tokenizer, start + ids, text)
     assert len(ends) == len(start + ids) and ends[: len(start)] == [0] * len(start)
     before, last = "", 0
     for k, end in enumerate(ends[len(start) :], 1):
@@ -51,7 +52,7 @@ def test_a_token_ends_where_the_text_before_it_does(kind, slow, words, space, be
 
 
 def test_a_space_before_the_text_is_not_its_first_letter():
-    ends = _ends(sentencepiece(True), "1984", [1, *sentencepiece(True).encode("1984", add_special_tokens=False)])
+    ends = token_ends(sentencepiece(True), [1, *sentencepiece(True).encode("1984", add_special_tokens=False)], "1984")
     assert ends == [0, None, 1, 2, 3, 4]
 
 

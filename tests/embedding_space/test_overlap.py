@@ -135,5 +135,5 @@ def test_bad_input(world):
         parameter_activation_overlap(model, TOKENS, "W_out", 0, k_state=51)
     with pytest.raises(IndexError, match=r"Expected layers in \[-2, 2\), got 9"):
         parameter_activation_overlap(model, TOKENS, "W_out", 9)
-    with pytest.raises(ValueError, match="Expected a prompt with at least one token"):
+    with pytest.raises(ValueError, match="Expected texts of at least one character, got an empty one"):
         parameter_activation_overlap(model, "", "W_out", 0)

@@ -117,7 +117,7 @@ def test_cases_losses_and_what_is_refused():
     for examples, message in (
         ([], "Expected a list of examples"),
         ([cases[0], "w5"], "Expected edit cases alone"),
-        (["w5 w6", ""], "Prompt 1: Expected a prompt with at least one token"),
+        (["w5 w6", ""], "Prompt 1: Expected texts of at least one character, got an empty one"),
         (["w5 w6", "w5 " * 30], "Prompt 1: Expected at most n_ctx"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -9,7 +9,7 @@ from shared import stories
 from inversion.oracle import activations, run
 from tl_backward.inversion import collect, resolve_place
 from tl_backward.inversion.activations import batches, collect_at
-from tl_backward.inversion.texts import encode, encode_rows
+from tl_backward.text.encoded import encode, encode_rows
 
 every_world = pytest.mark.parametrize("world", worlds())
 QUIET = {"show_progress": False}

@@ -15,7 +15,7 @@ from inversion.oracle import domain, scores
 from inversion.tiny import cached
 from tl_backward.inversion import ActivationIndex, enumerate_preimage, resolve_place
 from tl_backward.inversion.enumeration import _outside
-from tl_backward.inversion.texts import Encoded, encode
+from tl_backward.text.encoded import Encoded, encode
 
 every_world = pytest.mark.parametrize("world", worlds())
 QUIET = {"show_progress": False}

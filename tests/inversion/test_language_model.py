@@ -11,7 +11,7 @@ from tests.shared import shared
 from tl_backward.inversion import enumerate_preimage, pool_preimage
 from tl_backward.inversion.language_cases import CIRCUIT, IOI, NAMES, factual_recall, ioi, parse_gift
 from tl_backward.inversion.language_model import main, sites_of
-from tl_backward.inversion.texts import encode
+from tl_backward.text.encoded import encode
 
 
 def test_prompts_are_what_they_say():

@@ -13,7 +13,7 @@ from inversion.tiny import cached
 from tl_backward.inversion import Place, pool_preimage, preimage_of, read_query
 from tl_backward.inversion.preimage import assemble
 from tl_backward.inversion.scoring import Scores
-from tl_backward.inversion.texts import encode, encode_rows
+from tl_backward.text.encoded import encode, encode_rows
 
 every_world = pytest.mark.parametrize("world", worlds())
 QUIET = {"show_progress": False}

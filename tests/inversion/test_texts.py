@@ -8,7 +8,7 @@ from models import N_CTX, build, tokenizer, worlds
 
 from inversion.tiny import cached
 from tl_backward.inversion.positions import find_position, find_positions
-from tl_backward.inversion.texts import decode, encode, encode_rows
+from tl_backward.text.encoded import decode, encode, encode_rows
 from tl_backward.text.prompts import Batch
 
 every_world = pytest.mark.parametrize("world", worlds())
@@ -77,7 +77,10 @@ def test_refused(inputs, error, message):
 
 def test_text_needs_a_tokenizer_and_unknown_words_are_told():
     model = build("bridge")
-    with pytest.warns(UserWarning, match="2 texts have words that the model does not know"):
+    with pytest.warns(
+        UserWarning,
+        match="2 texts have words that are not in the model's vocabulary and are read as unknown: 'nothing', 'nil'",
+    ):
         encode(model, ["w3", "nothing", "w4 nil"])
     model.tokenizer = None
     with pytest.raises(ValueError, match="Expected a model with a tokenizer, got text for one without"):

@@ -116,7 +116,7 @@ def test_bfloat16(tmp_path):
 def test_rates_are_distances_by_hand():
     model = build(worlds()[0])
     from tl_backward.activations import PlaceReader
-    from tl_backward.inversion.texts import encode
+    from tl_backward.text.encoded import encode
 
     reader = PlaceReader(model, SITES)
     asked, others = encode(model, ["w3 w4 w5", "w6 w7"]), encode(model, ["w8 w9 w3", "w4 w4 w4 w4 w5", "w7"])

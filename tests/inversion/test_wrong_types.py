@@ -26,7 +26,7 @@ sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from models import bridge
 from tl_backward.inversion import common_features, preimage_of, resolve_place
 from tl_backward.inversion.positions import find_positions
-from tl_backward.inversion.texts import encode
+from tl_backward.text.encoded import encode
 model = bridge()
 for call in {list(CALLS)!r}:
     try:

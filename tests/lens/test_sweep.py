@@ -326,7 +326,7 @@ def test_top_tokens_are_counted():
         ((["w5 w6", "w7"], ["w9", "w8"]), {"subjects": ["w5", "w6"]}, "Prompt 1: Expected the subject to occur"),
         ((["w5 w6", "w7"], ["w9", "w8"]), {"subjects": [None, (1, 5)]}, "Prompt 1: Expected a subject span within"),
         ((["w5 w6", "w7"], ["w9", "nonsense"]), {}, "Prompt 1: Expected a target in the model's vocabulary"),
-        ((["w5", ""], ["w9", "w8"]), {}, "Prompt 1: Expected a prompt with at least one token"),
+        ((["w5", ""], ["w9", "w8"]), {}, "Prompt 1: Expected texts of at least one character, got an empty one"),
         ((["w5 " * 40], ["w9"]), {}, "Prompt 0: Expected at most n_ctx"),
         ((["w5 " * 15], ["w9 w8 w7"]), {}, "Prompt 0: Expected at most n_ctx"),
         (("w5 w6", "w9"), {}, "Expected a list of prompts or edit cases, got one text"),

@@ -18,9 +18,9 @@ from transformers import (
 )
 
 import tl_backward as tlb
-from tl_backward.gradients.losses import encode_text
 from tl_backward.text.asked import mask_token
 from tl_backward.text.cases import EditCase
+from tl_backward.text.encoding import encode_continuation
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "paris", "is", "the", "capital", "of", "france", "italy"]
 WORDS += ["rome", "##land", "in", "lies"]
@@ -67,8 +67,8 @@ def said(model, text, at):
 
 def test_the_words_are_the_words(bert):
     assert mask_token(bert) == IDS["[MASK]"]
-    assert encode_text(" france", bert) == encode_text("france", bert) == [IDS["france"]]
-    assert encode_text("franceland", bert) == [IDS["france"], IDS["##land"]]
+    assert encode_continuation(bert, " france") == encode_continuation(bert, "france") == [IDS["france"]]
+    assert encode_continuation(bert, "franceland") == [IDS["france"], IDS["##land"]]
 
 
 @pytest.mark.parametrize("scale", [0.02, 0.3])

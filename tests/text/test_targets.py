@@ -12,8 +12,9 @@ from tokenizers_of_each_kind import KINDS, WORDS, Encodes, Slow, sentencepiece
 
 import tl_backward as tlb
 from tl_backward._support.checks import UnknownWordsWarning
-from tl_backward.gradients.losses import encode_text, target_loss
-from tl_backward.inversion import texts as inversion_texts
+from tl_backward.gradients.losses import target_loss
+from tl_backward.text.encoded import encode
+from tl_backward.text.encoding import encode_continuation
 from tl_backward.text.prompts import encode_prompts
 from tl_backward.text.token_strings import reads_unknown, unknown_words
 
@@ -28,9 +29,12 @@ SPACED = [
 
 def test_a_year_keeps_its_space_where_the_tokenizer_adds_none():
     gemma, llama = ALL["sentencepiece, none"], ALL["sentencepiece, dummy prefix"]
-    pieces = [tokenizer.convert_ids_to_tokens(encode_text(" 1984", Encodes(tokenizer))) for tokenizer in (gemma, llama)]
+    pieces = [
+        tokenizer.convert_ids_to_tokens(encode_continuation(Encodes(tokenizer), " 1984"))
+        for tokenizer in (gemma, llama)
+    ]
     assert pieces == [["▁", "1", "9", "8", "4"]] * 2
-    assert gemma.convert_ids_to_tokens(encode_text("1984", Encodes(gemma))) == ["1", "9", "8", "4"]
+    assert gemma.convert_ids_to_tokens(encode_continuation(Encodes(gemma), "1984")) == ["1", "9", "8", "4"]
 
 
 @pytest.mark.parametrize("name", WITH_SPACES)
@@ -46,22 +50,24 @@ def test_a_target_is_what_follows_a_prompt(name, data):
     )
     both, before = (tokenizer.encode(text, add_special_tokens=False) for text in (prompt + target, prompt))
     if both[: len(before)] == before:
-        assert encode_text(target, Encodes(tokenizer)) == both[len(before) :], tokenizer.convert_ids_to_tokens(both)
+        assert encode_continuation(Encodes(tokenizer), target) == both[len(before) :], tokenizer.convert_ids_to_tokens(
+            both
+        )
     slow = Slow(tokenizer)
-    assert encode_text(target, Encodes(slow)) == encode_text(target, Encodes(tokenizer))
+    assert encode_continuation(Encodes(slow), target) == encode_continuation(Encodes(tokenizer), target)
 
 
 @pytest.mark.parametrize("name", SPACED)
 def test_with_and_without_a_space_differ_where_the_tokenizer_says_so(name):
     model = Encodes(ALL[name])
     for word in (*WORDS, "1984", "17"):
-        assert encode_text(word, model) != encode_text(" " + word, model)
-        assert model.tokenizer.decode(encode_text(" " + word, model)).lstrip() == word
+        assert encode_continuation(model, word) != encode_continuation(model, " " + word)
+        assert model.tokenizer.decode(encode_continuation(model, " " + word)).lstrip() == word
 
 
 def test_a_lone_space_is_one_token():
     for name in ("sentencepiece, none", "sentencepiece, dummy prefix", "byte-level"):
-        assert len(encode_text(" ", Encodes(ALL[name]))) == 1
+        assert len(encode_continuation(Encodes(ALL[name]), " ")) == 1
 
 
 def test_the_loss_is_that_of_the_space_and_the_digits():
@@ -80,18 +86,18 @@ def test_the_loss_is_that_of_the_space_and_the_digits():
 @pytest.mark.parametrize("target", [" 1984", " Lily", "  3", " "])
 def test_a_real_llama_tokenizer(target):
     model = stories()
-    ids = encode_text(target, model)
+    ids = encode_continuation(model, target)
     both = model.tokenizer.encode("It was" + target, add_special_tokens=False)
     assert both[-len(ids) :] == ids and model.tokenizer.decode(both[: -len(ids)]) == "It was"
 
 
 def test_what_is_unknown_and_what_is_named():
     gpt2, words = Encodes(ALL["byte-level"]), Encodes(ALL["words"])
-    assert encode_text("<|endoftext|>", gpt2) == [gpt2.tokenizer.unk_token_id] == [gpt2.tokenizer.bos_token_id]
-    assert encode_text("[UNK]", words) == [0]
+    assert encode_continuation(gpt2, "<|endoftext|>") == [gpt2.tokenizer.unk_token_id] == [gpt2.tokenizer.bos_token_id]
+    assert encode_continuation(words, "[UNK]") == [0]
     for text in (" Atlantis", "[UNK] Atlantis"):
         with pytest.raises(ValueError, match="contains an unknown word"):
-            encode_text(text, words)
+            encode_continuation(words, text)
     assert unknown_words(words.tokenizer, "Anna [UNK] Atlantis") == ["Atlantis"]
 
 
@@ -110,7 +116,7 @@ def two_bos(model):
     return [
         lambda text: encode_prompts(model, text),
         lambda text: encode_prompts(model, [text] * 3),
-        lambda text: inversion_texts.encode(model, [text] * 3),
+        lambda text: encode(model, [text] * 3),
         lambda text: tlb.backward_lens(model, text, "w9", layers=0),
         lambda text: tlb.sweep(model, [text], ["w9"], control=None, show_progress=False),
     ]

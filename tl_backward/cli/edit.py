@@ -179,19 +179,19 @@ def _settle_method(arguments: argparse.Namespace) -> None:
 
 def _first_token(model: "TransformerLensModel", target: str, effect: "EditEffect") -> tuple[int, str]:
     """The id and the word of a target's first token."""
-    from tl_backward.gradients.losses import encode_text
+    from tl_backward.text.encoding import encode_continuation
     from tl_backward.text.token_strings import token_string
 
-    first = encode_text(target, model)[0]
+    first = encode_continuation(model, target)[0]
     return first, token_string(effect.tokenizer, first)
 
 
 def _what_it_says(model: "TransformerLensModel", arguments: argparse.Namespace, effect: "EditEffect") -> Iterator[str]:
     """What else a reader of the probabilities has to know."""
-    from tl_backward.gradients.losses import encode_text
+    from tl_backward.text.encoding import encode_continuation
 
     first, word = _first_token(model, arguments.target, effect)
-    if len(encode_text(arguments.target, model)) > 1:
+    if len(encode_continuation(model, arguments.target)) > 1:
         yield f"of the target, {quoted(word)} is the first token: probabilities are its own"
     if int(effect.top_after[0]) != first:
         more = "scale or another layer" if arguments.method == "shift" else "--lr or more --steps"

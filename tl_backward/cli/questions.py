@@ -19,8 +19,8 @@ from tl_backward.inversion import (
     search_preimage,
 )
 from tl_backward.inversion.positions import Position
-from tl_backward.inversion.texts import Encoded, encode, encode_starts
 from tl_backward.model.place import PlaceLike
+from tl_backward.text.encoded import Encoded, encode, encode_starts
 
 _CHAINS, _STEPS = 64, 400  # of a search
 

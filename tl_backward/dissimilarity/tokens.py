@@ -13,10 +13,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tl_backward._support.checks import check_text
 from tl_backward._support.types import Tokenizer, TransformerLensModel
 from tl_backward.dissimilarity.reading import Reading
-from tl_backward.text.extents import extents_in_text
+from tl_backward.text.encoding import encode_texts, needed_tokenizer
+from tl_backward.text.extents import shared_ends, token_ends
+from tl_backward.text.ids import check_in_vocabulary, side_by_side
 from tl_backward.text.prompts import Batch
 from tl_backward.text.token_strings import one_vocabulary, reads_unknown, vocabulary_size
 
@@ -60,8 +61,8 @@ def pair_batch(
     texts = [text for text in item if text]
     if not texts:
         return None
-    rows_a = [_encode(model_a, text, reading) for text in texts]
-    rows_b = rows_a if model_a is model_b else [_encode(model_b, text, reading) for text in texts]
+    rows_a = encode_texts(model_a, texts, prepend_bos=reading.prepend_bos)
+    rows_b = rows_a if model_a is model_b else encode_texts(model_b, texts, prepend_bos=reading.prepend_bos)
     same = rows_a == rows_b
     if not same and reading.align == "tokens":
         different = next(i for i, (one, other) in enumerate(zip(rows_a, rows_b, strict=True)) if one != other)
@@ -78,9 +79,11 @@ def pair_batch(
     text, of_a, of_b = [], [], []
     for index, source in enumerate(texts):
         if by_characters:
-            each = ((model_a, rows_a), (model_b, rows_b))
-            ends = [_ends(_tokenizer(model), source, rows[index]) for model, rows in each]
-            shared = _shared_ends(ends[0][: len(cut_a[index])], ends[1][: len(cut_b[index])])
+            each = ((model_a, rows_a, cut_a), (model_b, rows_b, cut_b))
+            ends = [
+                token_ends(needed_tokenizer(model), rows[index], source)[: len(cut[index])] for model, rows, cut in each
+            ]
+            shared = shared_ends(*ends)
         else:
             shared = [(k, k) for k in range(len(cut_a[index]))]
         text += [index] * len(shared)
@@ -91,8 +94,8 @@ def pair_batch(
         "texts": len(texts),
         "empty": len(item) - len(texts),
         "truncated": sum(beyond),
-        "unknown_a": _unknown(_tokenizer(model_a), texts, cut_a),
-        "unknown_b": _unknown(_tokenizer(model_b), texts, cut_b),
+        "unknown_a": _unknown(model_a.tokenizer, texts, cut_a),
+        "unknown_b": _unknown(model_b.tokenizer, texts, cut_b),
     }
     return _finish(
         PairedTokens(
@@ -158,12 +161,7 @@ def _finish(pairs: PairedTokens, reading: Reading) -> PairedTokens:
 
 def _padded(model: TransformerLensModel, rows: list[list[int]]) -> Batch:
     """Rows of ids side by side, each from position 0."""
-    fill = getattr(getattr(model, "tokenizer", None), "pad_token_id", None)
-    tokens = torch.full((len(rows), max(map(len, rows))), fill or 0)
-    mask = torch.zeros(tokens.shape, dtype=torch.bool)
-    for index, row in enumerate(rows):
-        tokens[index, : len(row)] = torch.tensor(row, dtype=torch.long)
-        mask[index, : len(row)] = True
+    tokens, mask = side_by_side(rows, getattr(model.tokenizer, "pad_token_id", None) or 0)
     return Batch(tokens.to(model.W_U.device), mask)
 
 
@@ -187,25 +185,9 @@ def _kept(batch: Batch, reading: Reading, which: str) -> Bool[Tensor, "batch pos
     return real & mask.cpu()
 
 
-def _tokenizer(model: TransformerLensModel) -> Tokenizer:
-    found = getattr(model, "tokenizer", None)
-    if found is None:
-        raise ValueError(
-            "Expected a model with a tokenizer, got text for one without; pass batches of token ids, or set "
-            "model.tokenizer."
-        )
-    return found
-
-
-def _encode(model: TransformerLensModel, text: str, reading: Reading) -> list[int]:
-    _tokenizer(model)
-    options = {} if reading.prepend_bos is None else {"prepend_bos": reading.prepend_bos}
-    return model.to_tokens(check_text(text), truncate=False, **options).flatten().tolist()
-
-
 def count_tokens(model: TransformerLensModel, text: str, reading: Reading) -> int:
     """How many tokens of a text the model is given."""
-    return min(len(_encode(model, text, reading)), _limit(model, reading))
+    return min(len(encode_texts(model, [text], prepend_bos=reading.prepend_bos)[0]), _limit(model, reading))
 
 
 def _limit(model: TransformerLensModel, reading: Reading) -> int:
@@ -215,7 +197,7 @@ def _limit(model: TransformerLensModel, reading: Reading) -> int:
     return limit
 
 
-def _unknown(tokenizer: Tokenizer, texts: list[str], rows: list[list[int]]) -> int:
+def _unknown(tokenizer: Tokenizer | None, texts: list[str], rows: list[list[int]]) -> int:
     """How many tokens are the unknown token, in texts that do not name it themselves."""
     unknown, bos = getattr(tokenizer, "unk_token_id", None), getattr(tokenizer, "bos_token_id", None)
     found = 0
@@ -225,37 +207,10 @@ def _unknown(tokenizer: Tokenizer, texts: list[str], rows: list[list[int]]) -> i
     return found
 
 
-def _ends(tokenizer: Tokenizer, text: str, ids: list[int]) -> list[int | None]:
-    """After how many characters of the text each token ends; 0 for what stands before it, None for other spaces."""
-    extents = extents_in_text(tokenizer, ids, text)
-    if extents is None:
-        raise ValueError(
-            f"Expected tokens whose characters in the text are known, to align different tokenizers, got {ids[:6]} of "
-            f"{type(tokenizer).__name__} for the text {text[:40]!r}; load its fast version, or pass token batches that "
-            "you aligned yourself."
-        )
-    special = set(getattr(tokenizer, "all_special_ids", ()))
-    first = next((k for k, (start, end) in enumerate(extents) if end > start), len(extents))
-    return [
-        end if end > start else 0 if k < first and ids[k] in special else None for k, (start, end) in enumerate(extents)
-    ]
-
-
-def _shared_ends(ends_a: list[int | None], ends_b: list[int | None]) -> list[tuple[int, int]]:
-    """Pairs of tokens that end at one character; of several (the bytes of one character) the last."""
-    last_a, last_b = ({end: k for k, end in enumerate(ends) if end is not None} for ends in (ends_a, ends_b))
-    return [(k, last_b[end]) for end, k in last_a.items() if end in last_b]
-
-
 def _check_one_vocabulary(model_a: TransformerLensModel, model_b: TransformerLensModel, item: Batch) -> None:
     if model_a is not model_b and not one_vocabulary(model_a, model_b):
         raise ValueError(
             "Expected models of one vocabulary for data given as tokens, got two whose tokenizers differ, so that "
             "an id means different words; pass texts, which are aligned by characters."
         )
-    size = min(vocabulary_size(model) for model in (model_a, model_b))
-    if int(item.tokens.min()) < 0 or int(item.tokens.max()) >= size:
-        raise ValueError(
-            f"Expected token ids in [0, {size}), got {int(item.tokens.min())} to {int(item.tokens.max())}; the "
-            "tokens come from another vocabulary."
-        )
+    check_in_vocabulary(item.tokens, min(vocabulary_size(model) for model in (model_a, model_b)))

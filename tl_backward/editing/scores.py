@@ -15,11 +15,11 @@ from torch import Tensor
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.editing.edit import Edit
 from tl_backward.editing.fluency import generation_entropy, sample
-from tl_backward.gradients.losses import encode_text
 from tl_backward.model.checks import check_model
 from tl_backward.model.inputs import check_reads_text
 from tl_backward.text.asked import asked_index, check_one_token, mask_token
 from tl_backward.text.cases import EditCase
+from tl_backward.text.encoding import encode_continuation
 from tl_backward.text.ids import Id, one_id
 from tl_backward.text.prompts import encode_prompts, forward, pad
 
@@ -206,7 +206,9 @@ def encode(
         if prompt not in prompts:
             (prompts[prompt],) = encode_prompts(model, prompt, prepend_bos=prepend_bos).rows()
         if answer not in answers:
-            answers[answer] = tuple(encode_text(answer, model)) if isinstance(answer, str) else (one_id(answer),)
+            answers[answer] = (
+                tuple(encode_continuation(model, answer)) if isinstance(answer, str) else (one_id(answer),)
+            )
     check_one_token(list(answers.values()), mask)
     places = {prompt: asked_index(ids, mask) for prompt, ids in prompts.items()}
     return [

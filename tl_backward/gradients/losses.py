@@ -5,30 +5,25 @@ parameter `attention_mask` is given the mask of real tokens too (bool [batch pos
 that name their target in words (`target_loss(" Oslo")`) learn its ids from the model they are used with.
 """
 
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
-from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
+from typing import Literal, TypeAlias, cast
 
 import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from tl_backward._support.checks import check_text, nearest
-from tl_backward._support.types import Tokenizer, TransformerLensModel
+from tl_backward._support.types import TransformerLensModel
 from tl_backward.text.asked import asked_index, check_one_token, mask_token
+from tl_backward.text.encoding import Encoder, encode_continuation
 from tl_backward.text.ids import ARRAYS, Id, Ids, as_ids, is_id, one_id
-from tl_backward.text.token_strings import output_size, reads_unknown, token_string
+from tl_backward.text.token_strings import output_size
 
 Loss: TypeAlias = Callable[..., Float[Tensor, ""]]
 Reduction: TypeAlias = Literal["mean", "sum"]
 Positions: TypeAlias = int | tuple[int, ...] | None
 Target: TypeAlias = str | Id | Sequence[str] | Sequence[Id] | Sequence[Sequence[int]] | Sequence[Ids] | Ids
-
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-"""What a sentencepiece tokenizer writes for a space."""
-_BYTE_LEVEL_SPACE = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"
-"""What GPT-2's kind writes for it."""
 
 
 def takes_mask(loss: Loss) -> bool:
@@ -37,15 +32,6 @@ def takes_mask(loss: Loss) -> bool:
         return "attention_mask" in signature(loss).parameters
     except (TypeError, ValueError):
         return False
-
-
-@runtime_checkable
-class Encoder(Protocol):
-    """What turns target words into ids: a TransformerLens model."""
-
-    def to_tokens(self, input: str, prepend_bos: bool | None = ...) -> Tensor:
-        """Token ids [1, pos] of a text."""
-        ...
 
 
 def next_token_loss(
@@ -95,7 +81,7 @@ class TargetLoss:
 
     def bind(self, model: Encoder, n_examples: int) -> "TargetLoss":
         """The same loss with the target encoded by `model`, one row an example."""
-        rows, mask = _encode(self.target, model, n_examples), _mask_of(model)
+        rows, mask = _encode(self.target, model, n_examples), mask_token(cast(TransformerLensModel, model))
         check_one_token(rows, mask)
         if len({len(row) for row in rows} | {1}) > 1 and self.positions not in (None, -1):
             raise ValueError(
@@ -182,6 +168,10 @@ class LogitDifference:
 
     def bind(self, model: Encoder, n_examples: int) -> "LogitDifference":
         """The same difference with both answers encoded by `model`."""
+        mask = mask_token(cast(TransformerLensModel, model))
+        return replace(self, ids=self._pairs(model, n_examples), mask=mask)
+
+    def _pairs(self, model: Encoder | None, n_examples: int) -> tuple[tuple[int, int], ...]:
         pairs = []
         both = (_encode(self.answer, model, n_examples), _encode(self.other, model, n_examples))
         for answer, other in zip(*both, strict=True):
@@ -191,7 +181,7 @@ class LogitDifference:
                     "subtracted, use target_loss for a longer target."
                 )
             pairs.append((answer[0], other[0]))
-        return replace(self, ids=tuple(pairs), mask=_mask_of(model))
+        return tuple(pairs)
 
     def __call__(
         self,
@@ -200,7 +190,7 @@ class LogitDifference:
         attention_mask: Bool[Tensor, "batch pos"] | None = None,
     ) -> Float[Tensor, ""]:
         """Mean (or sum) over examples of logit(answer) - logit(other)."""
-        pairs = self.ids or self.bind(_NoModel(), tokens.shape[0]).ids or ()
+        pairs = self.ids or self._pairs(None, tokens.shape[0])
         values = []
         for example, (answer, other) in enumerate(pairs):
             real = _real_positions(tokens, attention_mask, example)
@@ -227,16 +217,6 @@ def logit_difference(
     return LogitDifference(answer=answer, other=other, positions=_positions(positions), reduction=reduction)
 
 
-class _NoModel:
-    """Stands in for a model when a loss given in words is called without one."""
-
-    def to_tokens(self, input: str, prepend_bos: bool | None = None) -> Tensor:
-        raise ValueError(
-            f"Expected token ids when a loss is called directly, got the text {input!r}; pass the loss to "
-            "run_with_gradient_cache, or call loss.bind(model, n_examples) first."
-        )
-
-
 def _encode(target: Target, model: Encoder | None, n_examples: int) -> tuple[tuple[int, ...], ...]:
     """Token ids of the target, one row for each of `n_examples` examples."""
     if isinstance(target, ARRAYS):
@@ -245,13 +225,13 @@ def _encode(target: Target, model: Encoder | None, n_examples: int) -> tuple[tup
     elif is_id(target):
         rows = [[one_id(target)]]
     elif isinstance(target, str):
-        rows = [encode_text(target, model or _NoModel())]
+        rows = [_words(target, model)]
     elif not isinstance(target, Sequence):
         raise TypeError(f"Expected a target as text, a token id, or a list of either, got {type(target).__name__}.")
     else:
         words = [item for item in target if isinstance(item, str)]
         if words and len(words) == len(target):
-            rows = [encode_text(word, model or _NoModel()) for word in words]
+            rows = [_words(word, model) for word in words]
         elif target and all(isinstance(item, (list, tuple, *ARRAYS)) and not is_id(item) for item in target):
             rows = [[one_id(i) for i in item] for item in cast(Sequence[Sequence[int]], target)]
         else:
@@ -275,53 +255,13 @@ def _encode(target: Target, model: Encoder | None, n_examples: int) -> tuple[tup
     return tuple(tuple(row) for row in rows)
 
 
-def encode_text(text: str, model: Encoder) -> list[int]:
-    """Token ids of a text that follows another: without a BOS, and with as many leading spaces as it has itself.
-
-    Llama's kind of tokenizer puts a space before every text. One that the text has already would be a token more, so it
-    is left to the tokenizer; Gemma's kind adds none, and keeps the text's own.
-
-    Raises:
-        ValueError: the text encodes to nothing, or to the tokenizer's unknown token.
-    """
-    tokenizer = getattr(model, "tokenizer", None)
-    ids = _bare(model, check_text(text)) if text else []
-    if text.startswith(" ") and _leading_spaces(tokenizer, ids) > _spaces(text):
-        ids = (_bare(model, text[1:]) if text[1:] else []) or ids[1:]
-    elif text[:1].isspace() and not text.startswith(" ") and len(ids) > 1 and _is_space(tokenizer, ids[0]):
-        ids = ids[1:]  # what the tokenizer puts before every text does not stand before a line break
-    if not ids:
-        raise ValueError(f"Expected a target that encodes to at least one token, got {text!r}; give a word.")
-    if reads_unknown(tokenizer, text):
-        known = [token_string(tokenizer, token) for token in range(len(cast(Sized, tokenizer)))]
+def _words(text: str, model: Encoder | None) -> list[int]:
+    if model is None:
         raise ValueError(
-            f"Expected a target in the model's vocabulary, got {text!r}, which contains an unknown word; the nearest "
-            f"are {nearest(text, known)} (the leading space counts: ' Oslo' and 'Oslo' are different tokens)."
+            f"Expected token ids when a loss is called directly, got the text {text!r}; pass the loss to "
+            "run_with_gradient_cache, or call loss.bind(model, n_examples) first."
         )
-    return ids
-
-
-def _bare(model: Encoder, text: str) -> list[int]:
-    """A text's ids without what its tokenizer puts around every text (a BOS, BERT's [CLS] and [SEP])."""
-    encode = getattr(getattr(model, "tokenizer", None), "encode", None)
-    if encode is None:
-        return model.to_tokens(text, prepend_bos=False).flatten().tolist()
-    return list(encode(text, add_special_tokens=False))
-
-
-def _leading_spaces(tokenizer: Tokenizer | None, ids: Sequence[int]) -> int:
-    """With how many spaces a sentencepiece tokenizer's pieces begin."""
-    if tokenizer is None:
-        return 0
-    return _spaces("".join(tokenizer.convert_ids_to_tokens(token) or "" for token in ids), _SPACE)
-
-
-def _is_space(tokenizer: Tokenizer | None, token: int) -> bool:
-    return tokenizer is not None and tokenizer.convert_ids_to_tokens(token) in (_SPACE, _BYTE_LEVEL_SPACE)
-
-
-def _spaces(text: str, space: str = f" {_SPACE}") -> int:
-    return len(text) - len(text.lstrip(space))
+    return encode_continuation(model, text)
 
 
 def _positions(given: Id | Sequence[Id] | Ids | None) -> Positions:
@@ -340,11 +280,6 @@ def _real_positions(tokens: Tensor, attention_mask: Tensor | None, example: int)
             "its attention_mask."
         )
     return real
-
-
-def _mask_of(model: Encoder) -> int | None:
-    """See `mask_token`; None for a stand-in that is no model."""
-    return None if isinstance(model, _NoModel) else mask_token(cast(TransformerLensModel, model))
 
 
 def _select(tokens: Tensor, real: list[int], positions: Positions, mask: int | None) -> list[int]:

@@ -10,8 +10,8 @@ from tqdm.auto import tqdm
 
 from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.activations import PlaceReader
-from tl_backward.inversion.texts import Encoded, encode
 from tl_backward.model.place import Place, Places
+from tl_backward.text.encoded import Encoded, encode
 from tl_backward.text.ids import as_ids
 from tl_backward.text.prompts import Batch
 

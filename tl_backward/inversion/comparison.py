@@ -17,8 +17,8 @@ from tl_backward.inversion.positions import NOWHERE, Position
 from tl_backward.inversion.preimage import Preimage, Valid, assemble
 from tl_backward.inversion.query import QueryLike, read_query
 from tl_backward.inversion.scoring import Scores, allowed_positions, smallest
-from tl_backward.inversion.texts import Inputs, encode
 from tl_backward.model.place import Places
+from tl_backward.text.encoded import Inputs, encode
 from tl_backward.text.token_strings import text_frame
 
 if TYPE_CHECKING:

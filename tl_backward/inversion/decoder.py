@@ -18,8 +18,8 @@ from tl_backward.inversion.preimage import Preimage, preimage_of
 from tl_backward.inversion.query import Query, QueryLike, read_query
 from tl_backward.inversion.storage import check_same_model, load_decoder, probe, save_decoder
 from tl_backward.inversion.stream import widened
-from tl_backward.inversion.texts import Encoded, Inputs, encode, encode_rows
 from tl_backward.model.place import Place, PlaceLike, resolve_place
+from tl_backward.text.encoded import Encoded, Inputs, encode, encode_rows
 
 BATCH_SIZE = 512
 

@@ -14,8 +14,8 @@ from tl_backward.inversion.positions import NOWHERE, Position, find_positions
 from tl_backward.inversion.preimage import Preimage, Valid, assemble
 from tl_backward.inversion.query import Query, QueryLike, read_query
 from tl_backward.inversion.scoring import Scorer, Scores, check_match
-from tl_backward.inversion.texts import Encoded, Inputs, encode
 from tl_backward.model.place import Place, PlaceLike, resolve_place
+from tl_backward.text.encoded import Encoded, Inputs, encode
 
 MAX_MEMORY = 2_000_000_000
 N_OUTSIDE = 100

@@ -12,7 +12,7 @@ from tl_backward.activations import PlaceReader
 from tl_backward.inversion.activations import batches
 from tl_backward.inversion.network import DecoderNetwork
 from tl_backward.inversion.positions import NOWHERE, Position, find_positions
-from tl_backward.inversion.texts import Encoded, encode_rows
+from tl_backward.text.encoded import Encoded, encode_rows
 
 if TYPE_CHECKING:
     import pandas

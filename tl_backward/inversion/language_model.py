@@ -33,9 +33,9 @@ from tl_backward.inversion.proposals import pool_preimage
 from tl_backward.inversion.query import read_query
 from tl_backward.inversion.search import search_preimage
 from tl_backward.inversion.tasks import task_of_texts
-from tl_backward.inversion.texts import Encoded, encode, encode_starts
 from tl_backward.model.loading import load
 from tl_backward.model.place import PlaceLike, resolve_place
+from tl_backward.text.encoded import Encoded, encode, encode_starts
 from tl_backward.text.files import read_data
 
 _DEPTHS = 6

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tl_backward.inversion.texts import Encoded
+from tl_backward.text.encoded import Encoded
 from tl_backward.text.token_strings import token_string
 
 Position: TypeAlias = int | str | Callable[[str, list[str]], int | None]

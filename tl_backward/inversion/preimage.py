@@ -15,8 +15,8 @@ from tl_backward.inversion.distances import EPSILON, check_epsilon
 from tl_backward.inversion.positions import Position
 from tl_backward.inversion.query import Query, QueryLike, read_query
 from tl_backward.inversion.scoring import Scorer, Scores
-from tl_backward.inversion.texts import Encoded, Inputs, encode
 from tl_backward.model.place import Place, PlaceLike
+from tl_backward.text.encoded import Encoded, Inputs, encode
 from tl_backward.text.token_strings import text_column
 
 if TYPE_CHECKING:

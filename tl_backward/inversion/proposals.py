@@ -10,8 +10,8 @@ from tl_backward.inversion.positions import Position
 from tl_backward.inversion.preimage import Preimage, Valid, assemble
 from tl_backward.inversion.query import Query, QueryLike, read_query
 from tl_backward.inversion.scoring import Scorer, Scores
-from tl_backward.inversion.texts import Encoded, Inputs, encode
 from tl_backward.model.place import PlaceLike
+from tl_backward.text.encoded import Encoded, Inputs, encode
 
 
 @runtime_checkable

@@ -11,8 +11,8 @@ from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion.activations import collect_at
 from tl_backward.inversion.distances import check_query
 from tl_backward.inversion.positions import Position, find_position, find_positions
-from tl_backward.inversion.texts import encode
 from tl_backward.model.place import Place, PlaceLike, resolve_place
+from tl_backward.text.encoded import encode
 
 QueryLike: TypeAlias = str | Int[Tensor, "pos"]
 

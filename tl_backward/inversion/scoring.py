@@ -13,7 +13,7 @@ from tl_backward.inversion.activations import BATCH_SIZE, Samples, batches, prog
 from tl_backward.inversion.distances import check_metric, distances
 from tl_backward.inversion.positions import NOWHERE, find_positions
 from tl_backward.inversion.query import Query
-from tl_backward.inversion.texts import Encoded
+from tl_backward.text.encoded import Encoded
 
 Match: TypeAlias = Literal["any", "same"]
 """Where a text may agree with the query. "any": at any of its tokens, D is the smallest over its positions (the paper's

@@ -18,8 +18,8 @@ from tl_backward.inversion.preimage import Preimage, Valid, assemble, check_vali
 from tl_backward.inversion.proposals import Proposals, Sampler, proposed
 from tl_backward.inversion.query import Query, QueryLike, read_query
 from tl_backward.inversion.scoring import Scorer, Scores
-from tl_backward.inversion.texts import Encoded, decode, encode_rows
 from tl_backward.model.place import PlaceLike
+from tl_backward.text.encoded import Encoded, decode, encode_rows
 
 _WARMEST, _STAGES = 50.0, 10  # the burn-in's first temperature in units of tau, and in how many it falls
 

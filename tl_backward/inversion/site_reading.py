@@ -15,7 +15,7 @@ from tl_backward.inversion.distances import distances
 from tl_backward.inversion.features import LEVEL, Feature, FeatureTable, common_features
 from tl_backward.inversion.preimage import Preimage
 from tl_backward.inversion.query import Query
-from tl_backward.inversion.texts import Inputs
+from tl_backward.text.encoded import Inputs
 
 N_SHOWN = 16
 

@@ -13,7 +13,7 @@ from tl_backward._support.storage import file_checksum, load_json, load_tensors,
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion.network import DecoderConfig, DecoderNetwork
-from tl_backward.inversion.texts import Encoded, encode, encode_rows
+from tl_backward.text.encoded import Encoded, encode, encode_rows
 from tl_backward.text.token_strings import token_string, vocabulary_size
 
 TENSORS, DESCRIPTION = "decoder.safetensors", "decoder.json"

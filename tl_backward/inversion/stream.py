@@ -13,8 +13,8 @@ from tl_backward._support.types import TransformerLensModel
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion.positions import NOWHERE, Position, find_positions
 from tl_backward.inversion.sources import TextSource
-from tl_backward.inversion.texts import Encoded, encode
 from tl_backward.model.place import Place
+from tl_backward.text.encoded import Encoded, encode
 
 CHUNK, BLOCK = 32, 4
 """Batches whose texts are sorted by length together, so that little is padded; batches that share a forward pass."""

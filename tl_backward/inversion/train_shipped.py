@@ -15,8 +15,8 @@ from tl_backward.inversion.decoder import Decoder
 from tl_backward.inversion.evaluation import DecoderRates, decoder_rates, read_queries
 from tl_backward.inversion.shipped import RECIPES, Recipe
 from tl_backward.inversion.storage import DESCRIPTION
-from tl_backward.inversion.texts import encode
 from tl_backward.inversion.training import train
+from tl_backward.text.encoded import encode
 from tl_backward.zoo import load as load_model
 from tl_backward.zoo.loading import load_hugging_face
 

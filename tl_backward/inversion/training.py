@@ -22,7 +22,6 @@ from tl_backward.inversion.positions import Position
 from tl_backward.inversion.sources import Data, TextSource
 from tl_backward.inversion.storage import DESCRIPTION, digest, probe_texts, vocabulary_digest
 from tl_backward.inversion.stream import LAG, Drawing, Shares, TrainingStream, widened
-from tl_backward.inversion.texts import encode, encode_rows
 from tl_backward.model.checks import check_model
 from tl_backward.model.place import Places
 from tl_backward.text.token_strings import vocabulary_size

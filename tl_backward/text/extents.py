@@ -1,4 +1,4 @@
-"""Which characters of a text each of its tokens stands for."""
+"""Which characters of a text each of its tokens stands for, and which tokens of two tokenizers end at the same one."""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -41,6 +41,32 @@ def extents_in_text(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list
         ]
         return [(0, 0)] * start + own + [(len(text), len(text))] * (len(ids) - start - len(plain))
     return _carried_over(text, *decoded_extents(tokenizer, ids))
+
+
+def token_ends(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list[int | None]:
+    """After how many characters of the text each token ends; 0 for what stands before it, None for other spaces.
+
+    Raises:
+        ValueError: a tokenizer that does not tell.
+    """
+    extents = extents_in_text(tokenizer, ids, text)
+    if extents is None:
+        raise ValueError(
+            "Expected tokens whose characters in the text are known, to align different tokenizers, got "
+            f"{list(ids[:6])} of {type(tokenizer).__name__} for the text {text[:40]!r}; load its fast version, or pass "
+            "token batches that you aligned yourself."
+        )
+    special = set(getattr(tokenizer, "all_special_ids", ()))
+    first = next((k for k, (start, end) in enumerate(extents) if end > start), len(extents))
+    return [
+        end if end > start else 0 if k < first and ids[k] in special else None for k, (start, end) in enumerate(extents)
+    ]
+
+
+def shared_ends(ends_a: Sequence[int | None], ends_b: Sequence[int | None]) -> list[tuple[int, int]]:
+    """Pairs of tokens that end at one character; of several (the bytes of one character) the last."""
+    last_a, last_b = ({end: k for k, end in enumerate(ends) if end is not None} for ends in (ends_a, ends_b))
+    return [(k, last_b[end]) for end, k in last_a.items() if end in last_b]
 
 
 def _carried_over(text: str, decoded: str, extents: Sequence[Extent]) -> list[Extent] | None:

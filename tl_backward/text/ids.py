@@ -1,12 +1,13 @@
 """Token ids as they come in: any integer dtype, PyTorch's or NumPy's, made int64 once and here."""
 
+from collections.abc import Sequence
 from numbers import Integral
 from operator import index
 from typing import SupportsIndex, TypeAlias, TypeGuard, cast
 
 import numpy as np
 import torch
-from jaxtyping import Integer
+from jaxtyping import Bool, Int, Integer
 from torch import Tensor
 
 Id: TypeAlias = int | np.integer | Integer[Tensor, ""]
@@ -60,6 +61,32 @@ def one_id(value: object, what: str = "a token id") -> int:
     if not is_id(value):
         raise TypeError(f"Expected {what} as an integer, got {value!r:.60}; ids come from model.to_tokens(text).")
     return index(cast(SupportsIndex, value))
+
+
+def check_in_vocabulary(tokens: Int[Tensor, "..."], d_vocab: int) -> None:
+    """Refuse ids of tokens that a vocabulary does not have.
+
+    Raises:
+        ValueError: one is outside [0, d_vocab).
+    """
+    if int(tokens.min()) < 0 or int(tokens.max()) >= d_vocab:
+        raise ValueError(
+            f"Expected token ids in [0, {d_vocab}), got {int(tokens.min())} to {int(tokens.max())}; the tokens come "
+            "from another vocabulary."
+        )
+
+
+def side_by_side(
+    rows: Sequence[Sequence[int]], fill: int = 0, *, left: bool = False
+) -> tuple[Int[Tensor, "row pos"], Bool[Tensor, "row pos"]]:
+    """Rows of ids as one tensor, padded on one side with `fill`, and which of it are their own."""
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)[:, None]
+    width = int(lengths.max()) if len(rows) else 0
+    place = torch.arange(width)
+    real = place >= width - lengths if left else place < lengths
+    tokens = torch.full(real.shape, fill)
+    tokens[real] = torch.tensor([token for row in rows for token in row], dtype=torch.long)
+    return tokens, real
 
 
 def _is_integer(dtype: torch.dtype) -> bool:

@@ -4,10 +4,8 @@ An encoder-decoder's prompts are what its encoder reads. Its logits belong to th
 given as `decoder_input_ids`, or what the decoder begins with when it generates.
 """
 
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -15,10 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
-from tl_backward._support.checks import UnknownWordsWarning, check_text
 from tl_backward._support.closeness import difference, tolerance
 from tl_backward._support.types import Prompts, TransformerLensModel
-from tl_backward._support.warnings import warn_user
 from tl_backward.model.checks import model_kind
 from tl_backward.model.guard import rng_untouched
 from tl_backward.model.inputs import (
@@ -36,8 +32,9 @@ from tl_backward.model.inputs import (
     without_cache,
 )
 from tl_backward.model.probe import unobserved
-from tl_backward.text.ids import ARRAYS, as_ids
-from tl_backward.text.token_strings import begins_twice, embedding_table, reads_unknown, unknown_words, vocabulary_size
+from tl_backward.text.encoding import encode_texts, warn_of_two_beginnings, warn_of_unknown
+from tl_backward.text.ids import ARRAYS, as_ids, check_in_vocabulary, side_by_side
+from tl_backward.text.token_strings import embedding_table, vocabulary_size
 
 
 @dataclass(frozen=True)
@@ -116,38 +113,10 @@ def encode_prompts(
             f"Expected a prompt as text, a non-empty list of texts or an integer tensor [batch, pos], got {what}; "
             "convert it first."
         )
-    if getattr(model, "tokenizer", None) is None:
-        raise ValueError(
-            "Expected a model with a tokenizer, got text for one without; pass token ids (an integer tensor "
-            "[batch, pos]) or set model.tokenizer."
-        )
-    options = {} if prepend_bos is None else {"prepend_bos": prepend_bos}
-    rows = []
-    for text in texts:
-        if not text:
-            raise ValueError("Expected a prompt with at least one token, got an empty text; write something.")
-        rows.append(model.to_tokens(check_text(text), truncate=False, **options).flatten().tolist())
-        if getattr(model.tokenizer, "unk_token_id", None) in rows[-1] and reads_unknown(model.tokenizer, text):
-            which = ", ".join(map(repr, unknown_words(model.tokenizer, text)))
-            warnings.warn(
-                f"The prompt {text!r} has words that are not in the model's vocabulary and are read as unknown"
-                + (f": {which}." if which else "."),
-                UnknownWordsWarning,
-                stacklevel=4,
-            )
+    rows = encode_texts(model, texts, prepend_bos=prepend_bos)
+    warn_of_unknown(model, texts, rows)
     warn_of_two_beginnings(model, rows)
     return _checked(model, pad(model, rows))
-
-
-def warn_of_two_beginnings(model: TransformerLensModel, rows: Iterable[Sequence[int]]) -> bool:
-    """Say once, of all texts of a call, that some began with a BOS and were given a second one; whether it was said."""
-    found = any(begins_twice(model.tokenizer, row) for row in rows)
-    if found:
-        warn_user(
-            f"A text begins with the tokenizer's BOS ({getattr(model.tokenizer, 'bos_token', '')!r}) and was given a "
-            "second one; leave it out of the text, or pass prepend_bos=False."
-        )
-    return found
 
 
 def forward(model: TransformerLensModel, batch: Batch) -> Float[Tensor, "batch *rest"]:
@@ -290,15 +259,7 @@ def pad(model: TransformerLensModel, rows: list[list[int]]) -> Batch:
     """
     tokenizer = getattr(model, "tokenizer", None)
     left = getattr(tokenizer, "padding_side", "right") == "left" and model_kind(model) == "HookedTransformer"
-    side: Literal["left", "right"] = "left" if left else "right"
-    fill = getattr(tokenizer, "pad_token_id", None) or 0
-    width = max(len(row) for row in rows)
-    tokens = torch.full((len(rows), width), fill, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        where = slice(width - len(row), width) if side == "left" else slice(0, len(row))
-        tokens[i, where] = torch.tensor(row, dtype=torch.long)
-        mask[i, where] = True
+    tokens, mask = side_by_side(rows, getattr(tokenizer, "pad_token_id", None) or 0, left=left)
     device = embedding_table(model).device
     if mask.all():
         return Batch(tokens.to(device), None)
@@ -377,16 +338,12 @@ def _given_tokens(
 
 
 def _checked(model: TransformerLensModel, batch: Batch) -> Batch:
-    n_tokens, n_ctx, d_vocab = batch.tokens.shape[1], model.cfg.n_ctx, vocabulary_size(model)
+    n_tokens, n_ctx = batch.tokens.shape[1], model.cfg.n_ctx
     if batch.tokens.numel() == 0:
         raise ValueError(f"Expected at least one token, got shape {list(batch.tokens.shape)}; the prompt is empty.")
     if n_tokens > n_ctx:
         raise ValueError(
             f"Expected at most n_ctx={n_ctx} tokens (target included), got {n_tokens}; shorten the prompt."
         )
-    if int(batch.tokens.min()) < 0 or int(batch.tokens.max()) >= d_vocab:
-        raise ValueError(
-            f"Expected token ids in [0, {d_vocab}), got {int(batch.tokens.min())} to {int(batch.tokens.max())}; the "
-            "tokens come from another vocabulary."
-        )
+    check_in_vocabulary(batch.tokens, vocabulary_size(model))
     return batch

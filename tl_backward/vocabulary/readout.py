@@ -12,9 +12,9 @@ from tl_backward._support.checks import check_k
 from tl_backward._support.html import Cell, table
 from tl_backward._support.lengths import lengths, units
 from tl_backward._support.types import Tokenizer, TransformerLensModel, typed
-from tl_backward.gradients.losses import encode_text
 from tl_backward.model.checks import check_model
 from tl_backward.model.head import Head
+from tl_backward.text.encoding import encode_continuation
 from tl_backward.text.ids import ARRAYS, Id, Ids, as_ids, one_id
 from tl_backward.text.token_strings import token_strings
 from tl_backward.vocabulary.extremes import extremes
@@ -211,7 +211,7 @@ def single_token(model: TransformerLensModel, token: str | Id) -> int:
     Raises:
         ValueError: the text is several tokens, none, or not in the vocabulary.
     """
-    ids = encode_text(token, model) if isinstance(token, str) else [one_id(token)]
+    ids = encode_continuation(model, token) if isinstance(token, str) else [one_id(token)]
     if len(ids) != 1:
         raise ValueError(f"Expected one token, got {token!r}, which is {len(ids)}; pass the id of the one you mean.")
     return int(predicted_tokens(model, torch.tensor(ids)))

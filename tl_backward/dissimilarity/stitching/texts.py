@@ -12,7 +12,8 @@ from torch import Tensor
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.dissimilarity.reading import Reading, raw_batches
 from tl_backward.dissimilarity.tokens import pair_batch
-from tl_backward.text.prompts import Batch, warn_of_two_beginnings
+from tl_backward.text.encoding import warn_of_two_beginnings
+from tl_backward.text.prompts import Batch
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,7 @@ from tl_backward.dissimilarity.stitching.model import run_head, run_tail
 from tl_backward.model.checks import check_model
 from tl_backward.model.guard import rng_untouched
 from tl_backward.studies.dissimilarity.groups import GroupGap, group_gap
+from tl_backward.text.encoding import encode_continuation
 from tl_backward.text.prompts import encode_prompts
 from tl_backward.text.token_strings import vocabulary_size
 from tl_backward.zoo.cue_task import LABELS, CuedPrompts
@@ -223,7 +224,7 @@ class _Own:
 
 
 def _one_token(model: TransformerLensModel, answer: str) -> int:
-    ids = model.to_tokens(answer, prepend_bos=False)[0].tolist()
+    ids = encode_continuation(model, answer)
     if len(ids) != 1:
         raise ValueError(f"Expected an answer of one token, got {answer!r} of {len(ids)}; choose another word.")
     return ids[0]

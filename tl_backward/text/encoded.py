@@ -1,25 +1,20 @@
-"""Inputs of the probed model: texts as rows of tokens, each from position 0, and back."""
+"""Many texts as rows of tokens on the CPU, each from position 0, and back: a domain, a pool, a corpus."""
 
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, TypeAlias, cast
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tl_backward._support.checks import UnknownWordsWarning, check_text
 from tl_backward._support.types import Tokenizer, TransformerLensModel
 from tl_backward.model.checks import model_kind
-from tl_backward.text.ids import ARRAYS, Ids, as_ids
-from tl_backward.text.prompts import Batch, warn_of_two_beginnings
-from tl_backward.text.token_strings import reads_unknown, token_string, vocabulary_size
-
-
-class _BatchTokenizer(Protocol):
-    def __call__(self, text: list[str], **options: object) -> Mapping[str, list[list[int]]]: ...
+from tl_backward.text.encoding import encode_texts, warn_of_two_beginnings, warn_of_unknown
+from tl_backward.text.ids import ARRAYS, Ids, as_ids, check_in_vocabulary, side_by_side
+from tl_backward.text.prompts import Batch
+from tl_backward.text.token_strings import token_string, vocabulary_size
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -102,8 +97,8 @@ def encode(model: TransformerLensModel, inputs: Inputs, *, prepend_bos: bool | N
         raise TypeError(
             f"Expected inputs as a list of texts or a tensor of tokens [text, pos], got {what}; put texts into a list."
         )
-    rows = _tokenize(model, texts, prepend_bos)
-    _warn_of_unknown(model, texts, rows)
+    rows = encode_texts(model, texts, prepend_bos=prepend_bos)
+    warn_of_unknown(model, texts, rows)
     warn_of_two_beginnings(model, rows)
     return encode_rows(model, rows, source=tuple(texts))
 
@@ -119,7 +114,7 @@ def encode_starts(
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"Expected max_tokens of at least 1, got {max_tokens}; leave it out to cut at the context.")
     longest = min(max_tokens or model.cfg.n_ctx, model.cfg.n_ctx)
-    return encode_rows(model, [row[:longest] for row in _tokenize(model, list(texts), prepend_bos)])
+    return encode_rows(model, [row[:longest] for row in encode_texts(model, texts, prepend_bos=prepend_bos)])
 
 
 def encode_rows(
@@ -130,18 +125,14 @@ def encode_rows(
     Raises:
         ValueError: no row, an empty one, one longer than n_ctx, or ids outside the vocabulary.
     """
-    lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
-    tokens = torch.zeros(len(rows), int(lengths.max()) if len(rows) else 0, dtype=torch.long)
-    flat = [token for row in rows for token in row]
-    tokens[torch.arange(tokens.shape[1]) < lengths[:, None]] = torch.tensor(flat, dtype=torch.long)
-    return _checked(model, Encoded(tokens, lengths, model.tokenizer, source))
+    tokens, real = side_by_side(rows)
+    return _checked(model, Encoded(tokens, real.sum(1), model.tokenizer, source))
 
 
 def _checked(model: TransformerLensModel, texts: Encoded) -> Encoded:
     if not len(texts):
         raise ValueError("Expected at least one text, got none; the list, or the generator behind it, is empty.")
-    n_ctx, d_vocab = model.cfg.n_ctx, vocabulary_size(model)
-    lengths, tokens = texts.lengths, texts.tokens
+    n_ctx, lengths = model.cfg.n_ctx, texts.lengths
     for wrong, wanted in ((lengths == 0, "at least one token"), (lengths > n_ctx, f"at most n_ctx={n_ctx} tokens")):
         if wrong.any():
             first = int(wrong.nonzero()[0])
@@ -149,11 +140,7 @@ def _checked(model: TransformerLensModel, texts: Encoded) -> Encoded:
                 f"Expected {wanted} in every text, got {int(lengths[first])} in text {first} "
                 f"({texts.text(first)!r:.60}); leave it out or change it."
             )
-    if int(tokens.min()) < 0 or int(tokens.max()) >= d_vocab:
-        raise ValueError(
-            f"Expected token ids in [0, {d_vocab}), got {int(tokens.min())} to {int(tokens.max())}; the tokens come "
-            "from another vocabulary."
-        )
+    check_in_vocabulary(texts.tokens, vocabulary_size(model))
     return texts
 
 
@@ -173,55 +160,6 @@ def _of_batch(model: TransformerLensModel, batch: Batch) -> Encoded:
             f"Expected integer tokens [text, pos], got {batch.tokens.dtype} of shape {list(tokens.shape)}; token ids "
             "come from model.to_tokens(text)."
         )
-    if batch.mask is None:
-        lengths = torch.full((len(tokens),), tokens.shape[1])
-    else:
-        real = batch.mask.cpu().bool()
-        lengths = real.sum(1)
-        tokens = tokens.gather(1, (~real).int().argsort(dim=1, stable=True))  # each row's real tokens first
-        tokens = tokens.masked_fill_(torch.arange(tokens.shape[1]) >= lengths[:, None], 0)
-        tokens = tokens[:, : int(lengths.max()) if len(lengths) else 0]
-    return _checked(model, Encoded(tokens, lengths, model.tokenizer))
-
-
-def _tokenize(model: TransformerLensModel, texts: list[str], prepend_bos: bool | None) -> list[list[int]]:
-    """Each text as `model.to_tokens` gives it.
-
-    In one go where that adds the same to the tokenizer's own ids of the shortest, the longest and the middle text.
-    """
-    tokenizer = getattr(model, "tokenizer", None)
-    if tokenizer is None:
-        raise ValueError(
-            "Expected a model with a tokenizer, got text for one without; pass tokens [text, pos], or set "
-            "model.tokenizer."
-        )
-    empty = next((index for index, text in enumerate(texts) if not text), None)
-    if empty is not None:
-        raise ValueError(f"Expected texts of at least one character, got an empty one as text {empty}; leave it out.")
-    options = {} if prepend_bos is None else {"prepend_bos": prepend_bos}
-
-    def one(text: str) -> list[int]:
-        return model.to_tokens(check_text(text), truncate=False, **options).flatten().tolist()
-
-    if len(texts) < 8:
-        return [one(text) for text in texts]
-    bare = cast(_BatchTokenizer, tokenizer)(texts, add_special_tokens=False)["input_ids"]
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-    added = {_added(one(texts[index]), bare[index]) for index in (order[0], order[len(order) // 2], order[-1])}
-    (before,) = added if len(added) == 1 else (None,)
-    return [one(text) for text in texts] if before is None else [[*before, *row] for row in bare]
-
-
-def _added(full: list[int], bare: list[int]) -> tuple[int, ...] | None:
-    """What stands before a text's own ids, if nothing else differs."""
-    start = len(full) - len(bare)
-    return tuple(full[:start]) if start >= 0 and full[start:] == bare else None
-
-
-def _warn_of_unknown(model: TransformerLensModel, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
-    unknown = getattr(model.tokenizer, "unk_token_id", None)
-    n = sum(unknown in row and reads_unknown(model.tokenizer, text) for text, row in zip(texts, rows, strict=True))
-    if n:
-        some = "1 text has" if n == 1 else f"{n} texts have"
-        message = f"{some} words that the model does not know and reads as unknown."
-        warnings.warn(message, UnknownWordsWarning, stacklevel=3)
+    if batch.mask is not None:
+        return encode_rows(model, Batch(tokens, batch.mask.cpu().bool()).rows())
+    return _checked(model, Encoded(tokens, torch.full((len(tokens),), tokens.shape[1]), model.tokenizer))

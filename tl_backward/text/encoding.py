@@ -1,0 +1,164 @@
+"""Text in, ids out: whole texts as the model's own `to_tokens` has them, and words as they follow a prompt.
+
+Nothing outside this folder asks a model or a tokenizer for the ids of a text.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from itertools import islice
+from typing import Protocol, cast, runtime_checkable
+
+from torch import Tensor
+
+from tl_backward._support.checks import UnknownWordsWarning, check_text, nearest
+from tl_backward._support.types import Tokenizer, TransformerLensModel
+from tl_backward._support.warnings import warn_user
+from tl_backward.text.token_strings import begins_twice, reads_unknown, token_string, unknown_words
+
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+"""What a sentencepiece tokenizer writes for a space."""
+_BYTE_LEVEL_SPACE = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"
+"""What GPT-2's kind writes for it."""
+_MANY = 8
+"""Texts from which on a tokenizer is asked for all of them in one go."""
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What turns target words into ids: a TransformerLens model."""
+
+    def to_tokens(self, input: str, prepend_bos: bool | None = ...) -> Tensor:
+        """Token ids [1, pos] of a text."""
+        ...
+
+
+class _BatchTokenizer(Protocol):
+    def __call__(self, text: Sequence[str], **options: object) -> Mapping[str, list[list[int]]]: ...
+
+
+def needed_tokenizer(model: TransformerLensModel) -> Tokenizer:
+    """The model's tokenizer.
+
+    Raises:
+        ValueError: it has none.
+    """
+    found = getattr(model, "tokenizer", None)
+    if found is None:
+        raise ValueError(
+            "Expected a model with a tokenizer, got text for one without; pass token ids (an integer tensor "
+            "[batch, pos]) or set model.tokenizer."
+        )
+    return found
+
+
+def encode_texts(
+    model: TransformerLensModel, texts: Sequence[str], *, prepend_bos: bool | None = None
+) -> list[list[int]]:
+    """Each text's ids as `model.to_tokens` gives them, never cut.
+
+    Many texts in one go, where that adds the same to the tokenizer's own ids of the shortest, the longest and the
+    middle one, and of one with and one without a space before it.
+
+    Raises:
+        ValueError: a model without a tokenizer, an empty text, or one that UTF-8 cannot write.
+    """
+    tokenizer = needed_tokenizer(model)
+    for index, text in enumerate(texts):
+        if not check_text(text):
+            which = f" as text {index}" if len(texts) > 1 else ""
+            raise ValueError(
+                f"Expected texts of at least one character, got an empty one{which}; write something, or leave it out."
+            )
+    options = {} if prepend_bos is None else {"prepend_bos": prepend_bos}
+
+    def one(text: str) -> list[int]:
+        return model.to_tokens(text, truncate=False, **options).flatten().tolist()
+
+    if len(texts) < _MANY:
+        return [one(text) for text in texts]
+    bare = cast(_BatchTokenizer, tokenizer)(list(texts), add_special_tokens=False)["input_ids"]
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    begun = {text[0].isspace(): index for index, text in enumerate(texts)}
+    tried = {order[0], order[len(order) // 2], order[-1], *begun.values()}
+    added = {_added(one(texts[index]), bare[index]) for index in tried}
+    (before,) = added if len(added) == 1 else (None,)
+    return [one(text) for text in texts] if before is None else [[*before, *row] for row in bare]
+
+
+def _added(full: list[int], bare: list[int]) -> tuple[int, ...] | None:
+    """What stands before a text's own ids, if nothing else differs."""
+    start = len(full) - len(bare)
+    return tuple(full[:start]) if start >= 0 and full[start:] == bare else None
+
+
+def warn_of_unknown(model: TransformerLensModel, texts: Sequence[str], rows: Iterable[Sequence[int]]) -> None:
+    """Say once, of all texts of a call, that some have words which the model reads as unknown, and which words."""
+    tokenizer = model.tokenizer
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    held = [text for text, row in zip(texts, rows, strict=True) if unknown in row and reads_unknown(tokenizer, text)]
+    if held:
+        words = dict.fromkeys(word for text in held[:_MANY] for word in unknown_words(tokenizer, text))
+        some = f"The text {held[0]!r} has" if len(held) == 1 else f"{len(held)} texts have"
+        which = f": {', '.join(map(repr, islice(words, _MANY)))}" if words else ""
+        warn_user(
+            f"{some} words that are not in the model's vocabulary and are read as unknown{which}.", UnknownWordsWarning
+        )
+
+
+def warn_of_two_beginnings(model: TransformerLensModel, rows: Iterable[Sequence[int]]) -> bool:
+    """Say once, of all texts of a call, that some began with a BOS and were given a second one; whether it was said."""
+    found = any(begins_twice(model.tokenizer, row) for row in rows)
+    if found:
+        warn_user(
+            f"A text begins with the tokenizer's BOS ({getattr(model.tokenizer, 'bos_token', '')!r}) and was given a "
+            "second one; leave it out of the text, or pass prepend_bos=False."
+        )
+    return found
+
+
+def encode_continuation(model: Encoder, text: str) -> list[int]:
+    """Token ids of a text that follows another: without a BOS, and with as many leading spaces as it has itself.
+
+    Llama's kind of tokenizer puts a space before every text. One that the text has already would be a token more, so it
+    is left to the tokenizer; Gemma's kind adds none, and keeps the text's own.
+
+    Raises:
+        ValueError: the text encodes to nothing, or to the tokenizer's unknown token.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    ids = _bare(model, check_text(text)) if text else []
+    if text.startswith(" ") and _leading_spaces(tokenizer, ids) > _spaces(text):
+        ids = (_bare(model, text[1:]) if text[1:] else []) or ids[1:]
+    elif text[:1].isspace() and not text.startswith(" ") and len(ids) > 1 and _is_space(tokenizer, ids[0]):
+        ids = ids[1:]  # what the tokenizer puts before every text does not stand before a line break
+    if not ids:
+        raise ValueError(f"Expected a target that encodes to at least one token, got {text!r}; give a word.")
+    if reads_unknown(tokenizer, text):
+        known = [token_string(tokenizer, token) for token in range(len(cast(Sized, tokenizer)))]
+        raise ValueError(
+            f"Expected a target in the model's vocabulary, got {text!r}, which contains an unknown word; the nearest "
+            f"are {nearest(text, known)} (the leading space counts: ' Oslo' and 'Oslo' are different tokens)."
+        )
+    return ids
+
+
+def _bare(model: Encoder, text: str) -> list[int]:
+    """A text's ids without what its tokenizer puts around every text (a BOS, BERT's [CLS] and [SEP])."""
+    encode = getattr(getattr(model, "tokenizer", None), "encode", None)
+    if encode is None:
+        return model.to_tokens(text, prepend_bos=False).flatten().tolist()
+    return list(encode(text, add_special_tokens=False))
+
+
+def _leading_spaces(tokenizer: Tokenizer | None, ids: Sequence[int]) -> int:
+    """With how many spaces a sentencepiece tokenizer's pieces begin."""
+    if tokenizer is None:
+        return 0
+    return _spaces("".join(tokenizer.convert_ids_to_tokens(token) or "" for token in ids), _SPACE)
+
+
+def _is_space(tokenizer: Tokenizer | None, token: int) -> bool:
+    return tokenizer is not None and tokenizer.convert_ids_to_tokens(token) in (_SPACE, _BYTE_LEVEL_SPACE)
+
+
+def _spaces(text: str, space: str = f" {_SPACE}") -> int:
+    return len(text) - len(text.lstrip(space))
