@@ -47,6 +47,7 @@ MOVED = {
     "top_pairs": "vocabulary.top_pairs",
     "weight_inputs": "weights.inputs",
     "written_by": "weights.written_by",
+    "render.atlas_places": "embedding_space.atlas_places",
     "alignment.study": "studies.alignment",
     "dissimilarity.findings": "studies.dissimilarity",
     "inversion.texts": "text.encoded",

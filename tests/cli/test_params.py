@@ -6,7 +6,7 @@ import pytest
 
 import tl_backward as tlb
 from cli.test_commands import run
-from tl_backward.embedding_space import parameter_coherence
+from tl_backward.embedding_space import VectorOptions, parameter_coherence
 
 PARAMS = ["params", "--model", "facts", "--no-open"]
 
@@ -32,7 +32,14 @@ def test_a_weight_as_json(capsys):
         capsys, *PARAMS, "--weight", "W_in", "--layer=-1", "--k", "4", "--filter", "not_special", "--json"
     )
     data = json.loads(said)
-    found = parameter_coherence(tlb.zoo.load("facts"), "W_in", -1, k=4, filters=["not_special"], show_progress=False)
+    found = parameter_coherence(
+        tlb.zoo.load("facts"),
+        "W_in",
+        -1,
+        k=4,
+        vector_options=VectorOptions(filters=["not_special"]),
+        show_progress=False,
+    )
     assert code == 0 and data["weight"] == "blocks.3.mlp.W_in" and data["side"] == "read" and data["report"] is None
     assert [row["index"] for row in data["vectors"]] == found.projection.index[found.order].tolist()
     assert data["vectors"][0]["top_tokens"] == found.projection.top_tokens[int(found.order[0])]

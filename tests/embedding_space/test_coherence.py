@@ -6,8 +6,8 @@ import torch
 from models import bridge, build, hooked, worlds
 from shared import stories
 
+from tl_backward.embedding_space import VectorOptions, parameter_coherence
 from tl_backward.embedding_space import coherence as module
-from tl_backward.embedding_space import parameter_coherence
 
 from .oracle import extremes, unembedding, vectors
 
@@ -52,7 +52,13 @@ def test_scores_are_mean_cosines_of_top_tokens(world, weight, monkeypatch):
 def test_folding_and_filters(world):
     model = build(world)
     found = parameter_coherence(
-        model, "W_out", 0, k=3, n_gaussian=4, fold_ln=True, filters="not_special", show_progress=False
+        model,
+        "W_out",
+        0,
+        k=3,
+        n_gaussian=4,
+        vector_options=VectorOptions(fold_ln=True, filters="not_special"),
+        show_progress=False,
     )
     weight = (model.ln_final.w if world == "hooked" else model.original_model.transformer.ln_f.weight).detach().double()
     embedding = weight[:, None] * unembedding(model)

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 import tl_backward as tlb
-from tl_backward.embedding_space import token_mask
+from tl_backward.embedding_space import VectorOptions, token_mask
 
 every_world = pytest.mark.parametrize("world", worlds())
 
@@ -71,7 +71,9 @@ def test_stories(kind):
             assert not mask[i]
         else:
             assert mask[i] == piece.replace("\u2581", " ").isascii()
-    found = tlb.project_parameter(model, "W_in", 2, k=4, filters=["ascii", "alphanumeric"], show_progress=False)
+    found = tlb.project_parameter(
+        model, "W_in", 2, k=4, vector_options=VectorOptions(filters=["ascii", "alphanumeric"]), show_progress=False
+    )
     assert all(token.strip().isalnum() and token.isascii() for row in found.top_tokens for token in row)
 
 

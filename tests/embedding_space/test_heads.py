@@ -6,6 +6,7 @@ from models import HAS_HOOKED_TRANSFORMER, bridge, hooked, worlds
 from shared import stories
 
 import tl_backward as tlb
+from tl_backward.embedding_space import PairOptions, VectorOptions
 
 from .oracle import rotate, unembedding, vectors
 
@@ -45,11 +46,9 @@ def check(model, circuit, layer, head, k=40, largest=True, exclude_same=False, a
         layer,
         head,
         k=k,
-        largest=largest,
-        exclude_same=exclude_same,
-        tokens=allowed,
+        pair_options=PairOptions(largest=largest, exclude_same=exclude_same, **given),
+        vector_options=VectorOptions(tokens=allowed),
         show_progress=False,
-        **given,
     )
     exact = model.W_U.dtype == torch.float64
     values = best.values if largest else -best.values
@@ -118,7 +117,7 @@ def test_rotary_in_bridge(family, offset):
     rotary = model.original_model.config.rope_parameters
     turned = int(d_head * rotary.get("partial_rotary_factor", 1.0))
     scores = rotate(own[0], offset, rotary["rope_theta"], turned) @ own[1].T
-    found = tlb.head_pairs(model, "QK", layer, head, k=30, offset=offset, show_progress=False)
+    found = tlb.head_pairs(model, "QK", layer, head, k=30, pair_options=PairOptions(offset=offset), show_progress=False)
     torch.testing.assert_close(found.pairs.values, scores.flatten().topk(30).values, rtol=1e-5, atol=1e-6)
     assert found.offset == offset
 
@@ -150,7 +149,14 @@ def test_the_offset_is_the_models_own(world):
             scale = torch.ones(tokens.shape[1], dtype=torch.float64)
     offset, query = 3, 5
     pairs = tlb.head_pairs(
-        model, "QK", 0, 1, k=2500, offset=offset, source="W_E", fold_ln=world == "bridge", show_progress=False
+        model,
+        "QK",
+        0,
+        1,
+        k=2500,
+        pair_options=PairOptions(offset=offset, source="W_E"),
+        vector_options=VectorOptions(fold_ln=world == "bridge"),
+        show_progress=False,
     ).pairs
     rows, cols = tokens[0, query], tokens[0, query - offset]
     own = pairs.values[(pairs.rows == rows) & (pairs.cols == cols)]
@@ -178,14 +184,15 @@ def test_folding_and_inverse():
     raw, folded = hooked(), hooked()
     folded.process_weights_(fold_ln=True, center_writing_weights=False, center_unembed=False)
     for circuit, source in (("VO", "W_U"), ("QK", "W_U"), ("VO", "W_E"), ("QK", "W_E")):
-        one = tlb.head_pairs(raw, circuit, 1, 2, fold_ln=True, source=source, show_progress=False).pairs
-        two = tlb.head_pairs(folded, circuit, 1, 2, source=source, show_progress=False).pairs
+        options = {"pair_options": PairOptions(source=source), "show_progress": False}
+        one = tlb.head_pairs(raw, circuit, 1, 2, vector_options=VectorOptions(fold_ln=True), **options).pairs
+        two = tlb.head_pairs(folded, circuit, 1, 2, **options).pairs
         assert torch.equal(one.rows, two.rows) and torch.equal(one.cols, two.cols)
     inverse = torch.linalg.pinv(unembedding(raw))
     stored = [vectors(raw, weight, 1)[2] for weight in ("W_V", "W_O")]
     scores = inverse @ stored[0].T @ stored[1] @ unembedding(raw)
     best = scores.flatten().topk(50)
-    found = tlb.head_pairs(raw, "VO", 1, 2, inverse="pinv", show_progress=False).pairs
+    found = tlb.head_pairs(raw, "VO", 1, 2, vector_options=VectorOptions("pinv"), show_progress=False).pairs
     assert torch.equal(found.rows * 50 + found.cols, best.indices)
     torch.testing.assert_close(found.values, best.values, rtol=1e-7, atol=1e-10)
 
@@ -196,7 +203,10 @@ def test_both_worlds_say_the_same():
         (tlb.zoo.load("facts", kind="hooked"), tlb.zoo.load("facts", kind="bridge")),
         (stories("hooked"), stories("bridge")),
     ]:
-        for options in ({}, {"fold_ln": True}, {"inverse": "pinv"}, {"source": "W_E", "exclude_same": True}):
+        every = [
+            {"vector_options": each} for each in (VectorOptions(), VectorOptions(fold_ln=True), VectorOptions("pinv"))
+        ]
+        for options in [*every, {"pair_options": PairOptions(source="W_E", exclude_same=True)}]:
             for circuit in ("VO", "QK"):
                 left, right = (tlb.head_pairs(m, circuit, 1, 3, show_progress=False, **options) for m in (one, other))
                 torch.testing.assert_close(left.pairs.values, right.pairs.values, rtol=1e-4, atol=1e-5)
@@ -224,22 +234,22 @@ def test_bad_input(world):
     with pytest.raises(ValueError, match="Expected circuit to be 'VO' or 'QK', got 'OV'"):
         tlb.head_pairs(model, "OV", 0, 0)
     with pytest.raises(ValueError, match="Expected source to be 'W_U' or 'W_E', got 'W_pos'"):
-        tlb.head_pairs(model, "VO", 0, 0, source="W_pos")
+        tlb.head_pairs(model, "VO", 0, 0, pair_options=PairOptions(source="W_pos"))
     with pytest.raises(IndexError, match=rf"Expected head in \[-{n_heads}, {n_heads}\), got -{n_heads + 1}"):
         tlb.head_pairs(model, "VO", 0, -n_heads - 1)
     with pytest.raises(IndexError, match=r"Expected layers in \[-2, 2\), got 5"):
         tlb.head_pairs(model, "VO", 5, 0)
     with pytest.raises(ValueError, match="Expected no offset for 'VO', which knows no positions, got 1"):
-        tlb.head_pairs(model, "VO", 0, 0, offset=1)
+        tlb.head_pairs(model, "VO", 0, 0, pair_options=PairOptions(offset=1))
     with pytest.raises(ValueError, match="Expected no offset for a model without rotary embeddings, got one"):
-        tlb.head_pairs(model, "QK", 0, 0, offset=1)
+        tlb.head_pairs(model, "QK", 0, 0, pair_options=PairOptions(offset=1))
     with pytest.raises(ValueError, match="Expected rotary embeddings that one module computes"):
-        tlb.head_pairs(bridge("gptj"), "QK", 0, 0, offset=1)
+        tlb.head_pairs(bridge("gptj"), "QK", 0, 0, pair_options=PairOptions(offset=1))
     with pytest.raises(IndexError, match=r"Expected offset in \[0, 16\), got 16"):
-        tlb.head_pairs(model, "QK", 0, 0, offset=16)
+        tlb.head_pairs(model, "QK", 0, 0, pair_options=PairOptions(offset=16))
     with pytest.raises(ValueError, match=r"Expected 1 <= k <= 2500 \(the pairs to choose from\), got k=2501"):
         tlb.head_pairs(model, "QK", 0, 0, k=2501)
     with pytest.raises(ValueError, match="got k=10; choose a smaller k, or keep more"):
-        tlb.head_pairs(model, "QK", 0, 0, k=10, tokens=[3, 4, 5])
+        tlb.head_pairs(model, "QK", 0, 0, k=10, vector_options=VectorOptions(tokens=[3, 4, 5]))
     with pytest.raises(TypeError, match="Expected a TransformerLens model"):
         tlb.head_pairs(torch.nn.Linear(2, 2), "VO", 0, 0)

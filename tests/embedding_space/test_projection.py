@@ -6,11 +6,13 @@ from models import HAS_HOOKED_TRANSFORMER, bridge, build, hooked, worlds
 from shared import stories
 
 import tl_backward as tlb
+from tl_backward.embedding_space import VectorOptions
 
 from .oracle import extremes, unembedding, vectors
 
 every_world = pytest.mark.parametrize("world", worlds())
 needs_hooked = pytest.mark.skipif(not HAS_HOOKED_TRANSFORMER, reason="TransformerLens 4 has no HookedTransformer")
+FOLDED = VectorOptions(fold_ln=True)
 WEIGHTS = [("W_in", 0), ("W_out", 1), ("W_Q", 0), ("W_K", 1), ("W_V", 0), ("W_O", 1), ("W_E", None), ("W_U", None)]
 GPT2 = [*WEIGHTS, ("b_out", 0), ("b_O", 1), ("ln1.w", 1), ("W_pos", None)]
 LLAMA = [*WEIGHTS, ("W_gate", 1), ("ln1.w", 0)]
@@ -78,9 +80,15 @@ def test_both_worlds_say_the_same():
     ]
     for one, other in pairs:
         for weight, layer in [("W_in", 1), ("W_K", 0), ("W_O", 2), ("W_E", None), ("ln2.w", 1)]:
-            for options in ({}, {"inverse": "pinv"}, {"fold_ln": True}, {"inverse": "pinv", "fold_ln": True}):
+            for options in (
+                VectorOptions(),
+                VectorOptions("pinv"),
+                VectorOptions(fold_ln=True),
+                VectorOptions("pinv", True),
+            ):
                 left, right = (
-                    tlb.project_parameter(m, weight, layer, show_progress=False, **options) for m in (one, other)
+                    tlb.project_parameter(m, weight, layer, vector_options=options, show_progress=False)
+                    for m in (one, other)
                 )
                 assert left.weight == right.weight and left.side == right.side
                 scale = float(left.top_scores.abs().max())
@@ -94,9 +102,9 @@ def test_folding_reads_a_raw_model_as_a_folded_one(family):
     raw, folded = hooked(family), hooked(family)
     folded.process_weights_(fold_ln=True, center_writing_weights=False, center_unembed=False)
     for weight, layer in WEIGHTS + ([("W_gate", 1)] if family == "rms_gated" else []):
-        one = tlb.project_parameter(raw, weight, layer, fold_ln=True)
+        one = tlb.project_parameter(raw, weight, layer, vector_options=FOLDED)
         two = tlb.project_parameter(folded, weight, layer)
-        again = tlb.project_parameter(folded, weight, layer, fold_ln=True)
+        again = tlb.project_parameter(folded, weight, layer, vector_options=FOLDED)
         torch.testing.assert_close(one.top_scores, two.top_scores, rtol=1e-5, atol=1e-5)  # it folds in float32
         assert torch.equal(one.top_ids, two.top_ids) and torch.equal(one.bottom_ids, two.bottom_ids)
         assert torch.equal(again.top_ids, two.top_ids)
@@ -126,7 +134,7 @@ def test_folding_by_hand(family):
         own = vectors(model, weight, 1)
         own = own.reshape(-1, own.shape[-1])
         top_ids, top, bottom_ids, _ = extremes((own if norm is None else folded(own, norm)) @ embedding, 5)
-        found = tlb.project_parameter(model, weight, 1, k=5, fold_ln=True)
+        found = tlb.project_parameter(model, weight, 1, k=5, vector_options=FOLDED)
         torch.testing.assert_close(found.top_scores, top, rtol=1e-9, atol=1e-10)
         assert torch.equal(found.top_ids, top_ids) and torch.equal(found.bottom_ids, bottom_ids)
 
@@ -137,7 +145,10 @@ def test_folding_agrees_with_compatibility_mode(family):
     raw, folded = bridge(family), bridge(family, compatibility=True)
     gated = [] if family in ("gpt2", "neox") else [("W_gate", 0)]
     for weight, layer in [("W_in", 0), ("W_Q", 1), ("W_K", 0), ("W_V", 1), *gated]:
-        one, two = tlb.project_parameter(raw, weight, layer, fold_ln=True), tlb.project_parameter(folded, weight, layer)
+        one, two = (
+            tlb.project_parameter(raw, weight, layer, vector_options=FOLDED),
+            tlb.project_parameter(folded, weight, layer),
+        )
         assert torch.equal(one.top_ids, two.top_ids) and torch.equal(one.bottom_ids, two.bottom_ids), weight
 
 
@@ -156,11 +167,12 @@ def test_pseudo_inverse(world, fold_ln):
         own = own @ torch.diag(before.detach().double()) @ center
     scores = own @ torch.linalg.pinv(embedding, rtol=1e-10).T
     top_ids, top, bottom_ids, _ = extremes(scores, 6)
-    found = tlb.project_parameter(model, "W_in", 0, k=6, inverse="pinv", fold_ln=fold_ln)
+    found = tlb.project_parameter(model, "W_in", 0, k=6, vector_options=VectorOptions("pinv", fold_ln))
     assert torch.equal(found.top_ids, top_ids) and torch.equal(found.bottom_ids, bottom_ids)
     torch.testing.assert_close(found.top_scores, top, rtol=1e-8, atol=1e-10)
     written = [
-        tlb.project_parameter(model, "W_out", 0, inverse=inverse, fold_ln=fold_ln) for inverse in ("pinv", "transpose")
+        tlb.project_parameter(model, "W_out", 0, vector_options=VectorOptions(inverse, fold_ln))
+        for inverse in ("pinv", "transpose")
     ]
     assert torch.equal(written[0].top_scores, written[1].top_scores)
 
@@ -202,8 +214,10 @@ def test_tensors_and_differences(world):
     torch.testing.assert_close(found.top_scores, top)
     assert len(tlb.project_parameter(model, one[0])) == 1
     assert len(tlb.project_parameter(model, one.reshape(2, -1, one.shape[1]))) == len(one)
-    read = tlb.project_parameter(model, vectors(model, "W_in", 0), side="read", inverse="pinv")
-    assert torch.equal(read.top_ids, tlb.project_parameter(model, "W_in", 0, inverse="pinv").top_ids)
+    read = tlb.project_parameter(model, vectors(model, "W_in", 0), side="read", vector_options=VectorOptions("pinv"))
+    assert torch.equal(
+        read.top_ids, tlb.project_parameter(model, "W_in", 0, vector_options=VectorOptions("pinv")).top_ids
+    )
 
 
 @every_world
@@ -226,10 +240,16 @@ def test_tiles_agree(world, monkeypatch):
 
     model = build(world)
     allowed = torch.arange(3, 50, 2)
-    whole = [tlb.project_parameter(model, "W_in", 0, k=9), tlb.project_parameter(model, "W_in", 0, k=9, tokens=allowed)]
+    whole = [
+        tlb.project_parameter(model, "W_in", 0, k=9),
+        tlb.project_parameter(model, "W_in", 0, k=9, vector_options=VectorOptions(tokens=allowed)),
+    ]
     monkeypatch.setattr(sys.modules["tl_backward.vocabulary.extremes"], "MAX_LOGIT_BYTES", 12 * 4 * 5)
     monkeypatch.setattr(sys.modules["tl_backward.vocabulary.extremes"], "_ROWS", 4)
-    tiled = [tlb.project_parameter(model, "W_in", 0, k=9), tlb.project_parameter(model, "W_in", 0, k=9, tokens=allowed)]
+    tiled = [
+        tlb.project_parameter(model, "W_in", 0, k=9),
+        tlb.project_parameter(model, "W_in", 0, k=9, vector_options=VectorOptions(tokens=allowed)),
+    ]
     for one, other in zip(whole, tiled, strict=True):
         assert torch.equal(one.top_ids, other.top_ids) and torch.equal(one.bottom_ids, other.bottom_ids)
     ids, scores, bottom, _ = extremes(vectors(model, "W_in", 0) @ unembedding(model), 9, allowed)
@@ -240,7 +260,7 @@ def test_tiles_agree(world, monkeypatch):
 @every_world
 def test_low_precision(world):
     model = build(world, dtype=torch.bfloat16)
-    found = tlb.project_parameter(model, "W_out", 0, k=3, fold_ln=True, inverse="pinv")
+    found = tlb.project_parameter(model, "W_out", 0, k=3, vector_options=VectorOptions("pinv", True))
     assert torch.isfinite(found.top_scores).all() and found.top_ids.shape[1] == 3
 
 
@@ -280,7 +300,7 @@ def test_the_model_is_left_alone(world):
     model = build(world)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state, training = torch.get_rng_state(), model.training
-    found = tlb.project_parameter(model, "W_V", 0, fold_ln=True, inverse="pinv")
+    found = tlb.project_parameter(model, "W_V", 0, vector_options=VectorOptions("pinv", True))
     assert (
         not found.top_scores.requires_grad and torch.equal(torch.get_rng_state(), state) and model.training == training
     )
@@ -312,7 +332,7 @@ def test_bad_input(world):
     with pytest.raises(ValueError, match=r"Expected 1 <= k <= 50 \(the vocabulary\), got k=51"):
         tlb.project_parameter(model, "W_in", 0, k=51)
     with pytest.raises(ValueError, match=r"Expected 1 <= k <= 2 \(the tokens that the filters leave\), got k=3"):
-        tlb.project_parameter(model, "W_in", 0, k=3, tokens=["w5", 7])
+        tlb.project_parameter(model, "W_in", 0, k=3, vector_options=VectorOptions(tokens=["w5", 7]))
     with pytest.raises(ValueError, match=r"Expected vectors \[..., d_model=\d+\], got shape \[3, 4\]; transpose"):
         tlb.project_parameter(model, torch.ones(3, 4))
     with pytest.raises(ValueError, match="Expected neither layer nor head with a tensor, got layer=0, head=None"):
@@ -334,17 +354,17 @@ def test_bad_input(world):
         tlb.weight_sites(model)["unembed.W_U"].parameter[0, 0] = float("nan")
     with pytest.raises(ValueError, match="Expected finite weights, got NaN or inf in unembed.W_U; load or train"):
         tlb.project_parameter(model, "W_out", 0)
-    with pytest.raises(ValueError, match="Expected inverse to be 'transpose' or 'pinv', got 'inverse'"):
-        tlb.project_parameter(model, "W_out", 0, inverse="inverse")
+    with pytest.raises(ValueError, match="Expected inverse 'transpose' or 'pinv', got 'inverse'"):
+        tlb.project_parameter(model, "W_out", 0, vector_options=VectorOptions("inverse"))
     with pytest.raises(TypeError, match="Expected a TransformerLens model"):
         tlb.project_parameter(torch.nn.Linear(2, 2), "W_out", 1)
 
 
 def test_a_norm_that_runs_once_a_head_is_folded_too():
     model = bridge("gpt2")
-    plain = tlb.project_parameter(model, "W_Q", 0, fold_ln=True)
+    plain = tlb.project_parameter(model, "W_Q", 0, vector_options=FOLDED)
     model.set_use_split_qkv_input(True)
-    forked = tlb.project_parameter(model, "W_Q", 0, fold_ln=True)
+    forked = tlb.project_parameter(model, "W_Q", 0, vector_options=FOLDED)
     assert forked.to_frame().equals(plain.to_frame())
 
 

@@ -8,7 +8,7 @@ from models import bridge, build, hooked, worlds
 from shared import stories
 
 import tl_backward as tlb
-from tl_backward.embedding_space import related_pairs
+from tl_backward.embedding_space import VectorOptions, related_pairs
 from tl_backward.embedding_space.related import jaccard
 
 from .oracle import extremes, unembedding, vectors
@@ -110,7 +110,10 @@ def test_jaccard(n, k, seed):
 def test_seed_filters_and_rng(world):
     model = build(world)
     state = torch.get_rng_state()
-    one, two, three = (related_pairs(model, "KV", 0, k=5, seed=seed, filters="not_special") for seed in (1, 1, 2))
+    one, two, three = (
+        related_pairs(model, "KV", 0, k=5, seed=seed, vector_options=VectorOptions(filters="not_special"))
+        for seed in (1, 1, 2)
+    )
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(one.gaussian, two.gaussian) and torch.equal(one.shuffled, two.shuffled)
     assert not torch.equal(one.gaussian, three.gaussian) and torch.equal(one.aligned, three.aligned)

@@ -7,6 +7,7 @@ from models import build, worlds
 import tl_backward as tlb
 from tl_backward.gradients.similarity import gradient_similarity
 from tl_backward.text.cases import EditCase
+from tl_backward.text.options import TextOptions
 
 every_world = pytest.mark.parametrize("world", worlds())
 TEXTS = ["w5 w6 w7 w8", "w9 w4", "w6 w6 w3 w11 w12 w13 w5", "w8 w7 w6", "w21 w22 w23 w24 w25"]
@@ -43,7 +44,13 @@ def dense(model, examples, weights):
 def test_inner_products_are_those_of_the_dense_gradients(world, within, max_bytes):
     model = build(world)
     found = gradient_similarity(
-        model, TEXTS, None if within else PAIRS, weights=WEIGHTS, batch_size=2, max_bytes=max_bytes, show_progress=False
+        model,
+        TEXTS,
+        None if within else PAIRS,
+        weights=WEIGHTS,
+        max_bytes=max_bytes,
+        text_options=TextOptions(batch_size=2),
+        show_progress=False,
     )
     a = dense(model, TEXTS, found.weights)
     b = a if within else dense(model, PAIRS, found.weights)
@@ -122,7 +129,7 @@ def test_cases_losses_and_what_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             gradient_similarity(model, examples, show_progress=False)
-    with pytest.raises(ValueError, match="batch_size and max_bytes of at least 1"):
+    with pytest.raises(ValueError, match="Expected max_bytes of at least 1, got 0"):
         gradient_similarity(model, TEXTS, max_bytes=0)
     with pytest.raises(ValueError, match="Prompt 1: Expected a finite loss"):
         gradient_similarity(model, [("w5", "w6"), ("w5", lambda logits, tokens: logits.sum() * float("nan"))])

@@ -15,11 +15,13 @@ import tl_backward as tlb
 from tl_backward._support.bootstrap import bootstrap
 from tl_backward._support.storage import save_tensors
 from tl_backward.lens import sweeps
+from tl_backward.lens.control import RandomInit
 from tl_backward.lens.segments import NAMES
 from tl_backward.lens.sweep_result import load_sweep, merge
 from tl_backward.lens.sweeps import sweep
 from tl_backward.model.controls import random_init
 from tl_backward.text.cases import EditCase
+from tl_backward.text.options import TextOptions
 
 every_world = pytest.mark.parametrize("world", worlds())
 PROMPTS = ["w5 w6 w7 w8", "w9 w4", "w6 w6 w3 w11 w12 w13 w5", "w8 w7 w6", "w21 w22 w23 w24 w25"]
@@ -58,7 +60,7 @@ def test_every_figure_is_the_brute_force_one(world):
         TARGETS,
         subjects=SUBJECTS,
         collect=EVERYTHING,
-        batch_size=2,
+        text_options=TextOptions(batch_size=2),
         k=3,
         control=None,
         show_progress=False,
@@ -100,7 +102,9 @@ def test_shares_sum_to_one_and_the_frame_holds_the_means(world):
 def test_the_control_averages_over_draws_of_the_weights(world):
     """Prompt i sees draw i % n_draws, and keeps the trained model's answer."""
     model = build(world)
-    found = sweep(model, PROMPTS, TARGETS, subjects=SUBJECTS, n_draws=2, seed=7, weights="W_out", show_progress=False)
+    found = sweep(
+        model, PROMPTS, TARGETS, subjects=SUBJECTS, control=RandomInit(2, 7), weights="W_out", show_progress=False
+    )
     assert found.control.draws.tolist() == [0, 1, 0, 1, 0] and torch.equal(found.control.answers, found.answers)
     for item in range(5):
         untrained = random_init(model, seed=7 + item % 2)
@@ -119,10 +123,18 @@ def test_the_control_averages_over_draws_of_the_weights(world):
 @every_world
 def test_batches_do_not_matter_and_parts_merge_into_one_run(world, tmp_path):
     model = build(world)
-    options = dict(collect=EVERYTHING, n_draws=2, k=2, show_progress=False)
-    whole = sweep(model, PROMPTS, TARGETS, subjects=SUBJECTS, batch_size=5, **options)
+    options = dict(collect=EVERYTHING, control=RandomInit(2), k=2, show_progress=False)
+    whole = sweep(model, PROMPTS, TARGETS, subjects=SUBJECTS, text_options=TextOptions(batch_size=5), **options)
     parts = [
-        sweep(model, PROMPTS[a:b], TARGETS[a:b], subjects=SUBJECTS[a:b], start=a, batch_size=1, **options)
+        sweep(
+            model,
+            PROMPTS[a:b],
+            TARGETS[a:b],
+            subjects=SUBJECTS[a:b],
+            start=a,
+            text_options=TextOptions(batch_size=1),
+            **options,
+        )
         for a, b in ((0, 3), (3, 5))
     ]
     for found in (merge(*parts), merge(*parts[::-1]), load_sweep(whole.save(tmp_path / "a.safetensors"))):
@@ -140,7 +152,15 @@ def test_batches_do_not_matter_and_parts_merge_into_one_run(world, tmp_path):
         merge(parts[0], other)
     another = build(world)
     randomise(another, seed=1)
-    apart = sweep(another, PROMPTS[3:], TARGETS[3:], subjects=SUBJECTS[3:], start=3, batch_size=1, **options)
+    apart = sweep(
+        another,
+        PROMPTS[3:],
+        TARGETS[3:],
+        subjects=SUBJECTS[3:],
+        start=3,
+        text_options=TextOptions(batch_size=1),
+        **options,
+    )
     with pytest.raises(ValueError, match="Expected two sweeps of one model, got two whose weights differ"):
         merge(parts[0], apart)
 
@@ -190,9 +210,9 @@ def test_interrupted_it_returns_what_it_has(world):
             raise KeyboardInterrupt
 
     with model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", stop)], bwd_hooks=[]):
-        found = sweep(model, PROMPTS, TARGETS, batch_size=2, show_progress=False)
+        found = sweep(model, PROMPTS, TARGETS, text_options=TextOptions(batch_size=2), show_progress=False)
     assert found.interrupted and len(found.items) == 4 and found.control is None
-    whole = sweep(model, PROMPTS, TARGETS, batch_size=2, control=None, show_progress=False)
+    whole = sweep(model, PROMPTS, TARGETS, text_options=TextOptions(batch_size=2), control=None, show_progress=False)
     torch.testing.assert_close(found.values["norm"], whole.values["norm"][found.items], equal_nan=True)
     assert not whole.interrupted
 
@@ -214,7 +234,7 @@ def test_from_its_checkpoint_it_goes_on_to_the_same_numbers(world, error, tmp_pa
     """Stopped at every one of its batches, the control's too; what was saved is not measured again."""
     monkeypatch.setattr(sweeps, "SAVE_EVERY", 1)
     model, calls = build(world), []
-    options = dict(batch_size=2, n_draws=2, collect=["norm", "share", "top_tokens"], show_progress=False)
+    options = dict(batch_size=2, control=RandomInit(2), collect=["norm", "share", "top_tokens"], show_progress=False)
     whole = sweep(model, PROMPTS, TARGETS, **options)
     original = sweeps.capture_batch
 
@@ -242,7 +262,13 @@ def test_from_its_checkpoint_it_goes_on_to_the_same_numbers(world, error, tmp_pa
     calls.clear()
     same(sweep(model, PROMPTS, TARGETS, checkpoint=path, **options), whole)
     assert not calls
-    for changes in ({"batch_size": 3}, {"seed": 1}, {"start": 1}, {"control": None}, {"weights": "W_in"}):
+    for changes in (
+        {"text_options": TextOptions(batch_size=3)},
+        {"control": RandomInit(2, 1)},
+        {"start": 1},
+        {"control": None},
+        {"weights": "W_in"},
+    ):
         with pytest.raises(
             ValueError, match="Expected the checkpoint of this sweep in .*other prompts, options or model"
         ):
@@ -332,8 +358,10 @@ def test_top_tokens_are_counted():
         (("w5 w6", "w9"), {}, "Expected a list of prompts or edit cases, got one text"),
         (([], []), {}, "Expected a list of prompts or edit cases, got none"),
         ((["w5"],), {}, "Expected one target or loss a prompt, got none"),
-        ((["w5"], ["w9"]), {"batch_size": 0}, "Expected batch_size and n_draws of at least 1"),
+        ((["w5"], ["w9"]), {"batch_size": 0}, "Expected batch_size of at least 1, got 0"),
+        ((["w5"], ["w9"]), {"n_draws": 0}, "Expected n_draws of at least 1, got 0"),
         ((["w5"], ["w9"]), {"weights": "W_outt"}, "W_outt"),
+        ((["w5"], ["w9"]), {"text_options": TextOptions(max_tokens=3)}, "with batch_size and prepend_bos alone"),
     ],
 )
 def test_bad_input(arguments, options, message):
@@ -412,7 +440,7 @@ def test_stories(kind):
     model = stories(kind)
     texts = [text.split() for text in json.loads(shared("data", "tinystories-1000.json").read_text())[:25]]
     prompts, targets = [" ".join(words[:12]) for words in texts[:24]], [f" {words[12]}" for words in texts[1:]]
-    found = sweep(model, prompts, targets, n_draws=2, show_progress=False)
+    found = sweep(model, prompts, targets, control=RandomInit(2), show_progress=False)
     assert not found.skipped and len(found.items) == 24
     frame = found.to_frame(n_boot=100).set_index(["quantity", "layer", "segment"])
     last = model.cfg.n_layers - 1

@@ -53,10 +53,10 @@ def old_keywords(moved: dict[str, str], **options: type) -> Callable[[Callable[P
                     DeprecationWarning,
                 )
             for parameter, values in fields.items():
-                begun = given.get(parameter)
-                given[parameter] = (
-                    options[parameter](**values) if begun is None else replace(cast(Any, begun), **values)
-                )
+                if parameter in given and given[parameter] is None:
+                    continue  # what was switched off stays so
+                begun, made = given.get(parameter), options[parameter]
+                given[parameter] = replace(cast(Any, begun), **values) if isinstance(begun, made) else made(**values)
             return cast(Callable[..., R], function)(*args, **given)
 
         return called

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast, runti
 
 import numpy as np
 import torch
-from beartype import beartype
 from jaxtyping import Float, Int, Integer, jaxtyped
 from torch import Tensor, nn
+
+from tl_backward._support.literals import check_types
 
 F = TypeVar("F", bound=Callable)
 
@@ -22,7 +23,7 @@ def typed(function: F) -> F:
 
 def _checked(signature: F) -> F:
     """beartype, which looks at one item of a list, drawn by Python's global generator: given back."""
-    check = beartype(signature)
+    check = check_types(signature)
 
     @wraps(signature)
     def checked(*args: object, **kwargs: object) -> object:

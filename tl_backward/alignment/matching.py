@@ -10,11 +10,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_backward._support.checks import check_layers
+from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import table
 from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.alignment.kernels import gram, random_rotation
 from tl_backward.alignment.vocabularies import TokenMap, shared_tokens
 from tl_backward.embedding_space.embedding import Embedding
+from tl_backward.embedding_space.options import VectorOptions
 from tl_backward.embedding_space.vectors import parameter_vectors
 from tl_backward.model.checks import check_model, check_one_device
 
@@ -107,6 +109,7 @@ class ParameterMatch:
         return table(list(frame), frame.values.tolist(), caption=repr(self))
 
 
+@old_keywords({name: f"vector_options.{name}" for name in ("inverse", "fold_ln")}, vector_options=VectorOptions)
 @typed
 def match_parameters(
     model_a: TransformerLensModel,
@@ -115,8 +118,7 @@ def match_parameters(
     *,
     layers_a: int | Sequence[int] | None = None,
     layers_b: int | Sequence[int] | None = None,
-    inverse: str = "transpose",
-    fold_ln: bool = False,
+    vector_options: VectorOptions = VectorOptions(),
     token_map: TokenMap | None = None,
     n_chance: int = 20,
     seed: int = 0,
@@ -141,8 +143,7 @@ def match_parameters(
         weight: a weight of the blocks by TransformerLens's short name: "W_in", "W_out", ...
         layers_a: blocks of A; None for all.
         layers_b: blocks of B; None for all.
-        inverse: as in `project_parameter`.
-        fold_ln: as in `project_parameter`; embedding space only.
+        vector_options: how vectors are read in words, for embedding space; which tokens count says `token_map`.
         token_map: where vocabularies differ, which tokens are the same: see `token_map`.
         n_chance: draws of chance, and of random assignments. Each costs one assignment a pair of layers and space.
         seed: of the draws; the global RNG is left alone.
@@ -163,12 +164,14 @@ def match_parameters(
         check_one_device(model)
     if n_chance < 1:
         raise ValueError(f"Expected n_chance of 1 or more, got {n_chance}; a score means nothing without chance.")
+    if vector_options.tokens is not None or vector_options.filters:
+        raise ValueError("Expected vectors read over all shared tokens, got tokens or filters; pass a token_map.")
     tokens = shared_tokens(model_a, model_b, token_map)
     chosen_a, chosen_b = check_layers(layers_a, model_a.cfg.n_layers), check_layers(layers_b, model_b.cfg.n_layers)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        a = _Side.of(model_a, weight, chosen_a, inverse, fold_ln)
-        b = _Side.of(model_b, weight, chosen_b, inverse, fold_ln)
+        a = _Side.of(model_a, weight, chosen_a, vector_options)
+        b = _Side.of(model_b, weight, chosen_b, vector_options)
         d_model = len(b.embedding.matrix)
         same_width = len(a.embedding.matrix) == d_model
         n_passes = (1 + n_chance) * len(chosen_a) * len(chosen_b) * (1 + same_width)
@@ -192,8 +195,8 @@ class _Side:
     """Such that @ W_U gives their scores."""
 
     @staticmethod
-    def of(model: TransformerLensModel, weight: str, layers: list[int], inverse: str, fold_ln: bool) -> "_Side":
-        embedding = Embedding.of(model, inverse, fold_ln)
+    def of(model: TransformerLensModel, weight: str, layers: list[int], by: VectorOptions) -> "_Side":
+        embedding = Embedding.of(model, by.inverse, by.fold_ln)
         vectors = [parameter_vectors(model, weight, layer) for layer in layers]
         stored = [each.vectors.cpu() for each in vectors]
         return _Side(embedding, stored, [embedding.prepared(each).cpu() for each in vectors])

@@ -180,6 +180,7 @@ def _compute(
     seed: int = 0,
 ) -> "BackwardLens":
     from tl_backward.lens.backward_lens import backward_lens
+    from tl_backward.lens.control import RandomInit
     from tl_backward.render.attention_report import pattern_names
 
     return backward_lens(
@@ -190,8 +191,7 @@ def _compute(
         k=k,
         subject=subject,
         attention=attention,
-        control="random_init" if control else None,
-        seed=seed,
+        control=RandomInit(seed=seed) if control else None,
         names_filter=pattern_names(model),
     )
 

@@ -6,6 +6,7 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from tl_backward.cli.generated import add_options, options_from
 from tl_backward.cli.options import (
     Commands,
     add_model,
@@ -18,6 +19,7 @@ from tl_backward.cli.options import (
     say,
     size_of,
 )
+from tl_backward.embedding_space.options import VectorOptions
 
 _FILTERS = ("ascii", "alphanumeric", "not_special")
 
@@ -54,8 +56,7 @@ def add_commands(commands: Commands) -> None:
     params.add_argument(
         "--filter", action="append", choices=_FILTERS, default=[], help="tokens to consider; may be repeated"
     )
-    params.add_argument("--inverse", choices=("transpose", "pinv"), default="transpose", help="(default: transpose)")
-    params.add_argument("--fold-ln", action="store_true", help="read weights as if the norms were folded in")
+    add_options(params, VectorOptions, "inverse", "fold_ln")
     add_output(params)
     params.add_argument(
         "--json", action="store_true", help="print a weight's vectors as one JSON object; a page only with --out"
@@ -64,33 +65,26 @@ def add_commands(commands: Commands) -> None:
 
 
 def _params(arguments: argparse.Namespace) -> None:
-    from tl_backward._support.checks import check_layers
-    from tl_backward.embedding_space import parameter_coherence
+    from tl_backward.embedding_space import parameter_atlas, parameter_coherence, parameter_words
     from tl_backward.model.loading import load
-    from tl_backward.render.atlas import atlas
-    from tl_backward.render.atlas_places import atlas_places, left_out_of_atlas
-    from tl_backward.render.params_report import params_report
+    from tl_backward.render import atlas_page, words_page
 
     layer = _one_layer(arguments)
     out = check_out(arguments.out)
     name = Path(arguments.model).name or arguments.model
     with redirect_stdout(sys.stderr):
         model = load(arguments.model, kind=arguments.kind, device=arguments.device, dtype=arguments.dtype)
-        how = {"inverse": arguments.inverse, "fold_ln": arguments.fold_ln, "filters": arguments.filter}
-        found = page = None
-        shown, omitted = [], ""
-        if arguments.weight is not None:
-            found = parameter_coherence(model, arguments.weight, layer, head=arguments.head, k=arguments.k, **how)
-        if arguments.out or not arguments.json:
-            if arguments.weight is None:
-                page = atlas(model, layers=arguments.layer, k=arguments.k, name=name, **how)
-                chosen = check_layers(arguments.layer, model.cfg.n_layers)
-                shown = atlas_places(model, None, chosen)
-                omitted = left_out_of_atlas(model, shown, chosen)
-            else:
-                page = params_report(
-                    model, arguments.weight, layer, head=arguments.head, k=arguments.k, name=name, **how
-                )
+        how = options_from(arguments, VectorOptions, filters=arguments.filter)
+        asked = (model, arguments.weight, layer)
+        found = everything = page = None
+        if arguments.weight is None:
+            everything = parameter_atlas(model, layers=arguments.layer, k=arguments.k, vector_options=how)
+            page = atlas_page(everything, name=name)
+        elif arguments.out or not arguments.json:
+            words = parameter_words(*asked, head=arguments.head, k=arguments.k, vector_options=how)
+            found, page = words.coherence, words_page(words, name=name)
+        else:
+            found = parameter_coherence(*asked, head=arguments.head, k=arguments.k, vector_options=how)
         report = None if page is None else page.save(out).resolve()
     frame = None if found is None else found.to_frame()
     if arguments.json and frame is not None and found is not None:
@@ -104,12 +98,13 @@ def _params(arguments: argparse.Namespace) -> None:
         names, words = found.projection.vector_names(), found.projection.top_tokens
         for i in best:
             say(f"  {names[i]:>12}  {float(found.score[i]):.3f}  {' '.join(map(quoted, words[i][:6]))}")
-    elif page is not None:
+    elif everything is not None:
+        shown = list(everything.coherence)
         short, of = next((place for place in shown if place[0] == "W_out"), shown[0])
         command = f"--weight {short} --layer {of}"
         say(f"{name}: the atlas of its weights is a page; {command} prints one weight's words")
-        if omitted:
-            say(omitted)
+        if everything.left_out:
+            say(everything.left_out)
     if report is not None:
         if not arguments.json:
             say(f"report: {report} ({size_of(report)})")

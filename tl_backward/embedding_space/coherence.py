@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, table
 from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.embedding_space.embedding import Embedding
-from tl_backward.embedding_space.filters import Filters, TokenList, token_mask
+from tl_backward.embedding_space.options import OLD_KEYWORDS, VectorOptions
 from tl_backward.embedding_space.projection import Projection, project_parameter, top_tokens
 
 if TYPE_CHECKING:
@@ -43,12 +44,16 @@ class Coherence:
         """The vectors, most coherent first."""
         return self.score.nan_to_num(-2.0).argsort(descending=True, stable=True)
 
+    @property
+    def share_above(self) -> float:
+        """Share of the vectors that are more coherent than 95 % of the Gaussian ones; by chance it is 0.05."""
+        return float((self.score > self.gaussian.quantile(0.95)).float().mean())
+
     def __repr__(self) -> str:
-        above = float((self.score > self.gaussian.quantile(0.95)).float().mean())
         return (
             f"Coherence({self.projection.weight!r}, {len(self.score)} vectors: "
             f"median {float(self.score.nanmedian()):.3f}, Gaussian {float(self.gaussian.median()):.3f}; "
-            f"{above:.0%} above the Gaussian 95th percentile)"
+            f"{self.share_above:.0%} above the Gaussian 95th percentile)"
         )
 
     def to_frame(self) -> "pandas.DataFrame":
@@ -71,6 +76,7 @@ class Coherence:
         return table(columns, rows, row_names=names, caption=repr(self), corner="vector")
 
 
+@old_keywords(OLD_KEYWORDS, vector_options=VectorOptions)
 @typed
 def parameter_coherence(
     model: TransformerLensModel,
@@ -80,10 +86,7 @@ def parameter_coherence(
     head: int | None = None,
     k: int = 10,
     n_gaussian: int = 1000,
-    inverse: str = "transpose",
-    fold_ln: bool = False,
-    tokens: TokenList | None = None,
-    filters: Filters = (),
+    vector_options: VectorOptions = VectorOptions(),
     seed: int = 0,
     show_progress: bool = True,
 ) -> Coherence:
@@ -101,10 +104,7 @@ def parameter_coherence(
         head: as in `project_parameter`.
         k: how many top tokens to compare, two or more.
         n_gaussian: Gaussian vectors.
-        inverse: as in `project_parameter`.
-        fold_ln: as in `project_parameter`.
-        tokens: as in `project_parameter`.
-        filters: as in `project_parameter`.
+        vector_options: how vectors are read in words.
         seed: of the Gaussian vectors; the global RNG is left alone.
         show_progress: draw a progress bar if it takes longer than a second.
 
@@ -122,20 +122,11 @@ def parameter_coherence(
             f"Expected k of 2 or more and n_gaussian of 1 or more, got {k} and {n_gaussian}; compare pairs."
         )
     projection = project_parameter(
-        model,
-        weight,
-        layer,
-        head=head,
-        k=k,
-        inverse=inverse,
-        fold_ln=fold_ln,
-        tokens=tokens,
-        filters=filters,
-        show_progress=show_progress,
+        model, weight, layer, head=head, k=k, vector_options=vector_options, show_progress=show_progress
     )
     with torch.no_grad():
-        embedding = Embedding.of(model, "transpose", fold_ln)
-        mask = token_mask(model, tokens=tokens, filters=filters)
+        embedding = Embedding.of(model, "transpose", vector_options.fold_ln)
+        mask = vector_options.mask(model)
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(n_gaussian, len(embedding.matrix), generator=generator).to(embedding.matrix.device)
         noise = embedding.folded(noise.to(torch.promote_types(embedding.matrix.dtype, torch.float32)))

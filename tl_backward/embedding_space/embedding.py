@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tl_backward._support.checks import all_finite
 from tl_backward._support.types import TransformerLensModel
+from tl_backward.embedding_space.options import Inverse
 from tl_backward.embedding_space.vectors import ParameterVectors, norm_weight, parameter_vectors
 from tl_backward.model.head import Head
 from tl_backward.model.inputs import check_reads_text
@@ -34,11 +35,9 @@ class Embedding:
     """(E E^T)^+ [d_model, d_model] in float64 for the pseudo-inverse, else None."""
 
     @staticmethod
-    def of(model: TransformerLensModel, inverse: str, fold_ln: bool) -> "Embedding":
+    def of(model: TransformerLensModel, inverse: Inverse, fold_ln: bool) -> "Embedding":
         """The model's own."""
         check_reads_text(model)
-        if inverse not in ("transpose", "pinv"):
-            raise ValueError(f"Expected inverse to be 'transpose' or 'pinv', got {inverse!r}; the paper takes E^T.")
         if model.W_U.is_floating_point() and not all_finite(model.W_U.detach()):
             raise ValueError("Expected finite weights, got NaN or inf in unembed.W_U; load or train the model anew.")
         matrix = Head.of(model).matrix()

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from tl_backward._support.checks import check_head, check_layers
+from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, table
 from tl_backward._support.types import Tokenizer, TransformerLensModel, typed
 from tl_backward.embedding_space.embedding import Embedding
-from tl_backward.embedding_space.filters import Filters, TokenList, token_mask
-from tl_backward.embedding_space.vectors import parameter_vectors, query_heads
+from tl_backward.embedding_space.options import OLD_KEYWORDS, PairOptions, VectorOptions
+from tl_backward.embedding_space.vectors import PAIRED_WEIGHTS, parameter_vectors, query_heads
 from tl_backward.model.checks import check_model
 from tl_backward.text.token_strings import text_column, token_strings
 from tl_backward.vocabulary.top_pairs import TopPairs, top_pairs
@@ -21,10 +22,9 @@ if TYPE_CHECKING:
     import pandas
 
 Circuit: TypeAlias = Literal["VO", "QK"]
-Source: TypeAlias = Literal["W_U", "W_E"]
 
-_WEIGHTS = {"VO": ("W_V", "W_O"), "QK": ("W_Q", "W_K")}
 _LEFT_OUT = {"VO": ("b_V", "b_O"), "QK": ("b_Q", "b_K", "q_norm.w", "k_norm.w")}
+_OLD_PAIRS = {name: f"pair_options.{name}" for name in ("largest", "exclude_same", "offset", "source")}
 _SIDES: dict[str, tuple[str, str]] = {"VO": ("attended", "written"), "QK": ("query", "key")}
 
 
@@ -32,7 +32,7 @@ _SIDES: dict[str, tuple[str, str]] = {"VO": ("attended", "written"), "QK": ("que
 class HeadPairs:
     """The strongest pairs of tokens of a head's VO or QK matrix, best first."""
 
-    circuit: str
+    circuit: Circuit
     """"VO": attended token and what is written for it. "QK": the token that looks and the token looked at."""
     layer: int
     head: int
@@ -86,22 +86,17 @@ class HeadPairs:
         return table([*self.sides, "score"], rows, row_names=names, caption=caption)
 
 
+@old_keywords(OLD_KEYWORDS | _OLD_PAIRS, vector_options=VectorOptions, pair_options=PairOptions)
 @typed
 def head_pairs(
     model: TransformerLensModel,
-    circuit: str,
+    circuit: Circuit,
     layer: int,
     head: int,
     *,
     k: int = 50,
-    largest: bool = True,
-    offset: int | None = None,
-    source: str = "W_U",
-    inverse: str = "transpose",
-    fold_ln: bool = False,
-    exclude_same: bool = False,
-    tokens: TokenList | None = None,
-    filters: Filters = (),
+    pair_options: PairOptions = PairOptions(),
+    vector_options: VectorOptions = VectorOptions(),
     show_progress: bool = True,
 ) -> HeadPairs:
     """Find the k strongest token pairs of a head's matrix in embedding space, exactly, from its rank-d_head factors.
@@ -117,16 +112,8 @@ def head_pairs(
         layer: the block; negative counts from the end.
         head: the (query) head; negative counts from the end.
         k: how many pairs.
-        largest: whether to find the largest scores; otherwise the smallest.
-        offset: for QK in models with rotary embeddings: the key stands this many positions before the query. None is
-            the paper's W_Q W_K^T, which knows no positions.
-        source: where e comes from: "W_U" (the paper's), or "W_E", the input embedding as it is, which is what the
-            first layer reads (Elhage et al. 2021); `inverse` then has no effect.
-        inverse: as in `project_parameter`.
-        fold_ln: as in `project_parameter`.
-        exclude_same: leave out pairs of a token with itself.
-        tokens: as in `project_parameter`, for both sides.
-        filters: as in `project_parameter`, for both sides.
+        pair_options: which pairs.
+        vector_options: how vectors are read in words; its tokens and filters count for both sides.
         show_progress: draw a progress bar if it takes longer than a second.
 
     Raises:
@@ -139,14 +126,16 @@ def head_pairs(
         HeadPairs(VO, layer 3, head 1, 20 largest pairs)
     """
     check_model(model)
-    _check_options(circuit, source, offset, model.cfg.n_ctx)
+    offset, source = pair_options.offset, pair_options.source
+    _check_options(circuit, offset, model.cfg.n_ctx)
     layer = check_layers(layer, model.cfg.n_layers)[0]
-    sides = [parameter_vectors(model, weight, layer, head) for weight in _WEIGHTS[circuit]]
+    sides = [parameter_vectors(model, weight, layer, head) for weight in PAIRED_WEIGHTS[circuit]]
     with torch.no_grad():
-        mask = token_mask(model, tokens=tokens, filters=filters)
+        mask = vector_options.mask(model)
         written = source == "W_U" or any(side.role != "read" for side in sides)
-        embedding = Embedding.of(model, inverse if source == "W_U" else "transpose", fold_ln) if written else None
-        inputs = Embedding.of_inputs(model, fold_ln) if source == "W_E" else None
+        inverse = vector_options.inverse if source == "W_U" else "transpose"
+        embedding = Embedding.of(model, inverse, vector_options.fold_ln) if written else None
+        inputs = Embedding.of_inputs(model, vector_options.fold_ln) if source == "W_E" else None
         through = [inputs if side.role == "read" and inputs is not None else embedding for side in sides]
         factors = [each.factor(side) for each, side in zip(through, sides, strict=True) if each is not None]
         if offset is not None:
@@ -157,8 +146,8 @@ def head_pairs(
             left,
             right,
             k,
-            largest=largest,
-            exclude_same=exclude_same,
+            largest=pair_options.largest,
+            exclude_same=pair_options.exclude_same,
             mask=None if mask is None else (mask, mask),
             show_progress=show_progress,
         )
@@ -173,11 +162,9 @@ def head_pairs(
     )
 
 
-def _check_options(circuit: str, source: str, offset: int | None, n_ctx: int) -> None:
+def _check_options(circuit: Circuit, offset: int | None, n_ctx: int) -> None:
     if circuit not in get_args(Circuit):
         raise ValueError(f"Expected circuit to be 'VO' or 'QK', got {circuit!r}; these are the two matrices of a head.")
-    if source not in get_args(Source):
-        raise ValueError(f"Expected source to be 'W_U' or 'W_E', got {source!r}; W_U is the paper's choice.")
     if offset is not None and circuit != "QK":
         raise ValueError(f"Expected no offset for {circuit!r}, which knows no positions, got {offset}; leave it out.")
     if offset is not None and not 0 <= offset < n_ctx:

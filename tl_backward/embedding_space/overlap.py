@@ -9,10 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tl_backward._support.checks import check_layers
+from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import table, visible_token
 from tl_backward._support.types import Prompts, TransformerLensModel, typed
 from tl_backward.embedding_space.embedding import Embedding
-from tl_backward.embedding_space.filters import Filters, TokenList, token_mask
+from tl_backward.embedding_space.options import OLD_KEYWORDS, VectorOptions
 from tl_backward.embedding_space.projection import check_choice, top_tokens
 from tl_backward.embedding_space.vectors import parameter_vectors, per_query_head
 from tl_backward.model.head import Head
@@ -72,6 +73,7 @@ class ActivationOverlap:
         return table(["place", "token", "aligned", "shuffled"], rows, caption=caption)
 
 
+@old_keywords(OLD_KEYWORDS, vector_options=VectorOptions)
 @typed
 def parameter_activation_overlap(
     model: TransformerLensModel,
@@ -82,10 +84,7 @@ def parameter_activation_overlap(
     k: int = 15,
     k_state: int = 3,
     n_vectors: int = 5,
-    inverse: str = "transpose",
-    fold_ln: bool = False,
-    tokens: TokenList | None = None,
-    filters: Filters = (),
+    vector_options: VectorOptions = VectorOptions(),
     seed: int = 0,
     show_progress: bool = True,
 ) -> ActivationOverlap:
@@ -107,10 +106,7 @@ def parameter_activation_overlap(
         k: top tokens of each parameter vector.
         k_state: top tokens of each hidden state.
         n_vectors: vectors at each token.
-        inverse: as in `project_parameter`.
-        fold_ln: as in `project_parameter`.
-        tokens: as in `project_parameter`, for the hidden state too.
-        filters: as in `project_parameter`, for the hidden state too.
+        vector_options: how vectors are read in words; its tokens and filters count for the hidden state too.
         seed: of the shuffle; the global RNG is left alone.
         show_progress: draw a progress bar if it takes longer than a second.
 
@@ -135,8 +131,8 @@ def parameter_activation_overlap(
         raise ValueError(f"Expected 1 <= n_vectors <= {len(of.vectors)} ({of.name}), got {n_vectors}; choose fewer.")
     batch = encode_prompts(model, prompts)
     with torch.no_grad():
-        embedding = Embedding.of(model, inverse, fold_ln)
-        mask = token_mask(model, tokens=tokens, filters=filters)
+        embedding = Embedding.of(model, vector_options.inverse, vector_options.fold_ln)
+        mask = vector_options.mask(model)
         check_choice(k_state, embedding, mask)
         named = top_tokens(embedding, embedding.prepared(of), k, mask, show_progress=show_progress).top_ids
         activations, hidden = _activations(model, batch, f"blocks.{layer}.{_READ_BY[weight]}", layer)

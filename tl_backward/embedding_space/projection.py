@@ -1,18 +1,19 @@
 """Parameters read in words: each vector of a weight projected to the vocabulary (Dar et al. 2022, sec. 3)."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_backward._support.checks import all_finite, check_k
+from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, table, visible_token
 from tl_backward._support.lengths import lengths
 from tl_backward._support.types import Tokenizer, TransformerLensModel, typed
 from tl_backward.embedding_space.embedding import Embedding
-from tl_backward.embedding_space.filters import Filters, TokenList, token_mask
+from tl_backward.embedding_space.options import OLD_KEYWORDS, VectorOptions
 from tl_backward.embedding_space.vectors import ParameterVectors, Role, parameter_vectors
 from tl_backward.model.checks import check_model, check_one_device
 from tl_backward.text.token_strings import token_strings
@@ -21,7 +22,7 @@ from tl_backward.vocabulary.extremes import extremes
 if TYPE_CHECKING:
     import pandas
 
-_ROLES: dict[str | None, Role] = {"read": "read", "write": "write", None: "write"}
+Side: TypeAlias = Literal["read", "write"]
 
 _SHOWN = 30  # vectors in the table of a notebook
 
@@ -35,7 +36,7 @@ class Projection:
 
     weight: str
     """The weight's full name, or "tensor"."""
-    side: str
+    side: Role
     """"read" (compared with the residual stream), "write" (added to it) or "scale" (a norm's)."""
     heads: Int[Tensor, " vector"] | None
     """The stored head of each vector (a key/value head in grouped-query attention); None where there are none."""
@@ -121,6 +122,7 @@ class Projection:
         return table(columns, rows, row_names=names, caption=caption, corner="vector")
 
 
+@old_keywords(OLD_KEYWORDS, vector_options=VectorOptions)
 @typed
 def project_parameter(
     model: TransformerLensModel,
@@ -129,11 +131,8 @@ def project_parameter(
     *,
     head: int | None = None,
     k: int = 10,
-    side: str | None = None,
-    inverse: str = "transpose",
-    fold_ln: bool = False,
-    tokens: TokenList | None = None,
-    filters: Filters = (),
+    side: Side | None = None,
+    vector_options: VectorOptions = VectorOptions(),
     show_progress: bool = True,
 ) -> Projection:
     """Read every vector of a weight in words, without any data: scores = v E, with E = W_U (Dar et al. 2022, sec. 3).
@@ -157,10 +156,7 @@ def project_parameter(
             those of its group.
         k: how many top and bottom tokens to keep.
         side: for a tensor, whether it is read with ("read") or written ("write", the default).
-        inverse: "transpose" or "pinv", for weights that read.
-        fold_ln: see above.
-        tokens: the only tokens to consider: ids, or texts of one token each.
-        filters: see `tl_backward.embedding_space.token_mask`.
+        vector_options: how vectors are read in words; see above.
         show_progress: draw a progress bar if it takes longer than a second.
 
     Raises:
@@ -184,8 +180,8 @@ def project_parameter(
     else:
         of = parameter_vectors(model, weight, layer, head)
     with torch.no_grad():
-        embedding = Embedding.of(model, inverse, fold_ln)
-        mask = token_mask(model, tokens=tokens, filters=filters)
+        embedding = Embedding.of(model, vector_options.inverse, vector_options.fold_ln)
+        mask = vector_options.mask(model)
         found = top_tokens(embedding, embedding.prepared(of), k, mask, show_progress=show_progress)
         return Projection(
             weight=of.name,
@@ -245,7 +241,7 @@ def check_choice(k: int, embedding: Embedding, mask: Tensor | None) -> None:
 
 
 def _tensor_vectors(
-    model: TransformerLensModel, tensor: Tensor, layer: int | None, head: int | None, side: str | None
+    model: TransformerLensModel, tensor: Tensor, layer: int | None, head: int | None, side: Side | None
 ) -> ParameterVectors:
     """A user's vectors, as if they were a weight's."""
     d_model = model.cfg.d_model
@@ -253,8 +249,7 @@ def _tensor_vectors(
         raise ValueError(
             f"Expected neither layer nor head with a tensor, got layer={layer}, head={head}; slice the tensor instead."
         )
-    role = _ROLES.get(side)
-    if role is None:
+    if side not in (None, *get_args(Side)):
         raise ValueError(f"Expected side to be 'read' or 'write', got {side!r}; a change to the stream is written.")
     if not tensor.ndim or tensor.shape[-1] != d_model:
         raise ValueError(
@@ -264,7 +259,7 @@ def _tensor_vectors(
     if not all_finite(tensor):
         raise ValueError("Expected finite weights, got NaN or inf in the tensor; look upstream for an overflow.")
     vectors = tensor.detach().reshape(-1, d_model)
-    return ParameterVectors("tensor", None, role, vectors, None, torch.arange(len(vectors)), None)
+    return ParameterVectors("tensor", None, side or "write", vectors, None, torch.arange(len(vectors)), None)
 
 
 def _cell(token: str, score: float) -> Cell:

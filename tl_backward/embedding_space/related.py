@@ -8,19 +8,24 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_backward._support.checks import check_head
+from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import table
 from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.embedding_space.embedding import Embedding
-from tl_backward.embedding_space.filters import Filters, TokenList, token_mask
+from tl_backward.embedding_space.options import OLD_KEYWORDS, VectorOptions
 from tl_backward.embedding_space.projection import top_tokens
-from tl_backward.embedding_space.vectors import ParameterVectors, parameter_vectors, per_query_head, query_heads
+from tl_backward.embedding_space.vectors import (
+    PAIRED_WEIGHTS,
+    ParameterVectors,
+    parameter_vectors,
+    per_query_head,
+    query_heads,
+)
 
 if TYPE_CHECKING:
     import pandas
 
 PairKind: TypeAlias = Literal["KV", "GV", "VO", "QK"]
-
-_WEIGHTS = {"KV": ("W_in", "W_out"), "GV": ("W_gate", "W_out"), "VO": ("W_V", "W_O"), "QK": ("W_Q", "W_K")}
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -75,18 +80,16 @@ class RelatedPairs:
 _CONDITIONS = ("aligned", "shuffled", "gaussian")
 
 
+@old_keywords(OLD_KEYWORDS, vector_options=VectorOptions)
 @typed
 def related_pairs(
     model: TransformerLensModel,
-    kind: str,
+    kind: PairKind,
     layer: int,
     *,
     head: int | None = None,
     k: int = 100,
-    inverse: str = "transpose",
-    fold_ln: bool = False,
-    tokens: TokenList | None = None,
-    filters: Filters = (),
+    vector_options: VectorOptions = VectorOptions(),
     seed: int = 0,
     show_progress: bool = True,
 ) -> RelatedPairs:
@@ -102,10 +105,7 @@ def related_pairs(
         layer: the block; negative counts from the end.
         head: one attention head; None for all. In grouped-query attention the shared W_K and W_V pair with every head.
         k: size of the token sets.
-        inverse: as in `project_parameter`.
-        fold_ln: as in `project_parameter`.
-        tokens: as in `project_parameter`.
-        filters: as in `project_parameter`.
+        vector_options: how vectors are read in words.
         seed: of the shuffle and the Gaussian vectors; the global RNG is left alone.
         show_progress: draw a progress bar if it takes longer than a second.
 
@@ -121,12 +121,12 @@ def related_pairs(
     if kind not in get_args(PairKind):
         kinds = ", ".join(get_args(PairKind))
         raise ValueError(f"Expected kind to be one of {kinds}, got {kind!r}; these are the pairs that weights form.")
-    sides = [per_query_head(model, parameter_vectors(model, weight, layer)) for weight in _WEIGHTS[kind]]
+    sides = [per_query_head(model, parameter_vectors(model, weight, layer)) for weight in PAIRED_WEIGHTS[kind]]
     if head is not None:
         sides = [_of_head(model, side, head) for side in sides]
     with torch.no_grad():
-        embedding = Embedding.of(model, inverse, fold_ln)
-        mask = token_mask(model, tokens=tokens, filters=filters)
+        embedding = Embedding.of(model, vector_options.inverse, vector_options.fold_ln)
+        mask = vector_options.mask(model)
         vectors = [embedding.prepared(side) for side in sides]
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(vectors[0]), generator=generator)

@@ -14,6 +14,9 @@ from tl_backward.weights.blocks import blocks_of
 
 Role: TypeAlias = Literal["read", "write", "scale"]
 
+PAIRED_WEIGHTS = {"KV": ("W_in", "W_out"), "GV": ("W_gate", "W_out"), "VO": ("W_V", "W_O"), "QK": ("W_Q", "W_K")}
+"""The two weights whose vectors belong together: a neuron's key and value, or gate and value; a head's two sides."""
+
 _READERS = ("W_in", "W_gate", "W_Q", "W_Q_gate", "W_K", "W_V", "W_U")
 _WRITERS = ("W_out", "W_O", "W_E", "W_pos", "b_out", "b_O")
 _NORMS = ("ln1", "ln1_post", "ln2", "ln2_post", "ln_final")

@@ -20,8 +20,12 @@ from tl_backward.model.inputs import DECODER, PER_TOKEN, check_inputs
 from tl_backward.text.asked import asked_index, mask_token
 from tl_backward.text.cases import EditCase
 from tl_backward.text.ids import Id, is_id
+from tl_backward.text.options import TextOptions
 from tl_backward.text.prompts import encode_prompts, pad, with_inputs
 from tl_backward.text.subjects import Span, find_span
+
+BATCHING = ("batch_size", "prepend_bos")
+"""The fields of `TextOptions` that say how examples are encoded and captured."""
 
 Losses: TypeAlias = Loss | Sequence[str | Id | Loss] | None
 Each = TypeVar("Each")
@@ -95,6 +99,20 @@ def encode_examples(
         except (ValueError, TypeError, IndexError) as error:
             raise type(error)(f"Prompt {index}: {error}") from error
     return examples
+
+
+def batching(options: TextOptions) -> tuple[int, bool | None]:
+    """The batch size, and whether BOS is put before each prompt.
+
+    Raises:
+        ValueError: options that examples, all of which are captured whole, do not have.
+    """
+    chosen = TextOptions(batch_size=options.batch_size, prepend_bos=options.prepend_bos)
+    if options != chosen:
+        raise ValueError(
+            f"Expected text_options with {' and '.join(BATCHING)} alone, got {options}; leave out the rest."
+        )
+    return options.batch_size, options.prepend_bos
 
 
 def _one_each(name: str, column: Sequence[Each], n: int) -> Sequence[Each]:

@@ -14,13 +14,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.gradients.examples import Example, by_length, capture_batch, encode_examples
+from tl_backward.gradients.examples import BATCHING, Example, batching, by_length, capture_batch, encode_examples
 from tl_backward.gradients.losses import Loss, next_token_loss
 from tl_backward.model.checks import check_model
 from tl_backward.model.inputs import check_reads_text, has_decoder
 from tl_backward.text.asked import mask_token
 from tl_backward.text.cases import EditCase
+from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import text_column
 from tl_backward.weights import weight_sites
 from tl_backward.weights.written_by import chosen_weights
@@ -117,6 +119,7 @@ class GradientSimilarity:
         return table([str(name) for name in frame.columns], frame.values.tolist(), caption=repr(self))
 
 
+@old_keywords({name: f"text_options.{name}" for name in BATCHING}, text_options=TextOptions)
 def gradient_similarity(
     model: TransformerLensModel,
     examples_a: Examples,
@@ -124,9 +127,8 @@ def gradient_similarity(
     *,
     weights: str | Sequence[str] | None = None,
     metric: Metric = "inner",
-    batch_size: int = 8,
     max_bytes: int = MAX_FACTOR_BYTES,
-    prepend_bos: bool | None = None,
+    text_options: TextOptions = TextOptions(),
     show_progress: bool = True,
 ) -> GradientSimilarity:
     """Inner products or cosines between the gradients of examples, without forming any.
@@ -144,9 +146,8 @@ def gradient_similarity(
             apart in the result. None for the matrix that each block writes with: W_out, and where a block has none its
             experts' down projection or its mixer's out projection.
         metric: "inner" or "cosine".
-        batch_size: examples a pass.
         max_bytes: of factors of A held at a time; where A needs more, B is captured once for each part of A.
-        prepend_bos: as in `model.to_tokens`.
+        text_options: its batch_size (examples a pass) and prepend_bos; the others have no use here.
         show_progress: show a bar.
 
     Raises:
@@ -163,8 +164,9 @@ def gradient_similarity(
     check_reads_text(model)
     if metric not in ("inner", "cosine"):
         raise ValueError(f"Expected metric 'inner' or 'cosine', got {metric!r}; a cosine leaves lengths out.")
-    if batch_size < 1 or max_bytes < 1:
-        raise ValueError(f"Expected batch_size and max_bytes of at least 1, got {batch_size} and {max_bytes}.")
+    if max_bytes < 1:
+        raise ValueError(f"Expected max_bytes of at least 1, got {max_bytes}; one batch is held whatever it takes.")
+    batch_size, prepend_bos = batching(text_options)
     names = tuple(chosen_weights(model, weight_sites(model), weights))
     within = examples_b is None
     a, names_a = _encoded(model, examples_a, prepend_bos)

@@ -18,17 +18,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_backward._support.checks import check_k, check_layers
+from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, lens_table, visible_token
 from tl_backward._support.types import NamesFilter, Prompts, TransformerLensModel
 from tl_backward.gradients.cache import GradientCache
 from tl_backward.gradients.capture import HookList, run_with_gradient_cache
 from tl_backward.gradients.losses import Target, target_loss
 from tl_backward.lens.answers import Answer, answer_position, answer_tokens
+from tl_backward.lens.control import OLD_KEYWORDS, Control, RandomInit, control_of
 from tl_backward.lens.expert_learning import ExpertLearning, expert_learning
 from tl_backward.lens.reading import vectors_read, what_to_read, with_points
 from tl_backward.lens.segments import Segments, segment_tokens
 from tl_backward.model.checks import check_model
-from tl_backward.model.controls import random_init
 from tl_backward.model.inputs import check_reads_text
 from tl_backward.text.ids import ARRAYS
 from tl_backward.text.subjects import Subject, subject_spans
@@ -243,6 +244,7 @@ class BackwardLens:
         return [str(token) for token in row]
 
 
+@old_keywords({"seed": OLD_KEYWORDS["seed"]}, control=RandomInit)
 def backward_lens(
     model: TransformerLensModel,
     prompt: Prompts,
@@ -254,8 +256,7 @@ def backward_lens(
     subject: Subject = None,
     attention: bool = False,
     normalize: bool = False,
-    control: Literal["random_init"] | None = None,
-    seed: int = 0,
+    control: Control | None = None,
     names_filter: NamesFilter = (),
     fwd_hooks: HookList = (),
     prepend_bos: bool | None = None,
@@ -276,8 +277,8 @@ def backward_lens(
         attention: also read W_V's inputs and W_O's VJPs, of latent attention its kv projection's, of a mixer
             beside an MLP what its first projection reads and its last one writes.
         normalize: scale vectors to unit norm before the final norm (the paper's Normalized Logit Lens).
-        control: "random_init" also runs the same architecture with fresh weights; see `lens.control`.
-        seed: of the control's weights.
+        control: "random_init", or a `RandomInit` with another seed, also runs the same architecture with fresh weights;
+            see `lens.control`.
         names_filter: hook points whose gradients to keep in `lens.cache`, as TransformerLens's; none by default.
         fwd_hooks: (name, hook) pairs active in the pass.
         prepend_bos: as in `model.to_tokens`.
@@ -301,8 +302,7 @@ def backward_lens(
     check_reads_text(model)
     chosen = check_layers(layers, model.cfg.n_layers)
     check_k(k, output_size(model) or model.cfg.d_vocab)
-    if control not in (None, "random_init"):
-        raise ValueError(f"Expected control=None or 'random_init', got {control!r}; no other control is known.")
+    untrained = control_of(control)
     sites = weight_sites(model)
     reading = what_to_read(model, sites, chosen, attention)
     loss = target_loss(target, position, reduction="sum")
@@ -348,9 +348,9 @@ def backward_lens(
     rows = _prompt_rows(cache, mask, forced)
     spans = subject_spans(tokenizer, rows, _texts(prompt, cache), subject, where=where)
     beside = None
-    if control is not None:
+    if untrained is not None:
         beside = backward_lens(
-            random_init(model, seed=seed),
+            untrained.model(model),
             prompt,
             target,
             layers=chosen,

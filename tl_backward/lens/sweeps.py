@@ -1,7 +1,7 @@
 """Gradients over a data set: of each prompt's gradient a few numbers are kept, its factors dropped with their batch."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -11,18 +11,28 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_backward._support.checks import NonFiniteError, check_k, nearest
+from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.gradients.cache import GradientCache
-from tl_backward.gradients.examples import Example, Losses, by_length, capture_batch, encode_examples
+from tl_backward.gradients.examples import (
+    BATCHING,
+    Example,
+    Losses,
+    batching,
+    by_length,
+    capture_batch,
+    encode_examples,
+)
 from tl_backward.lens.answers import answer_tokens
+from tl_backward.lens.control import OLD_KEYWORDS, Control, RandomInit, control_of
 from tl_backward.lens.segments import NAMES, segment_tokens
 from tl_backward.lens.sweep_checkpoint import SweepCheckpoint, model_digest, run_digest
 from tl_backward.lens.sweep_result import Quantity, Sweep, in_order
 from tl_backward.model.checks import check_model
-from tl_backward.model.controls import random_init
 from tl_backward.model.inputs import check_reads_text
 from tl_backward.text.cases import EditCase
 from tl_backward.text.ids import Id
+from tl_backward.text.options import TextOptions
 from tl_backward.text.prompts import Batch
 from tl_backward.text.subjects import Span
 from tl_backward.text.token_strings import output_size
@@ -43,6 +53,9 @@ _IMPRINTS = ("W_Q", "W_K", "W_V", "W_in", "W_gate")  # read the residual stream:
 _SHIFTS = ("W_O", "W_out")  # write to it: their VJPs are
 
 
+@old_keywords(
+    OLD_KEYWORDS | {name: f"text_options.{name}" for name in BATCHING}, control=RandomInit, text_options=TextOptions
+)
 def sweep(
     model: TransformerLensModel,
     prompts: Sequence[str] | Sequence[EditCase],
@@ -53,12 +66,9 @@ def sweep(
     collect: Sequence[Collect] = COLLECT,
     weights: str | Sequence[str] | None = None,
     k: int = 5,
-    batch_size: int = 8,
-    control: Literal["random_init"] | None = "random_init",
-    n_draws: int = 5,
-    seed: int = 0,
+    control: Control | None = "random_init",
+    text_options: TextOptions = TextOptions(),
     start: int = 0,
-    prepend_bos: bool | None = None,
     checkpoint: str | Path | None = None,
     show_progress: bool = True,
     **inputs: object,
@@ -77,8 +87,7 @@ def sweep(
       (imprint); 0 is the largest.
     - `top_tokens`: the `k` top and bottom tokens there, to be counted by `Sweep.top_tokens`.
 
-    The control is the same architecture untrained. Prompt i sees draw i % `n_draws` of fresh weights, so that every
-    curve's control averages over several draws at the cost of one more pass.
+    The control is the same architecture untrained, at the cost of one more pass.
 
     Args:
         model: a HookedTransformer or TransformerBridge.
@@ -91,12 +100,10 @@ def sweep(
         weights: short or full names, as in `run_with_gradient_cache`; None for the matrix that each block writes with:
             W_out, and where a block has none its experts' down projection or its mixer's out projection.
         k: how many tokens `top_tokens` keeps at either end.
-        batch_size: prompts a pass; they are sorted by length, so that little is padded.
-        control: "random_init" or None.
-        n_draws: of the control's weights.
-        seed: of the first draw; the next draws' follow it.
+        control: "random_init", or a `RandomInit` that says how many draws and from which seed; None for no control.
+        text_options: its batch_size (prompts a pass; they are sorted by length, so that little is padded) and
+            prepend_bos; the others have no use here.
         start: index of the first prompt, for parts of one data set that are to be merged.
-        prepend_bos: as in `model.to_tokens`.
         checkpoint: a file that is saved every 20 batches; a run that finds its own goes on from it, to the same numbers
             bit for bit. `load_sweep` reads it too.
         show_progress: show a bar.
@@ -123,7 +130,9 @@ def sweep(
     check_model(model)
     check_reads_text(model)
     check_k(k, output_size(model) or model.cfg.d_vocab)
-    _check_options(collect, batch_size, n_draws, control)
+    _check_collect(collect)
+    batch_size, prepend_bos = batching(text_options)
+    untrained = control_of(control)
     items = encode_examples(
         model, prompts, losses, subjects=subjects, answers=answers, start=start, prepend_bos=prepend_bos, inputs=inputs
     )
@@ -132,27 +141,29 @@ def sweep(
     names = tuple(chosen_weights(model, sites, weights))
     wanted = tuple(name for name in get_args(Quantity) if name in collect) + ("top_tokens",) * ("top_tokens" in collect)
     of = model_digest(model)
-    about: dict[str, object] = {"model": of, "collect": list(wanted), "n_draws": n_draws, "seed": seed, "k": k}
+    draws = untrained or RandomInit()
+    about: dict[str, object] = {"model": of, "collect": list(wanted), **asdict(draws), "k": k}
     if short := sites.left_out():
         about["left_out"] = short
-    options = about | {"weights": names, "batch_size": batch_size, "control": control, "start": start}
+    named = None if untrained is None else "random_init"
+    options = about | {"weights": names, "batch_size": batch_size, "control": named, "start": start}
     kept = SweepCheckpoint.of(checkpoint, run_digest(items, options), model)
     run = _Run(names, wanted, k, batch_size, about, stream_writers(model, sites))
-    with tqdm(total=len(items) * (2 if control else 1), desc="sweep", unit="prompt", disable=not show_progress) as bar:
+    with tqdm(
+        total=len(items) * (2 if untrained else 1), desc="sweep", unit="prompt", disable=not show_progress
+    ) as bar:
         trained = run(model, items, bar, kept.done(None), kept.save)
-        if control is None:
+        if untrained is None:
             return trained
         old = dict(zip(trained.items.tolist(), trained.answers.tolist(), strict=True))
         parts = [trained]
-        for draw in range(n_draws):
-            chosen = [item for item in items if item.index % n_draws == draw and item.index in old]
+        for draw in range(draws.n_draws):
+            chosen = [item for item in items if item.index % draws.n_draws == draw and item.index in old]
             if chosen and not parts[-1].interrupted:
                 chosen = [replace(item, answer=old[item.index]) for item in chosen]
                 beside = partial(_beside, trained, parts[1:])
-                untrained = random_init(model, seed=seed + draw)
-                parts.append(
-                    run(untrained, chosen, bar, kept.done(draw), lambda part, b=beside: kept.save(b(part)), draw)
-                )
+                fresh = draws.model(model, draw)
+                parts.append(run(fresh, chosen, bar, kept.done(draw), lambda part, b=beside: kept.save(b(part)), draw))
     return _beside(trained, parts[1:-1], parts[-1]) if parts[1:] else trained
 
 
@@ -381,14 +392,10 @@ def _by_token(name: str, factors: GradientFactors, rows: Tensor, segments: Tenso
     )
 
 
-def _check_options(collect: Sequence[str], batch_size: int, n_draws: int, control: str | None) -> None:
+def _check_collect(collect: Sequence[str]) -> None:
     known = [*get_args(Quantity), "top_tokens"]
     for name in [collect] if isinstance(collect, str) else collect:
         if name not in known:
             raise ValueError(f"Expected quantities of {known}, got {name!r}; the nearest are {nearest(name, known)}.")
     if isinstance(collect, str) or not collect:
         raise ValueError(f"Expected a list of quantities to collect, got {collect!r}; for example ['norm'].")
-    if batch_size < 1 or n_draws < 1:
-        raise ValueError(f"Expected batch_size and n_draws of at least 1, got {batch_size} and {n_draws}.")
-    if control not in (None, "random_init"):
-        raise ValueError(f"Expected control=None or 'random_init', got {control!r}; no other control is known.")

@@ -7,7 +7,7 @@ loaded only when something is drawn with them.
 
 from tl_backward._support.csv import csv_text
 from tl_backward._support.html import Cell, visible_token
-from tl_backward.render.atlas import atlas
+from tl_backward.render.atlas import atlas, atlas_page
 from tl_backward.render.attention_report import pattern_names
 from tl_backward.render.circuits import attention, tokens
 from tl_backward.render.coherence_figure import coherence_figure
@@ -22,7 +22,7 @@ from tl_backward.render.invert_report import hypotheses, invert_report
 from tl_backward.render.map_report import map_report, models_map
 from tl_backward.render.match_report import match_curves, match_heatmap, match_report
 from tl_backward.render.page import Fragment, Page, setup_notebook
-from tl_backward.render.params_report import params_report
+from tl_backward.render.params_report import params_report, words_page
 from tl_backward.render.preimage_samples import preimage_samples
 from tl_backward.render.report import lens_report
 from tl_backward.render.stitching_report import stitching_curves, stitching_heatmap, stitching_report
@@ -38,7 +38,9 @@ __all__ = [
     "sweep_report",
     "similarity_report",
     "params_report",
+    "words_page",
     "atlas",
+    "atlas_page",
     "match_report",
     "compare_report",
     "stitching_report",

@@ -1,21 +1,12 @@
 """One weight in words as a page: its vectors' tokens, how coherent they are, and its heads' strongest pairs."""
 
 from collections.abc import Sequence
-from typing import TypedDict
 
-from tl_backward._support.checks import check_head
+from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, TableCell, visible_token
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.embedding_space import (
-    Coherence,
-    HeadPairs,
-    head_pairs,
-    parameter_coherence,
-    related_pairs,
-)
-from tl_backward.embedding_space.filters import Filters
-from tl_backward.embedding_space.heads import Circuit
-from tl_backward.embedding_space.vectors import query_heads
+from tl_backward.embedding_space import Coherence, HeadPairs, ParameterWords, VectorOptions, parameter_words
+from tl_backward.embedding_space.options import OLD_KEYWORDS
 from tl_backward.render.attention_report import beside
 from tl_backward.render.coherence_figure import coherence_figure
 from tl_backward.render.export import data_block
@@ -24,10 +15,6 @@ from tl_backward.render.filter_table import filter_table
 from tl_backward.render.page import Fragment, Page
 from tl_backward.render.tables import table
 from tl_backward.render.token_pairs import pair_list, pair_picture
-from tl_backward.weights import weight_sites
-
-CIRCUITS: dict[str, Circuit] = {"W_V": "VO", "W_O": "VO", "W_Q": "QK", "W_K": "QK"}
-PARTNERS = {"W_in": "KV", "W_out": "KV", "W_gate": "GV", **CIRCUITS}
 
 FOOTER = (
     "Method: Guy Dar, Mor Geva, Ankit Gupta, Jonathan Berant, Analyzing Transformers in Embedding Space, ACL 2023. No "
@@ -54,18 +41,10 @@ PAIRS = {
     "VO": "The pairs with the largest scores of e_s W_V W_O E_t: attending to the first token writes the second.",
     "QK": "The pairs with the largest scores of (e_q W_Q) . (e_k W_K): the first looks at the second, positions aside.",
 }
-_OF_KIND = {"KV": ("W_in", "W_out"), "GV": ("W_gate", "W_out"), "VO": ("W_V", "W_O"), "QK": ("W_Q", "W_K")}
 _SHOWN = 1000  # vectors in the table; the data block has all of them
 
 
-class Reading(TypedDict):
-    """How parameters are read: the options that every projection of a page shares."""
-
-    inverse: str
-    fold_ln: bool
-    filters: Filters
-
-
+@old_keywords(OLD_KEYWORDS, vector_options=VectorOptions)
 def params_report(
     model: TransformerLensModel,
     weight: str,
@@ -74,9 +53,7 @@ def params_report(
     head: int | None = None,
     k: int = 10,
     n_pairs: int = 40,
-    inverse: str = "transpose",
-    fold_ln: bool = False,
-    filters: Filters = (),
+    vector_options: VectorOptions = VectorOptions(),
     seed: int = 0,
     name: str = "",
     show_progress: bool = True,
@@ -94,9 +71,7 @@ def params_report(
         head: one attention head; None for all.
         k: top and bottom tokens of each vector.
         n_pairs: token pairs of each head.
-        inverse: as in `project_parameter`.
-        fold_ln: as in `project_parameter`.
-        filters: as in `project_parameter`.
+        vector_options: how vectors are read in words.
         seed: of the controls.
         name: the model's, for the title.
         show_progress: draw progress bars.
@@ -109,50 +84,42 @@ def params_report(
         >>> page.save('values.html').name
         'values.html'
     """
-    reading = Reading(inverse=inverse, fold_ln=fold_ln, filters=filters)
-    found = parameter_coherence(model, weight, layer, head=head, k=k, seed=seed, show_progress=show_progress, **reading)
-    short = weight.rpartition(".")[2]
-    title = found.projection.weight + (f", head {head}" if head is not None else "")
+    words = parameter_words(
+        model,
+        weight,
+        layer,
+        head=head,
+        k=k,
+        n_pairs=n_pairs,
+        vector_options=vector_options,
+        seed=seed,
+        show_progress=show_progress,
+    )
+    return words_page(words, name=name)
+
+
+def words_page(words: ParameterWords, *, name: str = "") -> Page:
+    """Make the page of a weight in words from what `parameter_words` read.
+
+    Example:
+        >>> words = tlb.embedding_space.parameter_words(model, 'W_out', 2, show_progress=False)
+        >>> tlb.render.words_page(words, name='facts').title
+        'blocks.2.mlp.W_out in words: facts'
+    """
+    found, related = words.coherence, words.related
+    title = found.projection.weight + (f", head {words.head}" if words.head is not None else "")
     page = Page(f"{title} in words" + (f": {name}" if name else ""), intro=_intro(found), footer=FOOTER)
     figure = coherence_figure({title: found.score}, found.gaussian)
     page.section("How coherent the vectors are", COHERENCE, figure_fragment(figure))
     page.section("Every vector in words", GROUPS, group_table([found]), _data(found))
-    block = _layer_of(found)
-    own = found.projection.weight
-    if block is not None and short in PARTNERS and _has_partner(model, own, PARTNERS[short]):
-        size = min(100, max(2, found.projection.n_tokens // 4))
-        related = related_pairs(
-            model, PARTNERS[short], block, head=head, k=size, seed=seed, show_progress=False, **reading
-        )
+    if related is not None:
         summary = related.summary()
         rows = [[str(name), *values] for name, values in zip(summary.index, summary.to_numpy().tolist(), strict=True)]
-        text = f"{PAIRED} Here the {size} top tokens of {' and '.join(related.weights)}."
+        text = f"{PAIRED} Here the {related.k} top tokens of {' and '.join(related.weights)}."
         page.section("Vectors that belong together", text, table(["pairing", *map(str, summary.columns)], rows))
-    if block is not None and short in CIRCUITS:
-        places = heads_of(model, CIRCUITS[short], block)
-        heads = [place[2] for place in places]
-        if head is not None and heads:
-            heads = [check_head(head, len(heads))]
-        for each in heads:
-            n = min(n_pairs, found.projection.n_tokens**2)
-            pairs = head_pairs(model, CIRCUITS[short], block, each, k=n, show_progress=show_progress, **reading)
-            page.section(f"{CIRCUITS[short]} pairs of head {each}", _pairs_text(pairs), pair_fragment(pairs))
+    for pairs in words.pairs:
+        page.section(f"{pairs.circuit} pairs of head {pairs.head}", _pairs_text(pairs), pair_fragment(pairs))
     return page
-
-
-def heads_of(model: TransformerLensModel, circuit: Circuit, layer: int) -> list[tuple[Circuit, int, int]]:
-    """(circuit, layer, head) of each head of a block that has both matrices of the circuit; layers may differ."""
-    sites = weight_sites(model)
-    found = [site for site in sites.values() if site.layer == layer and site.short_name in _OF_KIND[circuit]]
-    if len(found) < 2:
-        return []
-    return [(circuit, layer, head) for head in range(query_heads(model, found[0].name))]
-
-
-def _has_partner(model: TransformerLensModel, of: str, kind: str) -> bool:
-    """Whether a weight's own component has both weights of a kind of pair: a router called W_gate has no W_out."""
-    component = of.rpartition(".")[0]
-    return all(f"{component}.{name}" in weight_sites(model) for name in _OF_KIND[kind])
 
 
 def group_table(found: Sequence[Coherence], *, n_shown: int = _SHOWN, k: int = 8) -> Fragment:
@@ -189,11 +156,10 @@ def _pairs_text(pairs: HeadPairs) -> str:
 
 
 def _intro(found: Coherence) -> str:
-    above = float((found.score > found.gaussian.quantile(0.95)).float().mean())
     side = {"read": "read", "write": "write to", "scale": "scale"}[found.projection.side]
     return (
         f"{len(found.score)} vectors that {side} the residual stream, each with the tokens that it stands for. "
-        f"{above:.0%} of them are more coherent than 95 % of Gaussian vectors are; 5 % would be by chance."
+        f"{found.share_above:.0%} of them are more coherent than 95 % of Gaussian vectors are; 5 % would be by chance."
     )
 
 
@@ -205,11 +171,6 @@ def _data(found: Coherence) -> Fragment:
         frame[column] = [" ".join(f"{score:.6g}" for score in scores) for scores in frame[column]]
     frame = frame.astype(object).where(frame.notna(), None)
     return data_block(list(map(str, frame.columns)), frame.values.tolist(), filename=f"{found.projection.weight}.csv")
-
-
-def _layer_of(found: Coherence) -> int | None:
-    parts = found.projection.weight.split(".")
-    return int(parts[1]) if parts[0] == "blocks" else None
 
 
 def _cell(token: str, score: float) -> Cell:

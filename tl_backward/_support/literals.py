@@ -1,0 +1,32 @@
+"""beartype, but which of a Literal's values is given is left to the function, whose own error names them all."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from beartype import BeartypeConf, beartype
+
+try:
+    from beartype import FrozenDict
+except ImportError:  # beartype before 0.20
+    from beartype import BeartypeHintOverrides as FrozenDict
+
+F = TypeVar("F", bound=Callable)
+
+
+def check_types(signature: F) -> F:
+    """Check a function's arguments and what it returns; of a Literal, only the values' type."""
+    hints = list(getattr(signature, "__annotations__", {}).values())
+    overrides = {each: type(get_args(each)[0]) for hint in hints for each in _literals(hint)}
+    return (
+        beartype(conf=BeartypeConf(hint_overrides=FrozenDict(overrides)))(signature)
+        if overrides
+        else beartype(signature)
+    )
+
+
+def _literals(hint: Any) -> Iterator[Any]:  # an annotation has no type of its own
+    if get_origin(hint) is Literal:
+        yield hint
+    else:
+        for part in get_args(hint):
+            yield from _literals(part)

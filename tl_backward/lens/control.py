@@ -1,0 +1,51 @@
+"""How the control beside a lens is made: the same architecture, which has learned nothing."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from tl_backward._support.types import TransformerLensModel
+from tl_backward.model.controls import random_init
+
+
+@dataclass(frozen=True)
+class RandomInit:
+    """The same architecture with fresh weights; "random_init" stands for the defaults.
+
+    Attributes:
+        n_draws: of fresh weights: prompt i of a sweep sees draw i % n_draws, so that a curve's control averages over
+            several; one lens takes the first draw alone.
+        seed: of the first draw; the next draws' follow it.
+
+    Raises:
+        ValueError: no draw.
+    """
+
+    n_draws: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n_draws < 1:
+            raise ValueError(f"Expected n_draws of at least 1, got {self.n_draws}; leave the control out with None.")
+
+    def model(self, model: TransformerLensModel, draw: int = 0) -> TransformerLensModel:
+        """An untrained copy of `model`."""
+        return random_init(model, seed=self.seed + draw)
+
+
+Control: TypeAlias = Literal["random_init"] | RandomInit
+
+OLD_KEYWORDS = {"n_draws": "control.n_draws", "seed": "control.seed"}
+"""What functions took one by one before 0.2.0."""
+
+
+def control_of(control: Control | None) -> RandomInit | None:
+    """The control that was asked for.
+
+    Raises:
+        ValueError: another name.
+    """
+    if control is None or isinstance(control, RandomInit):
+        return control
+    if control != "random_init":
+        raise ValueError(f"Expected control=None or 'random_init', got {control!r}; no other control is known.")
+    return RandomInit()
