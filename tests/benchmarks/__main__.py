@@ -1,4 +1,4 @@
-"""`make bench`: every ratio, one line each."""
+"""`make bench`: every ratio, one line each; `history.csv` keeps them, and each is set beside the last one."""
 
 import platform
 import sys
@@ -20,6 +20,8 @@ from tests.benchmarks import (
     sweeps,
     top_pairs,
 )
+from tests.benchmarks.history import History
+from tests.benchmarks.measure import KEPT
 
 
 def main() -> None:
@@ -43,6 +45,7 @@ def main() -> None:
     parts = {module.__name__.rpartition(".")[2]: module for module in modules}
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}; medians of CPU time")
     print(f"{'what':<62} {'ratio':>7}  {'goal':<9} detail")
+    KEPT.append(History())
     for name in sys.argv[1:] or parts:
         parts[name].main()
 

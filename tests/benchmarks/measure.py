@@ -51,9 +51,14 @@ def in_fresh_process(module: str, *arguments: str) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
+KEPT = []
+"""The history that rows are added to, where `make bench` keeps one."""
+
+
 def row(what: str, ratio: float, bound: str, detail: str) -> None:
-    """Print one line of the table."""
-    print(f"{what:<62} {ratio:7.3f}  {bound:<9} {detail}", flush=True)
+    """Print one line of the table, with what it is of the last one that was kept."""
+    since = " ".join(history.add(what, ratio) for history in KEPT)
+    print(f"{what:<62} {ratio:7.3f}  {bound:<9} {detail} {since}".rstrip(), flush=True)
 
 
 def word_tokenizer(d_vocab: int):
