@@ -1,7 +1,7 @@
 """Activations at places of many texts, in batches of like widths."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int, Integer
@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.activations import PlaceReader
-from tl_backward.model.place import Place, Places
+from tl_backward.model.place import Place, Places, resolve_places
 from tl_backward.text.encoded import Encoded, encode
 from tl_backward.text.ids import as_ids
 from tl_backward.text.prompts import Batch
@@ -65,7 +65,7 @@ def collect(
     mask: Bool[Tensor, "batch pos"] | None = None,
     batch_size: int = BATCH_SIZE,
     show_progress: bool = True,
-) -> dict[Place, Float[Tensor, "batch pos _"]]:
+) -> dict[Place, Float[Tensor, "batch ..."]]:
     """Activations of every token at each site, on the CPU, in the model's dtype.
 
     Rows are read from position 0 whichever side they are padded on, so that each text's activations are those it has
@@ -81,13 +81,15 @@ def collect(
         show_progress: draw a progress bar if it takes longer than a second.
 
     Returns:
-        Each site's activations where `tokens` has them, zeros at padding: use the mask.
+        Each site's activations where `tokens` has them, zeros at padding: use the mask. Of a `Place` with a position
+        [batch, d].
 
     Raises:
         ValueError: a site that the model lacks or that holds no vector a token, a row that is empty or longer than
             n_ctx, activations that are not finite.
     """
-    reader, tokens = PlaceReader(model, sites), as_ids(tokens)
+    places, tokens = resolve_places(model, sites), as_ids(tokens)
+    reader = PlaceReader(model, [replace(place, position=None) for place in places])
     real = torch.ones(tokens.shape, dtype=torch.bool) if mask is None else mask.cpu()
     if not real.any(1).all():
         raise ValueError(f"Expected a real token in every row, got none in row {int(real.any(1).int().argmin())}.")
@@ -99,7 +101,22 @@ def collect(
         rows = part.index[part.text]
         for site, value in reader(part.tokens, part.text, part.at).items():
             values[site][rows, columns[rows, part.at]] = value.to(values[site])
-    return values
+    return {place: _at(values[replace(place, position=None)], place.position, texts, columns) for place in places}
+
+
+def _at(values: Tensor, position: int | None, texts: Encoded, columns: Int[Tensor, "text pos"]) -> Tensor:
+    """A place's values at its own position; all of them where it has none."""
+    if position is None:
+        return values
+    at = torch.where(texts.lengths > position, position + (position < 0) * texts.lengths, -1)
+    if bool((at < 0).any()):
+        row = int((at < 0).int().argmax())
+        raise ValueError(
+            f"Expected a token at position {position} in every row, got row {row} of {int(texts.lengths[row])} tokens; "
+            "leave it out, or choose another position."
+        )
+    rows = torch.arange(len(texts))
+    return values[rows, columns[rows, at]]
 
 
 def collect_at(

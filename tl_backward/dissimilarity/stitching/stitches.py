@@ -13,16 +13,16 @@ from tqdm.auto import tqdm
 from tl_backward._support.checks import check_layers
 from tl_backward._support.html import table
 from tl_backward._support.types import TransformerLensModel
+from tl_backward.activations import PlaceReader
 from tl_backward.dissimilarity.moments import PairSums
 from tl_backward.dissimilarity.reading import Reading
 from tl_backward.dissimilarity.statistics import CovarianceStatistics
 from tl_backward.dissimilarity.stitching.descent import Descent, descend
 from tl_backward.dissimilarity.stitching.maps import KINDS, MapKind, StitchMap, least_squares
-from tl_backward.dissimilarity.stitching.model import StitchedModel, run_head
+from tl_backward.dissimilarity.stitching.model import StitchedModel
 from tl_backward.dissimilarity.stitching.penalty import Penalty, judge
 from tl_backward.dissimilarity.stitching.texts import TextBatch, read_texts, split_texts
 from tl_backward.model.checks import check_model
-from tl_backward.model.guard import rng_untouched
 from tl_backward.model.inputs import check_reads_text
 from tl_backward.text.token_strings import one_vocabulary
 
@@ -241,27 +241,24 @@ def residual_sums(
     # A LayerNorm's output sums to 0: one direction less is no loss, and nothing in it is much larger than the rest.
     sums.names["a"] = ["" if normed else f"layer {layer} of A" for layer in layers_a]
     sums.names["b"] = [f"layer {layer} of B" for layer in layers_b]
+    reader_a = PlaceReader(model_a, "resid_post", layers=layers_a, which="model A")
+    reader_b = PlaceReader(model_b, "resid_post", layers=layers_b, which="model B")
+    alone = model_a is model_b and reader_a.places == reader_b.places
     for batch in tqdm(batches, desc="fit", unit="batch", disable=not show_progress or len(batches) < 20):
         mask = batch.mask.clone()
         mask[:, 0] &= not exclude_first
-        with torch.no_grad(), rng_untouched(model_a), rng_untouched(model_b):
-            heads = run_head(model_a, batch.tokens, layers_a)
-            own = (
-                heads
-                if model_a is model_b and list(layers_a) == list(layers_b)
-                else (run_head(model_b, batch.tokens, layers_b))
-            )
-            x = [_rows(heads[layer], mask, device, normed) for layer in layers_a]
-            y = [_rows(own[layer], mask, device, False) for layer in layers_b]
-        sums.update(x, y)
+        text, at = mask.nonzero(as_tuple=True)
+        heads = {place.layer: rows.to(device) for place, rows in reader_a(batch.tokens, text, at).items()}
+        own = heads
+        if not alone:
+            own = {place.layer: rows.to(device) for place, rows in reader_b(batch.tokens, text, at).items()}
+        x = [_normed(heads[layer]) if normed else heads[layer] for layer in layers_a]
+        sums.update(x, [own[layer] for layer in layers_b])
     return sums
 
 
-def _rows(
-    stream: Float[Tensor, "text pos d"], mask: Tensor, device: torch.device | str, normed: bool
-) -> Float[Tensor, "sample d"]:
-    rows = stream.detach()[mask.to(stream.device)].to(device)
-    return torch.nn.functional.layer_norm(rows.double(), rows.shape[1:]).to(rows) if normed else rows
+def _normed(rows: Float[Tensor, "sample d"]) -> Float[Tensor, "sample d"]:
+    return torch.nn.functional.layer_norm(rows.double(), rows.shape[1:]).to(rows)
 
 
 def fitted_map(

@@ -7,8 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.dissimilarity.stitching.model import run_head
-from tl_backward.model.guard import rng_untouched
+from tl_backward.activations import PlaceReader
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,16 +24,14 @@ def streams(
     model: TransformerLensModel, tokens: Int[Tensor, "text pos"], *, exclude_first: bool = False, batching: int = 32
 ) -> Streams:
     """The residual stream after every layer at every token; rows without padding, as those of the zoo's training."""
-    layers = list(range(model.cfg.n_layers))
     start = int(exclude_first)
-    held: list[list[Tensor]] = [[] for _ in layers]
-    with torch.no_grad(), rng_untouched(model):
-        for part in tokens.split(batching):
-            found = run_head(model, part, layers)
-            for layer in layers:
-                held[layer].append(found[layer][:, start:].flatten(0, 1).cpu().double())
+    reader = PlaceReader(model, "resid_post")
+    read: list[list[Tensor]] = []
+    for part in tokens.split(batching):
+        text, at = torch.ones(len(part), tokens.shape[1] - start).nonzero(as_tuple=True)
+        read.append([rows.cpu().double() for rows in reader(part, text, at + start).values()])
     positions = torch.arange(start, tokens.shape[1]).repeat(len(tokens))
-    return Streams(tuple(torch.cat(parts) for parts in held), positions)
+    return Streams(tuple(torch.cat(parts) for parts in zip(*read, strict=True)), positions)
 
 
 def nearest_layer(layer: int, n_layers: int, n_other: int) -> int:
