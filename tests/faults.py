@@ -84,7 +84,7 @@ def _decoded(model):
 
 
 def _patched(model):
-    found = tlb.inversion.preimage_of(model, DOMAIN, "w5 w6", SITE, -1, epsilon=10.0, **QUIET)
+    found = tlb.inversion.preimage_of(model, "w5 w6", SITE, -1, DOMAIN, epsilon=10.0, **QUIET)
     return tlb.inversion.verify_by_patching(model, found, n=2)
 
 
@@ -98,7 +98,15 @@ def _stitch(model, **options):
 
 
 def _searched(model):
-    return tlb.inversion.search_preimage(model, "w5 w6", SITE, -1, proposals=DOMAIN, chains=2, steps=3, **QUIET)
+    return tlb.inversion.search_preimage(
+        model,
+        "w5 w6",
+        SITE,
+        -1,
+        proposals=DOMAIN,
+        search_options=tlb.inversion.SearchOptions(chains=2, steps=3),
+        **QUIET,
+    )
 
 
 def _train(model):
@@ -153,9 +161,9 @@ ENTRIES = {
     ),
     "zero_shot_stitch": _zero_shot,
     "collect": lambda model: tlb.inversion.collect(model, TOKENS, SITE, **QUIET),
-    "enumerate_preimage": lambda model: tlb.inversion.enumerate_preimage(model, DOMAIN, SITE, -1, "w5 w6", **QUIET),
+    "enumerate_preimage": lambda model: tlb.inversion.enumerate_preimage(model, "w5 w6", SITE, -1, DOMAIN, **QUIET),
     "search_preimage": _searched,
-    "preimage_of": lambda model: tlb.inversion.preimage_of(model, DOMAIN, "w5 w6", SITE, -1, **QUIET),
+    "preimage_of": lambda model: tlb.inversion.preimage_of(model, "w5 w6", SITE, -1, DOMAIN, **QUIET),
     "decoder.preimage": _decoded,
     "verify_by_patching": _patched,
     "train": _train,

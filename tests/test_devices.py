@@ -145,7 +145,7 @@ def test_an_offloaded_model_is_refused(how, tmp_path):
         lambda model: tlb.project_parameter(model, "W_out", 1, k=3),
         lambda model: tlb.head_pairs(model, "VO", 0, 0, k=3, **QUIET),
         lambda model: tlb.dissimilarity.compare(model, plain, texts, **QUIET),
-        lambda model: tlb.inversion.pool_preimage(model, texts, texts[0], ("resid_mid", 1), -1, **QUIET),
+        lambda model: tlb.inversion.pool_preimage(model, texts[0], ("resid_mid", 1), -1, texts, **QUIET),
     ):
         with pytest.raises(
             ValueError, match="Expected a model whose parameters are in memory, got '.*' on the meta device"

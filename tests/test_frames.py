@@ -54,6 +54,6 @@ def test_preimage():
     from tl_backward import inversion
 
     model = tlb.zoo.load("counting")
-    found = inversion.pool_preimage(model, ["aab|a:", "abb|a:"], "aab|a:", ("resid_mid", 1), -1, show_progress=False)
+    found = inversion.pool_preimage(model, "aab|a:", ("resid_mid", 1), -1, ["aab|a:", "abb|a:"], show_progress=False)
     object.__setattr__(found.inputs, "texts", (LONE, "b"))
     assert found.to_frame()["text"].tolist() == [LONE, "b"]

@@ -114,7 +114,7 @@ def check_inversion(model, row: Row) -> str:
     found = collect(model, ids, site, show_progress=False)[site]
     torch.testing.assert_close(found.double(), seen[-1].flatten(2).double(), rtol=1e-5, atol=1e-6)
     texts = [*prompts(row), "w30 w31 w32"]
-    inside = preimage_of(model, texts, texts[0], site, -1, epsilon=1e-4, show_progress=False).inside.tolist()
+    inside = preimage_of(model, texts[0], site, -1, texts, epsilon=1e-4, show_progress=False).inside.tolist()
     assert inside == [True, False, False], f"of three prompts {inside} have the first one's activation"
     return "works"
 

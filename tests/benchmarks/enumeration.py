@@ -5,7 +5,8 @@ import time
 import torch
 
 from tests.benchmarks.measure import interleaved, row
-from tl_backward.inversion import ActivationIndex, enumerate_preimage, read_query
+from tl_backward.inversion import ActivationIndex, Closeness, enumerate_preimage, read_query
+from tl_backward.text.options import TextOptions
 
 SITE, BATCH = ("resid_post", 1), 1024
 
@@ -18,7 +19,7 @@ def main() -> None:
     sizes = dict(n_layers=2, d_model=64, n_ctx=12, d_head=32, n_heads=2, d_mlp=256, d_vocab=14, act_fn="gelu")
     model = HookedTransformer(HookedTransformerConfig(**sizes)).eval()
     tokens = torch.randint(14, (8_000, 8), generator=torch.Generator().manual_seed(0))
-    options = {"batch_size": BATCH, "show_progress": False}
+    options = {"text_options": TextOptions(batch_size=BATCH), "show_progress": False}
 
     def bare() -> None:
         with torch.no_grad():
@@ -29,9 +30,9 @@ def main() -> None:
         times = interleaved(
             {
                 "bare": bare,
-                "index": lambda match=match: ActivationIndex.of(model, tokens, SITE, -1, match=match, **options),
+                "index": lambda match=match: ActivationIndex.of(model, SITE, -1, tokens, match=match, **options),
                 "pass": lambda match=match: enumerate_preimage(
-                    model, tokens, SITE, -1, tokens[0], match=match, **options
+                    model, tokens[0], SITE, -1, tokens, epsilon=Closeness(match=match), **options
                 ),
             },
             rounds=3,
@@ -54,7 +55,15 @@ def query() -> None:
     sizes = dict(n_layers=1, d_model=32, n_ctx=4, d_head=16, n_heads=2, d_mlp=32, d_vocab=1000, act_fn="gelu")
     model = HookedTransformer(HookedTransformerConfig(**sizes)).eval()
     tokens = torch.randint(1000, (810_000, 1), generator=torch.Generator().manual_seed(0))
-    index = ActivationIndex.of(model, tokens, ("resid_post", 0), -1, match="same", batch_size=8192, show_progress=False)
+    index = ActivationIndex.of(
+        model,
+        ("resid_post", 0),
+        -1,
+        tokens,
+        match="same",
+        text_options=TextOptions(batch_size=8192),
+        show_progress=False,
+    )
     asked = read_query(model, tokens[0], ("resid_post", 0), -1)
     times = interleaved(
         {"product": lambda: index.values @ asked.activation, "query": lambda: index.preimage(asked), "text": lambda: index.preimage(tokens[0])},

@@ -51,7 +51,13 @@ def test_the_exact_preimage_of_a_small_domain(capsys):
     task = inversion.task_of("facts")
     model = inversion.load("facts").model
     exact = inversion.enumerate_preimage(
-        model, task.domain(), ("resid_post", 3), -1, prompt, 0.4, metric="cosine", show_progress=False
+        model,
+        prompt,
+        ("resid_post", 3),
+        -1,
+        task.domain(),
+        epsilon=inversion.Closeness(0.4, metric="cosine"),
+        show_progress=False,
     )
     assert code == 0 and one["method"] == "enumeration" and one["n_inside"] == int(exact.inside.sum()) > 1
     rates = {row.feature: row.rate.value for row in inversion.common_features(exact, task.features).rows}

@@ -145,7 +145,7 @@ def test_the_models_own_tokens_count_not_the_tokenizers():
     assert tlb.readout(padded, cache.factors["blocks.1.mlp.W_out"].deltas, target=59).target_rank.shape == (1, 4)
     for run in (
         lambda: tlb.run_with_gradient_cache(small, "w5 w45", tlb.next_token_loss),
-        lambda: tlb.inversion.pool_preimage(small, ["w5 w45"], "w5", ("resid_post", 1), -1, show_progress=False),
+        lambda: tlb.inversion.pool_preimage(small, "w5", ("resid_post", 1), -1, ["w5 w45"], show_progress=False),
     ):
         with pytest.raises(ValueError, match=r"Expected token ids in \[0, 40\), got 0 to 45"):
             run()

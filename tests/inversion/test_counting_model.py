@@ -12,6 +12,7 @@ from shared import shared
 
 from inversion.oracle import once, scores
 from tl_backward.inversion import (
+    SearchOptions,
     common_features,
     compare_sites,
     compare_with_exact,
@@ -85,7 +86,7 @@ def test_distances_against_brute_force(kind, site, hook):
     model, texts = counting(kind), pool()[:60]
     once.cache_clear()
     expected, at = scores(model, texts, QUERY, hook, -1)
-    found = enumerate_preimage(model, texts, site, -1, QUERY, 2.0, **QUIET)
+    found = enumerate_preimage(model, QUERY, site, -1, texts, epsilon=2.0, **QUIET)
     assert len(found) == 60
     order = [texts.index(text) for text in found.texts]
     numpy.testing.assert_allclose(found.distances.numpy(), numpy.array(expected)[order], rtol=1e-4)
@@ -97,14 +98,21 @@ def test_what_the_head_of_layer_one_knows(kind):
     """At ':' the head of layer 1 carries the count and neither the query letter nor the other letters."""
     model = counting(kind)
     found = search_preimage(
-        model, QUERY, ("result", 1, 0), -1, proposals=pool(), valid=valid, chains=32, steps=120, **QUIET
+        model,
+        QUERY,
+        ("result", 1, 0),
+        -1,
+        proposals=pool(),
+        valid=valid,
+        search_options=SearchOptions(chains=32, steps=120),
+        **QUIET,
     )
     d = found.diagnostics
     assert d.share_inside >= 0.8 and d.well_formed == 1 and d.distinct > 50 and d.chance < 0.02
     table = common_features(found, FEATURES, prior=pool())
     assert table.rows[0].feature == "count" and table["count"].rate.value >= 0.97 > 0.2 > table["count"].prior.value
     assert table["query letter"].rate.value < 0.7 and table["letters"].rate.value < 0.5
-    near = pool_preimage(model, pool(), QUERY, ("result", 1, 0), -1, **QUIET)
+    near = pool_preimage(model, QUERY, ("result", 1, 0), -1, pool(), **QUIET)
     check = verify_by_patching(model, near, n=20)
     inside, outside = (check.kl[check.inside == side].mean() for side in (True, False))
     assert check.answer == "8" and check.kept[check.inside].all() and inside < 0.05 * outside
@@ -117,12 +125,11 @@ def test_search_comes_near_the_exact_preimage_of_a_small_domain():
     model = counting("bridge")
     domain = ["".join(word) + f"|{letter}:" for word in product("vzc", repeat=6) for letter in "vzc" if letter in word]
     query = "vvzccv|v:"
-    exact = enumerate_preimage(model, domain, ("result", 1, 0), -1, query, **QUIET)
+    exact = enumerate_preimage(model, query, ("result", 1, 0), -1, domain, **QUIET)
     n = int(exact.inside.sum())
     assert 5 < n < len(domain) / 2
     members = set(domain)
-    found = search_preimage(model, query, ("result", 1, 0), -1, proposals=domain[::20], valid=members.__contains__,
-                            token_edits=("substitute", "swap", "relabel"), chains=64, steps=400, **QUIET)  # fmt: skip
+    found = search_preimage(model, query, ("result", 1, 0), -1, proposals=domain[::20], valid=members.__contains__, search_options=SearchOptions(chains=64, steps=400, token_edits=("substitute", "swap", "relabel")), **QUIET)  # fmt: skip
     found = compare_with_exact(found, exact, FEATURES)
     assert found.diagnostics.recall > 0.8 and max(found.diagnostics.total_variation.values()) < 0.15
 

@@ -13,6 +13,7 @@ from tl_backward._support.storage import load_json, save_json
 from tl_backward.inversion.decoder import load_from
 from tl_backward.inversion.distances import distances
 from tl_backward.inversion.network import DecoderConfig
+from tl_backward.inversion.options import SamplingOptions
 from tl_backward.inversion.query import read_query
 from tl_backward.inversion.shipped import load
 from tl_backward.inversion.storage import DESCRIPTION, TENSORS
@@ -75,7 +76,7 @@ def test_noise_moves_the_activation_by_its_length(decoder, monkeypatch):
     generate = decoder.network.generate
     monkeypatch.setattr(decoder.network, "generate", lambda z, *a, **k: (seen.append(z), generate(z, *a, **k))[1])
     asked = read_query(decoder.model, QUERY, SITES[0], -1)
-    decoder.sample(asked, 300, noise=0.2)
+    decoder.sample(asked, 300, sampling_options=SamplingOptions(noise=0.2))
     moved = distances(seen[0][:, : len(asked.activation)], asked.activation.float())
     assert moved.square().mean().sqrt() == pytest.approx(0.2, rel=0.05)
     assert len({round(d, 6) for d in moved.tolist()}) > 250
@@ -165,9 +166,7 @@ def test_another_site_is_refused(decoder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n": 0}, "Expected n of at least 1, temperature > 0 and noise >= 0, got 0, 1.0 and 0.0"),
-        ({"temperature": 0.0}, "temperature > 0 and noise >= 0, got 200, 0.0"),
-        ({"noise": -0.1}, "got 200, 1.0 and -0.1"),
+        ({"n": 0}, "Expected n of at least 1, got 0"),
         ({"epsilon": 0.0}, "Expected epsilon > 0, got 0.0"),
         ({"position": 9}, "Expected a position in the query's 5 tokens"),
         ({"site": None}, "Expected a site and a position beside the query"),

@@ -82,10 +82,10 @@ def test_stories_through_the_script(capsys, tmp_path):
     pool = encode(model, case.draw(60, 0))
     near = pool_preimage(
         model,
-        pool,
         case.query,
         ("resid_post", 1),
         case.positions["subject"],
+        pool,
         n=20,
         valid=case.valid,
         show_progress=False,
@@ -93,7 +93,7 @@ def test_stories_through_the_script(capsys, tmp_path):
     row = next(row for row in rows if (row["case"], row["position"], row["method"]) == ("facts", "subject", "pool"))
     assert row["inside"] == int(near.inside.sum()) and row["chance"] == near.diagnostics.chance
     exact = enumerate_preimage(
-        model, pool, ("resid_post", 1), case.positions["subject"], case.query, show_progress=False
+        model, case.query, ("resid_post", 1), case.positions["subject"], pool, show_progress=False
     )
     assert row["inside"] == int(exact.inside.sum())
     with (out / "texts.csv").open(newline="") as file:

@@ -114,7 +114,6 @@ def test_generating_leaves_the_random_state(network):
         ({"n_layers": 0}, "Expected n_layers of at least 1, got 0"),
         ({"n_vectors": 0}, "Expected n_vectors of at least 1, got 0"),
         ({"d_model": 10}, "d_model to be a multiple of n_heads, got 10 and 4"),
-        ({"conditioning": "add"}, "conditioning 'prefix' or 'cross', got 'add'"),
     ],
 )
 def test_impossible_shapes_are_refused(changes, message):

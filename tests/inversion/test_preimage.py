@@ -10,10 +10,11 @@ from models import build, tokenizer, worlds
 
 from inversion.oracle import scores
 from inversion.tiny import cached
-from tl_backward.inversion import Place, pool_preimage, preimage_of, read_query
+from tl_backward.inversion import Closeness, Place, pool_preimage, preimage_of, read_query
 from tl_backward.inversion.preimage import assemble
 from tl_backward.inversion.scoring import Scores
 from tl_backward.text.encoded import encode, encode_rows
+from tl_backward.text.options import TextOptions
 
 every_world = pytest.mark.parametrize("world", worlds())
 QUIET = {"show_progress": False}
@@ -32,7 +33,14 @@ def test_brute_force(world, site, metric, match, position):
     expected, at = scores(model, TEXTS, QUERY, SITES[site], position, metric, match)
     epsilon = sorted(expected)[3] + 1e-9
     found = preimage_of(
-        model, TEXTS, QUERY, site, position, epsilon=epsilon, metric=metric, match=match, batch_size=3, **QUIET
+        model,
+        QUERY,
+        site,
+        position,
+        TEXTS,
+        epsilon=Closeness(epsilon, metric=metric, match=match),
+        text_options=TextOptions(batch_size=3),
+        **QUIET,
     )
     numpy.testing.assert_allclose(found.distances.numpy(), expected, atol=1e-11)
     assert found.best_positions.tolist() == at
@@ -46,22 +54,22 @@ def test_brute_force(world, site, metric, match, position):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_the_tokenizers_padding_side_is_of_no_matter(side):
     model = build("bridge")
-    plain = preimage_of(model, TEXTS, QUERY, ("resid_post", 1), -1, **QUIET)
+    plain = preimage_of(model, QUERY, ("resid_post", 1), -1, TEXTS, **QUIET)
     model.tokenizer = tokenizer(side)
-    assert preimage_of(model, TEXTS, QUERY, ("resid_post", 1), -1, **QUIET).distances.equal(plain.distances)
+    assert preimage_of(model, QUERY, ("resid_post", 1), -1, TEXTS, **QUIET).distances.equal(plain.distances)
 
 
 def test_positions_by_token_and_by_function():
     model = cached("bridge")
     expected, _ = scores(model, TEXTS, QUERY, SITES[("resid_mid", 1)], 3, match="same")
-    found = preimage_of(model, TEXTS, QUERY, ("resid_mid", 1), "w7", match="same", **QUIET)
+    found = preimage_of(model, QUERY, ("resid_mid", 1), "w7", TEXTS, epsilon=Closeness(match="same"), **QUIET)
     there = [index for index, text in enumerate(TEXTS) if "w7" in text]
     assert found.position == 3 and found.best_positions.tolist() == [3, 3, -1, -1, 3, 2, -1]
     assert found.distances[there[:2]].tolist() == pytest.approx(expected[:2], abs=1e-12)
     assert found.distances[2] == torch.inf and not found.inside[2]
     by_function = preimage_of(
-        model, TEXTS, QUERY, ("resid_mid", 1), lambda text, tokens: tokens.index("w7") if "w7" in tokens else None,
-        match="same", **QUIET,
+        model, QUERY, ("resid_mid", 1), lambda text, tokens: tokens.index("w7") if "w7" in tokens else None, TEXTS,
+        epsilon=Closeness(match="same"), **QUIET,
     )  # fmt: skip
     assert by_function.distances.equal(found.distances)
 
@@ -69,10 +77,10 @@ def test_positions_by_token_and_by_function():
 def test_query_and_inputs_as_tokens():
     model = cached("bridge")
     texts = encode(model, TEXTS)
-    by_text = preimage_of(model, TEXTS, QUERY, ("z", 1, 0), -1, **QUIET)
+    by_text = preimage_of(model, QUERY, ("z", 1, 0), -1, TEXTS, **QUIET)
     query = read_query(model, QUERY, ("z", 1, 0), -1)
     for asked in (query, query.tokens):
-        found = preimage_of(model, texts, asked, ("z", 1, 0), -1, **QUIET)
+        found = preimage_of(model, asked, ("z", 1, 0), -1, texts, **QUIET)
         assert found.distances.equal(by_text.distances) and found.texts == by_text.texts == tuple(TEXTS)
     assert found.tokens.equal(texts.tokens) and found.lengths.equal(texts.lengths)
     assert "Query('w5 w6 w7 w8', blocks.1.attn.hook_z[0], position 4)" == repr(query)
@@ -82,7 +90,7 @@ def test_validity_weights_chance_and_what_is_distinct():
     model = cached("bridge")
     doubled = [QUERY, QUERY, "w5 w6 w7 w8 w9", "w40 w40"]  # the first three reach the query's activation exactly
     found = preimage_of(
-        model, doubled, QUERY, ("resid_mid", 1), -1, epsilon=1e-6, weights=torch.tensor([1.0, 3.0, 4.0, 9.0]),
+        model, QUERY, ("resid_mid", 1), -1, doubled, epsilon=1e-6, weights=torch.tensor([1.0, 3.0, 4.0, 9.0]),
         valid=lambda text: len(text.split()) == 4, prior=[QUERY, "w40 w41", "w44 w3", "w9 w8"], **QUIET,
     )  # fmt: skip
     assert found.inside.tolist() == [True, True, True, False] and found.best_positions.tolist()[:3] == [4, 4, 4]
@@ -91,13 +99,13 @@ def test_validity_weights_chance_and_what_is_distinct():
     assert (d.share_inside, d.distinct, d.well_formed, d.chance) == (0.75, 2, 0.5, 0.25)
     assert d.effective_sample_size == pytest.approx(1 / (0.25**2 + 0.75**2))
     assert d.acceptance is None and d.recall is None
-    outside = preimage_of(model, ["w40 w40"], QUERY, ("resid_mid", 1), -1, epsilon=1e-6, **QUIET)
+    outside = preimage_of(model, QUERY, ("resid_mid", 1), -1, ["w40 w40"], epsilon=1e-6, **QUIET)
     assert outside.weights.tolist() == [0] and outside.diagnostics.effective_sample_size == 0
 
 
 def test_frame_repr_and_html():
     model = cached("bridge")
-    found = preimage_of(model, TEXTS, QUERY, ("result", 0, 1), -1, epsilon=0.3, **QUIET)
+    found = preimage_of(model, QUERY, ("result", 0, 1), -1, TEXTS, epsilon=0.3, **QUIET)
     frame = found.to_frame()
     assert list(frame) == ["text", "distance", "position", "inside", "weight"] and len(frame) == len(found) == 7
     assert frame.distance.tolist() == found.distances.tolist()
@@ -115,8 +123,8 @@ def test_html_escapes_untrusted_text():
     model = cached("bridge")
     query = read_query(model, QUERY, ("z", 1), -1)
     texts = encode_rows(model, [[0, 5]], source=("<img src=x onerror=alert(1)>",))
-    one = assemble(query, texts, Scores(torch.zeros(1).double(), torch.zeros(1).long()), epsilon=0.1, metric="euclidean",
-                   match="any", method="given")  # fmt: skip
+    scores = Scores(torch.zeros(1).double(), torch.zeros(1).long())
+    one = assemble(query, Closeness(), texts, scores, "given")
     html = one._repr_html_()
     assert "<img" not in html and "&lt;img" in html
 
@@ -124,15 +132,15 @@ def test_html_escapes_untrusted_text():
 def test_retrieval_from_a_pool():
     model = cached("bridge")
     expected, at = scores(model, TEXTS, QUERY, SITES[("resid_mid", 1)], -1)
-    found = pool_preimage(model, TEXTS, QUERY, ("resid_mid", 1), -1, n=3, epsilon=0.5, **QUIET)
+    found = pool_preimage(model, QUERY, ("resid_mid", 1), -1, TEXTS, n=3, epsilon=0.5, **QUIET)
     numpy.testing.assert_allclose(found.distances.numpy(), numpy.sort(expected)[:3], atol=1e-11)
     own = [expected[TEXTS.index(text)] for text in found.texts]
     numpy.testing.assert_allclose(found.distances.numpy(), own, atol=1e-11)
     share = sum(d <= 0.5 for d in expected) / 7
     assert (found.diagnostics.share_inside, found.diagnostics.chance, found.method) == (share, share, "pool")
-    assert len(pool_preimage(model, TEXTS, QUERY, ("resid_mid", 1), -1, **QUIET)) == 7
+    assert len(pool_preimage(model, QUERY, ("resid_mid", 1), -1, TEXTS, **QUIET)) == 7
     with pytest.raises(ValueError, match="Expected n of at least 1, got 0"):
-        pool_preimage(model, TEXTS, QUERY, ("resid_mid", 1), -1, n=0, **QUIET)
+        pool_preimage(model, QUERY, ("resid_mid", 1), -1, TEXTS, n=0, **QUIET)
 
 
 def zero(x, hook):
@@ -144,8 +152,6 @@ def zero(x, hook):
     ("change", "error", "message"),
     [
         ({"epsilon": 0.0}, ValueError, "Expected epsilon > 0, got 0.0"),
-        ({"metric": "dot"}, ValueError, "Expected metric to be one of euclidean, cosine, got 'dot'"),
-        ({"match": "all"}, ValueError, "Expected match to be one of any, same, got 'all'"),
         ({"site": ("resid_md", 1)}, ValueError, "Expected a hook point of the model, got 'blocks.1.hook_resid_md'"),
         ({"position": 5}, ValueError, "Expected a position in the query's 5 tokens"),
         ({"position": "w30"}, ValueError, "got 'w30'"),
@@ -161,7 +167,7 @@ def test_refused_without_a_trace(world, change, error, message):
     options = {"texts": TEXTS, "query": QUERY, "site": ("resid_mid", 1), "position": -1} | change | QUIET
     texts, query, site, position = (options.pop(name) for name in ("texts", "query", "site", "position"))
     with pytest.raises(error, match=re.escape(message)):
-        preimage_of(model, texts, query, site, position, **options)
+        preimage_of(model, query, site, position, texts, **options)
     assert_same(before, state(model))
 
 
@@ -171,8 +177,8 @@ def test_a_query_of_zero_norm_and_a_model_that_raises(world):
     before = state(model)
     with model.hooks(fwd_hooks=[("blocks.1.hook_resid_mid", zero)]):
         with pytest.raises(ValueError, match="Expected a query activation of non-zero norm, got zeros"):
-            preimage_of(model, TEXTS, QUERY, ("resid_mid", 1), -1, **QUIET)
+            preimage_of(model, QUERY, ("resid_mid", 1), -1, TEXTS, **QUIET)
     with model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", boom)]), pytest.raises(Boom):
-        preimage_of(model, TEXTS, QUERY, ("resid_mid", 1), -1, **QUIET)
-    preimage_of(model, TEXTS, QUERY, ("resid_mid", 1), -1, **QUIET)
+        preimage_of(model, QUERY, ("resid_mid", 1), -1, TEXTS, **QUIET)
+    preimage_of(model, QUERY, ("resid_mid", 1), -1, TEXTS, **QUIET)
     assert_same(before, state(model))

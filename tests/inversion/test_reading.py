@@ -15,6 +15,7 @@ from scipy.stats import binomtest
 from inversion.oracle import activations, domain, run, scores
 from inversion.tiny import cached
 from tl_backward.inversion import (
+    Closeness,
     common_features,
     compare_sites,
     compare_with_exact,
@@ -26,6 +27,7 @@ from tl_backward.inversion import (
 )
 from tl_backward.inversion.agreement import marginal, total_variation
 from tl_backward.inversion.features import Rate, wilson
+from tl_backward.text.options import TextOptions
 
 every_world = pytest.mark.parametrize("world", worlds())
 QUIET = {"show_progress": False}
@@ -44,7 +46,7 @@ def length(text):
 
 def with_given(texts, weights, **options):
     model = cached("bridge")
-    return preimage_of(model, texts, QUERY, SITE, -1, epsilon=99.0, weights=torch.tensor(weights), **options, **QUIET)
+    return preimage_of(model, QUERY, SITE, -1, texts, epsilon=99.0, weights=torch.tensor(weights), **options, **QUIET)
 
 
 @pytest.mark.parametrize("n", [1, 2, 17, 200])
@@ -76,10 +78,10 @@ def test_feature_consistency_is_the_weighted_share_that_keeps_the_querys_value()
 
 def test_exact_rates_have_no_interval_and_nothing_inside_has_no_rate():
     model = cached("bridge")
-    exact = enumerate_preimage(model, DOMAIN, SITE, -1, QUERY, 1e-9, match="same", **QUIET)
+    exact = enumerate_preimage(model, QUERY, SITE, -1, DOMAIN, epsilon=Closeness(1e-9, match="same"), **QUIET)
     rate = feature_consistency(exact, first).rate
     assert (rate.value, rate.low, rate.high, rate.n) == (1, 1, 1, math.inf) and exact.texts[0] == QUERY
-    none = preimage_of(model, ["w40 w40"], QUERY, SITE, -1, epsilon=1e-9, **QUIET)
+    none = preimage_of(model, QUERY, SITE, -1, ["w40 w40"], epsilon=1e-9, **QUIET)
     rate = feature_consistency(none, first).rate
     assert math.isnan(rate.value) and (rate.low, rate.high, rate.n) == (0, 1, 0)
 
@@ -118,10 +120,10 @@ def test_agreement_with_the_exact_preimage():
     expected, _ = scores(model, DOMAIN, QUERY, ("blocks.1.hook_resid_mid", None, False), -1)
     epsilon = float(numpy.quantile(expected, 0.5))
     inside = [text for text, d in zip(DOMAIN, expected, strict=True) if d <= epsilon]
-    exact = enumerate_preimage(model, DOMAIN, SITE, -1, QUERY, epsilon, **QUIET)
+    exact = enumerate_preimage(model, QUERY, SITE, -1, DOMAIN, epsilon=epsilon, **QUIET)
     some = [inside[0], inside[0], inside[3], "w40 w40 w40"]
     found = compare_with_exact(
-        preimage_of(model, some, QUERY, SITE, -1, epsilon=epsilon, **QUIET), exact, {"first": first}
+        preimage_of(model, QUERY, SITE, -1, some, epsilon=epsilon, **QUIET), exact, {"first": first}
     )
     kept = [text for text in some if text in inside]
     assert found.diagnostics.recall == len(set(kept)) / len(inside)
@@ -132,7 +134,7 @@ def test_agreement_with_the_exact_preimage():
     assert compare_with_exact(exact, exact, {"first": first}).diagnostics.total_variation == {"first": 0}
     assert total_variation({}, q) == 1.0 and total_variation({"w5": 1.0}, {"w6": 1.0}) == 1.0
     with pytest.raises(ValueError, match="Expected the enumerated preimage of the same question"):
-        compare_with_exact(found, enumerate_preimage(model, DOMAIN, SITE, -1, QUERY, epsilon * 2, **QUIET))
+        compare_with_exact(found, enumerate_preimage(model, QUERY, SITE, -1, DOMAIN, epsilon=epsilon * 2, **QUIET))
     with pytest.raises(ValueError, match="Expected the enumerated preimage of the same question"):
         compare_with_exact(found, found)
 
@@ -145,13 +147,13 @@ def test_sites_side_by_side_are_each_its_own(world, match):
     sites, positions = [("resid_post", 0), ("result", 1, 1), ("z", 0)], [-1, 1]
     table = compare_sites(
         model, QUERY, sites, inputs=DOMAIN, features={"first": first, "length": length}, positions=positions,
-        epsilon=0.4, match=match, batch_size=11, **QUIET,
+        epsilon=Closeness(0.4, match=match), text_options=TextOptions(batch_size=11), **QUIET,
     )  # fmt: skip
     assert_same(before, state(model))
     assert len(table.preimages) == 6
     pairs = [(site, position) for site in sites for position in positions]
     for (site, position), preimage, features in zip(pairs, table.preimages, table.features, strict=True):
-        alone = pool_preimage(model, DOMAIN, QUERY, site, position, n=39, epsilon=0.4, match=match, **QUIET)
+        alone = pool_preimage(model, QUERY, site, position, DOMAIN, n=39, epsilon=Closeness(0.4, match=match), **QUIET)
         order = [preimage.texts.index(text) for text in alone.texts]
         torch.testing.assert_close(preimage.distances[order], alone.distances)
         assert preimage.best_positions[order].equal(alone.best_positions)
@@ -214,9 +216,9 @@ def patched_by_hand(model, preimage, text, site, answer):
 def test_patching_by_hand(world, site, hook):
     model = cached(world)
     before = state(model)
-    near = pool_preimage(model, DOMAIN, QUERY, site, 2, n=39, epsilon=99.0, **QUIET)
+    near = pool_preimage(model, QUERY, site, 2, DOMAIN, n=39, epsilon=99.0, **QUIET)
     epsilon = float(near.distances[20])
-    found = pool_preimage(model, DOMAIN, QUERY, site, 2, n=39, epsilon=epsilon, **QUIET)
+    found = pool_preimage(model, QUERY, site, 2, DOMAIN, n=39, epsilon=epsilon, **QUIET)
     check = verify_by_patching(model, found, n=6, answer="w9", seed=1)
     assert_same(before, state(model))
     answer = model.to_tokens("w9")[0, -1].item()
@@ -235,7 +237,7 @@ def test_patching_by_hand(world, site, hook):
 @every_world
 def test_the_querys_own_activation_changes_nothing(world):
     model = cached(world)
-    own = preimage_of(model, [QUERY, QUERY], QUERY, ("result", 1, 0), 1, match="same", **QUIET)
+    own = preimage_of(model, QUERY, ("result", 1, 0), 1, [QUERY, QUERY], epsilon=Closeness(match="same"), **QUIET)
     check = verify_by_patching(model, own)
     assert len(check.texts) == 2 and check.kl.abs().max() < 1e-12 and check.logit_change.abs().max() < 1e-10
     clean = model(model.to_tokens(QUERY))[0, -1]
@@ -246,10 +248,10 @@ def test_the_querys_own_activation_changes_nothing(world):
 def test_patching_refuses_and_leaves_no_trace(world):
     model = cached(world)
     before = state(model)
-    none = preimage_of(model, ["w40 w40"], QUERY, SITE, -1, epsilon=1e-9, **QUIET)
+    none = preimage_of(model, QUERY, SITE, -1, ["w40 w40"], epsilon=1e-9, **QUIET)
     with pytest.raises(ValueError, match="Expected a preimage with texts inside, got Preimage"):
         verify_by_patching(model, none)
-    some = preimage_of(model, DOMAIN, QUERY, SITE, -1, epsilon=0.5, **QUIET)
+    some = preimage_of(model, QUERY, SITE, -1, DOMAIN, epsilon=0.5, **QUIET)
     with pytest.raises(ValueError, match="Expected n of at least 1, got 0"):
         verify_by_patching(model, some, n=0)
     with model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", boom)]), pytest.raises(Boom):

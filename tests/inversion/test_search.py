@@ -3,6 +3,7 @@
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 
 import numpy
@@ -14,7 +15,7 @@ from models import worlds
 from inversion.oracle import domain, scores
 from inversion.tiny import cached
 from tl_backward import zoo
-from tl_backward.inversion import search_preimage
+from tl_backward.inversion import Closeness, SearchOptions, search_preimage
 from tl_backward.inversion.chains import effective_sample_size
 from tl_backward.inversion.edits import EDITS, TokenEdits
 from tl_backward.inversion.search import _independent
@@ -79,8 +80,7 @@ def test_the_chains_reach_the_exact_distribution(world, plateau, token_edits, lo
     pi = numpy.exp([(log_prior(text) if log_prior else 0.0) - e for text, e in zip(space, energy, strict=True)])
     pi /= pi.sum()
     found = search_preimage(
-        model, "w6 w5", SITE, -1, proposals=space, epsilon=epsilon, tau=tau, plateau=plateau, chains=200, steps=500,
-        burn_in=100, thin=4, valid=lambda text: text in space, log_prior=log_prior, token_edits=token_edits, seed=1, **QUIET,
+        model, "w6 w5", SITE, -1, proposals=space, epsilon=epsilon, search_options=SearchOptions(chains=200, steps=500, burn_in=100, thin=4, tau=tau, plateau=plateau, log_prior=log_prior, token_edits=token_edits), valid=lambda text: text in space, seed=1, **QUIET,
     )  # fmt: skip
     counts = Counter(found.texts)
     observed = numpy.array([counts[text] for text in space]) / len(found)
@@ -112,11 +112,8 @@ def test_every_distance_is_the_models_and_no_trace_is_left(world):
         SITE,
         -1,
         proposals=DOMAIN[:5],
-        chains=6,
-        steps=20,
-        thin=3,
-        match="same",
-        metric="cosine",
+        search_options=SearchOptions(chains=6, steps=20, thin=3),
+        epsilon=Closeness(metric="cosine", match="same"),
         **QUIET,
     )
     assert_same(before, state(model))
@@ -128,28 +125,37 @@ def test_every_distance_is_the_models_and_no_trace_is_left(world):
 
 def test_seeds_proposals_and_what_is_never_touched():
     model = cached("bridge")
-    options = {"chains": 5, "steps": 30, **QUIET}
+    short = SearchOptions(chains=5, steps=30)
 
     class Decoder:
         def sample(self, query, n, *, seed):
             return [query.text] * 3 + ["w9 w9"] * (n - 3)
 
     runs = [search_preimage(model, "w6 w5", SITE, -1, proposals=lambda n, seed: DOMAIN[seed : seed + n], seed=seed,
-                            n_proposals=7, **options) for seed in (3, 3, 4)]  # fmt: skip
+                            search_options=replace(short, n_proposals=7), **QUIET) for seed in (3, 3, 4)]  # fmt: skip
     assert runs[0].texts == runs[1].texts != runs[2].texts
-    by_decoder = search_preimage(model, "w6 w5", SITE, -1, proposals=Decoder(), n_proposals=9, **options)
+    by_decoder = search_preimage(
+        model, "w6 w5", SITE, -1, proposals=Decoder(), search_options=replace(short, n_proposals=9), **QUIET
+    )
     assert by_decoder.diagnostics.chance is None and runs[0].diagnostics.chance is not None
     # Edits write and erase w5 and w6 alone: w40 stays, and there is one of it in every text.
     ids = [model.to_tokens(word)[0, -1].item() for word in ("w5", "w6")]
-    fixed = search_preimage(model, "w6 w40", SITE, -1, proposals=["w5 w40 w6"], vocabulary=ids, tau=5.0, **options)
+    fixed = search_preimage(
+        model,
+        "w6 w40",
+        SITE,
+        -1,
+        proposals=["w5 w40 w6"],
+        search_options=replace(short, tau=5.0, vocabulary=ids),
+        **QUIET,
+    )
     assert all(text.split().count("w40") == 1 for text in fixed.texts) and len(set(fixed.texts)) > 5
     assert all(set(text.split()) <= {"w5", "w6", "w40"} for text in fixed.texts)
 
 
 def test_chains_that_do_not_move():
     model = cached("bridge")
-    stuck = search_preimage(model, "w6 w5", SITE, -1, proposals=DOMAIN[:4], valid=lambda text: text in DOMAIN[:4],
-                            token_edits=("swap",), burn_in=0, chains=4, steps=20, **QUIET)  # fmt: skip
+    stuck = search_preimage(model, "w6 w5", SITE, -1, proposals=DOMAIN[:4], valid=lambda text: text in DOMAIN[:4], search_options=SearchOptions(chains=4, steps=20, burn_in=0, token_edits=("swap",)), **QUIET)  # fmt: skip
     assert stuck.diagnostics.acceptance == 0 and len(set(stuck.texts)) == 4
 
 
@@ -157,26 +163,28 @@ def test_chains_that_do_not_move():
     ("change", "message"),
     [
         ({"epsilon": 0.0}, "Expected epsilon > 0"),
-        ({"tau": 0.0}, "Expected tau > 0 and plateau >= 0, got 0.0 and 0.1"),
-        ({"plateau": -1.0}, "Expected tau > 0 and plateau >= 0, got 0.001 and -1.0"),
-        ({"chains": 0}, "Expected chains and thin of at least 1 and 0 <= burn_in < steps, got chains=0"),
-        ({"burn_in": 400}, "burn_in=400, steps=400"),
         (
-            {"token_edits": ("flip",)},
+            {"search_options": SearchOptions(token_edits=("flip",))},
             "Expected token_edits among substitute, swap, relabel, insert, delete, got ['flip']",
         ),
-        ({"token_edits": ("insert", "swap")}, "Expected insert and delete together, got ['insert', 'swap']"),
-        ({"vocabulary": []}, "Expected at least one token to write, got none"),
+        (
+            {"search_options": SearchOptions(token_edits=("insert", "swap"))},
+            "Expected insert and delete together, got ['insert', 'swap']",
+        ),
+        ({"search_options": SearchOptions(vocabulary=[])}, "Expected at least one token to write, got none"),
         ({"valid": lambda text: False}, "Expected a proposal that is valid and has the position, got none among 39"),
         ({"valid": lambda text: 1 / 0}, "Expected valid(text) to give a bool, got ZeroDivisionError"),
-        ({"log_prior": lambda text: text + 1}, "Expected log_prior(text) to give a number, got TypeError"),
+        (
+            {"search_options": SearchOptions(log_prior=lambda text: text + 1)},
+            "Expected log_prior(text) to give a number, got TypeError",
+        ),
         ({"proposals": []}, "Expected at least one text, got none; the list, or the generator behind it, is empty."),
         ({"proposals": lambda n, seed: iter(())}, "Expected at least one text, got none"),
         ({"position": 9}, "Expected a position in the query's 3 tokens"),
     ],
 )
 def test_refused(change, message):
-    options = {"proposals": DOMAIN, "position": -1, "steps": 400} | change | QUIET
+    options = {"proposals": DOMAIN, "position": -1} | change | QUIET
     with pytest.raises(ValueError, match=re.escape(message)):
         search_preimage(cached("bridge"), "w6 w5", SITE, options.pop("position"), **options)
 
@@ -212,7 +220,7 @@ def test_chains_that_stand_still_on_one_text_are_one_draw():
     model = zoo.load("counting")
     pool = list(counting.prompts(40, split="held_out"))
     alone = search_preimage(
-        model, pool[0], ("resid_mid", 1), -1, proposals=pool[:1], valid=lambda text: text == pool[0], chains=32, steps=20,
+        model, pool[0], ("resid_mid", 1), -1, proposals=pool[:1], valid=lambda text: text == pool[0], search_options=SearchOptions(chains=32, steps=20),
         show_progress=False,
     )  # fmt: skip
     assert alone.diagnostics.distinct == 1 and alone.diagnostics.effective_sample_size == 1

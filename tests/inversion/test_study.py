@@ -37,7 +37,7 @@ def test_digits_are_counted_over_the_whole_domain():
     model = zoo.load("addition")
     domain = [f"{left}+{right}=" for left in range(100, 120) for right in range(100, 120)]
     one = inversion.enumerate_preimage(
-        model, domain, ("result", 0, 3), -1, "105+117=", match="same", show_progress=False
+        model, "105+117=", ("result", 0, 3), -1, domain, epsilon=inversion.Closeness(match="same"), show_progress=False
     )
     inside = [text for text, kept in zip(one.texts, one.inside.tolist(), strict=True) if kept]
     row = frame[frame["site"] == "blocks.0.attn.hook_result[3]"].iloc[0]

@@ -14,8 +14,17 @@ CALLS = {
     "encode(model, torch.tensor([0, 1]))": "TypeError: Expected integer tokens [text, pos], got torch.int64 of shape [2]",
     "encode(model, torch.zeros(2, 2))": "TypeError: Expected integer tokens [text, pos], got torch.float32",
     "find_positions(encode(model, ['w3']), 1.5)": "TypeError: Expected a position as an index, a token or a function (text, tokens) -> index, got 1.5",
-    "common_features(preimage_of(model, ['w3'], 'w3', ('z', 0, 0), -1), [len])": "TypeError: Expected features as {name: function of a text}, got list",
-    "preimage_of(model, ['w3'], 'w3', ('z', 0), -1, epsilon=0)": "ValueError: Expected epsilon > 0, got 0",
+    "common_features(preimage_of(model, 'w3', ('z', 0, 0), -1, ['w3']), [len])": "TypeError: Expected features as {name: function of a text}, got list",
+    "Closeness(metric='dot')": "ValueError: Expected metric to be one of euclidean, cosine, got 'dot'; choose one.",
+    "Closeness(match='all')": "ValueError: Expected match to be one of any, same, got 'all'; choose one.",
+    "DecoderConfig(conditioning='add')": "ValueError: Expected conditioning 'prefix' or 'cross', got 'add'; choose one.",
+    "InversionOptions('guess')": "ValueError: Expected method to be one of decoder, search, pool, enumerate, got 'guess'",
+    "TrainingOptions(mixed_precision='half')": "ValueError: Expected mixed_precision 'no', 'fp16' or 'bf16', got 'half'",
+    "distances(torch.ones(2, 3), torch.ones(3), 'l1')": "ValueError: Expected metric to be one of euclidean, cosine, got 'l1'; choose one.",
+    "ActivationIndex.of(model, ('z', 1), -1, ['w3'], match='all')": "ValueError: Expected match to be one of any, same, got 'all'",
+    "ActivationIndex.of(model, ('z', 1), -1, ['w3']).preimage('w3', metric='dot')": "ValueError: Expected metric to be one of",
+    "search_preimage(model, ['w3'], ('z', 0), -1, ['w3'])": "TypeError: Expected a query as a text, its tokens [pos] or a Query, got list; the order is (model, query,",
+    "preimage_of(model, 'w3', ('z', 0), -1, ['w3'], epsilon=0)": "ValueError: Expected epsilon > 0, got 0",
 }  # fmt: skip
 
 
@@ -24,7 +33,8 @@ def test_messages():
 import sys, torch
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from models import bridge
-from tl_backward.inversion import common_features, preimage_of, resolve_place
+from tl_backward.inversion import *
+from tl_backward.inversion.options import InversionOptions
 from tl_backward.inversion.positions import find_positions
 from tl_backward.text.encoded import encode
 model = bridge()

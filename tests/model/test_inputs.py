@@ -618,7 +618,7 @@ def entry_points():
         "resolve_place": lambda m: inversion.resolve_place(m, "blocks.0.hook_resid_post"),
         "collect": lambda m: inversion.collect(m, ids, ["blocks.0.hook_resid_post"]),
         "read_query": lambda m: inversion.read_query(m, prompt, "blocks.0.hook_resid_post", -1),
-        "preimage_of": lambda m: inversion.preimage_of(m, [prompt], prompt, "blocks.0.hook_resid_post", -1),
+        "preimage_of": lambda m: inversion.preimage_of(m, prompt, "blocks.0.hook_resid_post", -1, [prompt]),
         "train": lambda m: inversion.train(m, "blocks.0.hook_resid_post", [prompt]),
         "compare": lambda m: dissimilarity.compare(m, m, [prompt]), "stitch": lambda m: dissimilarity.stitch(m, 0, m, 0, [prompt]),
         "match_parameters": lambda m: alignment.match_parameters(m, m, "W_out"), "translation": lambda m: alignment.translation(m, m),

@@ -78,7 +78,7 @@ def _edit():
 
 @cache
 def _preimage():
-    return pool_preimage(model(), WRITTEN, WRITTEN[0], SITE, -1, n=60, epsilon=0.3, **QUIET)
+    return pool_preimage(model(), WRITTEN[0], SITE, -1, WRITTEN, n=60, epsilon=0.3, **QUIET)
 
 
 FEATURES = {name: (lambda text, i=i: TOKENS[(len(text) + i) % len(TOKENS)]) for i, name in enumerate(NAMES[:12])}

@@ -14,6 +14,7 @@ from models import worlds
 
 from tl_backward import render
 from tl_backward.inversion import (
+    Closeness,
     common_features,
     compare_sites,
     compare_with_exact,
@@ -59,9 +60,9 @@ class Shading:
 
 def reading(world, *, epsilon=None, decoder=None, **options):
     model = cached(world)
-    exact = enumerate_preimage(model, sorted(set(TEXTS)), SITE, -1, QUERY, epsilon or middle(world), **QUIET)
-    found = preimage_of(model, TEXTS, QUERY, SITE, -1, epsilon=exact.epsilon, prior=TEXTS[3:], **QUIET)
-    near = pool_preimage(model, TEXTS[2:], QUERY, SITE, -1, epsilon=exact.epsilon, **QUIET)
+    exact = enumerate_preimage(model, QUERY, SITE, -1, sorted(set(TEXTS)), epsilon=epsilon or middle(world), **QUIET)
+    found = preimage_of(model, QUERY, SITE, -1, TEXTS, epsilon=exact.epsilon, prior=TEXTS[3:], **QUIET)
+    near = pool_preimage(model, QUERY, SITE, -1, TEXTS[2:], epsilon=exact.epsilon, **QUIET)
     return read_preimage(
         model, found, features=FEATURES, prior=TEXTS, retrieval=near, exact=exact, decoder=decoder, **options
     )
@@ -69,7 +70,7 @@ def reading(world, *, epsilon=None, decoder=None, **options):
 
 def middle(world):
     """An epsilon with texts on either side."""
-    distances = sorted(preimage_of(cached(world), TEXTS, QUERY, SITE, -1, **QUIET).distances.tolist())
+    distances = sorted(preimage_of(cached(world), QUERY, SITE, -1, TEXTS, **QUIET).distances.tolist())
     return (distances[3] + distances[4]) / 2
 
 
@@ -84,7 +85,7 @@ def data_of(html, name):
 def test_every_tokens_distance_by_brute_force(world, metric):
     """D of a token is that of the text cut there, asked at its last token: attention looks back only."""
     model = cached(world)
-    found = preimage_of(model, TEXTS, QUERY, SITE, -1, metric=metric, epsilon=0.01, **QUIET)
+    found = preimage_of(model, QUERY, SITE, -1, TEXTS, epsilon=Closeness(0.01, metric=metric), **QUIET)
     read_one = read_preimage(model, found)
     assert read_one.features is None and read_one.exact is None and read_one.retrieval is None
     shown = (*read_one.inside, *read_one.outside)
@@ -170,7 +171,7 @@ def test_shading_is_what_the_decoder_adds():
 def test_nothing_inside_and_nothing_outside_are_said():
     model = cached(worlds()[-1])
     none = read_preimage(
-        model, preimage_of(model, TEXTS[2:4], QUERY, SITE, -1, epsilon=1e-6, **QUIET), features=FEATURES
+        model, preimage_of(model, QUERY, SITE, -1, TEXTS[2:4], epsilon=1e-6, **QUIET), features=FEATURES
     )
     page = render.invert_report([none]).to_html()
     assert (
@@ -178,7 +179,7 @@ def test_nothing_inside_and_nothing_outside_are_said():
         and "No text within epsilon was found." in page
         and "nan" not in re.sub(r'base64,[^"]*', "", page)
     )
-    everything = read_preimage(model, preimage_of(model, TEXTS, QUERY, SITE, -1, epsilon=99.0, **QUIET))
+    everything = read_preimage(model, preimage_of(model, QUERY, SITE, -1, TEXTS, epsilon=99.0, **QUIET))
     assert not everything.outside and "Every text is within epsilon." in render.invert_report(everything).to_html()
 
 

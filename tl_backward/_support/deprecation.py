@@ -1,6 +1,7 @@
 """Keywords under the names they had before, for one release: each warns and names the new form."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar, cast
@@ -16,7 +17,7 @@ def old_keywords(moved: dict[str, str], **options: type) -> Callable[[Callable[P
 
     Args:
         moved: old keyword -> new one ("weights"), or option object and field ("text_options.batch_size").
-        options: parameter -> its option dataclass, made where the caller gives none.
+        options: parameter -> its option dataclass; where the caller gives none, the parameter's default is begun with.
 
     Raises:
         TypeError: from the function, where old and new name the same thing.
@@ -37,6 +38,7 @@ def old_keywords(moved: dict[str, str], **options: type) -> Callable[[Callable[P
             if not old:
                 return function(*args, **kwargs)
             given, fields = dict(kwargs), dict[str, dict[str, object]]()
+            own = inspect.signature(function).parameters
             for name in old:
                 parameter, _, field = moved[name].partition(".")
                 value = given.pop(name)
@@ -55,7 +57,9 @@ def old_keywords(moved: dict[str, str], **options: type) -> Callable[[Callable[P
             for parameter, values in fields.items():
                 if parameter in given and given[parameter] is None:
                     continue  # what was switched off stays so
-                begun, made = given.get(parameter), options[parameter]
+                begun, made = given.get(parameter, own[parameter].default), options[parameter]
+                if type(begun) in (int, float):  # a number may stand for the first field
+                    begun = made(begun)
                 given[parameter] = replace(cast(Any, begun), **values) if isinstance(begun, made) else made(**values)
             return cast(Callable[..., R], function)(*args, **given)
 

@@ -112,7 +112,7 @@ def _invert(arguments: argparse.Namespace) -> None:
             length = len(readings[0].preimage.query.tokens)
             comparison = compare_sites(
                 model, arguments.prompt, questions.sites, inputs=questions.pool, features=task.features,
-                positions=list(range(questions.start, length)), epsilon=arguments.epsilon, metric=arguments.metric,
+                positions=list(range(questions.start, length)), epsilon=questions.closeness,
                 show_progress=questions.watched,
             )  # fmt: skip
             report = invert_report(readings, comparison=comparison, name=name).save(out).resolve()

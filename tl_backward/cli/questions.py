@@ -6,8 +6,10 @@ from functools import cached_property
 
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion import (
+    Closeness,
     Decoder,
     Preimage,
+    SearchOptions,
     SiteReading,
     Task,
     enumerate_preimage,
@@ -35,6 +37,7 @@ class Questions:
             ValueError: a method that this model and task do not have; or what `inversion.load` and `encode` refuse.
         """
         self.model, self.task, self.arguments = model, task, arguments
+        self.closeness = Closeness(arguments.epsilon, arguments.metric)
         self.watched = sys.stderr.isatty()
         self.decoder = self._decoder(name)
         self.method = arguments.method or self._default_method()
@@ -88,8 +91,8 @@ class Questions:
     def answer(self, site: PlaceLike, position: Position) -> SiteReading:
         """The preimage at one site and position, beside retrieval and, of few inputs, the exact one."""
         near = pool_preimage(
-            self.model, self.pool, self.arguments.prompt, site, position, n=self.arguments.n, valid=self.task.valid,
-            epsilon=self.arguments.epsilon, metric=self.arguments.metric, show_progress=self.watched,
+            self.model, self.arguments.prompt, site, position, self.pool, n=self.arguments.n, valid=self.task.valid,
+            epsilon=self.closeness, show_progress=self.watched,
         )  # fmt: skip
         exact = self._exact(near) if self.method == "enumerate" or self._is_small else None
         found = {"pool": near, "enumerate": exact}.get(self.method) or self._sampled(near)
@@ -107,7 +110,7 @@ class Questions:
     def _exact(self, near: Preimage) -> Preimage:
         domain = self._encoded(self.task.draw(sys.maxsize, 0)) if self.task.domain is None else self.task.domain()
         return enumerate_preimage(
-            self.model, domain, near.site, near.query.rule, near.query, near.epsilon, metric=near.metric,
+            self.model, near.query, near.site, near.query.rule, domain, epsilon=self.closeness,
             valid=self.task.valid, show_progress=self.watched,
         )  # fmt: skip
 
@@ -115,13 +118,13 @@ class Questions:
         n, seed = self.arguments.n, self.arguments.seed
         if self.method == "decoder" and self.decoder is not None:
             return self.decoder.preimage(
-                near.query, n=n, epsilon=near.epsilon, metric=near.metric, prior=self.pool, seed=seed,
+                near.query, n=n, epsilon=self.closeness, prior=self.pool, seed=seed,
                 show_progress=self.watched,
             )  # fmt: skip
         chains = min(_CHAINS, n)
         thin = max(1, chains * (_STEPS // 2) // n)
         return search_preimage(
-            self.model, near.query, near.site, near.query.rule, proposals=self.pool, chains=chains, steps=_STEPS,
-            thin=thin, valid=self.task.valid, token_edits=self.task.edits, seed=seed,
-            epsilon=near.epsilon, metric=near.metric, show_progress=self.watched,
+            self.model, near.query, near.site, near.query.rule, self.pool, valid=self.task.valid, seed=seed,
+            search_options=SearchOptions(chains, _STEPS, thin=thin, token_edits=self.task.edits),
+            epsilon=self.closeness, show_progress=self.watched,
         )  # fmt: skip

@@ -9,6 +9,14 @@ from tl_backward.inversion.enumeration import ActivationIndex, enumerate_preimag
 from tl_backward.inversion.evaluation import DecoderRates
 from tl_backward.inversion.features import FeatureConsistency, FeatureTable, common_features, feature_consistency
 from tl_backward.inversion.network import DecoderConfig
+from tl_backward.inversion.options import (
+    Closeness,
+    Edit,
+    Match,
+    Metric,
+    SamplingOptions,
+    SearchOptions,
+)
 from tl_backward.inversion.patching import PatchCheck, verify_by_patching
 from tl_backward.inversion.preimage import Diagnostics, Preimage, preimage_of
 from tl_backward.inversion.proposals import pool_preimage
@@ -31,6 +39,9 @@ __all__ = [
     "Query",
     "read_query",
     "distances",
+    "Closeness",
+    "Metric",
+    "Match",
     # preimages
     "Preimage",
     "Diagnostics",
@@ -38,6 +49,8 @@ __all__ = [
     "enumerate_preimage",
     "ActivationIndex",
     "search_preimage",
+    "SearchOptions",
+    "Edit",
     "pool_preimage",
     "compare_with_exact",
     # decoders
@@ -48,6 +61,7 @@ __all__ = [
     "DecoderConfig",
     "TrainingOptions",
     "Drawing",
+    "SamplingOptions",
     "DecoderRates",
     # reading them
     "feature_consistency",

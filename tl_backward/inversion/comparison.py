@@ -10,15 +10,18 @@ import torch
 from tl_backward._support.html import Cell, table
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.activations import PlaceReader
-from tl_backward.inversion.activations import BATCH_SIZE, batches, progress
-from tl_backward.inversion.distances import EPSILON, check_epsilon, check_metric, distances
+from tl_backward.inversion._old_calls import old_options
+from tl_backward.inversion.activations import batches, progress
+from tl_backward.inversion.distances import distances
 from tl_backward.inversion.features import LEVEL, Feature, FeatureTable, common_features
+from tl_backward.inversion.options import EPSILON, TEXTS, Closeness, check_text_options
 from tl_backward.inversion.positions import NOWHERE, Position
 from tl_backward.inversion.preimage import Preimage, Valid, assemble
 from tl_backward.inversion.query import QueryLike, read_query
 from tl_backward.inversion.scoring import Scores, allowed_positions, smallest
 from tl_backward.model.place import Places
 from tl_backward.text.encoded import Inputs, encode
+from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import text_frame
 
 if TYPE_CHECKING:
@@ -87,22 +90,20 @@ class _Once:
         return self._known[text]
 
 
+@old_options
 def compare_sites(
     model: TransformerLensModel,
     query: QueryLike,
     sites: Places,
+    positions: Position | Sequence[Position] = -1,
     *,
     inputs: Inputs,
     features: Mapping[str, Feature],
-    positions: Position | Sequence[Position] = -1,
     exact: bool = False,
-    epsilon: float = EPSILON,
-    metric: str = "euclidean",
-    match: str = "any",
+    epsilon: float | Closeness = EPSILON,
     valid: Valid | None = None,
     level: float = LEVEL,
-    prepend_bos: bool | None = None,
-    batch_size: int = BATCH_SIZE,
+    text_options: TextOptions = TEXTS,
     show_progress: bool = True,
 ) -> SiteComparison:
     """The query's preimage at every site and position, and what each keeps, in one pass over the inputs.
@@ -111,17 +112,14 @@ def compare_sites(
         model: the probed model.
         query: a text, or its tokens [pos].
         sites: one or a list; see `resolve_place`.
+        positions: of the query, one or several; every site is asked at each.
         inputs: what is looked through at every site: a domain, or a pool drawn from the task's prior.
         features: name -> feature; see `feature_consistency`. All inputs are the prior that rates are beside.
-        positions: of the query, one or several; every site is asked at each.
         exact: whether `inputs` is the whole domain, whose rates are exact and need no interval.
-        epsilon: the threshold on D.
-        metric: as for `preimage_of`.
-        match: as for `preimage_of`.
+        epsilon: the threshold on D, or a `Closeness`.
         valid: as for `preimage_of`.
         level: of confidence.
-        prepend_bos: as TransformerLens means it, for texts.
-        batch_size: texts a forward pass.
+        text_options: batch size, and whether texts begin with BOS.
         show_progress: draw a progress bar if it takes longer than a second.
 
     Raises:
@@ -131,38 +129,37 @@ def compare_sites(
         >>> adder = tlb.zoo.load("addition")
         >>> domain = [f"{left}+157=" for left in range(200, 300)]
         >>> features = {"tens": lambda text: text[1]}
+        >>> same = tlb.inversion.Closeness(match="same")
         >>> c = tlb.inversion.compare_sites(
-        ...     adder, "234+157=", ("result", 0, 3), inputs=domain, features=features, match="same"
+        ...     adder, "234+157=", ("result", 0, 3), inputs=domain, features=features, epsilon=same
         ... )
         >>> c.features[0]["tens"].rate.value  # this head carries the tens
         1.0
     """
-    check_epsilon(epsilon)
-    check_metric(metric)
+    closeness, bos = Closeness.of(epsilon), text_options.prepend_bos
+    check_text_options(text_options)
     rules = list(positions) if isinstance(positions, Sequence) and not isinstance(positions, str) else [positions]
     if not rules:
         raise ValueError("Expected at least one position, got an empty list; for example [-1].")
     reader = PlaceReader(model, sites)
-    queries = [
-        read_query(model, query, site, rule, prepend_bos=prepend_bos) for site in reader.places for rule in rules
-    ]
-    texts = encode(model, inputs, prepend_bos=prepend_bos)
+    queries = [read_query(model, query, site, rule, prepend_bos=bos) for site in reader.places for rule in rules]
+    texts = encode(model, inputs, prepend_bos=bos)
     n = len(texts)
     found = [Scores(torch.full((n,), torch.inf, dtype=torch.float64), torch.full((n,), NOWHERE)) for _ in queries]
-    allowed = [allowed_positions(texts, query, match) for query in queries]
-    for part in progress(batches(texts, None, batch_size), n, batch_size, show_progress):
+    allowed = [allowed_positions(texts, query, closeness.match) for query in queries]
+    parts = batches(texts, None, text_options.batch_size)
+    for part in progress(parts, n, text_options.batch_size, show_progress):
         values = reader(part.tokens, part.text, part.at)
         for asked, scores, at in zip(queries, found, allowed, strict=True):
-            each = distances(values[asked.site], asked.activation.to(values[asked.site]), metric).cpu()
+            each = distances(values[asked.site], asked.activation.to(values[asked.site]), closeness.metric).cpu()
             if at is not None:
                 each = torch.where(part.at == at[part.index[part.text]], each, torch.inf)
             scores.distances[part.index], best = smallest(part, each)
             scores.best_positions[part.index] = best if at is None else at[part.index]
     preimages = tuple(
         assemble(
-            asked, texts, scores, epsilon=epsilon, metric=metric, match=match, valid=valid,
-            method="enumeration" if exact else "pool",
-            diagnostics={"chance": float((scores.distances <= epsilon).double().mean())},
+            asked, closeness, texts, scores, "enumeration" if exact else "pool", valid=valid,
+            chance=float((scores.distances <= closeness.epsilon).double().mean()),
         )
         for asked, scores in zip(queries, found, strict=True)
     )  # fmt: skip

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.activations import PlaceReader
-from tl_backward.inversion.distances import EPSILON, check_epsilon
+from tl_backward.inversion._old_calls import old_options
 from tl_backward.inversion.network import DecoderNetwork
+from tl_backward.inversion.options import EPSILON, SAMPLING, Closeness, SamplingOptions
 from tl_backward.inversion.positions import Position
 from tl_backward.inversion.preimage import Preimage, preimage_of
 from tl_backward.inversion.query import Query, QueryLike, read_query
@@ -40,6 +41,7 @@ class Decoder:
         sites = ", ".join(map(str, self.sites[:3])) + (", ..." if len(self.sites) > 3 else "")
         return f"Decoder({self.description['model']}: {sites}; {self.network.layout.conditioning})"
 
+    @old_options
     def sample(
         self,
         query: QueryLike | Query,
@@ -47,8 +49,7 @@ class Decoder:
         *,
         site: PlaceLike | None = None,
         position: Position | None = None,
-        temperature: float = 1.0,
-        noise: float = 0.0,
+        sampling_options: SamplingOptions = SAMPLING,
         seed: int = 0,
     ) -> Encoded:
         """Draw texts that the decoder takes for the query's, unverified.
@@ -58,27 +59,21 @@ class Decoder:
             n: how many texts.
             site: one of the decoder's.
             position: of the query's token.
-            temperature: of every token's distribution.
-            noise: z is moved by Gaussian noise of this length relative to its own, different for each text, which
-                makes the texts more various (Huang et al. 2024, appendix).
+            sampling_options: temperature and noise.
             seed: of everything drawn; the global random state is not touched.
 
         Raises:
-            ValueError: a site that the decoder was not trained on, n < 1, a temperature or noise that is negative or
-                zero where it must not be; and as for `read_query`.
+            ValueError: a site that the decoder was not trained on, or n < 1; and as for `read_query`.
         """
         asked = self._query(query, site, position)
-        if n < 1 or temperature <= 0 or noise < 0:
-            raise ValueError(
-                f"Expected n of at least 1, temperature > 0 and noise >= 0, got {n}, {temperature} and {noise}; "
-                "correct them."
-            )
+        if n < 1:
+            raise ValueError(f"Expected n of at least 1, got {n}; 200 is the default.")
         z = asked.activation.float().expand(n, -1)
-        if noise:
+        if sampling_options.noise:
             generator = torch.Generator().manual_seed(seed)
-            length = noise * z.norm(dim=1, keepdim=True) / z.shape[1] ** 0.5
+            length = sampling_options.noise * z.norm(dim=1, keepdim=True) / z.shape[1] ** 0.5
             z = z + length * torch.randn(z.shape, generator=generator)
-        return self._drawn(z, self.sites.index(asked.site), temperature, seed)
+        return self._drawn(z, self.sites.index(asked.site), sampling_options.temperature, seed)
 
     def sample_unconditional(
         self, site: PlaceLike, *, n: int = 200, temperature: float = 1.0, seed: int = 0
@@ -87,18 +82,16 @@ class Decoder:
         index = self.sites.index(self._site(site))
         return self._drawn(self.network.null[index].expand(n, -1), index, temperature, seed)
 
+    @old_options
     def preimage(
         self,
         query: QueryLike | Query,
         *,
         site: PlaceLike | None = None,
         position: Position | None = None,
-        epsilon: float = EPSILON,
+        epsilon: float | Closeness = EPSILON,
         n: int = 200,
-        temperature: float = 1.0,
-        noise: float = 0.0,
-        metric: str = "euclidean",
-        match: str = "any",
+        sampling_options: SamplingOptions = SAMPLING,
         valid: Callable[[str], bool] | None = None,
         prior: Inputs | None = None,
         seed: int = 0,
@@ -110,12 +103,9 @@ class Decoder:
             query: as for `sample`.
             site: as for `sample`.
             position: as for `sample`.
-            epsilon: the threshold on D.
+            epsilon: the threshold on D, or a `Closeness`.
             n: how many texts.
-            temperature: as for `sample`.
-            noise: as for `sample`.
-            metric: see `distances`.
-            match: see `preimage_of`.
+            sampling_options: temperature and noise.
             valid: text -> whether it is well-formed; the decoder's own by default.
             prior: see `preimage_of`.
             seed: of everything drawn.
@@ -124,12 +114,12 @@ class Decoder:
         Raises:
             ValueError: epsilon <= 0, and as for `sample` and `preimage_of`.
         """
-        check_epsilon(epsilon)
+        closeness = Closeness.of(epsilon)  # refused before anything is drawn
         asked = self._query(query, site, position)
-        texts = self.sample(asked, n, temperature=temperature, noise=noise, seed=seed)
+        texts = self.sample(asked, n, sampling_options=sampling_options, seed=seed)
         return preimage_of(
-            self.model, texts, asked, asked.site, asked.rule, epsilon=epsilon, metric=metric, match=match,
-            method="decoder", valid=valid or self.valid, prior=prior, show_progress=show_progress,
+            self.model, asked, asked.site, asked.rule, texts, epsilon=closeness, method="decoder",
+            valid=valid or self.valid, prior=prior, show_progress=show_progress,
         )  # fmt: skip
 
     @torch.no_grad()

@@ -1,24 +1,16 @@
 """How far activations are from the query's (Huang et al. 2024, sec. 2)."""
 
-import math
-from typing import Literal, TypeAlias, get_args
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._support.lengths import largest, lengths
 from tl_backward._support.types import typed
-
-Metric: TypeAlias = Literal["euclidean", "cosine"]
-
-EPSILON = 0.1
-"""The paper's threshold."""
+from tl_backward.inversion.options import Metric, check_metric
 
 
-@typed
 def distances(
-    values: Float[Tensor, "*sample d"], query: Float[Tensor, "d"], metric: str = "euclidean"
+    values: Float[Tensor, "*sample d"], query: Float[Tensor, "d"], metric: Metric = "euclidean"
 ) -> Float[Tensor, "*sample"]:
     """D(z, z') of each activation z' from the query's z, in float64.
 
@@ -34,6 +26,13 @@ def distances(
         [0.0, 1.0]
     """
     check_metric(metric)
+    return _distances(values, query, metric)
+
+
+@typed
+def _distances(
+    values: Float[Tensor, "*sample d"], query: Float[Tensor, "d"], metric: Metric
+) -> Float[Tensor, "*sample"]:
     check_query(query)
     z, others = query.double(), values.double()
     if metric == "euclidean":
@@ -42,16 +41,6 @@ def distances(
     norms = torch.linalg.vector_norm(others, dim=-1)
     inner = others @ z / torch.linalg.vector_norm(z)
     return torch.where(norms > 0, 1 - inner / norms, 1.0).clamp(0, 2)
-
-
-def check_metric(metric: str) -> None:
-    """Refuse a metric that is not known.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if metric not in get_args(Metric):
-        raise ValueError(f"Expected metric to be one of {', '.join(get_args(Metric))}, got {metric!r}; choose one.")
 
 
 def check_query(query: Float[Tensor, "d"]) -> None:
@@ -67,13 +56,3 @@ def check_query(query: Float[Tensor, "d"]) -> None:
             "Expected a query activation of non-zero norm, got zeros, from which no relative distance is defined; "
             "choose another site or position."
         )
-
-
-def check_epsilon(epsilon: float) -> None:
-    """Refuse a threshold that is no positive number.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if not (epsilon > 0 and math.isfinite(epsilon)):
-        raise ValueError(f"Expected epsilon > 0, got {epsilon}; the paper's is {EPSILON}.")

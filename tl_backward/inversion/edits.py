@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-EDITS = ("substitute", "swap", "relabel", "insert", "delete")
+from tl_backward.inversion.options import EDITS, Edit
 
 
 @dataclass(frozen=True)
 class TokenEdits:
     """Which edits are proposed, each with equal probability, and what they may write."""
 
-    edits: Sequence[str]
+    edits: Sequence[Edit]
     """Of EDITS."""
     vocabulary: Sequence[int]
     """Tokens that are written and erased; others are kept, though a swap may move them."""

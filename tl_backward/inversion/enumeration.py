@@ -8,34 +8,45 @@ from torch import Tensor
 
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.activations import PlaceReader
-from tl_backward.inversion.activations import BATCH_SIZE, batches, progress
-from tl_backward.inversion.distances import EPSILON, check_epsilon, check_metric, check_query, distances
+from tl_backward.inversion._old_calls import is_query, is_site, old_options, old_order
+from tl_backward.inversion.activations import batches, progress
+from tl_backward.inversion.distances import check_query, distances
+from tl_backward.inversion.options import (
+    EPSILON,
+    TEXTS,
+    Closeness,
+    Match,
+    Metric,
+    check_match,
+    check_metric,
+    check_text_options,
+)
 from tl_backward.inversion.positions import NOWHERE, Position, find_positions
 from tl_backward.inversion.preimage import Preimage, Valid, assemble
 from tl_backward.inversion.query import Query, QueryLike, read_query
-from tl_backward.inversion.scoring import Scorer, Scores, check_match
+from tl_backward.inversion.scoring import Scorer, Scores
 from tl_backward.model.place import Place, PlaceLike, resolve_place
 from tl_backward.text.encoded import Encoded, Inputs, encode
+from tl_backward.text.options import TextOptions
 
 MAX_MEMORY = 2_000_000_000
 N_OUTSIDE = 100
 
 
+@old_order("inputs", "site", "position", "query", "epsilon", is_new=is_query)
+@old_options
 def enumerate_preimage(
     model: TransformerLensModel,
-    inputs: Inputs,
+    query: QueryLike | Query,
     site: PlaceLike,
     position: Position,
-    query: QueryLike | Query,
-    epsilon: float = EPSILON,
+    inputs: Inputs,
     *,
-    metric: str = "euclidean",
-    match: str = "any",
+    epsilon: float | Closeness = EPSILON,
     valid: Valid | None = None,
     n_outside: int = N_OUTSIDE,
     seed: int = 0,
-    prepend_bos: bool | None = None,
-    batch_size: int = BATCH_SIZE,
+    text_options: TextOptions = TEXTS,
     show_progress: bool = True,
 ) -> Preimage:
     """All of a finite domain's inputs that lie in the query's epsilon-preimage: the exact answer, in one pass.
@@ -44,19 +55,15 @@ def enumerate_preimage(
 
     Args:
         model: the probed model.
-        inputs: the whole domain; tokens [text, pos] are quicker than texts where there are many.
+        query: the text whose activation is asked about, its tokens, or a `Query`.
         site: see `resolve_place`.
         position: of the query's token; see `positions.Position`.
-        query: the text whose activation is asked about, its tokens, or a `Query`.
-        epsilon: the threshold on D.
-        metric: "euclidean", relative to the query's norm, or "cosine".
-        match: "any": D is the smallest over all of an input's positions, as in the paper; "same": at `position` alone,
-            as it is found in each input.
+        inputs: the whole domain; tokens [text, pos] are quicker than texts where there are many.
+        epsilon: the threshold on D, or a `Closeness`.
         valid: text -> whether it is well-formed, asked of the texts that are kept; others have no weight.
         n_outside: how many inputs outside are kept beside those inside, drawn at random.
         seed: of that draw; the global RNG is left alone.
-        prepend_bos: as TransformerLens means it, for texts.
-        batch_size: inputs a forward pass.
+        text_options: batch size, and whether texts begin with BOS.
         show_progress: draw a progress bar if it takes longer than a second.
 
     Returns:
@@ -69,20 +76,18 @@ def enumerate_preimage(
     Example:
         >>> counting = tlb.zoo.load("counting")
         >>> domain = ["aab|a:", "aba|a:", "abb|a:"]
-        >>> p = tlb.inversion.enumerate_preimage(counting, domain, ("resid_mid", 1), -1, "aab|a:")
+        >>> p = tlb.inversion.enumerate_preimage(counting, "aab|a:", ("resid_mid", 1), -1, domain)
         >>> p.diagnostics.share_inside <= 1
         True
     """
-    check_epsilon(epsilon)
-    asked = read_query(model, query, site, position, prepend_bos=prepend_bos)
-    domain = encode(model, inputs, prepend_bos=prepend_bos)
-    scorer = Scorer(model, asked, metric=metric, match=match, batch_size=batch_size)
+    scorer = Scorer(model, query, site, position, epsilon, text_options)
+    domain = scorer.encode(inputs)
     scores = scorer(domain, show_progress=show_progress)
-    inside = (scores.distances <= epsilon).nonzero().flatten()
+    inside = (scores.distances <= scorer.closeness.epsilon).nonzero().flatten()
     outside = _outside(len(domain), inside, n_outside, seed)
     kept = torch.cat([inside, outside])
     some = Scores(scores.distances[kept], scores.best_positions[kept])
-    return _exact(asked, domain, kept, some, len(inside), epsilon, metric, match, valid)
+    return _exact(scorer.query, scorer.closeness, domain, kept, some, len(inside), valid)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -94,7 +99,7 @@ class ActivationIndex:
     site: Place
     rule: Position
     """The position of queries, and with match="same" of the domain's inputs."""
-    match: str
+    match: Match
     values: Float[Tensor, "sample d"]
     """In the model's dtype, on the CPU, in the texts' order: one a text, or one a token with match="any"."""
     squares: Float[Tensor, "sample"]
@@ -103,30 +108,30 @@ class ActivationIndex:
     """The first sample of each text, and the end; a text without the position has none."""
 
     @classmethod
+    @old_order("inputs", "site", "position", is_new=is_site, after=2)
+    @old_options
     def of(
         cls,
         model: TransformerLensModel,
-        inputs: Inputs,
         site: PlaceLike,
         position: Position,
+        inputs: Inputs,
         *,
-        match: str = "any",
+        match: Match = "any",
         max_memory: int = MAX_MEMORY,
-        prepend_bos: bool | None = None,
-        batch_size: int = BATCH_SIZE,
+        text_options: TextOptions = TEXTS,
         show_progress: bool = True,
     ) -> "ActivationIndex":
         """Collect a domain's activations; arguments as for `enumerate_preimage`.
 
         Args:
             model: the probed model; the index holds its activations as they are now.
-            inputs: the domain.
             site: see `resolve_place`.
             position: of queries, and with match="same" of the domain's inputs.
+            inputs: the domain.
             match: "any" holds every token's activation, "same" one a text.
             max_memory: bytes that the activations may take.
-            prepend_bos: as TransformerLens means it, for texts.
-            batch_size: inputs a forward pass.
+            text_options: batch size, and whether texts begin with BOS.
             show_progress: draw a progress bar if it takes longer than a second.
 
         Raises:
@@ -134,7 +139,9 @@ class ActivationIndex:
                 and as for `preimage_of`.
         """
         check_match(match)
-        texts = encode(model, inputs, prepend_bos=prepend_bos)
+        check_text_options(text_options)
+        texts = encode(model, inputs, prepend_bos=text_options.prepend_bos)
+        batch_size = text_options.batch_size
         at = None if match == "any" else find_positions(texts, position)
         resolved = resolve_place(model, site)
         reader = PlaceReader(model, resolved)
@@ -160,7 +167,7 @@ class ActivationIndex:
         query: QueryLike | Query,
         epsilon: float = EPSILON,
         *,
-        metric: str = "euclidean",
+        metric: Metric = "euclidean",
         valid: Valid | None = None,
         n_outside: int = N_OUTSIDE,
         seed: int = 0,
@@ -173,9 +180,9 @@ class ActivationIndex:
         Raises:
             ValueError: as for `preimage_of`.
         """
-        check_epsilon(epsilon)
+        closeness = Closeness(epsilon, metric, self.match)
         asked = read_query(self.model, query, self.site, self.rule)
-        near = self._may_be_within(asked.activation, epsilon, metric).nonzero().flatten()
+        near = self._may_be_within(asked.activation, closeness).nonzero().flatten()
         scores = self._scores(near, asked, metric)
         found = scores.distances <= epsilon
         inside = near[found]
@@ -186,14 +193,15 @@ class ActivationIndex:
             torch.cat([scores.best_positions[found], others.best_positions]),
         )
         kept = torch.cat([inside, outside])
-        return _exact(asked, self.texts, kept, some, len(inside), epsilon, metric, self.match, valid)
+        return _exact(asked, closeness, self.texts, kept, some, len(inside), valid)
 
-    def nearest(self, query: QueryLike | Query, n: int, *, metric: str = "euclidean") -> Int[Tensor, "n"]:
+    def nearest(self, query: QueryLike | Query, n: int, *, metric: Metric = "euclidean") -> Int[Tensor, "n"]:
         """The `n` texts nearest to the query, nearest first (up to rounding in the model's dtype).
 
         Raises:
             ValueError: fewer texts than that have the position.
         """
+        check_metric(metric)
         asked = read_query(self.model, query, self.site, self.rule)
         closeness = self._per_text(self._approximate(asked.activation, metric))
         there = int(closeness.isfinite().sum())
@@ -201,9 +209,8 @@ class ActivationIndex:
             raise ValueError(f"Expected n in [1, {there}], the texts that have the position, got {n}; take fewer.")
         return closeness.topk(n, largest=False).indices
 
-    def _approximate(self, z: Float[Tensor, "d"], metric: str) -> Float[Tensor, "sample"]:
+    def _approximate(self, z: Float[Tensor, "d"], metric: Metric) -> Float[Tensor, "sample"]:
         """D^2 (euclidean) or D (cosine) of every sample, with the rounding errors of its dtype."""
-        check_metric(metric)
         check_query(z)
         z = z.to(self.values)
         square = float(z @ z)
@@ -212,8 +219,9 @@ class ActivationIndex:
             return product.mul_(-2).add_(self.squares).add_(square).div_(square)
         return product.div_(self.squares.sqrt().clamp_min_(torch.finfo(z.dtype).tiny)).div_(-(square**0.5)).add_(1)
 
-    def _may_be_within(self, z: Float[Tensor, "d"], epsilon: float, metric: str) -> Tensor:
+    def _may_be_within(self, z: Float[Tensor, "d"], closeness: Closeness) -> Tensor:
         """Texts [text] that may be within epsilon, allowing for every rounding error of `_approximate`."""
+        epsilon, metric = closeness.epsilon, closeness.metric
         approximate = self._approximate(z, metric)
         # |x| <= (1 + epsilon) |z| within epsilon; a sum of d products errs by at most d roundings of its terms.
         unit = (self.values.shape[1] + 8) * torch.finfo(approximate.dtype).eps
@@ -226,7 +234,7 @@ class ActivationIndex:
             return values
         return torch.segment_reduce(values, "min", offsets=self.starts, initial=torch.inf)
 
-    def _scores(self, chosen: Int[Tensor, "chosen"], query: Query, metric: str) -> Scores:
+    def _scores(self, chosen: Int[Tensor, "chosen"], query: Query, metric: Metric) -> Scores:
         """Distances of some texts, in float64."""
         counts = self.starts[chosen + 1] - self.starts[chosen]
         ends = counts.cumsum(0)
@@ -263,19 +271,17 @@ def _outside(n_texts: int, inside: Int[Tensor, "inside"], n: int, seed: int) -> 
 
 def _exact(
     query: Query,
+    closeness: Closeness,
     domain: Encoded,
     kept: Int[Tensor, "kept"],
     scores: Scores,
     n_inside: int,
-    epsilon: float,
-    metric: str,
-    match: str,
     valid: Valid | None,
 ) -> Preimage:
     share = n_inside / len(domain)
     return assemble(
-        query, domain.select(kept), scores, epsilon=epsilon, metric=metric, match=match, method="enumeration",
-        valid=valid, diagnostics={"share_inside": share, "chance": share, "recall": 1.0},
+        query, closeness, domain.select(kept), scores, "enumeration", valid=valid, share_inside=share, chance=share,
+        recall=1.0,
     )  # fmt: skip
 
 

@@ -24,6 +24,10 @@ BATCH_SIZE = 512
 class Queries:
     """Activations to be decoded, some of each site and position."""
 
+    reader: PlaceReader
+    """Of the sites."""
+    positions: Sequence[Position] | None
+    """Where they were read; None for a token of each text drawn at random."""
     activations: Float[Tensor, "query d_site"]
     sites: Int[Tensor, "query"]
     slots: Int[Tensor, "query"]
@@ -90,14 +94,14 @@ def read_queries(
         rows.append([torch.nn.functional.pad(v, (0, d_site - v.shape[1])).cpu() for v in values.values()])
     found = [torch.cat(column) for column in zip(*rows, strict=True)]
     sites = torch.arange(len(found)).repeat_interleave(len(text))
-    return Queries(torch.cat(found), sites, slot.repeat(len(found)))
+    return Queries(reader, positions, torch.cat(found), sites, slot.repeat(len(found)))
 
 
-def nearest_distances(reader: PlaceReader, texts: Encoded, queries: Queries) -> Float[Tensor, "query"]:
+def nearest_distances(queries: Queries, texts: Encoded) -> Float[Tensor, "query"]:
     """D(z, f(x)) of each query and its own text, the smallest over the text's positions (euclidean, relative)."""
     found = torch.full((len(texts),), torch.inf, dtype=torch.float64)
     for part in batches(texts, None, BATCH_SIZE):
-        values = reader(part.tokens, part.text, part.at)
+        values = queries.reader(part.tokens, part.text, part.at)
         which = part.index[part.text]
         for number, value in enumerate(values.values()):
             rows = (queries.sites[which] == number).nonzero()[:, 0]
@@ -109,38 +113,36 @@ def nearest_distances(reader: PlaceReader, texts: Encoded, queries: Queries) -> 
 
 def decoder_rates(
     network: DecoderNetwork,
-    reader: PlaceReader,
     queries: Queries,
-    n_slots: int,
     start: Sequence[int],
     *,
     n: int,
     epsilon: float,
-    temperature: float = 1.0,
     valid: Callable[[str], bool] | None = None,
     others: Encoded | None = None,
-    positions: Sequence[Position] | None = None,
     seed: int = 0,
 ) -> DecoderRates:
-    """Draw `n` texts for each query and see where they land; `others` are texts for the chance rate."""
-    many = Queries(*(part.repeat_interleave(n, 0) for part in (queries.activations, queries.sites, queries.slots)))
+    """Draw `n` texts for each query at T = 1 and see where they land; `others` are texts for the chance rate."""
+    repeated = (part.repeat_interleave(n, 0) for part in (queries.activations, queries.sites, queries.slots))
+    reader, positions = queries.reader, queries.positions
+    many = Queries(reader, positions, *repeated)
+    names = ("any",) if positions is None else tuple(str(rule) for rule in positions)
     device = network.mean.device
     rows: list[list[int]] = []
     for number, part in enumerate(torch.arange(len(many.sites)).split(BATCH_SIZE)):
         z, site = many.activations[part].to(device), many.sites[part].to(device)
-        tokens, lengths = network.generate(z, site, temperature=temperature, seed=seed * 1_000_003 + number)
+        tokens, lengths = network.generate(z, site, temperature=1.0, seed=seed * 1_000_003 + number)
         rows += [[*start, *row[:length]] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
     texts = encode_rows(reader.model, rows)
-    group = many.sites * n_slots + many.slots
-    shape = (len(reader.places), n_slots)
-    inside = _means(nearest_distances(reader, texts, many) <= epsilon, group, shape)
+    group = many.sites * len(names) + many.slots
+    shape = (len(reader.places), len(names))
+    inside = _means(nearest_distances(many, texts) <= epsilon, group, shape)
     well_formed = chance = None
     if valid is not None:
         well_formed = _means(torch.tensor([bool(valid(text)) for text in texts.texts]), group, shape)
     if others is not None:
         index = torch.randint(len(others), group.shape, generator=torch.Generator().manual_seed(seed))
-        chance = _means(nearest_distances(reader, others.select(index), many) <= epsilon, group, shape)
-    names = ("any",) if positions is None else tuple(str(rule) for rule in positions)
+        chance = _means(nearest_distances(many, others.select(index)) <= epsilon, group, shape)
     return DecoderRates(tuple(map(str, reader.places)), names, inside, well_formed, chance)
 
 

@@ -161,7 +161,7 @@ def feature_consistency(
 
     Example:
         >>> counting, pool = tlb.zoo.load("counting"), list(tlb.zoo.counting.prompts(50))
-        >>> p = tlb.inversion.pool_preimage(counting, pool, pool[0], ("resid_mid", 1), -1)
+        >>> p = tlb.inversion.pool_preimage(counting, pool[0], ("resid_mid", 1), -1, pool)
         >>> tlb.inversion.feature_consistency(p, lambda text: text[-2], prior=pool, name="query letter").rate.value
         1.0
     """
@@ -197,7 +197,7 @@ def common_features(
 
     Example:
         >>> counting, pool = tlb.zoo.load("counting"), list(tlb.zoo.counting.prompts(50))
-        >>> p = tlb.inversion.pool_preimage(counting, pool, pool[0], ("resid_mid", 1), -1)
+        >>> p = tlb.inversion.pool_preimage(counting, pool[0], ("resid_mid", 1), -1, pool)
         >>> len(tlb.inversion.common_features(p, {"letter": lambda text: text[-2], "length": len}, prior=pool).rows)
         2
     """

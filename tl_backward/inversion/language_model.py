@@ -27,6 +27,7 @@ from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion.decoder import Decoder, load_from
 from tl_backward.inversion.features import common_features
 from tl_backward.inversion.language_cases import Case, factual_recall, ioi
+from tl_backward.inversion.options import SearchOptions
 from tl_backward.inversion.positions import Position
 from tl_backward.inversion.preimage import Preimage
 from tl_backward.inversion.proposals import pool_preimage
@@ -151,12 +152,13 @@ def _ways(
     query = read_query(model, case.query, site, position)
     epsilon, valid, n, seed = arguments.epsilon, case.valid, arguments.n, arguments.seed
     yield lambda: pool_preimage(
-        model, pool, query, site, position, n=n, epsilon=epsilon, valid=valid, show_progress=False
+        model, query, site, position, pool, n=n, epsilon=epsilon, valid=valid, show_progress=False
     )
     if arguments.steps:
+        walks = SearchOptions(arguments.chains, arguments.steps, token_edits=("substitute", "swap", "relabel"))
         yield lambda: search_preimage(
-            model, query, site, position, proposals=pool, chains=arguments.chains, steps=arguments.steps, valid=valid,
-            token_edits=("substitute", "swap", "relabel"), epsilon=epsilon, seed=seed, show_progress=False,
+            model, query, site, position, pool, search_options=walks, valid=valid, epsilon=epsilon, seed=seed,
+            show_progress=False,
         )  # fmt: skip
     if decoder is not None and resolve_place(model, site) in decoder.sites:
         yield lambda: decoder.preimage(

@@ -1,7 +1,7 @@
 """The decoder's network: a small GPT-2 that says which text an activation came from, p(x | z) (Huang et al. 2024)."""
 
 from dataclasses import asdict, dataclass
-from typing import Protocol, cast
+from typing import Literal, Protocol, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,7 +19,7 @@ class DecoderConfig:
     n_layers: int = 2
     d_model: int = 64
     n_heads: int = 4
-    conditioning: str = "prefix"
+    conditioning: Literal["prefix", "cross"] = "prefix"
     """How the text's tokens see the activation: "prefix", as vectors before them, or "cross", by cross-attention in
     every layer."""
     n_vectors: int = 4

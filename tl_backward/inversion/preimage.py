@@ -10,13 +10,14 @@ from torch import Tensor
 
 from tl_backward._support.html import Cell, TableCell, table
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.inversion.activations import BATCH_SIZE
-from tl_backward.inversion.distances import EPSILON, check_epsilon
+from tl_backward.inversion._old_calls import is_query, old_options, old_order
+from tl_backward.inversion.options import EPSILON, TEXTS, Closeness, Match, Metric
 from tl_backward.inversion.positions import Position
-from tl_backward.inversion.query import Query, QueryLike, read_query
+from tl_backward.inversion.query import Query, QueryLike
 from tl_backward.inversion.scoring import Scorer, Scores
 from tl_backward.model.place import Place, PlaceLike
-from tl_backward.text.encoded import Encoded, Inputs, encode
+from tl_backward.text.encoded import Encoded, Inputs
+from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import text_column
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ class Preimage:
 
     query: Query
     epsilon: float
-    metric: str
-    match: str
+    metric: Metric
+    match: Match
     """"any": D is the smallest over a text's positions (the paper's); "same": at the query's own position."""
     method: Method
     """How the texts were found."""
@@ -149,84 +150,73 @@ class Preimage:
         return Cell(self.inputs.text(index)), float(self.distances[index]), int(self.best_positions[index])
 
 
+@old_order("texts", "query", "site", "position", is_new=is_query)
+@old_options
 def preimage_of(
     model: TransformerLensModel,
-    texts: Inputs,
     query: QueryLike | Query,
     site: PlaceLike,
     position: Position,
+    texts: Inputs,
     *,
-    epsilon: float = EPSILON,
-    metric: str = "euclidean",
-    match: str = "any",
+    epsilon: float | Closeness = EPSILON,
     method: Method = "given",
     weights: Float[Tensor, "text"] | None = None,
     valid: Valid | None = None,
     prior: Inputs | None = None,
-    prepend_bos: bool | None = None,
-    batch_size: int = BATCH_SIZE,
+    text_options: TextOptions = TEXTS,
     show_progress: bool = True,
 ) -> Preimage:
     """Which of some texts lie in the query's epsilon-preimage {x : D(z, f(x)) <= epsilon}, by the probed model's word.
 
     Args:
         model: the probed model.
-        texts: whatever proposed them; see `texts.encode`.
         query: the text whose activation is asked about, its tokens, or a `Query`.
         site: see `resolve_place`.
         position: of the query's token; see `positions.Position`.
-        epsilon: the threshold on D.
-        metric: "euclidean", relative to the query's norm, or "cosine"; see `distances`.
-        match: "any": D is the smallest over all of a text's positions, as in the paper; "same": at `position` alone.
+        texts: whatever proposed them; see `texts.encode`.
+        epsilon: the threshold on D, or a `Closeness`, which says what D is too.
         method: how the texts were found.
         weights: of each text, not yet normalised; None for equal ones.
         valid: text -> whether it is well-formed; texts that are not have no weight.
         prior: inputs drawn without looking at the query, whose share within epsilon is the chance rate.
-        prepend_bos: as TransformerLens means it, for texts.
-        batch_size: texts a forward pass.
+        text_options: batch size, and whether texts begin with BOS.
         show_progress: draw a progress bar if it takes longer than a second.
 
     Raises:
+        TypeError: a query that is no text, tokens or `Query`.
         ValueError: epsilon <= 0, an unknown metric or match, a site that the model lacks, a position outside the query,
             a query of zero norm, no texts, an empty one or one longer than n_ctx, or a predicate that raises.
 
     Example:
         >>> texts = ["Anna Berg lives in", "Anna Berg resides in", "The pet of Anna Berg is a"]
-        >>> p = tlb.inversion.preimage_of(model, texts, "Anna Berg lives in", ("resid_post", 1), -1)
+        >>> p = tlb.inversion.preimage_of(model, "Anna Berg lives in", ("resid_post", 1), -1, texts)
         >>> p.inside.tolist()
         [True, False, False]
     """
-    check_epsilon(epsilon)
-    asked = read_query(model, query, site, position, prepend_bos=prepend_bos)
-    encoded = encode(model, texts, prepend_bos=prepend_bos)
-    scorer = Scorer(model, asked, metric=metric, match=match, batch_size=batch_size)
+    scorer = Scorer(model, query, site, position, epsilon, text_options)
+    encoded = scorer.encode(texts)
     scores = scorer(encoded, show_progress=show_progress)
-    chance = None
-    if prior is not None:
-        drawn = scorer(encode(model, prior, prepend_bos=prepend_bos), show_progress=show_progress)
-        chance = float((drawn.distances <= epsilon).double().mean())
+    drawn = None if prior is None else scorer(scorer.encode(prior), show_progress=show_progress)
+    chance = None if drawn is None else scorer.share_within(drawn)
     return assemble(
-        asked, encoded, scores, epsilon=epsilon, metric=metric, match=match, method=method, weights=weights,
-        valid=valid, diagnostics={"chance": chance},
-    )  # fmt: skip
+        scorer.query, scorer.closeness, encoded, scores, method, weights=weights, valid=valid, chance=chance
+    )
 
 
 def assemble(
     query: Query,
+    closeness: Closeness,
     texts: Encoded,
     scores: Scores,
-    *,
-    epsilon: float,
-    metric: str,
-    match: str,
     method: Method,
+    *,
     weights: Float[Tensor, "text"] | None = None,
     valid: Valid | None = None,
-    shading: Float[Tensor, "text pos"] | None = None,
-    diagnostics: Mapping[str, float | None] | None = None,
+    **diagnostics: float | None,
 ) -> Preimage:
     """A `Preimage` from texts that were scored; `diagnostics` overrides or adds to what follows from them."""
-    inside = scores.distances <= epsilon
+    inside = scores.distances <= closeness.epsilon
     good = None if valid is None else torch.tensor([check_valid(valid, text) for text in texts.texts])
     counted = inside if good is None else inside & good
     raw = torch.ones_like(scores.distances) if weights is None else weights.double()
@@ -239,9 +229,9 @@ def assemble(
         well_formed=None if good is None else float(good.double().mean()),
     )
     return Preimage(
-        query=query, epsilon=epsilon, metric=metric, match=match, method=method, inputs=texts, shading=shading,
-        distances=scores.distances, best_positions=scores.best_positions, inside=inside,
-        weights=raw / total if total > 0 else raw, diagnostics=replace(own, **(diagnostics or {})),
+        query=query, epsilon=closeness.epsilon, metric=closeness.metric, match=closeness.match, method=method,
+        inputs=texts, distances=scores.distances, best_positions=scores.best_positions, inside=inside,
+        weights=raw / total if total > 0 else raw, diagnostics=replace(own, **diagnostics),
     )  # fmt: skip
 
 

@@ -54,6 +54,7 @@ def read_query(
         prepend_bos: as TransformerLens means it, for text.
 
     Raises:
+        TypeError: something else than a text, its tokens or a `Query`.
         ValueError: a position outside the text, a site that the model lacks, an activation of zero norm or not finite.
 
     Example:
@@ -63,6 +64,11 @@ def read_query(
     """
     if isinstance(query, Query):
         return query
+    if not (isinstance(query, str) or hasattr(query, "shape")):
+        raise TypeError(
+            f"Expected a query as a text, its tokens [pos] or a Query, got {type(query).__name__}; the order is "
+            "(model, query, site, position, inputs)."
+        )
     texts = encode(model, [query] if isinstance(query, str) else query.reshape(1, -1), prepend_bos=prepend_bos)
     resolved = resolve_place(model, site)
     at = find_position(texts, position)

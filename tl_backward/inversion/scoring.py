@@ -1,7 +1,6 @@
 """Distances of any texts from a query, computed by the probed model itself."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -9,15 +8,14 @@ from torch import Tensor
 
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.activations import PlaceReader
-from tl_backward.inversion.activations import BATCH_SIZE, Samples, batches, progress
-from tl_backward.inversion.distances import check_metric, distances
-from tl_backward.inversion.positions import NOWHERE, find_positions
-from tl_backward.inversion.query import Query
-from tl_backward.text.encoded import Encoded
-
-Match: TypeAlias = Literal["any", "same"]
-"""Where a text may agree with the query. "any": at any of its tokens, D is the smallest over its positions (the paper's
-definition); "same": at the query's own position alone, as the rule that was given finds it in that text."""
+from tl_backward.inversion.activations import Samples, batches, progress
+from tl_backward.inversion.distances import distances
+from tl_backward.inversion.options import TEXTS, Closeness, Match, check_text_options
+from tl_backward.inversion.positions import NOWHERE, Position, find_positions
+from tl_backward.inversion.query import Query, QueryLike, read_query
+from tl_backward.model.place import PlaceLike
+from tl_backward.text.encoded import Encoded, Inputs, encode
+from tl_backward.text.options import TextOptions
 
 
 @dataclass(frozen=True)
@@ -30,19 +28,8 @@ class Scores:
     """Where the distance is the smallest; NOWHERE where there is none."""
 
 
-def check_match(match: str) -> None:
-    """Refuse anything but the two ways.
-
-    Raises:
-        ValueError: it is another.
-    """
-    if match not in get_args(Match):
-        raise ValueError(f"Expected match to be one of {', '.join(get_args(Match))}, got {match!r}; choose one.")
-
-
-def allowed_positions(texts: Encoded, query: Query, match: str) -> Int[Tensor, "text"] | None:
+def allowed_positions(texts: Encoded, query: Query, match: Match) -> Int[Tensor, "text"] | None:
     """The one position that each text may agree at; None for all of them."""
-    check_match(match)
     return None if match == "any" else find_positions(texts, query.rule)
 
 
@@ -52,28 +39,36 @@ class Scorer:
     def __init__(
         self,
         model: TransformerLensModel,
-        query: Query,
-        *,
-        metric: str = "euclidean",
-        match: str = "any",
-        batch_size: int = BATCH_SIZE,
+        query: QueryLike | Query,
+        site: PlaceLike,
+        position: Position,
+        epsilon: float | Closeness,
+        text_options: TextOptions = TEXTS,
     ) -> None:
-        """Probe the query's site; see `preimage_of` for the options."""
-        check_metric(metric)
-        check_match(match)
-        self.query, self.metric, self.match, self.batch_size = query, metric, match, batch_size
-        self._reader = PlaceReader(model, query.site)
+        """Read the query and probe its site; see `preimage_of` for the options."""
+        check_text_options(text_options)
+        self.closeness = Closeness.of(epsilon)
+        self.query = read_query(model, query, site, position, prepend_bos=text_options.prepend_bos)
+        self._text_options, self._reader = text_options, PlaceReader(model, self.query.site)
+
+    def encode(self, inputs: Inputs) -> Encoded:
+        """Inputs as the model reads them."""
+        return encode(self._reader.model, inputs, prepend_bos=self._text_options.prepend_bos)
 
     def __call__(self, texts: Encoded, *, show_progress: bool = False) -> Scores:
         """Each text's distance, and where."""
-        at = allowed_positions(texts, self.query, self.match)
+        at = allowed_positions(texts, self.query, self.closeness.match)
         found = Scores(torch.full((len(texts),), torch.inf, dtype=torch.float64), torch.full((len(texts),), NOWHERE))
-        parts = batches(texts, at, self.batch_size)
-        for part in progress(parts, len(texts), self.batch_size, show_progress):
+        batch_size = self._text_options.batch_size
+        for part in progress(batches(texts, at, batch_size), len(texts), batch_size, show_progress):
             values = self._reader(part.tokens, part.text, part.at)[self.query.site]
-            each = distances(values, self.query.activation.to(values), self.metric).cpu()
+            each = distances(values, self.query.activation.to(values), self.closeness.metric).cpu()
             found.distances[part.index], found.best_positions[part.index] = smallest(part, each)
         return found
+
+    def share_within(self, scores: Scores) -> float:
+        """Of all texts that were scored."""
+        return float((scores.distances <= self.closeness.epsilon).double().mean())
 
 
 def smallest(part: Samples, each: Float[Tensor, "sample"]) -> tuple[Float[Tensor, "batch"], Int[Tensor, "batch"]]:

@@ -1,7 +1,7 @@
 """The preimage by search: Metropolis walks of token edits, every step scored by the probed model (no training)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -9,48 +9,37 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.inversion.activations import BATCH_SIZE
+from tl_backward.inversion._old_calls import old_options
 from tl_backward.inversion.chains import effective_sample_size
-from tl_backward.inversion.distances import EPSILON, check_epsilon
-from tl_backward.inversion.edits import EDITS, TokenEdits
+from tl_backward.inversion.edits import TokenEdits
+from tl_backward.inversion.options import EPSILON, SEARCH, TEXTS, Closeness, SearchOptions
 from tl_backward.inversion.positions import Position
 from tl_backward.inversion.preimage import Preimage, Valid, assemble, check_valid
 from tl_backward.inversion.proposals import Proposals, Sampler, proposed
-from tl_backward.inversion.query import Query, QueryLike, read_query
+from tl_backward.inversion.query import Query, QueryLike
 from tl_backward.inversion.scoring import Scorer, Scores
 from tl_backward.model.place import PlaceLike
 from tl_backward.text.encoded import Encoded, decode, encode_rows
+from tl_backward.text.options import TextOptions
 
 _WARMEST, _STAGES = 50.0, 10  # the burn-in's first temperature in units of tau, and in how many it falls
 
 Row = tuple[int, ...]
-LogPrior = Callable[[str], float]
 
 
+@old_options
 def search_preimage(
     model: TransformerLensModel,
     query: QueryLike | Query,
     site: PlaceLike,
     position: Position,
-    *,
     proposals: Proposals,
-    epsilon: float = EPSILON,
-    tau: float = 0.001,
-    plateau: float | None = None,
-    chains: int = 64,
-    steps: int = 400,
-    burn_in: int | None = None,
-    thin: int = 10,
-    n_proposals: int = 1000,
+    *,
+    epsilon: float | Closeness = EPSILON,
+    search_options: SearchOptions = SEARCH,
     valid: Valid | None = None,
-    log_prior: LogPrior | None = None,
-    token_edits: Sequence[str] = EDITS,
-    vocabulary: Sequence[int] | None = None,
-    metric: str = "euclidean",
-    match: str = "any",
     seed: int = 0,
-    prepend_bos: bool | None = None,
-    batch_size: int = BATCH_SIZE,
+    text_options: TextOptions = TEXTS,
     show_progress: bool = True,
 ) -> Preimage:
     """Sample a query's preimage by random walks over texts, started from the nearest of some proposals.
@@ -75,23 +64,11 @@ def search_preimage(
         position: of the query's token; see `positions.Position`.
         proposals: a pool of inputs, a generator (n, seed) -> inputs, or a decoder with `sample`; the chains start at
             the query and at the nearest of these that are valid.
-        epsilon: the threshold on D.
-        tau: temperature, in units of D.
-        plateau: D below which nothing is preferred; None for epsilon.
-        chains: walks side by side; each step scores all of them at once.
-        steps: of each walk, burn-in included.
-        burn_in: first steps, which anneal and are left out; None for half.
-        thin: one state in so many is kept.
-        n_proposals: how many a generator or decoder is asked for.
+        epsilon: the threshold on D, or a `Closeness`.
+        search_options: how many chains walk how far, by which edits, at which temperature and prior.
         valid: text -> whether it is well-formed; the walk never leaves such texts. A grammar is such a predicate.
-        log_prior: text -> log of the task's prior, up to a constant; None for one uniform over valid texts.
-        token_edits: which of `edits.EDITS` are proposed; for inputs of one length leave out "insert" and "delete".
-        vocabulary: token ids that edits write and erase; None for those that occur in the proposals and the query.
-        metric: as for `preimage_of`.
-        match: as for `preimage_of`.
         seed: of the walks and the proposals; the global RNG is left alone.
-        prepend_bos: as TransformerLens means it, for texts.
-        batch_size: texts a forward pass.
+        text_options: batch size, and whether texts begin with BOS.
         show_progress: draw a progress bar if it takes longer than a second.
 
     Returns:
@@ -106,37 +83,34 @@ def search_preimage(
 
     Example:
         >>> counting, pool = tlb.zoo.load("counting"), list(tlb.zoo.counting.prompts(50))
+        >>> few = tlb.inversion.SearchOptions(chains=4, steps=10)
         >>> p = tlb.inversion.search_preimage(
-        ...     counting, pool[0], ("resid_mid", 1), -1, proposals=pool, chains=4, steps=10, show_progress=False
+        ...     counting, pool[0], ("resid_mid", 1), -1, pool, search_options=few, show_progress=False
         ... )
         >>> p.method
         'search'
     """
-    check_epsilon(epsilon)
-    burn_in = steps // 2 if burn_in is None else burn_in
-    plateau = epsilon if plateau is None else plateau
-    _check_settings(tau, plateau, chains, steps, burn_in, thin)
-    asked = read_query(model, query, site, position, prepend_bos=prepend_bos)
-    texts = proposed(model, proposals, asked, n_proposals, seed=seed, prepend_bos=prepend_bos)
-    scorer = Scorer(model, asked, metric=metric, match=match, batch_size=batch_size)
+    o = search_options
+    scorer = Scorer(model, query, site, position, epsilon, text_options)
+    texts = proposed(scorer, proposals, o.n_proposals, seed=seed)
     first = scorer(texts, show_progress=show_progress)
-    looked = None if isinstance(proposals, Sampler) else float((first.distances <= epsilon).double().mean())
+    chance = None if isinstance(proposals, Sampler) else scorer.share_within(first)
     start = 1 if texts.tokens[0, 0] == getattr(model.tokenizer, "bos_token_id", None) else 0
-    written = _occurring(texts, asked, start) if vocabulary is None else list(dict.fromkeys(vocabulary))
-    edits = TokenEdits(tuple(token_edits), written, start, model.cfg.n_ctx)
-    walk = _Walk(model, scorer, edits, valid, log_prior, tau, plateau, seed)
-    walk.start(texts, first, chains, annealed=burn_in > 0)
+    written = _occurring(texts, scorer.query, start) if o.vocabulary is None else list(dict.fromkeys(o.vocabulary))
+    edits = TokenEdits(tuple(o.token_edits), written, start, model.cfg.n_ctx)
+    walk = _Walk(model, scorer, edits, valid, o, seed)
+    walk.start(texts, first)
     kept: list[list[Row]] = []
     every: list[Float[Tensor, "chain"]] = []
-    for step in tqdm(range(steps), desc="search", unit="step", disable=not show_progress, delay=1):
+    for step in tqdm(range(o.steps), desc="search", unit="step", disable=not show_progress, delay=1):
         walk.step()
-        if step < burn_in:
-            walk.anneal(step, burn_in)
+        if step < o.n_annealed:
+            walk.anneal(step, o.n_annealed)
         else:
             every.append(walk.distances())
-            if (step - burn_in) % thin == 0:
+            if (step - o.n_annealed) % o.thin == 0:
                 kept.append(list(walk.rows))
-    return _result(model, walk, kept, torch.stack(every), asked, epsilon, metric, match, valid, looked)
+    return _result(walk, kept, torch.stack(every), chance)
 
 
 class _Walk:
@@ -148,22 +122,20 @@ class _Walk:
         scorer: Scorer,
         edits: TokenEdits,
         valid: Valid | None,
-        log_prior: LogPrior | None,
-        tau: float,
-        plateau: float,
+        options: SearchOptions,
         seed: int,
     ) -> None:
-        self.model, self.scorer, self.edits = model, scorer, edits
-        self.valid, self.log_prior, self.tau, self.plateau = valid, log_prior, tau, plateau
+        self.model, self.scorer, self.edits, self.valid, self.options = model, scorer, edits, valid, options
+        self.plateau = scorer.closeness.epsilon if options.plateau is None else options.plateau
         self.generator = torch.Generator().manual_seed(seed)
         self.warmth = 1.0
         self.rows: list[Row] = []
         self.seen: dict[Row, tuple[float, float, int]] = {}
         self.proposed = self.accepted = 0
 
-    def start(self, texts: Encoded, scores: Scores, chains: int, *, annealed: bool) -> None:
+    def start(self, texts: Encoded, scores: Scores) -> None:
         """Put the chains at the query and the nearest valid texts, each once as long as there are enough."""
-        self.warmth = _WARMEST if annealed else 1.0
+        chains, self.warmth = self.options.chains, _WARMEST if self.options.n_annealed else 1.0
         starts: dict[Row, None] = {}
         own = tuple(self.scorer.query.tokens.tolist())
         if self._prior(own) > -math.inf:
@@ -207,7 +179,7 @@ class _Walk:
         if stage == step * _STAGES // steps:
             return
         before, self.warmth = self.warmth, _WARMEST ** (1 - stage / _STAGES) if step + 1 < steps else 1.0
-        colder = (1 / self.warmth - 1 / before) / self.tau
+        colder = (1 / self.warmth - 1 / before) / self.options.tau
         energies = torch.tensor([self._energy(self.seen[row][1]) for row in self.rows], dtype=torch.float64)
         weights = torch.softmax(-energies * colder, 0)
         drawn = torch.rand(1, generator=self.generator, dtype=torch.float64)
@@ -216,7 +188,7 @@ class _Walk:
         self.rows = [self.rows[index] for index in picked.tolist()]
 
     def distances(self) -> Float[Tensor, "chain"]:
-        """Where the chains are."""
+        """D of each chain's text from the query."""
         return torch.tensor([self.seen[row][1] for row in self.rows], dtype=torch.float64)
 
     def _meet(self, rows: Sequence[Row]) -> None:
@@ -233,21 +205,22 @@ class _Walk:
 
     def _log_target(self, row: Row) -> float:
         prior, distance, _ = self.seen[row]
-        return prior - self._energy(distance) / (self.tau * self.warmth)
+        return prior - self._energy(distance) / (self.options.tau * self.warmth)
 
     def _energy(self, distance: float) -> float:
         return max(distance - self.plateau, 0.0)
 
     def _prior(self, row: Row) -> float:
-        if self.valid is None and self.log_prior is None:
+        log_prior = self.options.log_prior
+        if self.valid is None and log_prior is None:
             return 0.0
         text = decode(self.model.tokenizer, row)
         if self.valid is not None and not check_valid(self.valid, text):
             return -math.inf
-        if self.log_prior is None:
+        if log_prior is None:
             return 0.0
         try:
-            return float(self.log_prior(text))
+            return float(log_prior(text))
         except Exception as error:
             raise ValueError(
                 f"Expected log_prior(text) to give a number, got {type(error).__name__}: {error} for the text "
@@ -255,32 +228,21 @@ class _Walk:
             ) from error
 
 
-def _result(
-    model: TransformerLensModel,
-    walk: _Walk,
-    kept: list[list[Row]],
-    trace: Float[Tensor, "step chain"],
-    query: Query,
-    epsilon: float,
-    metric: str,
-    match: str,
-    valid: Valid | None,
-    chance: float | None,
-) -> Preimage:
+def _result(walk: _Walk, kept: list[list[Row]], trace: Float[Tensor, "step chain"], chance: float | None) -> Preimage:
     rows = [row for states in kept for row in states]
     distances = torch.tensor([walk.seen[row][1] for row in rows], dtype=torch.float64)
     scores = Scores(distances, torch.tensor([walk.seen[row][2] for row in rows]))
-    lift = torch.where(distances <= epsilon, (distances - walk.plateau).clamp(min=0) / walk.tau, 0.0)
+    query, closeness = walk.scorer.query, walk.scorer.closeness
+    within = distances <= closeness.epsilon
+    lift = torch.where(within, (distances - walk.plateau).clamp(min=0) / walk.options.tau, 0.0)
     weights = (lift - lift.max()).exp()
-    inside = torch.where(distances <= epsilon, weights, 0.0)
+    inside = torch.where(within, weights, 0.0)
     usable = float(inside.sum() ** 2 / inside.square().sum() / len(rows)) if inside.any() else 0.0
     return assemble(
-        query, encode_rows(model, rows), scores, epsilon=epsilon, metric=metric, match=match, method="search",
-        weights=weights, valid=valid, diagnostics={
-            "acceptance": walk.accepted / walk.proposed,
-            "effective_sample_size": effective_sample_size(trace) * usable * _independent(kept),
-            "chance": chance,
-        },
+        query, closeness, encode_rows(walk.model, rows), scores, "search", weights=weights, valid=walk.valid,
+        acceptance=walk.accepted / walk.proposed,
+        effective_sample_size=effective_sample_size(trace) * usable * _independent(kept),
+        chance=chance,
     )  # fmt: skip
 
 
@@ -296,13 +258,3 @@ def _occurring(texts: Encoded, query: Query, start: int) -> list[int]:
     tokens: Int[Tensor, "token"] = torch.cat([texts.tokens[texts.mask], query.tokens]).unique()
     bos = set(texts.tokens[:, 0].tolist()) if start else set()
     return [token for token in tokens.tolist() if token not in bos]
-
-
-def _check_settings(tau: float, plateau: float, chains: int, steps: int, burn_in: int, thin: int) -> None:
-    if not tau > 0 or plateau < 0:
-        raise ValueError(f"Expected tau > 0 and plateau >= 0, got {tau} and {plateau}; 0.001 and epsilon serve.")
-    if chains < 1 or thin < 1 or not 0 <= burn_in < steps:
-        raise ValueError(
-            f"Expected chains and thin of at least 1 and 0 <= burn_in < steps, got chains={chains}, thin={thin}, "
-            f"burn_in={burn_in}, steps={steps}; the defaults serve."
-        )

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
 
-from tl_backward.inversion.edits import EDITS
 from tl_backward.inversion.features import Feature, feature_of
+from tl_backward.inversion.options import EDITS, Edit
 from tl_backward.inversion.shipped import RECIPES
 from tl_backward.zoo import addition, counting, facts
 
@@ -29,7 +29,7 @@ class Task:
     domain: Callable[[], Iterable[str]] | None = None
     """All inputs, where they are finitely many."""
     domain_size: int = 0
-    edits: Sequence[str] = EDITS
+    edits: Sequence[Edit] = EDITS
     """How a search may move between inputs."""
 
     @property

@@ -68,23 +68,23 @@ def made(recipe: Recipe, out: Path, model: Path | None = None) -> Decoder:
         raise ValueError(f"Expected a directory without a decoder, got {str(out)!r}, which holds one; choose another.")
     return train(
         load_model(model or recipe.model), list(recipe.sites), recipe.data(), budget=recipe.budget,
-        positions=list(recipe.positions), out=out, config=recipe.config, options=recipe.options,
-        start=load_hugging_face(model or recipe.model)[0] if recipe.warm else None, name=recipe.model,
+        positions=list(recipe.positions), out=out, config=recipe.config,
+        options=replace(recipe.options, name=recipe.model),
+        start=load_hugging_face(model or recipe.model)[0] if recipe.warm else None,
     )  # fmt: skip
 
 
 def measured(decoder: Decoder, recipe: Recipe, *, n_queries: int, n: int) -> DecoderRates:
     """Rates on held-out queries at T = 1, which training never saw."""
     texts = encode(decoder.model, list(islice(recipe.others(), 10 * n_queries)))
-    reader, positions = PlaceReader(decoder.model, list(decoder.sites)), list(recipe.positions)
+    reader = PlaceReader(decoder.model, list(decoder.sites))
     spread = torch.linspace(0, len(texts) - 1, n_queries).long()
-    queries = read_queries(reader, texts.select(spread), positions, decoder.network.mean.shape[1])
+    queries = read_queries(reader, texts.select(spread), list(recipe.positions), decoder.network.mean.shape[1])
     start = decoder.description["start"]
     assert isinstance(start, list)
     return decoder_rates(
-        decoder.network, reader, queries, len(positions), start, n=n, epsilon=recipe.options.epsilon,
-        valid=recipe.valid, others=texts, positions=positions, seed=1,
-    )  # fmt: skip
+        decoder.network, queries, start, n=n, epsilon=recipe.options.epsilon, valid=recipe.valid, others=texts, seed=1
+    )
 
 
 def report(rates: DecoderRates) -> str:

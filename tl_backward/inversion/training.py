@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Float
@@ -12,12 +13,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import GPT2LMHeadModel
 
+from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion.decoder import Decoder
-from tl_backward.inversion.distances import EPSILON, check_epsilon
 from tl_backward.inversion.evaluation import DecoderRates, decoder_rates, read_queries
 from tl_backward.inversion.network import DecoderConfig, DecoderNetwork
+from tl_backward.inversion.options import EPSILON, Closeness
 from tl_backward.inversion.positions import Position
 from tl_backward.inversion.sources import Data, TextSource
 from tl_backward.inversion.storage import DESCRIPTION, digest, probe_texts, vocabulary_digest
@@ -26,13 +28,19 @@ from tl_backward.model.checks import check_model
 from tl_backward.model.place import Places
 from tl_backward.text.token_strings import vocabulary_size
 
+Precision: TypeAlias = Literal["no", "fp16", "bf16"]
+
 _LEAST_SHARE = 0.05
 """Of a site that the decoder has mastered, before normalising."""
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How a decoder is trained: AdamW, a linear warm-up, then a cosine to zero."""
+    """How a decoder is trained: AdamW, a linear warm-up, then a cosine to zero.
+
+    Raises:
+        ValueError: epsilon <= 0, or another mixed precision.
+    """
 
     drawing: Drawing = field(default_factory=Drawing)
     learning_rate: float = 3e-3
@@ -52,12 +60,20 @@ class TrainingOptions:
     """Over the whole training; each rebalances the sites."""
     save_every: int = 500
     """Steps between checkpoints, where there is a directory for them."""
-    mixed_precision: str | None = None
-    """"no", "fp16" or "bf16"; None for what `accelerate launch` was told, else "no"."""
+    mixed_precision: Precision | None = None
+    """None for what `accelerate launch` was told, else "no"."""
     column: str = "text"
     """Where a `datasets` row has its text."""
+    name: str = "model"
+    """Of the model, for messages."""
+
+    def __post_init__(self) -> None:
+        Closeness(self.epsilon)
+        if self.mixed_precision not in (None, *get_args(Precision)):
+            raise ValueError(f"Expected mixed_precision 'no', 'fp16' or 'bf16', got {self.mixed_precision!r}.")
 
 
+@old_keywords({"name": "options.name"}, options=TrainingOptions)
 def train(
     model: TransformerLensModel,
     sites: Places,
@@ -69,7 +85,6 @@ def train(
     config: DecoderConfig | None = None,
     options: TrainingOptions | None = None,
     start: GPT2LMHeadModel | None = None,
-    name: str = "model",
     show_progress: bool = True,
 ) -> Decoder:
     """Train a decoder of one or several sites by cross-entropy on (text, activation) pairs.
@@ -91,7 +106,6 @@ def train(
         options: how it is trained.
         start: a language model that the decoder's weights start from, see `DecoderNetwork.start_from`; None for random
             ones.
-        name: of the model, for messages.
         show_progress: a bar with the loss, in nats a token, and the mean in-preimage rate.
 
     Raises:
@@ -103,7 +117,6 @@ def train(
 
     check_model(model)
     chosen, shape = options or TrainingOptions(), config or DecoderConfig()
-    check_epsilon(chosen.epsilon)
     if budget < chosen.drawing.batch_size:
         raise ValueError(
             f"Expected a budget of at least one batch ({chosen.drawing.batch_size} activations), got {budget}; "
@@ -114,13 +127,11 @@ def train(
             f"Expected a directory without a decoder, got {str(out)!r}, which holds one; load it with inversion.load, "
             "or choose another."
         )
-    if chosen.mixed_precision not in (None, "no", "fp16", "bf16"):
-        raise ValueError(f"Expected mixed_precision 'no', 'fp16' or 'bf16', got {chosen.mixed_precision!r}.")
     if chosen.mixed_precision == "fp16" and model.W_U.device.type == "cpu":
         raise ValueError("Expected a model on a GPU with mixed_precision 'fp16', got one on the CPU; use 'bf16' there.")
     rules = None if positions is None else positions if isinstance(positions, list) else [positions]
     with TemporaryDirectory() as scratch, every_rng_untouched():
-        run = _Run(model, sites, data, rules, budget, shape, chosen, start, name)
+        run = _Run(model, sites, data, rules, budget, shape, chosen, start)
         return run.train(Path(out or scratch), out is not None, show_progress)
 
 
@@ -137,7 +148,6 @@ class _Run:
         config: DecoderConfig,
         options: TrainingOptions,
         start: GPT2LMHeadModel | None,
-        name: str,
     ) -> None:
         self.model, self.positions, self.options = model, positions, options
         self.reader = PlaceReader(model, sites)
@@ -157,13 +167,12 @@ class _Run:
         self.stream = TrainingStream(
             model, self.reader.places, positions, source, options.drawing, self.network.null.cpu(), len(self.start)
         )
-        self.n_slots = 1 if positions is None else len(positions)
         self.steps = budget // options.drawing.batch_size
         self.every = max(1, self.steps // max(1, options.n_evaluations))
         self.found: list[dict[str, object]] = []
         self.probe = probe_texts(model, self.kept.texts)
         self.identity = {
-            "model": name,
+            "model": options.name,
             "vocabulary": vocabulary_digest(model),
             "sites": [str(site) for site in self.reader.places],
             "positions": None if positions is None else [_written(rule) for rule in positions],
@@ -172,7 +181,7 @@ class _Run:
             "budget": budget,
             "config": asdict(config),
             "start_from": None if start is None else digest(dict(start.state_dict())),
-            "options": asdict(options),
+            "options": {name: value for name, value in asdict(options).items() if name != "name"},
         }
 
     def _standardise(self, d_site: int) -> None:
@@ -256,14 +265,11 @@ class _Run:
         return torch.tensor(found[0], dtype=torch.float64)
 
     def rates(self, n_queries: int, n_samples: int, *, seed: int) -> DecoderRates:
-        """Of the first kept texts."""
+        """Shares inside of samples for the first `n_queries` texts that were kept."""
         self.network.eval()
         texts = self.kept.select(torch.arange(min(n_queries, len(self.kept))))
         queries = read_queries(self.reader, texts, self.positions, self.network.mean.shape[1])
-        return decoder_rates(
-            self.network, self.reader, queries, self.n_slots, self.start, n=n_samples, epsilon=self.options.epsilon,
-            positions=self.positions, seed=seed,
-        )  # fmt: skip
+        return decoder_rates(self.network, queries, self.start, n=n_samples, epsilon=self.options.epsilon, seed=seed)
 
     def _rebalance(self, step: int, rates: Float[Tensor, "site slot"]) -> None:
         weights = (1 - rates.nan_to_num(0)).clamp(min=_LEAST_SHARE)

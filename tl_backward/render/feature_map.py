@@ -22,7 +22,7 @@ def feature_map(comparison: SiteComparison, feature: str) -> Fragment:
 
     Example:
         >>> counting, pool = tlb.zoo.load("counting"), list(tlb.zoo.counting.prompts(50))
-        >>> p = tlb.inversion.pool_preimage(counting, pool, pool[0], ("resid_mid", 1), -1, show_progress=False)
+        >>> p = tlb.inversion.pool_preimage(counting, pool[0], ("resid_mid", 1), -1, pool, show_progress=False)
         >>> features = {"letter": lambda text: text[-2], "length": len}
         >>> c = tlb.inversion.compare_sites(counting, pool[0], [("resid_mid", 1)], inputs=pool, features=features)
         >>> 'letter' in tlb.render.feature_map(c, 'letter').html

@@ -64,7 +64,7 @@ def invert_report(
 
     Example:
         >>> counting, pool = tlb.zoo.load("counting"), list(tlb.zoo.counting.prompts(50))
-        >>> p = tlb.inversion.pool_preimage(counting, pool, pool[0], ("resid_mid", 1), -1, show_progress=False)
+        >>> p = tlb.inversion.pool_preimage(counting, pool[0], ("resid_mid", 1), -1, pool, show_progress=False)
         >>> reading = tlb.inversion.read_preimage(counting, p)
         >>> isinstance(tlb.render.invert_report(reading), tlb.render.Page)
         True
@@ -168,7 +168,7 @@ def hypotheses(
 
     Example:
         >>> counting, pool = tlb.zoo.load("counting"), list(tlb.zoo.counting.prompts(50))
-        >>> p = tlb.inversion.pool_preimage(counting, pool, pool[0], ("resid_mid", 1), -1, show_progress=False)
+        >>> p = tlb.inversion.pool_preimage(counting, pool[0], ("resid_mid", 1), -1, pool, show_progress=False)
         >>> features = {"letter": lambda text: text[-2], "length": len}
         >>> found = tlb.inversion.common_features(p, features, prior=pool)
         >>> 'letter' in tlb.render.hypotheses(found).html

@@ -26,7 +26,7 @@ def preimage_samples(reading: SiteReading) -> Fragment:
 
     Example:
         >>> counting, pool = tlb.zoo.load("counting"), list(tlb.zoo.counting.prompts(50))
-        >>> p = tlb.inversion.pool_preimage(counting, pool, pool[0], ("resid_mid", 1), -1, show_progress=False)
+        >>> p = tlb.inversion.pool_preimage(counting, pool[0], ("resid_mid", 1), -1, pool, show_progress=False)
         >>> reading = tlb.inversion.read_preimage(counting, p)
         >>> isinstance(tlb.render.preimage_samples(reading), tlb.render.Fragment)
         True

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from tl_backward.inversion.comparison import compare_sites
 from tl_backward.inversion.decoder import Decoder, load_from
 from tl_backward.inversion.features import Feature, feature_consistency
+from tl_backward.inversion.options import Closeness, SearchOptions
 from tl_backward.inversion.query import read_query
 from tl_backward.inversion.search import search_preimage
 from tl_backward.inversion.shipped import RECIPES, Recipe, load
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import pandas
 
 N_REFINED = 200  # samples of a decoder that a search starts from
-N_CHAINS, N_STEPS, THIN = 50, 40, 5  # of that search: short, so its chains stay near where they start
+WALKS = SearchOptions(chains=50, steps=40, thin=5, n_proposals=N_REFINED)  # short: its chains stay near their starts
 LEAST, SUM = 100, "234+157="  # the exact table: of which numbers on, and the question
 
 KEPT = ("count", "query letter", "letters")  # what the counting model's findings are about
@@ -54,8 +55,8 @@ def refinement_table(decoder: Decoder, recipe: Recipe, *, n_queries: int = 5, se
             own = decoder.preimage(query, n=N_REFINED, seed=seed + number, valid=recipe.valid, show_progress=False)
             middle = time.process_time()
             refined = search_preimage(
-                decoder.model, query, site, position, proposals=decoder, valid=recipe.valid, seed=seed + number,
-                chains=N_CHAINS, steps=N_STEPS, thin=THIN, n_proposals=N_REFINED, show_progress=False,
+                decoder.model, query, site, position, decoder, search_options=WALKS, valid=recipe.valid,
+                seed=seed + number, show_progress=False,
             )  # fmt: skip
             spent = {"decoder": middle - started, "search": time.process_time() - middle}
             for name, preimage in (("decoder", own), ("search", refined)):
@@ -78,8 +79,8 @@ def findings_table(decoder: Decoder, *, n_queries: int = 5, steps: int = 400, se
     for site, position in ((("resid_mid", 1), -1), (("resid_post", 0), -2)):
         for text in pool[:: len(pool) // n_queries][:n_queries]:
             found = search_preimage(
-                decoder.model, text, site, position, proposals=decoder, valid=RECIPES["counting"].valid, steps=steps,
-                seed=seed, show_progress=False,
+                decoder.model, text, site, position, decoder, search_options=SearchOptions(steps=steps),
+                valid=RECIPES["counting"].valid, seed=seed, show_progress=False,
             )  # fmt: skip
             row: dict[str, object] = {"site": f"{site[0]}, {site[1]}", "position": position, "query": text}
             row["inside"] = found.diagnostics.share_inside
@@ -94,7 +95,8 @@ def digits_table(recipe: Recipe, *, query: str = SUM, most: int = 400) -> "panda
     model = load_model(recipe.model)
     domain = [f"{left}+{right}=" for left in range(LEAST, most) for right in range(LEAST, most)]
     digits = {name: feature for name, feature in _features("addition").items() if name.startswith(("left ", "right "))}
-    found = compare_sites(model, query, list(recipe.sites), inputs=domain, features=digits, exact=True, match="same")
+    same = Closeness(match="same")
+    found = compare_sites(model, query, list(recipe.sites), inputs=domain, features=digits, exact=True, epsilon=same)
     frame = found.to_frame()
     return frame.pivot_table(index=["site", "n_inside"], columns="feature", values="rate", sort=False).reset_index()
 
