@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tl_backward._support.checks import UnknownWordsWarning
 from tl_backward._support.html import visible_text
@@ -73,6 +73,21 @@ def _noting_once() -> Callable[..., None]:
 
 
 class _Parser(argparse.ArgumentParser):
+    """Says no control character, and asks `add_options` for a command's own once it is the one that runs.
+
+    What options are generated from may be slow to import.
+    """
+
+    def __init__(self, *, add_options: Callable[[argparse.ArgumentParser], None] | None = None, **how: Any) -> None:
+        super().__init__(**how)
+        self._add_options = add_options
+
+    def parse_known_args(self, *given: Any, **how: Any) -> Any:  # as argparse calls it, in every version
+        if self._add_options is not None:
+            self._add_options(self)
+            self._add_options = None
+        return super().parse_known_args(*given, **how)
+
     def error(self, message: str) -> NoReturn:
         super().error(visible_text(message))
 

@@ -6,17 +6,20 @@ import math
 import re
 import sys
 from contextlib import redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tl_backward.cli.options import Commands, add_model, add_output, check_out, open_page, positive, say, size_of
 from tl_backward.text.files import read_data
+from tl_backward.text.options import TextOptions
 
 if TYPE_CHECKING:
-    from tl_backward.inversion import SiteReading
+    from collections.abc import Sequence
 
-METHODS = ("decoder", "search", "pool", "enumerate")
+    from tl_backward._support.types import TransformerLensModel
+    from tl_backward.inversion import Decoder, SiteReading, Task
+
 _EXAMPLES = """examples:
   what does the counting model know at its last token, at every site that its decoder was trained on:
     tl-backward invert --model counting --prompt "vvzccvczvvvzvcvc|v:"
@@ -37,7 +40,15 @@ def add_commands(commands: Commands) -> None:
         "2024), read what they share, and write a page.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_options=_options,
     )
+    parser.set_defaults(run=_invert)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    from tl_backward.cli.generated import add_options
+    from tl_backward.inversion import Closeness, InversionOptions
+
     add_model(parser)
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="the input whose activations are asked about")
     parser.add_argument(
@@ -56,17 +67,9 @@ def add_commands(commands: Commands) -> None:
         "(default: -1)",
     )
     how = parser.add_argument_group("how")
-    how.add_argument(
-        "--method",
-        choices=METHODS,
-        help="decoder, search, pool or enumerate (default: decoder where one is at hand, else enumerate where all "
-        "inputs are few, pool with --data, else search)",
-    )
+    add_options(how, InversionOptions, "method", "n", "seed")
     how.add_argument("--decoder", metavar="DIR", help="a decoder that inversion.train wrote (default: a shipped one)")
-    how.add_argument("--epsilon", type=float, default=0.1, metavar="D", help="(default: 0.1)")
-    how.add_argument("--metric", choices=("euclidean", "cosine"), default="euclidean", help="(default: euclidean)")
-    how.add_argument("--n", type=positive, default=200, metavar="N", help="texts of each preimage (default: 200)")
-    how.add_argument("--seed", type=int, default=0, metavar="N", help="of everything that is drawn (default: 0)")
+    add_options(how, Closeness, "epsilon", "metric")
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data",
@@ -74,14 +77,12 @@ def add_commands(commands: Commands) -> None:
         help="texts that stand for the model's inputs, as in `tl-backward compare` (default: the task's own, for a "
         "model that ships)",
     )
-    data.add_argument("--text-key", default="text", metavar="NAME", help="where a text is in objects of the file")
-    data.add_argument("--pool", type=positive, default=2000, metavar="N", help="texts of it (default: 2000)")
+    add_options(data, TextOptions, "text_key", "max_tokens")
     data.add_argument(
-        "--max-tokens", type=positive, metavar="N", help="cut a file's texts there (default: at the context)"
+        "--pool", type=positive, default=2000, dest="n_pool", metavar="N", help="texts of it (default: 2000)"
     )
     add_output(parser)
     parser.add_argument("--json", action="store_true", help="print the numbers as one JSON object; a page with --out")
-    parser.set_defaults(run=_invert)
 
 
 def _position(text: str) -> int | str:
@@ -89,8 +90,9 @@ def _position(text: str) -> int | str:
 
 
 def _invert(arguments: argparse.Namespace) -> None:
-    from tl_backward.cli.questions import Questions
-    from tl_backward.inversion import compare_sites, task_of, task_of_texts
+    from tl_backward.cli.generated import options_from
+    from tl_backward.inversion import Closeness, InversionOptions, invert, task_of, task_of_texts
+    from tl_backward.inversion.options import TEXTS
     from tl_backward.model.loading import load
     from tl_backward.render.invert_report import invert_report
 
@@ -105,24 +107,22 @@ def _invert(arguments: argparse.Namespace) -> None:
         )
     with redirect_stdout(sys.stderr):
         model = load(arguments.model, kind=arguments.kind, device=arguments.device, dtype=arguments.dtype)
-        questions = Questions(model, arguments.model, task, arguments)
-        readings = [questions.answer(site, at) for site in questions.sites for at in arguments.position or [-1]]
+        found = invert(
+            model, arguments.prompt, arguments.site, arguments.position or [-1], task,
+            decoder=_decoder(arguments, model, task), options=options_from(arguments, InversionOptions),
+            epsilon=options_from(arguments, Closeness), text_options=replace(TEXTS, max_tokens=arguments.max_tokens),
+            compared=bool(arguments.out or not arguments.json), show_progress=sys.stderr.isatty(),
+        )  # fmt: skip
         report = None
-        if arguments.out or not arguments.json:
-            length = len(readings[0].preimage.query.tokens)
-            comparison = compare_sites(
-                model, arguments.prompt, questions.sites, inputs=questions.pool, features=task.features,
-                positions=list(range(questions.start, length)), epsilon=questions.closeness,
-                show_progress=questions.watched,
-            )  # fmt: skip
-            report = invert_report(readings, comparison=comparison, name=name).save(out).resolve()
+        if found.comparison is not None:
+            report = invert_report(found.readings, comparison=found.comparison, name=name).save(out).resolve()
     if arguments.json:
         data = {"model": arguments.model, "prompt": arguments.prompt, "epsilon": arguments.epsilon}
-        data |= {"metric": arguments.metric, "readings": [_as_json(reading) for reading in readings]}
+        data |= {"metric": arguments.metric, "readings": [_as_json(reading) for reading in found.readings]}
         print(json.dumps(_finite(data | {"report": report and str(report)}), allow_nan=False))
     else:
-        say(*lines(readings))
-        if any(reading.preimage.method == "decoder" for reading in readings):
+        say(*lines(found.readings))
+        if any(reading.preimage.method == "decoder" for reading in found.readings):
             say("note: a decoder's samples also share its habits; --method search looks for texts that do not")
     if report is not None:
         if not arguments.json:
@@ -130,7 +130,20 @@ def _invert(arguments: argparse.Namespace) -> None:
         open_page(report, arguments.no_open)
 
 
-def lines(readings: "list[SiteReading]") -> list[str]:
+def _decoder(arguments: argparse.Namespace, model: "TransformerLensModel", task: "Task") -> "Decoder | None":
+    """The one that was named, or ships for this model."""
+    from tl_backward.inversion import load, names
+
+    if arguments.decoder is not None:
+        return load(arguments.decoder, model=model, valid=task.valid)
+    # A decoder knows its model by activations in float32; others may still be searched.
+    fits = arguments.dtype == "float32" or arguments.method == "decoder"
+    return (
+        load(arguments.model, model=model) if arguments.model in names() and arguments.data is None and fits else None
+    )
+
+
+def lines(readings: "Sequence[SiteReading]") -> list[str]:
     """A row a site and position: how much is inside, and which features those texts keep."""
     from tl_backward.render.invert_report import kept_features
 

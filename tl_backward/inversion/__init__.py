@@ -8,10 +8,12 @@ from tl_backward.inversion.distances import distances
 from tl_backward.inversion.enumeration import ActivationIndex, enumerate_preimage
 from tl_backward.inversion.evaluation import DecoderRates
 from tl_backward.inversion.features import FeatureConsistency, FeatureTable, common_features, feature_consistency
+from tl_backward.inversion.inverting import Inversion, invert
 from tl_backward.inversion.network import DecoderConfig
 from tl_backward.inversion.options import (
     Closeness,
     Edit,
+    InversionOptions,
     Match,
     Metric,
     SamplingOptions,
@@ -53,6 +55,10 @@ __all__ = [
     "Edit",
     "pool_preimage",
     "compare_with_exact",
+    # all of it at once
+    "invert",
+    "Inversion",
+    "InversionOptions",
     # decoders
     "load",
     "names",

@@ -31,6 +31,8 @@ class Task:
     domain_size: int = 0
     edits: Sequence[Edit] = EDITS
     """How a search may move between inputs."""
+    given: bool = False
+    """Whether it is a list of texts, of which nothing more is known: too long ones are cut."""
 
     @property
     def is_small(self) -> bool:
@@ -54,7 +56,7 @@ def task_of_texts(texts: Sequence[str], name: str = "texts") -> Task:
     def draw(n: int, seed: int) -> list[str]:
         return random.Random(seed).sample(pool, min(n, len(pool)))
 
-    return Task(name, draw, MappingProxyType(WORDS))
+    return Task(name, draw, MappingProxyType(WORDS), domain=lambda: draw(len(pool), 0), given=True)
 
 
 def _words(text: str) -> list[str]:
