@@ -26,6 +26,7 @@ from tl_backward.inversion.storage import DESCRIPTION, digest, probe_texts, voca
 from tl_backward.inversion.stream import LAG, Drawing, Shares, TrainingStream, widened
 from tl_backward.model.checks import check_model
 from tl_backward.model.place import Places
+from tl_backward.text.encoded import encode, encode_rows
 from tl_backward.text.token_strings import vocabulary_size
 
 Precision: TypeAlias = Literal["no", "fp16", "bf16"]
