@@ -1,11 +1,9 @@
 """Raise, interrupt and run out of memory everywhere: what comes out is the fault, and the model is what it was."""
 
 import random
-import subprocess
-import sys
 from contextlib import ExitStack
-from pathlib import Path
 
+import plain
 import pytest
 import torch
 from faults import EDITING, ENTRIES, ERRORS, WITH_LOSS, Fault, hooked_by, in_backward, model_of, next_token
@@ -187,8 +185,7 @@ for name, run in ENTRIES.items():
     assert_same(before, state(model, python_random=True), but=("versions",) if name in EDITING else ())
     print(name)
 """
-    root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, cwd=root)
+    done = plain.run(script)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split("\n")[:-1] == list(ENTRIES)
 

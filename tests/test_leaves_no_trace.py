@@ -1,9 +1,6 @@
 """The model is exactly as it was after a capture, whatever was raised; bad input gets one sentence."""
 
-import subprocess
-import sys
-from pathlib import Path
-
+import plain
 import pytest
 import torch
 from leaves_no_trace import Boom, assert_same, assert_same_but_versions, boom, interrupt, state
@@ -242,8 +239,8 @@ for tokens, options in [
     except (TypeError, ValueError) as error:
         print(error)
 """
-    root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root, check=True)
+    done = plain.run(script)
+    assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 10 and all(line.startswith("Expected") for line in lines), done.stdout
     for sentence in (

@@ -1,11 +1,11 @@
 """Names of the release before still lead where they led, and say where that is now."""
 
 import importlib
-import subprocess
 import sys
 import warnings
 from pathlib import Path
 
+import plain
 import pytest
 
 import tl_backward as tlb
@@ -28,7 +28,8 @@ def test_an_import_of_the_old_kind_works_and_leaves_the_functions_of_the_same_na
         "from tl_backward.dissimilarity.findings import heuristics; from tl_backward.losses import target_loss;"
         "assert Readout is tlb.Readout and target_loss is tlb.target_loss and callable(tlb.readout)"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    done = plain.run(program)
+    assert done.returncode == 0, done.stderr
     assert callable(tlb.readout) and callable(tlb.top_pairs) and callable(tlb.backward_lens)
 
 

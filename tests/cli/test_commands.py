@@ -8,6 +8,7 @@ import sys
 import webbrowser
 from pathlib import Path
 
+import plain
 import pytest
 import torch
 from models import HAS_HOOKED_TRANSFORMER, worlds
@@ -193,10 +194,8 @@ def test_as_a_process(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["answer"] == " Graz" and "Warning" not in done.stderr
-    bad = subprocess.run(
-        [sys.executable, "-m", "tl_backward.cli", *ASK, "--layers", "7"],
-        capture_output=True, text=True, env=environment, cwd=tmp_path,
-    )  # fmt: skip
+    main_ = "import sys; from tl_backward.cli import main; sys.exit(main(sys.argv[1:]))"
+    bad = plain.run(main_, *ASK, "--layers", "7", cwd=tmp_path)
     assert bad.returncode == 1 and bad.stdout == "" and bad.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 

@@ -1,10 +1,10 @@
 """Bad input, degenerate input, warnings, dtypes, and what is left behind."""
 
 import re
-import subprocess
 import sys
 import warnings
 
+import plain
 import pytest
 import torch
 
@@ -113,7 +113,7 @@ for name, option in [("cca", "mean"), ("pwcca", "weights"), ("linear_regression"
     except ValueError as error:
         print(option, error)
 """
-    lines = subprocess.check_output([sys.executable, "-c", script], text=True).splitlines()
+    lines = plain.run(script).stdout.splitlines()
     assert len(lines) == 9
     for line in lines:
         option, text = line.split(" ", 1)

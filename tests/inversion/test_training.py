@@ -1,9 +1,9 @@
 import os
+import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import plain
 import pytest
 import torch
 from models import build, worlds
@@ -46,44 +46,46 @@ def test_the_same_seed_gives_the_same_decoder():
 
 
 RUN = """
-import sys, torch
-sys.path[:0] = []
+import os, signal, sys, torch
 from inversion.small import options, trained
 from models import worlds
 torch.set_num_threads(1)
 import tl_backward.inversion._trainer as module
-kill_after = int(sys.argv[2])
-if kill_after:
-    import os, signal
-    step = module.DecoderTrainer.training_step
-    def killed(self, *args, **kwargs):
-        if len(self.losses) == kill_after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return step(self, *args, **kwargs)
-    module.DecoderTrainer.training_step = killed
+step = module.DecoderTrainer.training_step
+def killed(self, *args, **kwargs):
+    if len(self.losses) == 11:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, *args, **kwargs)
+module.DecoderTrainer.training_step = killed
 trained(worlds()[0], budget=16 * 20, out=sys.argv[1], options=options(save_every=4))
 """
 
 
-def run(out, kill_after):
-    return subprocess.run(
-        [sys.executable, "-c", RUN, str(out), str(kill_after)],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-
-
-def test_killed_and_resumed_equals_unbroken(tmp_path):
-    assert run(tmp_path / "whole", 0).returncode == 0
-    killed = run(tmp_path / "broken", 11)
+@pytest.fixture(scope="module")
+def left_by_a_kill(tmp_path_factory):
+    """What a process leaves that is killed in its twelfth of twenty steps."""
+    out = tmp_path_factory.mktemp("killed") / "broken"
+    killed = plain.run(RUN, out)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    return out
+
+
+@pytest.fixture
+def one_thread():
+    """As many as the process that was killed had: sums are the same to the bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_killed_and_resumed_equals_unbroken(tmp_path, left_by_a_kill, one_thread):
+    shutil.copytree(left_by_a_kill, tmp_path / "broken")
     (left,) = (tmp_path / "broken").iterdir()
     assert left.name == "checkpoint-8"
     assert {path.suffix for path in left.iterdir()} == {".safetensors", ".json"}
-    resumed = run(tmp_path / "broken", 0)
-    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    for name in ("whole", "broken"):
+        trained(worlds()[0], budget=16 * 20, out=tmp_path / name, options=options(save_every=4))
     model = build(worlds()[0])
     whole, broken = (load(tmp_path / name, model=model) for name in ("whole", "broken"))
     assert whole.description["final_loss"] == broken.description["final_loss"]
@@ -92,9 +94,8 @@ def test_killed_and_resumed_equals_unbroken(tmp_path):
     assert sorted(p.name for p in (tmp_path / "broken").iterdir()) == ["decoder.json", "decoder.safetensors"]
 
 
-def test_anothers_checkpoint_is_refused(tmp_path):
-    killed = run(tmp_path, 6)
-    assert killed.returncode == -signal.SIGKILL
+def test_anothers_checkpoint_is_refused(tmp_path, left_by_a_kill):
+    shutil.copytree(left_by_a_kill, tmp_path, dirs_exist_ok=True)
     with pytest.raises(ValueError, match="Expected the checkpoint of this run in .*got one of another budget"):
         trained(worlds()[0], budget=16 * 30, out=tmp_path, options=options(save_every=4))
 

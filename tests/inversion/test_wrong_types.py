@@ -1,8 +1,6 @@
 """What users without run-time type checks are told of arguments of the wrong kind (these tests' own checks come first)."""
 
-import subprocess
-import sys
-from pathlib import Path
+import plain
 
 CALLS = {
     "resolve_place(model, 7)": "TypeError: Expected a place as a hook name, (short name, layer) or (short name, layer, head), got 7",
@@ -30,8 +28,7 @@ CALLS = {
 
 def test_messages():
     script = f"""
-import sys, torch
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+import torch
 from models import bridge
 from tl_backward.inversion import *
 from tl_backward.inversion.options import InversionOptions
@@ -45,6 +42,7 @@ for call in {list(CALLS)!r}:
     except Exception as error:
         print(f"{{type(error).__name__}}: {{error}}")
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = plain.run(script)
+    assert done.returncode == 0, done.stderr
     for (call, message), line in zip(CALLS.items(), done.stdout.splitlines(), strict=True):
         assert line.startswith(message), call

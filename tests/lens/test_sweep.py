@@ -2,10 +2,8 @@
 
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
+import plain
 import pytest
 import torch
 from models import build, randomise, worlds
@@ -386,8 +384,8 @@ for options in ({"collect": ["norms"]}, {"collect": "norm"}, {"control": "noise"
     except ValueError as error:
         print(error)
 """
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root, check=True)
+    done = plain.run(script)
+    assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert "got 'norms'; the nearest are 'norm'" in lines[0] and "Expected a list of quantities" in lines[1]
     assert "no other control is known" in lines[2]

@@ -9,6 +9,7 @@ import threading
 import warnings
 from pathlib import Path
 
+import plain
 import pytest
 import torch
 import transformers
@@ -471,7 +472,8 @@ def test_what_is_no_name_gets_a_sentence_without_type_checks():
     }
     code = "import tl_backward as tlb\n"
     code += "".join(f"try: tlb.load({call})\nexcept (TypeError, ValueError) as e: print(e)\n" for call in calls)
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    done = plain.run(code)
+    assert done.returncode == 0, done.stderr
     for line, said in zip(done.stdout.splitlines(), calls.values(), strict=True):
         assert line.startswith(f"Expected {said}")
 

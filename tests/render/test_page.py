@@ -2,10 +2,10 @@ import base64
 import hashlib
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
+import plain
 import pytest
 import torch
 
@@ -149,5 +149,5 @@ def test_import_is_light() -> None:
         "import sys, tl_backward; before = set(sys.modules); import tl_backward.render;"
         "print(sorted({'plotly', 'circuitsvis', 'pandas', 'IPython'} & (set(sys.modules) - before)))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = plain.run(code)
     assert result.stdout.strip() == "[]"

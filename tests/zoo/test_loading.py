@@ -1,8 +1,7 @@
 import json
 import shutil
-import subprocess
-import sys
 
+import plain
 import pytest
 import torch
 
@@ -83,7 +82,7 @@ zoo.facts.world(5)
 zoo.load("facts")
 sys.exit(before != states())
 """
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert plain.run(code).returncode == 0
 
 
 def test_loading_opens_no_connection(kind, monkeypatch):
@@ -124,7 +123,7 @@ before = set(sys.modules)
 import tl_backward.zoo
 sys.exit(bool({"transformers", "transformer_lens"} & (set(sys.modules) - before)))
 """
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert plain.run(code).returncode == 0
 
 
 def test_an_unknown_name_is_told_the_known_ones():
