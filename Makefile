@@ -5,7 +5,7 @@ PYTEST_FLAGS ?= -q -n 2
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-tl4 test-long test-browser architectures format lint docs dist bench venv venv-tl4 clean
+.PHONY: help demo test test-tl4 coverage test-long test-browser architectures format lint docs dist bench venv venv-tl4 clean
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -25,13 +25,19 @@ demo: .venv/.installed  ## the main job: one edit-shaped question on the shipped
 	.venv/bin/tl-backward demo --out report.html $(DEMO_FLAGS)
 
 # The processes that tests start, notebooks' kernels among them, keep to one thread too: two that wait for cores spin.
-test test-tl4 test-long architectures: export OMP_NUM_THREADS = 1
+test test-tl4 coverage test-long architectures: export OMP_NUM_THREADS = 1
 
 test: .venv/.installed  ## all tests on TransformerLens 3.9 (HookedTransformer and TransformerBridge)
 	.venv/bin/python -m pytest $(PYTEST_FLAGS) --durations=25
 
 test-tl4: .venv-tl4/.installed  ## all tests on TransformerLens 4.3 (TransformerBridge)
 	.venv-tl4/bin/python -m pytest $(PYTEST_FLAGS) --durations=25
+
+coverage: .venv/.installed .venv-tl4/.installed  ## which lines of tl_backward no test of either suite reaches
+	COVERAGE_FILE=.coverage.tl3 .venv/bin/python -m pytest $(PYTEST_FLAGS) --cov --cov-report=
+	COVERAGE_FILE=.coverage.tl4 .venv-tl4/bin/python -m pytest $(PYTEST_FLAGS) --cov --cov-report=
+	.venv/bin/coverage combine -q .coverage.tl3 .coverage.tl4
+	.venv/bin/coverage report --show-missing --sort=cover
 
 test-long: .venv/.installed .venv-tl4/.installed  ## the tests that take long, on both (most of an hour)
 	.venv/bin/python -m pytest $(PYTEST_FLAGS) -m long -rP
@@ -72,8 +78,8 @@ dist: .venv/.installed  ## wheel and sdist, checked; the demo runs from the whee
 	.venv/bin/pip install -q --disable-pip-version-check --no-deps --target dist/unpacked dist/*.whl
 	cd dist && PYTHONPATH=unpacked ../.venv/bin/python -m tl_backward.cli demo --out demo.html --no-open
 
-bench: .venv/.installed  ## speed and memory, as ratios within one run
+bench: .venv/.installed  ## speed and memory, as ratios within one run, set beside those of the last (tests/benchmarks/history.csv)
 	.venv/bin/python -m tests.benchmarks
 
 clean:  ## remove the environments and caches
-	rm -rf .venv .venv-tl4 site build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache report.html
+	rm -rf .venv .venv-tl4 .coverage* site build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache report.html
