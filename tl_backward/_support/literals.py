@@ -1,7 +1,7 @@
 """beartype, but which of a Literal's values is given is left to the function, whose own error names them all."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
 from beartype import BeartypeConf, beartype
 
@@ -17,11 +17,9 @@ def check_types(signature: F) -> F:
     """Check a function's arguments and what it returns; of a Literal, only the values' type."""
     hints = list(getattr(signature, "__annotations__", {}).values())
     overrides = {each: type(get_args(each)[0]) for hint in hints for each in _literals(hint)}
-    return (
-        beartype(conf=BeartypeConf(hint_overrides=FrozenDict(overrides)))(signature)
-        if overrides
-        else beartype(signature)
-    )
+    if not overrides:
+        return beartype(signature)
+    return cast(Callable[[F], F], beartype(conf=BeartypeConf(hint_overrides=FrozenDict(overrides))))(signature)
 
 
 def _literals(hint: Any) -> Iterator[Any]:  # an annotation has no type of its own

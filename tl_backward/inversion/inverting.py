@@ -85,8 +85,7 @@ def invert(
     asked.check(way)
     known = list(decoder.sites) if sites is None and way == "decoder" and decoder is not None else None
     chosen = resolve_places(model, known or sites or "resid_post")
-    several = isinstance(positions, Sequence) and not isinstance(positions, str)
-    rules = positions if several else [positions]
+    rules = list(positions) if isinstance(positions, Sequence) and not isinstance(positions, str) else [positions]
     pool = asked.encoded(task.draw(options.n_pool, options.seed))
     readings = tuple(asked.read(query, site, rule, pool, way) for site in chosen for rule in rules)
     if not compared:
