@@ -1,14 +1,13 @@
 """beartype, but which of a Literal's values is given is left to the function, whose own error names them all."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
+import beartype as package
 from beartype import BeartypeConf, beartype
 
-try:
-    from beartype import FrozenDict
-except ImportError:  # beartype before 0.20
-    from beartype import BeartypeHintOverrides as FrozenDict
+# Its name before beartype 0.20 is the second.
+_FROZEN: Any = getattr(package, "FrozenDict", None) or package.BeartypeHintOverrides
 
 F = TypeVar("F", bound=Callable)
 
@@ -19,7 +18,7 @@ def check_types(signature: F) -> F:
     overrides = {each: type(get_args(each)[0]) for hint in hints for each in _literals(hint)}
     if not overrides:
         return beartype(signature)
-    return cast(Callable[[F], F], beartype(conf=BeartypeConf(hint_overrides=FrozenDict(overrides))))(signature)
+    return beartype(conf=BeartypeConf(hint_overrides=_FROZEN(overrides)))(signature)
 
 
 def _literals(hint: Any) -> Iterator[Any]:  # an annotation has no type of its own
