@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tl_backward._support.lengths import largest, lengths
 from tl_backward._support.types import typed
-from tl_backward.inversion.options import Metric, check_metric
+from tl_backward.inversion.options import Metric, check_choice
 
 
 def distances(
@@ -25,7 +25,7 @@ def distances(
         >>> tlb.inversion.distances(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), z).tolist()  # relative to |z|
         [0.0, 1.0]
     """
-    check_metric(metric)
+    check_choice("metric", metric, Metric)
     return _distances(values, query, metric)
 
 

@@ -17,8 +17,7 @@ from tl_backward.inversion.options import (
     Closeness,
     Match,
     Metric,
-    check_match,
-    check_metric,
+    check_choice,
     check_text_options,
 )
 from tl_backward.inversion.positions import NOWHERE, Position, find_positions
@@ -138,7 +137,7 @@ class ActivationIndex:
             ValueError: the domain does not fit in `max_memory`, the message says what it takes and what would fit;
                 and as for `preimage_of`.
         """
-        check_match(match)
+        check_choice("match", match, Match)
         check_text_options(text_options)
         texts = encode(model, inputs, prepend_bos=text_options.prepend_bos)
         batch_size = text_options.batch_size
@@ -201,7 +200,7 @@ class ActivationIndex:
         Raises:
             ValueError: fewer texts than that have the position.
         """
-        check_metric(metric)
+        check_choice("metric", metric, Metric)
         asked = read_query(self.model, query, self.site, self.rule)
         closeness = self._per_text(self._approximate(asked.activation, metric))
         there = int(closeness.isfinite().sum())

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion.comparison import SiteComparison, compare_sites
@@ -9,14 +10,13 @@ from tl_backward.inversion.decoder import Decoder
 from tl_backward.inversion.enumeration import enumerate_preimage
 from tl_backward.inversion.options import EPSILON, INVERSION, TEXTS, Closeness, InversionOptions, SearchOptions, Way
 from tl_backward.inversion.positions import Position
-from tl_backward.inversion.preimage import Preimage
 from tl_backward.inversion.proposals import pool_preimage
 from tl_backward.inversion.query import QueryLike
 from tl_backward.inversion.search import search_preimage
 from tl_backward.inversion.shipped import names
 from tl_backward.inversion.site_reading import SiteReading, read_preimage
 from tl_backward.inversion.tasks import Task
-from tl_backward.model.place import Place, Places, resolve_places
+from tl_backward.model.place import Places, resolve_places
 from tl_backward.text.encoded import Encoded, encode, encode_starts
 from tl_backward.text.options import TextOptions
 
@@ -80,101 +80,80 @@ def invert(
         >>> found.readings[0].preimage.method
         'enumeration'
     """
-    asked = _Asked(model, task, decoder, options, Closeness.of(epsilon), text_options, show_progress)
-    way = options.method or asked.usual_way(sites)
-    asked.check(way)
+    closeness, read = Closeness.of(epsilon), replace(text_options, max_tokens=None)
+    way = options.method or _usual_way(model, sites, task, decoder)
+    _check_way(way, task, decoder)
     known = list(decoder.sites) if sites is None and way == "decoder" and decoder is not None else None
     chosen = resolve_places(model, known or sites or "resid_post")
     rules = list(positions) if isinstance(positions, Sequence) and not isinstance(positions, str) else [positions]
-    pool = asked.encoded(task.draw(options.n_pool, options.seed))
-    readings = tuple(asked.read(query, site, rule, pool, way) for site in chosen for rule in rules)
+    pool = _encoded(model, task.draw(options.n_pool, options.seed), task, text_options)
+    looked_through = task.domain if way == "enumerate" or task.is_small else None
+    domain = None if looked_through is None else _encoded(model, looked_through(), task, text_options)
+    readings: list[SiteReading] = []
+    for site, rule in product(chosen, rules):
+        near = pool_preimage(
+            model, query, site, rule, pool, n=options.n, epsilon=closeness, valid=task.valid, text_options=read,
+            show_progress=show_progress,
+        )  # fmt: skip
+        exact = None if domain is None else enumerate_preimage(
+            model, near.query, site, rule, domain, epsilon=closeness, valid=task.valid, text_options=read,
+            show_progress=show_progress,
+        )  # fmt: skip
+        if way == "decoder" and decoder is not None:
+            found = decoder.preimage(
+                near.query, n=options.n, epsilon=closeness, prior=pool, seed=options.seed, show_progress=show_progress
+            )
+        elif way == "search":
+            chains = min(_CHAINS, options.n)
+            thin = max(1, chains * (_STEPS // 2) // options.n)
+            walks = SearchOptions(chains, _STEPS, thin=thin, token_edits=task.edits)
+            found = search_preimage(
+                model, near.query, site, rule, pool, search_options=walks, valid=task.valid, epsilon=closeness,
+                seed=options.seed, text_options=read, show_progress=show_progress,
+            )  # fmt: skip
+        else:
+            found = near if exact is None or way == "pool" else exact
+        one = read_preimage(
+            model, found, features=task.features, prior=pool.texts, retrieval=None if found is near else near,
+            exact=None if found is exact else exact,
+            decoder=decoder if decoder is not None and site in decoder.sites else None,
+        )  # fmt: skip
+        readings.append(one)
     if not compared:
-        return Inversion(readings, None)
+        return Inversion(tuple(readings), None)
     tokens = readings[0].preimage.query.tokens
     start = 1 if int(tokens[0]) == getattr(model.tokenizer, "bos_token_id", None) else 0
     comparison = compare_sites(
-        model, query, chosen, list(range(start, len(tokens))), inputs=pool, features=task.features,
-        epsilon=asked.closeness, text_options=asked.read_options, show_progress=show_progress,
+        model, query, chosen, list(range(start, len(tokens))), inputs=pool, features=task.features, epsilon=closeness,
+        text_options=read, show_progress=show_progress,
     )  # fmt: skip
-    return Inversion(readings, comparison)
+    return Inversion(tuple(readings), comparison)
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What is the same at all sites and positions."""
+def _usual_way(model: TransformerLensModel, sites: Places | None, task: Task, decoder: Decoder | None) -> Way:
+    """The one that says most of these sites at little cost."""
+    asked = [] if sites is None else resolve_places(model, sites)
+    if decoder is not None and all(site in decoder.sites for site in asked):
+        return "decoder"
+    return "pool" if task.given else "enumerate" if task.is_small else "search"
 
-    model: TransformerLensModel
-    task: Task
-    decoder: Decoder | None
-    options: InversionOptions
-    closeness: Closeness
-    text_options: TextOptions
-    show_progress: bool
 
-    @property
-    def read_options(self) -> TextOptions:
-        """For inputs that are cut already."""
-        return replace(self.text_options, max_tokens=None)
+def _check_way(way: Way, task: Task, decoder: Decoder | None) -> None:
+    """Refuse early what no site could answer."""
+    if way == "decoder" and decoder is None:
+        raise ValueError(
+            f"Expected a model whose decoder ships ({', '.join(names())}) or a decoder of your own with method "
+            "'decoder', got none; train one, or use method 'search'."
+        )
+    if way == "enumerate" and task.domain is None:
+        raise ValueError(
+            f"Expected a task of finitely many inputs with method 'enumerate', got {task.name!r}; use method "
+            "'search', or give all inputs you mean as texts."
+        )
 
-    def usual_way(self, sites: Places | None) -> Way:
-        """The one that says most of these sites at little cost."""
-        asked = [] if sites is None else resolve_places(self.model, sites)
-        if self.decoder is not None and all(site in self.decoder.sites for site in asked):
-            return "decoder"
-        return "pool" if self.task.given else "enumerate" if self.task.is_small else "search"
 
-    def check(self, way: Way) -> None:
-        """Refuse early what no site could answer."""
-        if way == "decoder" and self.decoder is None:
-            raise ValueError(
-                f"Expected a model whose decoder ships ({', '.join(names())}) or a decoder of your own with method "
-                "'decoder', got none; train one, or use method 'search'."
-            )
-        if way == "enumerate" and self.task.domain is None:
-            raise ValueError(
-                f"Expected a task of finitely many inputs with method 'enumerate', got {self.task.name!r}; use method "
-                "'search', or give all inputs you mean as texts."
-            )
-
-    def encoded(self, inputs: Iterable[str]) -> Encoded:
-        """A task's own inputs whole, given texts cut."""
-        o = self.text_options
-        if self.task.given:
-            return encode_starts(self.model, list(inputs), o.max_tokens, prepend_bos=o.prepend_bos)
-        return encode(self.model, inputs, prepend_bos=o.prepend_bos)
-
-    def read(self, query: QueryLike, site: Place, position: Position, pool: Encoded, way: Way) -> SiteReading:
-        """The preimage at one site and position, beside retrieval and, of few inputs, the exact one."""
-        task, decoder = self.task, self.decoder
-        near = pool_preimage(
-            self.model, query, site, position, pool, n=self.options.n, epsilon=self.closeness, valid=task.valid,
-            text_options=self.read_options, show_progress=self.show_progress,
-        )  # fmt: skip
-        found, exact = near, None
-        if task.domain is not None and (way == "enumerate" or task.is_small):
-            exact = enumerate_preimage(
-                self.model, near.query, site, position, self.encoded(task.domain()), epsilon=self.closeness,
-                valid=task.valid, text_options=self.read_options, show_progress=self.show_progress,
-            )  # fmt: skip
-        if way == "enumerate" and exact is not None:
-            found, exact = exact, None
-        elif way != "pool":
-            found = self._drawn(near, pool, way)
-        return read_preimage(
-            self.model, found, features=task.features, prior=pool.texts, retrieval=None if found is near else near,
-            exact=exact, decoder=decoder if decoder is not None and site in decoder.sites else None,
-        )  # fmt: skip
-
-    def _drawn(self, near: Preimage, pool: Encoded, way: Way) -> Preimage:
-        n, seed = self.options.n, self.options.seed
-        if way == "decoder" and self.decoder is not None:
-            return self.decoder.preimage(
-                near.query, n=n, epsilon=self.closeness, prior=pool, seed=seed, show_progress=self.show_progress
-            )
-        chains = min(_CHAINS, n)
-        walks = SearchOptions(chains, _STEPS, thin=max(1, chains * (_STEPS // 2) // n), token_edits=self.task.edits)
-        return search_preimage(
-            self.model, near.query, near.site, near.query.rule, pool, search_options=walks, seed=seed,
-            epsilon=self.closeness, valid=self.task.valid, text_options=self.read_options,
-            show_progress=self.show_progress,
-        )  # fmt: skip
+def _encoded(model: TransformerLensModel, inputs: Iterable[str], task: Task, options: TextOptions) -> Encoded:
+    """A task's own inputs whole, given texts cut."""
+    if task.given:
+        return encode_starts(model, list(inputs), options.max_tokens, prepend_bos=options.prepend_bos)
+    return encode(model, inputs, prepend_bos=options.prepend_bos)

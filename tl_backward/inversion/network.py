@@ -1,13 +1,17 @@
 """The decoder's network: a small GPT-2 that says which text an activation came from, p(x | z) (Huang et al. 2024)."""
 
 from dataclasses import asdict, dataclass
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol, TypeAlias, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
+
+from tl_backward.inversion.options import check_choice
+
+Conditioning: TypeAlias = Literal["prefix", "cross"]
 
 IGNORED = -100
 
@@ -19,7 +23,7 @@ class DecoderConfig:
     n_layers: int = 2
     d_model: int = 64
     n_heads: int = 4
-    conditioning: Literal["prefix", "cross"] = "prefix"
+    conditioning: Conditioning = "prefix"
     """How the text's tokens see the activation: "prefix", as vectors before them, or "cross", by cross-attention in
     every layer."""
     n_vectors: int = 4
@@ -36,8 +40,7 @@ class DecoderConfig:
             raise ValueError(
                 f"Expected d_model to be a multiple of n_heads, got {self.d_model} and {self.n_heads}; change one."
             )
-        if self.conditioning not in ("prefix", "cross"):
-            raise ValueError(f"Expected conditioning 'prefix' or 'cross', got {self.conditioning!r}; choose one.")
+        check_choice("conditioning", self.conditioning, Conditioning)
 
 
 class _Generates(Protocol):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from tl_backward.text.options import TextOptions
 
@@ -40,8 +40,8 @@ class Closeness:
     def __post_init__(self) -> None:
         if not (self.epsilon > 0 and math.isfinite(self.epsilon)):
             raise ValueError(f"Expected epsilon > 0, got {self.epsilon}; the paper's is {EPSILON}.")
-        check_metric(self.metric)
-        check_match(self.match)
+        check_choice("metric", self.metric, Metric)
+        check_choice("match", self.match, Match)
 
     @classmethod
     def of(cls, epsilon: "float | Closeness") -> "Closeness":
@@ -147,8 +147,8 @@ class InversionOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.method not in (None, *get_args(Way)):
-            raise ValueError(f"Expected method to be one of {', '.join(get_args(Way))}, got {self.method!r}.")
+        if self.method is not None:
+            check_choice("method", self.method, Way)
         if min(self.n, self.n_pool) < 1:
             raise ValueError(f"Expected n and n_pool of at least 1, got {self.n} and {self.n_pool}; take more.")
 
@@ -156,24 +156,14 @@ class InversionOptions:
 INVERSION = InversionOptions()
 
 
-def check_metric(metric: str) -> None:
-    """Refuse a metric that is not known.
+def check_choice(name: str, value: str, choices: Any) -> None:
+    """Refuse what is none of a `Literal`'s values.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is none.
     """
-    if metric not in get_args(Metric):
-        raise ValueError(f"Expected metric to be one of {', '.join(get_args(Metric))}, got {metric!r}; choose one.")
-
-
-def check_match(match: str) -> None:
-    """Refuse anything but the two ways.
-
-    Raises:
-        ValueError: it is another.
-    """
-    if match not in get_args(Match):
-        raise ValueError(f"Expected match to be one of {', '.join(get_args(Match))}, got {match!r}; choose one.")
+    if value not in get_args(choices):
+        raise ValueError(f"Expected {name} to be one of {', '.join(get_args(choices))}, got {value!r}; choose one.")
 
 
 def check_text_options(options: TextOptions) -> None:
