@@ -100,7 +100,7 @@ SENTENCES = {
     "unknown hook point": (lambda m: run(m, names_filter="hook_embd"), ValueError, "the nearest are 'hook_embed'"),
     "unknown weight": (lambda m: run(m, weights="W_ot"), ValueError, "got 'W_ot'; the nearest are .*'W_out'"),
     "nothing to keep": (lambda m: run(m, weights=[], names_filter=[]), ValueError, "hook points whose gradients to keep, got neither"),
-    "weights of the wrong kind": (lambda m: run(m, weights=3), TypeError, "got int; for example"),
+    "weights of the wrong kind": (lambda m: run(m, weights=3), TypeError, "got int; for example|parameter 'weights'"),
     "vector loss": (lambda m: run(m, loss=lambda x, t: x[0, 0]), ValueError, r"scalar, got shape \(50,\); reduce it"),
     "number loss": (lambda m: run(m, loss=lambda x, t: 3.0), TypeError, "got float; return a torch tensor"),
     "infinite loss": (lambda m: run(m, loss=lambda x, t: x.sum() / 0), ValueError, "Expected a finite loss, got -?inf"),

@@ -16,6 +16,9 @@ import torch
 
 import tl_backward as tlb
 from tl_backward import alignment, dissimilarity, editing, embedding_space, inversion
+from tl_backward.embedding_space import VectorOptions
+from tl_backward.lens import RandomInit
+from tl_backward.text.options import TextOptions
 from transformer_lens.model_bridge import TransformerBridge
 """
 MADE = {
@@ -27,6 +30,8 @@ MADE = {
 SCRIPT = """
 assert_type(tlb.readout(model, model.W_E[:3], k=3, target=" c"), tlb.Readout)
 assert_type(tlb.backward_lens(model, "a b", " c"), tlb.BackwardLens)
+assert_type(tlb.backward_lens(model, "a b", " c", control="random_init").control.loss, torch.Tensor)
+assert_type(tlb.backward_lens(model, "a b", " c", control=RandomInit(seed=1)).control, tlb.BackwardLens)
 logits, cache = tlb.run_with_gradient_cache(model, ["a", "b"], tlb.next_token_loss)
 assert_type(logits, torch.Tensor)
 assert_type(cache, tlb.GradientCache)
@@ -35,7 +40,12 @@ tlb.sweep(model, ["a"], [" b"])
 tlb.gradient_similarity(model, [("a", " b")], ["c"])
 tlb.shift_edit(model, "a", " b", 1).apply()
 editing.compare_edits(model, [], {})
-tlb.project_parameter(model, "W_in", 0)
+assert_type(tlb.project_parameter(model, "W_in", layer=0, k=3).top_tokens, list[list[str]])
+tlb.head_pairs(model, "VO", layer=0, head=0, k=5, vector_options=VectorOptions(fold_ln=True))
+tlb.head_pairs(model, "OV", layer=0, head=0)  # pyright: ignore[reportArgumentType]
+tlb.run_with_gradient_cache(model, "a", tlb.next_token_loss, weights=3)  # pyright: ignore[reportArgumentType]
+VectorOptions(inverse="inverse")  # pyright: ignore[reportArgumentType]
+tlb.sweep(model, ["a"], [" b"], control=RandomInit(n_draws=2), text_options=TextOptions(batch_size=2))
 embedding_space.related_pairs(model, "KV", 0)
 alignment.token_map(model, model)
 dissimilarity.compare(model, model, ["a", "b"])
@@ -49,7 +59,13 @@ def test_every_model_is_taken(kind, tmp_path):
         pytest.skip("TransformerLens 4 has no HookedTransformer")
     pytest.importorskip("pyright")
     (tmp_path / "script.py").write_text(IMPORTS + MADE[kind] + SCRIPT)
-    options = {"include": ["."], "extraPaths": [str(ROOT)], "typeCheckingMode": "standard", "pythonVersion": "3.11"}
+    options = {
+        "include": ["."],
+        "extraPaths": [str(ROOT)],
+        "typeCheckingMode": "standard",
+        "reportUnnecessaryTypeIgnoreComment": True,
+        "pythonVersion": "3.11",
+    }
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(options))
     command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--outputjson", "-p", str(tmp_path)]
     said = json.loads(subprocess.run(command, capture_output=True, text=True).stdout)

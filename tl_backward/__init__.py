@@ -26,8 +26,8 @@ from tl_backward.gradients.capture import run_with_gradient_cache
 from tl_backward.gradients.hook_points import extend, unextend
 from tl_backward.gradients.losses import logit_difference, next_token_loss, target_loss
 from tl_backward.gradients.similarity import gradient_similarity
-from tl_backward.lens.backward_lens import BackwardLens as BackwardLens
 from tl_backward.lens.backward_lens import backward_lens
+from tl_backward.lens.lens_result import BackwardLens as BackwardLens
 from tl_backward.lens.sweep_result import load_sweep as load_sweep
 from tl_backward.lens.sweep_result import merge
 from tl_backward.lens.sweeps import sweep

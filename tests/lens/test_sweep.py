@@ -376,6 +376,7 @@ def test_options_of_the_wrong_kind_get_a_sentence_without_type_checks():
 import sys
 sys.path.insert(0, "tests")
 from models import bridge
+from tl_backward import next_token_loss, run_with_gradient_cache
 from tl_backward.lens.sweeps import sweep
 model = bridge()
 for options in ({"collect": ["norms"]}, {"collect": "norm"}, {"control": "noise"}):
@@ -383,12 +384,16 @@ for options in ({"collect": ["norms"]}, {"collect": "norm"}, {"control": "noise"
         sweep(model, ["w5"], ["w9"], **options)
     except ValueError as error:
         print(error)
+try:
+    run_with_gradient_cache(model, "w5 w6", next_token_loss, weights=3)
+except TypeError as error:
+    print(error)
 """
     done = plain.run(script)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert "got 'norms'; the nearest are 'norm'" in lines[0] and "Expected a list of quantities" in lines[1]
-    assert "no other control is known" in lines[2]
+    assert "no other control is known" in lines[2] and "a list of names or a predicate, got int" in lines[3]
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):

@@ -19,8 +19,9 @@ from tokenizers import models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
 
 import tl_backward as tlb
+from tl_backward.lens.patterns import attention_patterns
 from tl_backward.render import lens_report, pattern_names, visible_token
-from tl_backward.render.attention_report import attention_patterns, attention_section
+from tl_backward.render.attention_report import attention_section
 from tl_backward.render.figures import Curve
 from tl_backward.render.key_figures import PromptView, key_figures
 from tl_backward.render.lens_data import lens_data
@@ -208,6 +209,19 @@ def test_sixty_tokens():
     lens = full_lens(model, prompt)
     page = lens_report(lens, model)
     assert len(data_of(page, "vjp_norms")) == 2 * len(lens.tokens) and len(lens.tokens) >= 60
+
+
+@every_world
+def test_a_lens_that_kept_its_patterns_needs_no_other_pass(world):
+    """What the page shows is of the lens's own pass, the same as one more would give."""
+    model = build(world)
+    lens = full_lens(model)
+    again = attention_patterns(model, lens.token_ids, lens.layers)
+    assert lens.patterns.keys() == again.keys() != set()
+    for layer, pattern in lens.patterns.items():
+        assert torch.allclose(pattern, again[layer], atol=1e-6)
+    assert data_of(lens_report(lens), "attention") == data_of(lens_report(lens, model), "attention")
+    assert not tlb.backward_lens(model, PROMPT, TARGET, k=3).patterns
 
 
 @every_world

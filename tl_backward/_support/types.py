@@ -1,7 +1,7 @@
 """The model Protocol and the run-time checks of public tensor functions."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
@@ -108,4 +108,6 @@ Prompts: TypeAlias = (
     | Integer[np.ndarray, "pos"]
 )
 HookFn: TypeAlias = Callable[..., Tensor | None]
+Weights: TypeAlias = Callable[[str], bool] | str | Collection[str] | None
+"""Which weights: None for the usual ones, a name, a list of names, or a predicate on the full name."""
 NamesFilter: TypeAlias = Callable[[str], bool] | str | list[str] | tuple[str, ...] | None

@@ -8,22 +8,23 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tl_backward.cli.generated import add_options
 from tl_backward.cli.options import (
     Commands,
     add_model,
     add_output,
     check_out,
-    layers,
     open_page,
-    positive,
     quoted,
     say,
     size_of,
 )
+from tl_backward.lens.backward_lens import backward_lens
+from tl_backward.lens.control import RandomInit
 
 if TYPE_CHECKING:
     from tl_backward._support.types import TransformerLensModel
-    from tl_backward.lens.backward_lens import BackwardLens
+    from tl_backward.lens.lens_result import BackwardLens
     from tl_backward.render.page import Page
 
 DEMO_LAYER, DEMO_SCALE = 2, 0.75  # what `tl-backward edits --model facts` chooses
@@ -86,27 +87,14 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
         help="the new answer after it, usually with its leading space",
     )
     parser.add_argument("--subject", metavar="TEXT", help="part of the prompt whose tokens are averaged together")
-    parser.add_argument(
-        "--layers",
-        type=layers,
-        metavar="LIST",
-        help="layers to read, such as 0,3 or 4-7, or =-1 for the last (default: all)",
-    )
-    parser.add_argument(
-        "--k", type=positive, default=10, metavar="N", help="top and bottom tokens to keep (default: 10)"
-    )
-    parser.add_argument(
-        "--attention",
-        action="store_true",
-        help="read attention's W_V and W_O too (always done for models without MLPs)",
-    )
+    add_options(parser, backward_lens, "layers", "k", "attention")
     parser.add_argument(
         "--control",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="run the same architecture with random weights beside it (default: yes)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the control's weights (default: 0)")
+    add_options(parser, RandomInit, "seed")
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -179,9 +167,7 @@ def _compute(
     control: bool = True,
     seed: int = 0,
 ) -> "BackwardLens":
-    from tl_backward.lens.backward_lens import backward_lens
-    from tl_backward.lens.control import RandomInit
-    from tl_backward.render.attention_report import pattern_names
+    from tl_backward.lens.patterns import pattern_names
 
     return backward_lens(
         model,

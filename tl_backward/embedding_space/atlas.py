@@ -71,16 +71,16 @@ def parameter_atlas(
     """
     chosen = check_layers(layers, model.cfg.n_layers)
     places = atlas_places(model, weights, chosen)
-    quiet = {"vector_options": vector_options, "show_progress": False}
+    by = vector_options
     coherence = {
-        place: parameter_coherence(model, *place, k=k, seed=seed, **quiet)
+        place: parameter_coherence(model, *place, k=k, vector_options=by, seed=seed, show_progress=False)
         for place in tqdm(places, disable=not show_progress, delay=1, leave=False, desc="atlas")
     }
     omitted = left_out_of_atlas(model, places, chosen) if weights is None else ""
     circuits: dict[Circuit, None] = dict.fromkeys(CIRCUITS[short] for short, _ in places if short in CIRCUITS)
     heads = [place for circuit in circuits for layer in chosen for place in heads_of(model, circuit, layer)]
     pairs = [
-        head_pairs(model, *place, k=n_pairs, **quiet)
+        head_pairs(model, *place, k=n_pairs, vector_options=by, show_progress=False)
         for place in tqdm(heads if n_pairs else [], disable=not show_progress, delay=1, leave=False, desc="heads")
     ]
     return ParameterAtlas(coherence, tuple(chosen), tuple(pairs), omitted)

@@ -64,21 +64,27 @@ def parameter_words(
         >>> words.pairs
         (HeadPairs(VO, layer 2, head 1, 5 largest pairs),)
     """
-    read = {"vector_options": vector_options, "show_progress": show_progress}
-    coherence = parameter_coherence(model, weight, layer, head=head, k=k, seed=seed, **read)
+    by, bars = vector_options, show_progress
+    coherence = parameter_coherence(
+        model, weight, layer, head=head, k=k, vector_options=by, seed=seed, show_progress=bars
+    )
     own, n_tokens = coherence.projection.weight, coherence.projection.n_tokens
     component, _, short = own.rpartition(".")
     block = int(own.split(".")[1]) if own.startswith("blocks.") else None
     related, pairs = None, []
     if block is not None and short in PARTNERS and _has_partner(model, component, PARTNERS[short]):
         size = min(100, max(2, n_tokens // 4))
-        quiet = {"vector_options": vector_options, "show_progress": False}
-        related = related_pairs(model, PARTNERS[short], block, head=head, k=size, seed=seed, **quiet)
+        related = related_pairs(
+            model, PARTNERS[short], block, head=head, k=size, vector_options=by, seed=seed, show_progress=False
+        )
     if block is not None and short in CIRCUITS:
         heads = heads_of(model, CIRCUITS[short], block)
         if head is not None and heads:
             heads = [heads[check_head(head, len(heads))]]
-        pairs = [head_pairs(model, *place, k=min(n_pairs, n_tokens**2), **read) for place in heads]
+        pairs = [
+            head_pairs(model, *place, k=min(n_pairs, n_tokens**2), vector_options=by, show_progress=bars)
+            for place in heads
+        ]
     return ParameterWords(coherence, head, related, tuple(pairs))
 
 

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_backward._support.checks import nearest
+from tl_backward.gradients.losses import Loss
 from tl_backward.weights.account import Row, account_frame, left_out
 from tl_backward.weights.factors import GradientFactors
 
@@ -123,6 +124,8 @@ class GradientCache(Mapping[Key, Tensor]):
     """Gradients of vectors, scalars and kernels by weight name, raw sign, in the parameter's own shape."""
     missing: dict[str, str]
     """Weights and hook points without a gradient here, by name, and why."""
+    bound: Loss | None
+    """The loss function that was differentiated, bound to the model and its prompts where it is a loss of words."""
 
     def __init__(
         self,
@@ -139,13 +142,14 @@ class GradientCache(Mapping[Key, Tensor]):
         parameter_gradients: GradientMap | None = None,
         missing: dict[str, str] | None = None,
         account: Callable[[], list[Row]] = list,
+        bound: Loss | None = None,
     ) -> None:
         self.loss, self.tokens, self.mask, self.logits, self.factors = loss, tokens, mask, logits, factors
         self.prompt_tokens = tokens if prompt_tokens is None else prompt_tokens
         self.prompt_mask = mask if prompt_tokens is None else prompt_mask
         self.parameter_gradients = parameter_gradients or GradientMap({}, {}, n_layers)
         self.missing = missing or {}
-        self._account = account
+        self._account, self.bound = account, bound
         self._gradients = gradients
         self._n_layers = n_layers
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tl_backward._support.checks import check_callable_loss, check_grad_enabled, check_gradient, check_loss, nearest
-from tl_backward._support.types import HookFn, NamesFilter, Prompts, TransformerLensModel
+from tl_backward._support.types import HookFn, NamesFilter, Prompts, TransformerLensModel, Weights
 from tl_backward.gradients.cache import FactorMap, GradientCache, GradientMap
 from tl_backward.gradients.losses import Loss, next_token_loss, takes_mask
 from tl_backward.gradients.memory import announce
@@ -32,7 +32,7 @@ def run_with_gradient_cache(
     prompts: Prompts | None,
     loss: Loss,
     *,
-    weights: object = None,
+    weights: Weights = None,
     names_filter: NamesFilter = None,
     fwd_hooks: HookList = (),
     bwd_hooks: HookList = (),
@@ -133,7 +133,7 @@ def _captured(
     batch: Batch,
     loss: Loss,
     known: WeightSites,
-    weights: object,
+    weights: Weights,
     names_filter: NamesFilter,
     hooks: tuple[HookList, HookList],
     *,
@@ -189,6 +189,7 @@ def _captured(
         prompt_mask=batch.mask,
         missing=missing,
         account=partial(account_rows, known, ran, frozenset(sites)),
+        bound=loss,
     )
 
 

@@ -1,7 +1,8 @@
 """What a Backward Lens reads of each block: the inputs of what reads the stream, the VJPs of what writes to it."""
 
+from collections.abc import Container
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from torch import Tensor
 
@@ -11,12 +12,30 @@ from tl_backward.model.head import Head
 from tl_backward.weights import WeightSites
 from tl_backward.weights.blocks import Part, blocks_of, stack_name
 
+Side: TypeAlias = Literal["inputs", "deltas"]
+
+_IMPRINTS = ("W_Q", "W_K", "W_V", "W_in", "W_gate")  # read the residual stream: their inputs are read in words
+_SHIFTS = ("W_O", "W_out")  # write to it: their VJPs are
+
+
+def side_in_stream(name: str, writers: Container[str]) -> Side | None:
+    """Which of a weight's factors lies in the residual stream: it imprints its inputs, or shifts by its VJPs.
+
+    Args:
+        name: the weight's full name.
+        writers: full names of weights that write to the stream under other names than TransformerLens's.
+    """
+    short = name.rpartition(".")[2]
+    if short in _IMPRINTS and name not in writers:
+        return "inputs"
+    return "deltas" if short in _SHIFTS or name in writers else None
+
 
 @dataclass(frozen=True)
 class Reading:
     """What a lens reads: for each readout and layer a weight's side, or the gradient at a hook point."""
 
-    sides: dict[str, dict[int, tuple[Literal["inputs", "deltas", "point"], str]]]
+    sides: dict[str, dict[int, tuple[Side | Literal["point"], str]]]
     weights: list[str]
     """Weights whose factors are needed, some named twice."""
     points: list[str]

@@ -25,6 +25,7 @@ from tl_backward.gradients.examples import (
 )
 from tl_backward.lens.answers import answer_tokens
 from tl_backward.lens.control import OLD_KEYWORDS, Control, RandomInit, control_of
+from tl_backward.lens.reading import side_in_stream
 from tl_backward.lens.segments import NAMES, segment_tokens
 from tl_backward.lens.sweep_checkpoint import SweepCheckpoint, model_digest, run_digest
 from tl_backward.lens.sweep_result import Quantity, Sweep, in_order
@@ -48,9 +49,6 @@ COLLECT: tuple[Collect, ...] = ("norm", "gradient_norm", "share", "target_rank",
 
 SAVE_EVERY = 20
 """Batches between checkpoints."""
-
-_IMPRINTS = ("W_Q", "W_K", "W_V", "W_in", "W_gate")  # read the residual stream: their inputs are read in words
-_SHIFTS = ("W_O", "W_out")  # write to it: their VJPs are
 
 
 @old_keywords(
@@ -300,18 +298,13 @@ class _Run:
 
     def _side(self, cache: GradientCache, name: str) -> Tensor | None:
         """What of a weight's factors lies in the residual stream; heads with a part of their own are averaged."""
-        short = name.rpartition(".")[2]
-        if cache.prompt_tokens is not cache.tokens and _reads_prompt(name):
+        which = side_in_stream(name, self.shifts)
+        if which is None or (cache.prompt_tokens is not cache.tokens and _reads_prompt(name)):
             return None
         if name in self.shifts and cache.factors[name].origin is not None:
-            side = _by_place(cache.factors[name])
-        elif short in _IMPRINTS:
-            side = cache.factors[name].inputs
-        elif short in _SHIFTS or name in self.shifts:
-            side = cache.factors[name].deltas
-        else:
-            return None
-        return side if side is None or side.ndim < 4 else side.mean(2)
+            return _by_place(cache.factors[name])
+        side = getattr(cache.factors[name], which)
+        return side if side.ndim < 4 else side.mean(2)
 
 
 def _by_place(factors: GradientFactors) -> Tensor | None:

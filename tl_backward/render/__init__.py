@@ -7,8 +7,8 @@ loaded only when something is drawn with them.
 
 from tl_backward._support.csv import csv_text
 from tl_backward._support.html import Cell, visible_token
+from tl_backward.lens.patterns import pattern_names
 from tl_backward.render.atlas import atlas, atlas_page
-from tl_backward.render.attention_report import pattern_names
 from tl_backward.render.circuits import attention, tokens
 from tl_backward.render.coherence_figure import coherence_figure
 from tl_backward.render.compare_report import compare_report

@@ -1,14 +1,9 @@
 """Attention patterns beside their gradients, layer by layer, for a Backward Lens's report."""
 
-from collections.abc import Sequence
+from jaxtyping import Float
+from torch import Tensor
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-
-from tl_backward._support.types import TransformerLensModel
-from tl_backward.gradients.capture import user_hooks
-from tl_backward.model.guard import rng_untouched
+from tl_backward.lens.patterns import pattern_name
 from tl_backward.render.circuits import attention
 from tl_backward.render.export import data_block
 from tl_backward.render.key_figures import PromptView
@@ -18,50 +13,23 @@ MOST_SQUARES = 200_000  # in all charts of a page; a browser draws them in a few
 MOST_ROWS = 20_000  # of the data below the charts, about 1 MB
 
 
-def pattern_names(model: TransformerLensModel, layers: Sequence[int] | None = None) -> list[str]:
-    """List the model's attention pattern hook points, to pass as `names_filter` to `backward_lens`.
-
-    Example:
-        >>> tlb.render.pattern_names(model, layers=[0])
-        ['blocks.0.attn.hook_pattern']
-    """
-    chosen = range(model.cfg.n_layers) if layers is None else layers
-    return [name for name in map(_pattern_name, chosen) if name in model.hook_dict]
-
-
-def _pattern_name(layer: int) -> str:
-    return f"blocks.{layer}.attn.hook_pattern"
-
-
-def attention_patterns(
-    model: TransformerLensModel, tokens: Int[Tensor, " pos"], layers: Sequence[int]
-) -> dict[int, Float[Tensor, "head query key"]]:
-    """Read each layer's attention probabilities in one forward pass; layers that have none are left out.
-
-    Hooks on the model take part.
-    """
-    found: dict[str, Tensor] = {}
-
-    def keep(pattern: Tensor, hook: nn.Module) -> None:
-        found[str(getattr(hook, "name", ""))] = pattern.detach()[0].float().cpu()
-
-    names = pattern_names(model, layers)
-    if not names:
-        return {}
-    with torch.no_grad(), rng_untouched(model), user_hooks(model, [(name, keep) for name in names], ()):
-        model(tokens[None], return_type="logits")
-    return {layer: found[_pattern_name(layer)] for layer in layers if _pattern_name(layer) in found}
+def kept_patterns(view: PromptView) -> dict[int, Float[Tensor, "head query key"]]:
+    """Look up each layer's attention, where the lens kept it."""
+    kept = {layer: each[view.example] if view.lens.is_batch else each for layer, each in view.lens.patterns.items()}
+    return {layer: _real(pattern, view) for layer, pattern in kept.items()}
 
 
 def pattern_gradients(view: PromptView) -> dict[int, Float[Tensor, "head query key"]]:
     """Look up the raw gradient with respect to each layer's attention, where the lens kept it."""
-    cache, real = view.lens.cache, view.mask.cpu()
-    found = {}
-    for layer in view.lens.layers:
-        if _pattern_name(layer) in cache:
-            gradient = cache[_pattern_name(layer)][view.example].float().cpu()
-            found[layer] = gradient[:, real][:, :, real]
-    return found
+    cache, names = view.lens.cache, {layer: pattern_name(layer) for layer in view.lens.layers}
+    found = {layer: cache[name][view.example].float().cpu() for layer, name in names.items() if name in cache}
+    return {layer: _real(gradient, view) for layer, gradient in found.items()}
+
+
+def _real(of: Float[Tensor, "head query key"], view: PromptView) -> Float[Tensor, "head some some"]:
+    """Between real tokens alone."""
+    real = view.mask.cpu()
+    return of[:, real][:, :, real]
 
 
 def attention_section(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tl_backward._support.html import format_number, visible_token
 from tl_backward._support.types import Tokenizer
-from tl_backward.lens.backward_lens import BackwardLens, Quantity
+from tl_backward.lens.lens_result import BackwardLens, Quantity
 from tl_backward.render.token_gaps import token_gaps
 from tl_backward.text.token_strings import token_strings
 

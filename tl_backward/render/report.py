@@ -3,16 +3,14 @@
 import json
 import math
 
+from torch import Tensor
+
 from tl_backward._support.html import escape, token_html, visible_text, visible_token
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.lens.backward_lens import BackwardLens
+from tl_backward.lens.lens_result import BackwardLens
+from tl_backward.lens.patterns import attention_patterns
 from tl_backward.render import report_texts
-from tl_backward.render.attention_report import (
-    attention_patterns,
-    attention_section,
-    beside,
-    pattern_gradients,
-)
+from tl_backward.render.attention_report import attention_section, beside, kept_patterns, pattern_gradients
 from tl_backward.render.circuits import tokens
 from tl_backward.render.export import data_block
 from tl_backward.render.figures import Curve, figure_fragment, heatmap
@@ -39,8 +37,9 @@ def lens_report(
 
     Args:
         lens: from `backward_lens`, best with ``control="random_init"`` and
-            ``names_filter=pattern_names(model)``, which keeps the attention patterns' gradients.
-        model: the model that `lens` is of, for its attention patterns (one forward pass); None for none.
+            ``names_filter=pattern_names(model)``, which keeps the attention patterns and their gradients.
+        model: the model that `lens` is of: its name, and its attention patterns (by one forward pass) where the lens
+            kept none.
         example: which prompt of a batch.
         name: the model's name, for the title; by default the model's own.
 
@@ -70,8 +69,12 @@ def lens_report(
     _ranks(page, view)
     _norms(page, view)
     _segments(page, view)
-    if model is not None:
-        _attention(page, view, model)
+    patterns = kept_patterns(view)
+    if not patterns and model is not None:
+        ids = lens.token_ids[example] if lens.is_batch else lens.token_ids
+        patterns = attention_patterns(model, ids[view.mask], lens.layers)
+    if patterns:
+        _attention(page, view, patterns)
     return page
 
 
@@ -210,12 +213,8 @@ def _segments(page: Page, view: PromptView) -> None:
     page.section(heading, text, table(columns, list(rows.values())), data)
 
 
-def _attention(page: Page, view: PromptView, model: TransformerLensModel) -> None:
-    ids = view.lens.token_ids[view.example] if view.lens.is_batch else view.lens.token_ids
-    patterns = attention_patterns(model, ids[view.mask], view.lens.layers)
+def _attention(page: Page, view: PromptView, patterns: dict[int, Tensor]) -> None:
     gradients = pattern_gradients(view)
-    if not patterns:
-        return
     note, charts = attention_section(view, patterns, gradients)
     causal = not any(bool(pattern.triu(1).any()) for pattern in patterns.values())
     heading, text = report_texts.attention(has_gradients=bool(gradients), causal=causal)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from tl_backward.lens.backward_lens import BackwardLens
+from tl_backward.lens.lens_result import BackwardLens
 
 _HEADINGS = {
     "imprint": "Imprint: what {} would take in",

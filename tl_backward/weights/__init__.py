@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._support.checks import nearest
-from tl_backward._support.types import Prompts, TransformerLensModel
+from tl_backward._support.types import Prompts, TransformerLensModel, Weights
 from tl_backward.model.checks import check_checkpointing, model_kind
 from tl_backward.model.guard import rng_untouched
 from tl_backward.text.prompts import Batch, encode_prompts, forward, own_pass, probe_batch, with_inputs
@@ -136,7 +136,7 @@ def rotation(model: TransformerLensModel, layer: int, position: int) -> Float[Te
         return places.rotation(model, layer, position)
 
 
-def select_sites(sites: WeightSites, weights: object = None) -> dict[str, WeightSite]:
+def select_sites(sites: WeightSites, weights: Weights = None) -> dict[str, WeightSite]:
     """The sites that `weights` names.
 
     Args:

@@ -1,0 +1,63 @@
+"""Attention patterns of what a lens reads: kept from its own pass where their gradients are, or read in one more."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tl_backward._support.types import NamesFilter, TransformerLensModel
+from tl_backward.gradients.capture import HookList, user_hooks
+from tl_backward.model.guard import rng_untouched
+
+
+def pattern_names(model: TransformerLensModel, layers: Sequence[int] | None = None) -> list[str]:
+    """List the model's attention pattern hook points: as `names_filter`, what has a lens keep patterns and gradients.
+
+    Example:
+        >>> tlb.render.pattern_names(model, layers=[0])
+        ['blocks.0.attn.hook_pattern']
+    """
+    chosen = range(model.cfg.n_layers) if layers is None else layers
+    return [name for name in map(pattern_name, chosen) if name in model.hook_dict]
+
+
+def pattern_name(layer: int) -> str:
+    """The hook point of a layer's pattern."""
+    return f"blocks.{layer}.attn.hook_pattern"
+
+
+def keeping(
+    model: TransformerLensModel, layers: Sequence[int], names_filter: NamesFilter, kept: dict[int, Tensor]
+) -> HookList:
+    """Hooks that put into `kept` [batch, head, query, key] of each layer whose pattern a filter names."""
+
+    def keep(pattern: Tensor, hook: nn.Module, *, layer: int) -> None:
+        kept[layer] = pattern.detach().float().cpu()
+
+    def wanted(name: str) -> bool:
+        if names_filter is None or callable(names_filter):
+            return names_filter is None or names_filter(name)
+        return name == names_filter if isinstance(names_filter, str) else name in names_filter
+
+    return [
+        (pattern_name(layer), partial(keep, layer=layer))
+        for layer in layers
+        if pattern_name(layer) in model.hook_dict and wanted(pattern_name(layer))
+    ]
+
+
+def attention_patterns(
+    model: TransformerLensModel, tokens: Int[Tensor, " pos"], layers: Sequence[int]
+) -> dict[int, Float[Tensor, "head query key"]]:
+    """Read each layer's attention probabilities in one forward pass; layers that have none are left out.
+
+    Hooks on the model take part.
+    """
+    found: dict[int, Tensor] = {}
+    hooks = keeping(model, layers, None, found)
+    if hooks:
+        with torch.no_grad(), rng_untouched(model), user_hooks(model, hooks, ()):
+            model(tokens[None], return_type="logits")
+    return {layer: found[layer][0] for layer in layers if layer in found}
