@@ -10,6 +10,7 @@ from models import TOKENS, build
 
 import tl_backward as tlb
 from tl_backward.embedding_space import parameter_activation_overlap
+from tl_backward.text.options import TextOptions
 
 QUIET = {"show_progress": False}
 ERRORS = {
@@ -89,11 +90,18 @@ def _patched(model):
 
 
 def _stitch(model, **options):
-    from tl_backward.dissimilarity.stitching.descent import Descent
-
-    descent = Descent(steps=2, warmup_steps=1)
+    descent = tlb.dissimilarity.FitOptions(steps=2, warmup_steps=1)
     return tlb.dissimilarity.stitch(
-        model, 0, model, 1, TEXTS, batching=3, held_out=0.5, descent=descent, **options, **QUIET
+        model,
+        0,
+        model,
+        1,
+        TEXTS,
+        text_options=TextOptions(batch_size=3),
+        held_out=0.5,
+        fit_options=descent,
+        **options,
+        **QUIET,
     )
 
 
@@ -153,11 +161,13 @@ ENTRIES = {
     "overlap": lambda model: parameter_activation_overlap(
         model, TEXTS[:2], "W_out", 1, k=3, k_state=3, n_vectors=2, **QUIET
     ),
-    "compare": lambda model: tlb.dissimilarity.compare(model, model, TEXTS, batching=3, **QUIET),
+    "compare": lambda model: tlb.dissimilarity.compare(
+        model, model, TEXTS, text_options=TextOptions(batch_size=3), **QUIET
+    ),
     "stitch": _stitch,
     "stitch by descent": lambda model: _stitch(model, fit="sgd"),
     "stitching_grid": lambda model: tlb.dissimilarity.stitching_grid(
-        model, model, TEXTS, batching=3, held_out=0.5, layers_a=[0], layers_b=[1], **QUIET
+        model, model, TEXTS, text_options=TextOptions(batch_size=3), held_out=0.5, layers_a=[0], layers_b=[1], **QUIET
     ),
     "zero_shot_stitch": _zero_shot,
     "collect": lambda model: tlb.inversion.collect(model, TOKENS, SITE, **QUIET),

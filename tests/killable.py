@@ -44,13 +44,11 @@ def stitch(folder):
     """Map and losses of 150 steps of descent."""
     from models import bridge, build, worlds
 
-    from tl_backward.dissimilarity import stitch
-    from tl_backward.dissimilarity.stitching.descent import Descent
+    from tl_backward.dissimilarity import FitOptions, stitch
 
-    descent = Descent(steps=150, warmup_steps=10, save_every=10)
+    options = FitOptions(steps=150, warmup_steps=10, save_every=10, checkpoint=folder / "descent")
     made = stitch(
-        build(worlds()[0]), 0, bridge("gpt2"), 0, _words(40, 1), fit="sgd", descent=descent,
-        checkpoint=folder / "descent", show_progress=False,
+        build(worlds()[0]), 0, bridge("gpt2"), 0, _words(40, 1), fit="sgd", fit_options=options, show_progress=False,
     )  # fmt: skip
     return dict(made.model.map.state_dict()), [made.losses, made.penalty.nats]
 
@@ -59,11 +57,17 @@ def compare(folder):
     """All layers of two models over 120 batches."""
     from models import bridge, build, worlds
 
-    from tl_backward.dissimilarity import compare, run
+    from tl_backward.dissimilarity import RunOptions, compare, gather
+    from tl_backward.text.options import TextOptions
 
-    run.SAVE_EVERY = 5
+    gather.SAVE_EVERY = 5
     made = compare(
-        build(worlds()[0]), bridge("gpt2"), _words(240, 2), batching=2, checkpoint=folder / "run", show_progress=False
+        build(worlds()[0]),
+        bridge("gpt2"),
+        _words(240, 2),
+        text_options=TextOptions(batch_size=2),
+        run_options=RunOptions(checkpoint=folder / "run"),
+        show_progress=False,
     )
     return {"values": made.values, "errors": made.standard_errors}, made.n_samples
 

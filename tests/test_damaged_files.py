@@ -12,9 +12,10 @@ from inversion.small import options, trained
 from models import build, worlds
 
 import tl_backward as tlb
-from tl_backward.dissimilarity import CovarianceStatistics, compare
+from tl_backward.dissimilarity import CovarianceStatistics, FitOptions, RunOptions, compare
 from tl_backward.inversion import _trainer
 from tl_backward.text.files import read_data
+from tl_backward.text.options import TextOptions
 
 WORLD, QUIET = worlds()[0], {"show_progress": False}
 REFUSED = "Expected a file that tl_backward saved, got '{}', damaged or another's"
@@ -66,20 +67,28 @@ def compare_checkpoint(model, folder):
     path = folder / "run"
 
     def run():
-        return compare(model, model, TEXTS, checkpoint=path, **QUIET).values
+        return compare(model, model, TEXTS, run_options=RunOptions(checkpoint=path), **QUIET).values
 
     run()
     return path, run
 
 
 def descent_checkpoint(model, folder):
-    from tl_backward.dissimilarity.stitching.descent import Descent
-
-    path, descent = folder / "descent", Descent(steps=3, warmup_steps=1)
+    path = folder / "descent"
+    options = FitOptions(steps=3, warmup_steps=1, checkpoint=path)
 
     def run():
         return tlb.dissimilarity.stitch(
-            model, 0, model, 1, TEXTS, batching=3, held_out=0.5, fit="sgd", descent=descent, checkpoint=path, **QUIET
+            model,
+            0,
+            model,
+            1,
+            TEXTS,
+            text_options=TextOptions(batch_size=3),
+            held_out=0.5,
+            fit="sgd",
+            fit_options=options,
+            **QUIET,
         ).losses
 
     run()

@@ -7,9 +7,11 @@ from torch import nn
 from two_devices import PACKAGE, two_devices
 
 import tl_backward as tlb
+from tl_backward.dissimilarity import RunOptions
 from tl_backward.editing import edit_effect
 from tl_backward.embedding_space import parameter_activation_overlap, parameter_coherence, related_pairs
 from tl_backward.gradients.losses import next_token_loss
+from tl_backward.text.options import TextOptions
 
 QUIET = {"show_progress": False}
 WORLDS = worlds()
@@ -29,7 +31,13 @@ def words(n, start=3):
 def compared(model, n=4):
     texts = [words(n, start) for start in range(3, 11)]
     return tlb.dissimilarity.compare(
-        model, model, texts, batching=2, measures=MEASURES, permutations=2, jackknife=2, **QUIET
+        model,
+        model,
+        texts,
+        text_options=TextOptions(batch_size=2),
+        measures=MEASURES,
+        run_options=RunOptions(permutations=2, jackknife=2),
+        **QUIET,
     )
 
 

@@ -12,9 +12,10 @@ from leaves_no_trace import assert_same, open_files, state
 from models import build, worlds
 
 import tl_backward as tlb
-from tl_backward.dissimilarity import CovarianceStatistics, compare
-from tl_backward.dissimilarity import run as compare_run
+from tl_backward.dissimilarity import CovarianceStatistics, RunOptions, compare
+from tl_backward.dissimilarity import gather as compare_run
 from tl_backward.render import page
+from tl_backward.text.options import TextOptions
 
 QUIET = {"show_progress": False}
 
@@ -116,7 +117,7 @@ def test_faults_in_saving_leave_the_old_file(name, model, decoder, tmp_path, mon
 def test_faults_in_saving_a_checkpoint_leave_the_last_one(error, model, tmp_path, monkeypatch):
     """The run ends with the fault, and goes on from the checkpoint before."""
     monkeypatch.setattr(compare_run, "SAVE_EVERY", 1)
-    path, options = tmp_path / "run", {"batching": 2, **QUIET}
+    path, options = tmp_path / "run", {"text_options": TextOptions(batch_size=2), **QUIET}
     whole = compare(model, model, TEXTS, **options).values
     before, fault, save = state(model), Fault(ERRORS[error], at=2), safetensors.torch.save_file
     fault.armed = True
@@ -128,9 +129,9 @@ def test_faults_in_saving_a_checkpoint_leave_the_last_one(error, model, tmp_path
     with monkeypatch.context() as patch:
         patch.setattr(safetensors.torch, "save_file", failing)
         with pytest.raises(type(ERRORS[error]()), match="struck"):
-            compare(model, model, TEXTS, checkpoint=path, **options)
+            compare(model, model, TEXTS, run_options=RunOptions(checkpoint=path), **options)
     assert list(tmp_path.iterdir()) == [path]
-    assert torch.equal(compare(model, model, TEXTS, checkpoint=path, **options).values, whole)
+    assert torch.equal(compare(model, model, TEXTS, run_options=RunOptions(checkpoint=path), **options).values, whole)
     assert_same(before, state(model))
 
 

@@ -170,12 +170,13 @@ COMPARE = """
 import json, os, signal, sys, torch
 from accelerate import Accelerator
 from models import bridge
+from dissimilarity.given import given
 from dissimilarity.test_comparison import TEXTS
 from tl_backward.dissimilarity import compare
 torch.set_num_threads(1)
 accelerator = Accelerator(cpu=True)
 assert accelerator.num_processes == 2
-found = compare(bridge("gpt2"), bridge("llama"), TEXTS, batching=1, jackknife=4, measures=["cka"], show_progress=False)
+found = compare(bridge("gpt2"), bridge("llama"), TEXTS, measures=["cka"], show_progress=False, **given(batch_size=1, jackknife=4))
 open(f"{sys.argv[1]}/{accelerator.process_index}.json", "w").write(json.dumps(found.values.tolist()))
 """
 
@@ -194,7 +195,7 @@ if os.environ["RANK"] == "1":
     holder.{name} = dying
 """
 DIES = {
-    "a comparison": KILLED.format(module="tl_backward.dissimilarity.run", holder="module", name="read_samples")
+    "a comparison": KILLED.format(module="tl_backward.dissimilarity.gather", holder="module", name="read_samples")
     + COMPARE,
     "training": KILLED.format(module="transformers", holder="module.Trainer", name="training_step") + TRAINING,
 }

@@ -11,6 +11,7 @@ from models import TOKENS, bridge, build, worlds
 
 import tl_backward as tlb
 from tl_backward.model.controls import random_init
+from tl_backward.text.options import TextOptions
 
 every_world = pytest.mark.parametrize("world", worlds())
 SENTENCE = "Expected one thread at a time to use a model, got a second one while the first is at work on it"
@@ -22,7 +23,9 @@ def captured(model, tokens=TOKENS):
 
 
 def compared(model):
-    return tlb.dissimilarity.compare(model, model, TEXTS, batching=2, show_progress=False).values
+    return tlb.dissimilarity.compare(
+        model, model, TEXTS, text_options=TextOptions(batch_size=2), show_progress=False
+    ).values
 
 
 @every_world

@@ -50,6 +50,7 @@ MOVED = {
     "render.atlas_places": "embedding_space.atlas_places",
     "alignment.study": "studies.alignment",
     "dissimilarity.findings": "studies.dissimilarity",
+    "dissimilarity.stitching.descent": "dissimilarity.stitching.sgd",
     "inversion.texts": "text.encoded",
     "inversion.study": "studies.inversion",
     "zoo.activations": "model.loading.solu",

@@ -9,7 +9,8 @@ from shared import shared
 import tl_backward as tlb
 from cli.test_commands import run
 from tl_backward.cli.compare import read_data
-from tl_backward.dissimilarity import compare
+from tl_backward.dissimilarity import RunOptions, SampleOptions, compare
+from tl_backward.text.options import TextOptions
 
 TEXTS = [f"{name} lives in the city of" for name in ("Anna Berg", "Ben Koch", "Clara Diaz", "Dora Weiss", "Emil Novak")]
 FACTS = ["compare", "--model-a", "facts", "--model-b", "facts", "--no-open"]
@@ -39,7 +40,7 @@ def test_a_page_and_a_small_table(capsys, tmp_path, texts):
     assert code == 0 and complained == ""
     model = tlb.zoo.load("facts")
     found = compare(
-        model, model, TEXTS, layers_a=[0, 3], layers_b=-1, measures=("cka", "procrustes"), batching=2, permutations=3, show_progress=False
+        model, model, TEXTS, layers_a=[0, 3], layers_b=-1, measures=("cka", "procrustes"), text_options=TextOptions(batch_size=2), run_options=RunOptions(permutations=3), show_progress=False
     )  # fmt: skip
     assert repr(found) in said and f"report: {out}" in said
     for measure in found.measures:
@@ -67,7 +68,7 @@ def test_json(capsys, texts):
     data = json.loads(said)
     model = tlb.zoo.load("facts")
     found = compare(
-        model, model, TEXTS[:4], hook="mlp_out", sample="last", exclude_first=True, permutations=0, show_progress=False
+        model, model, TEXTS[:4], hook="mlp_out", sample_options=SampleOptions(sample="last"), text_options=TextOptions(exclude_first=True), run_options=RunOptions(permutations=0), show_progress=False
     )  # fmt: skip
     assert code == 0 and data["report"] is None and data["n_samples"] == 4 and data["aligned"] == "tokens"
     assert [row["value"] for row in data["values"]] == pytest.approx(found["cka"].flatten().tolist())

@@ -13,7 +13,18 @@ from shared import shared, stories
 
 import tl_backward as tlb
 from dissimilarity.brute_force import brute_cka, reference, song
-from tl_backward.dissimilarity import ADDITIVE, CovarianceStatistics, compare, get_measure, list_measures, measures
+from dissimilarity.given import given
+from tl_backward.dissimilarity import (
+    ADDITIVE,
+    CovarianceStatistics,
+    RunOptions,
+    SampleOptions,
+    compare,
+    get_measure,
+    list_measures,
+    measures,
+)
+from tl_backward.text.options import TextOptions
 
 every_world = pytest.mark.parametrize("world", worlds())
 QUIET = {"show_progress": False}
@@ -58,7 +69,7 @@ def from_sums(name):
 @every_world
 def test_cka_its_error_and_null_are_brute_force(world):
     a, b = build(world), bridge("llama")
-    found = compare(a, b, TEXTS, batching=2, **QUIET)
+    found = compare(a, b, TEXTS, text_options=TextOptions(batch_size=2), **QUIET)
     (x, owner), (y, _) = (materialised(model, TEXTS, resid(model)) for model in (a, b))
     torch.testing.assert_close(found["cka"], brute(brute_cka, x, y), **CLOSE)
     left_out = []
@@ -98,7 +109,9 @@ def test_what_a_sample_is(world, choice, side):
     options, kept = CHOICES[choice]
     a, b = build(world), bridge("llama")
     a.tokenizer.padding_side = b.tokenizer.padding_side = side
-    found = compare(a, b, TEXTS, batching=4, measures=("cka", "cka_biased", "linear_regression"), **options, **QUIET)
+    found = compare(
+        a, b, TEXTS, measures=("cka", "cka_biased", "linear_regression"), **given(batch_size=4, **options), **QUIET
+    )
     (x, owner), (y, _) = (materialised(model, TEXTS, resid(model), **kept) for model in (a, b))
     assert found.n_samples == len(owner)
     torch.testing.assert_close(found["cka"], brute(brute_cka, x, y), rtol=1e-8, atol=1e-10)
@@ -115,7 +128,15 @@ def test_streamed_measures_are_those_of_all_samples(world, measure):
     a, b = build(world), bridge("llama")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = compare(a, b, TEXTS, batching=3, measures=measure, permutations=2, **QUIET)
+        found = compare(
+            a,
+            b,
+            TEXTS,
+            text_options=TextOptions(batch_size=3),
+            measures=measure,
+            run_options=RunOptions(permutations=2),
+            **QUIET,
+        )
     (x, _), (y, _) = (materialised(model, TEXTS, resid(model)) for model in (a, b))
     torch.testing.assert_close(found[measure], brute(from_sums(measure), x, y), rtol=1e-7, atol=1e-7)
     assert found.standard_errors.isfinite().all() and found.permutation_means.isfinite().all()
@@ -125,7 +146,9 @@ def test_streamed_measures_are_those_of_all_samples(world, measure):
 @pytest.mark.parametrize("estimator", ["minibatch_ratio_of_means", "minibatch_mean_of_ratios"])
 def test_minibatch_estimators(estimator):
     a, b = build(worlds()[0]), bridge("llama")
-    found = compare(a, b, TEXTS, batching=2, estimator=estimator, **QUIET)
+    found = compare(
+        a, b, TEXTS, text_options=TextOptions(batch_size=2), run_options=RunOptions(estimator=estimator), **QUIET
+    )
     (x, owner), (y, _) = (materialised(model, TEXTS, resid(model)) for model in (a, b))
 
     def over(batches):
@@ -171,7 +194,7 @@ HOOKS = {"heads": ("z", {}), "each head": ("z", {"heads": "each"}), "neurons": (
 def test_any_hook_point(world, which):
     hook, options = HOOKS[which]
     model = build(world)
-    found = compare(model, model, TEXTS, hook=hook, batching=4, **options, **QUIET)
+    found = compare(model, model, TEXTS, hook=hook, **given(batch_size=4, **options), **QUIET)
     names = (
         hook
         if isinstance(hook, list)
@@ -195,7 +218,7 @@ def test_any_hook_point(world, which):
 
 def test_some_layers_of_each_and_another_hook_of_b():
     a, b = build(worlds()[0]), bridge("llama")
-    found = compare(a, b, TEXTS, layers_a=-1, layers_b=[1, 0], hook_b="mlp_out", **QUIET)
+    found = compare(a, b, TEXTS, layers_a=-1, layers_b=[1, 0], sample_options=SampleOptions(hook_b="mlp_out"), **QUIET)
     assert found.layers_a == ("L1",) and found.layers_b == ("L1", "L0")
     (x, _), (y, _) = (
         materialised(a, TEXTS, resid(a)[1:]),
@@ -221,7 +244,7 @@ def test_leaves_no_trace(world):
         before = state(a), state(b)
         compare(a, b, TEXTS, **QUIET)
         with pytest.raises(ZeroDivisionError):
-            compare(a, b, TEXTS, mask=lambda tokens: 1 / 0, **QUIET)
+            compare(a, b, TEXTS, sample_options=SampleOptions(mask=lambda tokens: 1 / 0), **QUIET)
 
         def interrupt(x, hook):
             raise KeyboardInterrupt
@@ -261,7 +284,7 @@ def test_kinds_of_data(kind):
     a, b = build(worlds()[0]), bridge("llama")
     data, options = data_kinds(a)[kind]
     expected = compare(a, b, TEXTS, **QUIET)
-    found = compare(a, b, data, **options, **QUIET)
+    found = compare(a, b, data, **given(**options), **QUIET)
     torch.testing.assert_close(found.values, expected.values, rtol=1e-9, atol=1e-12)
     assert found.n_samples == expected.n_samples and found.n_empty == (2 if kind == "empty texts" else 0)
 
@@ -269,7 +292,7 @@ def test_kinds_of_data(kind):
 def test_a_token_tensor_is_split_into_batches():
     a, b = build(worlds()[0]), bridge("llama")
     tokens = torch.randint(3, 50, (7, 9), generator=torch.Generator().manual_seed(0))
-    found = compare(a, b, tokens, batching=2, **QUIET)
+    found = compare(a, b, tokens, text_options=TextOptions(batch_size=2), **QUIET)
     one = compare(a, b, [tokens], **QUIET)
     assert found.n_batches == 4 and one.n_batches == 1 and found.n_samples == one.n_samples == 63
     torch.testing.assert_close(found.values, one.values, rtol=1e-9, atol=1e-12)
@@ -279,7 +302,7 @@ def test_a_token_tensor_is_split_into_batches():
 def test_fewer_samples_than_dimensions_take_the_gram_route():
     a, b = build(worlds()[0]), bridge("llama")
     names = [name for name, measure in ADDITIVE.items() if measure.any_basis and not name.startswith(("cca", "svcca"))]
-    options = dict(sample="last", measures=("cka", *names), batching=1, hook="post", **QUIET)
+    options = given(sample="last", measures=("cka", *names), batch_size=1, hook="post", **QUIET)
     found = compare(a, b, TEXTS, **options)
     assert found.plan.route == "gram" and found.n_samples == 9
     streamed = compare(a, b, iter(TEXTS), **options)  # whose length is not known
@@ -290,13 +313,18 @@ def test_fewer_samples_than_dimensions_take_the_gram_route():
     if HAS_HOOKED_TRANSFORMER:
         (x, _), (y, _) = (materialised(m, TEXTS, post, lambda tokens: slice(-1, None)) for m in (a, b))
         torch.testing.assert_close(found["cka"], brute(brute_cka, x, y), rtol=1e-8, atol=1e-10)
-    assert compare(a, b, TEXTS, sample="last", measures="eigenspace_overlap", **QUIET).plan.route == "sums"
+    assert (
+        compare(
+            a, b, TEXTS, sample_options=SampleOptions(sample="last"), measures="eigenspace_overlap", **QUIET
+        ).plan.route
+        == "sums"
+    )
 
 
 def test_cca_warns_where_it_is_identically_one():
     a, b = build(worlds()[0]), bridge("llama")
     with pytest.warns(UserWarning, match="every canonical correlation is 1"):
-        found = compare(a, b, TEXTS, sample="last", measures="cca", **QUIET)
+        found = compare(a, b, TEXTS, sample_options=SampleOptions(sample="last"), measures="cca", **QUIET)
     torch.testing.assert_close(found["cca"], torch.ones(2, 2, dtype=torch.float64), rtol=1e-6, atol=1e-6)
 
 
@@ -322,7 +350,7 @@ def letters():
 def test_different_tokenizers_are_aligned_by_characters(world):
     a, b = build(world), bridge("gpt2", n_positions=64)
     b.tokenizer = letters()
-    found = compare(a, b, TEXTS, batching=2, **QUIET)
+    found = compare(a, b, TEXTS, text_options=TextOptions(batch_size=2), **QUIET)
     assert found.aligned == "characters"
     # By hand: a word "w12" of A ends where B's digit "2" does, its third piece; BOS stands before both.
     x, owner = materialised(a, TEXTS, resid(a))
@@ -341,7 +369,9 @@ def test_different_tokenizers_are_aligned_by_characters(world):
     assert len(y[resid(b)[0]]) == len(owner) == found.n_samples
     torch.testing.assert_close(found["cka"], brute(brute_cka, x, y), rtol=1e-8, atol=1e-10)
     assert found.coverage == (1.0, pytest.approx(len(owner) / n_b)) and found.unknown == (0.0, 0.0)
-    turned = compare(b, a, TEXTS, batching=2, sample="last", **QUIET)
+    turned = compare(
+        b, a, TEXTS, text_options=TextOptions(batch_size=2), sample_options=SampleOptions(sample="last"), **QUIET
+    )
     assert turned.n_samples == 9 and turned.aligned == "characters"
 
 
@@ -362,7 +392,9 @@ def test_byte_pieces_of_one_character_count_once():
 
 def test_the_same_tokenizer_by_characters_is_by_tokens():
     a, b = build(worlds()[0]), bridge("llama")
-    by_tokens, by_characters = (compare(a, b, TEXTS, align=how, **QUIET) for how in ("tokens", "characters"))
+    by_tokens, by_characters = (
+        compare(a, b, TEXTS, sample_options=SampleOptions(align=how), **QUIET) for how in ("tokens", "characters")
+    )
     assert by_characters.aligned == "characters" and by_tokens.n_samples == by_characters.n_samples
     torch.testing.assert_close(by_tokens.values, by_characters.values, **CLOSE)
 
@@ -373,11 +405,22 @@ def test_the_same_tokenizer_by_characters_is_by_tokens():
 def test_other_measures_take_a_bounded_seeded_sample():
     a, b = build(worlds()[0]), bridge("llama")
     (x, _), (y, _) = (materialised(model, TEXTS, resid(model)) for model in (a, b))
-    everything = compare(a, b, TEXTS, measures=("rsa", "cka"), batching=2, **QUIET)
+    everything = compare(a, b, TEXTS, measures=("rsa", "cka"), text_options=TextOptions(batch_size=2), **QUIET)
     torch.testing.assert_close(
         everything["rsa"], brute(lambda p, q: float(measures.rsa(p, q)), x, y), rtol=1e-8, atol=1e-9
     )
-    some = [compare(a, b, TEXTS, measures="rsa", sample_size=20, seed=seed, batching=2, **QUIET) for seed in (0, 0, 1)]
+    some = [
+        compare(
+            a,
+            b,
+            TEXTS,
+            measures="rsa",
+            run_options=RunOptions(sample_size=20, seed=seed),
+            text_options=TextOptions(batch_size=2),
+            **QUIET,
+        )
+        for seed in (0, 0, 1)
+    ]
     assert some[0].n_sampled == 20 and "sample of 20 of 58" in some[0].computed_from[0]
     assert torch.equal(some[0].values, some[1].values) and not torch.equal(some[0].values, some[2].values)
     for found in (everything, some[0]):
@@ -387,19 +430,23 @@ def test_other_measures_take_a_bounded_seeded_sample():
 
 def test_topology_is_taken_on_few_samples(monkeypatch):
     a, b = build(worlds()[0]), bridge("llama")
-    found = compare(a, b, TEXTS, measures="rtd", sample_size=30, jackknife=0, permutations=2, **QUIET)
+    found = compare(
+        a, b, TEXTS, measures="rtd", run_options=RunOptions(sample_size=30, jackknife=0, permutations=2), **QUIET
+    )
     (x, _), (y, _) = (materialised(model, TEXTS, resid(model)) for model in (a, b))
     assert found.n_sampled == 30 and (found.values > 0).all() and (found.permutation_means > found.values).any()
-    everything = compare(a, b, TEXTS, measures="rtd", sample_size=300, jackknife=0, permutations=0, **QUIET)
+    everything = compare(
+        a, b, TEXTS, measures="rtd", run_options=RunOptions(sample_size=300, jackknife=0, permutations=0), **QUIET
+    )
     from tl_backward.dissimilarity.measures import rtd
 
     torch.testing.assert_close(everything["rtd"], brute(lambda p, q: float(rtd(p, q)), x, y), rtol=1e-7, atol=1e-9)
     unread = iter(lambda: pytest.fail("the data were read"), None)
     with pytest.raises(ValueError, match="Expected sample_size of at most 300 for rtd, .* got 2048"):
         compare(a, b, unread, measures="rtd", **QUIET)
-    monkeypatch.setattr("tl_backward.dissimilarity.evaluation.find_spec", lambda name: None)
+    monkeypatch.setattr("tl_backward.dissimilarity.wanted.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="Expected the package gudhi for rtd, but it is not installed"):
-        compare(a, b, unread, measures="rtd", sample_size=30, **QUIET)
+        compare(a, b, unread, measures="rtd", run_options=RunOptions(sample_size=30), **QUIET)
 
 
 def test_an_unknown_measure_names_the_registry_s_too():
@@ -412,7 +459,7 @@ def test_streamed_measures_are_those_on_tensors():
     a, b = build(worlds()[0]), bridge("llama")
     names = [name for name in list_measures()["name"] if name in ADDITIVE]
     assert len(names) > 15
-    found = compare(a, b, TEXTS, measures=names, permutations=0, jackknife=0, **QUIET)
+    found = compare(a, b, TEXTS, measures=names, run_options=RunOptions(permutations=0, jackknife=0), **QUIET)
     (x, _), (y, _) = (materialised(model, TEXTS, resid(model)) for model in (a, b))
     for name in names:
         expected = brute(lambda p, q, n=name: float(get_measure(n)(p, q)), x, y)
@@ -448,16 +495,27 @@ def test_permutation_null_of_cka_is_brute_force():
 
 def test_memory_is_planned_and_refused_with_the_alternative(capsys):
     a, b = build(worlds()[0]), bridge("llama")
-    found = compare(a, b, TEXTS, show_plan=True, **QUIET)
+    found = compare(a, b, TEXTS, run_options=RunOptions(show_plan=True), **QUIET)
     printed = capsys.readouterr().out
     assert "sums over all samples" in printed and f"{found.plan.bytes / 1e6:.1f} MB" in printed
     needed = found.plan.bytes
     with pytest.raises(ValueError, match="within max_memory=.* GB, got one that needs .* GB; pass jackknife=0"):
-        compare(a, b, TEXTS, max_memory=needed - 13 * found.plan.parts["sums over all samples"], **QUIET)
+        compare(
+            a,
+            b,
+            TEXTS,
+            run_options=RunOptions(max_memory=needed - 13 * found.plan.parts["sums over all samples"]),
+            **QUIET,
+        )
     with pytest.raises(ValueError, match="fewer layers at a time"):
-        compare(a, b, TEXTS, max_memory=1000, **QUIET)
+        compare(a, b, TEXTS, run_options=RunOptions(max_memory=1000), **QUIET)
     fewer = compare(
-        a, b, TEXTS, batching=1, max_memory=needed - 11 * found.plan.parts["sums over all samples"], **QUIET
+        a,
+        b,
+        TEXTS,
+        text_options=TextOptions(batch_size=1),
+        run_options=RunOptions(max_memory=needed - 11 * found.plan.parts["sums over all samples"]),
+        **QUIET,
     )
     assert fewer.plan.n_groups == 9 == fewer.n_groups
 
@@ -478,12 +536,13 @@ class Interrupted(Exception):
     "options", [{}, {"estimator": "minibatch_ratio_of_means"}, {"sample": "last", "measures": "cka_biased"}]
 )
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, options):
-    from tl_backward.dissimilarity import run
+    from tl_backward.dissimilarity import gather
 
-    monkeypatch.setattr(run, "SAVE_EVERY", 2)
+    monkeypatch.setattr(gather, "SAVE_EVERY", 2)
     a, b = build(worlds()[0]), bridge("llama")
     path = tmp_path / "run.safetensors"
-    options = dict(batching=1, checkpoint=path, **options, **QUIET)
+    options = dict(batch_size=1, checkpoint=path, **options, **QUIET)
+    changed, options = given(seed=1, **options), given(**options)
     forwards = []
 
     def failing():
@@ -506,20 +565,21 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, options):
     with pytest.raises(ValueError, match="had read 9 batches, got 3"):
         compare(a, b, iter(TEXTS[:3]), **options)
     with pytest.raises(ValueError, match="checkpoint of a run with seed=1, got one with 0"):
-        compare(a, b, iter(TEXTS), seed=1, **options)
+        compare(a, b, iter(TEXTS), **changed)
 
 
 PROCESS = """
 import sys, json, torch
 from accelerate import Accelerator
 from models import bridge
+from dissimilarity.given import given
 from dissimilarity.test_comparison import TEXTS
 from tl_backward.dissimilarity import compare
 torch.set_num_threads(1)
 accelerator = Accelerator(cpu=True)
 assert accelerator.num_processes == 2
 for name, options in json.loads(sys.argv[2]).items():
-    found = compare(bridge("gpt2"), bridge("llama"), TEXTS, batching=1, jackknife=8, show_progress=False, **options)
+    found = compare(bridge("gpt2"), bridge("llama"), TEXTS, show_progress=False, **given(batch_size=1, jackknife=8, **options))
     kept = [found.values.tolist(), found.standard_errors.tolist(), found.permutation_means.tolist(), found.n_samples]
     open(f"{sys.argv[1]}/{name}-{accelerator.process_index}.json", "w").write(json.dumps(kept))
 """
@@ -536,7 +596,9 @@ def test_two_processes_equal_one(launcher, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     for name, options in RUNS.items():
         # An iterator's length is not known, so that one process, too, takes the route of sums.
-        alone = compare(bridge("gpt2"), bridge("llama"), iter(TEXTS), batching=1, jackknife=8, **options, **QUIET)
+        alone = compare(
+            bridge("gpt2"), bridge("llama"), iter(TEXTS), **given(batch_size=1, jackknife=8, **options), **QUIET
+        )
         for process in (0, 1):
             values, errors, permuted, n = json.loads((tmp_path / f"{name}-{process}.json").read_text())
             assert n == alone.n_samples
@@ -567,7 +629,7 @@ def without_tokenizer(model):
 BAD = {
     "unknown measure": (dict(measures="ckka"), ValueError, "name of a measure, got 'ckka'; the nearest are 'cka'"),
     "no measure": (dict(measures=()), ValueError, "at least one measure"),
-    "unknown estimator": (dict(estimator="mean"), ValueError, "estimator among full"),
+    "unknown estimator": (dict(estimator="mean"), ValueError, "estimator among 'full'"),
     "unknown hook": (dict(hook="resid_pst"), ValueError, "hook point of model A, got .*which it lacks; the nearest are"),
     "unknown name": (dict(hook="blocks.0.hook_reid_post"), ValueError, "which it lacks"),
     "hook b lacks": (dict(hook_b="blocks.9.hook_resid_post"), ValueError, "hook point of model B"),
@@ -580,7 +642,7 @@ BAD = {
     "sample": (dict(sample="first"), ValueError, "sample among 'token', 'last', 'mean'"),
     "align": (dict(align="words"), ValueError, "align among"),
     "jackknife": (dict(jackknife=-1), ValueError, "jackknife of at least 0"),
-    "batching": (dict(batching=0), ValueError, "batching of at least 1"),
+    "batch_size": (dict(batch_size=0), ValueError, "batch_size of at least 1"),
     "max_tokens": (dict(max_tokens=0), ValueError, "max_tokens of at least 1"),
     "one text": (dict(data="w3 w4"), TypeError, "got one text; put the text into a list"),
     "all splits": (dict(data={"train": TEXTS}), TypeError, "choose a split"),
@@ -607,9 +669,7 @@ def test_bad_input(case):
     options, error, message = BAD[case]
     a, b = build(worlds()[0]), bridge("gpt2")
     with pytest.raises(error, match=message):
-        compare(a, b, options.pop("data", TEXTS), **options, **QUIET) if "data" in options else compare(
-            a, b, TEXTS, **options, **QUIET
-        )
+        compare(a, b, options.get("data", TEXTS), **given(**{k: v for k, v in options.items() if k != "data"}), **QUIET)
 
 
 def test_tokens_for_models_of_different_vocabularies():
@@ -618,7 +678,7 @@ def test_tokens_for_models_of_different_vocabularies():
     with pytest.raises(ValueError, match="one vocabulary for data given as tokens.*pass texts"):
         compare(a, b, torch.randint(3, 14, (4, 5)), **QUIET)
     with pytest.raises(ValueError, match="one tokenization from both models under align='tokens'"):
-        compare(a, b, TEXTS, align="tokens", **QUIET)
+        compare(a, b, TEXTS, sample_options=SampleOptions(align="tokens"), **QUIET)
 
 
 def test_no_model_and_no_tokenizer():
@@ -642,21 +702,21 @@ def test_nan_and_inf_are_named(value):
 
     with a.hooks(fwd_hooks=[("blocks.1.hook_resid_post", spoil)]):
         with pytest.raises(ValueError, match="NaN or inf at 'blocks.1.hook_resid_post' of model A in batch 1"):
-            compare(a, b, TEXTS, batching=2, **QUIET)
+            compare(a, b, TEXTS, text_options=TextOptions(batch_size=2), **QUIET)
 
 
 def test_warnings():
     a, b = build(worlds()[0]), bridge("llama")
     with pytest.warns(UserWarning, match="ended after 3 batches of the 7 asked for"):
-        found = compare(a, b, TEXTS[:6], batching=2, n_batches=7, **QUIET)
+        found = compare(a, b, TEXTS[:6], text_options=TextOptions(batch_size=2, n_batches=7), **QUIET)
     assert found.n_batches == 3
-    assert compare(a, b, TEXTS, batching=2, n_batches=2, **QUIET).n_texts == 4
+    assert compare(a, b, TEXTS, text_options=TextOptions(batch_size=2, n_batches=2), **QUIET).n_texts == 4
     with pytest.warns(UserWarning, match="ends in padding tokens and comes without an attention mask"):
         compare(a, b, [torch.tensor([[0, 5, 6, 7], [0, 8, 1, 1], [0, 9, 10, 11]])], **QUIET)
     with a.hooks(fwd_hooks=[("blocks.1.hook_resid_post", lambda x, hook: torch.cat([x[:, :1] * 100, x[:, 1:]], 1))]):
         with pytest.warns(UserWarning, match="position 0 make up .* at 'blocks.1.hook_resid_post' of model A"):
             compare(a, b, TEXTS, **QUIET)
-        compare(a, b, TEXTS, exclude_first=True, **QUIET)
+        compare(a, b, TEXTS, text_options=TextOptions(exclude_first=True), **QUIET)
 
 
 def test_html_is_escaped():
@@ -678,7 +738,13 @@ def tiny_stories(n):
 
 @pytest.mark.skipif(not HAS_HOOKED_TRANSFORMER, reason="TransformerLens 4 has no HookedTransformer")
 def test_bridge_and_hooked_transformer_are_the_same():
-    found = compare(stories("bridge"), stories("hooked"), tiny_stories(6), max_tokens=60, batching=2, **QUIET)
+    found = compare(
+        stories("bridge"),
+        stories("hooked"),
+        tiny_stories(6),
+        text_options=TextOptions(max_tokens=60, batch_size=2),
+        **QUIET,
+    )
     assert found.values.shape == (1, 5, 5) and found.coverage == (1.0, 1.0)
     torch.testing.assert_close(found["cka"].diag(), torch.ones(5, dtype=torch.float64), rtol=0, atol=1e-6)
 
@@ -723,7 +789,7 @@ def test_a_planted_massive_activation(world):
             measures=["cca", "linear_regression"],
             layers_a=[1],
             layers_b=[2],
-            batching=16,
+            text_options=TextOptions(batch_size=16),
             **QUIET,
         )
         x = torch.cat([model.run_with_cache(model.to_tokens(text))[1][place][0].double() for text in prompts])

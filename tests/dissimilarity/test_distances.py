@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import bridge, build, worlds
 
-from tl_backward.dissimilarity import ModelDistances, classical_mds, compare, model_distances
+from tl_backward.dissimilarity import ModelDistances, RunOptions, classical_mds, compare, model_distances
 
 QUIET = {"show_progress": False}
 TEXTS = [
@@ -21,8 +21,12 @@ def test_every_block_is_a_comparison(world, measure):
     models = {"a": build(world), "b": bridge("llama")}
     found = model_distances(models, TEXTS, measure=measure, **QUIET)
     assert found.values.shape == (4, 4) and found.models == ("a", "a", "b", "b") and found.layers == ("L0", "L1") * 2
-    across = compare(models["a"], models["b"], TEXTS, measures=measure, jackknife=0, permutations=0, **QUIET)
-    within = compare(models["b"], models["b"], TEXTS, measures=measure, jackknife=0, permutations=0, **QUIET)
+    across = compare(
+        models["a"], models["b"], TEXTS, measures=measure, run_options=RunOptions(jackknife=0, permutations=0), **QUIET
+    )
+    within = compare(
+        models["b"], models["b"], TEXTS, measures=measure, run_options=RunOptions(jackknife=0, permutations=0), **QUIET
+    )
     torch.testing.assert_close(found.values[:2, 2:], across[measure])
     torch.testing.assert_close(found.values[2:, :2], across[measure].T)
     assert float(found.values[2, 3]) == pytest.approx(float(within[measure][0, 1]))

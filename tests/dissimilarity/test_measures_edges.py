@@ -117,7 +117,7 @@ for name, option in [("cca", "mean"), ("pwcca", "weights"), ("linear_regression"
     assert len(lines) == 9
     for line in lines:
         option, text = line.split(" ", 1)
-        assert text.startswith(f"Expected {option} to be one of '") and text.endswith(", got 'manhattan'.")
+        assert text.startswith(f"Expected {option} among '") and text.endswith(", got 'manhattan'; choose one of them.")
 
 
 @pytest.mark.parametrize("name", WHITENED)

@@ -1,7 +1,10 @@
 """Stitched models against the same computation by hand; maps against least squares; penalties text by text."""
 
+import inspect
 import json
 import math
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -9,10 +12,13 @@ from leaves_no_trace import assert_same, state
 from models import D_VOCAB, bridge, build, worlds
 from shared import shared, stories
 
-from tl_backward.dissimilarity import StitchedModel, stitch, stitching_grid
-from tl_backward.dissimilarity.stitching.descent import Descent
-from tl_backward.dissimilarity.stitching.maps import KINDS, StitchMap
+from tl_backward.dissimilarity import FitOptions, StitchedModel, stitch, stitching_grid
+from tl_backward.dissimilarity.options import MapKind
+from tl_backward.dissimilarity.stitching.maps import StitchMap
+from tl_backward.dissimilarity.stitching.sgd import batch_of, learning_rate
+from tl_backward.text.options import TextOptions
 
+KINDS = get_args(MapKind)
 every_world = pytest.mark.parametrize("world", worlds())
 QUIET = {"show_progress": False}
 
@@ -26,7 +32,7 @@ def sentences(n, seed=0, longest=14):
 
 
 TEXTS = sentences(40)
-SHORT = Descent(steps=12, warmup_steps=3, learning_rate=0.05, save_every=5)
+SHORT = FitOptions(steps=12, warmup_steps=3, learning_rate=0.05, save_every=5)
 
 
 def residuals(model, texts, layer, skip=0):
@@ -45,7 +51,7 @@ def by_hand(a, layer_a, b, layer_b, map, tokens):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_stitched_to_itself_is_itself(world, kind):
     model = build(world)
-    found = stitch(model, 0, model, 0, TEXTS, map=kind, batching=4, **QUIET)
+    found = stitch(model, 0, model, 0, TEXTS, map=kind, text_options=TextOptions(batch_size=4), **QUIET)
     tokens = model.to_tokens(TEXTS[0])
     torch.testing.assert_close(found.model(tokens), model(tokens), rtol=1e-6, atol=1e-7)
     assert abs(found.penalty.nats) < 1e-7 and abs(found.penalty.bits_per_byte) < 1e-7
@@ -75,14 +81,16 @@ def test_maps_are_least_squares():
     solved = torch.linalg.lstsq(x1, y).solution
     expected = {"linear": torch.linalg.lstsq(x, y).solution, "affine": solved[:-1], "orthogonal": u @ vh}
     for kind, weight in expected.items():
-        map = stitch(a, 1, b, 0, TEXTS, map=kind, batching=8, **QUIET).model.map
+        map = stitch(a, 1, b, 0, TEXTS, map=kind, text_options=TextOptions(batch_size=8), **QUIET).model.map
         torch.testing.assert_close(map.weight, weight, rtol=1e-6, atol=1e-8)
         if kind == "affine":
             torch.testing.assert_close(map.linear.bias, solved[-1], rtol=1e-6, atol=1e-8)
-    normed = stitch(a, 1, b, 0, TEXTS, layer_norm=True, batching=8, **QUIET).model.map
+    normed = stitch(
+        a, 1, b, 0, TEXTS, fit_options=FitOptions(layer_norm=True), text_options=TextOptions(batch_size=8), **QUIET
+    ).model.map
     z1 = torch.cat([torch.nn.functional.layer_norm(x, x.shape[1:]), torch.ones(len(x), 1)], 1)
     torch.testing.assert_close(normed(x), z1 @ torch.linalg.lstsq(z1, y).solution, rtol=1e-4, atol=1e-4)
-    without = stitch(a, 1, b, 0, TEXTS, exclude_first=True, batching=8, **QUIET).model.map
+    without = stitch(a, 1, b, 0, TEXTS, text_options=TextOptions(exclude_first=True, batch_size=8), **QUIET).model.map
     x, y = residuals(a, fit, 1, skip=1), residuals(b, fit, 0, skip=1)
     solved = torch.linalg.lstsq(torch.cat([x, torch.ones(len(x), 1)], 1), y).solution
     torch.testing.assert_close(without.weight, solved[:-1], rtol=1e-6, atol=1e-8)
@@ -93,14 +101,24 @@ def test_ridge_shrinks():
     x, y = residuals(a, TEXTS[:32], 1), residuals(b, TEXTS[:32], 0)
     gram = x.T @ x
     expected = torch.linalg.solve(gram + 0.1 * gram.trace() / len(gram) * torch.eye(len(gram)).to(gram), x.T @ y)
-    map = stitch(a, 1, b, 0, TEXTS, map="linear", ridge=0.1, batching=8, **QUIET).model.map
+    map = stitch(
+        a,
+        1,
+        b,
+        0,
+        TEXTS,
+        map="linear",
+        fit_options=FitOptions(ridge=0.1),
+        text_options=TextOptions(batch_size=8),
+        **QUIET,
+    ).model.map
     torch.testing.assert_close(map.weight, expected, rtol=1e-6, atol=1e-8)
 
 
 @every_world
 def test_the_penalty_is_brute_force(world):
     a, b = build(world), bridge("gpt2")
-    found = stitch(a, 1, b, 0, TEXTS, batching=8, **QUIET)
+    found = stitch(a, 1, b, 0, TEXTS, text_options=TextOptions(batch_size=8), **QUIET)
     mine, own, tokens, sizes = [], [], [], []
     for text in TEXTS[32:]:
         ids = b.to_tokens(text)
@@ -131,11 +149,11 @@ def test_the_penalty_is_brute_force(world):
 
 def test_held_out_data_and_token_batches():
     a, b = build(worlds()[0]), bridge("gpt2")
-    one = stitch(a, 1, b, 0, TEXTS, batching=8, **QUIET)
-    other = stitch(a, 1, b, 0, TEXTS[:32], held_out_data=TEXTS[32:], batching=8, **QUIET)
+    one = stitch(a, 1, b, 0, TEXTS, text_options=TextOptions(batch_size=8), **QUIET)
+    other = stitch(a, 1, b, 0, TEXTS[:32], held_out=TEXTS[32:], text_options=TextOptions(batch_size=8), **QUIET)
     assert one.penalty == other.penalty
     tokens = [a.to_tokens(text) for text in TEXTS]
-    third = stitch(a, 1, b, 0, tokens[:32], held_out_data=tokens[32:], **QUIET)
+    third = stitch(a, 1, b, 0, tokens[:32], held_out=tokens[32:], **QUIET)
     assert third.penalty.nats == pytest.approx(one.penalty.nats, abs=1e-6)
 
 
@@ -231,7 +249,7 @@ def test_leaves_no_trace(world):
     a, b = build(world), bridge("llama")
     a.add_hook("blocks.0.hook_resid_pre", lambda x, hook: x * 1.1)
     before = state(a), state(b)
-    stitched = stitch(a, 0, b, 0, TEXTS, fit="sgd", descent=SHORT, **QUIET).model
+    stitched = stitch(a, 0, b, 0, TEXTS, fit="sgd", fit_options=SHORT, **QUIET).model
     stitched.run_with_cache(TEXTS[0])
     stitched.generate(TEXTS[0], max_new_tokens=3, temperature=1.0)
     stitched.train().eval()
@@ -266,8 +284,8 @@ def test_sgd_lowers_the_loss_of_what_it_is_fitted_on(world):
         0,
         TEXTS,
         fit="sgd",
-        descent=Descent(steps=60, warmup_steps=5, learning_rate=0.03),
-        batching=32,
+        fit_options=FitOptions(steps=60, warmup_steps=5, learning_rate=0.03),
+        text_options=TextOptions(batch_size=32),
         **QUIET,
     )
     assert len(found.losses) == 60 and found.losses[-1] < found.losses[0] - 0.05
@@ -280,8 +298,8 @@ def test_sgd_lowers_the_loss_of_what_it_is_fitted_on(world):
         0,
         TEXTS,
         fit="sgd",
-        descent=Descent(steps=60, warmup_steps=5, learning_rate=0.03),
-        batching=32,
+        fit_options=FitOptions(steps=60, warmup_steps=5, learning_rate=0.03),
+        text_options=TextOptions(batch_size=32),
         **QUIET,
     )
     assert again.losses == found.losses
@@ -289,7 +307,7 @@ def test_sgd_lowers_the_loss_of_what_it_is_fitted_on(world):
 
 def test_the_first_step_is_the_gradient_of_the_stitched_loss():
     a, b = build(worlds()[0]), bridge("gpt2")
-    options = dict(map="linear", layer_norm=False, batching=32, **QUIET)
+    options = dict(map="linear", text_options=TextOptions(batch_size=32), **QUIET)
     start = stitch(a, 0, b, 0, TEXTS, **options).model
     step = stitch(
         a,
@@ -298,7 +316,7 @@ def test_the_first_step_is_the_gradient_of_the_stitched_loss():
         0,
         TEXTS,
         fit="sgd",
-        descent=Descent(steps=1, warmup_steps=0, learning_rate=1e-4, momentum=0.5, clip=1e9),
+        fit_options=FitOptions(steps=1, warmup_steps=0, learning_rate=1e-4, momentum=0.5, clip=1e9, layer_norm=False),
         **options,
     )
     weight = start.map.linear.weight
@@ -315,9 +333,11 @@ def test_the_first_step_is_the_gradient_of_the_stitched_loss():
 
 def test_an_orthogonal_map_stays_orthogonal():
     a, b = build(worlds()[0]), bridge("gpt2")
-    found = stitch(a, 0, b, 0, TEXTS, map="orthogonal", fit="sgd", descent=SHORT, **QUIET)
+    found = stitch(a, 0, b, 0, TEXTS, map="orthogonal", fit="sgd", fit_options=SHORT, **QUIET)
     q = found.model.map.weight
-    start = stitch(a, 0, b, 0, TEXTS, map="orthogonal", layer_norm=True, **QUIET).model.map.weight
+    start = stitch(
+        a, 0, b, 0, TEXTS, map="orthogonal", fit_options=FitOptions(layer_norm=True), **QUIET
+    ).model.map.weight
     torch.testing.assert_close(q @ q.T, torch.eye(len(q), dtype=torch.float64), rtol=0, atol=1e-10)
     assert (q - start).abs().max() > 1e-5 and not hasattr(found.model.map.linear, "parametrizations")
 
@@ -325,7 +345,7 @@ def test_an_orthogonal_map_stays_orthogonal():
 @pytest.mark.parametrize("kind", ["affine", "orthogonal"])
 def test_an_interrupted_descent_goes_on(tmp_path, monkeypatch, kind):
     a, b = build(worlds()[0]), bridge("gpt2")
-    options = dict(map=kind, fit="sgd", descent=SHORT, checkpoint=tmp_path / "descent", **QUIET)
+    options = dict(map=kind, fit="sgd", fit_options=replace(SHORT, checkpoint=tmp_path / "descent"), **QUIET)
     from tl_backward.dissimilarity.stitching.texts import TextBatch
 
     original, calls = TextBatch.losses, []
@@ -350,16 +370,16 @@ def test_an_interrupted_descent_goes_on(tmp_path, monkeypatch, kind):
         whole.penalty.nats, abs=1e-9
     )
     with pytest.raises(ValueError, match="one of another map or other options"):
-        stitch(a, 0, b, 0, TEXTS, **{**options, "descent": Descent(steps=13)})
+        stitch(a, 0, b, 0, TEXTS, **{**options, "fit_options": FitOptions(steps=13, checkpoint=tmp_path / "descent")})
 
 
 def test_the_rate_warms_up_and_falls():
-    options = Descent(steps=100, warmup_steps=10, learning_rate=1.0)
-    rates = [options.rate(step) for step in range(100)]
+    options = FitOptions(steps=100, warmup_steps=10, learning_rate=1.0)
+    rates = [learning_rate(options, step) for step in range(100)]
     assert rates[0] == 0.1 and rates[9] == rates[10] == 1.0 and rates[-1] < 0.001
     assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
-    assert sorted(options.batch(step, 7) for step in range(7, 14)) == list(range(7))
-    assert Descent().steps == 2000 and Descent().warmup_steps == 200
+    assert sorted(batch_of(options, step, 7) for step in range(7, 14)) == list(range(7))
+    assert FitOptions().steps == 2000 and FitOptions().warmup_steps == 200
 
 
 # ---- the grid
@@ -368,14 +388,14 @@ def test_the_rate_warms_up_and_falls():
 @every_world
 def test_grid(world):
     a, b = build(world), bridge("llama")
-    grid = stitching_grid(a, b, TEXTS, batching=8, **QUIET)
+    grid = stitching_grid(a, b, TEXTS, text_options=TextOptions(batch_size=8), **QUIET)
     assert list(grid.penalties) == ["A->B", "B->A", "A->A", "B->B"]
     models = {"A": a, "B": b}
     for direction in grid.penalties:
         head, tail = direction.split("->")
         for i in (0, 1):
             for j in (0, 1):
-                one = stitch(models[head], i, models[tail], j, TEXTS, batching=8, **QUIET)
+                one = stitch(models[head], i, models[tail], j, TEXTS, text_options=TextOptions(batch_size=8), **QUIET)
                 assert grid.nats(direction)[i, j] == pytest.approx(one.penalty.nats, abs=1e-5)
                 assert grid.penalties[direction][i][j].interval == pytest.approx(one.penalty.interval, abs=1e-5)
     assert grid.nats("A->A").diag().abs().max() < 1e-6 and grid.nats("B->B").diag().abs().max() < 1e-6
@@ -393,14 +413,17 @@ def test_grid(world):
 # ---- bad input
 
 BAD = {
-    "map": (dict(map="quadratic"), ValueError, "Expected map among identity, orthogonal, linear, affine"),
-    "fit": (dict(fit="adam"), ValueError, "fit among least_squares, sgd, got 'affine' and 'adam'"),
+    "map": (
+        dict(map="quadratic"),
+        ValueError,
+        "Expected map among 'identity', 'orthogonal', 'linear', 'affine', got 'quadratic'",
+    ),
+    "fit": (dict(fit="adam"), ValueError, "Expected fit among 'least_squares', 'sgd', got 'adam'"),
     "layer": (dict(layer_a=5), IndexError, r"layers in \[-2, 2\)"),
     "widths": (dict(map="identity"), ValueError, "models of one width for map='identity', got 20 and 24"),
     "held out": (dict(held_out=1.0), ValueError, r"held_out in \(0, 1\)"),
     "one batch": (dict(data=["w3 w4"]), ValueError, "at least 2 batches"),
     "no data": (dict(data=[]), ValueError, "the iterator is empty"),
-    "steps": (dict(fit="sgd", descent=Descent(steps=0)), ValueError, "at least one step"),
 }
 
 
@@ -410,15 +433,19 @@ def test_bad_input(case):
     a, b = build("hooked") if "hooked" in worlds() else bridge("gpt2", n_embd=20, n_head=2), bridge("llama")
     options = {"layer_a": 0, "data": TEXTS} | options
     with pytest.raises(error, match=message):
-        stitch(a, options.pop("layer_a"), b, 0, options.pop("data"), **options, **QUIET)
+        inspect.unwrap(stitch)(
+            a, options.pop("layer_a"), b, 0, options.pop("data"), **options, **QUIET
+        )  # as without beartype
 
 
 def test_more_bad_input():
     a = build(worlds()[0])
     with pytest.raises(ValueError, match="a map with parameters for fit='sgd'"):
-        stitch(a, 0, a, 1, TEXTS, map="identity", fit="sgd", layer_norm=False, descent=SHORT, **QUIET)
+        stitch(a, 0, a, 1, TEXTS, map="identity", fit="sgd", fit_options=replace(SHORT, layer_norm=False), **QUIET)
     with pytest.raises(ValueError, match="Expected map among"):
-        stitching_grid(a, a, TEXTS, map="cubic", **QUIET)
+        inspect.unwrap(stitching_grid)(a, a, TEXTS, map="cubic", **QUIET)
+    with pytest.raises(ValueError, match="at least one step"):
+        FitOptions(steps=0)
     with pytest.raises(TypeError, match="TransformerLens model"):
         stitch(torch.nn.Linear(2, 2), 0, a, 0, TEXTS)
     with pytest.raises(ValueError, match="return_type 'logits', 'loss' or None"):
@@ -431,7 +458,7 @@ def test_more_bad_input():
         stitch(a, 0, b, 0, TEXTS, **QUIET)
     with pytest.raises(ValueError, match="finite loss, got nan at step 0"):
         with a.hooks(fwd_hooks=[("blocks.1.hook_resid_post", lambda x, hook: x * float("nan"))]):
-            stitch(a, 0, a, 0, TEXTS, fit="sgd", descent=SHORT, **QUIET)
+            stitch(a, 0, a, 0, TEXTS, fit="sgd", fit_options=SHORT, **QUIET)
 
 
 def test_a_map_by_itself():
@@ -449,12 +476,12 @@ def test_a_map_by_itself():
 def test_a_stitched_model_generates_text(world):
     model = stories(world)
     texts = json.loads(shared("data", "tinystories-1000.json").read_text())[:24]
-    same = stitch(model, 2, model, 2, texts, max_tokens=40, batching=4, **QUIET)
+    same = stitch(model, 2, model, 2, texts, text_options=TextOptions(max_tokens=40, batch_size=4), **QUIET)
     prompt = "Once upon a time, there was a"
     own = model.generate(prompt, max_new_tokens=12, do_sample=False, use_past_kv_cache=False, verbose=False)
     said = same.model.generate(prompt, max_new_tokens=12)
     assert said.startswith(prompt) and own.split() == said.split()
-    moved = stitch(model, 1, model, 2, texts, max_tokens=40, batching=4, **QUIET)
+    moved = stitch(model, 1, model, 2, texts, text_options=TextOptions(max_tokens=40, batch_size=4), **QUIET)
     text = moved.model.generate(prompt, max_new_tokens=30)
     assert text.startswith(prompt) and len(text) > len(prompt) + 20 and text.isprintable()
     assert 0 < moved.penalty.nats < 1.5 and moved.penalty.interval[0] > 0
@@ -473,7 +500,9 @@ def test_both_worlds_give_one_stitch():
         pytest.skip("TransformerLens 4 has no HookedTransformer")
     texts = json.loads(shared("data", "tinystories-1000.json").read_text())[:12]
     found = [
-        stitch(stories(one), 1, stories(other), 2, texts, max_tokens=30, batching=4, **QUIET).penalty.nats
+        stitch(
+            stories(one), 1, stories(other), 2, texts, text_options=TextOptions(max_tokens=30, batch_size=4), **QUIET
+        ).penalty.nats
         for one, other in (("bridge", "bridge"), ("hooked", "bridge"), ("bridge", "hooked"))
     ]
     assert found == pytest.approx([found[0]] * 3, abs=1e-3)

@@ -14,6 +14,7 @@ import tl_backward as tlb
 from tl_backward.dissimilarity.reading import Reading, raw_batches
 from tl_backward.dissimilarity.tokens import _unknown
 from tl_backward.text.extents import token_ends
+from tl_backward.text.options import TextOptions
 
 QUIET = dict(show_progress=False, permutations=0)
 TEXTS = st.lists(st.sampled_from([*WORDS, "1984", "São", "Zoë", "nnn", "Xi", "-"]), min_size=1, max_size=5)
@@ -72,7 +73,7 @@ def test_two_beginnings_are_said_once():
     texts = [f"{bos} w{3 + i} w{4 + i} w5" for i in range(8)]
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("default")
-        tlb.dissimilarity.compare(a, b, texts, batching=2, exclude_first=True, **QUIET)
+        tlb.dissimilarity.compare(a, b, texts, text_options=TextOptions(batch_size=2, exclude_first=True), **QUIET)
     said = [each for each in heard if "second one" in str(each.message)]
     assert len(said) == 1 and said[0].filename == __file__
 

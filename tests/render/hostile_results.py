@@ -9,11 +9,12 @@ from hostile import TOKENS, hostile_model
 import tl_backward as tlb
 from tl_backward import render
 from tl_backward.alignment import match_parameters
-from tl_backward.dissimilarity import compare, model_distances, stitching_grid
+from tl_backward.dissimilarity import RunOptions, compare, model_distances, stitching_grid
 from tl_backward.editing import edit_effect, edit_methods
 from tl_backward.embedding_space import head_pairs, parameter_activation_overlap, parameter_coherence, related_pairs
 from tl_backward.inversion import common_features, compare_sites, pool_preimage, read_preimage, verify_by_patching
 from tl_backward.text.cases import EditCase
+from tl_backward.text.options import TextOptions
 
 QUIET = {"show_progress": False}
 SITE = ("resid_mid", 1)
@@ -108,10 +109,21 @@ RESULTS = {
     "overlap": lambda: parameter_activation_overlap(model(), tokens()[None, ::5], "W_out", 1, k=5, **QUIET),
     "match": lambda: match_parameters(model(), model(), "W_out", n_chance=2, **QUIET),
     "comparison": lambda: relabelled(
-        compare(model(), model(), WRITTEN[:20], measures="cka", batching=4, permutations=2, **QUIET), NAMES[:40]
+        compare(
+            model(),
+            model(),
+            WRITTEN[:20],
+            measures="cka",
+            text_options=TextOptions(batch_size=4),
+            run_options=RunOptions(permutations=2),
+            **QUIET,
+        ),
+        NAMES[:40],
     ),
     "distances": lambda: model_distances({name: model() for name in NAMES[:2]}, WRITTEN[:20], **QUIET),
-    "stitches": lambda: stitching_grid(model(), model(), WRITTEN[:20], layers_a=[1], layers_b=[1], batching=4, **QUIET),
+    "stitches": lambda: stitching_grid(
+        model(), model(), WRITTEN[:20], layers_a=[1], layers_b=[1], text_options=TextOptions(batch_size=4), **QUIET
+    ),
     "preimage": _preimage,
     "features": lambda: common_features(_preimage(), FEATURES, prior=WRITTEN[:60]),
     "sites": lambda: compare_sites(

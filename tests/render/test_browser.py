@@ -14,6 +14,7 @@ from tl_backward._support.html import PALE, color_for
 from tl_backward.dissimilarity import ModelDistances, compare
 from tl_backward.render.circuits import circuitsvis
 from tl_backward.render.libraries import library_source
+from tl_backward.text.options import TextOptions
 
 from .browsing import Browser, clean, hover_everything
 
@@ -100,7 +101,13 @@ def test_hostile_page(browser: Browser, hostile: list[str], tmp_path: Path, with
 def test_two_models_compared(browser: Browser, hostile: list[str], tmp_path: Path) -> None:
     """Hostile names of hook points and models: in heat maps with details on hover, curves with bands, and a map."""
     model = bridge("gpt2")
-    found = compare(model, model, ["w5 w6 w7 w8 w9", "w3 w3 w41", "w30 w31 w32"], batching=1, show_progress=False)
+    found = compare(
+        model,
+        model,
+        ["w5 w6 w7 w8 w9", "w3 w3 w41", "w30 w31 w32"],
+        text_options=TextOptions(batch_size=1),
+        show_progress=False,
+    )
     names = tuple(each for each in hostile if "onerror" in each or "</script" in each)[:12]
     values = torch.linspace(0, 1, 144, dtype=torch.float64).reshape(1, 12, 12)
     grids = {

@@ -12,9 +12,10 @@ import torch
 from models import HAS_HOOKED_TRANSFORMER, bridge, build, worlds
 
 from tl_backward import render
-from tl_backward.dissimilarity import classical_mds, compare, model_distances, stitching_grid
+from tl_backward.dissimilarity import RunOptions, classical_mds, compare, model_distances, stitching_grid
 from tl_backward.render.compare_report import caveats, facts
 from tl_backward.render.comparison_figures import best_partners, chance_of, comparison_map, unit_of
+from tl_backward.text.options import TextOptions
 
 from .reading import read
 
@@ -28,12 +29,22 @@ MEASURES = ("cka", "procrustes", "mutual_knn", "shape_angular")
 
 @pytest.fixture(scope="module", params=worlds())
 def found(request):
-    return compare(build(request.param), bridge("llama"), TEXTS, measures=MEASURES, batching=2, permutations=6, **quiet)
+    return compare(
+        build(request.param),
+        bridge("llama"),
+        TEXTS,
+        measures=MEASURES,
+        text_options=TextOptions(batch_size=2),
+        run_options=RunOptions(permutations=6),
+        **quiet,
+    )
 
 
 @pytest.fixture(scope="module")
 def grid():
-    return stitching_grid(build(worlds()[0]), bridge("llama"), TEXTS * 3, layers_b=[1], batching=3, **quiet)
+    return stitching_grid(
+        build(worlds()[0]), bridge("llama"), TEXTS * 3, layers_b=[1], text_options=TextOptions(batch_size=3), **quiet
+    )
 
 
 def traces(figure):
@@ -90,11 +101,20 @@ def test_curves_have_bands_and_chance(found, measure):
 
 
 def test_models_of_different_depths_have_no_same_place(found):
-    some = compare(bridge("llama"), bridge("gpt2"), TEXTS, layers_b=1, jackknife=0, permutations=0, **quiet)
+    some = compare(
+        bridge("llama"), bridge("gpt2"), TEXTS, layers_b=1, run_options=RunOptions(jackknife=0, permutations=0), **quiet
+    )
     lines = traces(render.comparison_curves(some, "cka"))
     assert [line["name"] for line in lines] == ["best layer of B", "best layer of B, chance"]  # no bands: none known
     assert chance_of(some, "cka").words.endswith("in closed form")
-    none = compare(bridge("llama"), bridge("gpt2"), TEXTS, measures="procrustes", jackknife=0, permutations=0, **quiet)
+    none = compare(
+        bridge("llama"),
+        bridge("gpt2"),
+        TEXTS,
+        measures="procrustes",
+        run_options=RunOptions(jackknife=0, permutations=0),
+        **quiet,
+    )
     assert chance_of(none, "procrustes") is None
     page = render.compare_report(none).to_html()
     assert "no standard error was asked for" in page and "Chance (dashed)" not in page
@@ -125,7 +145,7 @@ def test_the_page_says_what_was_compared(found, grid):
 
 def test_caveats():
     model = build(worlds()[0])
-    plain = compare(model, model, TEXTS, permutations=0, **quiet)
+    plain = compare(model, model, TEXTS, run_options=RunOptions(permutations=0), **quiet)
     assert caveats(replace(plain, first_share=(torch.zeros(2), torch.zeros(2)))) == []
     worst = replace(
         plain, coverage=(1.0, 0.08), unknown=(0.0, 0.67), n_truncated=3, first_share=(torch.tensor([0.9, 0.1]), torch.zeros(2))
@@ -179,7 +199,7 @@ def test_grids_share_one_scale_and_say_everything(grid):
 
 def test_curves_of_stitches_follow_relative_depth():
     a, b = build(worlds()[0]), bridge("llama")
-    grid = stitching_grid(a, b, TEXTS * 3, batching=3, **quiet)
+    grid = stitching_grid(a, b, TEXTS * 3, text_options=TextOptions(batch_size=3), **quiet)
     figure = render.stitching_curves(grid)
     lines = {line["name"]: line for line in traces(figure) if "name" in line}
     assert set(lines) == {"A-&gt;B", "B-&gt;B", "B-&gt;A", "A-&gt;A"}

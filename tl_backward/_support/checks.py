@@ -158,6 +158,16 @@ def check_k(k: int, d_vocab: int) -> int:
     return k
 
 
+def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
+    """Refuse a word that is not one of a few.
+
+    Raises:
+        ValueError: they are named.
+    """
+    if value not in choices:
+        raise ValueError(f"Expected {name} among {', '.join(map(repr, choices))}, got {value!r}; choose one of them.")
+
+
 def check_text(text: str) -> str:
     """Text that a tokenizer can take.
 

@@ -1,19 +1,26 @@
 """Warnings that point at the user's line, however deep in here they are noticed."""
 
+import functools
 import sys
 import warnings
 from pathlib import Path
 
 import beartype
 import jaxtyping
+import torch
 
 _HERE = str(Path(__file__).parents[1])
-_CHECKERS = tuple(str(Path(str(module.__file__)).parent) for module in (beartype, jaxtyping))
+_BETWEEN = (
+    *(str(Path(str(module.__file__)).parent) for module in (beartype, jaxtyping, torch)),
+    functools.__file__,
+    "<@beartype",
+)
+"""What may stand between two functions of ours."""
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the nearest line outside this package, so that Python says a thing once a place of the user's."""
     level, frame = 1, sys._getframe()
-    while frame is not None and frame.f_code.co_filename.startswith((_HERE, *_CHECKERS, "<@beartype")):
+    while frame is not None and frame.f_code.co_filename.startswith((_HERE, *_BETWEEN)):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)

@@ -6,20 +6,21 @@ import math
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
+from tl_backward.cli.generated import add_options, options_from
 from tl_backward.cli.options import (
     Commands,
     add_output,
     add_precision,
     check_out,
-    layers,
     open_page,
     positive,
     say,
     size_of,
 )
 from tl_backward.text.files import read_data
+from tl_backward.text.options import TextOptions
 
 if TYPE_CHECKING:
     from tl_backward.dissimilarity import Comparison
@@ -41,12 +42,20 @@ def add_commands(commands: Commands) -> None:
     """`compare`."""
     parser = commands.add_parser(
         "compare",
+        add_options=_add_options,
         help="whether two models compute the same thing, layer by layer",
         description="Compare all layers of two models over the texts of a file, and write a page of heat maps and\n"
         "curves beside chance. Models of different tokenizers are aligned where both end a token.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(run=_compare)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    from tl_backward.dissimilarity import compare
+    from tl_backward.dissimilarity.options import MapKind, RunOptions, SampleOptions
+
     for side in "ab":
         parser.add_argument(
             f"--model-{side}",
@@ -62,53 +71,27 @@ def add_commands(commands: Commands) -> None:
     data.add_argument(
         "--data", required=True, metavar="FILE", help=".txt, a text a line; .json, a list of texts; .jsonl, one a line"
     )
-    data.add_argument(
-        "--text-key", default="text", metavar="NAME", help="where a text is in objects of .json and .jsonl"
-    )
     data.add_argument("--max-texts", type=positive, metavar="N", help="read the first N (default: all)")
-    data.add_argument("--max-tokens", type=positive, metavar="N", help="cut texts there (default: at the context)")
-    data.add_argument("--batch-size", type=positive, default=8, metavar="N", help="texts a batch (default: 8)")
+    add_options(data, TextOptions, "text_key", "max_tokens", "batch_size")
     what = parser.add_argument_group("what is compared")
-    what.add_argument(
-        "--hook", default="resid_post", metavar="NAME", help="hook point of every layer (default: resid_post)"
-    )
-    what.add_argument("--hook-b", metavar="NAME", help="B's, where it is another")
-    for side in "ab":
-        what.add_argument(
-            f"--layers-{side}", type=layers, metavar="LIST", help="such as 0,3 or 4-7 or -1 (default: all)"
-        )
-    what.add_argument(
-        "--sample", choices=("token", "last", "mean"), default="token", help="what one sample is (default: every token)"
-    )
-    what.add_argument("--exclude-first", action="store_true", help="leave position 0 out (default: included)")
+    add_options(what, compare, "hook", "layers_a", "layers_b")
+    add_options(what, SampleOptions, "hook_b", "sample")
+    add_options(what, TextOptions, "exclude_first")
     how = parser.add_argument_group("how")
-    how.add_argument("--measures", type=_names, default=["cka"], metavar="LIST", help="by name (default: cka)")
-    how.add_argument(
-        "--sample-size",
-        type=positive,
-        default=2048,
-        metavar="N",
-        help="samples kept for chance, and for measures that need samples rather than sums (default: 2048)",
-    )
-    how.add_argument("--permutations", type=int, default=20, metavar="N", help="random pairings for chance (20)")
-    how.add_argument("--seed", type=int, default=0, metavar="N", help="of the sample and the pairings (default: 0)")
+    add_options(how, compare, "measures")
+    add_options(how, RunOptions, "sample_size", "permutations", "seed")
     how.add_argument(
         "--stitch",
-        choices=("identity", "orthogonal", "linear", "affine"),
+        choices=get_args(MapKind),
         metavar="MAP",
-        help="also stitch every layer of each to every layer of the other: identity, orthogonal, linear or affine",
+        help=f"also stitch every layer of each to every layer of the other: {', '.join(get_args(MapKind))}",
     )
     add_output(parser)
     parser.add_argument("--json", action="store_true", help="print the numbers as one JSON object; a page with --out")
-    parser.set_defaults(run=_compare)
-
-
-def _names(text: str) -> list[str]:
-    return [name for name in text.replace(",", " ").split() if name]
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from tl_backward.dissimilarity import compare, stitching_grid
+    from tl_backward.dissimilarity import RunOptions, SampleOptions, compare, stitching_grid
     from tl_backward.model.loading import load
     from tl_backward.render.compare_report import caveats, compare_report
 
@@ -118,20 +101,20 @@ def _compare(arguments: argparse.Namespace) -> None:
         how = {"device": arguments.device, "dtype": arguments.dtype}
         a = load(arguments.model_a, kind=arguments.kind_a, **how)
         b = load(arguments.model_b, kind=arguments.kind_b, **how)
-        reading = {"batching": arguments.batch_size, "max_tokens": arguments.max_tokens}
-        watched = sys.stderr.isatty()
+        both = {
+            "layers_a": arguments.layers_a,
+            "layers_b": arguments.layers_b,
+            "text_options": options_from(arguments, TextOptions),
+            "show_progress": sys.stderr.isatty(),
+        }
         found = compare(
-            a, b, texts, hook=arguments.hook, hook_b=arguments.hook_b, layers_a=arguments.layers_a,
-            layers_b=arguments.layers_b, measures=arguments.measures, sample=arguments.sample,
-            exclude_first=arguments.exclude_first, permutations=arguments.permutations,
-            sample_size=arguments.sample_size, seed=arguments.seed, show_progress=watched, **reading,
+            a, b, texts, hook=arguments.hook, measures=arguments.measures,
+            sample_options=options_from(arguments, SampleOptions), run_options=options_from(arguments, RunOptions),
+            **both,
         )  # fmt: skip
         stitches = None
         if arguments.stitch is not None:
-            stitches = stitching_grid(
-                a, b, texts, layers_a=arguments.layers_a, layers_b=arguments.layers_b, map=arguments.stitch,
-                exclude_first=arguments.exclude_first, show_progress=watched, **reading,
-            )  # fmt: skip
+            stitches = stitching_grid(a, b, texts, map=arguments.stitch, **both)
         report = None
         if arguments.out or not arguments.json:
             name = " and ".join(Path(each).name or each for each in (arguments.model_a, arguments.model_b))

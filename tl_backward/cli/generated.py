@@ -20,7 +20,8 @@ def add_options(
 ) -> None:
     """One option for each named parameter of a function, or attribute of an option class (all where none is named).
 
-    `default=value` gives a default that differs from the source's. A whole number is at least 1, but for `seed`.
+    `default=value` gives a default that differs from the source's. A whole number is at least 1, but
+    for those of `_ANY`.
 
     Raises:
         TypeError: an annotation that no text on a command line stands for.
@@ -58,13 +59,16 @@ def _argument(name: str, annotation: Any, default: object) -> dict[str, Any]:  #
         return {"choices": [value for kind in kinds for value in get_args(kind)]}
     if int in kinds and any(_is_list(kind, int) for kind in kinds):
         return {"type": layers, "metavar": "LIST"}
-    if any(_is_list(kind, str) for kind in kinds):
+    if any(_is_list(kind, str) for kind in kinds) and all(kind is str or _is_list(kind, str) for kind in kinds):
         return {"type": several, "metavar": "LIST"}
     for kind, how in _READ.items():
         if kind in kinds:
-            return how | ({"type": int} if name == "seed" else {})
+            return how | ({"type": int} if name in _ANY else {})
     raise TypeError(f"Expected an annotation that text can stand for, got {annotation!r} of {name!r}.")
 
+
+_ANY = ("seed", "jackknife", "permutations")
+"""Whole numbers that need not be positive; the option class says which there are."""
 
 _READ: dict[object, dict[str, Any]] = {
     float: {"type": float, "metavar": "X"},

@@ -4,6 +4,7 @@ from tl_backward.dissimilarity import measures as measures
 from tl_backward.dissimilarity.comparison import compare
 from tl_backward.dissimilarity.distances import LayerMap, ModelDistances, classical_mds, model_distances
 from tl_backward.dissimilarity.measures.registry import ADDITIVE, Measure, get_measure, list_measures
+from tl_backward.dissimilarity.options import FitOptions, RunOptions, SampleOptions
 from tl_backward.dissimilarity.result import Comparison
 from tl_backward.dissimilarity.statistics import CovarianceStatistics
 from tl_backward.dissimilarity.stitching import Stitch, StitchedModel, StitchingGrid, stitch, stitching_grid
@@ -19,6 +20,8 @@ __all__ = [
     "Comparison",
     "CovarianceStatistics",
     "ADDITIVE",
+    "SampleOptions",
+    "RunOptions",
     # many models
     "model_distances",
     "ModelDistances",
@@ -27,6 +30,7 @@ __all__ = [
     # stitching
     "stitch",
     "stitching_grid",
+    "FitOptions",
     "Stitch",
     "StitchedModel",
     "StitchingGrid",

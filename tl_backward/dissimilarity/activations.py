@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward.activations import PlaceReader
-from tl_backward.dissimilarity.reading import Sample
+from tl_backward.dissimilarity.options import Sample
 from tl_backward.dissimilarity.tokens import PairedTokens
 from tl_backward.model.place import Places
 

@@ -1,6 +1,6 @@
 """Many models at once: the distances between all their layers, and a map that keeps them as well as a plane can."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING
@@ -10,10 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, scale_bound, table
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.dissimilarity.comparison import compare
 from tl_backward.dissimilarity.measures.registry import get_measure, list_measures
+from tl_backward.dissimilarity.options import OLD_TEXT, RunOptions
+from tl_backward.model.place import Places
+from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import text_frame
 
 if TYPE_CHECKING:
@@ -143,18 +147,16 @@ def classical_mds(distances: Float[Tensor, "_ _"], *, dimensions: int = 2) -> La
     return LayerMap(points * scale, kept / total, float(-eigenvalues.clamp(max=0).sum()) / total, stress)
 
 
+@old_keywords(OLD_TEXT, text_options=TextOptions)
 def model_distances(
     models: Mapping[str, TransformerLensModel],
     data: object,
     *,
+    hook: Places = "resid_post",
+    layers: int | Sequence[int] | None = None,
     measure: str = "shape_angular",
-    hook: str = "resid_post",
-    layers: int | list[int] | None = None,
-    exclude_first: bool = False,
-    batching: int = 8,
-    n_batches: int | None = None,
-    max_tokens: int | None = None,
-    max_memory: int = 8_000_000_000,
+    text_options: TextOptions = TextOptions(),
+    max_memory: int = RunOptions.max_memory,
     show_progress: bool = True,
 ) -> ModelDistances:
     """The distance between every two layers of several models, by `compare` for each pair of models.
@@ -164,14 +166,11 @@ def model_distances(
     Args:
         models: by name; at least one, of any kind, width and depth.
         data: as in `compare`, and readable more than once: a list, not an iterator.
-        measure: a metric of the registry ("shape_angular", "procrustes_normalised", "cka_angular", ...).
         hook: a hook point in every layer, by TransformerLens's short name.
         layers: which, in every model; None for all, negative from the end.
-        exclude_first: as in `compare`.
-        batching: texts a batch.
-        n_batches: read so many.
-        max_tokens: where texts are cut.
-        max_memory: as in `compare`.
+        measure: a metric of the registry ("shape_angular", "procrustes_normalised", "cka_angular", ...).
+        text_options: how the data become batches.
+        max_memory: bytes that each comparison may hold beside the models and a batch.
         show_progress: show a progress bar.
 
     Raises:
@@ -189,6 +188,7 @@ def model_distances(
     _check_metric(measure)
     if isinstance(data, Iterator):
         raise TypeError("Expected data that can be read for every pair of models, got an iterator; pass a list of it.")
+    run_options = RunOptions(jackknife=0, permutations=0, max_memory=max_memory)
     pairs = list(combinations_with_replacement(models, 2))
     blocks: dict[tuple[str, str], Tensor] = {}
     labels: dict[str, tuple[str, ...]] = {}
@@ -196,8 +196,7 @@ def model_distances(
     for a, b in tqdm(pairs, desc="pairs of models", disable=not show_progress):
         found = compare(
             models[a], models[b], data, hook=hook, layers_a=layers, layers_b=layers, measures=measure,
-            exclude_first=exclude_first, batching=batching, n_batches=n_batches, max_tokens=max_tokens, jackknife=0,
-            permutations=0, max_memory=max_memory, show_progress=False,
+            text_options=text_options, run_options=run_options, show_progress=False,
         )  # fmt: skip
         blocks[a, b], blocks[b, a] = found[measure], found[measure].T
         labels[a], labels[b] = found.layers_a, found.layers_b

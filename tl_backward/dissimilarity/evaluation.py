@@ -1,161 +1,103 @@
-"""From what a run has gathered to values, standard errors and nulls."""
+"""From what was gathered to a comparison: values, standard errors and nulls."""
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_backward._support.checks import nearest
+from tl_backward._support.warnings import warn_user
+from tl_backward.dissimilarity.gather import Accumulated
 from tl_backward.dissimilarity.grouped import GroupedStatistics, SumsView, jackknife
-from tl_backward.dissimilarity.measures.registry import ADDITIVE, Measure, get_measure, list_names
-from tl_backward.dissimilarity.minibatch import ESTIMATORS, Estimator, MinibatchCKA
+from tl_backward.dissimilarity.measures.registry import Measure
+from tl_backward.dissimilarity.minibatch import ESTIMATORS
+from tl_backward.dissimilarity.plan import Plan
+from tl_backward.dissimilarity.result import Comparison
 from tl_backward.dissimilarity.sampling import RowSample, permutations, permuted_cka
 from tl_backward.dissimilarity.statistics import CovarianceStatistics
+from tl_backward.dissimilarity.tally import Tally
+from tl_backward.dissimilarity.wanted import FAST, N_PERMUTED, Wanted
 
-N_PERMUTED = 512  # samples whose Gram matrices are permuted: their cost is the square of it, a layer
-_FAST = ("cka", "cka_debiased")
+FEWEST_SAMPLES = 4  # the unbiased HSIC divides by n - 3
 _CCA = ("cca", "cca_squared", "svcca", "pwcca", "pwcca_y")
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """The measures of one comparison, by how they are computed."""
-
-    names: tuple[str, ...]
-    estimator: Estimator
-    additive: dict[str, Measure]
-    """From sums; `cka` among them under the estimator "full"."""
-    sampled: dict[str, Measure]
-    """On a bounded sample."""
-
-    @property
-    def minibatch(self) -> bool:
-        """Whether CKA is estimated batch by batch."""
-        return "cka" in self.names and self.estimator != "full"
-
-    @property
-    def any_basis(self) -> bool:
-        """Whether every additive measure may be taken in coordinates of another basis."""
-        return all(measure.any_basis for measure in self.additive.values())
-
-    @property
-    def double(self) -> bool:
-        """Whether the sums are to be multiplied in float64."""
-        return any(measure.double for measure in self.additive.values())
-
-
-def find_measures(measures: str | Sequence[str], estimator: str) -> Wanted:
-    """Look measures up, and part those that follow from sums from those that need samples.
+def evaluate(plan: Plan, found: Accumulated, show_progress: bool) -> Comparison:
+    """Every measure of every pair, its jackknife standard error, and its nulls.
 
     Raises:
-        ValueError: an unknown measure or estimator; the nearest are named.
+        ValueError: fewer than 4 samples, or a layer that never varies.
     """
-    names = (measures,) if isinstance(measures, str) else tuple(measures)
-    if estimator not in ESTIMATORS:
+    wanted, options, tally, sample, minibatch = plan.wanted, plan.options, found.tally, found.sample, found.minibatch
+    if tally["samples"] < FEWEST_SAMPLES:
         raise ValueError(
-            f"Expected an estimator among {', '.join(ESTIMATORS)}, got {estimator!r}; 'full' takes all together."
+            f"Expected at least {FEWEST_SAMPLES} samples, got {tally['samples']}; give more texts, or sample every "
+            "token."
         )
-    if not names:
-        raise ValueError("Expected at least one measure, got none; for example measures=('cka',).")
-    additive, sampled = {}, {}
-    for name in names:
-        if name == "cka":
-            if estimator == "full":
-                additive[name] = ADDITIVE["cka_debiased"]
-        elif name not in (known := list_names()):
-            raise ValueError(
-                f"Expected the name of a measure, got {name!r}; the nearest are {nearest(name, ['cka', *known])}."
-            )
-        else:
-            (additive if name in ADDITIVE else sampled)[name] = get_measure(name)
-    return Wanted(names, cast(Estimator, estimator), additive, sampled)
-
-
-def check_sampled(wanted: Wanted, sample_size: int) -> None:
-    """Refuse before the run what a measure would refuse after it.
-
-    Raises:
-        ImportError: a measure's package is not installed.
-        ValueError: more samples than a measure takes.
-    """
-    for name, measure in wanted.sampled.items():
-        package, most = measure.package, measure.most
-        if package is not None and find_spec(package) is None:
-            raise ImportError(
-                f"Expected the package {package} for {name}, but it is not installed; install "
-                f"tl-backward[{measure.extra}], or choose another measure."
-            )
-        if most is not None and sample_size > most:
-            raise ValueError(
-                f"Expected sample_size of at most {most} for {name}, whose cost grows with its cube, got "
-                f"{sample_size}; pass a smaller one, such as 100."
-            )
-
-
-@dataclass(frozen=True, eq=False)
-class Values:
-    """[measure, layer_a, layer_b] of each."""
-
-    values: Float[Tensor, "measure layer_a layer_b"]
-    errors: Float[Tensor, "measure layer_a layer_b"]
-    nulls: Float[Tensor, "measure layer_a layer_b"]
-    permuted_means: Float[Tensor, "measure layer_a layer_b"]
-    permuted_deviations: Float[Tensor, "measure layer_a layer_b"]
-    n_permuted: tuple[int, ...]
-    computed_from: tuple[str, ...]
-
-
-def evaluate(
-    wanted: Wanted,
-    *,
-    sums: GroupedStatistics | None,
-    sample: RowSample,
-    minibatch: MinibatchCKA | None,
-    layers: tuple[list[str], list[str]],
-    n_permutations: int,
-    n_groups: int,
-    seed: int,
-    show_progress: bool,
-) -> Values:
-    """Every measure of every pair, its jackknife standard error, and its nulls."""
-    n_a, n_b = len(layers[0]), len(layers[1])
-    shape = (len(wanted.names), n_a, n_b)
+    _check_varies(plan, sample)
+    n_a, n_b = map(len, plan.labels)
+    sums = found.sums
+    if plan.memory.route == "gram":
+        sums = _from_rows(sample, n_a, plan.memory.n_groups)
+    shape, rows = (len(wanted.names), n_a, n_b), {name: index for index, name in enumerate(wanted.names)}
     values, errors, nulls, means, deviations = (torch.full(shape, math.nan, dtype=torch.float64) for _ in range(5))
     words = dict.fromkeys(wanted.names, "")
-    rows = {name: index for index, name in enumerate(wanted.names)}
-    if wanted.minibatch and minibatch is not None:
+    if minibatch is not None:
+        if minibatch.n_skipped:
+            warn_user(f"{minibatch.n_skipped} batches of fewer than 4 samples have no unbiased HSIC and were left out.")
         m = rows["cka"]
         values[m], errors[m] = minibatch.values(wanted.estimator)
         nulls[m] = 0.0
         words["cka"] = f"batches: {ESTIMATORS[wanted.estimator]}"
     if wanted.additive and sums is not None:
         total = sums.total()
-        total.names = {"a": [f"{name} of A" for name in layers[0]], "b": [f"{name} of B" for name in layers[1]]}
-        found, found_errors, found_nulls = _from_sums(list(wanted.additive.values()), sums, total, show_progress)
-        for index, name in enumerate(wanted.additive):
-            values[rows[name]], errors[rows[name]], nulls[rows[name]] = (
-                found[index], found_errors[index], found_nulls[index]
-            )  # fmt: skip
-            words[name] = f"all {total.n} samples: {wanted.additive[name].what}"
+        total.names = {side: [f"{name} of {side.upper()}" for name in plan.labels[side == "b"]] for side in "ab"}
+        each = zip(*_from_sums(list(wanted.additive.values()), sums, total, show_progress), strict=True)
+        for (name, measure), numbers in zip(wanted.additive.items(), each, strict=True):
+            values[rows[name]], errors[rows[name]], nulls[rows[name]] = numbers
+            words[name] = f"all {total.n} samples: {measure.what}"
         _warn_of_cca(wanted, total)
     for name, measure in wanted.sampled.items():
-        values[rows[name]], errors[rows[name]] = _from_sample(measure, sample, n_a, n_groups, show_progress)
+        values[rows[name]], errors[rows[name]] = _from_sample(measure, sample, n_a, options.jackknife, show_progress)
         words[name] = f"a seeded sample of {len(sample)} of {sample.n_seen} samples"
-    if n_permutations:
-        for name in wanted.names:
-            drawn = _permuted(name, wanted, sample, n_a, n_permutations, seed, show_progress)
-            means[rows[name]], deviations[rows[name]] = drawn.mean(0), drawn.std(0)
-    permuted = [min(N_PERMUTED, len(sample)) if name in _FAST else len(sample) for name in wanted.names]
-    said = tuple(words[name] for name in wanted.names)
-    return Values(
-        values, errors, nulls, means, deviations, tuple(permuted if n_permutations else [0] * len(said)), said
+    n_permuted = [0] * len(rows)
+    for name, m in rows.items() if options.permutations else ():
+        drawn = _permuted(name, wanted, sample, n_a, options.permutations, options.seed, show_progress)
+        means[m], deviations[m] = drawn.mean(0), drawn.std(0)
+        n_permuted[m] = min(N_PERMUTED, len(sample)) if name in FAST else len(sample)
+    _warn_of_first(plan, tally)
+    share = tally.first_share()
+    n_groups = len(minibatch.numbers) if minibatch is not None else 0 if sums is None else len(sums.groups)
+    return Comparison(
+        measures=wanted.names,
+        layers_a=plan.labels[0],
+        layers_b=plan.labels[1],
+        values=values,
+        standard_errors=errors,
+        null_means=nulls,
+        permutation_means=means,
+        permutation_deviations=deviations,
+        computed_from=tuple(words.values()),
+        estimator=wanted.estimator,
+        sample=plan.reading.sample,
+        n_samples=tally["samples"],
+        n_texts=tally["texts"],
+        n_batches=tally["batches"],
+        n_groups=n_groups if n_groups > 1 else 0,
+        n_sampled=len(sample),
+        n_permuted=tuple(n_permuted),
+        n_permutations=options.permutations,
+        first_excluded=plan.reading.exclude_first,
+        first_share=(share[:n_a], share[n_a:]),
+        aligned="characters" if tally["by_characters"] else "tokens",
+        coverage=(tally.share("pairs", "tokens_a"), tally.share("pairs", "tokens_b")),
+        unknown=(tally.share("unknown_a", "tokens_a"), tally.share("unknown_b", "tokens_b")),
+        n_truncated=tally["truncated"],
+        n_empty=tally["empty"],
+        plan=plan.memory,
+        seed=options.seed,
     )
 
 
@@ -207,7 +149,7 @@ def _permuted(
     name: str, wanted: Wanted, sample: RowSample, n_a: int, count: int, seed: int, show: bool
 ) -> Float[Tensor, "permutation layer_a layer_b"]:
     """The measure with the samples of B in random orders."""
-    if name in _FAST:
+    if name in FAST:
         first = sample.first(N_PERMUTED)
         rows = [layer[first.to(layer.device)] for layer in sample.layers]
         return permuted_cka(rows[:n_a], rows[n_a:], permutations(len(first), count, seed))
@@ -234,12 +176,53 @@ def _sums_of(a: Sequence[Tensor], b: Sequence[Tensor]) -> CovarianceStatistics:
     return stats
 
 
+def _from_rows(sample: RowSample, n_a: int, n_groups: int) -> GroupedStatistics:
+    """Sums over fewer samples than a layer is wide, of each layer's coordinates in the space that its samples span."""
+    n = len(sample)
+    narrow = []
+    for layer in sample.layers:
+        rows = layer.double()
+        if rows.shape[1] > n:
+            rows = rows - rows.mean(0)
+            rows = torch.linalg.qr(rows.T, mode="r").R.T
+        narrow.append(rows)
+    widths = [rows.shape[1] for rows in narrow]
+    empty = CovarianceStatistics(widths[:n_a], widths[n_a:], device=narrow[0].device)
+    # What coordinates are made of was rounded before, as the samples were.
+    empty.eps["rows_a"] = empty.eps["rows_b"] = torch.finfo(sample.layers[0].dtype).eps
+    grouped = GroupedStatistics(empty, n_groups)
+    for number in sample.batch.unique().tolist():
+        here = (sample.batch == number).to(narrow[0].device)
+        rows = [layer[here] for layer in narrow]
+        grouped.update(number, rows[:n_a], rows[n_a:])
+    return grouped
+
+
+def _check_varies(plan: Plan, sample: RowSample) -> None:
+    """Refuse a layer that is the same at every sample."""
+    for index, rows in enumerate(sample.layers):
+        if len(rows) and bool((rows == rows[0]).all()):
+            raise ValueError(
+                f"Expected activations that vary, got one and the same vector at all {len(rows)} samples at "
+                f"{plan.place(index)}; choose another hook point, or other tokens (position 0 is always the same)."
+            )
+
+
+def _warn_of_first(plan: Plan, tally: Tally) -> None:
+    share = tally.first_share()
+    worst = int(share.argmax())
+    if not plan.reading.exclude_first and float(share[worst]) > 0.5:
+        warn_user(
+            f"The tokens at position 0 make up {float(share[worst]):.0%} of sum |x|^2 at {plan.place(worst)} and may "
+            "decide the measures alone; pass text_options=TextOptions(exclude_first=True) to leave them out."
+        )
+
+
 def _warn_of_cca(wanted: Wanted, total: CovarianceStatistics) -> None:
     asked = [name for name in _CCA if name in wanted.additive]
     widest = max(*total.widths_a, *total.widths_b)
     if asked and total.n - 1 <= widest:
-        warnings.warn(
+        warn_user(
             f"{', '.join(asked)} of {total.n} samples of layers up to {widest} wide: from n - 1 <= rank on every "
-            "canonical correlation is 1 whatever the layers hold; use more samples.",
-            stacklevel=4,
+            "canonical correlation is 1 whatever the layers hold; use more samples."
         )

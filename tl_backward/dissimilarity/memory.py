@@ -6,7 +6,9 @@ from typing import Literal
 
 from tl_backward.dissimilarity._rows import buffer_bytes
 from tl_backward.dissimilarity.minibatch import TILE_BYTES
+from tl_backward.dissimilarity.options import RunOptions
 from tl_backward.dissimilarity.statistics import planned_bytes
+from tl_backward.dissimilarity.wanted import Wanted
 
 FEWEST_GROUPS = 8  # a jackknife over fewer has an error of its own of a third
 
@@ -36,40 +38,31 @@ class MemoryPlan:
 def plan_memory(
     widths_a: Sequence[int],
     widths_b: Sequence[int],
+    wanted: Wanted,
+    options: RunOptions,
     *,
     itemsize: int,
     n_samples: int | None,
-    jackknife: int,
-    sample_size: int,
-    additive: bool,
-    any_basis: bool,
-    minibatch: bool,
-    max_memory: int,
 ) -> MemoryPlan:
     """Choose the route and how many groups there is room for.
 
     Args:
         widths_a: the width of each of A's layers.
         widths_b: the same of B.
+        wanted: the measures. The Gram route needs those that may be taken in any orthonormal basis of each layer.
+        options: how many groups are wanted, and how much memory there is.
         itemsize: bytes of an activation.
         n_samples: how many samples the data have at most, where that is known.
-        jackknife: most groups that are wanted.
-        sample_size: how many samples are kept for what sums do not give; 0 for none.
-        additive: whether any measure is taken from sums over all samples.
-        any_basis: whether the measures may be taken in any orthonormal basis of each layer (the Gram route needs it).
-        minibatch: whether Gram matrices of batches are wanted.
-        max_memory: bytes.
 
     Raises:
-        ValueError: more than `max_memory` whichever way; the message says what would fit.
+        ValueError: more than `options.max_memory` whichever way; the message says what would fit.
     """
-    kept = {}
-    if sample_size:
-        rows = sample_size if n_samples is None else min(sample_size, n_samples)
-        kept["bounded sample"] = 2 * rows * (sum(widths_a) + sum(widths_b)) * itemsize
-    if minibatch:
+    rows, max_memory = wanted.n_kept(options), options.max_memory
+    rows = rows if n_samples is None else min(rows, n_samples)
+    kept = {"bounded sample": 2 * rows * (sum(widths_a) + sum(widths_b)) * itemsize}
+    if wanted.minibatch:
         kept["Gram matrices of a batch, in tiles"] = 2 * TILE_BYTES
-    if not additive:
+    if not wanted.additive:
         return _refuse_or(MemoryPlan("batches", 0, kept), max_memory, None)
 
     def sums(groups: int) -> MemoryPlan:
@@ -82,13 +75,14 @@ def plan_memory(
         return _plan("gram", narrow_a, narrow_b, groups, 8, stored | kept)
 
     small = n_samples is not None and n_samples < max(*widths_a, *widths_b)
-    routes = [sums, gram] if any_basis and small else [sums]
-    best = min(routes, key=lambda route: route(jackknife).bytes)
-    for groups in range(jackknife, min(jackknife, FEWEST_GROUPS) - 1, -1):
+    routes = [sums, gram] if wanted.any_basis and small else [sums]
+    best = min(routes, key=lambda route: route(options.jackknife).bytes)
+    fewest = min(options.jackknife, FEWEST_GROUPS)
+    for groups in range(options.jackknife, fewest - 1, -1):
         plan = best(groups)
         if plan.bytes <= max_memory:
             return plan
-    return _refuse_or(best(min(jackknife, FEWEST_GROUPS)), max_memory, best(0))
+    return _refuse_or(best(fewest), max_memory, best(0))
 
 
 def _plan(

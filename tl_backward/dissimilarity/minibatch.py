@@ -4,18 +4,15 @@ Both take the unbiased HSIC within each batch. Nguyen et al. (2021) divide mean 
 batch's own ratio. What they estimate depends on what is in a batch together, and so differs from CKA over all samples.
 """
 
-from typing import Literal, TypeAlias
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward.dissimilarity._processes import greatest_of, several, sum_over
 from tl_backward.dissimilarity.grouped import jackknife
+from tl_backward.dissimilarity.options import Estimator
 from tl_backward.dissimilarity.sampling import u_centred
 from tl_backward.dissimilarity.statistics import Rows
-
-Estimator: TypeAlias = Literal["full", "minibatch_ratio_of_means", "minibatch_mean_of_ratios"]
 
 TILE_BYTES = 256_000_000  # of Gram matrices at once
 SMALLEST = 4  # the unbiased HSIC divides by n - 3

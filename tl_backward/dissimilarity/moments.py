@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward.dissimilarity._warning import warn
+from tl_backward._support.warnings import warn_user
 from tl_backward.dissimilarity.axes import Axes, ScaledScatter, descending, rounding_noise
 from tl_backward.dissimilarity.measures._cka import Alignment, hsic1
 
@@ -157,7 +157,7 @@ class LayerSums:
         lost, poor = self._scaled.doubts(self._least, self.n - 1)
         if lost or poor:
             rank = self._scaled.axes(self._least).rank
-            warn(
+            warn_user(
                 f"Expected directions that the sums resolve, got {self.name} ({len(self.sum)} wide, {self.n} samples) "
                 f"with rank {rank}, of which {poor} are known to few digits, and up to {lost} more that may be lost "
                 "to rounding, unless they are exactly collinear: measures of spans count such directions in full; "

@@ -1,21 +1,17 @@
 """Data in: lists of texts, rows of a dataset, tensors or batches of tokens."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal, TypeAlias, cast
+from typing import cast
 
 import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
 
+from tl_backward.dissimilarity.options import Align, Mask, Sample, SampleOptions
 from tl_backward.text.ids import ARRAYS, as_ids
+from tl_backward.text.options import TextOptions
 from tl_backward.text.prompts import Batch
-
-Sample: TypeAlias = Literal["token", "last", "mean"]
-Align: TypeAlias = Literal["auto", "tokens", "characters"]
-Mask: TypeAlias = Callable[[Int[Tensor, "batch pos"]], Bool[Tensor, "batch pos"]]
 
 
 @dataclass(frozen=True)
@@ -36,6 +32,14 @@ class Reading:
     prepend_bos: bool | None = None
     max_tokens: int | None = None
     """Where texts are cut; None for the model's n_ctx."""
+
+
+def reading_of(text: TextOptions, sample: SampleOptions = SampleOptions()) -> Reading:
+    """Both options together."""
+    return Reading(
+        text.batch_size, sample.sample, text.exclude_first, sample.mask, sample.align, text.text_key,
+        text.prepend_bos, text.max_tokens,
+    )  # fmt: skip
 
 
 class Digest:

@@ -9,8 +9,7 @@ from torch import Tensor
 from tl_backward._support.checks import nearest
 from tl_backward._support.html import Cell, table
 from tl_backward.dissimilarity.memory import MemoryPlan
-from tl_backward.dissimilarity.minibatch import Estimator
-from tl_backward.dissimilarity.reading import Sample
+from tl_backward.dissimilarity.options import Estimator, Sample
 from tl_backward.text.token_strings import text_frame
 
 if TYPE_CHECKING:

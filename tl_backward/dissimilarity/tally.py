@@ -44,6 +44,10 @@ class Tally:
     def __getitem__(self, name: str) -> int:
         return int(self.counts[COUNTS.index(name)])
 
+    def share(self, some: str, of: str) -> float:
+        """One count over another."""
+        return self[some] / max(1, self[of])
+
     def first_share(self) -> Float[Tensor, "layer"]:
         """How much of sum |x|^2 the first tokens make up in each layer, A's and then B's."""
         return self.first / self.squares.clamp(min=1e-300)

@@ -43,7 +43,9 @@ def stitching_heatmap(grid: StitchingGrid, direction: str) -> "plotly.graph_obje
 
     Example:
         >>> texts = [case.prompt for case in tlb.zoo.edit_cases("test")[:12]]
-        >>> grid = tlb.dissimilarity.stitching_grid(model, model, texts, layers_a=[1], layers_b=[1], batching=1)
+        >>> from tl_backward.text.options import TextOptions
+        >>> text = TextOptions(batch_size=1)
+        >>> grid = tlb.dissimilarity.stitching_grid(model, model, texts, layers_a=[1], layers_b=[1], text_options=text)
         >>> len(tlb.render.stitching_heatmap(grid, 'A->B').data) > 0
         True
     """
@@ -77,7 +79,9 @@ def stitching_curves(grid: StitchingGrid) -> "plotly.graph_objects.Figure":
 
     Example:
         >>> texts = [case.prompt for case in tlb.zoo.edit_cases("test")[:12]]
-        >>> grid = tlb.dissimilarity.stitching_grid(model, model, texts, layers_a=[1], layers_b=[1], batching=1)
+        >>> from tl_backward.text.options import TextOptions
+        >>> text = TextOptions(batch_size=1)
+        >>> grid = tlb.dissimilarity.stitching_grid(model, model, texts, layers_a=[1], layers_b=[1], text_options=text)
         >>> len(tlb.render.stitching_curves(grid).data) > 0
         True
     """
@@ -124,7 +128,9 @@ def stitching_report(grid: StitchingGrid, *, name: str = "") -> Page:
 
     Example:
         >>> texts = [case.prompt for case in tlb.zoo.edit_cases("test")[:12]]
-        >>> grid = tlb.dissimilarity.stitching_grid(model, model, texts, layers_a=[1], layers_b=[1], batching=1)
+        >>> from tl_backward.text.options import TextOptions
+        >>> text = TextOptions(batch_size=1)
+        >>> grid = tlb.dissimilarity.stitching_grid(model, model, texts, layers_a=[1], layers_b=[1], text_options=text)
         >>> isinstance(tlb.render.stitching_report(grid), tlb.render.Page)
         True
     """

@@ -8,9 +8,10 @@ from leaves_no_trace import assert_same, state
 from models import worlds
 
 from tl_backward.dissimilarity import stitch
-from tl_backward.dissimilarity.stitching.descent import Descent
+from tl_backward.dissimilarity.options import FitOptions
 from tl_backward.studies.dissimilarity import activation_asymmetry
 from tl_backward.studies.dissimilarity.asymmetry import STITCHES
+from tl_backward.text.options import TextOptions
 
 from .family import model, stream, tokens
 
@@ -91,10 +92,19 @@ def test_swapping_the_sides_swaps_the_sign(pairs, found):
 
 
 def test_maps_may_be_trained_on_the_task(pairs, found):
-    descent = Descent(steps=2, warmup_steps=1)
-    trained = activation_asymmetry(*pairs, FIT, JUDGE, fit="sgd", descent=descent, **QUIET)
+    descent = FitOptions(steps=2, warmup_steps=1)
+    trained = activation_asymmetry(*pairs, FIT, JUDGE, fit="sgd", fit_options=descent, **QUIET)
     one = stitch(
-        pairs[1][0], 1, pairs[0][0], 1, FIT, fit="sgd", descent=descent, held_out_data=JUDGE, batching=32, **QUIET
+        pairs[1][0],
+        1,
+        pairs[0][0],
+        1,
+        FIT,
+        fit="sgd",
+        fit_options=descent,
+        held_out=JUDGE,
+        text_options=TextOptions(batch_size=32),
+        **QUIET,
     )
     assert trained.fit == "sgd" and trained.penalties[1, 0, 1] == one.penalty.nats != found.penalties[1, 0, 1]
 

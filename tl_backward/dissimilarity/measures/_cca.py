@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward.dissimilarity._warning import warn
-from tl_backward.dissimilarity.measures._inputs import check_choice, measure
+from tl_backward._support.checks import check_choice
+from tl_backward._support.warnings import warn_user
+from tl_backward.dissimilarity.measures._inputs import measure
 from tl_backward.dissimilarity.measures._products import centred_products, exact_is_cheap, upper_gram
 from tl_backward.dissimilarity.measures._spectral import Basis, basis, principal
 
@@ -25,7 +26,7 @@ def warn_if_saturated(a: Basis, b: Basis, n: int, what: str = "every canonical c
     """Warn where the number is a matter of counting dimensions, not of the representations."""
     rank = max(a.rank, b.rank)
     if rank >= n - 1:
-        warn(
+        warn_user(
             f"Expected more samples than dimensions, got {n} samples that span rank {rank}: {what} is 1 whatever the "
             "representations; use many more samples, or a measure without whitening (cka_biased, procrustes)."
         )
@@ -136,7 +137,7 @@ def _warn_of_ties(rho: Tensor, weight: Tensor) -> None:
     if tied.any() and rho[0] - rho[-1] > _TIED:
         after = tied & torch.cat([tied.new_zeros(1), tied[:-1]])
         where = float(rho[:-1][tied & ~after][0])
-        warn(
+        warn_user(
             f"Expected canonical correlations that differ, got {int(tied.sum()) + int((tied & ~after).sum())} of "
             f"{len(rho)} in ties (such as {where:.6g}): any turn of tied variates is as good, and PWCCA differs "
             "between them, so that this value is one of many; use cca, or more samples if the correlations are 1."

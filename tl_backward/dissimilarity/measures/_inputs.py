@@ -58,16 +58,6 @@ def check_pair(x: object, y: object, minimum: int, name: str) -> tuple[Tensor, T
     return x, y
 
 
-def check_choice(option: str, value: object, choices: tuple[str, ...]) -> None:
-    """Refuse an option that is not one of a few words.
-
-    Raises:
-        ValueError: `value` is not among `choices`.
-    """
-    if value not in choices:
-        raise ValueError(f"Expected {option} to be one of {', '.join(map(repr, choices))}, got {value!r}.")
-
-
 def _matrix(label: str, side: object) -> Tensor:
     if not isinstance(side, Tensor) or not side.is_floating_point():
         kind = str(side.dtype) if isinstance(side, Tensor) else type(side).__name__

@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_backward.dissimilarity._warning import warn
-from tl_backward.dissimilarity.measures._inputs import check_choice, measure
+from tl_backward._support.checks import check_choice
+from tl_backward._support.warnings import warn_user
+from tl_backward.dissimilarity.measures._inputs import measure
 from tl_backward.dissimilarity.measures._pairs import few_bits, near_mean
 from tl_backward.dissimilarity.measures._products import exact_is_cheap
 
@@ -157,7 +158,9 @@ def cknna(
     scale = own[0].hsic(own[0]).clamp(min=0).sqrt() * own[1].hsic(own[1]).clamp(min=0).sqrt()
     if scale > 0:
         return both[0].hsic(both[1]) / scale
-    warn("Expected neighbours whose similarities differ, got a side where they do not; CKNNA is 0 / 0, 0 is returned.")
+    warn_user(
+        "Expected neighbours whose similarities differ, got a side where they do not; CKNNA is 0 / 0, 0 is returned."
+    )
     return torch.zeros_like(scale)
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tl_backward.dissimilarity._warning import warn
+from tl_backward._support.warnings import warn_user
 
 DistanceName: TypeAlias = Literal["euclidean", "sqeuclidean", "correlation", "cosine"]
 DISTANCES = ("euclidean", "sqeuclidean", "correlation", "cosine")
@@ -55,7 +55,7 @@ class Distances:
         else:
             features, lost = _rows(x, name), _undirected(x, name)
             if lost.any():
-                warn(
+                warn_user(
                     f"Expected every sample to have a direction, got {int(lost.sum())} without one; their {name} with "
                     "any other sample is taken to be 0 (distance 1)."
                 )
@@ -244,7 +244,7 @@ def normalised(inner: Tensor, own_a: Tensor, own_b: Tensor, floor_a: Tensor, flo
     noise = 64 * torch.finfo(torch.float64).eps
     if own_a > noise * floor_a and own_b > noise * floor_b:
         return (inner / (own_a.sqrt() * own_b.sqrt())).clamp(-1, 1)
-    warn(
+    warn_user(
         "Expected samples whose distances or similarities differ from pair to pair, got a side where they are all "
         "equal; the measure is 0 / 0 and 0 is returned."
     )

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_backward._support.checks import check_choice
 from tl_backward.dissimilarity.measures._cca import warn_if_saturated
-from tl_backward.dissimilarity.measures._inputs import check_choice, measure
+from tl_backward.dissimilarity.measures._inputs import measure
 from tl_backward.dissimilarity.measures._products import centred
 from tl_backward.dissimilarity.measures._spectral import basis, gram_distance, principal
 

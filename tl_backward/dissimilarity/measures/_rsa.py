@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_backward.dissimilarity.measures._inputs import check_choice, measure
+from tl_backward._support.checks import check_choice
+from tl_backward.dissimilarity.measures._inputs import measure
 from tl_backward.dissimilarity.measures._pairs import (
     DISTANCES,
     DistanceName,

@@ -2,23 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_backward._support.checks import check_layers
+from tl_backward._support.checks import check_choice, check_layers
+from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, table
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.dissimilarity.reading import Reading
-from tl_backward.dissimilarity.stitching.maps import KINDS, MapKind
+from tl_backward.dissimilarity.options import FitOptions, MapKind
 from tl_backward.dissimilarity.stitching.model import StitchedModel, run_head
 from tl_backward.dissimilarity.stitching.penalty import Penalty, own_losses, penalty_of
-from tl_backward.dissimilarity.stitching.stitches import check_pair, fit_and_judge_texts, fitted_map, residual_sums
-from tl_backward.dissimilarity.stitching.texts import TextBatch
+from tl_backward.dissimilarity.stitching.stitches import OLD_FIT, check_pair, fitted_map, residual_sums
+from tl_backward.dissimilarity.stitching.texts import TextBatch, fit_and_held_out_texts
 from tl_backward.model.guard import rng_untouched
+from tl_backward.text.options import TextOptions
 
 if TYPE_CHECKING:
     import pandas
@@ -116,6 +117,7 @@ class StitchingGrid:
         return "".join(parts)
 
 
+@old_keywords(OLD_FIT, text_options=TextOptions, fit_options=FitOptions)
 def stitching_grid(
     model_a: TransformerLensModel,
     model_b: TransformerLensModel,
@@ -123,20 +125,14 @@ def stitching_grid(
     *,
     layers_a: int | Sequence[int] | None = None,
     layers_b: int | Sequence[int] | None = None,
-    map: str = "affine",
-    ridge: float = 0.0,
+    map: MapKind = "affine",
     baselines: bool = True,
-    held_out_data: object = None,
-    held_out: float = 0.2,
-    exclude_first: bool = False,
-    batching: int = 8,
-    n_batches: int | None = None,
-    text_key: str = "text",
-    prepend_bos: bool | None = None,
-    max_tokens: int | None = None,
+    held_out: object = 0.2,
+    text_options: TextOptions = TextOptions(),
+    fit_options: FitOptions = FitOptions(),
     show_progress: bool = True,
 ) -> StitchingGrid:
-    """Stitch every layer of A to every layer of B and the other way round, maps by least squares, and judge each.
+    """Stitch every layer of A to every layer of B and the other way round by least squares, and find the penalties.
 
     All maps come from one pass over the texts of the fit a pair of models. With `baselines`, each model is stitched to
     itself too: a penalty between two models says little by itself, as far-apart layers of one model cost something too.
@@ -148,16 +144,10 @@ def stitching_grid(
         layers_a: A's layers; None for all.
         layers_b: B's layers.
         map: "identity", "orthogonal", "linear" or "affine".
-        ridge: as in `stitch`.
         baselines: stitch each model to itself too.
-        held_out_data: as in `stitch`.
         held_out: as in `stitch`.
-        exclude_first: as in `stitch`.
-        batching: texts a batch.
-        n_batches: read so many.
-        text_key: as in `compare`.
-        prepend_bos: as in `compare`.
-        max_tokens: as in `compare`.
+        text_options: as in `stitch`.
+        fit_options: as in `stitch`, of which the closed form takes `ridge` and `layer_norm`.
         show_progress: show progress bars.
 
     Raises:
@@ -171,43 +161,36 @@ def stitching_grid(
         4
     """
     check_pair(model_a, model_b)
-    if map not in KINDS:
-        raise ValueError(f"Expected map among {', '.join(KINDS)}, got {map!r}; choose one of them.")
-    kind = cast(MapKind, map)
-    reading = Reading(batching, "token", False, None, "tokens", text_key, prepend_bos, max_tokens)
-    fitting, judging = fit_and_judge_texts(model_a, model_b, data, held_out_data, held_out, reading, n_batches)
+    check_choice("map", map, get_args(MapKind))
+    fitting, held = fit_and_held_out_texts(model_a, model_b, data, held_out, text_options)
+    normed = bool(fit_options.layer_norm)
     models = {"A": model_a, "B": model_b}
     layers = {
         "A": check_layers(layers_a, model_a.cfg.n_layers),
         "B": check_layers(layers_b, model_b.cfg.n_layers),
     }
-    own = {name: own_losses(model, judging) for name, model in models.items()}
+    own = {name: own_losses(model, held) for name, model in models.items()}
     n_stitches = sum(len(layers[d[0]]) * len(layers[d[-1]]) for d in DIRECTIONS[: 4 if baselines else 2])
     penalties = {}
     with tqdm(total=n_stitches, desc="stitches", unit="stitch", disable=not show_progress) as progress:
         for direction in DIRECTIONS[: 4 if baselines else 2]:
             head, tail = direction.split("->")
+            a, b = models[head], models[tail]
             sums = residual_sums(
-                models[head], layers[head], models[tail], layers[tail], fitting, exclude_first=exclude_first,
-                normed=False, show_progress=False,
+                a, layers[head], b, layers[tail], fitting, exclude_first=text_options.exclude_first, normed=normed,
+                show_progress=False,
             )  # fmt: skip
             stitches = [
                 [
-                    StitchedModel(
-                        models[head],
-                        i,
-                        models[tail],
-                        j,
-                        fitted_map(kind, sums.pair(p, q), models[head], models[tail], ridge),
-                    )
+                    StitchedModel(a, i, b, j, fitted_map(map, sums.pair(p, q), a, b, fit_options.ridge, normed))
                     for q, j in enumerate(layers[tail])
                 ]
                 for p, i in enumerate(layers[head])
             ]
             del sums
-            penalties[direction] = _judge_all(stitches, judging, own[tail], progress)
+            penalties[direction] = _judge_all(stitches, held, own[tail], progress)
     return StitchingGrid(
-        tuple(layers["A"]), tuple(layers["B"]), kind, penalties, sum(len(batch.tokens) for batch in fitting)
+        tuple(layers["A"]), tuple(layers["B"]), map, penalties, sum(len(batch.tokens) for batch in fitting)
     )
 
 

@@ -1,15 +1,14 @@
 """The maps from one model's residual stream to another's, and their least-squares solutions from sums."""
 
-from typing import Literal, TypeAlias, cast
+from typing import cast, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tl_backward._support.checks import check_choice
 from tl_backward.dissimilarity.moments import PairSums
-
-MapKind: TypeAlias = Literal["identity", "orthogonal", "linear", "affine"]
-KINDS: tuple[MapKind, ...] = ("identity", "orthogonal", "linear", "affine")
+from tl_backward.dissimilarity.options import MapKind
 
 
 class StitchMap(nn.Module):
@@ -17,8 +16,7 @@ class StitchMap(nn.Module):
 
     def __init__(self, kind: MapKind, d_in: int, d_out: int, *, layer_norm: bool = False) -> None:
         super().__init__()
-        if kind not in KINDS:
-            raise ValueError(f"Expected map among {', '.join(map(repr, KINDS))}, got {kind!r}; choose one of them.")
+        check_choice("map", kind, get_args(MapKind))
         if kind == "identity" and d_in != d_out:
             raise ValueError(
                 f"Expected models of one width for map='identity', got {d_in} and {d_out}; use 'orthogonal', 'affine'."

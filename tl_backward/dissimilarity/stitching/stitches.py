@@ -2,34 +2,33 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_backward._support.checks import check_layers
+from tl_backward._support.checks import check_choice, check_layers
+from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import table
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.activations import PlaceReader
 from tl_backward.dissimilarity.moments import PairSums
-from tl_backward.dissimilarity.reading import Reading
+from tl_backward.dissimilarity.options import OLD_TEXT, Fit, FitOptions, MapKind
 from tl_backward.dissimilarity.statistics import CovarianceStatistics
-from tl_backward.dissimilarity.stitching.descent import Descent, descend
-from tl_backward.dissimilarity.stitching.maps import KINDS, MapKind, StitchMap, least_squares
+from tl_backward.dissimilarity.stitching.maps import StitchMap, least_squares
 from tl_backward.dissimilarity.stitching.model import StitchedModel
 from tl_backward.dissimilarity.stitching.penalty import Penalty, judge
-from tl_backward.dissimilarity.stitching.texts import TextBatch, read_texts, split_texts
+from tl_backward.dissimilarity.stitching.sgd import train_map
+from tl_backward.dissimilarity.stitching.texts import TextBatch, fit_and_held_out_texts
 from tl_backward.model.checks import check_model
 from tl_backward.model.inputs import check_reads_text
+from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import one_vocabulary
 
 if TYPE_CHECKING:
     import pandas
-
-FITS = ("least_squares", "sgd")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -41,7 +40,7 @@ class Stitch:
     layer_a: int
     layer_b: int
     map: MapKind
-    fit: str
+    fit: Fit
     penalty: Penalty
     fit_penalty: Penalty | None
     """With fit="sgd": the penalty of the least-squares map it started from."""
@@ -89,6 +88,15 @@ class Stitch:
         return table(list(row), [list(row.values())], caption=repr(self))
 
 
+OLD_FIT = OLD_TEXT | {
+    "held_out_data": "held_out",
+    "descent": "fit_options",
+    **{name: f"fit_options.{name}" for name in ("ridge", "layer_norm", "checkpoint")},
+}
+"""How stitches were fitted, as keywords that go with the next release."""
+
+
+@old_keywords(OLD_FIT, text_options=TextOptions, fit_options=FitOptions)
 def stitch(
     model_a: TransformerLensModel,
     layer_a: int,
@@ -96,20 +104,11 @@ def stitch(
     layer_b: int,
     data: object,
     *,
-    map: str = "affine",
-    fit: str = "least_squares",
-    layer_norm: bool | None = None,
-    ridge: float = 0.0,
-    held_out_data: object = None,
-    held_out: float = 0.2,
-    exclude_first: bool = False,
-    batching: int = 8,
-    n_batches: int | None = None,
-    text_key: str = "text",
-    prepend_bos: bool | None = None,
-    max_tokens: int | None = None,
-    descent: Descent | None = None,
-    checkpoint: str | Path | None = None,
+    map: MapKind = "affine",
+    fit: Fit = "least_squares",
+    held_out: object = 0.2,
+    text_options: TextOptions = TextOptions(),
+    fit_options: FitOptions = FitOptions(),
     show_progress: bool = True,
 ) -> Stitch:
     """The head of A up to `layer_a`, a map, and the tail of B after `layer_b`, as a model that runs.
@@ -124,26 +123,18 @@ def stitch(
         layer_a: after which layer it is left; negative from the end.
         model_b: whose tail runs; it must read the data as the same tokens.
         layer_b: after which layer it is entered.
-        data: as in `compare`; all of it, or `n_batches`, is held as tokens.
+        data: as in `compare`; all of it, or `n_batches` of them, is held as tokens.
         map: "identity", "orthogonal" (xQ), "linear" (xW) or "affine" (xW + b).
         fit: "least_squares" or "sgd".
-        layer_norm: whether an extra LayerNorm comes before the map; None for "sgd" alone.
-        ridge: share of the mean eigenvalue of X'X that is added to all, for few samples.
-        held_out_data: what to judge on; None for a share of the batches of `data`, its last.
-        held_out: that share.
-        exclude_first: leave position 0 out of the closed-form fit (its massive activation can decide it).
-        batching: texts a batch.
-        n_batches: read so many.
-        text_key: as in `compare`.
-        prepend_bos: as in `compare`.
-        max_tokens: as in `compare`.
-        descent: steps, rates and seed of SGD.
-        checkpoint: a file that SGD saves to and goes on from.
+        held_out: what the penalty is measured on: a share of the batches of `data`, its last, or data of their own.
+        text_options: how the data become batches. `exclude_first` leaves position 0 out of the closed-form fit alone
+            (its massive activation can decide it).
+        fit_options: ridge and LayerNorm of the map; steps, rates, seed and checkpoint of SGD.
         show_progress: show progress bars.
 
     Raises:
         TypeError: no TransformerLens model, or data of an unknown kind.
-        ValueError: an unknown map or fit; models that do not share a tokenizer; too little data to judge on.
+        ValueError: an unknown map or fit; models that do not share a tokenizer; too little data to measure on.
         IndexError: a layer that a model lacks.
 
     Example:
@@ -153,32 +144,26 @@ def stitch(
         True
     """
     check_pair(model_a, model_b)
-    if map not in KINDS or fit not in FITS:
-        raise ValueError(
-            f"Expected map among {', '.join(KINDS)} and fit among {', '.join(FITS)}, got {map!r} and {fit!r}; choose "
-            "others."
-        )
-    kind = cast(MapKind, map)
+    check_choice("map", map, get_args(MapKind))
+    check_choice("fit", fit, get_args(Fit))
     layer_a, layer_b = check_layers(layer_a, model_a.cfg.n_layers)[0], check_layers(layer_b, model_b.cfg.n_layers)[0]
-    reading = Reading(batching, "token", False, None, "tokens", text_key, prepend_bos, max_tokens)
-    fitting, judging = fit_and_judge_texts(model_a, model_b, data, held_out_data, held_out, reading, n_batches)
-    normed = fit == "sgd" if layer_norm is None else layer_norm
-    stitched = StitchedModel(
-        model_a, layer_a, model_b, layer_b, new_map(kind, model_a, model_b, layer_norm=normed)
-    )  # fmt: skip
-    if kind != "identity":
-        sums = residual_sums(
-            model_a, [layer_a], model_b, [layer_b], fitting, exclude_first=exclude_first, normed=normed,
+    fitting, held = fit_and_held_out_texts(model_a, model_b, data, held_out, text_options)
+    normed = fit == "sgd" if fit_options.layer_norm is None else fit_options.layer_norm
+    pair = None
+    if map != "identity":
+        pair = residual_sums(
+            model_a, [layer_a], model_b, [layer_b], fitting, exclude_first=text_options.exclude_first, normed=normed,
             show_progress=show_progress,
-        )  # fmt: skip
-        stitched.map.set(*least_squares(kind, sums.pair(0, 0), ridge))
-    penalty, before, losses = judge(stitched, judging), None, ()
+        ).pair(0, 0)  # fmt: skip
+    fitted = fitted_map(map, pair, model_a, model_b, fit_options.ridge, normed)
+    stitched = StitchedModel(model_a, layer_a, model_b, layer_b, fitted)
+    penalty, before, losses = judge(stitched, held), None, ()
     if fit == "sgd":
         before = penalty
-        losses = descend(stitched, fitting, descent or Descent(), checkpoint=checkpoint, show_progress=show_progress)
-        penalty = judge(stitched, judging)
+        losses = train_map(stitched, fitting, fit_options, show_progress=show_progress)
+        penalty = judge(stitched, held)
     return Stitch(
-        stitched, layer_a, layer_b, kind, fit, penalty, before, sum(len(batch.tokens) for batch in fitting), losses
+        stitched, layer_a, layer_b, map, fit, penalty, before, sum(len(batch.tokens) for batch in fitting), losses
     )
 
 
@@ -197,30 +182,6 @@ def check_pair(model_a: TransformerLensModel, model_b: TransformerLensModel) -> 
             "Expected models with one tokenizer, got two whose vocabularies differ, so that the head would read other "
             "tokens than the tail predicts; stitch models that share one (compare aligns others)."
         )
-
-
-def new_map(
-    kind: MapKind, model_a: TransformerLensModel, model_b: TransformerLensModel, *, layer_norm: bool
-) -> StitchMap:
-    """An empty map between the models' residual streams, where and in the precision that the tail is in."""
-    made = StitchMap(kind, model_a.W_U.shape[0], model_b.W_U.shape[0], layer_norm=layer_norm)
-    return made.to(model_b.W_U.device, torch.promote_types(model_b.W_U.dtype, torch.float32))
-
-
-def fit_and_judge_texts(
-    model_a: TransformerLensModel,
-    model_b: TransformerLensModel,
-    data: object,
-    held_out_data: object,
-    held_out: float,
-    reading: Reading,
-    n_batches: int | None,
-) -> tuple[list[TextBatch], list[TextBatch]]:
-    """Texts to fit on, and others to judge on."""
-    texts = read_texts(model_a, model_b, data, reading, n_batches)
-    if held_out_data is None:
-        return split_texts(texts, held_out)
-    return texts, read_texts(model_a, model_b, held_out_data, reading, None)
 
 
 def residual_sums(
@@ -262,10 +223,16 @@ def _normed(rows: Float[Tensor, "sample d"]) -> Float[Tensor, "sample d"]:
 
 
 def fitted_map(
-    kind: MapKind, pair: PairSums, model_a: TransformerLensModel, model_b: TransformerLensModel, ridge: float
+    kind: MapKind,
+    pair: PairSums | None,
+    model_a: TransformerLensModel,
+    model_b: TransformerLensModel,
+    ridge: float,
+    normed: bool,
 ) -> StitchMap:
-    """The least-squares map of one pair of layers."""
-    made = new_map(kind, model_a, model_b, layer_norm=False)
-    if kind != "identity":
+    """The least-squares map of one pair of layers, where and in the precision that the tail is in."""
+    made = StitchMap(kind, model_a.W_U.shape[0], model_b.W_U.shape[0], layer_norm=normed)
+    made = made.to(model_b.W_U.device, torch.promote_types(model_b.W_U.dtype, torch.float32))
+    if pair is not None and kind != "identity":
         made.set(*least_squares(kind, pair, ridge))
     return made

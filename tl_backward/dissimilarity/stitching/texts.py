@@ -1,8 +1,7 @@
 """The texts that stitches are fitted and judged on, as tokens that both models read alike."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -10,9 +9,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.dissimilarity.reading import Reading, raw_batches
+from tl_backward.dissimilarity.options import SampleOptions
+from tl_backward.dissimilarity.reading import raw_batches, reading_of
 from tl_backward.dissimilarity.tokens import pair_batch
 from tl_backward.text.encoding import warn_of_two_beginnings
+from tl_backward.text.options import TextOptions
 from tl_backward.text.prompts import Batch
 
 
@@ -39,16 +40,17 @@ class TextBatch:
 
 
 def read_texts(
-    model_a: TransformerLensModel, model_b: TransformerLensModel, data: object, reading: Reading, n_batches: int | None
+    model_a: TransformerLensModel, model_b: TransformerLensModel, data: object, options: TextOptions
 ) -> list[TextBatch]:
     """All batches of the data, held as tokens.
 
     Raises:
         ValueError: models that do not read the data as the same tokens.
     """
+    reading = reading_of(replace(options, exclude_first=False), SampleOptions(align="tokens"))
     found: list[TextBatch] = []
     warned = False
-    for number, item in enumerate(islice(raw_batches(data, reading), n_batches)):
+    for number, item in enumerate(islice(raw_batches(data, reading), options.n_batches)):
         pairs = pair_batch(model_a, model_b, number, item, reading)
         if pairs is None:
             continue
@@ -65,18 +67,25 @@ def _bytes(model: TransformerLensModel, batch: Batch) -> Int[Tensor, "text"]:
     return torch.tensor([len(tokenizer.decode(row[1:]).encode("utf-8", "surrogatepass")) for row in batch.rows()])
 
 
-def split_texts(batches: Sequence[TextBatch], held_out: float) -> tuple[list[TextBatch], list[TextBatch]]:
-    """The first batches to fit on and the last ones, a share of `held_out` of them, to judge on.
+def fit_and_held_out_texts(
+    model_a: TransformerLensModel, model_b: TransformerLensModel, data: object, held_out: object, options: TextOptions
+) -> tuple[list[TextBatch], list[TextBatch]]:
+    """Batches to fit on, and others to measure on: data of their own, or the last ones, a share of `held_out` of all.
 
     Raises:
         ValueError: fewer than two batches, or a share outside (0, 1).
     """
+    batches = read_texts(model_a, model_b, data, options)
+    if not isinstance(held_out, float | int):
+        return batches, read_texts(model_a, model_b, held_out, replace(options, n_batches=None))
     if not 0 < held_out < 1:
-        raise ValueError(f"Expected held_out in (0, 1), got {held_out}; 0.2 keeps a fifth of the batches for judging.")
+        raise ValueError(
+            f"Expected held_out in (0, 1), got {held_out}; 0.2 keeps a fifth of the batches to measure on."
+        )
     if len(batches) < 2:
         raise ValueError(
-            f"Expected at least 2 batches, some to fit on and some to judge on, got {len(batches)}; give more texts, "
-            "smaller batches (batching=...), or held_out_data."
+            f"Expected at least 2 batches, some to fit on and some to measure on, got {len(batches)}; give more texts, "
+            "a smaller batch_size, or texts of their own as held_out."
         )
     kept = min(len(batches) - 1, max(1, math.ceil(held_out * len(batches))))
-    return list(batches[:-kept]), list(batches[-kept:])
+    return batches[:-kept], batches[-kept:]

@@ -15,11 +15,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_backward._support.bootstrap import Interval
+from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import table, visible_text
 from tl_backward._support.types import TransformerLensModel
+from tl_backward.dissimilarity.options import Fit, FitOptions, MapKind
 from tl_backward.dissimilarity.stitching import stitch
-from tl_backward.dissimilarity.stitching.descent import Descent
 from tl_backward.studies.dissimilarity.seeds import over_seeds
+from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import text_frame
 
 if TYPE_CHECKING:
@@ -38,8 +40,8 @@ class StitchingAsymmetry:
     """Of A and of B, such as "solu" and "gelu"."""
     penalties: Float[Tensor, "stitch seed layer"]
     """In nats a token, in the order of `STITCHES`; the last layer is left out, as only the unembedding follows it."""
-    map: str
-    fit: str
+    map: MapKind
+    fit: Fit
     n_tokens: int
     """That each penalty was judged on."""
 
@@ -100,6 +102,9 @@ class StitchingAsymmetry:
 _DIFFERENCES = ("difference", "excess_difference")
 
 
+@old_keywords(
+    {"descent": "fit_options", "batching": "text_options.batch_size"}, fit_options=FitOptions, text_options=TextOptions
+)
 def activation_asymmetry(
     models_a: Sequence[TransformerLensModel],
     models_b: Sequence[TransformerLensModel],
@@ -107,10 +112,10 @@ def activation_asymmetry(
     held_out_data: object,
     *,
     names: tuple[str, str] = ("solu", "gelu"),
-    map: str = "affine",
-    fit: str = "least_squares",
-    descent: Descent | None = None,
-    batching: int = 32,
+    map: MapKind = "affine",
+    fit: Fit = "least_squares",
+    fit_options: FitOptions = FitOptions(),
+    text_options: TextOptions = TextOptions(batch_size=32),
     show_progress: bool = True,
 ) -> StitchingAsymmetry:
     """Stitch each A to its B and back after every layer but the last, and each model to itself and to its next seed.
@@ -123,8 +128,8 @@ def activation_asymmetry(
         names: what to call A and B.
         map: as in `stitch`.
         fit: as in `stitch`: in closed form, or "sgd" on the task's loss as in the paper.
-        descent: as in `stitch`.
-        batching: texts a batch.
+        fit_options: as in `stitch`.
+        text_options: how the data become batches.
         show_progress: show a bar.
 
     Raises:
@@ -147,8 +152,8 @@ def activation_asymmetry(
             for seed, (head, tail) in enumerate(zip(heads, tails, strict=True)):
                 for layer in layers:
                     found = stitch(
-                        head, layer, tail, layer, data, map=map, fit=fit, descent=descent, batching=batching,
-                        held_out_data=held_out_data, show_progress=False,
+                        head, layer, tail, layer, data, map=map, fit=fit, held_out=held_out_data,
+                        fit_options=fit_options, text_options=text_options, show_progress=False,
                     )  # fmt: skip
                     penalties[kind, seed, layer] = found.penalty.nats
                     n_tokens = found.penalty.n_tokens

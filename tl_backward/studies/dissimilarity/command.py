@@ -10,7 +10,7 @@ import torch
 
 from tl_backward._support.csv import save_csv
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.dissimilarity.stitching.descent import Descent
+from tl_backward.dissimilarity.options import FitOptions
 from tl_backward.model.controls import random_init
 from tl_backward.studies.dissimilarity.asymmetry import activation_asymmetry
 from tl_backward.studies.dissimilarity.heuristics import heuristics
@@ -94,9 +94,9 @@ def _recall(recipes: Mapping[str, Recipe], seeds: int, directory: Path) -> "pand
 def _solu(options: argparse.Namespace, save: Save) -> None:
     """Penalties between GeLU and SoLU models of each depth."""
     directory = options.out / "models"
-    descent = None
+    sgd = FitOptions()
     if options.sgd_steps:
-        descent = Descent(steps=options.sgd_steps, warmup_steps=options.sgd_steps // 10)
+        sgd = FitOptions(steps=options.sgd_steps, warmup_steps=options.sgd_steps // 10)
     for depth in options.depths:
         recipes = ACTIVATION_PAIRS[depth]
         models = {
@@ -105,10 +105,10 @@ def _solu(options: argparse.Namespace, save: Save) -> None:
         save(f"solu-{depth}-recall", _recall(recipes, options.seeds, directory))
         found = activation_asymmetry(
             models["solu"], models["gelu"], sentence_rows(options.rows, seed=FIT_SEED),
-            sentence_rows(options.rows // 2, seed=JUDGE_SEED), fit="sgd" if descent else "least_squares",
-            descent=descent,
+            sentence_rows(options.rows // 2, seed=JUDGE_SEED), fit="sgd" if options.sgd_steps else "least_squares",
+            fit_options=sgd,
         )  # fmt: skip
-        save(f"solu-{depth}{'-sgd' if descent else ''}", found.to_frame())
+        save(f"solu-{depth}{'-sgd' if options.sgd_steps else ''}", found.to_frame())
 
 
 def _heuristics(options: argparse.Namespace, save: Save) -> None:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import table
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.dissimilarity.measures import cka_biased
@@ -70,13 +71,14 @@ class OutlierSearch:
         return table([str(name) for name in frame.columns], frame.values.tolist(), caption=repr(self), limit=60)
 
 
+@old_keywords({"batching": "batch_size"})
 def find_outliers(
     models: Mapping[str, TransformerLensModel],
     tokens: Int[Tensor, "text pos"],
     *,
     exclude_first: bool = True,
     least_gain: float = 0.1,
-    batching: int = 32,
+    batch_size: int = 32,
 ) -> OutlierSearch:
     """Search every layer of every model for one dimension and one position that decide its CKA with the others.
 
@@ -89,7 +91,7 @@ def find_outliers(
         tokens: rows without padding that all of them read.
         exclude_first: leave position 0 out: many models have an outlier of their own there.
         least_gain: of CKA, from which on something counts as found.
-        batching: rows a pass.
+        batch_size: rows a pass.
 
     Raises:
         ValueError: fewer than three models.
@@ -99,7 +101,8 @@ def find_outliers(
             f"Expected three or more models, got {len(models)}; between two, no one can say which is the outlier."
         )
     held = {
-        name: streams(model, tokens, exclude_first=exclude_first, batching=batching) for name, model in models.items()
+        name: streams(model, tokens, exclude_first=exclude_first, batch_size=batch_size)
+        for name, model in models.items()
     }
     n_samples = len(next(iter(held.values())).positions)
     searched = []

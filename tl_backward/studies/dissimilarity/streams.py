@@ -21,13 +21,13 @@ class Streams:
 
 
 def streams(
-    model: TransformerLensModel, tokens: Int[Tensor, "text pos"], *, exclude_first: bool = False, batching: int = 32
+    model: TransformerLensModel, tokens: Int[Tensor, "text pos"], *, exclude_first: bool = False, batch_size: int = 32
 ) -> Streams:
     """The residual stream after every layer at every token; rows without padding, as those of the zoo's training."""
     start = int(exclude_first)
     reader = PlaceReader(model, "resid_post")
     read: list[list[Tensor]] = []
-    for part in tokens.split(batching):
+    for part in tokens.split(batch_size):
         text, at = torch.ones(len(part), tokens.shape[1] - start).nonzero(as_tuple=True)
         read.append([rows.cpu().double() for rows in reader(part, text, at + start).values()])
     positions = torch.arange(start, tokens.shape[1]).repeat(len(tokens))

@@ -14,11 +14,14 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import table, visible_text
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.dissimilarity.comparison import compare
+from tl_backward.dissimilarity.options import RunOptions
 from tl_backward.studies.dissimilarity.seeds import over_seeds
 from tl_backward.studies.dissimilarity.streams import nearest_layer
+from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import text_frame
 
 if TYPE_CHECKING:
@@ -115,13 +118,15 @@ class WidthsAndDepths:
         return "".join(parts)
 
 
+@old_keywords(
+    {"batching": "text_options.batch_size", "exclude_first": "text_options.exclude_first"}, text_options=TextOptions
+)
 def widths_and_depths(
     families: Sequence[Mapping[str, TransformerLensModel]],
     data: object,
     *,
     threshold: float = 0.9,
-    exclude_first: bool = True,
-    batching: int = 32,
+    text_options: TextOptions = TextOptions(batch_size=32, exclude_first=True),
     show_progress: bool = True,
 ) -> WidthsAndDepths:
     """Compare every layer of every member with every layer of every other, of its own seed and of the next.
@@ -130,8 +135,7 @@ def widths_and_depths(
         families: one a seed, each the same names with a model; any widths and depths of two layers or more.
         data: as in `compare`.
         threshold: of CKA, for a block.
-        exclude_first: leave position 0 out, as one massive activation there can decide CKA.
-        batching: texts a batch.
+        text_options: how the data become batches: without position 0, as one massive activation there can decide CKA.
         show_progress: show a bar.
 
     Raises:
@@ -153,7 +157,7 @@ def widths_and_depths(
         def grid(model_a: TransformerLensModel, model_b: TransformerLensModel) -> Tensor:
             nonlocal n_samples
             found = compare(
-                model_a, model_b, data, jackknife=0, permutations=0, exclude_first=exclude_first, batching=batching,
+                model_a, model_b, data, text_options=text_options, run_options=RunOptions(jackknife=0, permutations=0),
                 show_progress=False,
             )  # fmt: skip
             n_samples = found.n_samples

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
@@ -12,62 +11,44 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_backward._support.storage import load_tensors, save_tensors
+from tl_backward.dissimilarity.options import FitOptions
 from tl_backward.dissimilarity.stitching.model import StitchedModel
 from tl_backward.dissimilarity.stitching.texts import TextBatch
 from tl_backward.model.guard import rng_untouched
 
+Descent = FitOptions  # its name in 0.1.0
 
-@dataclass(frozen=True)
-class Descent:
-    """SGD with Nesterov momentum: a linear warm-up, then a cosine to zero (steps and warm-up of Brown et al. 2023)."""
-
-    steps: int = 2000
-    warmup_steps: int = 200
-    learning_rate: float = 0.03
-    momentum: float = 0.9
-    clip: float = 1.0
-    """The gradient's norm is cut here."""
-    seed: int = 0
-    """Of the batches' order."""
-    save_every: int = 100
-    """Steps between checkpoints."""
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-
-    def batch(self, step: int, n_batches: int) -> int:
-        """Which batch a step takes: each once an epoch, in an order that (seed, epoch) gives."""
-        epoch, place = divmod(step, n_batches)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return int(torch.randperm(n_batches, generator=generator)[place])
+_SAME = ("steps", "warmup_steps", "learning_rate", "momentum", "clip", "seed", "save_every")
+"""What a run that goes on from a checkpoint must agree with."""
 
 
-def descend(
-    stitched: StitchedModel,
-    batches: Sequence[TextBatch],
-    options: Descent,
-    *,
-    checkpoint: str | Path | None,
-    show_progress: bool,
+def learning_rate(options: FitOptions, step: int) -> float:
+    """The learning rate of a step."""
+    if step < options.warmup_steps:
+        return options.learning_rate * (step + 1) / options.warmup_steps
+    done = (step - options.warmup_steps) / max(1, options.steps - options.warmup_steps)
+    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def batch_of(options: FitOptions, step: int, n_batches: int) -> int:
+    """Which batch a step takes: each once an epoch, in an order that (seed, epoch) gives."""
+    epoch, place = divmod(step, n_batches)
+    generator = torch.Generator().manual_seed(options.seed * 1_000_003 + epoch)
+    return int(torch.randperm(n_batches, generator=generator)[place])
+
+
+def train_map(
+    stitched: StitchedModel, batches: Sequence[TextBatch], options: FitOptions, *, show_progress: bool
 ) -> tuple[float, ...]:
     """Train the map in place; returns the loss of every step, in nats a token.
 
-    No parameter of A or B gets a gradient. With `checkpoint`, the map, the momentum and the losses are saved every
+    No parameter of A or B gets a gradient. With a checkpoint, the map, the momentum and the losses are saved every
     `save_every` steps, and a run that finds the file goes on from it.
 
     Raises:
         ValueError: a map without parameters, a loss that is not finite, or the checkpoint of another run.
     """
-    if options.steps < 1 or options.warmup_steps < 0 or options.learning_rate <= 0:
-        raise ValueError(
-            f"Expected at least one step, a warm-up of at least 0 and a positive learning rate, got {options.steps}, "
-            f"{options.warmup_steps} and {options.learning_rate}; correct them."
-        )
-    map = stitched.map
+    map, checkpoint = stitched.map, options.checkpoint
     map.constrain()
     try:
         named = dict(map.named_parameters())
@@ -78,9 +59,9 @@ def descend(
         losses = [] if checkpoint is None else _resume(checkpoint, map, optimizer, options)
         steps = tqdm(range(len(losses), options.steps), desc="stitch", unit="step", disable=not show_progress)
         for step in steps:
-            batch = batches[options.batch(step, len(batches))]
+            batch = batches[batch_of(options, step, len(batches))]
             for group in optimizer.param_groups:
-                group["lr"] = options.rate(step)
+                group["lr"] = learning_rate(options, step)
             with torch.enable_grad(), rng_untouched(stitched.model_a), rng_untouched(stitched.model_b):
                 with torch.no_grad():
                     stream = stitched.head(batch.tokens)
@@ -107,27 +88,31 @@ def descend(
     return tuple(losses)
 
 
+def _identity(options: FitOptions) -> dict[str, float]:
+    return {name: getattr(options, name) for name in _SAME}
+
+
 def _save(
-    path: str | Path, map: torch.nn.Module, optimizer: torch.optim.SGD, options: Descent, losses: list[float]
+    path: str | Path, map: torch.nn.Module, optimizer: torch.optim.SGD, options: FitOptions, losses: list[float]
 ) -> None:
     tensors = {f"map/{name}": tensor for name, tensor in map.state_dict().items()}
     for name, parameter in map.named_parameters():
         momentum = optimizer.state[parameter].get("momentum_buffer")
         if momentum is not None:
             tensors[f"momentum/{name}"] = momentum
-    state = {"options": asdict(options), "losses": losses, "map": repr(map)}
+    state = {"options": _identity(options), "losses": losses, "map": repr(map)}
     save_tensors(
         path, {name: tensor.detach().clone() for name, tensor in tensors.items()}, {"descent": json.dumps(state)}
     )
 
 
-def _resume(path: str | Path, map: torch.nn.Module, optimizer: torch.optim.SGD, options: Descent) -> list[float]:
+def _resume(path: str | Path, map: torch.nn.Module, optimizer: torch.optim.SGD, options: FitOptions) -> list[float]:
     """Take the map and the momentum from a checkpoint if there is one; returns the losses so far."""
     if not Path(path).exists():
         return []
     tensors, metadata = load_tensors(path, str(next(map.parameters()).device))
     state = json.loads(metadata.get("descent", "{}"))
-    if state.get("options") != asdict(options) or state.get("map") != repr(map):
+    if state.get("options") != _identity(options) or state.get("map") != repr(map):
         raise ValueError(
             f"Expected the checkpoint of this run in {str(path)!r}, got one of another map or other options; resume "
             "with those of the run that was interrupted, or choose another file."
