@@ -14,10 +14,10 @@ from tl_backward.alignment import (
     fine_tune,
     match_parameters,
     random_kernel,
-    study,
     transfer_head,
     translation,
 )
+from tl_backward.studies import alignment as study
 from tl_backward.zoo import facts, load
 from tl_backward.zoo.recall import recall
 from tl_backward.zoo.relation_task import LabelledPrompts, relation_task

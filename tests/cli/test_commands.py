@@ -102,9 +102,7 @@ def test_demo_as_json(capsys, tmp_path, monkeypatch, no_browser):
 def test_words_that_the_model_cannot_read_are_noted(capsys):
     code, said, complained = run(capsys, *ASK[:4], "Zoe Berg lives in the city of", *ASK[5:], "--json")
     assert code == 0 and json.loads(said)["model"] == "facts"
-    assert complained.startswith(
-        "note: The prompt 'Zoe Berg lives in the city of' has words that are not in the model's"
-    )
+    assert complained.startswith("note: The text 'Zoe Berg lives in the city of' has words that are not in the model's")
     assert complained.endswith("read as unknown: 'Zoe'.\n")
     assert complained.count("\n") == 1
 
@@ -242,13 +240,13 @@ def test_zoo_models_in_another_dtype(kind):
 
 
 @pytest.mark.skipif(not HAS_HOOKED_TRANSFORMER, reason="HookedTransformer left with TransformerLens 4")
-def test_a_wrong_hooked_transformer_is_refused(tmp_path):
+def test_a_folder_is_what_its_files_say_whatever_its_path_does(tmp_path):
     # TransformerLens takes every folder whose path says llama for a Llama.
     folder = tmp_path / "llama" / "not"
     shutil.copytree(tlb.model.loading.shipped.WEIGHTS / "facts", folder)
-    with pytest.raises(ValueError, match=r"can load as a HookedTransformer in .*; use kind 'bridge'"):
-        tlb.load(str(folder), kind="hooked")
-    assert tlb.load(str(folder), kind="bridge").cfg.n_layers == 4
+    hooked, bridge = (tlb.load(str(folder), kind=kind) for kind in ("hooked", "bridge"))
+    tokens = bridge.to_tokens("Anna Berg lives in the city of")
+    torch.testing.assert_close(hooked(tokens), bridge(tokens), rtol=1e-4, atol=1e-4)
 
 
 def test_a_folder_that_is_no_language_model(tmp_path):

@@ -59,6 +59,28 @@ def refused(folder, kind="bridge"):
     return str(caught.value)
 
 
+# ---- agreement
+
+
+@needs_hooked
+def test_a_conversion_that_computes_something_else_is_refused(tmp_path, monkeypatch):
+    saved(tmp_path)
+    from tl_backward.model.loading import _hooked
+
+    convert = _hooked._convert
+
+    def wrong(*args):
+        model = convert(*args)
+        with torch.no_grad():
+            model.W_U.mul_(1.5)
+        return model
+
+    monkeypatch.setattr(_hooked, "_convert", wrong)
+    assert re.search(
+        r"its logits differ from Hugging Face's by .* of the largest; use kind 'bridge'", refused(tmp_path, "hooked")
+    )
+
+
 # ---- weights
 
 

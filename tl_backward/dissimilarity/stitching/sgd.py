@@ -88,7 +88,7 @@ def train_map(
     return tuple(losses)
 
 
-def _identity(options: FitOptions) -> dict[str, float]:
+def _identity(options: FitOptions) -> dict[str, int | float]:
     return {name: getattr(options, name) for name in _SAME}
 
 

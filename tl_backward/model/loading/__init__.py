@@ -14,7 +14,7 @@ from tl_backward.model.loading._folder import read_folder
 from tl_backward.model.loading._hooked import has_hooked_transformer, hooked_transformer
 from tl_backward.model.loading._others import LoadingWarning, first_line, quiet_transformers
 from tl_backward.model.loading.options import DTYPES, KINDS, Dtype, Kind, Processing, Wanted
-from tl_backward.model.loading.shipped import metrics, names, shipped_directory
+from tl_backward.model.loading.shipped import WEIGHTS, metrics, names, shipped_directory
 
 __all__ = [
     "DTYPES",
@@ -55,7 +55,7 @@ def load(
         TypeError: a name that is no text.
         ValueError: an unknown name, kind, option, dtype or device; a directory without a model, or whose files are
             damaged, lack weights of it or have others; a directory of which TransformerLens's model would not compute
-            what Hugging Face's does, on a few tokens (the models that ship, and those with checksums, are known to).
+            what Hugging Face's does, on a few tokens (the models that ship are known to).
         ImportError: `kind="hooked"` where TransformerLens has no HookedTransformer.
 
     Warns:
@@ -106,11 +106,11 @@ def _load_directory(directory: Path, wanted: Wanted) -> nn.Module:
             f"Expected a Hugging Face model in {str(directory)!r}, but it has no config.json; pass the "
             "folder that save_pretrained wrote."
         )
-    known = bool(metrics(directory))
+    metrics(directory)  # refuses files that are not those it was saved with
     with quiet_transformers(reports=False), torch.random.fork_rng(devices=[]):
         model, tokenizer = read_folder(directory, wanted.dtype)
         convert = hooked_transformer if wanted.kind == "hooked" else transformer_bridge
-        return convert(directory, model, tokenizer, wanted, check=not known)
+        return convert(directory, model, tokenizer, wanted, check=directory.parent != WEIGHTS)
 
 
 def _load_named(name: str, wanted: Wanted) -> nn.Module:
