@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 from torch.nn import Module
 
+import tl_backward as tlb
 from tests.shared import shared
 from tl_backward.inversion import enumerate_preimage, pool_preimage
 from tl_backward.inversion.language_cases import CIRCUIT, IOI, NAMES, factual_recall, ioi, parse_gift
