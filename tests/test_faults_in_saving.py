@@ -12,6 +12,7 @@ from leaves_no_trace import assert_same, open_files, state
 from models import build, worlds
 
 import tl_backward as tlb
+from tl_backward._support import html
 from tl_backward.dissimilarity import CovarianceStatistics, RunOptions, compare
 from tl_backward.dissimilarity import gather as compare_run
 from tl_backward.render import page
