@@ -44,6 +44,11 @@ def test_both_names_are_an_error():
         function("m", weight=1, weights=2)
 
 
+def test_both_forms_of_a_field_are_an_error():
+    with pytest.raises(TypeError, match="got 'options' with 'batch_size' and its old name 'batching'; drop the old"):
+        function("m", batching=2, options=TextOptions(batch_size=3))
+
+
 def test_a_field_is_checked_as_ever():
     with pytest.raises(ValueError, match="Expected batch_size of at least 1, got 0"), pytest.warns(DeprecationWarning):
         function("m", batching=0)

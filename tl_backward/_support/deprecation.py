@@ -43,6 +43,14 @@ def old_keywords(moved: dict[str, str], **options: type) -> Callable[[Callable[P
                 parameter, _, field = moved[name].partition(".")
                 value = given.pop(name)
                 if field:
+                    begun = kwargs.get(parameter)
+                    if isinstance(begun, options[parameter]) and getattr(begun, field) is not getattr(
+                        options[parameter], field, getattr(begun, field)
+                    ):
+                        raise TypeError(
+                            f"{function.__name__}() got {parameter!r} with {field!r} and its old name {name!r}; drop "
+                            "the old."
+                        )
                     fields.setdefault(parameter, {})[field] = value
                 elif parameter in kwargs:
                     raise TypeError(f"{function.__name__}() got {parameter!r} and its old name {name!r}; drop the old.")

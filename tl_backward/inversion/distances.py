@@ -1,12 +1,15 @@
 """How far activations are from the query's (Huang et al. 2024, sec. 2)."""
 
+from typing import get_args
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_backward._support.checks import check_choice
 from tl_backward._support.lengths import largest, lengths
 from tl_backward._support.types import typed
-from tl_backward.inversion.options import Metric, check_choice
+from tl_backward.inversion.options import Metric
 
 
 def distances(
@@ -25,7 +28,7 @@ def distances(
         >>> tlb.inversion.distances(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), z).tolist()  # relative to |z|
         [0.0, 1.0]
     """
-    check_choice("metric", metric, Metric)
+    check_choice("metric", metric, get_args(Metric))
     return _distances(values, query, metric)
 
 

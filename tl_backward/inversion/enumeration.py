@@ -1,11 +1,13 @@
 """The exact preimage over a finite domain: every input is looked at, once for a query or once for many."""
 
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_backward._support.checks import check_choice
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion._old_calls import is_query, is_site, old_options, old_order
@@ -17,7 +19,6 @@ from tl_backward.inversion.options import (
     Closeness,
     Match,
     Metric,
-    check_choice,
     check_text_options,
 )
 from tl_backward.inversion.positions import NOWHERE, Position, find_positions
@@ -137,7 +138,7 @@ class ActivationIndex:
             ValueError: the domain does not fit in `max_memory`, the message says what it takes and what would fit;
                 and as for `preimage_of`.
         """
-        check_choice("match", match, Match)
+        check_choice("match", match, get_args(Match))
         check_text_options(text_options)
         texts = encode(model, inputs, prepend_bos=text_options.prepend_bos)
         batch_size = text_options.batch_size
@@ -200,7 +201,7 @@ class ActivationIndex:
         Raises:
             ValueError: fewer texts than that have the position.
         """
-        check_choice("metric", metric, Metric)
+        check_choice("metric", metric, get_args(Metric))
         asked = read_query(self.model, query, self.site, self.rule)
         closeness = self._per_text(self._approximate(asked.activation, metric))
         there = int(closeness.isfinite().sum())

@@ -1,7 +1,7 @@
 """The decoder's network: a small GPT-2 that says which text an activation came from, p(x | z) (Huang et al. 2024)."""
 
 from dataclasses import asdict, dataclass
-from typing import Literal, Protocol, TypeAlias, cast
+from typing import Literal, Protocol, TypeAlias, cast, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tl_backward.inversion.options import check_choice
+from tl_backward._support.checks import check_choice
 
 Conditioning: TypeAlias = Literal["prefix", "cross"]
 
@@ -40,7 +40,7 @@ class DecoderConfig:
             raise ValueError(
                 f"Expected d_model to be a multiple of n_heads, got {self.d_model} and {self.n_heads}; change one."
             )
-        check_choice("conditioning", self.conditioning, Conditioning)
+        check_choice("conditioning", self.conditioning, get_args(Conditioning))
 
 
 class _Generates(Protocol):

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
+from tl_backward._support.checks import check_choice
 from tl_backward.text.options import TextOptions
 
 Metric: TypeAlias = Literal["euclidean", "cosine"]
@@ -40,8 +41,8 @@ class Closeness:
     def __post_init__(self) -> None:
         if not (self.epsilon > 0 and math.isfinite(self.epsilon)):
             raise ValueError(f"Expected epsilon > 0, got {self.epsilon}; the paper's is {EPSILON}.")
-        check_choice("metric", self.metric, Metric)
-        check_choice("match", self.match, Match)
+        check_choice("metric", self.metric, get_args(Metric))
+        check_choice("match", self.match, get_args(Match))
 
     @classmethod
     def of(cls, epsilon: "float | Closeness") -> "Closeness":
@@ -148,22 +149,12 @@ class InversionOptions:
 
     def __post_init__(self) -> None:
         if self.method is not None:
-            check_choice("method", self.method, Way)
+            check_choice("method", self.method, get_args(Way))
         if min(self.n, self.n_pool) < 1:
             raise ValueError(f"Expected n and n_pool of at least 1, got {self.n} and {self.n_pool}; take more.")
 
 
 INVERSION = InversionOptions()
-
-
-def check_choice(name: str, value: str, choices: Any) -> None:
-    """Refuse what is none of a `Literal`'s values.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if value not in get_args(choices):
-        raise ValueError(f"Expected {name} to be one of {', '.join(get_args(choices))}, got {value!r}; choose one.")
 
 
 def check_text_options(options: TextOptions) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Float
@@ -13,13 +13,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import GPT2LMHeadModel
 
+from tl_backward._support.checks import check_choice
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion.decoder import Decoder
 from tl_backward.inversion.evaluation import DecoderRates, decoder_rates, read_queries
 from tl_backward.inversion.network import DecoderConfig, DecoderNetwork
-from tl_backward.inversion.options import EPSILON, Closeness, check_choice
+from tl_backward.inversion.options import EPSILON, Closeness
 from tl_backward.inversion.positions import Position
 from tl_backward.inversion.sources import Data, TextSource
 from tl_backward.inversion.storage import DESCRIPTION, digest, probe_texts, vocabulary_digest
@@ -71,7 +72,7 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         Closeness(self.epsilon)
         if self.mixed_precision is not None:
-            check_choice("mixed_precision", self.mixed_precision, Precision)
+            check_choice("mixed_precision", self.mixed_precision, get_args(Precision))
 
 
 @old_keywords({"name": "options.name"}, options=TrainingOptions)
