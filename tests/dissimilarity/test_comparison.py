@@ -210,7 +210,7 @@ def test_any_hook_point(world, which):
         n_heads, d_head = model.cfg.n_heads, model.cfg.d_head
         x = {f"{n}H{h}": v.view(-1, n_heads, d_head)[:, h] for n, v in x.items() for h in range(n_heads)}
         assert found.layers_a[:2] == ("L0H0", "L0H1")
-    torch.testing.assert_close(found["cka"], brute(brute_cka, x, x), **CLOSE)
+    torch.testing.assert_close(found["cka"], brute(brute_cka, x, x), rtol=1e-8, atol=1e-10)
     assert found.layers_a == found.layers_b and torch.allclose(
         found["cka"].diag(), torch.ones(len(x), dtype=torch.float64)
     )
@@ -312,7 +312,7 @@ def test_fewer_samples_than_dimensions_take_the_gram_route():
     post = [f"blocks.{i}.mlp.hook_post" for i in (0, 1)]
     if HAS_HOOKED_TRANSFORMER:
         (x, _), (y, _) = (materialised(m, TEXTS, post, lambda tokens: slice(-1, None)) for m in (a, b))
-        torch.testing.assert_close(found["cka"], brute(brute_cka, x, y), **CLOSE)
+        torch.testing.assert_close(found["cka"], brute(brute_cka, x, y), rtol=1e-8, atol=1e-10)
     assert (
         compare(
             a, b, TEXTS, sample_options=SampleOptions(sample="last"), measures="eigenspace_overlap", **QUIET
@@ -367,7 +367,7 @@ def test_different_tokenizers_are_aligned_by_characters(world):
             rows[name].append(cache[name][0, ends].double())
     y = {name: torch.cat(parts) for name, parts in rows.items()}
     assert len(y[resid(b)[0]]) == len(owner) == found.n_samples
-    torch.testing.assert_close(found["cka"], brute(brute_cka, x, y), **CLOSE)
+    torch.testing.assert_close(found["cka"], brute(brute_cka, x, y), rtol=1e-8, atol=1e-10)
     assert found.coverage == (1.0, pytest.approx(len(owner) / n_b)) and found.unknown == (0.0, 0.0)
     turned = compare(
         b, a, TEXTS, text_options=TextOptions(batch_size=2), sample_options=SampleOptions(sample="last"), **QUIET
@@ -396,7 +396,7 @@ def test_the_same_tokenizer_by_characters_is_by_tokens():
         compare(a, b, TEXTS, sample_options=SampleOptions(align=how), **QUIET) for how in ("tokens", "characters")
     )
     assert by_characters.aligned == "characters" and by_tokens.n_samples == by_characters.n_samples
-    torch.testing.assert_close(by_tokens.values, by_characters.values, **CLOSE)
+    torch.testing.assert_close(by_tokens.values, by_characters.values, rtol=1e-9, atol=1e-11)
 
 
 # ---- measures that need samples
@@ -487,7 +487,7 @@ def test_permutation_null_of_cka_is_brute_force():
     orders = permutations(30, 4, 0)
     found = permuted_cka([x], [y], orders).flatten()
     expected = [brute_cka(x - x.mean(0), (y - y.mean(0))[order]) for order in orders]
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), **CLOSE)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12)
 
 
 # ---- memory, interruption, processes
@@ -557,8 +557,8 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, options):
     path.unlink()
     whole = compare(a, b, iter(TEXTS), **options)
     torch.testing.assert_close(resumed.values, whole.values, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(resumed.standard_errors, whole.standard_errors, **CLOSE)
-    torch.testing.assert_close(resumed.permutation_means, whole.permutation_means, **CLOSE)
+    torch.testing.assert_close(resumed.standard_errors, whole.standard_errors, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(resumed.permutation_means, whole.permutation_means, rtol=1e-8, atol=1e-10)
     assert resumed.n_samples == whole.n_samples and resumed.n_batches == 9
     with pytest.raises(ValueError, match="got others within the first 9 batches"):
         compare(a, b, iter([*TEXTS[1:], "w3"]), **options)
@@ -602,7 +602,7 @@ def test_two_processes_equal_one(launcher, tmp_path):
         for process in (0, 1):
             values, errors, permuted, n = json.loads((tmp_path / f"{name}-{process}.json").read_text())
             assert n == alone.n_samples
-            torch.testing.assert_close(torch.tensor(values, dtype=torch.float64), alone.values, **CLOSE)
+            torch.testing.assert_close(torch.tensor(values, dtype=torch.float64), alone.values, rtol=1e-9, atol=1e-11)
             torch.testing.assert_close(
                 torch.tensor(errors, dtype=torch.float64), alone.standard_errors, rtol=1e-7, atol=1e-9
             )

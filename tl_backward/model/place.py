@@ -55,7 +55,7 @@ class Place:
 
     @property
     def name(self) -> str:
-        """The hook point's full name, the same in both TransformerLens worlds where they share one."""
+        """The hook point's full name, the same in both kinds of model where they share one."""
         return self.hook if self.layer is None else f"blocks.{self.layer}.{self.hook}"
 
     @property
