@@ -719,6 +719,26 @@ def test_warnings():
         compare(a, b, TEXTS, text_options=TextOptions(exclude_first=True), **QUIET)
 
 
+def test_padding_brings_no_advice_to_pass_a_mask(caplog):
+    """Texts are padded at their ends, after all that is compared: transformers cannot know."""
+    from transformers.utils import logging
+
+    model = bridge(pad_token_id=1)
+    library, spoken = logging.get_logger("transformers"), logging.get_verbosity()
+    library.addHandler(caplog.handler)
+    logging.set_verbosity_warning()  # TransformerLens sets it to errors alone
+    try:
+        type(logging.get_logger("transformers")).warning_once.cache_clear()
+        compare(model, model, TEXTS, **QUIET)
+        assert not caplog.records
+        type(logging.get_logger("transformers")).warning_once.cache_clear()
+        model(torch.tensor([[0, 5, 1]]))  # a pass of one's own is told
+        assert any("may be padded" in record.getMessage() for record in caplog.records)
+    finally:
+        logging.set_verbosity(spoken)
+        library.removeHandler(caplog.handler)
+
+
 def test_html_is_escaped():
     model = build(worlds()[0])
     found = compare(model, model, TEXTS, **QUIET)

@@ -1,5 +1,6 @@
-"""Activations at hook points, in both TransformerLens worlds: a pass watched at chosen tokens, leaving no trace."""
+"""Activations at hook points, in both TransformerLens versions: a pass watched at chosen tokens, leaving no trace."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, cast
@@ -75,8 +76,23 @@ def forward(model: TransformerLensModel, tokens: Int[Tensor, "batch pos"], stop_
     options: dict[str, object] = {"return_type": "logits", **without_cache(model)}
     if stop_at_layer is not None and stop_at_layer < model.cfg.n_layers:
         options["stop_at_layer"] = stop_at_layer
-    with torch.no_grad(), rng_untouched(model):
+    with torch.no_grad(), rng_untouched(model), _padding_at_the_end():
         model(tokens, **options)
+
+
+@contextmanager
+def _padding_at_the_end() -> Iterator[None]:
+    """Without transformers' advice to pass a mask: what is read here comes before any padding, which it cannot see."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return "since your input_ids may be padded" not in record.getMessage()
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)
 
 
 def last_layer(names: Sequence[str]) -> int | None:

@@ -90,7 +90,6 @@ class DecoderNetwork(nn.Module):
             attn_pdrop=0.0,
             bos_token_id=d_vocab,
             eos_token_id=d_vocab,
-            pad_token_id=d_vocab,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
