@@ -87,13 +87,14 @@ def test_cosines_and_ranked_pairs(world):
 
 def test_many_tiles_give_the_same(monkeypatch):
     """Tokens cut into tiles of a row or three; symmetric and not."""
-    import tl_backward.gradients.similarity as module
+    from tl_backward.gradients import gram
 
     model = build(worlds()[-1])
     options = dict(weights=["W_out", "embed.W_E"], show_progress=False)
     whole = [gradient_similarity(model, TEXTS, other, **options).inner for other in (None, PAIRS)]
     for rows in (1, 3, 7):
-        monkeypatch.setattr(module, "_TILE_BYTES", rows * 8 * 23)
+        monkeypatch.setattr(gram, "_TILE", (rows, 2 * rows))
+        monkeypatch.setattr(gram, "_BLOCK_BYTES", rows * 8 * 23)
         tiled = [gradient_similarity(model, TEXTS, other, **options).inner for other in (None, PAIRS)]
         for one, two in zip(whole, tiled, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-13)

@@ -6,7 +6,6 @@ Hessian): <dL_a/dW, dL_b/dW>, straight from the factors, sum over their tokens i
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
@@ -17,6 +16,7 @@ from tqdm.auto import tqdm
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.gradients.examples import BATCHING, Example, batching, by_length, capture_batch, encode_examples
+from tl_backward.gradients.gram import ExampleRows, inner_products
 from tl_backward.gradients.losses import Loss, next_token_loss
 from tl_backward.model.checks import check_model
 from tl_backward.model.inputs import check_reads_text, has_decoder
@@ -35,7 +35,6 @@ Examples: TypeAlias = Sequence[str] | Sequence[tuple[str, str | Loss]] | Sequenc
 
 MAX_FACTOR_BYTES = 1 << 30
 """Of factors held at once, unless told otherwise."""
-_TILE_BYTES = 1 << 24  # of one matrix of token products
 _HTML_PAIRS = 20
 
 
@@ -196,54 +195,26 @@ class _Part:
 
     indices: Int[Tensor, "example"]
     norms: Float[Tensor, "weight example"]
-    rows: list[tuple[Tensor, Tensor, Tensor]]
-    """For each weight: x [n, d_in] (row ids [n] for an embedding), delta [n, d_out], and the example of each [n]."""
+    rows: list[ExampleRows]
+    """Of each weight."""
 
     @property
     def n_bytes(self) -> int:
         """What the factors take."""
-        return sum(side.nbytes for each in self.rows for side in each)
+        return sum(each.n_bytes for each in self.rows)
 
-    def joined(self, other: "_Part") -> "_Part":
-        """Both parts' examples, this one's first."""
-        shift = len(self.indices)
-        rows = [
-            (torch.cat([x, x2]), torch.cat([d, d2]), torch.cat([owner, owner2 + shift]))
-            for (x, d, owner), (x2, d2, owner2) in zip(self.rows, other.rows, strict=True)
-        ]
-        return _Part(torch.cat([self.indices, other.indices]), torch.cat([self.norms, other.norms], 1), rows)
+    @classmethod
+    def joined(cls, parts: "list[_Part]") -> "_Part":
+        """The examples of all; their factors leave them weight by weight, so that no second copy of all is held."""
+        rows = []
+        for _ in parts[0].rows[:]:
+            rows.append(ExampleRows.joined([part.rows.pop(0) for part in parts]))
+        indices, norms = torch.cat([part.indices for part in parts]), torch.cat([part.norms for part in parts], 1)
+        return cls(indices, norms, rows)
 
     def products(self, other: "_Part") -> Float[Tensor, "weight a b"]:
-        """sum_ij (x_i.x_j)(delta_i.delta_j) of every pair of examples, weight by weight, in tiles of tokens."""
-        return torch.stack(
-            [
-                _products(one, two, len(self.indices), len(other.indices), symmetric=self is other)
-                for one, two in zip(self.rows, other.rows, strict=True)
-            ]
-        )
-
-
-def _products(
-    one: tuple[Tensor, Tensor, Tensor], two: tuple[Tensor, Tensor, Tensor], n_a: int, n_b: int, *, symmetric: bool
-) -> Float[Tensor, "a b"]:
-    """Of one weight. The token products are summed over b's tokens, then over a's, by products with 0/1 matrices."""
-    (x, d, owner), (x2, d2, owner2) = one, two
-    d, d2 = (side if side.dtype == torch.float64 else side.float() for side in (d, d2))
-    members, members2 = (torch.nn.functional.one_hot(each, n).to(d.dtype) for each, n in ((owner, n_a), (owner2, n_b)))
-    total = torch.zeros(n_a, n_b, dtype=torch.float64, device=d.device)
-    step = max(1, _TILE_BYTES // (d.element_size() * max(1, len(d2))))
-    for first in range(0, len(d), step):
-        rows = slice(first, first + step)
-        # Of a symmetric matrix the lower half of each tile's columns has been seen.
-        columns = slice(first if symmetric else 0, None)
-        if x.is_floating_point():
-            products = (x[rows].to(d.dtype) @ x2[columns].to(d.dtype).T).mul_(d[rows] @ d2[columns].T)
-        else:
-            products = (d[rows] @ d2[columns].T).mul_(x[rows][:, None] == x2[columns])
-        if symmetric:  # what lies right of the tile's own square stands for its mirror image too
-            products[:, len(products) :] *= 2
-        total += (members[rows].T @ (products @ members2[columns])).double()
-    return (total + total.T) / 2 if symmetric else total
+        """Inner products of every pair of examples, weight by weight."""
+        return torch.stack([inner_products(one, two).cpu() for one, two in zip(self.rows, other.rows, strict=True)])
 
 
 def _parts(
@@ -254,11 +225,11 @@ def _parts(
     for batch in by_length(examples, batch_size):
         found = _captured(model, batch, names)
         if held and sum(part.n_bytes for part in held) + found.n_bytes > max_bytes:
-            yield reduce(_Part.joined, held)
+            yield _Part.joined(held)
             held = []
         held.append(found)
     if held:
-        yield reduce(_Part.joined, held)
+        yield _Part.joined(held)
 
 
 def _captured(model: TransformerLensModel, batch: list[Example], names: tuple[str, ...]) -> _Part:
@@ -268,7 +239,7 @@ def _captured(model: TransformerLensModel, batch: list[Example], names: tuple[st
     for name, each in zip(names, factors, strict=True):
         try:
             norms.append(each.example_norms())
-            rows.append(each.active())
+            rows.append(ExampleRows.of(*each.active(), n_examples=len(batch)))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     return _Part(torch.tensor([example.index for example in batch]), torch.stack(norms).cpu(), rows)

@@ -1,0 +1,136 @@
+"""Inner products of one weight's gradients between examples, from their factors, by the cheaper of two ways.
+
+- By tokens: sum_ij (x_i.x_j)(delta_i.delta_j), which takes T_a T_b (d_in + d_out) multiplications a pair of examples.
+- By entries: sum_pq (x_a^T delta_a)_pq (x_b^T delta_b)_pq, d_in d_out a pair, after T d_in d_out to form each gradient.
+  They are formed for all examples at once, but only some rows of the weight at a time.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_BLOCK_BYTES = 24 << 20  # of the gradients' entries that are formed at a time
+_TILE = (1024, 2048)  # tokens of a and of b whose products are held at a time
+_MAX_SUMMED = 1 << 16  # entries that one float32 product sums, before float64 takes over
+_FIXED_COST = 32  # of a pair of tokens: multiplying its two products and summing, in multiplications
+
+
+@dataclass(frozen=True)
+class ExampleRows:
+    """A weight's factors, the rows of each example beside each other."""
+
+    inputs: Float[Tensor, "n d_in"] | Int[Tensor, "n"]
+    """x, or the row ids of an embedding."""
+    deltas: Float[Tensor, "n d_out"]
+    counts: Int[Tensor, "example"]
+    """How many rows are each example's."""
+
+    @classmethod
+    def of(cls, inputs: Tensor, deltas: Tensor, owners: Int[Tensor, "n"], *, n_examples: int) -> "ExampleRows":
+        """Rows of examples in any order, as `GradientFactors.active` gives them."""
+        if len(owners) and bool((owners[1:] < owners[:-1]).any()):
+            order = owners.argsort(stable=True)
+            inputs, deltas = inputs[order], deltas[order]
+        return cls(inputs, deltas, torch.bincount(owners, minlength=n_examples))
+
+    @classmethod
+    def joined(cls, parts: Sequence["ExampleRows"]) -> "ExampleRows":
+        """The examples of all, in their order."""
+        if len(parts) == 1:
+            return parts[0]
+        columns = ([part.inputs for part in parts], [part.deltas for part in parts], [part.counts for part in parts])
+        return cls(*map(torch.cat, columns))
+
+    @property
+    def n_bytes(self) -> int:
+        """What the factors take."""
+        return self.inputs.nbytes + self.deltas.nbytes
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What products are taken in: float64 where the factors are, float32 otherwise."""
+        return torch.float64 if self.deltas.dtype == torch.float64 else torch.float32
+
+    def owners(self) -> Int[Tensor, "n"]:
+        """The example of each row."""
+        return torch.arange(len(self.counts), device=self.counts.device).repeat_interleave(self.counts)
+
+    def gradients(self, rows: slice, columns: slice) -> Float[Tensor, "example entry"]:
+        """Some rows and columns of each example's gradient x^T delta, flat; those with as many rows are one product."""
+        starts, found = self.counts.cumsum(0) - self.counts, None
+        for count in self.counts.unique().tolist():
+            mine = (self.counts == count).nonzero().flatten()
+            everyone = len(mine) == len(self.counts)
+            at = slice(None) if everyone else (starts[mine, None] + torch.arange(count, device=mine.device)).flatten()
+            x, d = (side[at].to(self.dtype) for side in (self.inputs[:, rows], self.deltas[:, columns]))
+            x, d = (side.reshape(len(mine), count, side.shape[1]) for side in (x, d))
+            formed = torch.bmm(x.transpose(1, 2), d).flatten(1)
+            if everyone:
+                return formed
+            found = formed.new_empty(len(self.counts), formed.shape[1]) if found is None else found
+            found[mine] = formed
+        return self.deltas.new_zeros(0, 0) if found is None else found
+
+
+def inner_products(a: ExampleRows, b: ExampleRows) -> Float[Tensor, "a b"]:
+    """<dL_a/dW, dL_b/dW> of every pair of examples, in float64; `a is b` halves the work."""
+    if a.inputs.is_floating_point() and _n_by_entries(a, b) < _n_by_tokens(a, b):
+        return _by_entries(a, b)
+    return _by_tokens(a, b)
+
+
+def _n_by_tokens(a: ExampleRows, b: ExampleRows) -> float:
+    width = a.inputs.shape[1] + a.deltas.shape[1] + _FIXED_COST
+    return len(a.deltas) * len(b.deltas) * width / (2 if a is b else 1)
+
+
+def _n_by_entries(a: ExampleRows, b: ExampleRows) -> int:
+    n_formed = len(a.deltas) + (0 if a is b else len(b.deltas))
+    return (len(a.counts) * len(b.counts) + 2 * n_formed) * a.inputs.shape[1] * a.deltas.shape[1]
+
+
+def _by_entries(a: ExampleRows, b: ExampleRows) -> Float[Tensor, "a b"]:
+    total = torch.zeros(len(a.counts), len(b.counts), dtype=torch.float64, device=a.deltas.device)
+    for rows, columns in _blocks(a, b):
+        one = a.gradients(rows, columns)
+        two = one if a is b else b.gradients(rows, columns)
+        total += one @ two.T
+    return total
+
+
+def _blocks(a: ExampleRows, b: ExampleRows) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of the weight whose entries, formed for every example, stay within bounds."""
+    d_in, d_out = a.inputs.shape[1], a.deltas.shape[1]
+    n_examples = len(a.counts) + (0 if a is b else len(b.counts))
+    entries = max(1, min(_MAX_SUMMED, _BLOCK_BYTES // (a.dtype.itemsize * max(1, n_examples))))
+    n_columns = min(d_out, entries)
+    n_rows = max(1, entries // n_columns)
+    for row in range(0, d_in, n_rows):
+        for column in range(0, d_out, n_columns):
+            yield slice(row, row + n_rows), slice(column, column + n_columns)
+
+
+def _by_tokens(a: ExampleRows, b: ExampleRows) -> Float[Tensor, "a b"]:
+    total = torch.zeros(len(a.counts), len(b.counts), dtype=torch.float64, device=a.deltas.device)
+    symmetric = a is b
+    owner_a, owner_b = a.owners(), b.owners()
+    for rows in _steps(len(owner_a), _TILE[0]):
+        # Of a symmetric matrix, what lies left of the diagonal stands right of it too, in its mirror image.
+        for columns in _steps(len(owner_b), _TILE[1], start=rows.start if symmetric else 0):
+            products = a.deltas[rows].to(a.dtype) @ b.deltas[columns].to(a.dtype).T
+            x, x2 = a.inputs[rows], b.inputs[columns]
+            products *= x.to(a.dtype) @ x2.to(a.dtype).T if x.is_floating_point() else x[:, None] == x2
+            if symmetric:
+                products[:, rows.stop - columns.start if columns.start == rows.start else 0 :] *= 2
+            mine, other = owner_a[rows], owner_b[columns]
+            part = products.new_zeros(int(mine[-1] - mine[0]) + 1, len(other)).index_add_(0, mine - mine[0], products)
+            members = torch.nn.functional.one_hot(other - other[0]).to(part.dtype)
+            total[mine[0] : mine[-1] + 1, other[0] : other[-1] + 1] += part @ members
+    return (total + total.T) / 2 if symmetric else total
+
+
+def _steps(n: int, step: int, start: int = 0) -> Iterator[slice]:
+    return (slice(first, min(first + step, n)) for first in range(start, n, step))
