@@ -5,7 +5,7 @@ PYTEST_FLAGS ?= -q -n 2
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-tl4 coverage test-long test-browser architectures format lint docs dist bench venv venv-tl4 clean
+.PHONY: help demo test test-tl4 test-lowest coverage test-long test-browser architectures format lint docs dist bench venv venv-tl4 clean
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -14,8 +14,9 @@ venv-tl4: .venv-tl4/.installed  ## .venv-tl4: the same on TransformerLens 4.3
 
 .venv/.installed: CONSTRAINTS = constraints.txt
 .venv-tl4/.installed: CONSTRAINTS = constraints-tl4.txt
+.venv-lowest/.installed: CONSTRAINTS = constraints-lowest.txt
 # torch first and by its pin, or pip may fetch a CUDA build that nothing here needs.
-.venv/.installed .venv-tl4/.installed: pyproject.toml constraints.txt constraints-tl4.txt
+.venv/.installed .venv-tl4/.installed .venv-lowest/.installed: pyproject.toml constraints.txt constraints-tl4.txt constraints-lowest.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) torch
 	$(@D)/bin/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
@@ -25,13 +26,16 @@ demo: .venv/.installed  ## the main job: one edit-shaped question on the shipped
 	.venv/bin/tl-backward demo --out report.html $(DEMO_FLAGS)
 
 # The processes that tests start, notebooks' kernels among them, keep to one thread too: two that wait for cores spin.
-test test-tl4 coverage test-long architectures: export OMP_NUM_THREADS = 1
+test test-tl4 test-lowest coverage test-long architectures: export OMP_NUM_THREADS = 1
 
 test: .venv/.installed  ## all tests on TransformerLens 3.9 (HookedTransformer and TransformerBridge)
 	.venv/bin/python -m pytest $(PYTEST_FLAGS) --durations=25
 
 test-tl4: .venv-tl4/.installed  ## all tests on TransformerLens 4.3 (TransformerBridge)
 	.venv-tl4/bin/python -m pytest $(PYTEST_FLAGS) --durations=25
+
+test-lowest: .venv-lowest/.installed  ## all tests on the lowest versions that pyproject.toml allows
+	.venv-lowest/bin/python -m pytest $(PYTEST_FLAGS) --durations=25
 
 coverage: .venv/.installed .venv-tl4/.installed  ## which lines of tl_backward no test of either suite reaches
 	COVERAGE_FILE=.coverage.tl3 .venv/bin/python -m pytest $(PYTEST_FLAGS) --cov --cov-report=
@@ -82,4 +86,4 @@ bench: .venv/.installed  ## speed and memory, as ratios within one run, set besi
 	.venv/bin/python -m tests.benchmarks
 
 clean:  ## remove the environments and caches
-	rm -rf .venv .venv-tl4 .coverage* site build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache report.html
+	rm -rf .venv .venv-tl4 .venv-lowest .coverage* site build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache report.html
