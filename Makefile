@@ -31,8 +31,15 @@ test test-tl4 test-lowest coverage test-long architectures: export OMP_NUM_THREA
 test: .venv/.installed  ## all tests on TransformerLens 3.9 (HookedTransformer and TransformerBridge)
 	.venv/bin/python -m pytest $(PYTEST_FLAGS) --durations=25
 
-test-tl4: .venv-tl4/.installed  ## all tests on TransformerLens 4.3 (TransformerBridge)
-	.venv-tl4/bin/python -m pytest $(PYTEST_FLAGS) --durations=25
+# What runs no model is the same on every TransformerLens: once is enough.
+WITHOUT_MODELS = dissimilarity/test_measures_edges dissimilarity/test_measures_properties \
+	dissimilarity/test_measures_reference dissimilarity/test_measures_registry dissimilarity/test_one_definition \
+	dissimilarity/test_statistics dissimilarity/test_streamed_properties dissimilarity/test_ties gradients/test_gram \
+	render/test_html render/test_pictures support/test_bootstrap support/test_deprecation support/test_storage \
+	vocabulary/test_extremes vocabulary/test_top_pairs
+
+test-tl4: .venv-tl4/.installed  ## the tests that run models, on TransformerLens 4.3 (TransformerBridge)
+	.venv-tl4/bin/python -m pytest $(PYTEST_FLAGS) --durations=25 $(WITHOUT_MODELS:%=--ignore=tests/%.py)
 
 test-lowest: .venv-lowest/.installed  ## all tests on the lowest versions that pyproject.toml allows
 	.venv-lowest/bin/python -m pytest $(PYTEST_FLAGS) --durations=25
