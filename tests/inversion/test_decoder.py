@@ -198,12 +198,15 @@ def test_a_directory_without_a_decoder(decoder, tmp_path):
         load(tmp_path, model=decoder.model)
     decoder.save(tmp_path)
     description = load_json(tmp_path / DESCRIPTION)
+    assert other in description
     description["network"]["config"]["d_hidden"] = 9
     save_json(tmp_path / DESCRIPTION, description)
     with pytest.raises(ValueError, match="the two files do not belong together"):
         load(tmp_path, model=decoder.model)
     save_json(tmp_path / DESCRIPTION, description | {other: "0"})
-    with pytest.raises(ValueError, match="got two that were not saved together"):
+    with pytest.raises(
+        ValueError, match="decoder.safetensors.*it is missing, or was not saved together with decoder.json"
+    ):
         load(tmp_path, model=decoder.model)
 
 

@@ -16,7 +16,7 @@ from tl_backward.dissimilarity.checkpoint import load_checkpoint, save_checkpoin
 from tl_backward.dissimilarity.grouped import GroupedStatistics
 from tl_backward.dissimilarity.minibatch import MinibatchCKA
 from tl_backward.dissimilarity.plan import Models, Plan
-from tl_backward.dissimilarity.reading import Digest, raw_batches
+from tl_backward.dissimilarity.reading import data_digest, raw_batches
 from tl_backward.dissimilarity.sampling import RowSample
 from tl_backward.dissimilarity.statistics import CovarianceStatistics
 from tl_backward.dissimilarity.tally import Tally
@@ -76,19 +76,19 @@ def gather(data: object, plan: Plan, show_progress: bool) -> Accumulated:
     path = None
     if plan.options.checkpoint is not None:
         path = Path(f"{plan.options.checkpoint}.{rank}of{world}" if world > 1 else plan.options.checkpoint)
-    digest, seen, done, expected = Digest(), 0, 0, ""
+    digest, seen, done, expected = "", 0, 0, ""
     if path is not None and path.exists():
         saved = load_checkpoint(path, found.parts, _identity(plan), str(plan.device))
         done, expected = cast(int, saved["next_batch"]), cast(str, saved["digest"])
 
     def save(path: Path) -> None:
-        save_checkpoint(path, found.parts, _identity(plan) | {"next_batch": seen, "digest": digest.hexdigest()})
+        save_checkpoint(path, found.parts, _identity(plan) | {"next_batch": seen, "digest": digest})
 
     warned = False
     for number, item in enumerate(_batches(data, plan, show_progress)):
-        digest.add(item)
+        digest = data_digest(digest, item)
         seen = number + 1
-        if seen == done and digest.hexdigest() != expected:
+        if seen == done and digest != expected:
             raise ValueError(
                 f"Expected the data of the interrupted run, got others within the first {done} batches; resume "
                 "with the same data in the same order, or choose another checkpoint."

@@ -1,6 +1,5 @@
 """Data in: lists of texts, rows of a dataset, tensors or batches of tokens."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -8,6 +7,7 @@ from typing import cast
 
 import torch
 
+from tl_backward._support.storage import fingerprint
 from tl_backward.dissimilarity.options import Align, Mask, Sample, SampleOptions
 from tl_backward.text.ids import ARRAYS, as_ids
 from tl_backward.text.options import TextOptions
@@ -42,23 +42,9 @@ def reading_of(text: TextOptions, sample: SampleOptions = SampleOptions()) -> Re
     )  # fmt: skip
 
 
-class Digest:
-    """A running fingerprint of the data read so far, to notice that a resumed run is given others."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-
-    def add(self, item: list[str] | Batch) -> None:
-        """Take one more batch in."""
-        if isinstance(item, Batch):
-            self._hash.update(item.tokens.cpu().numpy().tobytes())
-        else:
-            for text in item:
-                self._hash.update(text.encode("utf-8", "surrogatepass") + b"\0")
-
-    def hexdigest(self) -> str:
-        """The fingerprint."""
-        return self._hash.hexdigest()
+def data_digest(before: str, item: list[str] | Batch) -> str:
+    """The fingerprint of the data read so far and one more batch, to notice that a resumed run is given others."""
+    return fingerprint(before, *([item.tokens] if isinstance(item, Batch) else (f"{text}\0" for text in item)))
 
 
 def raw_batches(data: object, reading: Reading) -> Iterator[list[str] | Batch]:
@@ -131,10 +117,10 @@ def _tokens(tokens: object, mask: object) -> Batch:
         )
     if mask is None:
         return Batch(ids, None)
-    real = torch.as_tensor(mask).bool().reshape(ids.shape) if torch.as_tensor(mask).numel() == ids.numel() else None
-    if real is None:
+    real = torch.as_tensor(mask)
+    if real.numel() != ids.numel():
         raise ValueError(
-            f"Expected an attention mask of the tokens' shape {list(ids.shape)}, got "
-            f"{list(torch.as_tensor(mask).shape)}; one entry a token, 1 where real."
+            f"Expected an attention mask of the tokens' shape {list(ids.shape)}, got {list(real.shape)}; one entry a "
+            "token, 1 where real."
         )
-    return Batch(ids, real)
+    return Batch(ids, real.bool().reshape(ids.shape))

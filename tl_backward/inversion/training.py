@@ -15,6 +15,7 @@ from transformers import GPT2LMHeadModel
 
 from tl_backward._support.checks import check_choice
 from tl_backward._support.deprecation import old_keywords
+from tl_backward._support.storage import check_run
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion.decoder import Decoder
@@ -284,12 +285,7 @@ class _Run:
         return {"identity": self.identity, "history": self.found, "shares": shares}
 
     def _resume(self, run: dict, checkpoint: Path) -> None:
-        for key, value in json.loads(json.dumps(self.identity)).items():
-            if run["identity"].get(key) != value:
-                raise ValueError(
-                    f"Expected the checkpoint of this run in {str(checkpoint)!r}, got one of another {key}; resume "
-                    "with what the interrupted run was given, or choose another directory."
-                )
+        check_run(checkpoint, run["identity"], self.identity)
         self.found = run["history"]
         self.stream.history = [
             Shares(each["first"], torch.tensor(each["weights"], dtype=torch.float64)) for each in run["shares"]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tl_backward._support.bootstrap import Interval, bootstrap
 from tl_backward._support.checks import nearest
-from tl_backward._support.storage import load_tensors, save_tensors
+from tl_backward._support.storage import check_kind, joined, load_tensors, part_of, save_tensors
 from tl_backward._support.types import Tokenizer
 from tl_backward.lens.segments import NAMES
 from tl_backward.text.token_strings import text_column, token_string
@@ -102,10 +102,13 @@ class Sweep:
                 for s, segment in enumerate(segments):
                     cell = (w, s) if segment else (w,)
                     if int(intervals[""].n[cell]):
+                        bounds = {
+                            f"{prefix}{name}": float(getattr(each, name)[cell])
+                            for prefix, each in intervals.items()
+                            for name in _BOUNDS
+                        }
                         row = {"quantity": quantity, "weight": weight, "layer": layer, "segment": segment}
-                        for prefix, each in intervals.items():
-                            row |= {f"{prefix}{name}": float(getattr(each, name)[cell]) for name in _BOUNDS}
-                        rows.append(row | {"n": int(intervals[""].n[cell])})
+                        rows.append(row | bounds | {"n": int(intervals[""].n[cell])})
         return pandas.DataFrame(rows)
 
     def per_item(self) -> "pandas.DataFrame":
@@ -160,14 +163,13 @@ class Sweep:
 
     def save(self, path: str | Path, *, run: str = "") -> Path:
         """Write everything but the tokenizer as safetensors; atomically. `run` says of which run it is a part."""
-        tensors = _tensors(self, "") | ({} if self.control is None else _tensors(self.control, "control/"))
-        about = {
+        tensors = _tensors(self) | ({} if self.control is None else joined(control=_tensors(self.control)))
+        sides = {
             name: {"about": side.about, "skipped": side.skipped, "interrupted": side.interrupted}
             for name, side in (("model", self), ("control", self.control))
             if side is not None
         }
-        metadata = {"format": FORMAT, "weights": json.dumps(self.weights), "sides": json.dumps(about), "run": run}
-        return save_tensors(path, tensors, metadata)
+        return save_tensors(path, tensors, {"format": FORMAT, "weights": self.weights, "sides": sides, "run": run})
 
 
 _BOUNDS = ("mean", "low", "high")
@@ -185,29 +187,21 @@ def load_sweep(path: str | Path, *, tokenizer: Tokenizer | None = None) -> Sweep
 def load_sweep_of_run(path: str | Path, *, tokenizer: Tokenizer | None) -> tuple[Sweep, str]:
     """The sweep in a file, and the run that it is a part of; errors as of `load_sweep`."""
     tensors, about = load_tensors(path)
-    if about.get("format") != FORMAT:
-        raise ValueError(f"Expected a file written by Sweep.save, got {str(path)!r}, of another format; save it anew.")
-    sides = json.loads(about["sides"])
-    weights = tuple(json.loads(about["weights"]))
-    made = {}
-    for name, prefix in (("model", ""), ("control", "control/")):
-        if name in sides:
-            own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            own = {key: value for key, value in own.items() if "/" not in key.removeprefix("values/")}
-            made[name] = Sweep(
-                items=own["items"],
-                loss=own["loss"],
-                targets=own["targets"],
-                answers=own["answers"],
-                draws=own["draws"],
-                weights=weights,
-                values={key.removeprefix("values/"): value for key, value in own.items() if key.startswith("values/")},
-                skipped={int(index): why for index, why in sides[name]["skipped"].items()},
-                interrupted=sides[name]["interrupted"],
-                about=sides[name]["about"],
-                tokenizer=tokenizer,
-            )
-    return replace(made["model"], control=made.get("control")), about.get("run", "")
+    check_kind(path, about.get("format") == FORMAT, "Sweep.save")
+    own = {"model": tensors, "control": part_of(tensors, "control")}
+    sides = {
+        name: Sweep(
+            **{column: own[name][column] for column in _COLUMNS},
+            weights=tuple(json.loads(about["weights"])),
+            values=part_of(own[name], "values"),
+            skipped={int(index): why for index, why in said["skipped"].items()},
+            interrupted=said["interrupted"],
+            about=said["about"],
+            tokenizer=tokenizer,
+        )
+        for name, said in json.loads(about["sides"]).items()
+    }
+    return replace(sides["model"], control=sides.get("control")), about.get("run", "")
 
 
 def merge(a: Sweep, b: Sweep) -> Sweep:
@@ -243,7 +237,8 @@ def merge(a: Sweep, b: Sweep) -> Sweep:
 def in_order(parts: Sequence[Sweep]) -> Sweep:
     """The rows of several sweeps, by index; everything else as in the first."""
     columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in _COLUMNS}
-    values = {name: torch.cat([part.values[name] for part in parts if part.values]) for name in _value_names(parts)}
+    names = dict.fromkeys(name for part in parts for name in part.values)
+    values = {name: torch.cat([part.values[name] for part in parts if part.values]) for name in names}
     order = columns["items"].argsort()
     skipped = {index: why for part in parts for index, why in part.skipped.items()}
     return replace(
@@ -268,10 +263,5 @@ def rows_of_draw(control: Sweep, draw: int) -> Sweep:
     )
 
 
-def _value_names(parts: Sequence[Sweep]) -> list[str]:
-    return list(dict.fromkeys(name for part in parts for name in part.values))
-
-
-def _tensors(side: Sweep, prefix: str) -> dict[str, Tensor]:
-    named = {name: getattr(side, name) for name in _COLUMNS} | {f"values/{k}": v for k, v in side.values.items()}
-    return {f"{prefix}{name}": value.contiguous() for name, value in named.items()}
+def _tensors(side: Sweep) -> dict[str, Tensor]:
+    return {name: getattr(side, name) for name in _COLUMNS} | joined(values=side.values)

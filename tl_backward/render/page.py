@@ -1,7 +1,6 @@
 """Fragments of HTML, and the one self-contained file that a set of them makes."""
 
 import base64
-import hashlib
 import os
 import sys
 from collections.abc import Iterable
@@ -9,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tl_backward._support.html import escape, visible_text
-from tl_backward._support.storage import replacing
+from tl_backward._support.storage import fingerprint, replacing
 from tl_backward.render.libraries import LIBRARIES, Library, inline, library_source
 
 
@@ -129,7 +128,7 @@ class Page:
     def to_html(self) -> str:
         """Return the whole file as text."""
         scripts = self._scripts()
-        hashes = [base64.b64encode(hashlib.sha256(_encode(s)).digest()).decode("ascii") for s in scripts]
+        hashes = [base64.b64encode(bytes.fromhex(fingerprint(_encode(s)))).decode("ascii") for s in scripts]
         # style: inline styles, and those that the libraries add; img: plotly saves a figure through a blob.
         policy = "; ".join(
             [

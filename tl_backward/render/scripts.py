@@ -1,9 +1,10 @@
 """Data for scripts: JSON that cannot end its script element, and the call that draws it into its place."""
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+
+from tl_backward._support.storage import fingerprint
 
 _UNSAFE = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
 
@@ -52,7 +53,7 @@ _DRAW = """(function (key, library, data, draw) {
 
 def place_key(*parts: str) -> str:
     """Name the place where a fragment draws, by its content: the same input gives the same page."""
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+    return fingerprint("\0".join(parts))[:16]
 
 
 def place(key: str, static: str, style: str = "") -> str:

@@ -8,14 +8,15 @@ from dataclasses import Field, asdict, fields, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_model
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from tl_backward._support.storage import file_checksum, replacing, save_json
-from tl_backward.model.loading.shipped import FILES, METRICS, SUMS
+from tl_backward._support.storage import save_json, save_tensors
+from tl_backward.model.loading.shipped import FILES, METRICS
 from tl_backward.zoo.recipes import ACTIVATIONS, RECIPES, Recipe
 from tl_backward.zoo.tasks import Shares
 from tl_backward.zoo.training import task_named, train
+
+_TIED = "lm_head.weight"  # the embedding again
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,10 +58,10 @@ def save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, out: Path, 
     out.mkdir(parents=True, exist_ok=True)
     (out / METRICS).unlink(missing_ok=True)
     model.config.save_pretrained(out)
-    with replacing(out / "model.safetensors") as partial:
-        save_model(model, str(partial), metadata={"format": "pt"})
+    own = {name: tensor for name, tensor in model.state_dict().items() if name != _TIED}
+    save_tensors(out / "model.safetensors", own, {"format": "pt"})
     tokenizer.save_pretrained(out)
-    save_json(out / METRICS, metrics | {SUMS: {name: file_checksum(out / name) for name in FILES}})
+    save_json(out / METRICS, metrics, beside=FILES)
 
 
 def report(measured: Shares) -> str:
