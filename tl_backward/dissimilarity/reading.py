@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import cast
 
 import torch
@@ -70,20 +70,19 @@ def raw_batches(data: object, reading: Reading) -> Iterator[list[str] | Batch]:
             f"Expected data as a list of texts, a dataset's split, or token batches, got {type(data).__name__}; pass "
             "something that can be iterated over."
         )
-    rows = iter(_rows(() if empty else data, reading))
+    rows = _rows(() if empty else data, reading)
     first = next(rows, None)
     if first is None:
         raise ValueError("Expected data with at least one text or batch of tokens, got none; the iterator is empty.")
-    while first is not None:
-        if isinstance(first, Batch):
-            yield first
-            first = next(rows, None)
-            continue
-        texts = [first, *islice(rows, reading.batching - 1)]
-        if not all(isinstance(text, str) for text in texts):
-            raise TypeError("Expected texts or token batches, got both in turn; pass one kind.")
-        yield cast(list[str], texts)
-        first = next(rows, None)
+    rows = chain([first], rows)
+    for row in rows:
+        if isinstance(row, Batch):
+            yield row
+        else:
+            texts = [row, *islice(rows, reading.batching - 1)]
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError("Expected texts or token batches, got both in turn; pass one kind.")
+            yield cast(list[str], texts)
 
 
 def _rows(data: Iterable, reading: Reading) -> Iterator[str | Batch]:
