@@ -20,11 +20,7 @@ Start = tuple[int, Tensor]
 
 
 class _Reached(Exception):
-    """The pass is where it was to end."""
-
-    def __init__(self, stream: Tensor) -> None:
-        super().__init__()
-        self.stream = stream
+    """The pass is where it was to end, with the stream there as its argument."""
 
 
 def stream_at(
@@ -42,38 +38,26 @@ def stream_at(
         raise _Reached(out)
 
     with ExitStack() as stack:
-        stack.enter_context(rng_untouched(model))
         for handle in register_last(model.hook_dict[name], leave):
             stack.callback(handle.remove)
         try:
-            _run(model, batch, start)
+            logits_from(model, batch, start)
         except _Reached as reached:
-            return reached.stream
+            return reached.args[0]
     raise RuntimeError(f"Expected the pass to come by {name}, but it never did; this architecture cannot be cut there.")
 
 
-def logits_from(model: TransformerLensModel, batch: Batch, start: Start) -> Float[Tensor, "batch pos d_vocab"]:
-    """The logits from a stream before block `start[0]` (n_layers: before the final norm)."""
-    return _run(model, batch, start)
-
-
-def _run(model: TransformerLensModel, batch: Batch, start: Start | None) -> Tensor:
-    options: dict[str, object] = {"return_type": "logits"}
-    with ExitStack() as stack:
-        stack.enter_context(rng_untouched(model))
+def logits_from(model: TransformerLensModel, batch: Batch, start: Start | None) -> Float[Tensor, "batch pos d_vocab"]:
+    """The logits from a stream before block `start[0]` (n_layers: before the final norm), or from the tokens."""
+    mask = {} if batch.mask is None else {"attention_mask": batch.mask.long()}
+    options = {"return_type": "logits", **mask, **without_cache(model)}
+    with rng_untouched(model):
+        if start is None:
+            return model(batch.tokens, **options)
         if model_kind(model) == "HookedTransformer":
-            if batch.mask is not None:
-                options["attention_mask"] = batch.mask.long()
-            if start is None:
-                return model(batch.tokens, **options)
             return model(start[1], start_at_layer=start[0], **options)
-        tokens = batch.tokens
-        if batch.mask is not None:
-            options["attention_mask"] = batch.mask.long()
-        if start is not None:
-            stack.enter_context(_entering(model, *start))
-            tokens = torch.zeros_like(tokens)  # of another vocabulary, perhaps; what they embed to is discarded
-        return model(tokens, **options, **without_cache(model))
+        with _entering(model, *start):  # the tokens are of another vocabulary, perhaps; what they embed to is discarded
+            return model(torch.zeros_like(batch.tokens), **options)
 
 
 @contextmanager
@@ -84,24 +68,17 @@ def _entering(model: TransformerLensModel, cut: int, stream: Tensor) -> Iterator
     on copies of those modules without hooks, so that nobody sees it.
     """
     root = cast(nn.Module, model)
-    early = [root._modules[name] for name in ("embed", "pos_embed") if root._modules.get(name) is not None]
     blocks = list(root.get_submodule("blocks").children())
-    early += blocks[:cut]
     target = blocks[cut] if cut < len(blocks) else root.get_submodule("ln_final")
-
-    def replace(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        return first_input.replace(args, kwargs, stream)
-
-    handle = target.register_forward_pre_hook(replace, with_kwargs=True)
-    patched = []
-    try:
+    early = [root._modules.get("embed"), root._modules.get("pos_embed"), *blocks[:cut]]
+    with ExitStack() as stack:
+        handle = target.register_forward_pre_hook(
+            lambda module, args, kwargs: first_input.replace(args, kwargs, stream), with_kwargs=True
+        )
+        stack.callback(handle.remove)
         for module in early:
             if module is not None and "forward" not in vars(module):
                 # Not setattr: a Bridge component hands attributes on to what it wraps.
                 vars(module)["forward"] = without_hooks(module).forward
-                patched.append(module)
+                stack.callback(vars(module).pop, "forward")
         yield
-    finally:
-        handle.remove()
-        for module in patched:
-            del vars(module)["forward"]

@@ -16,15 +16,19 @@ class Gathered(Protocol):
 
     def tensors(self) -> dict[str, Tensor]:
         """What it holds."""
+        ...
 
     def state(self) -> Mapping[str, object]:
         """What describes it, as JSON."""
+        ...
 
     def restore(self, tensors: dict[str, Tensor], state: dict) -> None:
         """Take over what the two gave."""
+        ...
 
     def reduce(self) -> None:
         """Sum over all processes."""
+        ...
 
 
 def save_checkpoint(path: str | Path, gathered: Mapping[str, Gathered], run: Mapping[str, object]) -> None:
