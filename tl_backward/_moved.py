@@ -54,6 +54,11 @@ MOVED = {
     "inversion.texts": "text.encoded",
     "inversion.study": "studies.inversion",
     "zoo.activations": "model.loading.solu",
+    "zoo.cue_task": "zoo.classification",
+    "zoo.recall": "zoo.facts_task",
+    "zoo.relation_task": "zoo.classification",
+    "zoo.trained": "zoo.train",
+    "zoo.training": "zoo.train",
 }
 
 

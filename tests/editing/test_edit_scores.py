@@ -243,7 +243,7 @@ def test_the_facts_cases_share_no_person_and_are_true():
             assert any(answer == f" {person.answer(relation)}" for relation in facts.RELATIONS)
     pets = edit_cases("test", relation="pet")
     assert all(case.portability == () and case.target != case.answer for case in pets)
-    for bad, message in (({"part": "train"}, "Unknown part"), ({"relation": "shoe"}, "Unknown relation")):
+    for bad, message in (({"part": "train"}, "Expected part among"), ({"relation": "shoe"}, "Expected relation among")):
         with pytest.raises(ValueError, match=message):
             edit_cases(**bad)
 

@@ -20,8 +20,8 @@ from tl_backward.alignment.kernels import random_kernel, translation
 from tl_backward.alignment.matching import match_parameters
 from tl_backward.alignment.stitching import zero_shot_stitch
 from tl_backward.zoo import facts, loading
-from tl_backward.zoo.recall import answered
-from tl_backward.zoo.relation_task import LabelledPrompts, relation_task
+from tl_backward.zoo.classification import LabelledPrompts, relation_task
+from tl_backward.zoo.facts_task import answered
 from tl_backward.zoo.tokenizer import facts_tokenizer
 
 if TYPE_CHECKING:

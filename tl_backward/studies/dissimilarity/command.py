@@ -17,11 +17,11 @@ from tl_backward.studies.dissimilarity.heuristics import heuristics
 from tl_backward.studies.dissimilarity.outliers import find_outliers, planted
 from tl_backward.studies.dissimilarity.streams import streams
 from tl_backward.studies.dissimilarity.widths import widths_and_depths
-from tl_backward.zoo.cue_task import CuedPrompts, cue_task
+from tl_backward.zoo.classification import CuedPrompts, cue_task
 from tl_backward.zoo.families import ACTIVATION_PAIRS, WIDTHS_AND_DEPTHS, seeded, sentence_rows, small_world
 from tl_backward.zoo.fine_tuning import BY_SEED, BY_SHARE, fine_tuned
 from tl_backward.zoo.recipes import Recipe
-from tl_backward.zoo.trained import recalled, trained
+from tl_backward.zoo.train import recalled, trained
 
 if TYPE_CHECKING:
     import pandas

@@ -23,7 +23,7 @@ from tl_backward.studies.dissimilarity.groups import GroupGap, group_gap
 from tl_backward.text.encoding import encode_continuation
 from tl_backward.text.prompts import encode_prompts
 from tl_backward.text.token_strings import vocabulary_size
-from tl_backward.zoo.cue_task import LABELS, CuedPrompts
+from tl_backward.zoo.classification import LABELS, CuedPrompts
 
 if TYPE_CHECKING:
     import pandas
