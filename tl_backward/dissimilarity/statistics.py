@@ -211,7 +211,7 @@ class CovarianceStatistics:
             within=within,
             quartic=getattr(self, f"quartic_{side}")[layer],
             cubic=getattr(self, f"cubic_{side}")[at],
-            rounding=Rounding(self.eps[f"rows_{side}"], self.eps["products"]),
+            rounding=Rounding(self.eps["rows_a" if side == "a" else "rows_b"], self.eps["products"]),
             accumulated=within.diagonal(),
             name=self.names[side][layer],
         )
