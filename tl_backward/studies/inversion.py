@@ -45,25 +45,23 @@ def refinement_table(decoder: Decoder, recipe: Recipe, *, n_queries: int = 5, se
     import pandas
 
     queries = list(islice(recipe.others(), 10 * n_queries))[::10]
-    rows = []
     places = [(site, position) for site in decoder.sites for position in recipe.positions]
+    rows = []
     for site, position in tqdm(places, desc="refinement", delay=1, leave=False):
-        shares, times = {"decoder": 0.0, "search": 0.0}, {"decoder": 0.0, "search": 0.0}
         for number, text in enumerate(queries):
+            how = {"seed": seed + number, "valid": recipe.valid, "show_progress": False}
             query = read_query(decoder.model, text, site, position)
             started = time.process_time()
-            own = decoder.preimage(query, n=N_REFINED, seed=seed + number, valid=recipe.valid, show_progress=False)
+            own = decoder.preimage(query, n=N_REFINED, **how)
             middle = time.process_time()
-            refined = search_preimage(
-                decoder.model, query, site, position, decoder, search_options=WALKS, valid=recipe.valid,
-                seed=seed + number, show_progress=False,
+            refined = search_preimage(decoder.model, query, site, position, decoder, search_options=WALKS, **how)
+            rows.append(
+                {"site": str(site), "position": position, "decoder": own.diagnostics.share_inside,
+                 "search": refined.diagnostics.share_inside, "own_time": middle - started,
+                 "search_time": time.process_time() - middle}
             )  # fmt: skip
-            spent = {"decoder": middle - started, "search": time.process_time() - middle}
-            for name, preimage in (("decoder", own), ("search", refined)):
-                shares[name] += preimage.diagnostics.share_inside / len(queries)
-                times[name] += spent[name]
-        rows.append({"site": str(site), "position": position, **shares, "cost": times["search"] / times["decoder"]})
-    return pandas.DataFrame(rows)
+    means = pandas.DataFrame(rows).groupby(["site", "position"], sort=False, as_index=False).mean()
+    return means.assign(cost=means["search_time"] / means["own_time"]).drop(columns=["own_time", "search_time"])
 
 
 def findings_table(decoder: Decoder, *, n_queries: int = 5, steps: int = 400, seed: int = 0) -> "pandas.DataFrame":
@@ -82,11 +80,11 @@ def findings_table(decoder: Decoder, *, n_queries: int = 5, steps: int = 400, se
                 decoder.model, text, site, position, decoder, search_options=SearchOptions(steps=steps),
                 valid=RECIPES["counting"].valid, seed=seed, show_progress=False,
             )  # fmt: skip
-            row: dict[str, object] = {"site": f"{site[0]}, {site[1]}", "position": position, "query": text}
-            row["inside"] = found.diagnostics.share_inside
-            for name in KEPT:
-                row[name] = str(feature_consistency(found, features[name], name=name).rate)
-            rows.append(row)
+            rows.append(
+                {"site": f"{site[0]}, {site[1]}", "position": position, "query": text,
+                 "inside": found.diagnostics.share_inside,
+                 **{name: str(feature_consistency(found, features[name], name=name).rate) for name in KEPT}}
+            )  # fmt: skip
     return pandas.DataFrame(rows)
 
 
@@ -114,11 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not 235 <= options.most <= 1000:
         parser.error(f"--most is from 235, so that {SUM!r} is among the sums, to 1000, got {options.most}.")
-    recipe = RECIPES[options.name]
-    if options.decoder is None:
-        decoder = load(options.name)
-    else:
-        decoder = load_from(options.decoder, load_model(recipe.model), valid=recipe.valid)
+    recipe, folder = RECIPES[options.name], options.decoder
+    own = None if folder is None else load_from(folder, load_model(recipe.model), valid=recipe.valid)
+    decoder = own or load(options.name)
     print(f"decoder: shares of {N_SAMPLES} samples of {options.queries} queries")
     print(report(measured(decoder, recipe, n_queries=options.queries, n=N_SAMPLES)))
     refined = refinement_table(decoder, recipe, n_queries=options.refined)
