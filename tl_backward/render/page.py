@@ -111,10 +111,13 @@ class Page:
         self._sections.append(sum(fragments, start=Fragment(above)) + Fragment("</section>"))
         return self
 
+    def _scripts(self) -> list[str]:
+        joined = sum(self._sections, start=Fragment(""))
+        return [*_libraries(joined.needs), *dict.fromkeys(map(inline, joined.scripts))]
+
     def to_html(self) -> str:
         """Return the whole file as text."""
-        joined = sum(self._sections, start=Fragment(""))
-        scripts = [*_libraries(joined.needs), *dict.fromkeys(map(inline, joined.scripts))]
+        scripts = self._scripts()
         hashes = [base64.b64encode(bytes.fromhex(fingerprint(_encode(s)))).decode("ascii") for s in scripts]
         # style: inline styles, and those that the libraries add; img: plotly saves a figure through a blob.
         policy = "; ".join(
