@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 
 from tl_backward._support.csv import finite
-
 from tl_backward._support.storage import fingerprint
 
 _UNSAFE = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
