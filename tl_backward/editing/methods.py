@@ -19,8 +19,8 @@ from tl_backward.model.head import Head
 from tl_backward.model.inputs import check_reads_text
 from tl_backward.text.prompts import encode_prompts, extend
 from tl_backward.weights import WeightSite, select_sites, weight_sites
-from tl_backward.weights.inputs import weight_inputs
-from tl_backward.weights.written_by import USUAL, chosen_weights, written_by
+from tl_backward.weights.blocks import USUAL, chosen_weights, written_by
+from tl_backward.weights.rows import weight_inputs
 
 Scaling: TypeAlias = Literal["unit", "raw"]
 

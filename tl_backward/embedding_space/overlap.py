@@ -22,7 +22,7 @@ from tl_backward.text.prompts import Batch, encode_prompts, forward
 from tl_backward.text.token_strings import text_column, token_strings
 from tl_backward.vocabulary.extremes import extremes
 from tl_backward.weights import weight_sites
-from tl_backward.weights.inputs import weight_inputs
+from tl_backward.weights.rows import weight_inputs
 
 if TYPE_CHECKING:
     import pandas

@@ -22,7 +22,7 @@ from tl_backward.text.asked import mask_token
 from tl_backward.text.prompts import Batch, encode_prompts, extend, forward, with_inputs
 from tl_backward.weights import WeightSite, WeightSites, select_sites, sites_of_batch, sites_of_longer
 from tl_backward.weights.account import DID_NOT_RUN, account_rows
-from tl_backward.weights.loss_watch import LossWatch
+from tl_backward.weights.watch import LossWatch
 
 HookList: TypeAlias = Sequence[tuple[str | Callable[[str], bool], HookFn]]
 

@@ -25,7 +25,7 @@ from tl_backward.text.cases import EditCase
 from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import text_column
 from tl_backward.weights import weight_sites
-from tl_backward.weights.written_by import chosen_weights
+from tl_backward.weights.blocks import chosen_weights
 
 if TYPE_CHECKING:
     import pandas

@@ -39,8 +39,8 @@ from tl_backward.text.subjects import Span
 from tl_backward.text.token_strings import output_size
 from tl_backward.vocabulary.readout import readout
 from tl_backward.weights import weight_sites
+from tl_backward.weights.blocks import chosen_weights, stream_writers
 from tl_backward.weights.factors import GradientFactors
-from tl_backward.weights.written_by import chosen_weights, stream_writers
 
 Collect: TypeAlias = Quantity | Literal["top_tokens"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from tl_backward._support.closeness import difference, tolerance
 from tl_backward._support.types import Prompts, TransformerLensModel
 from tl_backward.model.checks import model_kind
-from tl_backward.model.guard import rng_untouched
+from tl_backward.model.guard import rng_untouched, unobserved
 from tl_backward.model.inputs import (
     DECODER,
     PER_TOKEN,
@@ -31,7 +31,6 @@ from tl_backward.model.inputs import (
     probe_signal,
     without_cache,
 )
-from tl_backward.model.probe import unobserved
 from tl_backward.text.encoding import encode_texts, warn_of_two_beginnings, warn_of_unknown
 from tl_backward.text.ids import ARRAYS, as_ids, check_in_vocabulary, side_by_side
 from tl_backward.text.token_strings import embedding_table, vocabulary_size
