@@ -182,10 +182,12 @@ class GradientFactors:
                 torch.linalg.matrix_rank) and the largest token norm (tokens that cancel leave only rounding errors).
         """
         s = self.svd().S
-        if tol is None and len(s):
+        if not len(s):
+            return 0
+        if tol is None:
             eps = max(torch.finfo(dtype).eps for dtype in (s.dtype, self.deltas.dtype))
             tol = max(self.matrix_shape) * eps * max(float(s[0]), float(self.token_norms().max()))
-        return int((s > tol).sum()) if len(s) else 0
+        return int((s > tol).sum())
 
     def to_factored_matrix(self) -> "FactoredMatrix":
         """TransformerLens's FactoredMatrix, A = X^T [d_in, n] and B = D [n, d_out]."""

@@ -102,7 +102,7 @@ def _matrix_sites(
 
 def _stored(seen: list[Seen], way: Named, geometry: Geometries) -> Orientation | None:
     """In which orientation the base of all uses is stored; None where they differ or do not tell."""
-    orientations = {_orientation_of(each, way, geometry) for each in seen}
+    orientations: set[Orientation | None] = {_orientation_of(each, way, geometry) for each in seen}
     return orientations.pop() if len(orientations) == 1 else None
 
 

@@ -228,7 +228,7 @@ def _decide(uses: _Uses, into: list[object], reached: set[object], geometry: Geo
     found: list[WeightSite] = []
     for kind in dict.fromkeys(seen.use.kind for seen, _ in live):
         mine = [seen for seen, _ in live if seen.use.kind == kind]
-        site = None if kind == "other" else site_of(parameter, kind, mine, way_of(ways, kind), geometry)
+        site = None if kind == "other" else site_of(parameter, mine[0].use.kind, mine, way_of(ways, kind), geometry)
         if site is None:
             return whole
         found += [replace(each, aliases=aliases, order=uses.first) for each in site]

@@ -78,7 +78,8 @@ def _part(site: WeightSite, recorded: Recorded, shape: tuple[int, int], shapes: 
         return Addend(both.new_ones(*both.shape[:2], 1), both)
     assert x is not None
     if use.blocks == "head":
-        return Addend(*(by_token(side, shape, site.axes, trailing=2) for side in (x, delta)))
+        x, delta = (by_token(side, shape, site.axes, trailing=2) for side in (x, delta))
+        return Addend(x, delta)
     block = use.block
     if site.layout.experts and block is None:  # one expert's slice
         base = recorded.seen.known.base
@@ -87,7 +88,8 @@ def _part(site: WeightSite, recorded: Recorded, shape: tuple[int, int], shapes: 
         block = torch.full((len(x),), number, device=x.device)
     if block is not None or (x.ndim == 2 and recorded.seen.token is not None):
         return _rows(x, delta, block, recorded.seen, shapes)
-    return Addend(*(by_token(side, shape, site.axes).flatten(1, -2) for side in (x, delta)))
+    x, delta = (by_token(side, shape, site.axes).flatten(1, -2) for side in (x, delta))
+    return Addend(x, delta)
 
 
 def _rows(x: Tensor, delta: Tensor, block: Tensor | None, seen: Seen, shapes: Shapes) -> Addend:

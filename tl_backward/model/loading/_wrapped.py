@@ -206,7 +206,7 @@ def _given(folder: str, config: "PretrainedConfig") -> Iterator[None]:
         return config if source == folder else reads.from_pretrained(source, **options)
 
     with _ONE_AT_A_TIME:
-        module = vars(loading_from_pretrained)
+        module = loading_from_pretrained.__dict__
         reads = module["AutoConfig"]
         module["AutoConfig"] = SimpleNamespace(from_pretrained=read)
         try:
