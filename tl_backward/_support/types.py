@@ -67,6 +67,7 @@ class Tokenizer(Protocol):
 
 
 if TYPE_CHECKING:
+    import pandas
 
     class TransformerLensModel(Protocol):
         """What HookedTransformer and TransformerBridge have in common; properties, since neither is to be set."""
@@ -97,6 +98,8 @@ else:
     # At run time a TransformerLens model is a torch module; `check_model` says more when it is not.
     TransformerLensModel: TypeAlias = nn.Module
 
+DataFrame: TypeAlias = "pandas.DataFrame"
+"""Named, so that what returns one needs no pandas to be imported."""
 Tokens: TypeAlias = Int[Tensor, "batch pos"]
 Prompts: TypeAlias = (
     str

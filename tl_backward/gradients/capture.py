@@ -14,13 +14,13 @@ from tl_backward._support.types import HookFn, NamesFilter, Prompts, Transformer
 from tl_backward.gradients.cache import FactorMap, GradientCache, GradientMap
 from tl_backward.gradients.losses import Loss, next_token_loss, takes_mask
 from tl_backward.gradients.memory import announce
-from tl_backward.gradients.recorder import NOT_IN_PLACE, Differentiated, Recorder
+from tl_backward.gradients.recorder import NOT_IN_PLACE, Recorder
 from tl_backward.model.checks import check_checkpointing, check_model
 from tl_backward.model.guard import rng_untouched
 from tl_backward.model.inputs import check_inputs, main_input
 from tl_backward.text.asked import mask_token
 from tl_backward.text.prompts import Batch, encode_prompts, extend, forward, with_inputs
-from tl_backward.weights import WeightSite, WeightSites, select_sites, sites_of_batch, sites_of_longer
+from tl_backward.weights import WeightSites, select_sites, sites_of_batch, sites_of_longer
 from tl_backward.weights.account import DID_NOT_RUN, account_rows
 from tl_backward.weights.watch import LossWatch
 
@@ -119,11 +119,10 @@ def run_with_gradient_cache(
     if bind is not None:
         loss = bind(model, batch.n_examples)
         batch = extend(model, batch, getattr(loss, "continuation", ()))
-    known = sites_of_batch(model, batch)
-    hooks = (fwd_hooks, bwd_hooks)
-    cache = _captured(model, batch, loss, known, weights, names_filter, hooks)
+    capture = partial(_captured, model, batch, loss, weights, names_filter, (fwd_hooks, bwd_hooks))
+    cache = capture(sites_of_batch(model, batch))
     if cache is None:
-        cache = _captured(model, batch, loss, sites_of_longer(model, batch), weights, names_filter, hooks, again=True)
+        cache = capture(sites_of_longer(model, batch), again=True)
     assert cache is not None
     return cache.loss, cache
 
@@ -132,10 +131,10 @@ def _captured(
     model: TransformerLensModel,
     batch: Batch,
     loss: Loss,
-    known: WeightSites,
     weights: Weights,
     names_filter: NamesFilter,
     hooks: tuple[HookList, HookList],
+    known: WeightSites,
     *,
     again: bool = False,
 ) -> GradientCache | None:
@@ -169,27 +168,32 @@ def _captured(
     kept = {name: found.points[id(point)] for name, point in points.items() if id(point) in found.points}
     if points and isinstance(names_filter, str | list | tuple) and not kept:
         raise RuntimeError(_no_point(points, found.overwritten))
-    missing = known.missing | dict.fromkeys(idle, f"{DID_NOT_RUN}.")
-    for name, point in points.items():
-        if id(point) not in found.points:
-            missing[name] = _OVERWRITTEN if id(point) in found.overwritten else recorder.why_missing(point)
+    silent = {
+        name: _OVERWRITTEN if id(point) in found.overwritten else recorder.why_missing(point)
+        for name, point in points.items()
+        if id(point) not in found.points
+    }
     shorts = {site.key: name for name, site in known.items()}
-    n_layers = model.cfg.n_layers
+    # Of vectors, scalars and kernels; of biases and norms too, in the shape of the parameter.
+    gradients = found.parameters | {
+        name: partial(found.factors[name].gradient, "parameter")
+        for name, site in sites.items()
+        if site.kind in ("bias", "norm")
+    }
     ran = {name: site for name, site in known.items() if name not in idle}
     return GradientCache(
-        value.detach(),
-        batch.answered.tokens,
-        batch.answered.mask,
-        logits.detach(),
-        FactorMap(found.factors, shorts, n_layers),
-        kept,
-        n_layers,
-        parameter_gradients=_parameter_gradients(sites, found, shorts, n_layers),
+        loss=value.detach(),
+        tokens=batch.answered.tokens,
+        mask=batch.answered.mask,
+        logits=logits.detach(),
         prompt_tokens=batch.tokens,
         prompt_mask=batch.mask,
-        missing=missing,
-        account=partial(account_rows, known, ran, frozenset(sites)),
+        factors=FactorMap(found.factors, shorts, model.cfg.n_layers),
+        parameter_gradients=GradientMap(gradients, shorts, model.cfg.n_layers),
+        missing=known.missing | dict.fromkeys(idle, f"{DID_NOT_RUN}.") | silent,
         bound=loss,
+        _gradients=kept,
+        _account=partial(account_rows, known, ran, frozenset(sites)),
     )
 
 
@@ -215,20 +219,8 @@ def _batch(
     signal = inputs.get(name)
     if not isinstance(signal, Tensor):
         raise TypeError(f"Expected {name}=..., a tensor, for a model that reads no text, got none; pass what it reads.")
-    empty = torch.zeros(len(signal), 0, dtype=torch.long, device=signal.device)
     given = inputs if attention_mask is None else inputs | {"attention_mask": attention_mask}
-    return with_inputs(model, Batch(empty, None), given)
-
-
-def _parameter_gradients(
-    sites: dict[str, WeightSite], found: Differentiated, shorts: dict[str | tuple[str, int], str], n_layers: int
-) -> GradientMap:
-    """The gradients of vectors, scalars and kernels, in the shape of the parameter; of biases and norms too."""
-    gradients: dict[str, Tensor | Callable[[], Tensor]] = dict(found.parameters)
-    for name, site in sites.items():
-        if site.kind in ("bias", "norm"):
-            gradients[name] = partial(found.factors[name].gradient, "parameter")
-    return GradientMap(gradients, shorts, n_layers)
+    return with_inputs(model, Batch(torch.zeros(len(signal), 0, dtype=torch.long, device=signal.device), None), given)
 
 
 def _nothing_to_capture(known: WeightSites, none: bool) -> str:

@@ -19,31 +19,26 @@ def factor_bytes(model: TransformerLensModel, sites: Iterable[WeightSite], n_tok
     Inputs that several weights share are counted for each: an upper bound where experts see as many tokens as they are
     chosen for.
     """
-    inner = getattr(model, "original_model", None)
-    configs = [getattr(inner, "config", None), model.cfg]
-    text = getattr(configs[0], "text_config", None)
+    own = getattr(getattr(model, "original_model", None), "config", None)
+    configs = (getattr(own, "text_config", None), own, model.cfg)
     names = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_k", "top_k")
-    chosen = (getattr(config, name, None) for config in (text, *configs) for name in names)
+    chosen = (getattr(config, name, None) for config in configs for name in names)
     per_token = next((value for value in chosen if isinstance(value, int) and value > 0), 1)
     total = 0
     for site in sites:
         if site.kind == "parameter":
             total += site.parameter.nbytes
-            continue
-        rows = n_tokens * (per_token if site.layout.experts else 1)
-        widths = torch.Size(site.layout.shape).numel() if site.kind in ("bias", "norm") else _widths(site)
-        total += rows * widths * site.parameter.element_size()
+        else:
+            rows = n_tokens * (per_token if site.layout.experts else 1)
+            total += rows * _widths(site) * site.parameter.element_size()
     return total
 
 
 def _widths(site: WeightSite) -> int:
-    if site.kind == "embedding":
-        return site.layout.shape[1]
-    shape = site.layout.shape[-2:] if site.layout.experts else site.layout.shape
-    if len(shape) == 3:
-        heads, rows, columns = shape
-        return rows + heads * columns if site.layout.heads == "out" else heads * rows + columns
-    return shape[0] + shape[1]
+    """Numbers of x and delta of one token."""
+    if site.kind in ("bias", "norm"):
+        return torch.Size(site.layout.shape).numel()
+    return site.layout.shape[1] if site.kind == "embedding" else sum(site.layout.matrix_shape)
 
 
 def announce(model: TransformerLensModel, sites: Iterable[WeightSite], n_tokens: int) -> None:

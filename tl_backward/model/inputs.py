@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tl_backward._support.checks import nearest
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.model.checks import model_kind
+from tl_backward.model.checks import check_model, model_kind
 from tl_backward.model.modules import every_module, root_of
 
 _BATCH, _LENGTH = 4, 3
@@ -44,6 +44,12 @@ def main_input(model: TransformerLensModel) -> str:
         if getattr(model.cfg, flag, False):
             return name if name != "input_ids" else other
     return "input_ids"
+
+
+def check_text_model(model: TransformerLensModel) -> None:
+    """Refuse what is no TransformerLens model, as `check_model` does, and a model that reads no text."""
+    check_model(model)
+    check_reads_text(model)
 
 
 def check_reads_text(model: TransformerLensModel) -> None:

@@ -28,6 +28,14 @@ class Layout:
     pull_back: Callable[[Tensor], Tensor] | None = None
     """Gradient of the matrix that was used -> gradient of the parameter it is a function of; None where it is it."""
 
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """[d_in, d_out] of the matrix, one expert's where there are several, head axes flattened."""
+        if len(self.shape) == 3 and not self.experts:
+            head, rows, columns = self.shape
+            return (rows, head * columns) if self.heads == "out" else (head * rows, columns)
+        return self.shape[-2], self.shape[-1]
+
     def to_tl(self, matrix: Float[Tensor, "*expert d_in d_out"]) -> Float[Tensor, "..."]:
         """A [d_in, d_out] matrix in TransformerLens's shape."""
         if len(self.shape) == 3 and self.heads == "out":  # [d_model, (head d_head)] -> [head, d_model, d_head]
