@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
+from typing import Literal, TypeAlias, cast, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -14,13 +14,10 @@ from torch import Tensor
 from tl_backward._support.bootstrap import Interval, bootstrap
 from tl_backward._support.checks import nearest
 from tl_backward._support.storage import check_kind, joined, load_tensors, part_of, save_tensors
-from tl_backward._support.types import Tokenizer
+from tl_backward._support.types import DataFrame, Tokenizer
 from tl_backward.lens.segments import NAMES
 from tl_backward.text.token_strings import text_column, token_string
 from tl_backward.weights import layer_of
-
-if TYPE_CHECKING:
-    import pandas
 
 Quantity: TypeAlias = Literal["norm", "gradient_norm", "share", "rank", "target_rank", "answer_rank"]
 BY_SEGMENT = ("norm", "share")
@@ -85,7 +82,7 @@ class Sweep:
         groups = self.draws if len(self.draws.unique()) > 1 else None
         return bootstrap(self.values[quantity], groups=groups, level=level, n_boot=n_boot, seed=seed)
 
-    def to_frame(self, *, level: float = 0.95, n_boot: int = 1000, seed: int = 0) -> "pandas.DataFrame":
+    def to_frame(self, *, level: float = 0.95, n_boot: int = 1000, seed: int = 0) -> DataFrame:
         """One row a quantity, weight and segment: mean, low, high, n, and the control's beside them."""
         import pandas
 
@@ -111,7 +108,7 @@ class Sweep:
                         rows.append(row | bounds | {"n": int(intervals[""].n[cell])})
         return pandas.DataFrame(rows)
 
-    def per_item(self) -> "pandas.DataFrame":
+    def per_item(self) -> DataFrame:
         """One row a prompt: index, loss, target and old answer."""
         import pandas
 
@@ -121,7 +118,7 @@ class Sweep:
         }
         return pandas.DataFrame({"item": self.items.tolist(), "loss": self.loss.tolist(), **words})
 
-    def top_tokens(self, weight: str, end: Literal["top", "bottom"] = "bottom", n: int = 10) -> "pandas.DataFrame":
+    def top_tokens(self, weight: str, end: Literal["top", "bottom"] = "bottom", n: int = 10) -> DataFrame:
         """The tokens most often among the top or bottom k at the prompts' last tokens.
 
         Args:
@@ -145,10 +142,8 @@ class Sweep:
         beside = None if self.control is None else self.control.values[f"{end}_ids"][:, place]
         rows: dict[int, dict[str, float]] = {}
         for token, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:n]:
-            row = {"count": count, "share": count / len(self.items)}
-            if beside is not None:
-                row["control"] = int((beside == token).sum()) / max(1, len(beside))
-            rows[token] = row
+            control = {} if beside is None else {"control": int((beside == token).sum()) / max(1, len(beside))}
+            rows[token] = {"count": count, "share": count / len(self.items)} | control
         frame = pandas.DataFrame(list(rows.values()))
         frame.insert(0, "token", text_column(token_string(self.tokenizer, token) for token in rows))
         return frame
