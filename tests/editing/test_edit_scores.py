@@ -10,8 +10,7 @@ from shared import shared, stories
 
 import tl_backward as tlb
 from tl_backward.editing import compare_edits, edit_methods, evaluate_edit, find_layer, shift_edit, shift_method
-from tl_backward.editing.fluency import generation_entropy, sample
-from tl_backward.editing.scores import METRICS, encode, probabilities
+from tl_backward.editing.scores import METRICS, encode, generation_entropy, probabilities, sample
 from tl_backward.text.cases import EditCase
 from tl_backward.zoo import edit_cases, facts
 

@@ -1,23 +1,18 @@
 """What an edit changes at one prompt: the most likely next tokens before and after it."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 
 from tl_backward._support.checks import check_k
 from tl_backward._support.html import Cell, TableCell, table
-from tl_backward._support.types import Tokenizer, TransformerLensModel
+from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel
 from tl_backward.editing.edit import Edit
-from tl_backward.model.checks import check_model
-from tl_backward.model.inputs import check_reads_text
+from tl_backward.model.inputs import check_text_model
 from tl_backward.text.asked import asked_index, mask_token
 from tl_backward.text.prompts import encode_prompts, forward
 from tl_backward.text.token_strings import output_size, text_column, token_string
-
-if TYPE_CHECKING:
-    import pandas
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -39,7 +34,7 @@ class EditEffect:
     def _word(self, token: torch.Tensor) -> str:
         return token_string(self.tokenizer, int(token))
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a token among the most likely before or after: both probabilities, and both ranks from 0."""
         import pandas
 
@@ -57,13 +52,14 @@ class EditEffect:
 
     def table(self) -> tuple[list[str], list[list[TableCell]]]:
         """Columns and rows: the k-th most likely token and its probability, before and after."""
-        rows: list[list[TableCell]] = []
-        for rank, (old, new) in enumerate(zip(self.top_before, self.top_after, strict=True)):
-            row: list[TableCell] = [rank]
-            for token, side in ((old, self.before), (new, self.after)):
-                row += [Cell(self._word(token)), Cell(f"{float(side[token]):.3f}", value=float(side[token]))]
-            rows.append(row)
-        return ["rank", "before", "p before", "after", "p after"], rows
+
+        def cells(token: torch.Tensor, side: torch.Tensor) -> tuple[Cell, Cell]:
+            return Cell(self._word(token)), Cell(f"{float(side[token]):.3f}", value=float(side[token]))
+
+        return ["rank", "before", "p before", "after", "p after"], [
+            [rank, *cells(old, self.before), *cells(new, self.after)]
+            for rank, (old, new) in enumerate(zip(self.top_before, self.top_after, strict=True))
+        ]
 
 
 def edit_effect(
@@ -80,8 +76,7 @@ def edit_effect(
         >>> tlb.editing.edit_effect(model, edit, prompt)
         EditEffect('Anna Berg lives in the city of': ' Graz' -> ' Oslo')
     """
-    check_model(model)
-    check_reads_text(model)
+    check_text_model(model)
     check_k(k, output_size(model) or model.cfg.d_vocab)
     if edit.is_applied:
         raise ValueError("Expected an edit that is not applied, got one that is; revert() it first.")

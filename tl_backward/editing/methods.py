@@ -16,7 +16,7 @@ from tl_backward.gradients.capture import run_with_gradient_cache
 from tl_backward.gradients.losses import Target, target_loss
 from tl_backward.model.checks import check_model
 from tl_backward.model.head import Head
-from tl_backward.model.inputs import check_reads_text
+from tl_backward.model.inputs import check_text_model
 from tl_backward.text.prompts import encode_prompts, extend
 from tl_backward.weights import WeightSite, select_sites, weight_sites
 from tl_backward.weights.blocks import USUAL, chosen_weights, written_by
@@ -93,8 +93,7 @@ def shift_edit(
         ...     model.generate(prompt, max_new_tokens=1, do_sample=False, use_past_kv_cache=False, verbose=False)
         'Anna Berg lives in the city of Oslo'
     """
-    check_model(model)
-    check_reads_text(model)
+    check_text_model(model)
     (index,) = check_layers(layer, model.cfg.n_layers)
     loss = target_loss(target).bind(model, 1)
     batch = extend(model, encode_prompts(model, prompt, prepend_bos=prepend_bos), loss.continuation)
@@ -155,8 +154,7 @@ def gradient_edit(
         >>> edit.is_applied
         False
     """
-    check_model(model)
-    check_reads_text(model)
+    check_text_model(model)
     if steps < 1:
         raise ValueError(f"Expected at least one step, got {steps}; a step is one descent of the loss.")
     names = list(chosen_weights(model, weight_sites(model), weights))

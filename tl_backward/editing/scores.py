@@ -1,32 +1,33 @@
 """How good an edit is: the scores of the knowledge-editing literature (Meng et al. 2022, ROME, sec. 3.4; MEMIT).
 
 P(answer | prompt) is the geometric mean of the answer's token probabilities; o* is the new answer, o_c the true one.
+Whether the model still writes is told by the entropy of the n-grams of sampled continuations.
 """
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.html import table
+from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.editing.edit import Edit
-from tl_backward.editing.fluency import generation_entropy, sample
-from tl_backward.model.checks import check_model
-from tl_backward.model.inputs import check_reads_text
+from tl_backward.model.inputs import check_text_model
 from tl_backward.text.asked import asked_index, check_one_token, mask_token
 from tl_backward.text.cases import EditCase
 from tl_backward.text.encoding import encode_continuation
 from tl_backward.text.ids import Id, one_id
 from tl_backward.text.prompts import encode_prompts, forward, pad
 
-if TYPE_CHECKING:
-    import pandas
-
 _ROWS = 128  # prompts a pass
+
+TOP_K = 5
+"""Tokens sampled among, as in ROME's evaluation."""
 
 METRICS: dict[str, str] = {
     "efficacy": "P(o*) > P(o_c) after the edited prompt",
@@ -69,7 +70,7 @@ class EditScores:
         parts = [part for part in (self.efficacy, self.paraphrase, self.neighbourhood) if part == part]
         return 0.0 if min(parts) == 0 else len(parts) / sum(1 / part for part in parts)
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a metric: its value and what it is."""
         import pandas
 
@@ -78,8 +79,6 @@ class EditScores:
 
     def _repr_html_(self) -> str:
         """The scores as a static table."""
-        from tl_backward._support.html import table
-
         return table(["metric", "value", "meaning"], self.to_frame().astype(object).values.tolist())
 
 
@@ -112,8 +111,7 @@ def evaluate_edit(
         >>> tlb.evaluate_edit(model, edit, case, n_tokens=0).efficacy
         1.0
     """
-    check_model(model)
-    check_reads_text(model)
+    check_text_model(model)
     if not isinstance(case, EditCase) or not isinstance(edit, Edit | None):
         raise TypeError(
             f"Expected an edit (or None), then an edit case, got {type(edit).__name__} and {type(case).__name__}; give "
@@ -200,15 +198,14 @@ def encode(
 ) -> list[Encoded]:
     """(prompt, answer) pairs as ids; an answer may be one id."""
     mask = mask_token(model)
-    prompts: dict[str, list[int]] = {}
-    answers: dict[str | Id, tuple[int, ...]] = {}
-    for prompt, answer in asked:
-        if prompt not in prompts:
-            (prompts[prompt],) = encode_prompts(model, prompt, prepend_bos=prepend_bos).rows()
-        if answer not in answers:
-            answers[answer] = (
-                tuple(encode_continuation(model, answer)) if isinstance(answer, str) else (one_id(answer),)
-            )
+    prompts = {
+        prompt: encode_prompts(model, prompt, prepend_bos=prepend_bos).rows()[0]
+        for prompt in dict.fromkeys(prompt for prompt, _ in asked)
+    }
+    answers = {
+        answer: tuple(encode_continuation(model, answer)) if isinstance(answer, str) else (one_id(answer),)
+        for answer in dict.fromkeys(answer for _, answer in asked)
+    }
     check_one_token(list(answers.values()), mask)
     places = {prompt: asked_index(ids, mask) for prompt, ids in prompts.items()}
     return [
@@ -250,3 +247,58 @@ def probabilities(
 def _mean(values: Tensor) -> float:
     """NaN of nothing."""
     return float(values.double().mean())
+
+
+def generation_entropy(text: str) -> float:
+    """ROME's fluency (Meng et al. 2022, sec. 3.4): weighted mean of 2- and 3-gram entropies, in bits.
+
+    GE = (2/3 H_2 + 4/3 H_3) / 2 with H_n = -sum_g f(g) log2 f(g), f(g) the share of n-gram g among the text's words
+    (punctuation marks count as words). Repetition lowers it: 0 for one word over and over.
+    """
+    words = re.findall(r"\w+|[^\w\s]", text)
+    pairs, triples = list(zip(words, words[1:], strict=False)), list(zip(words, words[1:], words[2:], strict=False))
+    return (2 / 3 * _entropy(pairs) + 4 / 3 * _entropy(triples)) / 2
+
+
+def _entropy(grams: Sequence[tuple[str, ...]]) -> float:
+    shares = torch.tensor(list(Counter(grams).values()), dtype=torch.float64) / max(1, len(grams))
+    return float(-(shares * shares.log2()).sum())
+
+
+def sample(
+    model: TransformerLensModel,
+    prompts: Sequence[str],
+    *,
+    n_tokens: int = 100,
+    top_k: int = TOP_K,
+    seed: int = 0,
+    prepend_bos: bool | None = None,
+) -> list[str]:
+    """Continue each prompt by sampling among the `top_k` most likely tokens, up to the model's context.
+
+    The global RNG is not touched.
+
+    Returns:
+        The continuations alone, without their prompts.
+
+    Raises:
+        ValueError: a model that fills in masks, which continues no text.
+    """
+    if mask_token(model) is not None:
+        raise ValueError(
+            "Expected a model that continues a text, got one that fills in masks and sees what follows; leave fluency "
+            "out with n_tokens=0."
+        )
+    rows = [encode_prompts(model, prompt, prepend_bos=prepend_bos).rows()[0] for prompt in prompts]
+    lengths = [len(row) for row in rows]
+    generator = torch.Generator(model.W_U.device).manual_seed(seed)
+    for _ in range(min(n_tokens, model.cfg.n_ctx - max(lengths))):
+        batch = pad(model, rows)
+        with torch.no_grad():
+            logits = forward(model, batch)[torch.arange(len(rows)), batch.last]
+        values, ids = logits.topk(min(top_k, logits.shape[1]))
+        drawn = torch.multinomial(values.float().softmax(-1), 1, generator=generator)
+        for row, token in zip(rows, ids.gather(1, drawn).flatten().tolist(), strict=True):
+            row.append(token)
+    decode = getattr(model.tokenizer, "decode", str)
+    return [decode(row[length:]) for row, length in zip(rows, lengths, strict=True)]
