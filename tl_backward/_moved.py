@@ -47,7 +47,7 @@ MOVED = {
     "top_pairs": "vocabulary.top_pairs",
     "weight_inputs": "weights.rows",
     "written_by": "weights.blocks",
-    "render.atlas_places": "embedding_space.atlas_places",
+    "render.atlas_places": "embedding_space.atlas",
     "render.atlas": "render.params_report",
     "render.comparison_figures": "render.compare_report",
     "render.export": "render.tables",

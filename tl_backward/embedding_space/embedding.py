@@ -1,6 +1,6 @@
 """The embedding that carries vectors of the residual stream to the vocabulary (Dar et al. 2022, sec. 3)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,8 +42,7 @@ class Embedding:
             raise ValueError("Expected finite weights, got NaN or inf in unembed.W_U; load or train the model anew.")
         matrix = Head.of(model).matrix()
         scale = norm_weight(model, "ln_final.w") if fold_ln else None
-        center = fold_ln and _subtracts_mean(model)
-        plain = Embedding(matrix, model, fold_ln, scale, center, None)
+        plain = Embedding(matrix, model, fold_ln, scale, fold_ln and _subtracts_mean(model), None)
         if inverse == "transpose":
             return plain
         gram = torch.zeros(len(matrix), len(matrix), dtype=torch.float64, device=matrix.device)
@@ -54,8 +53,7 @@ class Embedding:
         # Directions that E does not span, but for rounding: centring leaves one.
         noise = len(gram) * torch.finfo(matrix.dtype).eps
         noise = max(noise**2, len(gram) * torch.finfo(gram.dtype).eps)
-        metric = torch.linalg.pinv(fold @ gram @ fold.T, hermitian=True, rtol=noise)
-        return Embedding(matrix, model, fold_ln, scale, center, metric)
+        return replace(plain, metric=torch.linalg.pinv(fold @ gram @ fold.T, hermitian=True, rtol=noise))
 
     def prepared(self, of: ParameterVectors) -> Tensor:
         """Vectors p such that p @ W_U are the scores of `of`, in float32 at least."""

@@ -2,7 +2,6 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from tl_backward._support.checks import check_layers
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import table, visible_token
-from tl_backward._support.types import Prompts, TransformerLensModel, typed
+from tl_backward._support.types import DataFrame, Prompts, TransformerLensModel, typed
 from tl_backward.embedding_space.embedding import Embedding
 from tl_backward.embedding_space.options import OLD_KEYWORDS, VectorOptions
 from tl_backward.embedding_space.projection import check_choice, top_tokens
@@ -23,9 +22,6 @@ from tl_backward.text.token_strings import text_column, token_strings
 from tl_backward.vocabulary.extremes import extremes
 from tl_backward.weights import weight_sites
 from tl_backward.weights.rows import weight_inputs
-
-if TYPE_CHECKING:
-    import pandas
 
 _READ_BY = {"W_in": "mlp.W_out", "W_gate": "mlp.W_out", "W_out": "mlp.W_out", "W_V": "attn.W_O", "W_O": "attn.W_O"}
 """The weight whose input holds the activations of each weight's vectors."""
@@ -56,7 +52,7 @@ class ActivationOverlap:
         means = f"aligned {float(self.aligned.mean()):.4f}, shuffled {float(self.shuffled.mean()):.4f}"
         return f"ActivationOverlap({self.weight!r}, {len(self.tokens)} tokens, k={self.k}: {means})"
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a token: example, position, token, aligned, shuffled."""
         import pandas
 
@@ -66,11 +62,13 @@ class ActivationOverlap:
 
     def _repr_html_(self) -> str:
         """A static table: the means, then the first tokens."""
-        rows = [["all", "", float(self.aligned.mean()), float(self.shuffled.mean())]]
-        for example, position, token, *scores in self.to_frame().head(20).itertuples(index=False):
-            rows.append([f"{example}, {position}", visible_token(token), *scores])
+        rows = [
+            [f"{example}, {position}", visible_token(token), *scores]
+            for example, position, token, *scores in self.to_frame().head(20).itertuples(index=False)
+        ]
+        means = ["all", "", float(self.aligned.mean()), float(self.shuffled.mean())]
         caption = f"{self!r}: share of the hidden state's top {self.k_state} tokens"
-        return table(["place", "token", "aligned", "shuffled"], rows, caption=caption)
+        return table(["place", "token", "aligned", "shuffled"], [means, *rows], caption=caption)
 
 
 @old_keywords(OLD_KEYWORDS, vector_options=VectorOptions)
@@ -136,20 +134,18 @@ def parameter_activation_overlap(
         check_choice(k_state, embedding, mask)
         named = top_tokens(embedding, embedding.prepared(of), k, mask, show_progress=show_progress).top_ids
         activations, hidden = _activations(model, batch, f"blocks.{layer}.{_READ_BY[weight]}", layer)
-        real = torch.ones_like(batch.tokens, dtype=torch.bool) if batch.mask is None else batch.mask
-        activations, hidden = activations[real], Head.of(model).normed(hidden[real])
+        activations, hidden = activations[batch.real], Head.of(model).normed(hidden[batch.real])
         columns = None if mask is None else mask.nonzero().flatten()
         said = extremes(hidden, embedding.matrix, k_state, columns=columns).top[1]
         active = named[activations.topk(n_vectors, dim=-1).indices].flatten(1)
         order = torch.randperm(len(active), generator=torch.Generator().manual_seed(seed)).to(active.device)
-        tokenizer = getattr(model, "tokenizer", None)
         return ActivationOverlap(
             weight=of.name,
             k=k,
             k_state=k_state,
             n_vectors=n_vectors,
-            places=real.nonzero(),
-            tokens=token_strings(tokenizer, batch.tokens[real]),
+            places=batch.real.nonzero(),
+            tokens=token_strings(getattr(model, "tokenizer", None), batch.tokens[batch.real]),
             aligned=_recall(said, active),
             shuffled=_recall(said, active[order]),
         )

@@ -1,7 +1,7 @@
 """Whether the two vectors of a neuron, or of a head's component, name the same tokens (Dar et al. 2022, sec. 4)."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -10,7 +10,7 @@ from torch import Tensor
 from tl_backward._support.checks import check_head
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import table
-from tl_backward._support.types import TransformerLensModel, typed
+from tl_backward._support.types import DataFrame, TransformerLensModel, typed
 from tl_backward.embedding_space.embedding import Embedding
 from tl_backward.embedding_space.options import OLD_KEYWORDS, VectorOptions
 from tl_backward.embedding_space.projection import top_tokens
@@ -21,9 +21,6 @@ from tl_backward.embedding_space.vectors import (
     per_query_head,
     query_heads,
 )
-
-if TYPE_CHECKING:
-    import pandas
 
 PairKind: TypeAlias = Literal["KV", "GV", "VO", "QK"]
 
@@ -50,19 +47,22 @@ class RelatedPairs:
         means = ", ".join(f"{name} {float(getattr(self, name).mean()):.4f}" for name in _CONDITIONS)
         return f"RelatedPairs({self.weights[0]} and {self.weights[1]}, {len(self.index)} pairs, k={self.k}: {means})"
 
-    def summary(self) -> "pandas.DataFrame":
+    def summary(self) -> DataFrame:
         """For aligned, shuffled and gaussian: mean, its standard error, median and largest."""
         import pandas
 
         rows = {}
         for name in _CONDITIONS:
             values = getattr(self, name)
-            error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("nan")
-            middle, largest = float(values.quantile(0.5)), float(values.max())
-            rows[name] = {"mean": float(values.mean()), "standard error": error, "median": middle, "largest": largest}
+            rows[name] = {
+                "mean": float(values.mean()),
+                "standard error": float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("nan"),
+                "median": float(values.quantile(0.5)),
+                "largest": float(values.max()),
+            }
         return pandas.DataFrame.from_dict(rows, orient="index")
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a pair: head (where there are), index, aligned, shuffled, gaussian."""
         import pandas
 
@@ -119,8 +119,10 @@ def related_pairs(
         True
     """
     if kind not in get_args(PairKind):
-        kinds = ", ".join(get_args(PairKind))
-        raise ValueError(f"Expected kind to be one of {kinds}, got {kind!r}; these are the pairs that weights form.")
+        raise ValueError(
+            f"Expected kind to be one of {', '.join(get_args(PairKind))}, got {kind!r}; these are the pairs that "
+            "weights form."
+        )
     sides = [per_query_head(model, parameter_vectors(model, weight, layer)) for weight in PAIRED_WEIGHTS[kind]]
     if head is not None:
         sides = [_of_head(model, side, head) for side in sides]

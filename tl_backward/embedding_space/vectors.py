@@ -1,6 +1,6 @@
 """The vectors that a weight is made of: its rows or columns on the side of the residual stream."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -66,30 +66,35 @@ def parameter_vectors(
     if head is not None:
         n_heads = query_heads(model, site.name)
         chosen = [check_head(head, n_heads) * len(blocks) // n_heads]  # shared by a group of heads in GQA
-    heads = torch.tensor(chosen).repeat_interleave(blocks.shape[1])
-    index = torch.arange(blocks.shape[1]).repeat(len(chosen))
-    vectors = blocks[chosen].reshape(-1, blocks.shape[2])
-    return ParameterVectors(site.name, site.layer, role, vectors, heads, index, _norm_before(model, site))
+    return ParameterVectors(
+        name=site.name,
+        layer=site.layer,
+        role=role,
+        vectors=blocks[chosen].reshape(-1, blocks.shape[2]),
+        heads=torch.tensor(chosen).repeat_interleave(blocks.shape[1]),
+        index=torch.arange(blocks.shape[1]).repeat(len(chosen)),
+        norm=_norm_before(model, site),
+    )
 
 
 def per_query_head(model: TransformerLensModel, of: ParameterVectors) -> ParameterVectors:
     """Vectors of W_K or W_V once for each head that uses them; all others as they are."""
     if of.heads is None:
         return of
-    d_head = int((of.heads == of.heads[0]).sum())
-    n_heads = query_heads(model, of.name)
+    d_head, n_heads = int((of.heads == of.heads[0]).sum()), query_heads(model, of.name)
     group = n_heads // (len(of.vectors) // d_head)
-    vectors = of.vectors.reshape(-1, d_head, of.vectors.shape[1]).repeat_interleave(group, dim=0)
-    heads = torch.arange(n_heads).repeat_interleave(d_head)
-    index = of.index.reshape(-1, d_head).repeat_interleave(group, dim=0).flatten()
-    return ParameterVectors(of.name, of.layer, of.role, vectors.flatten(0, 1), heads, index, of.norm)
+    return replace(
+        of,
+        vectors=of.vectors.reshape(-1, d_head, of.vectors.shape[1]).repeat_interleave(group, dim=0).flatten(0, 1),
+        heads=torch.arange(n_heads).repeat_interleave(d_head),
+        index=of.index.reshape(-1, d_head).repeat_interleave(group, dim=0).flatten(),
+    )
 
 
 def query_heads(model: TransformerLensModel, name: str) -> int:
     """How many heads the attention has that a weight belongs to: layers of one model may differ."""
-    sites = weight_sites(model)
     around = name.rsplit(".", 1)[0]
-    of_queries = (sites.get(f"{around}.{letter}") for letter in ("W_O", "W_Q"))
+    of_queries = (weight_sites(model).get(f"{around}.{short}") for short in ("W_O", "W_Q"))
     counts = (site.layout.shape[0] for site in of_queries if site is not None and site.layout.heads is not None)
     return next(counts, model.cfg.n_heads)
 
@@ -153,8 +158,7 @@ def _role_of_matrix(model: TransformerLensModel, site: WeightSite) -> Role:
         sides = [width == d_model for width in site.layout.shape]
         if part.kind != "attention" and inner != d_model and sum(sides) == 1 and len(sides) == 2:
             return "read" if sides[0] else "write"
-    unknown = d_model in site.layout.shape
-    where = "whose d_model may not be the stream's" if unknown else "none of it in the stream"
+    where = "whose d_model may not be the stream's" if d_model in site.layout.shape else "none of it in the stream"
     raise ValueError(
         f"Expected a weight with a d_model side, got {site.name!r} of shape {list(site.layout.shape)}, "
         f"{where}; choose a matrix that reads or writes the stream, b_O, b_out or a norm, or pass vectors as a tensor."
