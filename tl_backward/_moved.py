@@ -15,7 +15,7 @@ MOVED = {
     "blocks": "weights.blocks",
     "bootstrap": "_support.bootstrap",
     "capture": "gradients.capture",
-    "capture_memory": "gradients.memory",
+    "capture_memory": "gradients.capture",
     "cases": "text.cases",
     "controls": "model.controls",
     "examples": "gradients.examples",

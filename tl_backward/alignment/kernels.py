@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.alignment.vocabularies import TokenMap, shared_tokens
-from tl_backward.embedding_space.embedding import Embedding
+from tl_backward.embedding_space.vectors import Embedding
 
 _TILE = 4096  # tokens taken to float64 at once
 

@@ -15,9 +15,8 @@ from tl_backward._support.html import table
 from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.alignment.kernels import gram, random_rotation
 from tl_backward.alignment.vocabularies import TokenMap, shared_tokens
-from tl_backward.embedding_space.embedding import Embedding
 from tl_backward.embedding_space.options import VectorOptions
-from tl_backward.embedding_space.vectors import parameter_vectors
+from tl_backward.embedding_space.vectors import Embedding, parameter_vectors
 
 if TYPE_CHECKING:
     import pandas

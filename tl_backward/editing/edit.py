@@ -69,16 +69,13 @@ class Edit:
     """While it is a context: no other thread may use the model."""
 
     def __repr__(self) -> str:
+        # The share of an update that was written is said where that is not nearly all.
+        said = {name: share for name, share in self.written.items() if abs(share - 1) > 1 - LEAST_WRITTEN}
         parts = ", ".join(
-            f"{name} rank <= {len(update.x)}" + (f" ({said:.2f} written)" if (said := self._said(name)) else "")
+            f"{name} rank <= {len(update.x)}" + (f" ({said[name]:.2f} written)" if name in said else "")
             for name, update in self.updates.items()
         )
         return f"Edit({parts}{', applied' if self.is_applied else ''})"
-
-    def _said(self, name: str) -> float | None:
-        """The share of an update that was written, where that is not nearly all."""
-        share = self.written.get(name, 1.0)
-        return share if abs(share - 1) > 1 - LEAST_WRITTEN else None
 
     @property
     def is_applied(self) -> bool:

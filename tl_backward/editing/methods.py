@@ -161,7 +161,6 @@ def gradient_edit(
     check_writable(model, names)
     loss = target_loss(target).bind(model, 1)
     total: dict[str, Update] = {}
-    how = {"method": "gradient", "prompt": prompt, "lr": lr, "steps": steps}
     for step in range(steps):
         with put_on(Edit(model, total)) if total else nullcontext():
             _, cache = run_with_gradient_cache(
@@ -175,7 +174,7 @@ def gradient_edit(
             moved = Update(x.clone(), -lr * delta)
             total[name] = total[name] + moved if step else moved
     editable(model, total)
-    return Edit(model, total, how)
+    return Edit(model, total, {"method": "gradient", "prompt": prompt, "lr": lr, "steps": steps})
 
 
 def _check_news(logits: Float[Tensor, "token d_vocab"], ids: Sequence[int], target: Target) -> None:

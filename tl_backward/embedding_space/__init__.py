@@ -4,9 +4,13 @@ from tl_backward.embedding_space.atlas import ParameterAtlas, ParameterWords, pa
 from tl_backward.embedding_space.coherence import Coherence, parameter_coherence
 from tl_backward.embedding_space.heads import HeadPairs, head_pairs
 from tl_backward.embedding_space.options import PairOptions, VectorOptions, token_mask
-from tl_backward.embedding_space.overlap import ActivationOverlap, parameter_activation_overlap
+from tl_backward.embedding_space.overlap import (
+    ActivationOverlap,
+    RelatedPairs,
+    parameter_activation_overlap,
+    related_pairs,
+)
 from tl_backward.embedding_space.projection import Projection, project_parameter
-from tl_backward.embedding_space.related import RelatedPairs, related_pairs
 
 __all__ = [
     "project_parameter",

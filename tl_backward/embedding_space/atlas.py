@@ -11,7 +11,7 @@ from tl_backward._support.types import TransformerLensModel
 from tl_backward.embedding_space.coherence import Coherence, parameter_coherence
 from tl_backward.embedding_space.heads import Circuit, HeadPairs, head_pairs
 from tl_backward.embedding_space.options import VectorOptions
-from tl_backward.embedding_space.related import PairKind, RelatedPairs, related_pairs
+from tl_backward.embedding_space.overlap import PairKind, RelatedPairs, related_pairs
 from tl_backward.embedding_space.vectors import PAIRED_WEIGHTS, query_heads
 from tl_backward.weights import WeightSite, WeightSites, weight_sites
 from tl_backward.weights.blocks import blocks_of, is_expert
@@ -200,16 +200,14 @@ def atlas_places(
         for site in sites.values()
         if site.short_name in wanted and site.layer is not None and site.layer in layers
     ]
-    missing = [each for each in wanted if each not in {short for short, _ in places}]
-    if weights is not None and (missing or not places):
+    if weights is not None and (not places or set(wanted) != {short for short, _ in places}):
         raise ValueError(
             f"Expected short names of weights in layers {list(layers)}, got {list(wanted)}; see weight_sites(model)."
         )
     if not places:
-        there = _listed(_matrices(sites, layers)) or "no matrices"
         raise ValueError(
             f"Expected a model with any of {', '.join(WEIGHTS)} in layers {list(layers)}, got one whose blocks have "
-            f"{there}; read what they would learn with backward_lens."
+            f"{_listed(_matrices(sites, layers)) or 'no matrices'}; read what they would learn with backward_lens."
         )
     return places
 
@@ -230,11 +228,10 @@ def left_out_of_atlas(model: TransformerLensModel, shown: Sequence[tuple[str, in
     reasons += [refused] if (refused := sites.left_out()) else []
     if not reasons:
         return ""
-    routers = _routers(model, sites, shown)
     names = {site.name for site in others}
     account = list(sites.account()[["elements", "sites"]].itertuples(index=False, name=None))
     share = sum(n for n, of in account if names.intersection(of)) / max(1, sum(n for n, _ in account))
-    return f"Left out, {share:.0%} of the model's parameters: {'; '.join(reasons)}.{routers}"
+    return f"Left out, {share:.0%} of the model's parameters: {'; '.join(reasons)}.{_routers(model, sites, shown)}"
 
 
 def _routers(model: TransformerLensModel, sites: WeightSites, shown: Sequence[tuple[str, int]]) -> str:

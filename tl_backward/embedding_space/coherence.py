@@ -9,9 +9,9 @@ from torch import Tensor
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, table
 from tl_backward._support.types import DataFrame, TransformerLensModel, typed
-from tl_backward.embedding_space.embedding import Embedding
 from tl_backward.embedding_space.options import OLD_KEYWORDS, VectorOptions
 from tl_backward.embedding_space.projection import Projection, project_parameter, top_tokens
+from tl_backward.embedding_space.vectors import Embedding
 
 _ROWS = 1024  # vectors whose tokens are compared at once
 _SHOWN = 30  # vectors in the table of a notebook
@@ -124,7 +124,7 @@ def parameter_coherence(
         mask = vector_options.mask(model)
         noise = torch.randn(n_gaussian, len(embedding.matrix), generator=torch.Generator().manual_seed(seed))
         noise = noise.to(embedding.matrix.device, torch.promote_types(embedding.matrix.dtype, torch.float32))
-        drawn = top_tokens(embedding, embedding.folded(noise), k, mask, show_progress=show_progress).top_ids
+        drawn = top_tokens(embedding, embedding.folded(noise), k, mask, show_progress=show_progress).top[1]
         mean = embedding.mean_token()
         score = mean_cosine(embedding, mean, projection.top_ids).masked_fill(projection.is_zero, torch.nan)
         return Coherence(projection, score, mean_cosine(embedding, mean, drawn))

@@ -10,9 +10,8 @@ from tl_backward._support.checks import check_head, check_layers
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, table
 from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel, typed
-from tl_backward.embedding_space.embedding import Embedding
 from tl_backward.embedding_space.options import OLD_KEYWORDS, PairOptions, VectorOptions
-from tl_backward.embedding_space.vectors import PAIRED_WEIGHTS, parameter_vectors, query_heads
+from tl_backward.embedding_space.vectors import PAIRED_WEIGHTS, Embedding, parameter_vectors, query_heads
 from tl_backward.model.checks import check_model
 from tl_backward.text.token_strings import text_column, token_strings
 from tl_backward.vocabulary.top_pairs import TopPairs, top_pairs

@@ -150,7 +150,4 @@ def _passing(model: TransformerLensModel, one: Filter, among: Tensor) -> Tensor:
             f"Expected a filter's name or a predicate on text, got {one!r}; the nearest are "
             f"{nearest(str(one), [*_BY_TEXT, 'not_special'])}."
         )
-    passes = torch.zeros_like(among)
-    for id_ in among.nonzero().flatten().tolist():
-        passes[id_] = bool(predicate(token_string(tokenizer, id_)))
-    return passes
+    return torch.tensor([left and bool(predicate(token_string(tokenizer, i))) for i, left in enumerate(among.tolist())])

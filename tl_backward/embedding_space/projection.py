@@ -1,6 +1,6 @@
 """Parameters read in words: each vector of a weight projected to the vocabulary (Dar et al. 2022, sec. 3)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, TypeAlias, get_args
 
@@ -13,12 +13,11 @@ from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, table, visible_token
 from tl_backward._support.lengths import lengths
 from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel, typed
-from tl_backward.embedding_space.embedding import Embedding
 from tl_backward.embedding_space.options import OLD_KEYWORDS, VectorOptions
-from tl_backward.embedding_space.vectors import ParameterVectors, Role, parameter_vectors
+from tl_backward.embedding_space.vectors import Embedding, ParameterVectors, Role, parameter_vectors
 from tl_backward.model.checks import check_model, check_one_device
 from tl_backward.text.token_strings import token_strings
-from tl_backward.vocabulary.extremes import extremes, placed
+from tl_backward.vocabulary.extremes import Extremes, extremes, placed
 
 Side: TypeAlias = Literal["read", "write"]
 
@@ -78,8 +77,7 @@ class Projection:
         vectors = [vectors] if isinstance(vectors, int) else vectors
         vectors = vectors.cpu() if isinstance(vectors, Tensor) else vectors
         tensors = {name: value[vectors] for name, value in vars(self).items() if isinstance(value, Tensor)}
-        others = {name: value for name, value in vars(self).items() if name not in tensors}
-        return Projection(**tensors, **others)
+        return replace(self, **tensors)
 
     def __repr__(self) -> str:
         k = self.top_ids.shape[1]
@@ -185,38 +183,29 @@ def project_parameter(
             side=of.role,
             heads=of.heads,
             index=of.index,
-            **vars(found),
+            top_ids=found.top[1],
+            top_scores=found.top[0],
+            bottom_ids=found.bottom[1],
+            bottom_scores=found.bottom[0],
             norm=lengths(of.vectors),
+            is_zero=found.top[1][:, 0] < 0,
             n_tokens=model.W_U.shape[1] if mask is None else int(mask.sum()),
             tokenizer=getattr(model, "tokenizer", None),
         )
 
 
-@dataclass(frozen=True)
-class TopTokens:
-    """The extreme tokens of some vectors; see `Projection` for the fields."""
-
-    top_ids: Tensor
-    top_scores: Tensor
-    bottom_ids: Tensor
-    bottom_scores: Tensor
-    is_zero: Tensor
-
-
 def top_tokens(
     embedding: Embedding, vectors: Tensor, k: int, mask: Tensor | None, *, show_progress: bool = False
-) -> TopTokens:
-    """Extremes of prepared vectors [n, d_model] among the tokens of a mask; zero vectors get ids -1."""
+) -> Extremes:
+    """Extremes of prepared vectors [n, d_model] among the tokens of a mask; zero vectors get ids -1 and values 0."""
     check_choice(k, embedding, mask)
-    is_zero = ~vectors.bool().any(-1)
-    said = (~is_zero).nonzero().flatten()
+    said = vectors.bool().any(-1).nonzero().flatten()
     columns = None if mask is None else mask.nonzero().flatten()
     found = extremes(
         vectors[said].to(embedding.matrix.dtype), embedding.matrix, k, columns=columns, show_progress=show_progress
     )
-    (top, top_ids), (bottom, bottom_ids) = found.top, found.bottom
-    of_all = partial(placed, said, is_zero.shape)
-    return TopTokens(of_all(top_ids, -1), of_all(top, 0), of_all(bottom_ids, -1), of_all(bottom, 0), is_zero)
+    of_all, (top, top_ids), (bottom, bottom_ids) = partial(placed, said, vectors.shape[:1]), found.top, found.bottom
+    return Extremes((of_all(top, 0), of_all(top_ids, -1)), (of_all(bottom, 0), of_all(bottom_ids, -1)), found.ranks)
 
 
 def check_choice(k: int, embedding: Embedding, mask: Tensor | None) -> None:

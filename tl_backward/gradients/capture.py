@@ -1,6 +1,7 @@
 """One forward pass and one activation-only backward pass: every chosen weight's x and delta, and no trace left."""
 
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TypeAlias
@@ -9,22 +10,31 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from tl_backward._support.checks import check_callable_loss, check_grad_enabled, check_gradient, check_loss, nearest
+from tl_backward._support.checks import (
+    LargeCaptureWarning,
+    check_callable_loss,
+    check_grad_enabled,
+    check_gradient,
+    check_loss,
+    nearest,
+)
 from tl_backward._support.types import HookFn, NamesFilter, Prompts, TransformerLensModel, Weights
 from tl_backward.gradients.cache import FactorMap, GradientCache, GradientMap
 from tl_backward.gradients.losses import Loss, next_token_loss, takes_mask
-from tl_backward.gradients.memory import announce
 from tl_backward.gradients.recorder import NOT_IN_PLACE, Recorder
 from tl_backward.model.checks import check_checkpointing, check_model
 from tl_backward.model.guard import rng_untouched
 from tl_backward.model.inputs import check_inputs, main_input
 from tl_backward.text.asked import mask_token
 from tl_backward.text.prompts import Batch, encode_prompts, extend, forward, with_inputs
-from tl_backward.weights import WeightSites, select_sites, sites_of_batch, sites_of_longer
+from tl_backward.weights import WeightSite, WeightSites, select_sites, sites_of_batch, sites_of_longer
 from tl_backward.weights.account import DID_NOT_RUN, account_rows
 from tl_backward.weights.watch import LossWatch
 
 HookList: TypeAlias = Sequence[tuple[str | Callable[[str], bool], HookFn]]
+
+NOTICE_BYTES = 4 * 2**30
+"""From how many bytes of factors on a capture says so."""
 
 
 def run_with_gradient_cache(
@@ -324,3 +334,44 @@ def _hook_points(model: TransformerLensModel, names_filter: NamesFilter) -> dict
                 f"Expected the name of a hook point, got {name!r}; the nearest are {nearest(name, points)}."
             )
     return {name: points[name] for name in wanted}
+
+
+def factor_bytes(model: TransformerLensModel, sites: Iterable[WeightSite], n_tokens: int) -> int:
+    """Bytes of all x and delta: (d_in + d_out) numbers a token and matrix, of experts a token and chosen expert.
+
+    Inputs that several weights share are counted for each: an upper bound where experts see as many tokens as they are
+    chosen for.
+    """
+    own = getattr(getattr(model, "original_model", None), "config", None)
+    configs = (getattr(own, "text_config", None), own, model.cfg)
+    names = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_k", "top_k")
+    chosen = (getattr(config, name, None) for config in configs for name in names)
+    per_token = next((value for value in chosen if isinstance(value, int) and value > 0), 1)
+    total = 0
+    for site in sites:
+        if site.kind == "parameter":
+            total += site.parameter.nbytes
+        else:
+            rows = n_tokens * (per_token if site.layout.experts else 1)
+            total += rows * _widths(site) * site.parameter.element_size()
+    return total
+
+
+def _widths(site: WeightSite) -> int:
+    """Numbers of x and delta of one token."""
+    if site.kind in ("bias", "norm"):
+        return torch.Size(site.layout.shape).numel()
+    return site.layout.shape[1] if site.kind == "embedding" else sum(site.layout.matrix_shape)
+
+
+def announce(model: TransformerLensModel, sites: Iterable[WeightSite], n_tokens: int) -> None:
+    """Warn before a capture whose factors take much memory."""
+    sites = list(sites)
+    needed = factor_bytes(model, sites, n_tokens)
+    if needed >= NOTICE_BYTES:
+        warnings.warn(
+            f"This capture will hold about {needed / 2**30:.1f} GiB of factors ({len(sites)} weights, {n_tokens} "
+            "tokens); choose fewer weights, layers or tokens if that is too much.",
+            LargeCaptureWarning,
+            stacklevel=3,
+        )

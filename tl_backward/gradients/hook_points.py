@@ -7,6 +7,7 @@ gradient seen there, an unfolded LayerNorm's output has no point at all. After `
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
@@ -82,11 +83,9 @@ class _Forward:
     routes: list[_Route]
 
     def __call__(self, *args: object, **kwargs: object) -> object:
-        plain = type(cast(nn.Module, self.model)).forward
-        if not any(_is_hooked(point) for route in self.routes for point in (route.entry, route.exit)):
-            return plain(self.model, *args, **kwargs)
-        with _Routing(self.routes):
-            return plain(self.model, *args, **kwargs)
+        hooked = any(_is_hooked(point) for route in self.routes for point in (route.entry, route.exit))
+        with _Routing(self.routes) if hooked else nullcontext():
+            return type(cast(nn.Module, self.model)).forward(self.model, *args, **kwargs)
 
 
 def _is_hooked(point: nn.Module | None) -> bool:
@@ -181,24 +180,20 @@ def extend(model: TransformerLensModel) -> TransformerLensModel:
     check_model(model)
     with visiting(model):
         unextend(model)
+        extension = _Extension()
+        object.__setattr__(model, _MARK, extension)
         try:
-            _extend(model)
+            for site in weight_sites(model).values():
+                if site.kind in ("matrix", "embedding"):
+                    _add_points(model, site, extension)
+            if extension.routes:
+                object.__setattr__(model, "forward", _Forward(model, extension.routes))
+            for function in METHODS:
+                object.__setattr__(model, function.__name__, partial(function, model))
         except BaseException:
             unextend(model)
             raise
     return model
-
-
-def _extend(model: TransformerLensModel) -> None:
-    extension = _Extension()
-    object.__setattr__(model, _MARK, extension)
-    for site in weight_sites(model).values():
-        if site.kind in ("matrix", "embedding"):
-            _add_points(model, site, extension)
-    if extension.routes:
-        object.__setattr__(model, "forward", _Forward(model, extension.routes))
-    for function in METHODS:
-        object.__setattr__(model, function.__name__, partial(function, model))
 
 
 def unextend(model: TransformerLensModel) -> TransformerLensModel:

@@ -243,8 +243,7 @@ def _encode(target: Target, model: Encoder | None, n_examples: int) -> tuple[tup
                 f"Expected target ids in [0, {d_vocab or 'd_vocab'}), got {row}; the model's vocabulary has "
                 f"{d_vocab or 'fewer'} tokens."
             )
-    if len(rows) == 1:
-        rows = rows * n_examples
+    rows = rows * n_examples if len(rows) == 1 else rows
     if len(rows) != n_examples:
         raise ValueError(
             f"Expected one target, or one for each of the {n_examples} examples, got {len(rows)}; pair every prompt "

@@ -280,8 +280,8 @@ class Recorder:
         for key, entered in self.points.items():
             parts = [deltas[id(entry)] for entry in entered]
             if parts and key not in overwritten and len({part.shape for part in parts}) == 1:
-                total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)  # ln1 runs for q, k and v
-                at[key] = as_shown(self.converters[key], total)
+                # ln1 runs for q, k and v
+                at[key] = as_shown(self.converters[key], parts[0] if len(parts) == 1 else torch.stack(parts).sum(0))
         return Differentiated(factors, parameters, at, overwritten)
 
     def idle(self) -> list[str]:

@@ -153,7 +153,6 @@ def _n_tokens(group: list[_Held], mask: Tensor) -> Tensor:
     """[0 .. largest expert], how many real tokens reached each; rows of unknown tokens count one by one."""
     n, places = int(group[0].experts[-1]) + 1, mask.numel()
     reached, unknown = torch.zeros(n, places, dtype=torch.bool), torch.zeros(n, dtype=torch.long)
-    real = mask.flatten().cpu()
     for held in group:
         origin = held.factors.origin
         if origin is None:
@@ -163,7 +162,7 @@ def _n_tokens(group: list[_Held], mask: Tensor) -> Tensor:
         known = used & (example >= 0)
         reached[held.of_row[known].cpu(), (example * mask.shape[1] + token)[known].cpu()] = True
         unknown = unknown.maximum(torch.bincount(held.of_row[used & (example < 0)].cpu(), minlength=n))
-    return (reached & real).sum(1) + unknown
+    return (reached & mask.flatten().cpu()).sum(1) + unknown
 
 
 def _scales(held: _Held, rows: Tensor, whole: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Vectors of the residual stream read in words: final norm, unembedding, top and bottom tokens, ranks."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from typing import TypeAlias
@@ -76,7 +76,7 @@ class Readout:
     def __getitem__(self, index: int | slice | Tensor | tuple[int | slice | Tensor, ...]) -> "Readout":
         """Index the leading axes, as one would the vectors."""
         tensors = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return Readout(**tensors, d_vocab=self.d_vocab, tokenizer=self.tokenizer)
+        return replace(self, **tensors)
 
     def __repr__(self) -> str:
         return f"Readout({list(self.norm.shape)} vectors, k={self.top_ids.shape[-1]}, d_vocab={self.d_vocab})"
