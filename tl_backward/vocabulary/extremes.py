@@ -142,7 +142,7 @@ def _products(vectors: Tensor, matrix: Tensor, columns: Tensor | None, width: in
     for first in range(0, d_vocab, width):
         tile = slice(first, min(first + width, d_vocab))
         part = matrix[:, tile] if columns is None else matrix.index_select(1, columns[tile])
-        yield torch.mm(vectors, part, out=buffer[: len(vectors) * part.shape[1]].view(len(vectors), -1))
+        yield torch.mm(vectors, part, out=buffer[: len(vectors) * part.shape[1]].view(len(vectors), part.shape[1]))
 
 
 def _look(tile: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
