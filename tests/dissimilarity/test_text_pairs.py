@@ -11,8 +11,8 @@ from models import D_VOCAB, bridge, build, worlds
 from tokenizers_of_each_kind import KINDS, WORDS, Slow, letters, sentencepiece
 
 import tl_backward as tlb
-from tl_backward.dissimilarity.reading import Reading, raw_batches
 from tl_backward.dissimilarity.tokens import _unknown
+from tl_backward.text.data import batches_of
 from tl_backward.text.extents import token_ends
 from tl_backward.text.options import TextOptions
 
@@ -90,7 +90,7 @@ def test_token_ids_of_every_kind(dtype, how):
         "pairs": lambda: [(given_ids[i : i + 2], ones[i : i + 2]) for i in (0, 2, 4)],
         "columns": lambda: [{"input_ids": row} for row in given_ids],
     }[how]()
-    read = torch.cat([batch.tokens for batch in raw_batches(data, Reading())])
+    read = torch.cat([batch.tokens for batch in batches_of(data, 8)])
     assert read.dtype == torch.int64 and torch.equal(read, ids)
 
 
@@ -99,4 +99,4 @@ def test_token_ids_of_every_kind(dtype, how):
 )
 def test_what_is_no_ids_is_refused(wrong):
     with pytest.raises(TypeError, match="Expected data as a list of texts|Expected integer tokens"):
-        list(raw_batches(wrong, Reading()))
+        list(batches_of(wrong, 8))

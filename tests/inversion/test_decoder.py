@@ -11,10 +11,9 @@ from inversion.gpt2_by_hand import log_probabilities
 from inversion.small import CONFIG, QUIET, SITES, options, texts, trained
 from tl_backward._support.storage import load_json, save_json
 from tl_backward.inversion.decoder import load_from
-from tl_backward.inversion.distances import distances
 from tl_backward.inversion.network import DecoderConfig
 from tl_backward.inversion.options import SamplingOptions
-from tl_backward.inversion.query import read_query
+from tl_backward.inversion.query import distances, read_query
 from tl_backward.inversion.shipped import load
 from tl_backward.inversion.storage import DESCRIPTION, TENSORS
 from tl_backward.inversion.training import train

@@ -12,7 +12,7 @@ from inversion.oracle import scores
 from inversion.tiny import cached
 from tl_backward.inversion import Closeness, Place, pool_preimage, preimage_of, read_query
 from tl_backward.inversion.preimage import assemble
-from tl_backward.inversion.scoring import Scores
+from tl_backward.inversion.query import Scores
 from tl_backward.text.encoded import encode, encode_rows
 from tl_backward.text.options import TextOptions
 

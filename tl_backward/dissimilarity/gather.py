@@ -16,11 +16,12 @@ from tl_backward.dissimilarity.checkpoint import load_checkpoint, save_checkpoin
 from tl_backward.dissimilarity.grouped import GroupedStatistics
 from tl_backward.dissimilarity.minibatch import MinibatchCKA
 from tl_backward.dissimilarity.plan import Models, Plan
-from tl_backward.dissimilarity.reading import data_digest, raw_batches
+from tl_backward.dissimilarity.reading import data_digest
 from tl_backward.dissimilarity.sampling import RowSample
 from tl_backward.dissimilarity.statistics import CovarianceStatistics
 from tl_backward.dissimilarity.tally import Tally
 from tl_backward.dissimilarity.tokens import PairedTokens, pair_batch
+from tl_backward.text.data import batches_of
 from tl_backward.text.encoding import warn_of_two_beginnings
 
 SAVE_EVERY = 20  # batches between checkpoints
@@ -116,7 +117,7 @@ def gather(data: object, plan: Plan, show_progress: bool) -> Accumulated:
 
 
 def _batches(data: object, plan: Plan, show_progress: bool) -> tqdm:
-    batches = islice(raw_batches(data, plan.reading), plan.n_batches)
+    batches = islice(batches_of(data, plan.reading.batching, plan.reading.text_key), plan.n_batches)
     total = -(-len(data) // plan.reading.batching) if isinstance(data, list | tuple | Tensor) else plan.n_batches
     return tqdm(batches, total=total, desc="compare", unit="batch", disable=not show_progress)
 

@@ -67,10 +67,9 @@ class PatchCheck:
         """For inside and outside: n, and kl, |logit_change| and kept with their 95 % bootstrap intervals."""
         import pandas
 
+        columns = {"kl": self.kl, "|logit change|": self.logit_change.abs(), "answer kept": self.kept.double()}
         rows = {}
-        for name, inside in (("inside", True), ("outside", False)):
-            chosen = self.inside == inside
-            columns = {"kl": self.kl, "|logit change|": self.logit_change.abs(), "answer kept": self.kept.double()}
+        for name, chosen in (("inside", self.inside), ("outside", ~self.inside)):
             rows[name] = {"n": int(chosen.sum())}
             for label, values in columns.items():
                 each = bootstrap(values[chosen])
@@ -146,8 +145,7 @@ def _drawn(preimage: Preimage, n: int, seed: int) -> Int[Tensor, "chosen"]:
         raise ValueError(
             f"Expected a preimage with texts inside, got {preimage!r}; take a larger epsilon, or a search for some."
         )
-    weights = preimage.weights[candidates]
-    inside = candidates[weights.multinomial(min(n, len(candidates)), generator=generator)]
+    inside = candidates[preimage.weights[candidates].multinomial(min(n, len(candidates)), generator=generator)]
     others = (~preimage.inside & preimage.distances.isfinite()).nonzero().flatten()
     outside = others[torch.randperm(len(others), generator=generator)[:n]]
     return torch.cat([inside, outside])
@@ -160,9 +158,8 @@ def _run(
 
     def put(activation: Tensor, hook: object) -> Tensor:
         given = activation.clone()
-        own = given[:, query.position]
-        mine = own if site.head is None else own[:, site.head]
-        mine.copy_(donors.reshape(mine.shape))
+        own = given[:, query.position] if site.head is None else given[:, query.position, site.head]
+        own.copy_(donors.reshape(own.shape))
         return given
 
     device = model.W_U.device

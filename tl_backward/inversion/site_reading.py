@@ -10,11 +10,9 @@ from torch import Tensor
 
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion.activations import collect
-from tl_backward.inversion.agreement import compare_with_exact
-from tl_backward.inversion.distances import distances
-from tl_backward.inversion.features import LEVEL, Feature, FeatureTable, common_features
+from tl_backward.inversion.features import LEVEL, Feature, FeatureTable, common_features, compare_with_exact
 from tl_backward.inversion.preimage import Preimage
-from tl_backward.inversion.query import Query
+from tl_backward.inversion.query import Query, distances
 from tl_backward.text.encoded import Inputs
 
 N_SHOWN = 16
@@ -41,9 +39,9 @@ class ShownText:
     """Its tokens as they read, raw."""
     distances: Float[Tensor, "pos"]
     """D of each token's activation from the query's."""
-    conditional: Float[Tensor, "pos"] | None
+    conditional: Float[Tensor, "pos"] | None = None
     """p(token | those before it, z) of the decoder; NaN for BOS."""
-    unconditional: Float[Tensor, "pos"] | None
+    unconditional: Float[Tensor, "pos"] | None = None
     """p(token | those before it), given no information."""
 
     @property
@@ -111,10 +109,9 @@ def read_preimage(
     if exact is not None and preimage.method != "enumeration":
         preimage = compare_with_exact(preimage, exact, features)
     texts = None if prior is None else list(prior)
-    table = common_features(preimage, features, prior=texts, level=level) if features else None
-    near, truth = (
+    table, near, truth = (
         common_features(each, features, prior=texts, level=level) if features and each is not None else None
-        for each in (retrieval, exact)
+        for each in (preimage, retrieval, exact)
     )
     sides = [_nearest(preimage, inside, n_shown) for inside in (True, False)]
     inside, outside = (_shown(model, preimage, side, decoder) for side in sides)
@@ -137,18 +134,11 @@ def _shown(
 ) -> tuple[ShownText, ...]:
     if not indices:
         return ()
-    texts = preimage.inputs.select(torch.tensor(indices))
-    site = preimage.site
+    texts, site = preimage.inputs.select(torch.tensor(indices)), preimage.site
     values = collect(model, texts.tokens, site, mask=texts.mask, show_progress=False)[site]
     each = distances(values, preimage.query.activation.to(values), preimage.metric)
-    with_z, without = (None, None) if decoder is None else decoder.token_probabilities(texts, preimage.query)
+    known = [each, *(() if decoder is None else decoder.token_probabilities(texts, preimage.query))]
     return tuple(
-        ShownText(
-            index,
-            tuple(texts.strings(row)),
-            each[row, :length],
-            None if with_z is None else with_z[row, :length],
-            None if without is None else without[row, :length],
-        )
+        ShownText(index, tuple(texts.strings(row)), *(values[row, :length] for values in known))
         for row, (index, length) in enumerate(zip(indices, texts.lengths.tolist(), strict=True))
     )

@@ -19,15 +19,15 @@ from tl_backward._support.storage import check_run
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion.decoder import Decoder
-from tl_backward.inversion.evaluation import DecoderRates, decoder_rates, read_queries
+from tl_backward.inversion.evaluation import decoder_rates, read_queries
 from tl_backward.inversion.network import DecoderConfig, DecoderNetwork
 from tl_backward.inversion.options import EPSILON, Closeness
 from tl_backward.inversion.positions import Position
-from tl_backward.inversion.sources import Data, TextSource
 from tl_backward.inversion.storage import DESCRIPTION, digest, probe_texts, vocabulary_digest
 from tl_backward.inversion.stream import LAG, Drawing, Shares, TrainingStream, widened
 from tl_backward.model.checks import check_model
 from tl_backward.model.place import Places
+from tl_backward.text.data import Data, TextSource
 from tl_backward.text.encoded import encode, encode_rows
 from tl_backward.text.token_strings import vocabulary_size
 
@@ -101,7 +101,7 @@ def train(
     Args:
         model: the probed model, a HookedTransformer or TransformerBridge.
         sites: see `resolve_place`; a list for several.
-        data: texts as the model reads them; see `sources.Data`.
+        data: texts as the model reads them; see `text.data.Data`.
         budget: activations to train on, all processes together.
         positions: where activations are read, a rule or several (see `positions.Position`); None for any token.
         out: a directory for checkpoints and the decoder; a run that finds its own checkpoint there goes on from it.
@@ -155,11 +155,11 @@ class _Run:
         self.model, self.positions, self.options = model, positions, options
         self.reader = PlaceReader(model, sites)
         source = TextSource(data, n_kept=options.n_kept, seed=options.drawing.seed, column=options.column)
-        self.kept = encode(model, source.kept)
+        self.held_out = encode(model, source.held_out)
         bos = getattr(model.tokenizer, "bos_token_id", None)
-        self.start = [bos] if bos is not None and bool((self.kept.tokens[:, 0] == bos).all()) else []
+        self.start = [bos] if bos is not None and bool((self.held_out.tokens[:, 0] == bos).all()) else []
         d_site = max(self.reader.widths.values())
-        self.queries = read_queries(self.reader, self.kept, positions, d_site)
+        self.queries = read_queries(self.reader, self.held_out, positions, d_site)
         self.network = DecoderNetwork(
             config, n_sites=len(self.reader.places), d_site=d_site, d_vocab=vocabulary_size(model),
             n_ctx=model.cfg.n_ctx - len(self.start), seed=options.drawing.seed,
@@ -173,12 +173,17 @@ class _Run:
         self.steps = budget // options.drawing.batch_size
         self.every = max(1, self.steps // max(1, options.n_evaluations))
         self.found: list[dict[str, object]] = []
-        self.probe = probe_texts(model, self.kept.texts)
+        self.probe = probe_texts(model, self.held_out.texts)
         self.identity = {
             "model": options.name,
             "vocabulary": vocabulary_digest(model),
             "sites": [str(site) for site in self.reader.places],
-            "positions": None if positions is None else [_written(rule) for rule in positions],
+            "positions": None
+            if positions is None
+            else [
+                rule if isinstance(rule, int | str) else getattr(rule, "__qualname__", "a function")
+                for rule in positions
+            ],
             "start": self.start,
             "probe": [self.probe.row(index) for index in range(len(self.probe))],
             "budget": budget,
@@ -192,13 +197,12 @@ class _Run:
         q, network = self.queries, self.network
         null = None
         if self.start:
-            alone = encode_rows(self.model, [self.start])
-            read = self.reader(alone.tokens, torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
+            first = torch.zeros(1, dtype=torch.long)
+            read = self.reader(encode_rows(self.model, [self.start]).tokens, first, first)
             null = [widened(value[0], d_site) for value in read.values()]
-        for index in range(len(self.reader.places)):
+        for index, width in enumerate(self.reader.widths.values()):
             values = q.activations[q.sites == index].to(network.mean)
             network.mean[index] = values.mean(0)
-            width = self.reader.widths[self.reader.places[index]]
             variance = (values - network.mean[index]).square().sum(1).div(width).mean()
             network.scale[index] = variance.sqrt().clamp(min=1e-8)
             network.null[index] = network.mean[index] if null is None else null[index]
@@ -221,10 +225,9 @@ class _Run:
         checkpoint = _trainer.latest_checkpoint(out)
         if checkpoint is not None:
             self._resume(_trainer.read_run(checkpoint), checkpoint)
-        trainer = _trainer.DecoderTrainer(
-            self.network, arguments, self.stream, self._state, [_trainer.Watching(lambda step: self._after(step))]
+        self.trainer = trainer = _trainer.DecoderTrainer(
+            self.network, arguments, self.stream, self._state, [_trainer.Watching(self._after)]
         )
-        self.trainer = trainer
         if o.drawing.batch_size % (arguments.world_size * o.drawing.pairs):
             raise ValueError(
                 f"Expected batch_size to be a multiple of pairs x processes, got {o.drawing.batch_size} and "
@@ -253,32 +256,27 @@ class _Run:
             loss = sum(recent) / len(recent)
             self.found.append({"step": step, "loss": loss, "inside": rates.tolist()})
             self.bar.set_postfix(loss=f"{loss:.3f}", inside=f"{rates.nanmean():.3f}")
-            self._rebalance(step, rates)
+            weights = (1 - rates.nan_to_num(0)).clamp(min=_LEAST_SHARE)
+            if self.positions is None:  # any token: sites alone are rebalanced
+                weights = weights.expand(-1, self.options.drawing.pairs)
+            self.stream.history.append(Shares(step + LAG, weights / weights.mean()))
 
     def _evaluate(self, step: int) -> Float[Tensor, "site slot"]:
-        """The in-preimage rates, measured by the first process for all."""
+        """Shares inside of samples for the first texts held out of training, measured by the first process for all."""
         from accelerate.utils import broadcast_object_list
 
         found: list[object] = [None]
         if self.trainer.args.process_index == 0:
-            found = [self.rates(self.options.n_queries, self.options.n_samples, seed=step).inside.tolist()]
+            o = self.options
+            self.network.eval()
+            texts = self.held_out.select(torch.arange(min(o.n_queries, len(self.held_out))))
+            queries = read_queries(self.reader, texts, self.positions, self.network.mean.shape[1])
+            rates = decoder_rates(self.network, queries, self.start, n=o.n_samples, epsilon=o.epsilon, seed=step)
+            found = [rates.inside.tolist()]
         self.network.train()
         if self.trainer.args.world_size > 1:
             broadcast_object_list(found)
         return torch.tensor(found[0], dtype=torch.float64)
-
-    def rates(self, n_queries: int, n_samples: int, *, seed: int) -> DecoderRates:
-        """Shares inside of samples for the first `n_queries` texts that were kept."""
-        self.network.eval()
-        texts = self.kept.select(torch.arange(min(n_queries, len(self.kept))))
-        queries = read_queries(self.reader, texts, self.positions, self.network.mean.shape[1])
-        return decoder_rates(self.network, queries, self.start, n=n_samples, epsilon=self.options.epsilon, seed=seed)
-
-    def _rebalance(self, step: int, rates: Float[Tensor, "site slot"]) -> None:
-        weights = (1 - rates.nan_to_num(0)).clamp(min=_LEAST_SHARE)
-        if self.positions is None:  # any token: sites alone are rebalanced
-            weights = weights.expand(-1, self.options.drawing.pairs)
-        self.stream.history.append(Shares(step + LAG, weights / weights.mean()))
 
     def _state(self) -> dict[str, object]:
         shares = [{"first": each.first, "weights": each.weights.tolist()} for each in self.stream.history]
@@ -291,7 +289,3 @@ class _Run:
             Shares(each["first"], torch.tensor(each["weights"], dtype=torch.float64)) for each in run["shares"]
         ]
         self.stream.first = int(checkpoint.name.rpartition("-")[2])
-
-
-def _written(rule: Position) -> int | str:
-    return rule if isinstance(rule, int | str) else getattr(rule, "__qualname__", "a function")

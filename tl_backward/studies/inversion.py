@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
-from tl_backward.inversion.comparison import compare_sites
 from tl_backward.inversion.decoder import Decoder, load_from
 from tl_backward.inversion.features import Feature, feature_consistency
+from tl_backward.inversion.inverting import compare_sites
 from tl_backward.inversion.options import Closeness, SearchOptions
 from tl_backward.inversion.query import read_query
 from tl_backward.inversion.search import search_preimage

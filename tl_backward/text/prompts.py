@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
@@ -99,7 +98,7 @@ def encode_prompts(
     """
     check_reads_text(model)
     if isinstance(prompts, ARRAYS):
-        return _checked(model, _given_tokens(prompts, attention_mask))
+        return _checked(model, given_tokens(prompts, attention_mask))
     if attention_mask is not None:
         raise ValueError(
             "Expected attention_mask only together with tokens, got one with text; leave it out, padding of text is "
@@ -197,7 +196,7 @@ def with_inputs(model: TransformerLensModel, batch: Batch, inputs: Mapping[str, 
         return replace(batch, inputs=further, decoder=Batch(start, None))
     if not isinstance(ids, ARRAYS) or not (mask is None or isinstance(mask, ARRAYS)):
         raise TypeError(f"Expected {DECODER[0]} and {DECODER[1]} as tensors [batch, pos], got other objects.")
-    decoder = _checked(model, _given_tokens(ids, mask, *DECODER))
+    decoder = _checked(model, given_tokens(ids, mask, *DECODER))
     if decoder.n_examples != batch.n_examples:
         raise ValueError(
             f"Expected {DECODER[0]} for each of the {batch.n_examples} prompts, got {decoder.n_examples} rows; give "
@@ -311,29 +310,29 @@ def _first(batch: Batch, n: int) -> Batch:
     return replace(batch, tokens=batch.tokens[:, :n])
 
 
-def _given_tokens(
-    tokens: Tensor | np.ndarray,
-    attention_mask: Tensor | np.ndarray | None,
-    name: str = "tokens",
-    mask_name: str = "attention_mask",
-) -> Batch:
-    tokens = as_ids(tokens, f"{name} [batch, pos] or [pos]")
-    if isinstance(attention_mask, np.ndarray):
-        attention_mask = torch.as_tensor(attention_mask)
-    if tokens.ndim == 1:
-        tokens = tokens[None]
-        attention_mask = None if attention_mask is None else attention_mask.reshape(1, -1)
-    if tokens.ndim != 2:
+def given_tokens(tokens: object, mask: object, name: str = "tokens", mask_name: str = "attention_mask") -> Batch:
+    """Ids [batch, pos] or [pos] and their mask, None for none, as arrays or lists.
+
+    Raises:
+        TypeError: no integers, or other axes.
+        ValueError: a mask of another shape.
+    """
+    ids = as_ids(tokens if isinstance(tokens, ARRAYS) else torch.as_tensor(tokens), f"{name} [batch, pos] or [pos]")
+    if ids.ndim not in (1, 2):
         raise TypeError(
-            f"Expected integer {name} [batch, pos] or [pos], got {tokens.dtype} of shape {list(tokens.shape)}; token "
-            "ids come from model.to_tokens(text)."
+            f"Expected integer {name} [batch, pos] or [pos], got {ids.dtype} of shape {list(ids.shape)}; token ids "
+            "come from model.to_tokens(text)."
         )
-    if attention_mask is not None and attention_mask.shape != tokens.shape:
+    ids = torch.atleast_2d(ids)
+    if mask is None:
+        return Batch(ids, None)
+    real = torch.atleast_2d(torch.as_tensor(mask))
+    if real.shape != ids.shape:
         raise ValueError(
-            f"Expected {mask_name} of the tokens' shape {list(tokens.shape)}, got {list(attention_mask.shape)}; one "
-            "entry a token, 1 where real."
+            f"Expected {mask_name} of the tokens' shape {list(ids.shape)}, got {list(real.shape)}; one entry a token, "
+            "1 where real."
         )
-    return Batch(tokens, None if attention_mask is None else attention_mask.bool())
+    return Batch(ids, real.bool())
 
 
 def _checked(model: TransformerLensModel, batch: Batch) -> Batch:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.dissimilarity.options import SampleOptions
-from tl_backward.dissimilarity.reading import raw_batches, reading_of
+from tl_backward.dissimilarity.reading import reading_of
 from tl_backward.dissimilarity.tokens import pair_batch
+from tl_backward.text.data import batches_of
 from tl_backward.text.encoding import warn_of_two_beginnings
 from tl_backward.text.options import TextOptions
 from tl_backward.text.prompts import Batch
@@ -50,7 +51,7 @@ def read_texts(
     reading = reading_of(replace(options, exclude_first=False), SampleOptions(align="tokens"))
     found: list[TextBatch] = []
     warned = False
-    for number, item in enumerate(islice(raw_batches(data, reading), options.n_batches)):
+    for number, item in enumerate(islice(batches_of(data, reading.batching, reading.text_key), options.n_batches)):
         pairs = pair_batch(model_a, model_b, number, item, reading)
         if pairs is None:
             continue
