@@ -64,7 +64,7 @@ def _stream(model, options):
     from tl_backward.inversion.stream import TrainingStream
     from tl_backward.text.data import TextSource
 
-    reader, source = PlaceReader(model, list(RECIPE.sites)), TextSource(RECIPE.data(), n_kept=options.n_kept)
+    reader, source = PlaceReader(model, list(RECIPE.sites)), TextSource(RECIPE.data(), n_held_out=options.n_kept)
     null = torch.zeros(len(reader.places), max(reader.widths.values()))
     return TrainingStream(model, reader.places, list(RECIPE.positions), source, options.drawing, null, 1)
 

@@ -12,7 +12,7 @@ from tokenizers_of_each_kind import KINDS, WORDS, Slow, letters, sentencepiece
 
 import tl_backward as tlb
 from tl_backward.dissimilarity.tokens import _unknown
-from tl_backward.text.data import batches_of
+from tl_backward.text.data import TextSource, batches_of
 from tl_backward.text.extents import token_ends
 from tl_backward.text.options import TextOptions
 
@@ -92,6 +92,21 @@ def test_token_ids_of_every_kind(dtype, how):
     }[how]()
     read = torch.cat([batch.tokens for batch in batches_of(data, 8)])
     assert read.dtype == torch.int64 and torch.equal(read, ids)
+
+
+@pytest.mark.parametrize("missing", [None, 3, ["a"]])
+def test_a_row_without_a_text_is_refused(missing):
+    rows = [{"text": "w5 w6"}, {"text": missing}]
+    with pytest.raises(TypeError, match=r"Expected texts, or rows with a text under 'text', got \{'text': "):
+        list(batches_of(rows, 1))
+    with pytest.raises(TypeError, match="Expected texts, or rows with a text under 'text'"):
+        list(TextSource(rows, n_held_out=1))
+
+
+def test_a_mask_of_another_shape_is_refused():
+    batch = {"input_ids": [[3, 4], [5, 6]], "attention_mask": [[1, 1, 1, 0]]}
+    with pytest.raises(ValueError, match=r"attention_mask of the tokens' shape \[2, 2\], got \[1, 4\]"):
+        list(batches_of([batch], 8))
 
 
 @pytest.mark.parametrize(

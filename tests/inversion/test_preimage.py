@@ -72,6 +72,8 @@ def test_positions_by_token_and_by_function():
         epsilon=Closeness(match="same"), **QUIET,
     )  # fmt: skip
     assert by_function.distances.equal(found.distances)
+    nowhere = preimage_of(model, QUERY, ("resid_mid", 1), 3, ["w9", "w5"], epsilon=Closeness(match="same"), **QUIET)
+    assert nowhere.distances.tolist() == [torch.inf] * 2 and nowhere.best_positions.tolist() == [-1, -1]
 
 
 def test_query_and_inputs_as_tokens():

@@ -169,6 +169,16 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
         raise ValueError(f"Expected {name} among {', '.join(map(repr, choices))}, got {value!r}; choose one of them.")
 
 
+def check_at_least_one(name: str, number: int, hint: str) -> None:
+    """Refuse a number below 1.
+
+    Raises:
+        ValueError: it is; the hint says what to do.
+    """
+    if number < 1:
+        raise ValueError(f"Expected {name} of at least 1, got {number}; {hint}.")
+
+
 def check_text(text: str) -> str:
     """Text that a tokenizer can take.
 

@@ -110,6 +110,9 @@ Prompts: TypeAlias = (
     | Integer[np.ndarray, "batch pos"]
     | Integer[np.ndarray, "pos"]
 )
+DataFrame: TypeAlias = "pandas.DataFrame"
+Series: TypeAlias = "pandas.Series"
+"""pandas is imported where a frame is made, not before."""
 HookFn: TypeAlias = Callable[..., Tensor | None]
 Weights: TypeAlias = Callable[[str], bool] | str | Collection[str] | None
 """Which weights: None for the usual ones, a name, a list of names, or a predicate on the full name."""

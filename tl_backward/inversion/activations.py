@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_backward._support.checks import check_at_least_one
 from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion.positions import NOWHERE, find_positions
@@ -42,8 +43,7 @@ def batches(
     Raises:
         ValueError: batch_size < 1.
     """
-    if batch_size < 1:
-        raise ValueError(f"Expected batch_size of at least 1, got {batch_size}; {BATCH_SIZE} is the default.")
+    check_at_least_one("batch_size", batch_size, f"{BATCH_SIZE} is the default")
     needed = texts.lengths if at is None else at + 1
     order = needed.argsort(stable=True)
     order = order[needed[order] > 0]

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_backward._support.checks import check_at_least_one
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion._old_calls import old_options
@@ -64,8 +65,7 @@ class Decoder:
             ValueError: a site that the decoder was not trained on, or n < 1; and as for `read_query`.
         """
         asked = self._query(query, site, position)
-        if n < 1:
-            raise ValueError(f"Expected n of at least 1, got {n}; 200 is the default.")
+        check_at_least_one("n", n, "200 is the default")
         z = asked.activation.float().expand(n, -1)
         if sampling_options.noise:
             length = sampling_options.noise * z.norm(dim=1, keepdim=True) / z.shape[1] ** 0.5
@@ -149,8 +149,8 @@ class Decoder:
 
     def save(self, directory: str | Path, *, half: bool = False) -> None:
         """Write `decoder.safetensors` and `decoder.json`; `half` stores weights in float16."""
-        rows = cast(list[list[int]], self.description["probe"])
-        probed = probe(PlaceReader(self.model, list(self.sites)), encode_rows(self.model, rows))
+        texts = encode_rows(self.model, cast(list[list[int]], self.description["probe"]))
+        probed = probe(PlaceReader(self.model, list(self.sites)), texts)
         save_decoder(directory, self.network, self.description, probed, half=half)
 
     @property

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_backward._support.types import DataFrame
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion.activations import batches
 from tl_backward.inversion.network import BATCH_SIZE, DecoderNetwork
@@ -15,9 +15,6 @@ from tl_backward.inversion.positions import NOWHERE, Position, find_each
 from tl_backward.inversion.stream import widened
 from tl_backward.text.encoded import Encoded, encode_rows
 from tl_backward.text.token_strings import text_frame
-
-if TYPE_CHECKING:
-    import pandas
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +52,7 @@ class DecoderRates:
         """The mean share inside over sites and positions."""
         return float(self.inside.nanmean())
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a site and position."""
         rates = {"inside": self.inside, "chance": self.chance, "well_formed": self.well_formed}
         known = {name: values.tolist() for name, values in rates.items() if values is not None}

@@ -7,18 +7,16 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._support.html import Cell, table, visible_text
+from tl_backward._support.types import DataFrame
 from tl_backward.inversion.preimage import Preimage
 from tl_backward.text.token_strings import text_frame
-
-if TYPE_CHECKING:
-    import pandas
 
 Feature: TypeAlias = Callable[[str], object]
 """text -> anything that can be compared: a count, a letter, whether something holds."""
@@ -51,6 +49,11 @@ class Rate:
     def __str__(self) -> str:
         interval = "" if math.isinf(self.n) else f" [{self.low:.3f}, {self.high:.3f}]"  # an exact rate needs none
         return f"{self.value:.3f}{interval}"
+
+    @property
+    def cell(self) -> Cell:
+        """As tables show it, coloured by its value."""
+        return Cell(str(self), value=None if math.isnan(self.value) else self.value)
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class FeatureTable:
             )
         return found
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a feature: value of the query, rate, low, high, n, prior, prior_low, prior_high, bits."""
         return text_frame(
             {
@@ -127,15 +130,16 @@ class FeatureTable:
         rows = [
             [
                 str(row.query_value),
-                Cell(str(row.rate), value=None if math.isnan(row.rate.value) else row.rate.value),
+                row.rate.cell,
                 "" if row.prior is None else str(row.prior),
                 row.bits,
             ]
             for row in self.rows
         ]
-        columns = ["query's value", "share that keeps it", "prior's share", "bits"]
-        names = [row.feature for row in self.rows]
-        return table(columns, rows, row_names=names, caption=self.title, corner="feature", bound=1.0, limit=30)
+        return table(
+            ["query's value", "share that keeps it", "prior's share", "bits"], rows,
+            row_names=[row.feature for row in self.rows], caption=self.title, corner="feature", bound=1.0, limit=30,
+        )  # fmt: skip
 
 
 def feature_consistency(

@@ -1,14 +1,12 @@
 """One query asked at many sites and positions: what each of them knows, within one set of inputs or the best way."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
-from typing import TYPE_CHECKING
 
-from tl_backward._support.html import Cell, table
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.html import table
+from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion._old_calls import old_options
 from tl_backward.inversion.decoder import Decoder
@@ -36,9 +34,6 @@ from tl_backward.text.encoded import Encoded, Inputs, encode, encode_starts
 from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import text_frame
 
-if TYPE_CHECKING:
-    import pandas
-
 _CHAINS, _STEPS = 64, 400  # of a search
 
 
@@ -59,7 +54,7 @@ class SiteComparison:
     def _names(self) -> list[str]:
         return sorted(row.feature for row in self.features[0].rows)
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a site, position and feature: share_inside, n_inside, rate, low, high, prior, bits."""
         return text_frame(
             {
@@ -82,14 +77,15 @@ class SiteComparison:
         """A static table: sites down, the share of the preimage that keeps each feature across, darker for more."""
         rows = []
         for preimage, features in zip(self.preimages, self.features, strict=True):
-            rates = [features[name].rate for name in self._names]
-            cells = [Cell(str(rate), value=None if math.isnan(rate.value) else rate.value) for rate in rates]
+            cells = [features[name].rate.cell for name in self._names]
             rows.append([preimage.position, int(preimage.inside.sum()), preimage.diagnostics.share_inside, *cells])
         first = self.preimages[0]
         caption = f"{first.query.text}: share of the preimage within {first.epsilon:g} that keeps the query's value"
-        columns = ["position", "inside", "share inside", *self._names]
-        names = [str(preimage.site) for preimage in self.preimages]
-        return table(columns, rows, row_names=names, caption=caption, corner="site", bound=1.0, limit=40)
+        return table(
+            ["position", "inside", "share inside", *self._names], rows,
+            row_names=[str(preimage.site) for preimage in self.preimages], caption=caption, corner="site", bound=1.0,
+            limit=40,
+        )  # fmt: skip
 
 
 @old_options

@@ -77,7 +77,10 @@ COLUMNS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the cases that `argv` names (default: the process's own) and return an exit code."""
-    arguments = _parser().parse_args(argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, options in _OPTIONS.items():
+        parser.add_argument(name, **options)
+    arguments = parser.parse_args(argv)
     try:
         run(arguments)
     except (ValueError, TypeError, IndexError, OSError) as error:
@@ -213,13 +216,6 @@ def _shown(value: object) -> str:
     if isinstance(value, dict):
         return "; ".join(f"{name} {rate:g} ({prior:g})" for name, (rate, prior) in value.items()) or "-"
     return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, options in _OPTIONS.items():
-        parser.add_argument(name, **options)
-    return parser
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tl_backward._support.checks import check_choice
+from tl_backward._support.checks import check_at_least_one, check_choice
 
 Conditioning: TypeAlias = Literal["prefix", "cross"]
 
@@ -37,8 +37,7 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         """Refuse shapes that no decoder can have."""
         for name in ("n_layers", "d_model", "n_heads", "n_vectors", "d_hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Expected {name} of at least 1, got {getattr(self, name)}; correct it.")
+            check_at_least_one(name, getattr(self, name), "correct it")
         if self.d_model % self.n_heads:
             raise ValueError(
                 f"Expected d_model to be a multiple of n_heads, got {self.d_model} and {self.n_heads}; change one."
@@ -180,8 +179,8 @@ class DecoderNetwork(nn.Module):
         lengths: Int[Tensor, "sample"],
     ) -> dict[str, Float[Tensor, ""]]:
         """Mean cross-entropy, in nats a token, of the texts' tokens and of END after each."""
-        logits = self.logits(activations, sites, tokens)
-        return {"loss": F.cross_entropy(logits.float().flatten(0, 1), self.targets(tokens, lengths).flatten())}
+        logits = self.logits(activations, sites, tokens).float()
+        return {"loss": F.cross_entropy(logits.flatten(0, 1), self.targets(tokens, lengths).flatten())}
 
     def targets(self, tokens: Int[Tensor, "sample pos"], lengths: Int[Tensor, "sample"]) -> Int[Tensor, "sample pos+1"]:
         """What `logits` are to predict: each token, END, then IGNORED."""

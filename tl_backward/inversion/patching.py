@@ -1,15 +1,15 @@
 """The causal check: whether a text of the preimage does what the query does, its activation in the query's place."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_backward._support.bootstrap import bootstrap
+from tl_backward._support.checks import check_at_least_one
 from tl_backward._support.html import table
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.inversion.activations import collect_at
 from tl_backward.inversion.preimage import Preimage
 from tl_backward.inversion.query import Query
@@ -18,9 +18,6 @@ from tl_backward.model.inputs import without_cache
 from tl_backward.model.place import Place
 from tl_backward.text.token_strings import text_column, token_string
 from tl_backward.vocabulary.readout import single_token
-
-if TYPE_CHECKING:
-    import pandas
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -48,7 +45,7 @@ class PatchCheck:
     def _mean(self, inside: bool) -> float:
         return float(self.kl[self.inside == inside].mean())
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a text: text, inside, distance, kl, logit_change, kept."""
         import pandas
 
@@ -63,7 +60,7 @@ class PatchCheck:
             }
         )
 
-    def summary(self) -> "pandas.DataFrame":
+    def summary(self) -> DataFrame:
         """For inside and outside: n, and kl, |logit_change| and kept with their 95 % bootstrap intervals."""
         import pandas
 
@@ -115,8 +112,7 @@ def verify_by_patching(
         >>> bool(check.kl[check.inside].mean() < check.kl[~check.inside].mean())
         True
     """
-    if n < 1:
-        raise ValueError(f"Expected n of at least 1, got {n}; 50 is the default.")
+    check_at_least_one("n", n, "50 is the default")
     chosen = _drawn(preimage, n, seed)
     query = preimage.query
     site = Place(query.site.read_at, head=query.site.head)  # a head's output is patched before W_O

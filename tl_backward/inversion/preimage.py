@@ -3,14 +3,15 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tl_backward._support.checks import check_at_least_one
 from tl_backward._support.html import Cell, TableCell, table
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.inversion._old_calls import is_query, old_options, old_order
 from tl_backward.inversion.options import EPSILON, TEXTS, Closeness, Match, Metric
 from tl_backward.inversion.positions import Position
@@ -19,9 +20,6 @@ from tl_backward.model.place import Place, PlaceLike
 from tl_backward.text.encoded import Encoded, Inputs
 from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import text_column
-
-if TYPE_CHECKING:
-    import pandas
 
 Method: TypeAlias = Literal["decoder", "enumeration", "search", "pool", "given"]
 Valid: TypeAlias = Callable[[str], bool]
@@ -109,7 +107,7 @@ class Preimage:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a text: text, distance, position (where it comes nearest), inside, weight."""
         import pandas
 
@@ -244,8 +242,7 @@ def pool_preimage(
         >>> tlb.inversion.pool_preimage(counting, pool[0], ("resid_mid", 1), -1, pool, n=1).texts == (pool[0],)
         True
     """
-    if n < 1:
-        raise ValueError(f"Expected n of at least 1, got {n}; 200 is the default.")
+    check_at_least_one("n", n, "200 is the default")
     scorer = Scorer(model, query, site, position, epsilon, text_options)
     texts, scores = scorer(pool, show_progress=show_progress)
     share, nearest = scores.share_within(scorer.closeness.epsilon), scores.distances.argsort(stable=True)[:n]

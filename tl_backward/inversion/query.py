@@ -82,6 +82,7 @@ def read_query(
     return Query(texts.text(0), torch.tensor(texts.row(0)), resolved, at, position, value)
 
 
+@typed
 def distances(
     values: Float[Tensor, "*sample d"], query: Float[Tensor, "d"], metric: Metric = "euclidean"
 ) -> Float[Tensor, "*sample"]:
@@ -99,13 +100,6 @@ def distances(
         [0.0, 1.0]
     """
     check_choice("metric", metric, get_args(Metric))
-    return _distances(values, query, metric)
-
-
-@typed
-def _distances(
-    values: Float[Tensor, "*sample d"], query: Float[Tensor, "d"], metric: Metric
-) -> Float[Tensor, "*sample"]:
     check_query(query)
     z, others = query.double(), values.double()
     if metric == "euclidean":
@@ -196,8 +190,10 @@ class Scorer:
     def __call__(self, inputs: Inputs, *, show_progress: bool = False) -> tuple[Encoded, Scores]:
         """Inputs as the model reads them, each one's distance, and where."""
         texts = encode(self._reader.model, inputs, prepend_bos=self._text_options.prepend_bos)
-        batch_size = self._text_options.batch_size
-        (scores,) = score(self._reader, texts, [self.query], self.closeness, batch_size, show_progress=show_progress)
+        (scores,) = score(
+            self._reader, texts, [self.query], self.closeness, self._text_options.batch_size,
+            show_progress=show_progress,
+        )  # fmt: skip
         return texts, scores
 
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_backward._support.checks import check_at_least_one
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion.activations import collect
 from tl_backward.inversion.features import LEVEL, Feature, FeatureTable, common_features, compare_with_exact
@@ -104,8 +105,7 @@ def read_preimage(
         ValueError: n_shown < 1; another question in `exact`; a decoder that does not know the site; a feature that
             raises.
     """
-    if n_shown < 1:
-        raise ValueError(f"Expected n_shown of at least 1, got {n_shown}; {N_SHOWN} is the default.")
+    check_at_least_one("n_shown", n_shown, f"{N_SHOWN} is the default")
     if exact is not None and preimage.method != "enumeration":
         preimage = compare_with_exact(preimage, exact, features)
     texts = None if prior is None else list(prior)

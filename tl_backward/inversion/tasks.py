@@ -41,8 +41,8 @@ class Task:
 
 def task_of(model_name: str) -> Task | None:
     """The task that a model of the zoo was trained on, or None; the facts models share one."""
-    made = {"facts": _facts, "counting": _counting, "addition": _addition}
-    make = made.get("facts" if model_name.startswith("facts") else model_name)
+    kinds = {"facts": _facts, "counting": _counting, "addition": _addition}
+    make = kinds.get("facts" if model_name.startswith("facts") else model_name)
     return None if make is None else make()
 
 

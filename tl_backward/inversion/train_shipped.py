@@ -46,9 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument(name, **kind, help=what)
     options = parser.parse_args(arguments)
     recipe = RECIPES[options.name]
-    shape = _with(recipe.config, conditioning=options.conditioning, n_vectors=options.vectors)
-    how = _with(recipe.options, learning_rate=options.learning_rate)
-    recipe = _with(recipe, budget=options.budget, config=shape, options=how)
+    recipe = _with(
+        recipe,
+        budget=options.budget,
+        config=_with(recipe.config, conditioning=options.conditioning, n_vectors=options.vectors),
+        options=_with(recipe.options, learning_rate=options.learning_rate),
+    )
     torch.set_num_threads(options.threads)
     out = options.out or Path(f"{options.name}-decoder")
     started = time.process_time()
@@ -59,8 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cpu_seconds = time.process_time() - started
     rates = measured(decoder, recipe, n_queries=N_QUERIES, n=N_SAMPLES)
     measures = {"cpu_seconds": round(cpu_seconds, 1), "rates": rates.to_frame().to_dict("list")}
-    description = {**decoder.description, **measures}
-    replace(decoder, description=description).save(out, half=True)
+    replace(decoder, description={**decoder.description, **measures}).save(out, half=True)
     print(f"{report(rates)}\n{cpu_seconds:.0f} CPU-seconds of training; saved to {out}")
     return 0
 

@@ -154,7 +154,7 @@ class _Run:
     ) -> None:
         self.model, self.positions, self.options = model, positions, options
         self.reader = PlaceReader(model, sites)
-        source = TextSource(data, n_kept=options.n_kept, seed=options.drawing.seed, column=options.column)
+        source = TextSource(data, n_held_out=options.n_kept, seed=options.drawing.seed, column=options.column)
         self.held_out = encode(model, source.held_out)
         bos = getattr(model.tokenizer, "bos_token_id", None)
         self.start = [bos] if bos is not None and bool((self.held_out.tokens[:, 0] == bos).all()) else []

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain, count, islice
 from typing import TypeAlias, cast
 
 from tl_backward.text.ids import ARRAYS, Ids, as_ids
@@ -96,12 +96,12 @@ def _tokens(tokens: object, mask: object) -> Batch:
 class TextSource:
     """Texts without end, the same ones for the same seed, and some that are held out for evaluation."""
 
-    def __init__(self, data: object, *, n_kept: int, seed: int = 0, column: str = "text") -> None:
-        """Take the first `n_kept` texts for evaluation.
+    def __init__(self, data: object, *, n_held_out: int, seed: int = 0, column: str = "text") -> None:
+        """Take the first `n_held_out` texts for evaluation.
 
         Args:
             data: see `Data`.
-            n_kept: how many to keep out of training; of a function they are its epoch 0, and training begins with
+            n_held_out: how many to keep out of training; of a function they are its epoch 0, and training begins with
                 epoch 1. Of a list they are drawn at random, of a stream they are the first; at most half of either.
             seed: of a list's order.
             column: where a `datasets` row has its text.
@@ -120,19 +120,18 @@ class TextSource:
                 f"Expected data that can be read again each epoch, got {type(data).__name__}, which ends after one "
                 "reading; pass the function that makes it, called with the epoch's number."
             )
-        self._data, self._seed, self._column, self._n_held_out = cast(Data, data), seed, column, 0
+        self._data, self._seed, self._column = cast(Data, data), seed, column
         if isinstance(data, Sequence):  # whose order may be by subject
             self._data = random.Random(f"{seed} kept").sample(list(data), len(data))
-        first = list(islice(self._read(0), 2 * n_kept))
+        first = list(islice(self._read(0), 2 * n_held_out))
         if not first:
             raise ValueError(
                 "Expected at least one text to train on, got none; the list is empty, or the function's first epoch "
                 "gave nothing."
             )
-        self.held_out = first[:n_kept] if callable(data) else first[: max(1, len(first) // 2)]
-        self._n_held_out = len(self.held_out)
-        if not callable(data) and len(first) < 2:
-            self._n_held_out = 0  # a single text is both learned and evaluated
+        self.held_out = first[:n_held_out] if callable(data) else first[: max(1, len(first) // 2)]
+        # A function's epoch 0 is never trained on; a single text is both learned and evaluated.
+        self._n_skipped = 0 if callable(data) or len(first) < 2 else len(self.held_out)
 
     def __iter__(self) -> Iterator[str]:
         """Epoch after epoch.
@@ -140,8 +139,8 @@ class TextSource:
         Raises:
             ValueError: an epoch without a text; its number and how many texts came before are said.
         """
-        epoch, n_before = 1, 0
-        while True:
+        n_before = 0
+        for epoch in count(1):
             n = 0
             for text in self._epoch(epoch):
                 n += 1
@@ -151,14 +150,14 @@ class TextSource:
                     f"Expected texts in every epoch, got none in epoch {epoch} after {n_before} texts; the function "
                     "must give texts each time it is called."
                 )
-            epoch, n_before = epoch + 1, n_before + n
+            n_before += n
 
     def _epoch(self, epoch: int) -> Iterable[str]:
+        texts = islice(self._read(epoch), self._n_skipped, None)
         if isinstance(self._data, Sequence):
-            texts = list(islice(self._read(epoch), self._n_held_out, None))
+            texts = list(texts)
             random.Random(f"{self._seed} {epoch}").shuffle(texts)
-            return texts
-        return islice(self._read(epoch), 0 if callable(self._data) else self._n_held_out, None)
+        return texts
 
     def _read(self, epoch: int) -> Iterator[str]:
         rows = self._data(epoch) if callable(self._data) else self._data
