@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -19,9 +19,6 @@ from tl_backward.model.guard import check_visitor, rng_untouched
 from tl_backward.model.inputs import check_reads_text, without_cache
 from tl_backward.model.place import Place, Places, resolve_places
 from tl_backward.model.torch_hooks import as_shown, register_last
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Heads: TypeAlias = Literal["flatten", "each"]
 
@@ -185,8 +182,7 @@ def watch(
 def _embedding(model: TransformerLensModel) -> nn.Module:
     """What reads the tokens, also where TransformerLens has no name for it."""
     own = cast(nn.Module, model)._modules.get("embed")
-    inner = cast("PreTrainedModel", getattr(model, "original_model", None))
-    return inner.get_input_embeddings() if own is None else own
+    return cast(Any, model).original_model.get_input_embeddings() if own is None else own
 
 
 def forward(model: TransformerLensModel, tokens: Int[Tensor, "batch pos"], stop_at_layer: int | None) -> None:

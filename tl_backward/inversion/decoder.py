@@ -14,7 +14,7 @@ from tl_backward._support.types import TransformerLensModel
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion._old_calls import old_options
 from tl_backward.inversion.network import DecoderNetwork
-from tl_backward.inversion.options import EPSILON, SAMPLING, Closeness, SamplingOptions
+from tl_backward.inversion.options import EPSILON, Closeness, SamplingOptions
 from tl_backward.inversion.positions import Position
 from tl_backward.inversion.preimage import Preimage, preimage_of
 from tl_backward.inversion.query import Query, QueryLike, read_query
@@ -48,7 +48,7 @@ class Decoder:
         *,
         site: PlaceLike | None = None,
         position: Position | None = None,
-        sampling_options: SamplingOptions = SAMPLING,
+        sampling_options: SamplingOptions = SamplingOptions(),
         seed: int = 0,
     ) -> Encoded:
         """Draw texts that the decoder takes for the query's, unverified.
@@ -88,7 +88,7 @@ class Decoder:
         position: Position | None = None,
         epsilon: float | Closeness = EPSILON,
         n: int = 200,
-        sampling_options: SamplingOptions = SAMPLING,
+        sampling_options: SamplingOptions = SamplingOptions(),
         valid: Callable[[str], bool] | None = None,
         prior: Inputs | None = None,
         seed: int = 0,

@@ -14,7 +14,6 @@ from tl_backward.inversion.enumeration import enumerate_preimage
 from tl_backward.inversion.features import LEVEL, Feature, FeatureTable, common_features
 from tl_backward.inversion.options import (
     EPSILON,
-    INVERSION,
     TEXTS,
     Closeness,
     InversionOptions,
@@ -176,7 +175,7 @@ def invert(
     task: Task,
     *,
     decoder: Decoder | None = None,
-    options: InversionOptions = INVERSION,
+    options: InversionOptions = InversionOptions(),
     epsilon: float | Closeness = EPSILON,
     text_options: TextOptions = TEXTS,
     compared: bool = True,

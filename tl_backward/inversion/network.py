@@ -77,10 +77,9 @@ class DecoderNetwork(nn.Module):
         super().__init__()
         self.layout, self.end, self.n_ctx = config, d_vocab, n_ctx
         self.shape = {"n_sites": n_sites, "d_site": d_site, "d_vocab": d_vocab, "n_ctx": n_ctx}
-        n_before = config.n_vectors if config.conditioning == "prefix" else 0
         language = GPT2Config(
             vocab_size=d_vocab + 1,
-            n_positions=n_before + n_ctx + 1,
+            n_positions=(config.n_vectors if config.conditioning == "prefix" else 0) + n_ctx + 1,
             n_embd=config.d_model,
             n_layer=config.n_layers,
             n_head=config.n_heads,

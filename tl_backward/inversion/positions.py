@@ -48,8 +48,7 @@ def find_each(
         ValueError: no text has any of them; and as for `find_positions`.
     """
     if positions is None:
-        uniform = torch.rand(len(texts), n, generator=generator, dtype=torch.float64)
-        return (uniform * texts.lengths[:, None]).long()
+        return (torch.rand(len(texts), n, generator=generator, dtype=torch.float64) * texts.lengths[:, None]).long()
     at = torch.stack([find_positions(texts, rule) for rule in positions], 1)
     if not (at != NOWHERE).any():
         raise ValueError(

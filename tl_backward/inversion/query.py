@@ -156,8 +156,7 @@ def score(
     n = len(texts)
     found = [Scores(torch.full((n,), torch.inf, dtype=torch.float64), torch.full((n,), NOWHERE)) for _ in queries]
     allowed = [None if closeness.match == "any" else find_positions(texts, query.rule) for query in queries]
-    needed = allowed[0] if len(queries) == 1 else None
-    for part in batches(texts, needed, batch_size, show_progress=show_progress):
+    for part in batches(texts, allowed[0] if len(queries) == 1 else None, batch_size, show_progress=show_progress):
         values = reader(part.tokens, part.text, part.at)
         for query, scores, at in zip(queries, found, allowed, strict=True):
             value = values[query.site]

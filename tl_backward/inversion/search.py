@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion._old_calls import old_options
-from tl_backward.inversion.options import EDITS, EPSILON, SEARCH, TEXTS, Closeness, Edit, SearchOptions
+from tl_backward.inversion.options import EDITS, EPSILON, TEXTS, Closeness, Edit, SearchOptions
 from tl_backward.inversion.positions import Position
 from tl_backward.inversion.preimage import Preimage, Valid, assemble, check_valid
 from tl_backward.inversion.query import Query, QueryLike, Scorer, Scores
@@ -52,7 +52,7 @@ def search_preimage(
     proposals: Proposals,
     *,
     epsilon: float | Closeness = EPSILON,
-    search_options: SearchOptions = SEARCH,
+    search_options: SearchOptions = SearchOptions(),
     valid: Valid | None = None,
     seed: int = 0,
     text_options: TextOptions = TEXTS,

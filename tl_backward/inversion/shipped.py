@@ -130,8 +130,8 @@ def load(
                 f"Expected a decoder that ships ({', '.join(names())}), got {str(name_or_dir)!r}; train it with "
                 f"`python -m tl_backward.inversion.train_shipped {name_or_dir} --out DIR` and load DIR."
             )
-        probed = load_model(recipe.model) if model is None else model
-        return load_from(WEIGHTS / name_or_dir, probed, valid=valid or recipe.valid)
+        model = load_model(recipe.model) if model is None else model
+        return load_from(WEIGHTS / name_or_dir, model, valid=valid or recipe.valid)
     if not Path(name_or_dir).is_dir():
         raise ValueError(
             f"Expected a decoder that ships ({', '.join(names())}) or a directory that inversion.train wrote, got "

@@ -113,8 +113,7 @@ def read_preimage(
         common_features(each, features, prior=texts, level=level) if features and each is not None else None
         for each in (preimage, retrieval, exact)
     )
-    sides = [_nearest(preimage, inside, n_shown) for inside in (True, False)]
-    inside, outside = (_shown(model, preimage, side, decoder) for side in sides)
+    inside, outside = (_shown(model, preimage, _nearest(preimage, side, n_shown), decoder) for side in (True, False))
     return SiteReading(preimage, inside, outside, table, retrieval, near, exact, truth)
 
 

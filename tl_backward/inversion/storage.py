@@ -11,11 +11,13 @@ from tl_backward._support.storage import fingerprint, joined, load_json, load_te
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion.network import DecoderConfig, DecoderNetwork
-from tl_backward.text.encoded import Encoded, encode, encode_rows
+from tl_backward.text.encoded import Encoded, encode_rows
 from tl_backward.text.token_strings import token_string, vocabulary_size
 
 TENSORS, DESCRIPTION = "decoder.safetensors", "decoder.json"
 _TIED = "lm.lm_head.weight"
+N_PROBED = 4
+"""Texts of the probe."""
 _TOLERANCE = 1e-2
 """Of the probe's activations, relative to their norm: another dtype passes, another model does not."""
 
@@ -127,8 +129,3 @@ def check_same_model(
                 f"{site!r}; load that model as it was then (folding and centring weights change activations), or train "
                 "a decoder for this one."
             )
-
-
-def probe_texts(model: TransformerLensModel, texts: Sequence[str], n: int = 4) -> Encoded:
-    """A few texts for the probe."""
-    return encode(model, list(texts[:n]))

@@ -23,7 +23,7 @@ from tl_backward.inversion.evaluation import decoder_rates, read_queries
 from tl_backward.inversion.network import DecoderConfig, DecoderNetwork
 from tl_backward.inversion.options import EPSILON, Closeness
 from tl_backward.inversion.positions import Position
-from tl_backward.inversion.storage import DESCRIPTION, digest, probe_texts, vocabulary_digest
+from tl_backward.inversion.storage import DESCRIPTION, N_PROBED, digest, vocabulary_digest
 from tl_backward.inversion.stream import LAG, Drawing, Shares, TrainingStream, widened
 from tl_backward.model.checks import check_model
 from tl_backward.model.place import Places
@@ -173,7 +173,6 @@ class _Run:
         self.steps = budget // options.drawing.batch_size
         self.every = max(1, self.steps // max(1, options.n_evaluations))
         self.found: list[dict[str, object]] = []
-        self.probe = probe_texts(model, self.held_out.texts)
         self.identity = {
             "model": options.name,
             "vocabulary": vocabulary_digest(model),
@@ -185,7 +184,7 @@ class _Run:
                 for rule in positions
             ],
             "start": self.start,
-            "probe": [self.probe.row(index) for index in range(len(self.probe))],
+            "probe": [self.held_out.row(index) for index in range(min(N_PROBED, len(self.held_out)))],
             "budget": budget,
             "config": asdict(config),
             "start_from": None if start is None else digest(dict(start.state_dict())),

@@ -163,8 +163,8 @@ def reads_unknown(tokenizer: Tokenizer | None, text: str) -> bool:
     unknown, encode = getattr(tokenizer, "unk_token_id", None), getattr(tokenizer, "encode", None)
     if unknown is None or encode is None:
         return False
-    named = text.count(str(getattr(tokenizer, "unk_token", None)))
-    return list(encode(text, add_special_tokens=False)).count(unknown) > named
+    read = list(encode(text, add_special_tokens=False)).count(unknown)
+    return read > text.count(str(getattr(tokenizer, "unk_token", None)))
 
 
 def unknown_words(tokenizer: Tokenizer | None, text: str) -> list[str]:
