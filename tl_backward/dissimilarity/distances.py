@@ -17,6 +17,7 @@ from tl_backward.dissimilarity.comparison import compare
 from tl_backward.dissimilarity.measures.registry import get_measure, list_measures
 from tl_backward.dissimilarity.options import OLD_TEXT, RunOptions
 from tl_backward.model.place import Places
+from tl_backward.text.data import TextData
 from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import text_frame
 
@@ -150,7 +151,7 @@ def classical_mds(distances: Float[Tensor, "_ _"], *, dimensions: int = 2) -> La
 @old_keywords(OLD_TEXT, text_options=TextOptions)
 def model_distances(
     models: Mapping[str, TransformerLensModel],
-    data: object,
+    data: TextData,
     *,
     hook: Places = "resid_post",
     layers: int | Sequence[int] | None = None,

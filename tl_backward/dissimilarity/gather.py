@@ -21,7 +21,7 @@ from tl_backward.dissimilarity.sampling import RowSample
 from tl_backward.dissimilarity.statistics import CovarianceStatistics
 from tl_backward.dissimilarity.tally import Tally
 from tl_backward.dissimilarity.tokens import PairedTokens, pair_batch
-from tl_backward.text.data import batches_of
+from tl_backward.text.data import TextData, batches_of
 from tl_backward.text.encoding import warn_of_two_beginnings
 
 SAVE_EVERY = 20  # batches between checkpoints
@@ -66,7 +66,7 @@ def _nothing_yet(plan: Plan) -> Accumulated:
     )
 
 
-def gather(data: object, plan: Plan, show_progress: bool) -> Accumulated:
+def gather(data: TextData, plan: Plan, show_progress: bool) -> Accumulated:
     """Run both models over the data, from a checkpoint on if there is one; the same on every process.
 
     Raises:
@@ -116,7 +116,7 @@ def gather(data: object, plan: Plan, show_progress: bool) -> Accumulated:
     return found
 
 
-def _batches(data: object, plan: Plan, show_progress: bool) -> tqdm:
+def _batches(data: TextData, plan: Plan, show_progress: bool) -> tqdm:
     batches = islice(batches_of(data, plan.reading.batching, plan.reading.text_key), plan.n_batches)
     total = -(-len(data) // plan.reading.batching) if isinstance(data, list | tuple | Tensor) else plan.n_batches
     return tqdm(batches, total=total, desc="compare", unit="batch", disable=not show_progress)

@@ -17,6 +17,7 @@ from tl_backward.dissimilarity.reading import Reading, reading_of
 from tl_backward.dissimilarity.tokens import count_tokens
 from tl_backward.dissimilarity.wanted import Wanted, find_measures
 from tl_backward.model.place import Places
+from tl_backward.text.data import TextData
 from tl_backward.text.options import TextOptions
 
 Layers: TypeAlias = int | Sequence[int] | None
@@ -57,7 +58,7 @@ class Plan:
 
 def plan_comparison(
     models: Models,
-    data: object,
+    data: TextData,
     hook: Places,
     layers: tuple[Layers, Layers],
     measures: str | Sequence[str],
@@ -92,7 +93,7 @@ def plan_comparison(
     return Plan((a, b), named, wanted, reading, text.n_batches, options, memory, kept, dtype, device)
 
 
-def _most_samples(models: Models, data: object, reading: Reading, width: int) -> int | None:
+def _most_samples(models: Models, data: TextData, reading: Reading, width: int) -> int | None:
     """How many samples the data give at most, where that is known and may be fewer than a layer is wide."""
     if isinstance(data, Tensor) and data.numel():
         texts, tokens = data.numel() // data.shape[-1], data.numel()

@@ -5,10 +5,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count, islice
 from typing import TypeAlias, cast
 
+import numpy as np
+from torch import Tensor
+
 from tl_backward.text.ids import ARRAYS, Ids, as_ids
 from tl_backward.text.prompts import Batch, given_tokens
 
-TextData: TypeAlias = Ids | Iterable[str | Mapping[str, object] | Ids | Sequence[Ids]]
+TextData: TypeAlias = Ids | Iterable[str | Mapping[str, object] | Ids | Sequence[Tensor | np.ndarray]]
 """Texts; rows of a `datasets` data set or stream, with a text or with `input_ids`; token ids [batch, pos], all at once
 or batch by batch; or (tokens, attention_mask) pairs."""
 Data: TypeAlias = Sequence[str] | Callable[[int], Iterable[str]] | Iterable[Mapping[str, object]]

@@ -19,6 +19,7 @@ from tl_backward.dissimilarity.stitching.penalty import Penalty, own_losses, pen
 from tl_backward.dissimilarity.stitching.stitches import OLD_FIT, check_pair, fitted_map, residual_sums
 from tl_backward.dissimilarity.stitching.texts import TextBatch, fit_and_held_out_texts
 from tl_backward.model.guard import rng_untouched
+from tl_backward.text.data import TextData
 from tl_backward.text.options import TextOptions
 
 if TYPE_CHECKING:
@@ -121,13 +122,13 @@ class StitchingGrid:
 def stitching_grid(
     model_a: TransformerLensModel,
     model_b: TransformerLensModel,
-    data: object,
+    data: TextData,
     *,
     layers_a: int | Sequence[int] | None = None,
     layers_b: int | Sequence[int] | None = None,
     map: MapKind = "affine",
     baselines: bool = True,
-    held_out: object = 0.2,
+    held_out: float | TextData = 0.2,
     text_options: TextOptions = TextOptions(),
     fit_options: FitOptions = FitOptions(),
     show_progress: bool = True,

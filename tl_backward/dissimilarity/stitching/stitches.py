@@ -24,6 +24,7 @@ from tl_backward.dissimilarity.stitching.sgd import train_map
 from tl_backward.dissimilarity.stitching.texts import TextBatch, fit_and_held_out_texts
 from tl_backward.model.checks import check_model
 from tl_backward.model.inputs import check_reads_text
+from tl_backward.text.data import TextData
 from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import one_vocabulary
 
@@ -102,11 +103,11 @@ def stitch(
     layer_a: int,
     model_b: TransformerLensModel,
     layer_b: int,
-    data: object,
+    data: TextData,
     *,
     map: MapKind = "affine",
     fit: Fit = "least_squares",
-    held_out: object = 0.2,
+    held_out: float | TextData = 0.2,
     text_options: TextOptions = TextOptions(),
     fit_options: FitOptions = FitOptions(),
     show_progress: bool = True,

@@ -12,7 +12,7 @@ from tl_backward._support.types import TransformerLensModel
 from tl_backward.dissimilarity.options import SampleOptions
 from tl_backward.dissimilarity.reading import reading_of
 from tl_backward.dissimilarity.tokens import pair_batch
-from tl_backward.text.data import batches_of
+from tl_backward.text.data import TextData, batches_of
 from tl_backward.text.encoding import warn_of_two_beginnings
 from tl_backward.text.options import TextOptions
 from tl_backward.text.prompts import Batch
@@ -41,7 +41,7 @@ class TextBatch:
 
 
 def read_texts(
-    model_a: TransformerLensModel, model_b: TransformerLensModel, data: object, options: TextOptions
+    model_a: TransformerLensModel, model_b: TransformerLensModel, data: TextData, options: TextOptions
 ) -> list[TextBatch]:
     """All batches of the data, held as tokens.
 
@@ -69,7 +69,11 @@ def _bytes(model: TransformerLensModel, batch: Batch) -> Int[Tensor, "text"]:
 
 
 def fit_and_held_out_texts(
-    model_a: TransformerLensModel, model_b: TransformerLensModel, data: object, held_out: object, options: TextOptions
+    model_a: TransformerLensModel,
+    model_b: TransformerLensModel,
+    data: TextData,
+    held_out: float | TextData,
+    options: TextOptions,
 ) -> tuple[list[TextBatch], list[TextBatch]]:
     """Batches to fit on, and others to measure on: data of their own, or the last ones, a share of `held_out` of all.
 

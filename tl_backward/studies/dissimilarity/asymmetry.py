@@ -22,6 +22,7 @@ from tl_backward._support.types import TransformerLensModel
 from tl_backward.dissimilarity.options import Fit, FitOptions, MapKind
 from tl_backward.dissimilarity.stitching import stitch
 from tl_backward.studies.dissimilarity.statistics import over_seeds
+from tl_backward.text.data import TextData
 from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import text_frame
 
@@ -106,8 +107,8 @@ _DIFFERENCES = ("difference", "excess_difference")
 def activation_asymmetry(
     models_a: Sequence[TransformerLensModel],
     models_b: Sequence[TransformerLensModel],
-    data: object,
-    held_out_data: object,
+    data: TextData,
+    held_out_data: TextData,
     *,
     names: tuple[str, str] = ("solu", "gelu"),
     map: MapKind = "affine",

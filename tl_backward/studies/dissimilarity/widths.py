@@ -21,6 +21,7 @@ from tl_backward.dissimilarity.comparison import compare
 from tl_backward.dissimilarity.options import RunOptions
 from tl_backward.studies.dissimilarity.outliers import nearest_layer
 from tl_backward.studies.dissimilarity.statistics import over_seeds
+from tl_backward.text.data import TextData
 from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import text_frame
 
@@ -122,7 +123,7 @@ class WidthsAndDepths:
 )
 def widths_and_depths(
     families: Sequence[Mapping[str, TransformerLensModel]],
-    data: object,
+    data: TextData,
     *,
     threshold: float = 0.9,
     text_options: TextOptions = TextOptions(batch_size=32, exclude_first=True),
