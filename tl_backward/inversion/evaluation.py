@@ -22,7 +22,7 @@ class Queries:
     """Activations to be decoded, some of each site and position."""
 
     reader: PlaceReader
-    """Of the sites."""
+    """Reads the sites that the activations are of."""
     positions: Sequence[Position] | None
     """Where they were read; None for a token of each text drawn at random."""
     activations: Float[Tensor, "query d_site"]
@@ -108,8 +108,8 @@ def decoder_rates(
     seed: int = 0,
 ) -> DecoderRates:
     """Draw `n` texts for each query at T = 1 and see where they land; `others` are texts for the chance rate."""
-    repeated = (part.repeat_interleave(n, 0) for part in (queries.activations, queries.sites, queries.slots))
     reader, positions = queries.reader, queries.positions
+    repeated = (part.repeat_interleave(n, 0) for part in (queries.activations, queries.sites, queries.slots))
     many = Queries(reader, positions, *repeated)
     names = ("any",) if positions is None else tuple(str(rule) for rule in positions)
     texts = encode_rows(reader.model, network.draw(many.activations, many.sites, start, seed=seed))

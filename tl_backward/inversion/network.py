@@ -32,7 +32,7 @@ class DecoderConfig:
     n_vectors: int = 4
     """How many vectors of the decoder's width an activation becomes."""
     d_hidden: int = 256
-    """Of the MLP that makes them."""
+    """Width of the hidden layer of the MLP that makes them."""
 
     def __post_init__(self) -> None:
         """Refuse shapes that no decoder can have."""

@@ -58,7 +58,7 @@ class SearchOptions:
         chains: walks side by side; each step scores all of them at once.
         steps: of each walk, burn-in included.
         burn_in: first steps, which anneal and are left out; None for half.
-        thin: one state in so many is kept.
+        thin: one state in so many is given back.
         tau: temperature, in units of D.
         plateau: D below which nothing is preferred; None for epsilon.
         n_proposals: how many a generator or decoder is asked for.

@@ -225,7 +225,7 @@ def pool_preimage(
         site: see `resolve_place`.
         position: of the query's token; see `positions.Position`.
         pool: real inputs.
-        n: how many are kept, nearest first; all of a smaller pool.
+        n: how many are given back, nearest first; all of a smaller pool.
         epsilon: the threshold on D, or a `Closeness`.
         valid: as for `preimage_of`.
         text_options: batch size, and whether texts begin with BOS.

@@ -137,9 +137,9 @@ class TokenEdits:
     """Which edits are proposed, each with equal probability, and what they may write."""
 
     edits: Sequence[Edit]
-    """Of EDITS."""
+    """The edits' names, see `options.EDITS`."""
     vocabulary: Sequence[int]
-    """Tokens that are written and erased; others are kept, though a swap may move them."""
+    """Tokens that are written and erased; others stay, though a swap may move them."""
     start: int
     """The first position that is edited: 1 after a BOS."""
     longest: int
@@ -366,6 +366,6 @@ def effective_sample_size(values: Float[Tensor, "step chain"]) -> float:
     rho[0] = 1.0
     pairs = rho[: n // 2 * 2].reshape(-1, 2).sum(1)
     negative = (pairs < 0).nonzero().flatten()
-    kept = pairs[: int(negative[0])] if len(negative) else pairs
-    time = -1 + 2 * float(kept.cummin(0).values.sum())
+    pairs = pairs[: int(negative[0])] if len(negative) else pairs
+    time = -1 + 2 * float(pairs.cummin(0).values.sum())
     return min(float(n * m), n * m / max(time, 1e-12))

@@ -25,7 +25,7 @@ class Recipe:
     """How a shipped decoder is made; the same recipe gives the same decoder on one machine."""
 
     model: str
-    """Of the zoo."""
+    """The zoo's name of the probed model."""
     sites: tuple[PlaceLike, ...]
     positions: tuple[int, ...]
     data: Callable[[], Data]

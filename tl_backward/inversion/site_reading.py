@@ -35,7 +35,7 @@ class ShownText:
     """One text of a preimage, token by token."""
 
     index: int
-    """Of the preimage's texts."""
+    """Which of the preimage's texts it is."""
     strings: tuple[str, ...]
     """Its tokens as they read, raw."""
     distances: Float[Tensor, "pos"]

@@ -53,7 +53,7 @@ class TrainingOptions:
     clip: float = 1.0
     """The gradient's norm is cut here."""
     n_kept: int = 64
-    """Texts that are kept out of training to be queries, and to standardise activations."""
+    """Texts held out of training to be queries, and to standardise activations."""
     n_queries: int = 16
     """Of these, queries for each site and position in an evaluation."""
     n_samples: int = 8
@@ -68,7 +68,7 @@ class TrainingOptions:
     column: str = "text"
     """Where a `datasets` row has its text."""
     name: str = "model"
-    """Of the model, for messages."""
+    """The probed model's name, for messages."""
 
     def __post_init__(self) -> None:
         Closeness(self.epsilon)
@@ -207,7 +207,7 @@ class _Run:
             network.null[index] = network.mean[index] if null is None else null[index]
 
     def train(self, out: Path, keep: bool, show_progress: bool) -> Decoder:
-        """All steps, evaluations and checkpoints; what is kept is written to `out`."""
+        """All steps, evaluations and checkpoints; with `keep` they are written to `out`."""
         from transformers import TrainingArguments
 
         from tl_backward.inversion import _trainer

@@ -166,8 +166,11 @@ def _plain(record: dict, where: str) -> dict[str, Any]:
     unknown = [name for name in record if name not in _READERS]
     if unknown:
         raise ValueError(f"Expected only {', '.join(_READERS)} in {where}, got {unknown[0]!r} too; rename or drop it.")
-    given = {"prompt": None, "target": None} | record
-    return {name: _field(record, name, _READERS[name], where) for name in _READERS if name in given}
+    return {
+        name: _field(record, name, read, where)
+        for name, read in _READERS.items()
+        if name in record or name in ("prompt", "target")
+    }
 
 
 def _field(

@@ -33,8 +33,8 @@ def batches_of(data: object, batch_size: int, text_key: str = "text") -> Iterato
             "list, or choose a split such as data['train']."
         )
     if isinstance(data, ARRAYS) and data.ndim:
-        empty = not all(data.shape)
-        data = () if empty else as_ids(data, "tokens [batch, pos]").reshape(-1, data.shape[-1]).split(batch_size)
+        ids = as_ids(data, "tokens [batch, pos]") if all(data.shape) else None
+        data = () if ids is None else ids.reshape(-1, ids.shape[-1]).split(batch_size)
     elif isinstance(data, ARRAYS) or not isinstance(data, Iterable):
         raise TypeError(
             f"Expected data as a list of texts, a dataset's split, or token batches, got {type(data).__name__}; pass "

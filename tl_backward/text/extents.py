@@ -92,8 +92,8 @@ def decoded_extents(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, list
     one that ends within a character's bytes has that character too.
     """
     special = set(getattr(tokenizer, "all_special_ids", ()))
-    kept = [int(token) for token in ids if token not in special]
-    text = tokenizer.decode(kept) if kept else ""
+    own = [int(token) for token in ids if token not in special]
+    text = tokenizer.decode(own) if own else ""
     found: list[Extent] = []
     n = start = 0
     for token in ids:
@@ -101,7 +101,7 @@ def decoded_extents(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, list
             found.append((start, start))
             continue
         n += 1
-        part = tokenizer.decode(kept[:n])
+        part = tokenizer.decode(own[:n])
         same = max(start, _common(part, text))
         begun = same < len(text) and bool(part[same:]) and not part[same:].strip(_INCOMPLETE)
         found.append((start, same + begun))
