@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import torch
 
@@ -23,7 +23,7 @@ from tl_backward.zoo import load as load_model
 from tl_backward.zoo.loading import load_hugging_face
 
 N_QUERIES, N_SAMPLES = 50, 20
-_OPTIONS = (
+_OPTIONS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("--out", {"type": Path}, "directory to write (default: ./NAME-decoder)"),
     ("--budget", {"type": int}, "activations to train on (default: the recipe's)"),
     ("--conditioning", {"choices": get_args(Conditioning)}, "(default: the recipe's)"),

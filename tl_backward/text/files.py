@@ -63,7 +63,7 @@ def read_data(path: Path, text_key: str) -> list[str]:
             f"Expected texts, or objects with {text_key!r}, in {str(path)!r}, got {type(items[bad]).__name__} as item "
             f"{bad}; name another --text-key or mend it."
         )
-    return texts
+    return [text for text in texts if isinstance(text, str)]
 
 
 def _parsed(text: str, where: str) -> object:
