@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tl_backward._support.storage import joined, load_json, load_tensors, part_of, save_json, save_tensors
@@ -77,7 +77,7 @@ class DecoderTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """The stream as it is: it knows its process, and its batches are whole."""
-        return DataLoader(self.stream, batch_size=None)
+        return DataLoader(_Batches(self.stream), batch_size=None)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
@@ -163,6 +163,16 @@ class DecoderTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Nothing in a training step draws numbers: batches come from generators of their own."""
+
+
+class _Batches(IterableDataset):
+    """A stream as torch's data loaders take it."""
+
+    def __init__(self, stream: TrainingStream) -> None:
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return iter(self.stream)
 
 
 class Watching(TrainerCallback):

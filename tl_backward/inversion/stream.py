@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import IterableDataset
 
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.activations import PlaceReader
@@ -44,7 +43,7 @@ class Shares:
     weights: Float[Tensor, "site slot"]
 
 
-class TrainingStream(IterableDataset):
+class TrainingStream:
     """Batches for `DecoderNetwork.forward`, the same ones for the same seed and shares from wherever they start."""
 
     def __init__(
