@@ -6,7 +6,7 @@ import torch
 
 from tests.benchmarks.measure import interleaved, peak_memory, row
 from tl_backward.dissimilarity import CovarianceStatistics
-from tl_backward.dissimilarity.additive import cka_debiased
+from tl_backward.dissimilarity.measures.additive import cka_debiased
 
 LAYERS, BATCH = 13, 2000
 

@@ -346,7 +346,7 @@ def test_an_orthogonal_map_stays_orthogonal():
 def test_an_interrupted_descent_goes_on(tmp_path, monkeypatch, kind):
     a, b = build(worlds()[0]), bridge("gpt2")
     options = dict(map=kind, fit="sgd", fit_options=replace(SHORT, checkpoint=tmp_path / "descent"), **QUIET)
-    from tl_backward.dissimilarity.stitching.texts import TextBatch
+    from tl_backward.dissimilarity.stitching.penalty import TextBatch
 
     original, calls = TextBatch.losses, []
 

@@ -11,12 +11,13 @@ from tqdm.auto import trange
 
 from tl_backward._support.bootstrap import Interval, bootstrap
 from tl_backward._support.types import TransformerLensModel, typed
-from tl_backward.alignment._layers import stream_at
-from tl_backward.alignment.stitching import StitchedModel, zero_shot_stitch
+from tl_backward.alignment.stitched import StitchedModel
+from tl_backward.alignment.stitching import zero_shot_stitch
 from tl_backward.alignment.vocabularies import TokenMap
 from tl_backward.model.checks import check_model, check_one_device
 from tl_backward.model.controls import copied
 from tl_backward.model.head import Head
+from tl_backward.model.partial import streams_after
 from tl_backward.text.ids import ARRAYS, as_ids
 from tl_backward.text.prompts import Batch, encode_prompts
 
@@ -75,8 +76,10 @@ class Classifier:
         return encode_prompts(self.model, texts) if self.stitched is None else self.stitched.encode(texts)
 
     def _of_batch(self, batch: Batch) -> Tensor:
-        start = None if self.stitched is None else (self.stitched.cut_b, self.stitched.translated(batch))
-        stream = stream_at(self.model, batch, self.model.cfg.n_layers, start)
+        last, start = self.model.cfg.n_layers - 1, None
+        if self.stitched is not None:
+            start = (self.stitched.layer_b, self.stitched.translated(self.stitched.head(batch.tokens, batch.mask)))
+        stream = streams_after(self.model, batch.tokens, [last], mask=batch.mask, start=start)[last]
         rows = torch.arange(batch.n_examples, device=stream.device)
         return Head.of(self.model).normed(stream[rows, batch.last.to(stream.device)]) @ self.weight + self.bias
 

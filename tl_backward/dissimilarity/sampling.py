@@ -55,7 +55,7 @@ class RowSample:
         self.layers = [layer[best.to(layer.device)] for layer in layers]
 
     def first(self, size: int) -> Int[Tensor, "sample"]:
-        """Which rows a smaller sample would have kept."""
+        """Which rows a smaller sample would hold."""
         return self.keys.argsort()[:size].sort().values
 
     def reduce(self) -> None:
@@ -123,8 +123,5 @@ def permuted_cka(
     grams_a = torch.stack([u_centred(rows).flatten() for rows in x])
     grams_b = torch.stack([u_centred(rows) for rows in y])
     scale = torch.outer(grams_a.norm(dim=1), grams_b.flatten(1).norm(dim=1)).clamp(min=1e-300)
-    values = []
-    for order in orders:
-        order = order.to(grams_b.device)
-        values.append(grams_a @ grams_b[:, order][:, :, order].flatten(1).T / scale)
-    return torch.stack(values).cpu()
+    turned = (grams_b[:, order][:, :, order] for order in (each.to(grams_b.device) for each in orders))
+    return torch.stack([grams_a @ grams.flatten(1).T / scale for grams in turned]).cpu()

@@ -20,12 +20,28 @@ from torch import Tensor
 from tl_backward._support.storage import check_kind, load_tensors, save_tensors
 from tl_backward.dissimilarity._processes import from_process, gathered, greatest_of, several, sum_over
 from tl_backward.dissimilarity._rows import TILE, RowBuffer, matrices, parts
-from tl_backward.dissimilarity.moments import LayerSums, PairSums, Rounding
+from tl_backward.dissimilarity.measures.moments import LayerSums, PairSums
 
 Rows = Sequence[Float[Tensor, "_ _"]]
 
 Eps: TypeAlias = Literal["rows_a", "rows_b", "products"]
 _EPS: tuple[Eps, ...] = ("rows_a", "rows_b", "products")
+
+
+def _shapes(widths_a: Sequence[int], widths_b: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """The shape of everything that is held, by name: two shifts, then the sums."""
+    total_a, total_b, n_a, n_b = sum(widths_a), sum(widths_b), len(widths_a), len(widths_b)
+    shapes: dict[str, tuple[int, ...]] = {"shift_a": (total_a,), "shift_b": (total_b,)}
+    for side, widths in (("a", widths_a), ("b", widths_b)):
+        total, n = sum(widths), len(widths)
+        sizes = {"sum": total, "square": n, "within": sum(width**2 for width in widths), "quartic": n, "cubic": total}
+        shapes |= {f"{name}_{side}": (size,) for name, size in sizes.items()}
+    shapes |= {"cross": (total_a, total_b), "square_cross": (n_a, n_b)}
+    return shapes | {"weighted_a": (n_b, total_a), "weighted_b": (n_a, total_b)}
+
+
+_NAMES = tuple(_shapes([1], [1]))
+_SUMS = _NAMES[2:]
 
 
 class CovarianceStatistics:
@@ -91,16 +107,12 @@ class CovarianceStatistics:
         self._n = 0
         self._widths = {"a": self.widths_a, "b": self.widths_b}
         self._parts = {side: parts(widths) for side, widths in self._widths.items()}
-        self._shapes = _shapes(self.widths_a, self.widths_b)
-        for name, shape in self._shapes.items():
+        for name, shape in _shapes(self.widths_a, self.widths_b).items():
             setattr(self, name, torch.zeros(shape, dtype=torch.float64, device=device))
         self.products = products
         self.eps: dict[Eps, float] = dict.fromkeys(_EPS, 0.0)
         """eps of A's rows, of B's rows, and of their products: the coarsest so far."""
-        self.names = {
-            side: [f"layer {layer} of {side.upper()}" for layer in range(len(widths))]
-            for side, widths in self._widths.items()
-        }
+        self.names = {side: [f"layer {i} of {side.upper()}" for i in range(len(self._parts[side]))] for side in "ab"}
         """What warnings call each layer; "" for those that are to stay silent."""
         self._rows: RowBuffer | None = None
         self._mirrored = True
@@ -163,14 +175,14 @@ class CovarianceStatistics:
         self._note_precision(x, y, self._rows.dtype)
         if not self.n and not self.shift_a.any() and not self.shift_b.any():
             # Rounded to the inputs' dtype: the subtraction is then exact where a layer is far from zero.
-            self.shift_a.copy_(torch.cat([row.double().mean(0).to(_readable(row.dtype)).double() for row in x]))
-            self.shift_b.copy_(torch.cat([row.double().mean(0).to(_readable(row.dtype)).double() for row in y]))
+            for shift, rows in ((self.shift_a, x), (self.shift_b, y)):
+                shift.copy_(torch.cat([row.double().mean(0).to(_readable(row.dtype)).double() for row in rows]))
         self._rows.add(self, x, y)
 
     def _note_precision(self, x: Rows, y: Rows, products: torch.dtype) -> None:
-        eps_a, eps_b = (max(torch.finfo(_readable(row.dtype)).eps for row in rows) for rows in (x, y))
-        coarsest = {"rows_a": eps_a, "rows_b": eps_b, "products": torch.finfo(products).eps}
-        self.eps = {name: max(self.eps[name], coarsest[name]) for name in _EPS}
+        dtypes = {"rows_a": [row.dtype for row in x], "rows_b": [row.dtype for row in y], "products": [products]}
+        for name in _EPS:
+            self.eps[name] = max(self.eps[name], *(torch.finfo(_readable(dtype)).eps for dtype in dtypes[name]))
 
     def added(self, n: int) -> None:
         """Count n more samples that are in the sums: what a buffer of rows says once it has added them."""
@@ -211,7 +223,8 @@ class CovarianceStatistics:
             within=within,
             quartic=getattr(self, f"quartic_{side}")[layer],
             cubic=getattr(self, f"cubic_{side}")[at],
-            rounding=Rounding(self.eps["rows_a" if side == "a" else "rows_b"], self.eps["products"]),
+            eps_rows=self.eps["rows_a" if side == "a" else "rows_b"],
+            eps_products=self.eps["products"],
             accumulated=within.diagonal(),
             name=self.names[side][layer],
         )
@@ -221,7 +234,7 @@ class CovarianceStatistics:
         self.flush()
         twin = self._empty()
         twin._n = self.n
-        for name in self._sums():
+        for name in _SUMS:
             getattr(twin, name).copy_(getattr(self, name))
         return twin
 
@@ -246,7 +259,7 @@ class CovarianceStatistics:
         self._n += other.n
         self._mirrored = False
         self.eps = {name: max(self.eps[name], other.eps[name]) for name in _EPS}
-        for name in self._sums():
+        for name in _SUMS:
             getattr(self, name).add_(getattr(other, name))
         return self
 
@@ -283,7 +296,7 @@ class CovarianceStatistics:
         self.move(*shifts.split([len(self.shift_a), len(self.shift_b)]))
         self._n = sum(int(count) for count in counts)
         self.eps = {name: greatest_of(self.eps[name]) for name in _EPS}
-        for name in self._sums():
+        for name in _SUMS:
             sum_over(getattr(self, name))
         self._mirrored = False
 
@@ -294,7 +307,7 @@ class CovarianceStatistics:
     def tensors(self) -> dict[str, Tensor]:
         """Every sum by its name."""
         self.flush()
-        return {name: getattr(self, name) for name in self._shapes}
+        return {name: getattr(self, name) for name in _NAMES}
 
     def metadata(self) -> dict[str, object]:
         """What `restore` needs beside the tensors."""
@@ -314,11 +327,11 @@ class CovarianceStatistics:
         products = torch.float32 if metadata.get("products") == "float32" else torch.float64
         fresh = cls(metadata["widths_a"], metadata["widths_b"], device=device, products=products)
         fresh._n, fresh.eps = int(metadata["n"]), _saved_eps(metadata)
-        for name, shape in fresh._shapes.items():
-            if tensors[name].shape != shape:
+        for name in _NAMES:
+            if tensors[name].shape != getattr(fresh, name).shape:
                 raise ValueError(
-                    f"Expected {name} of shape {list(shape)}, got {list(tensors[name].shape)}; the file was not "
-                    "written by this version."
+                    f"Expected {name} of shape {list(getattr(fresh, name).shape)}, got {list(tensors[name].shape)}; "
+                    "the file was not written by this version."
                 )
             setattr(fresh, name, tensors[name])
         return fresh
@@ -333,9 +346,6 @@ class CovarianceStatistics:
         tensors, metadata = load_tensors(path, device)
         check_kind(path, "covariance_statistics" in metadata, "CovarianceStatistics.save")
         return cls.restore(tensors, json.loads(metadata["covariance_statistics"]))
-
-    def _sums(self) -> list[str]:
-        return [name for name in self._shapes if not name.startswith("shift")]
 
 
 def _readable(dtype: torch.dtype) -> torch.dtype:
@@ -353,15 +363,3 @@ def _saved_eps(metadata: dict) -> dict[Eps, float]:
 def planned_bytes(widths_a: Sequence[int], widths_b: Sequence[int]) -> int:
     """Bytes of a CovarianceStatistics: little beside the 8 of each entry of sum xy', all layers against all."""
     return 8 * sum(math.prod(shape) for shape in _shapes(widths_a, widths_b).values())
-
-
-def _shapes(widths_a: Sequence[int], widths_b: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """Of every shift and sum by its name."""
-    total_a, total_b, n_a, n_b = sum(widths_a), sum(widths_b), len(widths_a), len(widths_b)
-    shapes: dict[str, tuple[int, ...]] = {"cross": (total_a, total_b), "square_cross": (n_a, n_b)}
-    shapes |= {"weighted_a": (n_b, total_a), "weighted_b": (n_a, total_b)}
-    for side, widths, total, n in (("a", widths_a, total_a, n_a), ("b", widths_b, total_b, n_b)):
-        sizes = {"shift": total, "sum": total, "cubic": total, "square": n, "quartic": n}
-        sizes |= {"within": sum(width**2 for width in widths)}
-        shapes |= {f"{name}_{side}": (size,) for name, size in sizes.items()}
-    return shapes

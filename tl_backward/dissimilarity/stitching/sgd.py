@@ -9,9 +9,9 @@ import torch
 from tqdm.auto import tqdm
 
 from tl_backward._support.storage import check_kind, check_run, joined, load_tensors, part_of, save_tensors
+from tl_backward.alignment.stitched import StitchedModel
 from tl_backward.dissimilarity.options import FitOptions
-from tl_backward.dissimilarity.stitching.model import StitchedModel
-from tl_backward.dissimilarity.stitching.texts import TextBatch
+from tl_backward.dissimilarity.stitching.penalty import TextBatch
 from tl_backward.model.guard import rng_untouched
 
 Descent = FitOptions  # its name in 0.1.0

@@ -17,9 +17,9 @@ from tqdm.auto import tqdm
 from tl_backward._support.html import frame_table
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.dissimilarity.measures import cka_debiased
-from tl_backward.dissimilarity.stitching.model import run_head, run_tail
 from tl_backward.model.checks import check_model
 from tl_backward.model.guard import rng_untouched
+from tl_backward.model.partial import logits_after, streams_after
 from tl_backward.studies.dissimilarity.statistics import GroupGap, group_gap
 from tl_backward.text.encoding import encode_continuation
 from tl_backward.text.prompts import encode_prompts
@@ -187,7 +187,7 @@ class _Prompts:
     ) -> Float[Tensor, "prompt answer"]:
         """The answers' logits of a model whose stream after a layer is `stream`."""
         with torch.no_grad(), rng_untouched(model):
-            return self.at_last(run_tail(model, self.tokens, layer, stream))[:, self._answers].double()
+            return self.at_last(logits_after(model, self.tokens, layer, stream))[:, self._answers].double()
 
     def loss(self, logits: Float[Tensor, "prompt answer"]) -> float:
         """Mean cross-entropy between the answers, in nats."""
@@ -204,7 +204,7 @@ class _Own:
     def __init__(self, model: TransformerLensModel, prompts: _Prompts) -> None:
         layers = list(range(model.cfg.n_layers))
         with torch.no_grad(), rng_untouched(model):
-            self.streams = {layer: each.clone() for layer, each in run_head(model, prompts.tokens, layers).items()}
+            self.streams = {layer: each.clone() for layer, each in streams_after(model, prompts.tokens, layers).items()}
         self.rows = [prompts.at_last(self.streams[layer]).double() for layer in layers]
         self.logits = prompts.logits(model, layers[-1], self.streams[layers[-1]])
 

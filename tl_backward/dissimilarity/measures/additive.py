@@ -1,17 +1,18 @@
 """Measures as functions of the sums over samples: exact over any amount of data, without keeping a sample.
 
-Each is the formula of the measure of that name on tensors, with what the formula needs (`PairSums`) taken from sums.
+Each is the formula of the measure of that name on tensors, with its options, and with what the formula needs
+(`PairSums`) taken from sums.
 Those of spans (correlations, prediction) rest on axes of columns scaled to norm 1; those that depend on variance stay
 in the layers' own units.
 """
 
 import math
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward.dissimilarity.measures._cca import components, mean_correlation, projection_weighted
 from tl_backward.dissimilarity.measures._matching import (
     assignment,
     mean_costs,
@@ -19,9 +20,10 @@ from tl_backward.dissimilarity.measures._matching import (
     one_to_one,
     pair_costs,
 )
-from tl_backward.dissimilarity.measures._regression import ridge_shares
+from tl_backward.dissimilarity.measures._matrices import components
 from tl_backward.dissimilarity.measures._shape import angle, disparity, mixed_sizes, similarity
-from tl_backward.dissimilarity.moments import LayerSums, PairSums
+from tl_backward.dissimilarity.measures._spans import mean_correlation, projection_weighted, ridge_shares
+from tl_backward.dissimilarity.measures.moments import LayerSums, PairSums
 
 SVCCA_VARIANCE = 0.99
 GULP_RIDGE = 1e-2
@@ -86,19 +88,12 @@ def shape_partial(pair: PairSums) -> float:
     return float(angle((2 - 2 * reached / (torch.linalg.vector_norm(a) * torch.linalg.vector_norm(b))).clamp(min=0)))
 
 
-def cca(pair: PairSums) -> float:
-    """Mean canonical correlation over min(rank X, rank Y) directions."""
-    return float(mean_correlation(pair.correlations, pair.a.axes.rank, pair.b.axes.rank, "rho"))
+def cca(pair: PairSums, mean: Literal["rho", "rho2", "yanai"] = "rho") -> float:
+    """Mean canonical correlation, or squared one ("rho2"), over min(rank X, rank Y) directions.
 
-
-def cca_squared(pair: PairSums) -> float:
-    """Mean squared canonical correlation over min(rank X, rank Y) directions."""
-    return float(mean_correlation(pair.correlations, pair.a.axes.rank, pair.b.axes.rank, "rho2"))
-
-
-def cca_yanai(pair: PairSums) -> float:
-    """Sum of squared canonical correlations over sqrt(rank X rank Y): the cosine between the projections."""
-    return float(mean_correlation(pair.correlations, pair.a.axes.rank, pair.b.axes.rank, "yanai"))
+    "yanai": the sum of squared ones over sqrt(rank X rank Y), the cosine between the projections.
+    """
+    return float(mean_correlation(pair.correlations, pair.a.axes.rank, pair.b.axes.rank, mean))
 
 
 def svcca(pair: PairSums) -> float:
@@ -107,30 +102,24 @@ def svcca(pair: PairSums) -> float:
     return float(torch.linalg.svdvals(left.T @ pair.scatter() @ right).clamp(max=1).mean())
 
 
-def pwcca(pair: PairSums) -> float:
+def pwcca(pair: PairSums, weights: Literal["x", "y"] = "x") -> float:
     """sum_i a_i rho_i / sum_i a_i, a_i = sum_j |<h_i, x_j>| with h_i the i-th canonical variate (Morcos et al. 2018).
 
     With h = Q t in orthonormal axes Q of X, <h_i, x_j> = (t_i' Q'X)_j: the weights, too, follow from the sums. Not
-    symmetric: x's side projects.
+    symmetric: the side of the weights projects.
     """
-    turn, rho, _ = pair.canonical
-    return float(projection_weighted(turn, rho, pair.a.axes.factor))
+    turn_a, rho, turn_b = pair.canonical
+    turn, layer = (turn_a, pair.a) if weights == "x" else (turn_b.T, pair.b)
+    return float(projection_weighted(turn, rho, layer.axes.factor))
 
 
-def pwcca_y(pair: PairSums) -> float:
-    """PWCCA with the weights from y's side."""
-    _, rho, turn = pair.canonical
-    return float(projection_weighted(turn.T, rho, pair.b.axes.factor))
-
-
-def linear_regression(pair: PairSums) -> float:
-    """Share of y's variance that least squares predicts from x, in sample."""
-    return _explained(pair.a.axes.whitener.T @ pair.scatter(), pair.b)
-
-
-def linear_regression_y_to_x(pair: PairSums) -> float:
-    """Share of x's variance that least squares predicts from y, in sample."""
-    return _explained(pair.scatter() @ pair.b.axes.whitener, pair.a)
+def linear_regression(pair: PairSums, direction: Literal["x_to_y", "y_to_x"] = "x_to_y") -> float:
+    """Share of y's variance that least squares predicts from x, or the other way round, in sample."""
+    if direction == "x_to_y":
+        projected, target = pair.a.axes.whitener.T @ pair.scatter(), pair.b
+    else:
+        projected, target = pair.scatter() @ pair.b.axes.whitener, pair.a
+    return min(1.0, float(torch.linalg.vector_norm(projected).square()) / target.spread())
 
 
 def gulp(pair: PairSums) -> float:
@@ -138,22 +127,20 @@ def gulp(pair: PairSums) -> float:
 
     With covariances of unit trace, and ridge 0.01 added to them.
     """
-    return math.sqrt(_gulp_squared(pair, GULP_RIDGE))
+    return math.sqrt(gulp_squared(pair))
 
 
-def gulp_squared(pair: PairSums) -> float:
-    """The square of `gulp`, as the paper's estimator returns it."""
-    return _gulp_squared(pair, GULP_RIDGE)
-
-
-def gulp_squared_0(pair: PairSums) -> float:
-    """The same without a ridge: rank X + rank Y - 2 sum rho_i^2."""
-    return max(0.0, sum(pair.core.shape) - 2 * float(torch.linalg.vector_norm(pair.core).square()))
-
-
-def gulp_squared_1(pair: PairSums) -> float:
-    """The same with ridge 1."""
-    return _gulp_squared(pair, 1.0)
+def gulp_squared(pair: PairSums, regularization: float = GULP_RIDGE) -> float:
+    """The square of `gulp`, as the paper's estimator returns it; without a ridge rank X + rank Y - 2 sum rho_i^2."""
+    if not regularization:
+        return max(0.0, sum(pair.core.shape) - 2 * float(torch.linalg.vector_norm(pair.core).square()))
+    halves, own = [], 0.0
+    for layer in (pair.a, pair.b):
+        values, vectors = layer.spectrum
+        halves.append(vectors / (values + regularization * values.sum()).sqrt())
+        own += float(ridge_shares(values, regularization).square().sum())
+    both = halves[0].T @ pair.scatter() @ halves[1]
+    return max(0.0, own - 2 * float(torch.linalg.vector_norm(both).square()))
 
 
 def eigenspace_overlap(pair: PairSums) -> float:
@@ -165,15 +152,11 @@ def eigenspace_overlap(pair: PairSums) -> float:
     return min(1.0, float(torch.linalg.vector_norm(left.T @ both @ right).square()) / max(pair.cross.shape))
 
 
-def permutation_procrustes(pair: PairSums) -> float:
-    """Min over permutations P of |XP - Y|_F, centred, the narrower side widened by zero neurons; a metric."""
-    costs = _costs(pair)
-    return float(costs[assignment(-costs)].sum().sqrt())
-
-
-def permutation_procrustes_uncentred(pair: PairSums) -> float:
-    """The same with the means."""
-    costs = _costs(pair) + pair.n * mean_costs(pair.a.mean(), pair.b.mean())
+def permutation_procrustes(pair: PairSums, center: bool = True) -> float:
+    """Min over permutations P of |XP - Y|_F, the narrower side widened by zero neurons; a metric."""
+    costs = pair_costs(pair.scatter(), pair.a.spreads, pair.b.spreads)
+    if not center:
+        costs = costs + pair.n * mean_costs(pair.a.mean(), pair.b.mean())
     return float(costs[assignment(-costs)].sum().sqrt())
 
 
@@ -189,28 +172,27 @@ def soft_match(pair: PairSums) -> float:
 
 def biased_null(pair: PairSums) -> float:
     """Of `cka_biased`: tr(K) tr(L) / ((n-1) |K| |L|), the mean over all pairings."""
-    scale = pair.a.gram_square.sqrt() * pair.b.gram_square.sqrt()
-    return pair.a.spread() * pair.b.spread() / (pair.n - 1) / float(scale)
+    scale = float(pair.a.gram_square.sqrt() * pair.b.gram_square.sqrt())
+    return pair.a.spread() * pair.b.spread() / (pair.n - 1) / scale
 
 
-def squared_null(pair: PairSums) -> float:
-    """Of `cca_squared`: max(rank X, rank Y) / (n-1), the trace of two projections' product over all pairings."""
-    return max(pair.core.shape) / (pair.n - 1)
+def debiased_null(pair: PairSums) -> float:
+    """Of `cka_debiased`."""
+    return 0.0
 
 
-def yanai_null(pair: PairSums) -> float:
-    """Of `cca_yanai`: sqrt(rank X rank Y) / (n-1)."""
-    return math.sqrt(math.prod(pair.core.shape)) / (pair.n - 1)
+def cca_null(pair: PairSums, mean: Literal["rho2", "yanai"]) -> float:
+    """Of squared correlations: max(rank X, rank Y) / (n-1), the trace of two projections' product over all pairings.
+
+    "yanai": sqrt(rank X rank Y) / (n-1).
+    """
+    ranks = pair.core.shape
+    return (max(ranks) if mean == "rho2" else math.sqrt(math.prod(ranks))) / (pair.n - 1)
 
 
-def regression_null(pair: PairSums) -> float:
-    """Of `linear_regression`: rank X / (n-1)."""
-    return pair.a.axes.rank / (pair.n - 1)
-
-
-def regression_null_y_to_x(pair: PairSums) -> float:
-    """Of `linear_regression_y_to_x`: rank Y / (n-1)."""
-    return pair.b.axes.rank / (pair.n - 1)
+def regression_null(pair: PairSums, direction: Literal["x_to_y", "y_to_x"] = "x_to_y") -> float:
+    """Of `linear_regression`: the predictors' rank / (n-1)."""
+    return (pair.a if direction == "x_to_y" else pair.b).axes.rank / (pair.n - 1)
 
 
 def _unit_distance(pair: PairSums) -> Float[Tensor, ""]:
@@ -218,31 +200,11 @@ def _unit_distance(pair: PairSums) -> Float[Tensor, ""]:
     return (2 - 2 * pair.nuclear / math.sqrt(pair.a.spread()) / math.sqrt(pair.b.spread())).clamp(min=0)
 
 
-def _leading(layer: LayerSums) -> Float[Tensor, "d kept"]:
+def _leading(layer: LayerSums) -> Float[Tensor, "d leading"]:
     """W that takes the samples to unit norm along the principal components that hold 99 % of the variance."""
     values, vectors = layer.spectrum
-    kept = components(values, SVCCA_VARIANCE)
-    return vectors[:, :kept] / values[:kept].sqrt()
-
-
-def _explained(projected: Tensor, target: LayerSums) -> float:
-    return min(1.0, float(torch.linalg.vector_norm(projected).square()) / target.spread())
-
-
-def _gulp_squared(pair: PairSums, ridge: float) -> float:
-    halves, own = [], 0.0
-    for layer in (pair.a, pair.b):
-        values, vectors = layer.spectrum
-        shares = ridge_shares(values, ridge)
-        halves.append(vectors / (values + ridge * values.sum()).sqrt())
-        own += float(shares.square().sum())
-    both = halves[0].T @ pair.scatter() @ halves[1]
-    return max(0.0, own - 2 * float(torch.linalg.vector_norm(both).square()))
-
-
-def _costs(pair: PairSums) -> Float[Tensor, "d d"]:
-    """|x_i - y_j|^2 of all pairs of centred neurons."""
-    return pair_costs(pair.scatter(), pair.a.spreads, pair.b.spreads)
+    n = components(values, SVCCA_VARIANCE)
+    return vectors[:, :n] / values[:n].sqrt()
 
 
 def _neuron_correlations(pair: PairSums) -> Float[Tensor, "d1 d2"]:
