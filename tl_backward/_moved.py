@@ -57,7 +57,6 @@ MOVED = {
     "render.token_gaps": "render.key_figures",
     "render.words_texts": "render.report_texts",
     "alignment.study": "studies.alignment",
-    "dissimilarity.additive": "dissimilarity.measures.additive",
     "dissimilarity.findings": "studies.dissimilarity",
     "dissimilarity.memory": "dissimilarity.plan",
     "dissimilarity.moments": "dissimilarity.measures.moments",

@@ -467,7 +467,7 @@ def test_streamed_measures_are_those_on_tensors():
 
 
 def test_the_sample_is_uniform():
-    from tl_backward.dissimilarity.sampling import RowSample
+    from tl_backward.dissimilarity.gather import RowSample
 
     counts = torch.zeros(60)
     for seed in range(300):
@@ -481,7 +481,7 @@ def test_the_sample_is_uniform():
 
 
 def test_permutation_null_of_cka_is_brute_force():
-    from tl_backward.dissimilarity.sampling import permutations, permuted_cka
+    from tl_backward.dissimilarity.minibatch import permutations, permuted_cka
 
     x, y = (torch.randn(30, d, dtype=torch.float64, generator=torch.Generator().manual_seed(d)) for d in (5, 7))
     orders = permutations(30, 4, 0)

@@ -10,14 +10,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_backward._support.warnings import warn_user
-from tl_backward.dissimilarity.gather import Accumulated, Tally
+from tl_backward.dissimilarity.gather import Accumulated, RowSample, Tally
 from tl_backward.dissimilarity.grouped import GroupedStatistics, SumsView, jackknife
 from tl_backward.dissimilarity.measures.moments import PairSums
 from tl_backward.dissimilarity.measures.registry import Measure
-from tl_backward.dissimilarity.minibatch import ESTIMATORS
+from tl_backward.dissimilarity.minibatch import ESTIMATORS, permutations, permuted_cka
 from tl_backward.dissimilarity.plan import FAST, N_PERMUTED, Plan, Wanted
 from tl_backward.dissimilarity.result import Comparison
-from tl_backward.dissimilarity.sampling import RowSample, permutations, permuted_cka
 from tl_backward.dissimilarity.statistics import CovarianceStatistics
 
 FEWEST_SAMPLES = 4  # the unbiased HSIC divides by n - 3
@@ -157,19 +156,17 @@ def _permuted(
 
 
 def _of_rows(measure: Measure, a: Sequence[Tensor], b: Sequence[Tensor]) -> Float[Tensor, "layer_a layer_b"]:
-    """One measure of samples that are held, by their sums where it follows from those."""
+    """One measure of samples that are held, by their sums in float64 where it follows from those.
+
+    Without warnings of ranks: those of the value itself have been given.
+    """
     if not measure.additive:
         return _grid(len(a), len(b), lambda i, j: [float(measure(a[i], b[j]))])[0]
-    view = SumsView(_sums_of(a, b))
+    sums = CovarianceStatistics([x.shape[1] for x in a], [y.shape[1] for y in b], device=a[0].device)
+    sums.names = {"a": [""] * len(a), "b": [""] * len(b)}
+    sums.update(a, b)
+    view = SumsView(sums)
     return _grid(len(a), len(b), lambda i, j: [measure(view.pair(i, j))])[0]
-
-
-def _sums_of(a: Sequence[Tensor], b: Sequence[Tensor]) -> CovarianceStatistics:
-    """In float64, and without warnings of ranks: those of the value itself have been given."""
-    stats = CovarianceStatistics([x.shape[1] for x in a], [y.shape[1] for y in b], device=a[0].device)
-    stats.names = {"a": [""] * len(a), "b": [""] * len(b)}
-    stats.update(a, b)
-    return stats
 
 
 def _from_rows(sample: RowSample, n_a: int, n_groups: int) -> GroupedStatistics:

@@ -7,27 +7,27 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_backward._support.storage import fingerprint
 from tl_backward._support.warnings import warn_user
 from tl_backward.activations import PlaceReader
-from tl_backward.dissimilarity._processes import process, several, sum_over
+from tl_backward.dissimilarity._processes import gathered, process, several, sum_over
 from tl_backward.dissimilarity.checkpoint import load_checkpoint, save_checkpoint
 from tl_backward.dissimilarity.grouped import GroupedStatistics
 from tl_backward.dissimilarity.minibatch import MinibatchCKA
 from tl_backward.dissimilarity.options import Sample
 from tl_backward.dissimilarity.plan import Models, Plan
-from tl_backward.dissimilarity.sampling import RowSample
-from tl_backward.dissimilarity.statistics import CovarianceStatistics
+from tl_backward.dissimilarity.statistics import CovarianceStatistics, Rows
 from tl_backward.dissimilarity.tokens import PairedTokens, pair_batch
 from tl_backward.text.data import TextData, batches_of
 from tl_backward.text.encoding import warn_of_two_beginnings
 from tl_backward.text.prompts import Batch
 
 SAVE_EVERY = 20  # batches between checkpoints
+_MULTIPLIER = 1_000_003  # a prime, so that (seed, batch) pairs do not collide for any data one could run through
 COUNTS = (
     "batches", "texts", "samples", "pairs", "tokens_a", "tokens_b", "unknown_a", "unknown_b", "truncated", "empty",
     "by_characters",
@@ -88,6 +88,82 @@ class Tally:
     def restore(self, tensors: dict[str, Tensor], state: dict) -> None:
         """Take over what `tensors` gave."""
         self.counts, self.first, self.squares = (tensors[name].cpu() for name in ("counts", "first", "squares"))
+
+
+class RowSample:
+    """At most `size` samples of every layer, each as likely as any other, the same ones in every layer.
+
+    Each sample draws a key from a generator seeded with (seed, batch number), and those with the smallest keys stay:
+    the sample depends neither on how the data are shared out among processes nor on where a run was interrupted.
+    """
+
+    def __init__(
+        self, widths: Sequence[int], *, size: int, seed: int, dtype: torch.dtype, device: str | torch.device
+    ) -> None:
+        self.size, self.seed = size, seed
+        self.keys = torch.zeros(0, dtype=torch.float64)
+        self.batch = torch.zeros(0, dtype=torch.long)
+        self.layers = [torch.zeros(0, width, dtype=dtype, device=device) for width in widths]
+        self.n_seen = 0
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def update(self, number: int, rows: Rows) -> None:
+        """Offer the samples of a batch: every layer's rows, those of A and then those of B."""
+        n = len(rows[0])
+        self.n_seen += n
+        generator = torch.Generator().manual_seed(self.seed * _MULTIPLIER + number)
+        keys = torch.rand(n, generator=generator, dtype=torch.float64)
+        full = len(self) >= self.size
+        offered = (keys < self.keys.max()).nonzero().flatten() if full else torch.arange(n)
+        if not len(offered):
+            return
+        self._keep(
+            torch.cat([self.keys, keys[offered]]),
+            torch.cat([self.batch, torch.full((len(offered),), number)]),
+            [torch.cat([had, row[offered.to(row.device)].to(had)]) for had, row in zip(self.layers, rows, strict=True)],
+        )
+
+    def _keep(self, keys: Tensor, batch: Tensor, layers: list[Tensor]) -> None:
+        """Keep the smallest keys, in the order (batch, key)."""
+        best = keys.argsort()[: self.size]
+        best = best[batch[best].argsort(stable=True)]
+        self.keys, self.batch = keys[best], batch[best]
+        self.layers = [layer[best.to(layer.device)] for layer in layers]
+
+    def first(self, size: int) -> Int[Tensor, "sample"]:
+        """Which rows a smaller sample would hold."""
+        return self.keys.argsort()[:size].sort().values
+
+    def reduce(self) -> None:
+        """The sample of all processes together, on every one of them."""
+        if not several():
+            return
+        self.n_seen = int(sum_over(torch.tensor([self.n_seen])))
+
+        def every(part: Tensor, fill: float) -> Tensor:
+            padded = torch.full((self.size, *part.shape[1:]), fill, dtype=part.dtype, device=part.device)
+            padded[: len(part)] = part
+            return torch.cat(gathered(padded))
+
+        keys, batch = every(self.keys, 2.0), every(self.batch, -1)
+        real = keys < 1
+        layers = [every(layer, 0)[real.to(layer.device)] for layer in self.layers]
+        self._keep(keys[real], batch[real], layers)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a checkpoint keeps."""
+        return {"keys": self.keys, "batch": self.batch} | {str(i): layer for i, layer in enumerate(self.layers)}
+
+    def state(self) -> dict[str, int]:
+        """What a checkpoint keeps beside the tensors, and must find again."""
+        return {"size": self.size, "seed": self.seed, "n_seen": self.n_seen}
+
+    def restore(self, tensors: dict[str, Tensor], state: dict) -> None:
+        """Take over what `tensors` and `state` gave."""
+        self.keys, self.batch, self.n_seen = tensors["keys"].cpu(), tensors["batch"].cpu(), state["n_seen"]
+        self.layers = [tensors[str(i)].to(layer) for i, layer in enumerate(self.layers)]
 
 
 @dataclass(frozen=True, eq=False)

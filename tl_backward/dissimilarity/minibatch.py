@@ -1,21 +1,62 @@
-"""CKA from batches alone: two estimators that never compare samples of different batches.
+"""CKA from Gram matrices of few samples: of batches alone, and of one sample in many random orders.
 
-Both take the unbiased HSIC within each batch. Nguyen et al. (2021) divide mean HSICs, Brown et al. (2023) average each
-batch's own ratio. What they estimate depends on what is in a batch together, and so differs from CKA over all samples.
+Two estimators never compare samples of different batches. Both take the unbiased HSIC within each batch: Nguyen et al.
+(2021) divide mean HSICs, Brown et al. (2023) average each batch's own ratio. What they estimate depends on what is in a
+batch together, and so differs from CKA over all samples.
 """
 
+from collections.abc import Sequence
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_backward.dissimilarity._processes import greatest_of, several, sum_over
 from tl_backward.dissimilarity.grouped import jackknife
 from tl_backward.dissimilarity.options import Estimator
-from tl_backward.dissimilarity.sampling import u_centred
 from tl_backward.dissimilarity.statistics import Rows
 
 TILE_BYTES = 256_000_000  # of Gram matrices at once
 SMALLEST = 4  # the unbiased HSIC divides by n - 3
+
+
+def u_centred(rows: Float[Tensor, "sample d"], of: slice = slice(None)) -> Float[Tensor, "some sample"]:
+    """Rows `of` the U-centred linear Gram matrix, in float64 (Szekely & Rizzo 2014).
+
+    U(K)_ij = K_ij - sum_l K_il / (n-2) - sum_l K_lj / (n-2) + sum_kl K_kl / ((n-1)(n-2)), without the diagonal; then
+    <U(K), U(L)> / (n(n-3)) is the unbiased HSIC.
+    """
+    n = len(rows)
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    rows = rows - rows.double().mean(0).to(rows.dtype)
+    squares = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
+    lines = (rows @ rows.sum(0)).double() - squares
+    gram = (rows[of] @ rows.T).double()
+    gram -= lines[of, None] / (n - 2)
+    gram -= lines[None] / (n - 2)
+    gram += lines.sum() / ((n - 1) * (n - 2))
+    here = torch.arange(n, device=rows.device)[of]
+    gram[torch.arange(len(here), device=rows.device), here] = 0
+    return gram
+
+
+def permutations(n: int, count: int, seed: int) -> list[Int[Tensor, "sample"]]:
+    """`count` random orders of n samples, from a generator of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randperm(n, generator=generator) for _ in range(count)]
+
+
+def permuted_cka(
+    x: Sequence[Float[Tensor, "sample _"]],
+    y: Sequence[Float[Tensor, "sample _"]],
+    orders: Sequence[Int[Tensor, "sample"]],
+) -> Float[Tensor, "permutation layer_a layer_b"]:
+    """Debiased CKA of every pair of layers with the samples of B in each of several orders."""
+    grams_a = torch.stack([u_centred(rows).flatten() for rows in x])
+    grams_b = torch.stack([u_centred(rows) for rows in y])
+    scale = torch.outer(grams_a.norm(dim=1), grams_b.flatten(1).norm(dim=1)).clamp(min=1e-300)
+    turned = (grams_b[:, order][:, :, order] for order in (each.to(grams_b.device) for each in orders))
+    return torch.stack([grams_a @ grams.flatten(1).T / scale for grams in turned]).cpu()
 
 
 class MinibatchCKA:

@@ -165,9 +165,7 @@ def _massive_rows(norms: list[Tensor]) -> Tensor | None:
     """Rows of a block, by index, whose norm on either side dwarfs the block's; None where there are none."""
     if all(norm.max() <= _MASSIVE * norm.min() for norm in norms):
         return None
-    massive = torch.zeros_like(norms[0], dtype=torch.bool)
-    for norm in norms:
-        massive |= norm > _MASSIVE * norm.median()
+    massive = torch.stack([norm > _MASSIVE * norm.median() for norm in norms]).any(0)
     return massive.nonzero()[:, 0] if massive.any() else None
 
 

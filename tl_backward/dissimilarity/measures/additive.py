@@ -1,27 +1,22 @@
 """Measures as functions of the sums over samples: exact over any amount of data, without keeping a sample.
 
 Each is the formula of the measure of that name on tensors, with its options, and with what the formula needs
-(`PairSums`) taken from sums.
-Those of spans (correlations, prediction) rest on axes of columns scaled to norm 1; those that depend on variance stay
+(`PairSums`) taken from sums; `formula` makes those for which nothing else is to be done, as the registry says. Those of
+spans (correlations, prediction) rest on axes of columns scaled to norm 1; those that depend on variance stay
 in the layers' own units.
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward.dissimilarity.measures._matching import (
-    assignment,
-    mean_costs,
-    one_to_many,
-    one_to_one,
-    pair_costs,
-)
+from tl_backward.dissimilarity.measures._matching import assignment, mean_costs, pair_costs
 from tl_backward.dissimilarity.measures._matrices import components
-from tl_backward.dissimilarity.measures._shape import angle, disparity, mixed_sizes, similarity
+from tl_backward.dissimilarity.measures._shape import angle, mixed_sizes
 from tl_backward.dissimilarity.measures._spans import mean_correlation, projection_weighted, ridge_shares
 from tl_backward.dissimilarity.measures.moments import LayerSums, PairSums
 
@@ -30,24 +25,18 @@ GULP_RIDGE = 1e-2
 PARTIAL = 0.5
 
 
-def cka_debiased(pair: PairSums) -> float:
-    """HSIC_1(x, y) / sqrt(HSIC_1(x, x) HSIC_1(y, y)); zero on average where nothing corresponds."""
-    return float(pair.alignment.debiased())
+def formula(function: Callable[..., Float[Tensor, ""]], what: str) -> Callable[[PairSums], float]:
+    """A measure that is a function of one thing which tensors and sums both give: an attribute of `PairSums`."""
 
+    def measure(pair: PairSums) -> float:
+        return float(function(getattr(pair, what)))
 
-def cka_biased(pair: PairSums) -> float:
-    """|X'Y|_F^2 / (|X'X|_F |Y'Y|_F), centred (Kornblith et al. 2019): grows with d / n where nothing corresponds."""
-    return float(pair.alignment.biased())
-
-
-def cka_hollow(pair: PairSums) -> float:
-    """Biased CKA of Gram matrices whose diagonals are set to 0 (Lange et al. 2022)."""
-    return float(pair.alignment.hollow())
+    return measure
 
 
 def cka_angular(pair: PairSums) -> float:
     """Arccos of biased CKA, in radians: a metric (Williams et al. 2021)."""
-    return math.acos(min(1.0, max(-1.0, cka_biased(pair))))
+    return math.acos(min(1.0, max(-1.0, float(pair.alignment.biased()))))
 
 
 def procrustes(pair: PairSums) -> float:
@@ -58,26 +47,6 @@ def procrustes(pair: PairSums) -> float:
 def procrustes_squared(pair: PairSums) -> float:
     """|X|^2 + |Y|^2 - 2 |X'Y|_*, centred."""
     return max(0.0, pair.a.spread() + pair.b.spread() - 2 * float(pair.nuclear))
-
-
-def procrustes_normalised(pair: PairSums) -> float:
-    """Procrustes distance of X / |X| and Y / |Y|: sqrt(2 - 2 |X'Y|_* / (|X| |Y|)); a metric."""
-    return float(_unit_distance(pair).sqrt())
-
-
-def shape_angular(pair: PairSums) -> float:
-    """arccos(|X'Y|_* / (|X| |Y|)), in radians: the angular shape metric of Williams et al. 2021."""
-    return float(angle(_unit_distance(pair)))
-
-
-def procrustes_disparity(pair: PairSums) -> float:
-    """1 - (|X'Y|_* / (|X| |Y|))^2: what is left of unit-norm Y after the best rotation and scale of X."""
-    return float(disparity(_unit_distance(pair)))
-
-
-def bures_similarity(pair: PairSums) -> float:
-    """|X'Y|_* / (|X| |Y|), the normalised Bures similarity of the Gram matrices."""
-    return float(similarity(_unit_distance(pair)))
 
 
 def shape_partial(pair: PairSums) -> float:
@@ -160,16 +129,6 @@ def permutation_procrustes(pair: PairSums, center: bool = True) -> float:
     return float(costs[assignment(-costs)].sum().sqrt())
 
 
-def hard_match(pair: PairSums) -> float:
-    """Mean correlation of neurons matched one to one (Li et al. 2016)."""
-    return float(one_to_one(_neuron_correlations(pair)))
-
-
-def soft_match(pair: PairSums) -> float:
-    """Mean correlation of each neuron's best partner (Li et al. 2016)."""
-    return float(one_to_many(_neuron_correlations(pair)))
-
-
 def biased_null(pair: PairSums) -> float:
     """Of `cka_biased`: tr(K) tr(L) / ((n-1) |K| |L|), the mean over all pairings."""
     scale = float(pair.a.gram_square.sqrt() * pair.b.gram_square.sqrt())
@@ -195,19 +154,8 @@ def regression_null(pair: PairSums, direction: Literal["x_to_y", "y_to_x"] = "x_
     return (pair.a if direction == "x_to_y" else pair.b).axes.rank / (pair.n - 1)
 
 
-def _unit_distance(pair: PairSums) -> Float[Tensor, ""]:
-    """Squared Procrustes distance of X / |X| and Y / |Y|."""
-    return (2 - 2 * pair.nuclear / math.sqrt(pair.a.spread()) / math.sqrt(pair.b.spread())).clamp(min=0)
-
-
 def _leading(layer: LayerSums) -> Float[Tensor, "d leading"]:
     """W that takes the samples to unit norm along the principal components that hold 99 % of the variance."""
     values, vectors = layer.spectrum
     n = components(values, SVCCA_VARIANCE)
     return vectors[:, :n] / values[:n].sqrt()
-
-
-def _neuron_correlations(pair: PairSums) -> Float[Tensor, "d1 d2"]:
-    """Pearson's, 0 for a neuron that never varies."""
-    left, right = (torch.where(layer.norms[0] > 0, 1 / layer.norms[0], 0.0) for layer in (pair.a, pair.b))
-    return (left[:, None] * pair.scatter() * right).clamp(-1, 1)

@@ -4,6 +4,7 @@ Whether a direction is there does not depend on the units of a column, and the r
 column's own size: so columns are scaled to norm 1 before the eigendecomposition.
 """
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -323,6 +324,17 @@ class PairSums:
     def nuclear(self) -> Float[Tensor, ""]:
         """|X'Y|_* of the centred samples."""
         return torch.linalg.svdvals(self.scatter()).sum()
+
+    @cached_property
+    def unit_distance(self) -> Float[Tensor, ""]:
+        """Squared Procrustes distance of X / |X| and Y / |Y|, centred: 2 - 2 |X'Y|_* / (|X| |Y|)."""
+        return (2 - 2 * self.nuclear / math.sqrt(self.a.spread()) / math.sqrt(self.b.spread())).clamp(min=0)
+
+    @cached_property
+    def neuron_correlations(self) -> Float[Tensor, "d1 d2"]:
+        """Pearson's, of every neuron with every other; 0 for one that never varies."""
+        left, right = (torch.where(layer.norms[0] > 0, 1 / layer.norms[0], 0.0) for layer in (self.a, self.b))
+        return (left[:, None] * self.scatter() * right).clamp(-1, 1)
 
     def moved_cross(
         self, delta: Float[Tensor, "d1"], epsilon: Float[Tensor, "d2"]

@@ -13,6 +13,9 @@ from torch import Tensor
 from tl_backward._support.checks import nearest
 from tl_backward.dissimilarity import measures
 from tl_backward.dissimilarity.measures import additive as sums
+from tl_backward.dissimilarity.measures._cka import Alignment
+from tl_backward.dissimilarity.measures._matching import one_to_many, one_to_one
+from tl_backward.dissimilarity.measures._shape import angle, disparity, similarity
 from tl_backward.dissimilarity.measures._topology import RTD_MOST
 from tl_backward.dissimilarity.measures.moments import PairSums
 
@@ -134,13 +137,16 @@ class Measure:
 # fmt: off
 _ALL = (
     Measure("cka_biased", measures.cka_biased, "similarity", _UNIT, _SHAPE, oracle="cka_linear_biased",
-            streamed=sums.cka_biased, what="linear CKA, biased (Kornblith et al. 2019)", null=sums.biased_null,
+            streamed=sums.formula(Alignment.biased, "alignment"), what="linear CKA, biased (Kornblith et al. 2019)",
+            null=sums.biased_null,
             double=False),
     Measure("cka_debiased", measures.cka_debiased, "similarity", _SIGNED, _SHAPE, oracle="cka_linear_song",
-            streamed=sums.cka_debiased, what="linear CKA with the unbiased HSIC (Song et al. 2012)",
+            streamed=sums.formula(Alignment.debiased, "alignment"),
+            what="linear CKA with the unbiased HSIC (Song et al. 2012)",
             null=sums.debiased_null, double=False),
     Measure("cka_hollow", measures.cka_hollow, "similarity", _SIGNED, _SHAPE, oracle="cka_linear_lange",
-            streamed=sums.cka_hollow, what="linear CKA without the diagonals (Lange et al. 2022)", double=False),
+            streamed=sums.formula(Alignment.hollow, "alignment"),
+            what="linear CKA without the diagonals (Lange et al. 2022)", double=False),
     Measure("cka_angular", measures.cka_angular, "distance", _ANGLE, _SHAPE, metric=True,
             oracle="cka_linear_biased_angular", streamed=sums.cka_angular, what="arccos of biased linear CKA"),
     Measure("cka_rbf", measures.cka_rbf, "similarity", _UNIT, _SHAPE, oracle="cka_rbf_median1_biased"),
@@ -165,16 +171,17 @@ _ALL = (
             oracle="procrustes_squared_centred", streamed=sums.procrustes_squared,
             what="squared Procrustes distance, centred"),
     Measure("procrustes_normalised", measures.procrustes_normalised, "distance", (0.0, math.sqrt(2)), _SHAPE,
-            metric=True, oracle="procrustes_centred_normalised", streamed=sums.procrustes_normalised,
+            metric=True, oracle="procrustes_centred_normalised", streamed=sums.formula(Tensor.sqrt, "unit_distance"),
             what="Procrustes distance of unit-norm layers"),
     Measure("procrustes_disparity", measures.procrustes_disparity, "distance", _UNIT, _SHAPE,
-            oracle="procrustes_disparity(1-nbs^2)", streamed=sums.procrustes_disparity, what="Procrustes disparity"),
+            oracle="procrustes_disparity(1-nbs^2)", streamed=sums.formula(disparity, "unit_distance"),
+            what="Procrustes disparity"),
     Measure("shape_angular", measures.shape_angular, "distance", _ANGLE, _SHAPE, metric=True, oracle="shape_angular",
-            streamed=sums.shape_angular, what="angular shape metric"),
+            streamed=sums.formula(angle, "unit_distance"), what="angular shape metric"),
     Measure("shape_partial", measures.shape_partial, "distance", _ANGLE, _POSITION, metric=True,
             streamed=sums.shape_partial, what="angular shape metric after partial whitening"),
     Measure("bures_similarity", measures.bures_similarity, "similarity", _UNIT, _SHAPE, oracle="nbs(nuclear/fro fro)",
-            streamed=sums.bures_similarity, what="normalised Bures similarity"),
+            streamed=sums.formula(similarity, "unit_distance"), what="normalised Bures similarity"),
     Measure("permutation_procrustes", measures.permutation_procrustes, "distance", _NON_NEGATIVE, _ARRANGEMENT,
             metric=True, streamed=sums.permutation_procrustes, what="Procrustes distance over permutations, centred"),
     Measure("permutation_procrustes_uncentred", measures.permutation_procrustes, "distance", _NON_NEGATIVE,
@@ -182,9 +189,11 @@ _ALL = (
             options={"center": False},
             streamed=sums.permutation_procrustes, what="Procrustes distance over permutations, not centred"),
     Measure("hard_match", measures.hard_match, "similarity", _SIGNED, _ORDER, oracle="hard_match",
-            streamed=sums.hard_match, what="mean correlation of neurons matched one to one"),
+            streamed=sums.formula(one_to_one, "neuron_correlations"),
+            what="mean correlation of neurons matched one to one"),
     Measure("soft_match", measures.soft_match, "similarity", _SIGNED, _ORDER, oracle="soft_match",
-            streamed=sums.soft_match, what="mean correlation of each neuron's best partner (Li et al. 2016)"),
+            streamed=sums.formula(one_to_many, "neuron_correlations"),
+            what="mean correlation of each neuron's best partner (Li et al. 2016)"),
     Measure("soft_match_transport", measures.soft_match_transport, "distance", _NON_NEGATIVE, _ARRANGEMENT, metric=True,
             package="ot", extra="transport"),
     Measure("linear_regression", measures.linear_regression, "similarity", _UNIT, _SHAPE, symmetric=False,
