@@ -76,9 +76,8 @@ class Classifier:
         return encode_prompts(self.model, texts) if self.stitched is None else self.stitched.encode(texts)
 
     def _of_batch(self, batch: Batch) -> Tensor:
-        last, start = self.model.cfg.n_layers - 1, None
-        if self.stitched is not None:
-            start = (self.stitched.layer_b, self.stitched.translated(self.stitched.head(batch.tokens, batch.mask)))
+        last = self.model.cfg.n_layers - 1
+        start = None if self.stitched is None else (self.stitched.layer_b, self.stitched.translated(batch))
         stream = streams_after(self.model, batch.tokens, [last], mask=batch.mask, start=start)[last]
         rows = torch.arange(batch.n_examples, device=stream.device)
         return Head.of(self.model).normed(stream[rows, batch.last.to(stream.device)]) @ self.weight + self.bias

@@ -79,7 +79,7 @@ class StitchedModel(nn.Module):
     @property
     def kernel(self) -> Float[Tensor, "d_model_a d_model_b"] | None:
         """W of the map xW from A's residual stream to B's; None for the identity."""
-        return self.map.weight
+        return cast(Tensor | None, self.map.weight)
 
     @property
     def cfg(self) -> object:
@@ -138,8 +138,12 @@ class StitchedModel(nn.Module):
         layer = self.layer_a
         return streams_after(self.model_a, tokens, [layer], mask=mask, hooks=self._hooked[HEAD])[layer]
 
-    def translated(self, residual: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_out"]:
-        """A's residual stream, in B's: the map of it, where and in the precision that B is in."""
+    def translated(self, batch: Batch) -> Float[Tensor, "batch pos d_out"]:
+        """A's residual stream after `layer_a`, in B's."""
+        return self._mapped(self.head(batch.tokens, batch.mask))
+
+    def _mapped(self, residual: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_out"]:
+        """The map of A's residual stream, where and in the precision that B is in."""
         place = next(self.map.parameters(), residual)
         return self.hook_stitch_out(self.map(self.hook_stitch_in(residual.to(place)))).to(self.model_b.W_U)
 
@@ -150,7 +154,7 @@ class StitchedModel(nn.Module):
         mask: Bool[Tensor, "batch pos"] | None = None,
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """B's logits when the map of `residual` stands in its stream after `layer_b`."""
-        stream, hooks = self.translated(residual), self._hooked[TAIL]
+        stream, hooks = self._mapped(residual), self._hooked[TAIL]
         return logits_after(self.model_b, tokens, self.layer_b, stream, mask=mask, hooks=hooks)
 
     @contextmanager
