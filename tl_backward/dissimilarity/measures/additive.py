@@ -140,7 +140,7 @@ def debiased_null(pair: PairSums) -> float:
     return 0.0
 
 
-def cca_null(pair: PairSums, mean: Literal["rho2", "yanai"]) -> float:
+def cca_null(pair: PairSums, mean: Literal["rho2", "yanai"] = "rho2") -> float:
     """Of squared correlations: max(rank X, rank Y) / (n-1), the trace of two projections' product over all pairings.
 
     "yanai": sqrt(rank X rank Y) / (n-1).

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from tl_backward._support.storage import check_kind, check_run, joined, load_tensors, part_of, save_tensors
 from tl_backward.alignment.stitched import StitchedModel
 from tl_backward.dissimilarity.options import FitOptions
+from tl_backward.dissimilarity.stitching.maps import StitchMap
 from tl_backward.dissimilarity.stitching.penalty import TextBatch
 from tl_backward.model.guard import rng_untouched
 
@@ -46,7 +47,7 @@ def train_map(
     Raises:
         ValueError: a map without parameters, a loss that is not finite, or the checkpoint of another run.
     """
-    map, checkpoint = stitched.map, options.checkpoint
+    map, checkpoint = cast(StitchMap, stitched.map), options.checkpoint
     map.constrain()
     try:
         named = dict(map.named_parameters())
