@@ -538,7 +538,7 @@ def test_there_is_one_loader():
         for path in Path(tlb.__file__).parent.rglob("*.py")
         if re.search(r"boot_transformers\)\(|HookedTransformer\(cfg|load_and_process", path.read_text())
     }
-    assert defined == {"loading/_bridge.py", "loading/_hooked.py"}
+    assert defined == {"loading/_wrapped.py"}
     with pytest.warns(DeprecationWarning, match="load_model is now tl_backward.load;"):
         assert tlb.model.loading.load_model("counting").cfg.n_layers == 2
 
