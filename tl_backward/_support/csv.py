@@ -49,12 +49,12 @@ def save_csv(frame: "pandas.DataFrame", path: Path) -> Path:
     return path
 
 
-def frame_cells(frame: "pandas.DataFrame") -> tuple[list[str], list[list[Any]]]:
+def frame_cells(frame: "pandas.DataFrame | pandas.Series") -> tuple[list[str], list[list[Any]]]:
     """A frame's columns and rows without its index, NaN as None."""
     return list(map(str, frame.columns)), filled(frame).values.tolist()
 
 
-def filled(frame: "pandas.DataFrame") -> "pandas.DataFrame":
+def filled(frame: Any) -> "pandas.DataFrame":  # some rows of a frame are a Series too, to pandas' own types
     """A frame of Python objects with None for NaN."""
     return frame.astype(object).where(frame.notna(), None)
 

@@ -98,8 +98,6 @@ else:
     # At run time a TransformerLens model is a torch module; `check_model` says more when it is not.
     TransformerLensModel: TypeAlias = nn.Module
 
-DataFrame: TypeAlias = "pandas.DataFrame"
-"""Named, so that what returns one needs no pandas to be imported."""
 Tokens: TypeAlias = Int[Tensor, "batch pos"]
 Prompts: TypeAlias = (
     str

@@ -140,7 +140,7 @@ def fine_tune(
     with torch.enable_grad():
         for _ in trange(steps, disable=not show_progress, delay=1, leave=False, desc="fine-tune"):
             chosen = torch.randint(len(prompts), (batch_size,), generator=generator).tolist()
-            logits = classifier._of_batch(encode_prompts(tuned, [prompts[i] for i in chosen]))
+            logits = classifier._of_batch(encode_prompts(tuned, [prompts[int(i)] for i in chosen]))
             loss = nn.functional.cross_entropy(logits, labels[chosen].to(logits.device))
             optimizer.zero_grad()
             loss.backward()

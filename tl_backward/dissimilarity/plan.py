@@ -274,6 +274,7 @@ def _most_samples(models: Models, data: TextData, text: TextOptions, tokens: boo
         return data.numel() if tokens else data.numel() // data.shape[-1]
     if not isinstance(data, list | tuple) or not 0 < len(data) < width:
         return None
-    if not all(isinstance(item, str) and item for item in data):
+    texts = [item for item in data if isinstance(item, str) and item]
+    if len(texts) < len(data):
         return None
-    return sum(min(count_tokens(model, item, text) for model in models) for item in data) if tokens else len(data)
+    return sum(min(count_tokens(model, item, text) for model in models) for item in texts) if tokens else len(texts)

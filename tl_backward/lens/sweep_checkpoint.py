@@ -68,4 +68,4 @@ def run_digest(items: Sequence[Example], options: Mapping[str, object]) -> str:
 def _further(example: Example) -> list[object]:
     """What an example has beside text, where it has anything."""
     inputs = [(name, list(value.shape), fingerprint(value)) for name, value in sorted(example.inputs.items())]
-    return inputs if example.decoder is None else [example.decoder, *inputs]
+    return [*inputs] if example.decoder is None else [example.decoder, *inputs]

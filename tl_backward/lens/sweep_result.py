@@ -186,7 +186,7 @@ def load_sweep_of_run(path: str | Path, *, tokenizer: Tokenizer | None) -> tuple
     own = {"model": tensors, "control": part_of(tensors, "control")}
     sides = {
         name: Sweep(
-            **{column: own[name][column] for column in _COLUMNS},
+            *(own[name][column] for column in _COLUMNS),
             weights=tuple(json.loads(about["weights"])),
             values=part_of(own[name], "values"),
             skipped={int(index): why for index, why in said["skipped"].items()},

@@ -141,6 +141,6 @@ def data_block(columns: Sequence[str], rows: Sequence[Sequence[Value]], *, filen
     )
 
 
-def frame_block(frame: "pandas.DataFrame", filename: str) -> Fragment:
+def frame_block(frame: "pandas.DataFrame | pandas.Series", filename: str) -> Fragment:
     """A frame without its index as a `data_block`, NaN as nothing."""
     return data_block(*frame_cells(frame), filename=filename)

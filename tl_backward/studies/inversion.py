@@ -60,8 +60,9 @@ def refinement_table(decoder: Decoder, recipe: Recipe, *, n_queries: int = 5, se
                  "search": refined.diagnostics.share_inside, "own_time": middle - started,
                  "search_time": time.process_time() - middle}
             )  # fmt: skip
-    means = pandas.DataFrame(rows).groupby(["site", "position"], sort=False, as_index=False).mean()
-    return means.assign(cost=means["search_time"] / means["own_time"]).drop(columns=["own_time", "search_time"])
+    means = pandas.DataFrame(rows).pivot_table(index=["site", "position"], sort=False).reset_index()
+    means["cost"] = means.pop("search_time") / means.pop("own_time")
+    return means
 
 
 def findings_table(decoder: Decoder, *, n_queries: int = 5, steps: int = 400, seed: int = 0) -> "pandas.DataFrame":
