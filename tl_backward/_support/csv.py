@@ -6,13 +6,11 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tl_backward._support.html import AnyNumber, plain_number, visible_text
 from tl_backward._support.storage import replacing
-
-if TYPE_CHECKING:
-    import pandas
+from tl_backward._support.types import DataFrame, Series
 
 _FORMULA_STARTS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
@@ -40,7 +38,7 @@ def csv_lines(rows: Iterable[Sequence[Value]]) -> str:
     return out.getvalue()
 
 
-def save_csv(frame: "pandas.DataFrame", path: Path) -> Path:
+def save_csv(frame: DataFrame, path: Path) -> Path:
     """Write a frame without its index as `csv_text`, NaN as nothing and lists as JSON; atomically."""
     columns, cells = frame_cells(frame)
     rows = [[_as_json(cell) if isinstance(cell, list | tuple) else cell for cell in row] for row in cells]
@@ -49,12 +47,12 @@ def save_csv(frame: "pandas.DataFrame", path: Path) -> Path:
     return path
 
 
-def frame_cells(frame: "pandas.DataFrame | pandas.Series") -> tuple[list[str], list[list[Any]]]:
+def frame_cells(frame: "DataFrame | Series") -> tuple[list[str], list[list[Any]]]:
     """A frame's columns and rows without its index, NaN as None."""
     return list(map(str, frame.columns)), filled(frame).values.tolist()
 
 
-def filled(frame: Any) -> "pandas.DataFrame":  # some rows of a frame are a Series too, to pandas' own types
+def filled(frame: Any) -> DataFrame:  # some rows of a frame are a Series too, to pandas' own types
     """A frame of Python objects with None for NaN."""
     return frame.astype(object).where(frame.notna(), None)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -12,14 +12,11 @@ from tqdm.auto import tqdm
 from tl_backward._support.checks import check_layers
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import table
-from tl_backward._support.types import TransformerLensModel, typed
+from tl_backward._support.types import DataFrame, TransformerLensModel, typed
 from tl_backward.alignment.kernels import gram, random_rotation
 from tl_backward.alignment.vocabularies import TokenMap, shared_tokens
 from tl_backward.embedding_space.options import VectorOptions
 from tl_backward.embedding_space.vectors import Embedding, parameter_vectors
-
-if TYPE_CHECKING:
-    import pandas
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -81,7 +78,7 @@ class ParameterMatch:
         shape = f"{len(self.layers_a)} x {len(self.layers_b)} layers"
         return f"ParameterMatch({self.weight!r}, {shape}; on the diagonal {scores})"
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a space and pair of layers: score, chance with its 95 % interval, p, random assignment."""
         import pandas
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -12,7 +11,7 @@ from tqdm.auto import tqdm
 
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, scale_bound, table
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.dissimilarity.comparison import compare
 from tl_backward.dissimilarity.measures.registry import get_measure, list_measures
 from tl_backward.dissimilarity.options import OLD_TEXT, RunOptions
@@ -20,9 +19,6 @@ from tl_backward.model.place import Places
 from tl_backward.text.data import TextData
 from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import text_frame
-
-if TYPE_CHECKING:
-    import pandas
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -55,7 +51,7 @@ class ModelDistances:
         """Classical multidimensional scaling of the distances."""
         return classical_mds(self.values, dimensions=dimensions)
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a pair of layers, each pair once."""
         n = len(self.layers)
         return text_frame(

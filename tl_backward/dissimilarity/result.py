@@ -1,19 +1,17 @@
 """Comparison: what `compare` found, with what it was found on."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._support.checks import nearest
 from tl_backward._support.html import Cell, table
+from tl_backward._support.types import DataFrame
 from tl_backward.dissimilarity.options import Estimator, Sample
 from tl_backward.dissimilarity.plan import MemoryPlan
 from tl_backward.text.token_strings import text_frame
-
-if TYPE_CHECKING:
-    import pandas
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -82,7 +80,7 @@ class Comparison:
             )
         return self.values[self.measures.index(measure)]
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a measure and pair of layers: value, standard error, nulls, and what it was taken from."""
         return text_frame(
             {

@@ -5,16 +5,13 @@ The HTML of a table is made in `tl_backward._support.html`; only the filter need
 
 import base64
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from tl_backward._support import html
 from tl_backward._support.csv import Value, csv_text, frame_cells
 from tl_backward._support.html import Cell, Number, TableCell, escape
+from tl_backward._support.types import DataFrame, Series
 from tl_backward.render.page import Fragment
 from tl_backward.render.scripts import place, place_key
-
-if TYPE_CHECKING:
-    import pandas
 
 _MOST_ROWS = 200  # that a data block shows
 
@@ -141,6 +138,6 @@ def data_block(columns: Sequence[str], rows: Sequence[Sequence[Value]], *, filen
     )
 
 
-def frame_block(frame: "pandas.DataFrame | pandas.Series", filename: str) -> Fragment:
+def frame_block(frame: "DataFrame | Series", filename: str) -> Fragment:
     """A frame without its index as a `data_block`, NaN as nothing."""
     return data_block(*frame_cells(frame), filename=filename)

@@ -7,14 +7,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_backward._support.bootstrap import bootstrap
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.alignment.classifiers import Classifier, fine_tune, transfer_head
 from tl_backward.alignment.kernels import random_kernel, translation
 from tl_backward.alignment.matching import match_parameters
@@ -24,9 +23,6 @@ from tl_backward.zoo import facts, loading
 from tl_backward.zoo.classification import LabelledPrompts, relation_task
 from tl_backward.zoo.facts_task import answered
 from tl_backward.zoo.tokenizer import facts_tokenizer
-
-if TYPE_CHECKING:
-    import pandas
 
 WEIGHTS = ("W_in", "W_out", "W_Q", "W_K", "W_V", "W_O")
 
@@ -38,7 +34,7 @@ def matching_table(
     weights: Sequence[str] = WEIGHTS,
     n_chance: int = 20,
     show_progress: bool = True,
-) -> "pandas.DataFrame":
+) -> DataFrame:
     """Same-layer matching, one row a weight and space, means over layers.
 
     Columns: score, its chance with the 95 % interval of chance's draws, p (score against those draws), the score of
@@ -69,7 +65,7 @@ def transfer_table(
     *,
     n_random: int = 10,
     show_progress: bool = True,
-) -> "pandas.DataFrame":
+) -> DataFrame:
     """Accuracy of a classifier translated to B at every cut, beside random kernels and chance.
 
     The interval of the accuracy resamples templates and prompts within them; that of the random kernels resamples
@@ -93,7 +89,7 @@ def transfer_table(
 
 def stitching_table(
     model_a: TransformerLensModel, model_b: TransformerLensModel, *, n_random: int = 3, show_progress: bool = True
-) -> "pandas.DataFrame":
+) -> DataFrame:
     """Recall of facts by A's first layers and B's last ones, at every cut, beside random kernels.
 
     The share of held-out prompts of the facts world whose answer comes out first, resampled by relation.

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
+from tl_backward._support.types import DataFrame
 from tl_backward.inversion.decoder import Decoder, load_from
 from tl_backward.inversion.features import Feature, feature_consistency
 from tl_backward.inversion.inverting import compare_sites
@@ -26,9 +26,6 @@ from tl_backward.inversion.train_shipped import N_QUERIES, N_SAMPLES, measured, 
 from tl_backward.zoo import counting
 from tl_backward.zoo import load as load_model
 
-if TYPE_CHECKING:
-    import pandas
-
 N_REFINED = 200  # samples of a decoder that a search starts from
 WALKS = SearchOptions(chains=50, steps=40, thin=5, n_proposals=N_REFINED)  # short: its chains stay near their starts
 LEAST, SUM = 100, "234+157="  # the exact table: of which numbers on, and the question
@@ -36,7 +33,7 @@ LEAST, SUM = 100, "234+157="  # the exact table: of which numbers on, and the qu
 KEPT = ("count", "query letter", "letters")  # what the counting model's findings are about
 
 
-def refinement_table(decoder: Decoder, recipe: Recipe, *, n_queries: int = 5, seed: int = 0) -> "pandas.DataFrame":
+def refinement_table(decoder: Decoder, recipe: Recipe, *, n_queries: int = 5, seed: int = 0) -> DataFrame:
     """The share inside of a decoder's samples and of a search's that starts from them, and what both cost.
 
     One row a site and position: means over held-out queries of the shares, and the CPU time of the search (with the
@@ -65,7 +62,7 @@ def refinement_table(decoder: Decoder, recipe: Recipe, *, n_queries: int = 5, se
     return means
 
 
-def findings_table(decoder: Decoder, *, n_queries: int = 5, steps: int = 400, seed: int = 0) -> "pandas.DataFrame":
+def findings_table(decoder: Decoder, *, n_queries: int = 5, steps: int = 400, seed: int = 0) -> DataFrame:
     """The counting model's two findings by search: the count at ':' of layer 1, the letter at itself in layer 0.
 
     One row a site and query: the shares of texts inside that keep the query's value, with Wilson intervals.
@@ -89,7 +86,7 @@ def findings_table(decoder: Decoder, *, n_queries: int = 5, steps: int = 400, se
     return pandas.DataFrame(rows)
 
 
-def digits_table(recipe: Recipe, *, query: str = SUM, most: int = 400) -> "pandas.DataFrame":
+def digits_table(recipe: Recipe, *, query: str = SUM, most: int = 400) -> DataFrame:
     """Which digits each site carries at "=", exactly, over all sums of two numbers from 100 to below `most`."""
     model = load_model(recipe.model)
     domain = [f"{left}+{right}=" for left in range(LEAST, most) for right in range(LEAST, most)]
@@ -123,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _show(refined)
     means = refined[["decoder", "search", "cost"]].mean()
     print(f"mean: decoder {means['decoder']:.3f}, search {means['search']:.3f} at {means['cost']:.1f} times the cost")
-    further: dict[str, tuple[str, Callable[[], "pandas.DataFrame"]]] = {
+    further: dict[str, tuple[str, Callable[[], DataFrame]]] = {
         "counting": ("what is kept, by search", lambda: findings_table(decoder)),
         "addition": ("which digits each site carries at '=', exactly", lambda: digits_table(recipe, most=options.most)),
     }
@@ -140,7 +137,7 @@ def _features(name: str) -> Mapping[str, Feature]:
     return task.features
 
 
-def _show(frame: "pandas.DataFrame") -> None:
+def _show(frame: DataFrame) -> None:
     print(frame.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 
 

@@ -1,15 +1,13 @@
 """A model's sites by name, and the account of its parameters: each has a site, or there is a reason why not."""
 
 from collections.abc import Container, Iterable, Mapping
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from torch import Tensor, nn
 
+from tl_backward._support.types import DataFrame
 from tl_backward.weights._site import WeightSite
 from tl_backward.weights.watch import storage_of
-
-if TYPE_CHECKING:
-    import pandas
 
 DID_NOT_RUN = "did not run in this pass"
 NOT_FLOAT = "not a floating-point parameter"
@@ -43,7 +41,7 @@ class WeightSites(dict[str, WeightSite]):
         """The parameters that no pass of the model's own used."""
         return [p for p in self.parameters.values() if self.unused.get(id(p)) == DID_NOT_RUN]
 
-    def account(self) -> "pandas.DataFrame":
+    def account(self) -> DataFrame:
         """One row a tensor of `model.named_parameters()`: what of it is captured under which names, or why it is not.
 
         Columns: parameter (its name there), elements, captured (elements), sites (names; a tied W_E has two), reason
@@ -56,7 +54,7 @@ class WeightSites(dict[str, WeightSite]):
         return left_out(account_rows(self, self))
 
 
-def account_frame(rows: list[Row]) -> "pandas.DataFrame":
+def account_frame(rows: list[Row]) -> DataFrame:
     """The rows of an account as a frame."""
     import pandas
 

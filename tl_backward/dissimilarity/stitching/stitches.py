@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from tl_backward._support.checks import check_choice, check_layers
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, table
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.alignment.stitched import StitchedModel
 from tl_backward.dissimilarity.options import OLD_TEXT, Fit, FitOptions, MapKind
 from tl_backward.dissimilarity.stitching.maps import fitted_stitches
@@ -23,9 +23,6 @@ from tl_backward.model.inputs import check_reads_text
 from tl_backward.text.data import TextData
 from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import one_vocabulary
-
-if TYPE_CHECKING:
-    import pandas
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -53,7 +50,7 @@ class Stitch:
             f"{self.penalty.bits_per_byte:+.4f} bits a byte, on {self.penalty.n_texts} texts)"
         )
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row: layers, map, penalty in nats and bits a byte with 95 % intervals, both losses."""
         import pandas
 
@@ -119,7 +116,7 @@ class StitchingGrid:
         head, tail = direction.split("->")
         return named[head], named[tail]
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a stitch, each beside the self-stitch of its tail's model at the same relative depth.
 
         `baseline_nats` is the penalty of the tail model's own head, left at the layer nearest in relative depth to that

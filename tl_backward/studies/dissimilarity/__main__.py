@@ -4,12 +4,11 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from tl_backward._support.csv import save_csv
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.dissimilarity.options import FitOptions
 from tl_backward.model.controls import random_init
 from tl_backward.studies.dissimilarity.asymmetry import activation_asymmetry
@@ -23,10 +22,7 @@ from tl_backward.zoo.fine_tuning import BY_SEED, BY_SHARE, fine_tuned
 from tl_backward.zoo.recipes import Recipe
 from tl_backward.zoo.train import recalled, trained
 
-if TYPE_CHECKING:
-    import pandas
-
-Save = Callable[[str, "pandas.DataFrame"], None]
+Save = Callable[[str, DataFrame], None]
 FIT_SEED, JUDGE_SEED = 1000, 1001
 PLANT = {"layer": 1, "position": 7, "dimension": 11}
 THRESHOLD = 0.75
@@ -41,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
 
-    def save(name: str, frame: "pandas.DataFrame") -> None:
+    def save(name: str, frame: DataFrame) -> None:
         save_csv(frame, options.out / f"{name}.csv")
         print(f"\n{name}\n{frame.to_string(index=False, float_format='{:.3f}'.format)}")
 
@@ -79,7 +75,7 @@ def _model(recipe: Recipe, seed: int, directory: Path) -> TransformerLensModel:
     return trained(seeded(recipe, seed), small_world(), directory)
 
 
-def _recall(recipes: Mapping[str, Recipe], seeds: int, directory: Path) -> "pandas.DataFrame":
+def _recall(recipes: Mapping[str, Recipe], seeds: int, directory: Path) -> DataFrame:
     """How well each model knows its training prompts."""
     return text_frame(
         {"model": name, "seed": seed, "recall": recalled(seeded(recipe, seed), directory)}
@@ -143,7 +139,7 @@ def _widths(options: argparse.Namespace, save: Save) -> None:
     save("outliers", _outliers(families, sentence_rows(options.rows // 4, seed=FIT_SEED)))
 
 
-def _outliers(families: Sequence[dict[str, TransformerLensModel]], rows: torch.Tensor) -> "pandas.DataFrame":
+def _outliers(families: Sequence[dict[str, TransformerLensModel]], rows: torch.Tensor) -> DataFrame:
     """What is found for each size of the outlier planted in "64d-4l", seed by seed."""
     lines = []
     for seed, family in enumerate(families):

@@ -8,7 +8,6 @@ tail, but not the reverse.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -18,16 +17,13 @@ from tqdm.auto import tqdm
 from tl_backward._support.bootstrap import Interval
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import frame_table, visible_text
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.dissimilarity.options import Fit, FitOptions, MapKind
 from tl_backward.dissimilarity.stitching import stitch
 from tl_backward.studies.dissimilarity.statistics import over_seeds
 from tl_backward.text.data import TextData
 from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import text_frame
-
-if TYPE_CHECKING:
-    import pandas
 
 CROSSED = ("A->B", "B->A")
 STITCHES = (*CROSSED, "A->A", "B->B", "A->A of another seed", "B->B of another seed")
@@ -72,7 +68,7 @@ class StitchingAsymmetry:
         a, b = map(visible_text, self.names)
         return f"StitchingAsymmetry(A={a}, B={b}; {n_seeds} seeds, {n_layers} layers, {self.map} maps by {self.fit})"
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a stitch or difference and layer: mean over seeds in nats a token, 95 % interval, seeds."""
         intervals = {self._named(quantity): self.interval(quantity) for quantity in (*STITCHES, *_DIFFERENCES)}
         return text_frame(

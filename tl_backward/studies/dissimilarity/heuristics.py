@@ -7,7 +7,6 @@ following a surface heuristic, and ask whether identity stitching and CKA tell t
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_backward._support.html import frame_table
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.dissimilarity.measures import cka_debiased
 from tl_backward.model.checks import check_model
 from tl_backward.model.guard import rng_untouched
@@ -25,9 +24,6 @@ from tl_backward.text.encoding import encode_continuation
 from tl_backward.text.prompts import encode_prompts
 from tl_backward.text.token_strings import text_frame, vocabulary_size
 from tl_backward.zoo.classification import LABELS, CuedPrompts
-
-if TYPE_CHECKING:
-    import pandas
 
 MEASURES = (
     "1 - CKA, in distribution",
@@ -71,7 +67,7 @@ class Heuristics:
         apart = self.generalises[:, None] != self.generalises[None]
         return self.follows_head[apart].nanmean(0)
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a measure and layer: means within and between the kinds, the gap, its interval, and its control."""
         g = self.gaps
         columns = {name: getattr(g, name) for name in ("within", "between", "gap", "low", "high")}
@@ -86,7 +82,7 @@ class Heuristics:
             for layer in range(g.gap.shape[1])
         )
 
-    def models_frame(self) -> "pandas.DataFrame":
+    def models_frame(self) -> DataFrame:
         """One row a model: its accuracies, and its kind."""
         import pandas
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -17,13 +16,10 @@ from torch import Tensor
 
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import frame_table
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.activations import PlaceReader
 from tl_backward.dissimilarity.measures import cka_biased
 from tl_backward.text.token_strings import text_frame
-
-if TYPE_CHECKING:
-    import pandas
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ class OutlierSearch:
     def __repr__(self) -> str:
         return f"OutlierSearch({len(self.layers)} layers on {self.n_samples} samples, {len(self.found)} found)"
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a model and layer."""
         found = set(self.found)
         return text_frame({**vars(each), "found": each in found} for each in self.layers)

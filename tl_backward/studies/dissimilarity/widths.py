@@ -7,7 +7,6 @@ nearly alike (block structure, Nguyen, Raghu and Kornblith 2021), and members th
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement, product
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +15,7 @@ from tqdm.auto import tqdm
 
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import frame_table, visible_text
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.dissimilarity.comparison import compare
 from tl_backward.dissimilarity.options import RunOptions
 from tl_backward.studies.dissimilarity.outliers import nearest_layer
@@ -24,9 +23,6 @@ from tl_backward.studies.dissimilarity.statistics import over_seeds
 from tl_backward.text.data import TextData
 from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import text_frame
-
-if TYPE_CHECKING:
-    import pandas
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -73,7 +69,7 @@ class WidthsAndDepths:
         """Size of a member's largest block, as a share of its layers: consecutive layers all alike in pairs."""
         return torch.tensor([largest_block(grid, self.threshold) / len(grid) for grid in self.cka[name, name]])
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a pair of members: CKA at equal relative depth, and how far best matches lie, mean and interval."""
         rows = []
         same = [(a, b, False) for a, b in self.cka if a != b]
@@ -96,7 +92,7 @@ class WidthsAndDepths:
             )
         return text_frame(rows)
 
-    def blocks_frame(self) -> "pandas.DataFrame":
+    def blocks_frame(self) -> DataFrame:
         """One row a member: its largest block, as a share of layers, and the mean CKA of neighbours and of the ends."""
         rows = []
         for name in self.names:
