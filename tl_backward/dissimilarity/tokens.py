@@ -1,8 +1,8 @@
 """What each model is given of a batch, and which of their tokens are the same sample.
 
 Two models with one tokenizer are paired token by token. With different ones, a token of A and a token of B are the same
-sample where they end at the same character: both have then read the same text. Rows are padded on the right, where no
-causal model's earlier tokens see it, and so without a mask: every text's activations are those of the text alone.
+sample where they end at the same character: both have then read the same text. Rows are padded on the right;
+every text's activations are those of the text alone (see `PlaceReader`).
 """
 
 from dataclasses import dataclass, replace
@@ -81,10 +81,7 @@ def pair_batch(
         keep = torch.zeros_like(keep).index_fill_(0, at[ends], True)
     own = {f"tokens_{side}": int(real[:, text.exclude_first :].sum()) for side, real in (("a", real_a), ("b", real_b))}
     at_a, at_b = pairs.at_a[keep], pairs.at_b[keep]
-    return replace(
-        pairs, a=_trimmed(pairs.a, at_a), b=_trimmed(pairs.b, at_b), text=pairs.text[keep], at_a=at_a, at_b=at_b,
-        counts=pairs.counts | own,
-    )  # fmt: skip
+    return replace(pairs, text=pairs.text[keep], at_a=at_a, at_b=at_b, counts=pairs.counts | own)
 
 
 def _of_texts(
@@ -164,12 +161,6 @@ def _padded(model: TransformerLensModel, rows: list[list[int]]) -> Batch:
     """Rows of ids side by side, each from position 0."""
     tokens, mask = side_by_side(rows, getattr(model.tokenizer, "pad_token_id", None) or 0)
     return Batch(tokens.to(model.W_U.device), mask)
-
-
-def _trimmed(batch: Batch, at: Int[Tensor, "sample"]) -> Batch:
-    """Without the positions after the last sample, which no causal model's earlier ones depend on."""
-    width = int(at.max()) + 1 if len(at) else 1
-    return Batch(batch.tokens[:, :width], batch.real[:, :width])
 
 
 def _checked_mask(mask: Mask, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:

@@ -146,7 +146,8 @@ class ActivationIndex:
         values = torch.empty(n_samples, width, dtype=reader.dtype)
         for part in batches(texts, at, text_options.batch_size, show_progress=show_progress):
             rows = starts[part.index[part.text]] + (part.at if at is None else 0)
-            values[rows] = reader(part.tokens, part.text, part.at)[resolved].to(values)
+            read = reader(part.tokens, part.text, part.at, lengths=part.lengths)
+            values[rows] = read[resolved].to(values)
         return cls(model, texts, resolved, position, match, values, torch.linalg.vecdot(values, values), starts)
 
     def __repr__(self) -> str:

@@ -157,7 +157,7 @@ def score(
     found = [Scores(torch.full((n,), torch.inf, dtype=torch.float64), torch.full((n,), NOWHERE)) for _ in queries]
     allowed = [None if closeness.match == "any" else find_positions(texts, query.rule) for query in queries]
     for part in batches(texts, allowed[0] if len(queries) == 1 else None, batch_size, show_progress=show_progress):
-        values = reader(part.tokens, part.text, part.at)
+        values = reader(part.tokens, part.text, part.at, lengths=part.lengths)
         for query, scores, at in zip(queries, found, allowed, strict=True):
             value = values[query.site]
             each = distances(value, query.activation.to(value), closeness.metric).cpu()

@@ -197,7 +197,7 @@ class _Run:
         null = None
         if self.start:
             first = torch.zeros(1, dtype=torch.long)
-            read = self.reader(encode_rows(self.model, [self.start]).tokens, first, first)
+            read = self.reader(encode_rows(self.model, [self.start]).tokens, first, first, lengths=None)
             null = [widened(value[0], d_site) for value in read.values()]
         for index, width in enumerate(self.reader.widths.values()):
             values = q.activations[q.sites == index].to(network.mean)
