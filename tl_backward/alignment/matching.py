@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from tl_backward._support.checks import check_layers
 from tl_backward._support.deprecation import old_keywords
-from tl_backward._support.html import table
+from tl_backward._support.html import frame_table
 from tl_backward._support.types import DataFrame, TransformerLensModel, typed
 from tl_backward.alignment.kernels import gram, random_rotation
 from tl_backward.alignment.vocabularies import TokenMap, shared_tokens
@@ -98,8 +98,7 @@ class ParameterMatch:
 
     def _repr_html_(self) -> str:
         """A static table of `to_frame`."""
-        frame = self.to_frame()
-        return table(list(frame), frame.values.tolist(), caption=repr(self))
+        return frame_table(self.to_frame(), caption=repr(self))
 
 
 @old_keywords({name: f"vector_options.{name}" for name in ("inverse", "fold_ln")}, vector_options=VectorOptions)

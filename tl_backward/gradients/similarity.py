@@ -102,10 +102,9 @@ class GradientSimilarity:
 
     def _repr_html_(self) -> str:
         """The most alike pairs, as a static table."""
-        from tl_backward._support.html import table
+        from tl_backward._support.html import frame_table
 
-        frame = self.pairs(_HTML_PAIRS).astype(object)
-        return table([str(name) for name in frame.columns], frame.values.tolist(), caption=repr(self))
+        return frame_table(self.pairs(_HTML_PAIRS), caption=repr(self))
 
 
 @old_keywords({name: f"text_options.{name}" for name in BATCHING}, text_options=TextOptions)

@@ -150,11 +150,9 @@ class Sweep:
 
     def _repr_html_(self) -> str:
         """The means by weight, as a static table."""
-        from tl_backward._support.html import table
+        from tl_backward._support.html import frame_table
 
-        frame = self.to_frame(n_boot=200)
-        columns = [str(name) for name in frame.columns]
-        return table(columns, frame.astype(object).values.tolist(), caption=repr(self))
+        return frame_table(self.to_frame(n_boot=200), caption=repr(self))
 
     def save(self, path: str | Path, *, run: str = "") -> Path:
         """Write everything but the tokenizer as safetensors; atomically. `run` says of which run it is a part."""

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_backward._support.html import table
+from tl_backward._support.html import frame_table
 from tl_backward._support.types import DataFrame, typed
 
 Mask: TypeAlias = tuple[Bool[Tensor, "n_rows"] | None, Bool[Tensor, "n_cols"] | None]
@@ -62,8 +62,7 @@ class TopPairs:
 
     def _repr_html_(self) -> str:
         """A static table of the first 20 pairs."""
-        shown = self.to_frame().head(20)
-        return table(list(shown), shown.astype(object).values.tolist(), caption=repr(self))
+        return frame_table(self.to_frame().head(20), caption=repr(self))
 
 
 @typed
