@@ -4,7 +4,7 @@ A layer is the index of its block and stands for the residual stream at its end 
 that block 0 reads: n blocks have run at layer n - 1.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TypeAlias, cast
 
@@ -126,5 +126,19 @@ def _entering(model: TransformerLensModel, block: int, stream: Tensor) -> Iterat
         for module in patched:
             stack.callback(vars(module).pop, "forward", None)
             # Not setattr: a Bridge component hands attributes on to what it wraps.
-            vars(module)["forward"] = without_hooks(module).forward
+            vars(module)["forward"] = _unheard(module)
         yield
+
+
+def _unheard(module: nn.Module) -> Callable[..., object]:
+    """A module's forward on a copy without hooks."""
+
+    def forward(*args: object, **kwargs: object) -> object:
+        copy = without_hooks(module)
+        del vars(copy)["forward"]  # this one
+        out = copy.forward(*args, **kwargs)
+        # What TransformerLens 4 lets a pass leave for a positional embedding to read, once: the copy has read it.
+        vars(module).update({name: vars(copy)[name] for name in ("_current_batch_size",) if name in vars(copy)})
+        return out
+
+    return forward

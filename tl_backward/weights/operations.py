@@ -117,12 +117,11 @@ def _product(call: _Call) -> list[Use]:
     if call.kwargs.get("out") is not None or any(call.kwargs.get(name, 1) != 1 for name in ("beta", "alpha")):
         return []
     left, right = (call.tensor(*place) for place in _FACTORS[call.name])
-    if left is None or right is None or call.is_weight(left) == call.is_weight(right):
-        return []
-    weight, x, orientation, turn = (
-        (right, left, "in_out", _same) if call.is_weight(right) else (left, right, "out_in", _transposed)
-    )
-    uses = _matrix(call, weight, x, orientation, turn)
+    uses: list[Use] = []
+    if left is not None and right is not None and call.is_weight(left) != call.is_weight(right):
+        from_right = call.is_weight(right)
+        factors = (right, left, "in_out", _same) if from_right else (left, right, "out_in", _transposed)
+        uses = _matrix(call, *factors)
     bias = call.weight(0, "input") if call.name in ("addmm", "baddbmm") else None
     if bias is not None and bias.ndim == 1:
         uses.append(Use(call.name, bias, "bias", call.out))
