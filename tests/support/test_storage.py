@@ -1,12 +1,14 @@
 """Files are whole or refused, and replaced only by whole ones."""
 
+import os
 import random
 import stat
+from pathlib import Path
 
 import pytest
 import torch
 
-from tl_backward._support.storage import load_tensors, save_tensors
+from tl_backward._support.storage import load_tensors, replacing, save_tensors
 
 TENSORS = {
     "a/x": torch.arange(7.0),
@@ -64,3 +66,12 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         save_tensors(path, {"other": torch.zeros(2)}, {})
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_device_is_written_to_and_not_replaced():
+    """As root, os.replace would put a plain file where /dev/null was."""
+    before = os.stat(os.devnull)
+    with replacing(Path(os.devnull)) as partial:
+        partial.write_text("a page")
+    after = os.stat(os.devnull)
+    assert stat.S_ISCHR(after.st_mode) and (after.st_ino, after.st_rdev) == (before.st_ino, before.st_rdev)

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import gettempdir
 from uuid import uuid4
 
 import torch
@@ -17,7 +18,9 @@ _CHECKSUM = "crc32"
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file beside `path` to write, which takes its place once the block ends; after an error nothing has changed."""
-    partial = path.with_name(f".{path.name[:64]}.{uuid4().hex}.part")
+    special = path.exists() and not path.is_file() and not path.is_dir()  # a device or pipe is written to, not replaced
+    folder = Path(gettempdir()) if special else path.parent
+    partial = folder / f".{path.name[:64]}.{uuid4().hex}.part"
     try:
         partial.touch()
         mode = partial.stat().st_mode
@@ -25,7 +28,10 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.chmod(mode)  # safetensors makes files that only their owner can read
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        if special:
+            path.write_bytes(partial.read_bytes())
+        else:
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
