@@ -17,8 +17,11 @@ _CHECKSUM = "crc32"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write, which takes its place once the block ends; after an error nothing has changed."""
-    special = path.exists() and not path.is_file() and not path.is_dir()  # a device or pipe is written to, not replaced
+    """A file beside `path` to write, which takes its place once the block ends; after an error nothing has changed.
+
+    A device or a pipe keeps its place, and what was written is sent to it.
+    """
+    special = path.exists() and not path.is_file() and not path.is_dir()
     folder = Path(gettempdir()) if special else path.parent
     partial = folder / f".{path.name[:64]}.{uuid4().hex}.part"
     try:

@@ -83,16 +83,16 @@ def forward(model: TransformerLensModel, tokens: Int[Tensor, "batch pos"], stop_
 @contextmanager
 def _padding_at_the_end() -> Iterator[None]:
     """Without transformers' advice to pass a mask: what is read here comes before any padding, which it cannot see."""
-
-    def wanted(record: logging.LogRecord) -> bool:
-        return "since your input_ids may be padded" not in record.getMessage()
-
     logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(wanted)
+    logger.addFilter(_is_no_such_advice)
     try:
         yield
     finally:
-        logger.removeFilter(wanted)
+        logger.removeFilter(_is_no_such_advice)
+
+
+def _is_no_such_advice(record: logging.LogRecord) -> bool:
+    return "since your input_ids may be padded" not in record.getMessage()
 
 
 def last_layer(names: Sequence[str]) -> int | None:
