@@ -7,6 +7,7 @@ from models import HAS_HOOKED_TRANSFORMER, TOKENS, bridge, build, hooked, worlds
 from shared import stories
 
 from inversion.oracle import activations, run
+from tl_backward.activations import PlaceReader
 from tl_backward.inversion import collect, resolve_place
 from tl_backward.inversion.activations import batches, collect_at
 from tl_backward.text.encoded import encode, encode_rows
@@ -161,5 +162,15 @@ def test_batches_hold_like_lengths_and_each_text_once():
     assert sorted(torch.cat([part.index for part in parts]).tolist()) == list(range(len(ROWS)))
     assert [part.tokens.shape[1] for part in parts] == [2, 5, 7]
     assert sum(len(part.at) for part in parts) == int(texts.lengths.sum())
-    only = list(batches(texts, torch.tensor([2, -1, -1, 1, 0]), 10))
-    assert len(only) == 1 and only[0].tokens.shape == (3, 3)
+    (only,) = batches(texts, torch.tensor([2, -1, -1, 1, 0]), 10)
+    assert only.index.tolist() == [4, 3, 0] and only.at.tolist() == [0, 1, 2]
+    assert only.lengths.tolist() == texts.lengths[only.index].tolist()
+
+
+def test_a_causal_model_is_given_no_more_than_what_is_read():
+    model = bridge()
+    (part,) = batches(encode_rows(model, ROWS), torch.tensor([2, -1, -1, 1, 0]), 10)
+    widths, reader = [], PlaceReader(model, ("resid_post", 0))
+    with model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda value, hook: widths.append(value.shape))]):
+        reader(part.tokens, part.text, part.at, lengths=part.lengths)
+    assert [tuple(shape[:2]) for shape in widths] == [(3, 3)]

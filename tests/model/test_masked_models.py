@@ -18,9 +18,12 @@ from transformers import (
 )
 
 import tl_backward as tlb
+from tl_backward import inversion
+from tl_backward.dissimilarity import SampleOptions, compare
 from tl_backward.text.asked import mask_token
 from tl_backward.text.cases import EditCase
 from tl_backward.text.encoding import encode_continuation
+from tl_backward.text.options import TextOptions
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "paris", "is", "the", "capital", "of", "france", "italy"]
 WORDS += ["rome", "##land", "in", "lies"]
@@ -252,3 +255,61 @@ def test_padding_of_a_hooked_transformer_that_sees_both_ways():
 def test_texts_alone_are_no_examples_of_a_masked_model(bert):
     with pytest.raises(ValueError, match=r"Expected \(prompt, target\) pairs for a model that does not predict"):
         tlb.gradient_similarity(bert, [PROMPT, PROMPT], show_progress=False)
+
+
+TEXTS = ["paris is the capital", "rome", "italy lies in france", "the capital of italy is rome", "paris lies in italy"]
+
+
+def both_ways():
+    """A Bridge of an encoder, and what TransformerLens 3 makes of one."""
+    found = [boot(BertForMaskedLM)]
+    if HAS_HOOKED_TRANSFORMER:
+        model = hooked(attention_dir="bidirectional")
+        model.tokenizer = word_pieces()
+        found.append(model)
+    return found
+
+
+def test_activations_are_those_of_each_text_alone():
+    """Padding would be seen: no matter in what batches, every activation is that of its text alone."""
+    for model in both_ways():
+        ids = [model.to_tokens(text)[0] for text in TEXTS]
+        alone = [model.run_with_cache(row[None])[1][model_hook(model)][0] for row in ids]
+        tokens = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+        real = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], batch_first=True).bool()
+        for batch_size in (1, 2, 5):
+            read = inversion.collect(
+                model, tokens, model_hook(model), mask=real, batch_size=batch_size, show_progress=False
+            )
+            (values,) = read.values()
+            for value, expected in zip(values, alone, strict=True):
+                torch.testing.assert_close(value[: len(expected)], expected, rtol=1e-9, atol=1e-11)
+            for at in (0, 2):
+                found = inversion.pool_preimage(
+                    model, TEXTS[0], model_hook(model), at, TEXTS, show_progress=False,
+                    text_options=TextOptions(batch_size=batch_size), epsilon=inversion.Closeness(1e9, metric="euclidean", match="same"),
+                )  # fmt: skip
+                for text, distance in zip(found.texts, found.distances.tolist(), strict=True):
+                    value = alone[TEXTS.index(text)]
+                    own = alone[0][at]
+                    expected = (value[at] - own).norm() / own.norm() if at < len(value) else float("inf")
+                    assert distance == pytest.approx(float(expected), rel=1e-6, abs=1e-9)
+
+
+def test_comparisons_do_not_depend_on_batches():
+    for model in both_ways():
+        other = tlb.model.controls.random_init(model, seed=0)
+        for options in ({}, {"sample": "last"}, {"sample": "mean"}):
+            whole, single = (
+                compare(
+                    model, other, TEXTS * 2, measures=["cka_biased", "procrustes"], show_progress=False,
+                    text_options=TextOptions(batch_size=size), sample_options=SampleOptions(**options),
+                )
+                for size in (10, 1)
+            )  # fmt: skip
+            for measure in whole.measures:
+                torch.testing.assert_close(whole[measure], single[measure], rtol=1e-9, atol=1e-11)
+
+
+def model_hook(model):
+    return f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"

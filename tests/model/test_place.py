@@ -98,11 +98,11 @@ def test_every_form_is_one_place_in_each_feature(world, forms):
     place = resolve_place(model, forms[0])
     tokens = model.to_tokens("w3 w4 w5")
     chosen = torch.zeros(3, dtype=torch.long), torch.arange(3)
-    expected = PlaceReader(model, place)(tokens, *chosen)[place]
+    expected = PlaceReader(model, place)(tokens, *chosen, lengths=None)[place]
     compared = compare(model, model, TEXTS, hook=place, jackknife=0, permutations=0, **QUIET)
     for form in forms:
         assert resolve_places(model, [form, form]) == [place]
-        assert torch.equal(PlaceReader(model, [form])(tokens, *chosen)[place], expected)
+        assert torch.equal(PlaceReader(model, [form])(tokens, *chosen, lengths=None)[place], expected)
         torch.testing.assert_close(collect(model, tokens, [form], **QUIET)[place][0, :3], expected.cpu())
         query = read_query(model, "w3 w4 w5", form, -1)
         assert query.site == place

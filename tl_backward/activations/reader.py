@@ -13,6 +13,7 @@ from tl_backward.activations.watching import forward, last_layer, watch
 from tl_backward.embedding_space.vectors import parameter_vectors
 from tl_backward.model.inputs import check_reads_text
 from tl_backward.model.place import Place, Places, resolve_places
+from tl_backward.text.asked import sees_both_ways
 
 Heads: TypeAlias = Literal["flatten", "each"]
 
@@ -101,17 +102,33 @@ class PlaceReader:
         text: Int[Tensor, "sample"],
         at: Int[Tensor, "sample"],
         *,
+        lengths: Int[Tensor, "batch"] | None,
         number: int | None = None,
     ) -> dict[Place, Float[Tensor, "sample _"]]:
         """Each place's activations at the tokens [text, at] of right-padded rows, in the model's dtype on its device.
 
-        `number` is the batch's, for messages.
+        They are those of each text alone: a causal model does not see the padding behind a token, and is given no more
+        than what is read; one that sees both ways is given texts of one length at a time, by `lengths` (None where
+        nothing is padded). `number` is the batch's, for messages.
 
         Raises:
             ValueError: NaN or inf; the place is named.
             RuntimeError: a place did not run.
         """
         where = self._which if number is None else f"{self._which} in batch {number}"
+        if not sees_both_ways(self.model):
+            return self._read(tokens[:, : int(at.max()) + 1] if len(at) else tokens, text, at, where)
+        if lengths is None:
+            return self._read(tokens, text, at, where)
+        found: dict[Place, Tensor] = {}
+        for length in lengths[text].unique().tolist():
+            rows, mine = (lengths == length).nonzero().flatten(), (lengths[text] == length).nonzero().flatten()
+            row_of = torch.zeros_like(lengths).index_put_((rows,), torch.arange(len(rows)))
+            for place, value in self._read(tokens[rows, :length], row_of[text[mine]], at[mine], where).items():
+                found.setdefault(place, value.new_empty(len(text), value.shape[1]))[mine.to(value.device)] = value
+        return found
+
+    def _read(self, tokens: Tensor, text: Tensor, at: Tensor, where: str) -> dict[Place, Tensor]:
         with watch(self.model, self._watched, text, at) as seen:
             forward(self.model, tokens.to(self.model.W_U.device), last_layer(self._watched))
         return {place: self._checked(place, seen, where) for place in self.places}

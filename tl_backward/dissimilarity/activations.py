@@ -26,7 +26,8 @@ def read_samples(
 ) -> list[Float[Tensor, "sample _"]]:
     """Each place's activations at a batch's samples; see `PlaceReader`."""
     batch, at = (pairs.a, pairs.at_a) if side == "a" else (pairs.b, pairs.at_b)
-    values = reader(batch.tokens, pairs.text, at, number=pairs.number).values()
+    lengths = None if batch.mask is None else batch.mask.sum(1)
+    values = reader(batch.tokens, pairs.text, at, lengths=lengths, number=pairs.number).values()
     return [_means(value, pairs.text) if sample == "mean" else value for value in values]
 
 

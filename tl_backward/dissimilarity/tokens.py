@@ -1,8 +1,8 @@
 """What each model is given of a batch, and which of their tokens are the same sample.
 
 Two models with one tokenizer are paired token by token. With different ones, a token of A and a token of B are the same
-sample where they end at the same character: both have then read the same text. Rows are padded on the right, where no
-causal model's earlier tokens see it, and so without a mask: every text's activations are those of the text alone.
+sample where they end at the same character: both have then read the same text. Rows are padded on the right;
+every text's activations are those of the text alone (see `PlaceReader`).
 """
 
 import warnings
@@ -154,8 +154,7 @@ def _finish(pairs: PairedTokens, reading: Reading) -> PairedTokens:
         counts[f"tokens_{which}"] = int(mask.sum()) - (len(mask) if reading.exclude_first else 0)
     at_a, at_b = pairs.at_a[keep], pairs.at_b[keep]
     return replace(
-        pairs, a=_trimmed(pairs.a, at_a), b=_trimmed(pairs.b, at_b), text=pairs.text[keep], at_a=at_a, at_b=at_b,
-        first=pairs.first[keep], counts=counts,
+        pairs, text=pairs.text[keep], at_a=at_a, at_b=at_b, first=pairs.first[keep], counts=counts,
     )  # fmt: skip
 
 
@@ -163,12 +162,6 @@ def _padded(model: TransformerLensModel, rows: list[list[int]]) -> Batch:
     """Rows of ids side by side, each from position 0."""
     tokens, mask = side_by_side(rows, getattr(model.tokenizer, "pad_token_id", None) or 0)
     return Batch(tokens.to(model.W_U.device), mask)
-
-
-def _trimmed(batch: Batch, at: Int[Tensor, "sample"]) -> Batch:
-    """Without the positions after the last sample, which no causal model's earlier ones depend on."""
-    width = int(at.max()) + 1 if len(at) else 1
-    return Batch(batch.tokens[:, :width], None if batch.mask is None else batch.mask[:, :width])
 
 
 def _kept(batch: Batch, reading: Reading, which: str) -> Bool[Tensor, "batch pos"]:

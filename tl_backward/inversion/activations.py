@@ -25,6 +25,7 @@ class Samples:
     index: Int[Tensor, "batch"]
     """Which texts the batch is of."""
     tokens: Int[Tensor, "batch pos"]
+    lengths: Int[Tensor, "batch"]
     text: Int[Tensor, "sample"]
     """The row of the batch that each sample is from."""
     at: Int[Tensor, "sample"]
@@ -32,7 +33,7 @@ class Samples:
 
 
 def batches(texts: Encoded, at: Int[Tensor, "text"] | None, batch_size: int) -> Iterator[Samples]:
-    """Texts in batches of like widths, no wider than the last position that is read.
+    """Texts in batches of which like widths are read.
 
     `at` is one position a text, texts where it is negative are left out; None for every real token.
 
@@ -48,12 +49,9 @@ def _batches(texts: Encoded, at: Int[Tensor, "text"] | None, batch_size: int) ->
     needed = texts.lengths if at is None else at + 1
     order = needed.argsort(stable=True)
     for index in order[needed[order] > 0].split(batch_size):
-        tokens = texts.tokens[index, : int(needed[index[-1]])]
-        if at is None:
-            text, where = (torch.arange(tokens.shape[1]) < needed[index, None]).nonzero(as_tuple=True)
-        else:
-            text, where = torch.arange(len(index)), at[index]
-        yield Samples(index, tokens, text, where)
+        part = texts.select(index)
+        text, where = part.mask.nonzero(as_tuple=True) if at is None else (torch.arange(len(index)), at[index])
+        yield Samples(index, part.tokens, part.lengths, text, where)
 
 
 @typed
@@ -99,7 +97,7 @@ def collect(
     columns[texts.mask] = real.nonzero()[:, 1]
     for part in progress(batches(texts, None, batch_size), len(texts), batch_size, show_progress):
         rows = part.index[part.text]
-        for site, value in reader(part.tokens, part.text, part.at).items():
+        for site, value in reader(part.tokens, part.text, part.at, lengths=part.lengths).items():
             values[site][rows, columns[rows, part.at]] = value.to(values[site])
     return {place: _at(values[replace(place, position=None)], place.position, texts, columns) for place in places}
 
@@ -132,7 +130,7 @@ def collect_at(
     reader = PlaceReader(model, sites)
     values = {site: torch.zeros(len(texts), width, dtype=reader.dtype) for site, width in reader.widths.items()}
     for part in progress(batches(texts, at, batch_size), len(texts), batch_size, show_progress):
-        for site, value in reader(part.tokens, part.text, part.at).items():
+        for site, value in reader(part.tokens, part.text, part.at, lengths=part.lengths).items():
             values[site][part.index] = value.to(values[site])
     return values
 

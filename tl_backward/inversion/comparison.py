@@ -149,7 +149,7 @@ def compare_sites(
     allowed = [allowed_positions(texts, query, closeness.match) for query in queries]
     parts = batches(texts, None, text_options.batch_size)
     for part in progress(parts, n, text_options.batch_size, show_progress):
-        values = reader(part.tokens, part.text, part.at)
+        values = reader(part.tokens, part.text, part.at, lengths=part.lengths)
         for asked, scores, at in zip(queries, found, allowed, strict=True):
             each = distances(values[asked.site], asked.activation.to(values[asked.site]), closeness.metric).cpu()
             if at is not None:

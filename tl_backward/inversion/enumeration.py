@@ -152,7 +152,8 @@ class ActivationIndex:
         values = torch.empty(n_samples, width, dtype=reader.dtype)
         for part in progress(batches(texts, at, batch_size), len(texts), batch_size, show_progress):
             rows = starts[part.index[part.text]] + (part.at if at is None else 0)
-            values[rows] = reader(part.tokens, part.text, part.at)[resolved].to(values)
+            read = reader(part.tokens, part.text, part.at, lengths=part.lengths)
+            values[rows] = read[resolved].to(values)
         squares = torch.linalg.vecdot(values, values)
         return cls(model, texts, resolved, position, match, values, squares, starts)
 

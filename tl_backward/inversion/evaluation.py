@@ -90,7 +90,8 @@ def read_queries(
         )
     rows = []
     for part in torch.arange(len(text)).split(BATCH_SIZE):
-        values = reader(texts.tokens[text[part]], torch.arange(len(part)), at[text[part], slot[part]])
+        rows_read, where = text[part], at[text[part], slot[part]]
+        values = reader(texts.tokens[rows_read], torch.arange(len(part)), where, lengths=texts.lengths[rows_read])
         rows.append([torch.nn.functional.pad(v, (0, d_site - v.shape[1])).cpu() for v in values.values()])
     found = [torch.cat(column) for column in zip(*rows, strict=True)]
     sites = torch.arange(len(found)).repeat_interleave(len(text))
@@ -101,7 +102,7 @@ def nearest_distances(queries: Queries, texts: Encoded) -> Float[Tensor, "query"
     """D(z, f(x)) of each query and its own text, the smallest over the text's positions (euclidean, relative)."""
     found = torch.full((len(texts),), torch.inf, dtype=torch.float64)
     for part in batches(texts, None, BATCH_SIZE):
-        values = queries.reader(part.tokens, part.text, part.at)
+        values = queries.reader(part.tokens, part.text, part.at, lengths=part.lengths)
         which = part.index[part.text]
         for number, value in enumerate(values.values()):
             rows = (queries.sites[which] == number).nonzero()[:, 0]

@@ -61,7 +61,7 @@ class Scorer:
         found = Scores(torch.full((len(texts),), torch.inf, dtype=torch.float64), torch.full((len(texts),), NOWHERE))
         batch_size = self._text_options.batch_size
         for part in progress(batches(texts, at, batch_size), len(texts), batch_size, show_progress):
-            values = self._reader(part.tokens, part.text, part.at)[self.query.site]
+            values = self._reader(part.tokens, part.text, part.at, lengths=part.lengths)[self.query.site]
             each = distances(values, self.query.activation.to(values), self.closeness.metric).cpu()
             found.distances[part.index], found.best_positions[part.index] = smallest(part, each)
         return found

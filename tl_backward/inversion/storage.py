@@ -61,7 +61,7 @@ def vocabulary_digest(model: TransformerLensModel) -> str:
 
 def probe(reader: PlaceReader, texts: Encoded) -> dict[str, Float[Tensor, "text _"]]:
     """Every site's activations at the last token of some texts: what a model is known by."""
-    read = reader(texts.tokens, torch.arange(len(texts)), texts.lengths - 1)
+    read = reader(texts.tokens, torch.arange(len(texts)), texts.lengths - 1, lengths=texts.lengths)
     return {str(site): value.float().cpu() for site, value in read.items()}
 
 

@@ -110,7 +110,7 @@ class TrainingStream:
         texts = texts.select(torch.randperm(len(texts), generator=generator))
         at = self._positions(texts, generator)
         text, slot = (at != NOWHERE).nonzero(as_tuple=True)
-        values = list(self.reader(texts.tokens, text, at[text, slot]).values())
+        values = list(self.reader(texts.tokens, text, at[text, slot], lengths=texts.lengths).values())
         index = torch.full(at.shape, -1)
         index[text, slot] = torch.arange(len(text))
         row, site, where = self._draw(number, at, generator)

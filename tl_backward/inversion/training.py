@@ -192,7 +192,8 @@ class _Run:
         null = None
         if self.start:
             alone = encode_rows(self.model, [self.start])
-            read = self.reader(alone.tokens, torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
+            first = torch.zeros(1, dtype=torch.long)
+            read = self.reader(alone.tokens, first, first, lengths=None)
             null = [widened(value[0], d_site) for value in read.values()]
         for index in range(len(self.reader.places)):
             values = q.activations[q.sites == index].to(network.mean)

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
 
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.model.checks import model_kind
+from tl_backward.model.inputs import has_decoder
 from tl_backward.model.probe import probe_logits, probe_tokens, unobserved
 
 NO_MASK = -1
@@ -23,7 +23,10 @@ def mask_token(model: TransformerLensModel) -> int | None:
     a mask. `NO_MASK` where its tokenizer has none.
     """
     mask = getattr(getattr(model, "tokenizer", None), "mask_token_id", None)
-    if not _sees_both_ways(model, generates_unless=mask is not None):
+    generates = getattr(getattr(model, "original_model", None), "can_generate", None)
+    # One that generates text and knows no mask is taken at its word: a prefix-LM sees both ways, and answers last.
+    at_its_word = mask is None and generates is not None and generates()
+    if has_decoder(model) or at_its_word or not sees_both_ways(model):
         return None
     return NO_MASK if mask is None else int(mask)
 
@@ -66,19 +69,12 @@ def check_one_token(rows: Sequence[Sequence[int]], mask: int | None) -> None:
         )
 
 
-def _sees_both_ways(model: TransformerLensModel, *, generates_unless: bool) -> bool:
-    """Whether what a model says at one position depends on later tokens.
-
-    One that generates text and has no mask token is taken at its word (a prefix-LM sees both ways, and answers last).
-    """
+def sees_both_ways(model: TransformerLensModel) -> bool:
+    """Whether what a model computes at one position depends on later tokens, as an encoder's does."""
     if model_kind(model) == "HookedTransformer":
         return getattr(model.cfg, "attention_dir", "causal") == "bidirectional"
-    inner: nn.Module | None = getattr(model, "original_model", None)
-    if getattr(getattr(inner, "config", None), "is_encoder_decoder", False):
-        return False
-    generates = getattr(inner, "can_generate", None)
-    if generates is not None and generates() and not generates_unless:
-        return False
+    if has_decoder(model):
+        return True
     if model not in _SEEN:
         _SEEN[model] = _looks_ahead(model)
     return _SEEN[model]

@@ -209,10 +209,11 @@ def residual_sums(
         mask = batch.mask.clone()
         mask[:, 0] &= not exclude_first
         text, at = mask.nonzero(as_tuple=True)
-        heads = {place.layer: rows.to(device) for place, rows in reader_a(batch.tokens, text, at).items()}
+        lengths = batch.mask.sum(1)
+        heads = {p.layer: rows.to(device) for p, rows in reader_a(batch.tokens, text, at, lengths=lengths).items()}
         own = heads
         if not alone:
-            own = {place.layer: rows.to(device) for place, rows in reader_b(batch.tokens, text, at).items()}
+            own = {p.layer: rows.to(device) for p, rows in reader_b(batch.tokens, text, at, lengths=lengths).items()}
         x = [_normed(heads[layer]) if normed else heads[layer] for layer in layers_a]
         sums.update(x, [own[layer] for layer in layers_b])
     return sums

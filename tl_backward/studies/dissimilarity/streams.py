@@ -29,7 +29,7 @@ def streams(
     read: list[list[Tensor]] = []
     for part in tokens.split(batch_size):
         text, at = torch.ones(len(part), tokens.shape[1] - start).nonzero(as_tuple=True)
-        read.append([rows.cpu().double() for rows in reader(part, text, at + start).values()])
+        read.append([rows.cpu().double() for rows in reader(part, text, at + start, lengths=None).values()])
     positions = torch.arange(start, tokens.shape[1]).repeat(len(tokens))
     return Streams(tuple(torch.cat(parts) for parts in zip(*read, strict=True)), positions)
 
