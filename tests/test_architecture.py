@@ -68,6 +68,29 @@ def test_no_test_reads_a_pickle():
         assert not found or str(path.relative_to(root)) in IN_MEMORY, (path, found)
 
 
+STORING = {"hashlib", "safetensors"}
+STORAGE = "_support/storage.py"
+FOREIGN = {"model/loading/_folder.py": "safe_open"}
+"""Reads files that other programs wrote."""
+
+
+def test_one_storage():
+    """Tensors and JSON are saved, checked and fingerprinted in one place; nothing else hashes, writes or renames."""
+    others = []
+    for path in MODULES:
+        name = str(path.relative_to(PACKAGE))
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                named = [(alias.name, "") for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                named = [(node.module or "", alias.name) for alias in node.names]
+            else:
+                continue
+            others += [(name, what) for module, what in named if module.split(".")[0] in STORING]
+    assert {name for name, _ in others} - set(FOREIGN) == {STORAGE}
+    assert {what for name, what in others if name in FOREIGN} == set(FOREIGN.values())
+
+
 @pytest.mark.parametrize(
     "program",
     [

@@ -47,7 +47,7 @@ import tl_backward as tlb
 from tl_backward._support.csv import csv_text
 from tl_backward._support.html import table
 from tl_backward.alignment import token_map
-from tl_backward.embedding_space.filters import token_mask
+from tl_backward.embedding_space.options import token_mask
 from tl_backward.text.cases import load_cases
 from tl_backward.text.encoding import encode_continuation
 from tl_backward.text.files import read_data

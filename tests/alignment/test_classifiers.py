@@ -19,8 +19,8 @@ from tl_backward.alignment import (
 )
 from tl_backward.studies import alignment as study
 from tl_backward.zoo import facts, load
-from tl_backward.zoo.recall import recall
-from tl_backward.zoo.relation_task import LabelledPrompts, relation_task
+from tl_backward.zoo.classification import LabelledPrompts, relation_task
+from tl_backward.zoo.facts_task import recall
 
 every_world = pytest.mark.parametrize("world", worlds())
 PROMPTS = ["w5 w6 w7", "w8", "w9 w10 w11 w12", "w20 w21", "w30 w5 w6", "w40 w41 w42"]

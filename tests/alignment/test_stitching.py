@@ -8,8 +8,10 @@ from shared import stories
 
 from tests.alignment.test_kernels import small
 from tests.alignment.twins import twins
+from tl_backward import alignment, dissimilarity
 from tl_backward.alignment import random_kernel, token_map, translation, zero_shot_stitch
-from tl_backward.alignment._layers import stream_at
+from tl_backward.dissimilarity.stitching.maps import StitchMap
+from tl_backward.model.partial import logits_after, streams_after
 from tl_backward.text.prompts import encode_prompts, forward
 
 every_world = pytest.mark.parametrize("world", worlds())
@@ -164,14 +166,31 @@ def test_stream_is_what_a_hook_sees(world):
     batch = encode_prompts(model, TOKENS)
     with torch.no_grad():
         _, cache = model.run_with_cache(TOKENS)
-        for cut, name in (
-            (0, "blocks.0.hook_resid_pre"),
-            (1, "blocks.0.hook_resid_post"),
-            (2, "blocks.1.hook_resid_post"),
-        ):
-            torch.testing.assert_close(stream_at(model, batch, cut), cache[name], atol=0, rtol=0)
-        later = stream_at(model, batch, 2, (1, cache["blocks.0.hook_resid_post"]))
+        names = {-1: "blocks.0.hook_resid_pre", 0: "blocks.0.hook_resid_post", 1: "blocks.1.hook_resid_post"}
+        for layer, name in names.items():
+            found = streams_after(model, batch.tokens, [layer])[layer]
+            torch.testing.assert_close(found, cache[name], atol=0, rtol=0)
+        start = (0, cache["blocks.0.hook_resid_post"])
+        later = streams_after(model, batch.tokens, [1], start=start)[1]
         torch.testing.assert_close(later, cache["blocks.1.hook_resid_post"], atol=1e-12, rtol=0)
+
+
+@every_world
+def test_one_stitched_model_and_one_convention(world):
+    """Blocks counted by `zero_shot_stitch` and layers named by `stitch` are the same places of the one class."""
+    assert alignment.StitchedModel is dissimilarity.StitchedModel
+    a, b = build(world), build(world)
+    by_blocks = zero_shot_stitch(a, 1, b, 2)
+    assert (by_blocks.layer_a, by_blocks.layer_b, by_blocks.cut_a, by_blocks.cut_b) == (0, 1, 1, 2)
+    map = StitchMap("linear", *by_blocks.kernel.shape).to(by_blocks.kernel)
+    map.set(by_blocks.kernel)
+    by_layers = dissimilarity.StitchedModel(a, 0, b, 1, map)
+    with torch.no_grad():
+        torch.testing.assert_close(by_layers(TOKENS), by_blocks(TOKENS), atol=1e-12, rtol=0)
+        stream = streams_after(a, TOKENS, [0])[0]
+        expected = logits_after(b, TOKENS, 1, stream @ map.weight)
+        torch.testing.assert_close(by_blocks(TOKENS), expected, atol=1e-12, rtol=0)
+    assert by_layers.cut_b == 2 and "blocks 0-0 of A, StitchMap('linear'" in repr(by_layers)
 
 
 @every_world

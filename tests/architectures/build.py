@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from tl_backward.model.loading._installs import no_installs
+from tl_backward.model.loading._others import no_installs
 
 from .table import D_VOCAB, MASK, Inputs, Row, tokens
 

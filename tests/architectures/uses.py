@@ -10,7 +10,7 @@ from torch import Tensor
 import tl_backward as tlb
 from tl_backward.alignment import match_parameters
 from tl_backward.inversion import collect, preimage_of, resolve_place
-from tl_backward.weights.written_by import written_by
+from tl_backward.weights.blocks import written_by
 
 from .table import Row, tokens
 

@@ -5,8 +5,7 @@ import time
 import torch
 
 from tests.benchmarks.measure import interleaved, peak_memory, row
-from tl_backward.dissimilarity import CovarianceStatistics
-from tl_backward.dissimilarity.additive import cka_debiased
+from tl_backward.dissimilarity import ADDITIVE, CovarianceStatistics
 
 LAYERS, BATCH = 13, 2000
 
@@ -23,7 +22,7 @@ def all_pairs(x: list[torch.Tensor], y: list[torch.Tensor]) -> torch.Tensor:
     stats = CovarianceStatistics(widths_a, widths_b, device=x[0].device, products=torch.float32)
     for start in range(0, len(x[0]), BATCH):
         stats.update([rows[start : start + BATCH] for rows in x], [rows[start : start + BATCH] for rows in y])
-    return torch.tensor([[cka_debiased(stats.pair(i, j)) for j in range(LAYERS)] for i in range(LAYERS)])
+    return torch.tensor([[ADDITIVE["cka_debiased"](stats.pair(i, j)) for j in range(LAYERS)] for i in range(LAYERS)])
 
 
 def one_row(x: list[torch.Tensor], y: list[torch.Tensor], out: torch.Tensor) -> None:
@@ -34,7 +33,7 @@ def one_row(x: list[torch.Tensor], y: list[torch.Tensor], out: torch.Tensor) -> 
 
 def direct(x: torch.Tensor, y: torch.Tensor) -> float:
     """Debiased CKA of one pair in float64, from U-centred Gram matrices."""
-    from tl_backward.dissimilarity.sampling import u_centred
+    from tl_backward.dissimilarity.minibatch import u_centred
 
     a, b = u_centred(x.double()), u_centred(y.double())
     return float((a * b).sum() / (a.norm() * b.norm()))

@@ -61,10 +61,10 @@ def training() -> None:
 def _stream(model, options):
     """Batches as `train` draws them."""
     from tl_backward.activations import PlaceReader
-    from tl_backward.inversion.sources import TextSource
     from tl_backward.inversion.stream import TrainingStream
+    from tl_backward.text.data import TextSource
 
-    reader, source = PlaceReader(model, list(RECIPE.sites)), TextSource(RECIPE.data(), n_kept=options.n_kept)
+    reader, source = PlaceReader(model, list(RECIPE.sites)), TextSource(RECIPE.data(), n_held_out=options.n_kept)
     null = torch.zeros(len(reader.places), max(reader.widths.values()))
     return TrainingStream(model, reader.places, list(RECIPE.positions), source, options.drawing, null, 1)
 

@@ -99,8 +99,8 @@ def test_kinds_of_files(tmp_path):
 BAD = {
     "absent.txt": (None, "Expected a file of texts, got"),
     "a.csv": ("x", "Expected --data to end in .txt, .json or .jsonl, got 'a.csv'"),
-    "a.json": ("[1", "Expected .json in UTF-8"),
-    "b.json": ('{"a": 1}', "got no list"),
+    "a.json": ("[1", "Expected JSON in a.json, got"),
+    "b.json": ('{"a": 1}', "to hold a list of records, got dict"),
     "c.json": ("[]", "got nothing"),
     "d.txt": ("\n\n", "got nothing"),
     "e.jsonl": ('{"text": "a"}\n{"other": "b"}', "Expected texts, or objects with 'text', in"),

@@ -20,6 +20,7 @@ class Every:
         n_things: how many, at most
             100% of them.
         rate: how fast.
+        rates: of several.
         layers: which.
         names: of what.
         way: of going.
@@ -31,6 +32,7 @@ class Every:
 
     n_things: int | None = None
     rate: float = 0.5
+    rates: Sequence[float] = (0.5, 1.0)
     layers: int | Sequence[int] | None = None
     names: Sequence[str] = ("a", "b")
     way: Literal["up", "down"] = "up"
@@ -52,8 +54,8 @@ def test_without_arguments_the_defaults_are_the_classs():
 
 
 def test_every_kind_of_value():
-    argv = "--n-things 3 --rate .25 --layers 0,2-3 --names x,y --way down --kind two --seed -4 --loud --no-control"
-    expected = Every(3, 0.25, [0, 2, 3], ["x", "y"], "down", "two", -4, True, False)
+    argv = "--n-things 3 --rate .25 --rates .5,2 --layers 0,2-3 --names x,y --way down --kind two --seed -4 --loud --no-control"
+    expected = Every(3, 0.25, [0.5, 2.0], [0, 2, 3], ["x", "y"], "down", "two", -4, True, False)
     assert options_from(parsed(Every, argv.split())[1], Every) == expected
 
 
@@ -64,13 +66,18 @@ def test_some_alone_and_another_default():
     assert "--tokens" not in shown and "(default: pinv)" in shown
 
 
-@pytest.mark.parametrize("argv", [["--n-things", "0"], ["--way", "left"], ["--rate", "x"], ["--layers", "a"]])
+@pytest.mark.parametrize(
+    "argv", [["--n-things", "0"], ["--way", "left"], ["--rate", "x"], ["--rates", "1,x"], ["--layers", "a"]]
+)
 def test_another_value_is_refused(argv):
     with pytest.raises(argparse.ArgumentError):
         parsed(Every, argv)
 
 
-def test_the_help_is_the_docstring():
+def test_the_help_is_the_docstring_or_the_commands_own():
+    parser = argparse.ArgumentParser()
+    add_options(parser, Every, "rate", "seed", words={"rate": "as it likes"})
+    assert "as it likes (default: 0.5)" in parser.format_help() and "any whole number" in parser.format_help()
     shown = " ".join(parsed(Every, [])[0].format_help().split())
     for words in documented(Every).values():
         assert words in shown

@@ -14,7 +14,7 @@ from shared import SHARED, shared
 from dissimilarity.data import INSTALLED, MISSING, as_numpy, invertible, random, related
 from dissimilarity.reference import DEFINITIONS, cosine, rankdata, span
 from tl_backward.dissimilarity import get_measure, list_measures, measures
-from tl_backward.dissimilarity.measures import _cca, _kernels, _neighbours, _pairs, _products, _rsa
+from tl_backward.dissimilarity.measures import _matrices, _neighbours, _pairs, _rdms, _spans
 
 NAMES = INSTALLED
 PAIRS = [
@@ -142,8 +142,8 @@ LARGE = ["cka_biased", "cka_debiased", "cka_hollow", "cka_angular", "svcca", "pr
 @pytest.mark.parametrize("name", LARGE)
 def test_float32_products(name, case, monkeypatch):
     """Large float32 inputs are multiplied in float32: within 1e-4 of what float64 makes of the same numbers."""
-    monkeypatch.setattr(_products, "_SMALL", 0)
-    monkeypatch.setattr(_products, "_ROWS", 300)
+    monkeypatch.setattr(_matrices, "_SMALL", 0)
+    monkeypatch.setattr(_matrices, "_ROWS", 300)
     x, y = related(1100, 40, 30)
     if case == "far from 0":
         x, y = x + 1000, y - 3000
@@ -169,10 +169,10 @@ def rotation_of(d):
 def test_svcca_in_float32_keeps_to_what_it_resolves(monkeypatch):
     """The fast route declines where it would not see the last component, and is taken where it does."""
     x, y = (side.float() for side in related(400, 12, 10))
-    fast = _cca._svcca_from_products(x, y, 0.99)
+    fast = _spans._svcca_from_products(x, y, 0.99)
     torch.testing.assert_close(float(fast), float(measures.svcca(x.double(), y.double())), rtol=0, atol=1e-5)
     decaying = x * torch.logspace(0, -4, 12)
-    assert _cca._svcca_from_products(decaying, y, 1.0) is None
+    assert _spans._svcca_from_products(decaying, y, 1.0) is None
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -181,24 +181,24 @@ def test_tiles_and_blocks_change_nothing(name, monkeypatch):
     x[40:50], y[40:50] = x[:10], y[:10]
     whole = get_measure(name)(x, y)
     for module, constant, value in (
-        (_products, "_ROWS", 9),
-        (_products, "_PANEL", 3),
+        (_matrices, "_ROWS", 9),
+        (_matrices, "_PANEL", 3),
         (_pairs, "_TILE", 8 * 64 * 5),
         (_neighbours, "_ROWS", 13),
         (_neighbours, "_COLUMNS", 17),
-        (_rsa, "_BUCKET", 100),
+        (_rdms, "_BUCKET", 100),
     ):
         monkeypatch.setattr(module, constant, value)
     assert close(get_measure(name)(x, y), whole, 1e-12)
 
 
 def test_ranks_over_many_buckets(monkeypatch):
-    monkeypatch.setattr(_rsa, "_BUCKET", 50)
+    monkeypatch.setattr(_rdms, "_BUCKET", 50)
     ties = (random(3000) * 2).round().abs()
     signed_zeros = torch.where(torch.arange(300) % 2 == 0, 0.0, -0.0)
     for values in (random(3000).abs(), random(3000).abs().float(), ties, ties.float(), torch.zeros(300), signed_zeros):
         ranks, seen = torch.zeros_like(values, dtype=torch.float64), 0
-        for at, doubled in _rsa._doubled_ranks(values):
+        for at, doubled in _rdms._doubled_ranks(values):
             ranks[at] = doubled.double() / 2
             seen += at.numel()
         assert seen == values.numel()
@@ -211,12 +211,12 @@ def test_the_median_counts_the_diagonal(n):
     d = pdist(x.numpy(), "sqeuclidean")
     full = np.zeros((n, n))
     full[np.triu_indices(n, 1)] = d
-    assert abs(_kernels._median_of_all(torch.from_numpy(d), n) - np.median(full + full.T)) < 1e-14
+    assert abs(_rdms._median_of_all(torch.from_numpy(d), n) - np.median(full + full.T)) < 1e-14
 
 
 def test_rank_of_rounded_data():
     """Rank is that of what was rounded, in every dtype, also far from 0 and at a condition number of 1e5."""
-    from tl_backward.dissimilarity.measures._spectral import basis
+    from tl_backward.dissimilarity.measures._matrices import basis
 
     low = random(200, 5) @ random(5, 30, seed=1)
     assert basis(low).rank == span(low.numpy())[0].shape[1] == 5

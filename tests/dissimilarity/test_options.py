@@ -76,7 +76,7 @@ def test_a_grid_with_a_layer_norm_is_its_stitches():
 @pytest.mark.parametrize(
     "function",
     [compare, stitch, stitching_grid, model_distances, activation_asymmetry, widths_and_depths, find_outliers,
-     dissimilarity.memory.plan_memory],
+     dissimilarity.plan.plan_memory],
 )  # fmt: skip
 def test_at_most_eight_parameters_beside_models_and_data(function):
     given = [name for name in inspect.signature(function).parameters if not name.startswith(("model", "data", "famil"))]

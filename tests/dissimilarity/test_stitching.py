@@ -346,7 +346,7 @@ def test_an_orthogonal_map_stays_orthogonal():
 def test_an_interrupted_descent_goes_on(tmp_path, monkeypatch, kind):
     a, b = build(worlds()[0]), bridge("gpt2")
     options = dict(map=kind, fit="sgd", fit_options=replace(SHORT, checkpoint=tmp_path / "descent"), **QUIET)
-    from tl_backward.dissimilarity.stitching.texts import TextBatch
+    from tl_backward.dissimilarity.stitching.penalty import TextBatch
 
     original, calls = TextBatch.losses, []
 
@@ -369,7 +369,7 @@ def test_an_interrupted_descent_goes_on(tmp_path, monkeypatch, kind):
     assert resumed.losses == pytest.approx(whole.losses, rel=1e-9) and resumed.penalty.nats == pytest.approx(
         whole.penalty.nats, abs=1e-9
     )
-    with pytest.raises(ValueError, match="one of another map or other options"):
+    with pytest.raises(ValueError, match="Expected the checkpoint of this run in .*differs in steps"):
         stitch(a, 0, b, 0, TEXTS, **{**options, "fit_options": FitOptions(steps=13, checkpoint=tmp_path / "descent")})
 
 

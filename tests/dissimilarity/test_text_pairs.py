@@ -11,8 +11,8 @@ from models import D_VOCAB, bridge, build, worlds
 from tokenizers_of_each_kind import KINDS, WORDS, Slow, letters, sentencepiece
 
 import tl_backward as tlb
-from tl_backward.dissimilarity.reading import Reading, raw_batches
 from tl_backward.dissimilarity.tokens import _unknown
+from tl_backward.text.data import TextSource, batches_of
 from tl_backward.text.extents import token_ends
 from tl_backward.text.options import TextOptions
 
@@ -90,8 +90,23 @@ def test_token_ids_of_every_kind(dtype, how):
         "pairs": lambda: [(given_ids[i : i + 2], ones[i : i + 2]) for i in (0, 2, 4)],
         "columns": lambda: [{"input_ids": row} for row in given_ids],
     }[how]()
-    read = torch.cat([batch.tokens for batch in raw_batches(data, Reading())])
+    read = torch.cat([batch.tokens for batch in batches_of(data, 8)])
     assert read.dtype == torch.int64 and torch.equal(read, ids)
+
+
+@pytest.mark.parametrize("missing", [None, 3, ["a"]])
+def test_a_row_without_a_text_is_refused(missing):
+    rows = [{"text": "w5 w6"}, {"text": missing}]
+    with pytest.raises(TypeError, match=r"Expected texts, or rows with a text under 'text', got \{'text': "):
+        list(batches_of(rows, 1))
+    with pytest.raises(TypeError, match="Expected texts, or rows with a text under 'text'"):
+        list(TextSource(rows, n_held_out=1))
+
+
+def test_a_mask_of_another_shape_is_refused():
+    batch = {"input_ids": [[3, 4], [5, 6]], "attention_mask": [[1, 1, 1, 0]]}
+    with pytest.raises(ValueError, match=r"attention_mask of the tokens' shape \[2, 2\], got \[1, 4\]"):
+        list(batches_of([batch], 8))
 
 
 @pytest.mark.parametrize(
@@ -99,4 +114,4 @@ def test_token_ids_of_every_kind(dtype, how):
 )
 def test_what_is_no_ids_is_refused(wrong):
     with pytest.raises(TypeError, match="Expected data as a list of texts|Expected integer tokens"):
-        list(raw_batches(wrong, Reading()))
+        list(batches_of(wrong, 8))

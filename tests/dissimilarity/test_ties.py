@@ -143,7 +143,7 @@ def test_pwcca_warns_where_correlations_tie(weights):
 
 def test_pwcca_is_undefined_there():
     """Turning the tied variates, which changes no correlation, changes the weighted mean."""
-    from tl_backward.dissimilarity.measures._cca import projection_weighted
+    from tl_backward.dissimilarity.measures._spans import projection_weighted
 
     x, y = tied(40, 0.3)
     q, r = torch.linalg.qr(x - x.mean(0))

@@ -10,8 +10,7 @@ from shared import shared, stories
 
 import tl_backward as tlb
 from tl_backward.editing import compare_edits, edit_methods, evaluate_edit, find_layer, shift_edit, shift_method
-from tl_backward.editing.fluency import generation_entropy, sample
-from tl_backward.editing.scores import METRICS, encode, probabilities
+from tl_backward.editing.scores import METRICS, encode, generation_entropy, probabilities, sample
 from tl_backward.text.cases import EditCase
 from tl_backward.zoo import edit_cases, facts
 
@@ -243,7 +242,7 @@ def test_the_facts_cases_share_no_person_and_are_true():
             assert any(answer == f" {person.answer(relation)}" for relation in facts.RELATIONS)
     pets = edit_cases("test", relation="pet")
     assert all(case.portability == () and case.target != case.answer for case in pets)
-    for bad, message in (({"part": "train"}, "Unknown part"), ({"relation": "shoe"}, "Unknown relation")):
+    for bad, message in (({"part": "train"}, "Expected part among"), ({"relation": "shoe"}, "Expected relation among")):
         with pytest.raises(ValueError, match=message):
             edit_cases(**bad)
 

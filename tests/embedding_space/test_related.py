@@ -9,7 +9,7 @@ from shared import stories
 
 import tl_backward as tlb
 from tl_backward.embedding_space import VectorOptions, related_pairs
-from tl_backward.embedding_space.related import jaccard
+from tl_backward.embedding_space.overlap import jaccard
 
 from .oracle import extremes, unembedding, vectors
 

@@ -7,7 +7,7 @@ from models import TOKENS, bridge, hooked, worlds
 
 import tl_backward as tlb
 from tl_backward._support.checks import LargeCaptureWarning
-from tl_backward.gradients import memory
+from tl_backward.gradients import capture
 
 
 def held(cache):
@@ -22,12 +22,12 @@ def test_the_estimate_is_what_the_factors_take(build):
     sites = tlb.weight_sites(model)
     chosen = {name: site for name, site in sites.items() if site.is_default}
     _, cache = tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss, names_filter=[])
-    assert memory.factor_bytes(model, chosen.values(), TOKENS.numel()) == held(cache)
+    assert capture.factor_bytes(model, chosen.values(), TOKENS.numel()) == held(cache)
 
 
 def test_a_large_capture_says_so_beforehand(monkeypatch):
     model = bridge("gpt2")
-    monkeypatch.setattr(memory, "NOTICE_BYTES", 1000)
+    monkeypatch.setattr(capture, "NOTICE_BYTES", 1000)
     ran = []
     hooks = [("blocks.0.hook_resid_pre", lambda x, hook: ran.append(1))]
     with pytest.warns(LargeCaptureWarning, match=r"will hold about 0.0 GiB of factors \(12 weights, 14 tokens\)"):

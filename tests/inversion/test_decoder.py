@@ -11,10 +11,9 @@ from inversion.gpt2_by_hand import log_probabilities
 from inversion.small import CONFIG, QUIET, SITES, options, texts, trained
 from tl_backward._support.storage import load_json, save_json
 from tl_backward.inversion.decoder import load_from
-from tl_backward.inversion.distances import distances
 from tl_backward.inversion.network import DecoderConfig
 from tl_backward.inversion.options import SamplingOptions
-from tl_backward.inversion.query import read_query
+from tl_backward.inversion.query import distances, read_query
 from tl_backward.inversion.shipped import load
 from tl_backward.inversion.storage import DESCRIPTION, TENSORS
 from tl_backward.inversion.training import train
@@ -198,12 +197,15 @@ def test_a_directory_without_a_decoder(decoder, tmp_path):
         load(tmp_path, model=decoder.model)
     decoder.save(tmp_path)
     description = load_json(tmp_path / DESCRIPTION)
+    assert other in description
     description["network"]["config"]["d_hidden"] = 9
     save_json(tmp_path / DESCRIPTION, description)
     with pytest.raises(ValueError, match="the two files do not belong together"):
         load(tmp_path, model=decoder.model)
     save_json(tmp_path / DESCRIPTION, description | {other: "0"})
-    with pytest.raises(ValueError, match="got two that were not saved together"):
+    with pytest.raises(
+        ValueError, match="decoder.safetensors.*it is missing, or was not saved together with decoder.json"
+    ):
         load(tmp_path, model=decoder.model)
 
 

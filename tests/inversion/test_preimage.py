@@ -12,7 +12,7 @@ from inversion.oracle import scores
 from inversion.tiny import cached
 from tl_backward.inversion import Closeness, Place, pool_preimage, preimage_of, read_query
 from tl_backward.inversion.preimage import assemble
-from tl_backward.inversion.scoring import Scores
+from tl_backward.inversion.query import Scores
 from tl_backward.text.encoded import encode, encode_rows
 from tl_backward.text.options import TextOptions
 
@@ -72,6 +72,8 @@ def test_positions_by_token_and_by_function():
         epsilon=Closeness(match="same"), **QUIET,
     )  # fmt: skip
     assert by_function.distances.equal(found.distances)
+    nowhere = preimage_of(model, QUERY, ("resid_mid", 1), 3, ["w9", "w5"], epsilon=Closeness(match="same"), **QUIET)
+    assert nowhere.distances.tolist() == [torch.inf] * 2 and nowhere.best_positions.tolist() == [-1, -1]
 
 
 def test_query_and_inputs_as_tokens():

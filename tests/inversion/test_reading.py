@@ -25,8 +25,7 @@ from tl_backward.inversion import (
     preimage_of,
     verify_by_patching,
 )
-from tl_backward.inversion.agreement import marginal, total_variation
-from tl_backward.inversion.features import Rate, wilson
+from tl_backward.inversion.features import Rate, marginal, total_variation, wilson
 from tl_backward.text.options import TextOptions
 
 every_world = pytest.mark.parametrize("world", worlds())

@@ -16,9 +16,8 @@ from inversion.oracle import domain, scores
 from inversion.tiny import cached
 from tl_backward import zoo
 from tl_backward.inversion import Closeness, SearchOptions, search_preimage
-from tl_backward.inversion.chains import effective_sample_size
-from tl_backward.inversion.edits import EDITS, TokenEdits
-from tl_backward.inversion.search import _independent
+from tl_backward.inversion.options import EDITS
+from tl_backward.inversion.search import TokenEdits, _independent, effective_sample_size
 from tl_backward.zoo import counting
 
 every_world = pytest.mark.parametrize("world", worlds())

@@ -5,16 +5,16 @@ import torch
 from models import build, worlds
 
 from inversion.small import SITES, texts
-from tl_backward.inversion.sources import TextSource
 from tl_backward.inversion.stream import BLOCK, CHUNK, Drawing, Shares, TrainingStream
 from tl_backward.model.place import resolve_places
+from tl_backward.text.data import TextSource
 
 
 def stream(model, positions=(-1, 2), *, data=texts, null=None, n_kept=5, **drawing):
     sites = resolve_places(model, SITES)
     drawing = Drawing(**{"batch_size": 12, "pairs": 3, "no_information": 0.0} | drawing)
     null = torch.zeros(len(sites), 24, dtype=torch.float64) if null is None else null
-    return TrainingStream(model, sites, positions, TextSource(data, n_kept=n_kept), drawing, null, 1)
+    return TrainingStream(model, sites, positions, TextSource(data, n_held_out=n_kept), drawing, null, 1)
 
 
 def activations(model, row):
@@ -79,7 +79,7 @@ def test_processes_share_the_texts():
         found.append(rows)
     drawn = [
         tuple(model.to_tokens(t)[0, 1:].tolist())
-        for t in itertools.islice(iter(TextSource(texts, n_kept=5)), CHUNK * 4)
+        for t in itertools.islice(iter(TextSource(texts, n_held_out=5)), CHUNK * 4)
     ]
     assert sorted(set(found[0])) == sorted(set(drawn[0::2]))
     assert sorted(set(found[1])) == sorted(set(drawn[1::2]))
@@ -122,27 +122,27 @@ def test_a_text_without_the_position_is_left_out():
 
 
 def test_a_function_is_called_anew_each_epoch():
-    source = TextSource(lambda epoch: [f"e{epoch} {i}" for i in range(3)], n_kept=2)
-    assert source.kept == ["e0 0", "e0 1"]
+    source = TextSource(lambda epoch: [f"e{epoch} {i}" for i in range(3)], n_held_out=2)
+    assert source.held_out == ["e0 0", "e0 1"]
     assert list(itertools.islice(source, 7)) == ["e1 0", "e1 1", "e1 2", "e2 0", "e2 1", "e2 2", "e3 0"]
 
 
 def test_a_list_is_shuffled_each_epoch_and_keeps_some_back():
     data = [f"t{i}" for i in range(20)]
-    source = TextSource(data, n_kept=5, seed=1)
-    assert len(source.kept) == 5 and source.kept != data[:5], "a list may be sorted by what it is about"
+    source = TextSource(data, n_held_out=5, seed=1)
+    assert len(source.held_out) == 5 and source.held_out != data[:5], "a list may be sorted by what it is about"
     drawn = list(itertools.islice(source, 30))
-    assert set(drawn[:15]) == set(drawn[15:]) == set(data) - set(source.kept)
+    assert set(drawn[:15]) == set(drawn[15:]) == set(data) - set(source.held_out)
     assert drawn[:15] != drawn[15:]
-    assert drawn == list(itertools.islice(TextSource(data, n_kept=5, seed=1), 30))
-    assert drawn != list(itertools.islice(TextSource(data, n_kept=5, seed=2), 30))
+    assert drawn == list(itertools.islice(TextSource(data, n_held_out=5, seed=1), 30))
+    assert drawn != list(itertools.islice(TextSource(data, n_held_out=5, seed=2), 30))
 
 
 def test_a_short_list_keeps_half():
-    source = TextSource(["a", "b", "c", "d"], n_kept=64)
-    assert len(source.kept) == 2
-    assert {*source.kept, *itertools.islice(source, 4)} == {"a", "b", "c", "d"}
-    assert next(iter(TextSource(["a"], n_kept=64))) == "a"
+    source = TextSource(["a", "b", "c", "d"], n_held_out=64)
+    assert len(source.held_out) == 2
+    assert {*source.held_out, *itertools.islice(source, 4)} == {"a", "b", "c", "d"}
+    assert next(iter(TextSource(["a"], n_held_out=64))) == "a"
 
 
 def test_data_sets_and_streams():
@@ -150,8 +150,8 @@ def test_data_sets_and_streams():
 
     rows = Dataset.from_dict({"text": [f"t{i}" for i in range(6)], "story": [f"s{i}" for i in range(6)]})
     for data in (rows, rows.to_iterable_dataset()):
-        source = TextSource(data, n_kept=2, column="story")
-        assert source.kept == ["s0", "s1"]
+        source = TextSource(data, n_held_out=2, column="story")
+        assert source.held_out == ["s0", "s1"]
         assert list(itertools.islice(source, 6)) == ["s2", "s3", "s4", "s5", "s2", "s3"]
 
 
@@ -175,4 +175,4 @@ def ends_early(epoch):
 )
 def test_bad_data(data, error, message):
     with pytest.raises(error, match=message):
-        list(itertools.islice(TextSource(data, n_kept=2), 10))
+        list(itertools.islice(TextSource(data, n_held_out=2), 10))

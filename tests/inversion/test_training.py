@@ -96,7 +96,7 @@ def test_killed_and_resumed_equals_unbroken(tmp_path, left_by_a_kill, one_thread
 
 def test_anothers_checkpoint_is_refused(tmp_path, left_by_a_kill):
     shutil.copytree(left_by_a_kill, tmp_path, dirs_exist_ok=True)
-    with pytest.raises(ValueError, match="Expected the checkpoint of this run in .*got one of another budget"):
+    with pytest.raises(ValueError, match="Expected the checkpoint of this run in .*got one that differs in budget"):
         trained(worlds()[0], budget=16 * 30, out=tmp_path, options=options(save_every=4))
 
 

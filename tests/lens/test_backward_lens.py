@@ -87,7 +87,8 @@ def test_a_batch_is_its_examples(world, side):
                 for name in ("top_ids", "bottom_ids", "target_rank", "answer_rank"):
                     assert torch.equal(getattr(theirs, name)[real], getattr(read, name)), (of, layer, name)
                 torch.testing.assert_close(theirs.norm[real], read.norm)
-    assert len(batch.to_frame()) == 4 * 2 * int(batch.mask.sum())
+    tokens = [token for row in batch.tokens for token in row if token]
+    assert batch.to_frame()["token"].tolist() == 4 * 2 * tokens and len(tokens) == int(batch.mask.sum())
 
 
 @every_world

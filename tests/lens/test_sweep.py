@@ -271,7 +271,7 @@ def test_from_its_checkpoint_it_goes_on_to_the_same_numbers(world, error, tmp_pa
         {"weights": "W_in"},
     ):
         with pytest.raises(
-            ValueError, match="Expected the checkpoint of this sweep in .*other prompts, options or model"
+            ValueError, match="Expected the checkpoint of this run in .*differs in prompts, options or model"
         ):
             sweep(model, PROMPTS, TARGETS, checkpoint=path, **options | changes)
     with torch.no_grad():

@@ -12,8 +12,7 @@ from models import BRIDGED, HAS_HOOKED_TRANSFORMER, HOOKED, TOKENS, bridge, buil
 from torch.nn.utils import parametrizations, parametrize
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_backward.model.controls import copied, random_init
-from tl_backward.model.fresh import SameWeightsWarning, check_alive
+from tl_backward.model.controls import SameWeightsWarning, check_alive, copied, random_init
 
 _SMALL = dict(vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40)
 _GROUPED = dict(**_SMALL, num_key_value_heads=2, max_position_embeddings=16, head_dim=6)

@@ -409,7 +409,7 @@ def test_a_checkpoint_knows_the_images(tmp_path):
     first = sweep(model, prompts, ["w20"], pixel_values=noise(1, 3, 8, 8), **options)
     again = sweep(model, prompts, ["w20"], pixel_values=noise(1, 3, 8, 8), **options)
     assert torch.equal(first.values["gradient_norm"], again.values["gradient_norm"])
-    with pytest.raises(ValueError, match="Expected the checkpoint of this sweep"):
+    with pytest.raises(ValueError, match="Expected the checkpoint of this run"):
         sweep(model, prompts, ["w20"], pixel_values=2 * noise(1, 3, 8, 8), **options)
 
 

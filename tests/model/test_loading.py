@@ -20,7 +20,7 @@ import tl_backward as tlb
 from tl_backward._support.closeness import difference
 from tl_backward.cli import main
 from tl_backward.model.loading import LoadingWarning
-from tl_backward.model.loading._installs import no_installs
+from tl_backward.model.loading._others import no_installs
 
 needs_hooked = pytest.mark.skipif(not HAS_HOOKED_TRANSFORMER, reason="HookedTransformer left with TransformerLens 4")
 SMALL = dict(vocab_size=D_VOCAB, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40,
@@ -65,9 +65,9 @@ def refused(folder, kind="bridge"):
 @needs_hooked
 def test_a_conversion_that_computes_something_else_is_refused(tmp_path, monkeypatch):
     saved(tmp_path)
-    from tl_backward.model.loading import _hooked
+    from tl_backward.model.loading import _wrapped
 
-    convert = _hooked._convert
+    convert = _wrapped._convert
 
     def wrong(*args):
         model = convert(*args)
@@ -75,7 +75,7 @@ def test_a_conversion_that_computes_something_else_is_refused(tmp_path, monkeypa
             model.W_U.mul_(1.5)
         return model
 
-    monkeypatch.setattr(_hooked, "_convert", wrong)
+    monkeypatch.setattr(_wrapped, "_convert", wrong)
     assert re.search(
         r"its logits differ from Hugging Face's by .* of the largest; use kind 'bridge'", refused(tmp_path, "hooked")
     )
@@ -319,10 +319,9 @@ def test_architectures_that_are_no_hooked_transformer(tmp_path, name):
 @pytest.mark.parametrize("kind", worlds())
 def test_a_model_that_computes_something_else_is_refused(tmp_path, kind, monkeypatch):
     saved(tmp_path)
-    from tl_backward.model.loading import _bridge, _hooked
+    from tl_backward.model.loading import _wrapped
 
-    for module in (_bridge, _hooked):
-        monkeypatch.setattr(module, "own_logits", lambda model, tokens: model(tokens).logits * 1.01)
+    monkeypatch.setattr(_wrapped, "own_logits", lambda model, tokens: model(tokens).logits * 1.01)
     assert "logits" in refused(tmp_path, kind) and "0.0099 of the largest" in refused(tmp_path, kind)
 
 
@@ -539,7 +538,7 @@ def test_there_is_one_loader():
         for path in Path(tlb.__file__).parent.rglob("*.py")
         if re.search(r"boot_transformers\)\(|HookedTransformer\(cfg|load_and_process", path.read_text())
     }
-    assert defined == {"loading/_bridge.py", "loading/_hooked.py"}
+    assert defined == {"loading/_wrapped.py"}
     with pytest.warns(DeprecationWarning, match="load_model is now tl_backward.load;"):
         assert tlb.model.loading.load_model("counting").cfg.n_layers == 2
 

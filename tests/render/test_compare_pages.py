@@ -13,8 +13,7 @@ from models import HAS_HOOKED_TRANSFORMER, bridge, build, worlds
 
 from tl_backward import render
 from tl_backward.dissimilarity import RunOptions, classical_mds, compare, model_distances, stitching_grid
-from tl_backward.render.compare_report import caveats, facts
-from tl_backward.render.comparison_figures import best_partners, chance_of, comparison_map, unit_of
+from tl_backward.render.compare_report import best_partners, caveats, chance_of, comparison_map, facts, unit_of
 from tl_backward.text.options import TextOptions
 
 from .reading import read
@@ -174,7 +173,7 @@ def test_hostile_labels_stay_text(found, hostile):
             found, layers_a=labels, layers_b=labels[::-1], computed_from=labels[:1], measures=("cka",), first_share=shares, **grids
         )  # fmt: skip
         page = render.compare_report(evil, name=labels[0])
-        reader = read("".join(section.html() for section in page._sections))
+        reader = read("".join(section.html for section in page._sections))
         assert set(reader.tags) <= set(
             "section h2 p div table thead tbody tr th td bdi br span img details summary a".split()
         )

@@ -14,10 +14,9 @@ from tokenizers import decoders
 import tl_backward as tlb
 from tests.architectures import ROWS
 from tests.architectures import build as architectures
-from tl_backward.embedding_space.atlas_places import atlas_places, left_out_of_atlas
+from tl_backward.embedding_space.atlas import atlas_places, left_out_of_atlas
 from tl_backward.render import atlas, lens_report, params_report, pattern_names
-from tl_backward.render.key_figures import PromptView, key_figures
-from tl_backward.render.token_gaps import joined, token_gaps
+from tl_backward.render.key_figures import PromptView, joined, key_figures, token_gaps
 
 from .reading import read
 

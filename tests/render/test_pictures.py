@@ -2,10 +2,12 @@ import base64
 import csv
 import io
 import json
+import math
 import re
 import struct
 import zlib
 
+import pandas
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from tl_backward import render
 from tl_backward._support.html import color_for
 from tl_backward.render.circuits import isolate
 from tl_backward.render.static import heat_image
+from tl_backward.render.tables import frame_block
 
 
 def props_of(fragment: render.Fragment) -> dict[str, list[object] | float | str | bool]:
@@ -133,6 +136,12 @@ def test_data_block_is_closed_and_names_a_plain_file() -> None:
     block = render.data_block(["a"], [[i] for i in range(300)], filename="../x y.csv").html
     assert 'download=".._x_y.csv"' in block and "first 200 of 300 rows" in block
     assert block.count("<tr>") == 201
+
+
+def test_a_number_that_a_frame_lacks_is_an_empty_cell() -> None:
+    block = frame_block(pandas.DataFrame({"layer": [0, 1], "rank": [2.5, math.nan]}), "ranks.csv").html
+    (data,) = re.findall(r'base64,([^"]*)"', block)
+    assert base64.b64decode(data).decode() == "layer,rank\r\n0,2.5\r\n1,\r\n" and ">nan<" not in block
 
 
 def test_static_picture_is_a_png_of_the_scale() -> None:

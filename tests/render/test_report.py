@@ -23,8 +23,7 @@ from tl_backward.lens.patterns import attention_patterns
 from tl_backward.render import lens_report, pattern_names, visible_token
 from tl_backward.render.attention_report import attention_section
 from tl_backward.render.figures import Curve
-from tl_backward.render.key_figures import PromptView, key_figures
-from tl_backward.render.lens_data import lens_data
+from tl_backward.render.key_figures import PromptView, key_figures, lens_data
 from tl_backward.render.rank_curves import rank_curves, rank_height, rank_ticks
 
 from .browsing import clean

@@ -1,14 +1,28 @@
 """Files are whole or refused, and replaced only by whole ones."""
 
+import hashlib
+import json
 import os
 import random
 import stat
+import zlib
 from pathlib import Path
 
 import pytest
 import torch
 
-from tl_backward._support.storage import load_tensors, replacing, save_tensors
+from tl_backward._support.storage import (
+    check_kind,
+    check_run,
+    fingerprint,
+    joined,
+    load_json,
+    load_tensors,
+    part_of,
+    replacing,
+    save_json,
+    save_tensors,
+)
 
 TENSORS = {
     "a/x": torch.arange(7.0),
@@ -66,6 +80,59 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         save_tensors(path, {"other": torch.zeros(2)}, {})
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_metadata_but_text_becomes_json_and_parts_are_told_apart(tmp_path):
+    parts = {"a": {"x": torch.ones(2), "b/y": torch.zeros(1)}, "ab": {"x": torch.arange(3)}}
+    path = save_tensors(tmp_path / "file", joined(**parts), {"text": "[1", "list": (1, "é"), "none": {}})
+    tensors, metadata = load_tensors(path)
+    assert metadata["text"] == "[1" and json.loads(metadata["list"]) == [1, "é"] and metadata["none"] == "{}"
+    assert sorted(tensors) == ["a/b/y", "a/x", "ab/x"]
+    for name, part in parts.items():
+        found = part_of(tensors, name)
+        assert found.keys() == part.keys() and all(torch.equal(found[key], part[key]) for key in part)
+
+
+@pytest.mark.parametrize("form", ["now", "0.1.0"])
+def test_json_knows_the_files_beside_it(form, tmp_path):
+    """Also where 0.1.0 listed those of a trained model."""
+    beside, path = tmp_path / "weights", tmp_path / "about.json"
+    beside.write_bytes(b"whole")
+    if form == "now":
+        save_json(path, {"n": 1}, beside=["weights"])
+    else:
+        save_json(path, {"n": 1, "crc32 of files": {"weights": f"{zlib.crc32(b'whole'):08x}"}})
+    assert load_json(path, beside=["weights"]) == {"n": 1}
+    with pytest.raises(ValueError, match="other', damaged or another's .it is missing"):
+        load_json(path, beside=["weights", "other"])
+    for damage in (lambda: beside.write_bytes(b"whale"), beside.unlink):
+        damage()
+        with pytest.raises(ValueError, match="weights', damaged or another's .*was not saved together with about.json"):
+            load_json(path, beside=["weights"])
+
+
+def test_a_fingerprint_is_the_sha256_of_all_its_parts():
+    half = torch.randn(3, 5).bfloat16().T
+    parts = ["é\ud800", b"\0", half, torch.tensor(True), torch.zeros(0), [1, "é"]]
+    bits = half.contiguous().view(torch.int16).numpy().tobytes() + b"\1"
+    whole = "é\ud800".encode("utf-8", "surrogatepass") + b"\0" + bits + json.dumps([1, "é"]).encode()
+    assert fingerprint(*parts) == hashlib.sha256(whole).hexdigest()
+    assert fingerprint(half) != fingerprint(half.float()) != fingerprint(half.float() + 1e-3)
+
+
+def test_files_of_another_kind_or_run_are_refused_by_name():
+    check_kind("file", True, "Edit.save")
+    with pytest.raises(
+        ValueError, match="Expected a file written by Edit.save, got 'file', of another format; save it"
+    ):
+        check_kind("file", False, "Edit.save")
+    check_run("file", {"seed": 1, "sites": [[1, 2]], "more": 0}, {"seed": 1, "sites": ((1, 2),)})
+    for saved, named in (({}, "None"), ({"seed": 0}, "0")):
+        message = (
+            f"Expected the checkpoint of this run in 'file', got one that differs in seed .{named}, not 1.; resume"
+        )
+        with pytest.raises(ValueError, match=message):
+            check_run("file", saved, {"seed": 1})
 
 
 def test_a_device_is_written_to_and_not_replaced():

@@ -11,7 +11,7 @@ from shared import stories
 from tokenizers_of_each_kind import byte_level, sentencepiece
 
 from tl_backward.alignment import vocabularies
-from tl_backward.embedding_space.filters import is_ascii
+from tl_backward.embedding_space.options import is_ascii
 from tl_backward.text.token_strings import _named_bytes, token_string
 
 GPT2, LLAMA = byte_level(), sentencepiece(True)

@@ -62,5 +62,5 @@ def test_other_encodings_are_refused_in_a_sentence(tmp_path):
         with pytest.raises(ValueError, match="Expected UTF-8 text"):
             load_cases(tmp_path / name)
     (tmp_path / "a.txt").write_bytes("é".encode("latin-1"))
-    with pytest.raises(ValueError, match="Expected .txt in UTF-8"):
+    with pytest.raises(ValueError, match="Expected UTF-8 text in 'a.txt'"):
         read_data(tmp_path / "a.txt", "text")

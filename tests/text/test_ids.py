@@ -9,10 +9,10 @@ from models import D_VOCAB, bridge, build, worlds
 
 import tl_backward as tlb
 from tl_backward.editing.scores import encode as encode_answers
-from tl_backward.embedding_space.filters import token_mask
+from tl_backward.embedding_space.options import token_mask
 from tl_backward.gradients.losses import logit_difference, next_token_loss, target_loss
 from tl_backward.inversion import collect
-from tl_backward.lens.answers import answer_tokens
+from tl_backward.lens.segments import answer_tokens
 from tl_backward.text.encoded import encode
 from tl_backward.text.ids import as_ids, is_id, one_id
 from tl_backward.text.prompts import encode_prompts

@@ -10,7 +10,7 @@ from models import D_VOCAB, HAS_HOOKED_TRANSFORMER, bridge, randomise, tokenizer
 from transformer_lens.model_bridge import TransformerBridge
 
 import tl_backward as tlb
-from tl_backward.weights.own_attention import OtherModelWarning
+from tl_backward.weights.other_model import OtherModelWarning
 
 GROUPED = dict(
     vocab_size=D_VOCAB, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tl_backward import zoo
-from tl_backward.zoo.cue_task import ASKED, LABELS, cue_task
+from tl_backward.zoo.classification import ASKED, LABELS, cue_task
 from tl_backward.zoo.fine_tuning import BY_SEED, BY_SHARE, FineTuning, fine_tuned
 from tl_backward.zoo.tokenizer import facts_tokenizer
 
@@ -78,7 +78,9 @@ def test_a_classifier_is_made_once_and_from_its_seed(task, tmp_path, kind):
     assert torch.equal(one(tokens), again(tokens)) and torch.equal(one(tokens), twin(tokens))
     pretrained = zoo.load("facts", kind=kind)
     assert not torch.equal(one(tokens), other(tokens)) and not torch.equal(one(tokens), pretrained(tokens))
-    with pytest.raises(ValueError, match="Expected the classifier of FineTuning.* got one of another recipe; choose"):
+    with pytest.raises(
+        ValueError, match="Expected the classifier of FineTuning.* got one of another recipe or data; choose"
+    ):
         fine_tuned("facts", task, replace(QUICK, steps=1), tmp_path / "a", kind=kind, show_progress=False)
 
 

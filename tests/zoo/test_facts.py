@@ -103,11 +103,11 @@ def test_a_world_comes_from_its_seed_alone():
         (lambda world: world.person("Nobody Here"), "Nobody in this world is called 'Nobody Here': expected"),
         (
             lambda world: world.examples(relation="town"),
-            "Unknown relation 'town': expected one of city, country",
+            "Expected relation among None, 'city', 'country'",
         ),
-        (lambda world: world.examples(split="test"), "Unknown split 'test': expected one of train, held_out"),
-        (lambda world: world.people[0].answer("town"), "Unknown relation 'town'"),
-        (lambda world: facts.country_of("Atlantis"), "Unknown city 'Atlantis': expected one of Oslo"),
+        (lambda world: world.examples(split="test"), "Expected split among None, 'train', 'held_out'"),
+        (lambda world: world.people[0].answer("town"), "Expected relation among 'city', .* got 'town'"),
+        (lambda world: facts.country_of("Atlantis"), "Expected city among 'Oslo', .* got 'Atlantis'"),
     ],
 )
 def test_what_the_world_does_not_have_is_named(world, call, message):

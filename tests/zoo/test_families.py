@@ -7,7 +7,7 @@ import torch
 
 from tl_backward.zoo.families import ACTIVATION_PAIRS, SMALL, WIDTHS_AND_DEPTHS, seeded, sentence_rows, small_world
 from tl_backward.zoo.tokenizer import facts_tokenizer
-from tl_backward.zoo.trained import folder_name, recalled, trained
+from tl_backward.zoo.train import folder_name, recalled, trained
 
 TINY = replace(SMALL, n_layers=1, d_model=8, n_heads=2, steps=2, warmup_steps=1, batch_size=4)
 
@@ -58,7 +58,5 @@ def test_models_are_trained_once(tmp_path, kind):
 def test_another_model_in_the_folder_is_refused(tmp_path, world, change):
     trained(TINY, small_world(), tmp_path, show_progress=False)
     recipe = replace(TINY, steps=3) if change == "recipe" else TINY
-    with pytest.raises(
-        ValueError, match="Expected the model of Recipe.* got one of another recipe or world; choose an"
-    ):
+    with pytest.raises(ValueError, match="Expected the model of Recipe.* got one of another recipe or data; choose an"):
         trained(recipe, small_world() if change == "recipe" else world, tmp_path, show_progress=False)

@@ -15,8 +15,7 @@ from tl_backward.model.loading.shipped import WEIGHTS
 from tl_backward.zoo import addition, counting
 from tl_backward.zoo.recipes import RECIPES, Recipe
 from tl_backward.zoo.tasks import IGNORED, answer_batch, answered_whole, is_held_out
-from tl_backward.zoo.train import main
-from tl_backward.zoo.training import task_named, train
+from tl_backward.zoo.train import main, task_named, train
 
 TASKS = {"counting": counting.TASK, "addition": addition.TASK}
 FORMS = {"counting": r"([a-z]{3,27})\|([a-z]):([1-9])", "addition": r"([1-9]\d\d)\+([1-9]\d\d)=(\d{3,4})"}
@@ -132,7 +131,7 @@ def test_prompts_parse_back(name):
     module = getattr(zoo, name)
     for prompt in module.prompts(200, seed=1):
         assert module.parse(prompt).prompt == prompt
-    with pytest.raises(ValueError, match="Unknown split 'test': expected one of train, held_out"):
+    with pytest.raises(ValueError, match="Expected split among 'train', 'held_out', got 'test'"):
         next(module.prompts(split="test"))
 
 
@@ -198,5 +197,5 @@ def test_the_command_trains_any_task(name, tmp_path, monkeypatch):
 
 
 def test_an_unknown_task_is_refused():
-    with pytest.raises(ValueError, match="Unknown task 'count': expected one of facts, counting, addition"):
+    with pytest.raises(ValueError, match="Expected task among 'facts', 'counting', 'addition', got 'count'"):
         Recipe(task="count")

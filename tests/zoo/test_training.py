@@ -12,8 +12,7 @@ from tl_backward.model.loading.shipped import WEIGHTS
 from tl_backward.zoo.facts_task import FactsTask
 from tl_backward.zoo.recipes import RECIPES, Recipe
 from tl_backward.zoo.tokenizer import facts_tokenizer
-from tl_backward.zoo.train import main
-from tl_backward.zoo.training import train, untrained
+from tl_backward.zoo.train import main, train, untrained
 
 TINY = Recipe(n_layers=1, d_model=16, n_heads=2, steps=5, warmup_steps=2, batch_size=4)
 
@@ -116,7 +115,7 @@ def test_a_trained_directory_is_not_overwritten_unasked(tmp_path, capsys):
         ({"d_model": 30}, "d_model is a multiple of n_heads, got d_model=30 and n_heads=4"),
         ({"steps": 0}, "A recipe's steps is at least 1, got 0"),
         ({"n_ctx": 8}, "n_ctx is at least 16"),
-        ({"activation": "swish"}, "Unknown activation 'swish': expected one of gelu_new, solu, relu"),
+        ({"activation": "swish"}, "Expected activation among 'gelu_new', 'solu', 'relu', got 'swish'"),
     ],
 )
 def test_an_impossible_recipe_is_refused(changes, message):

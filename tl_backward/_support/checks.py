@@ -119,14 +119,9 @@ def check_layers(layers: int | Sequence[int] | None, n_layers: int) -> list[int]
     wanted = [layers] if isinstance(layers, int) else list(layers)
     if not all(isinstance(layer, int) for layer in wanted):
         raise TypeError(f"Expected layers as an integer or a list of integers, got {layers!r}; for example [0, -1].")
-    for layer in wanted:
-        if not -n_layers <= layer < n_layers:
-            raise IndexError(
-                f"Expected layers in [-{n_layers}, {n_layers}), got {layer}; the model has {n_layers} layers."
-            )
     if not wanted:
         raise ValueError("Expected at least one layer, got an empty list; pass layers=None for all of them.")
-    return [layer % n_layers for layer in wanted]
+    return [_check_index("layers", layer, n_layers, "layers") for layer in wanted]
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
@@ -135,9 +130,11 @@ def all_finite(tensor: torch.Tensor) -> bool:
     Both stay in a sum, which takes a third of the time of the extremes; one of finite numbers may overflow.
     """
     tensor = tensor.detach()
-    if math.isfinite(tensor.sum().item()):
-        return True
-    return not tensor.numel() or bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
+    return (
+        math.isfinite(tensor.sum().item())
+        or not tensor.numel()
+        or bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
+    )
 
 
 def check_head(head: int, n_heads: int) -> int:
@@ -146,9 +143,13 @@ def check_head(head: int, n_heads: int) -> int:
     Raises:
         IndexError: it is out of range.
     """
-    if not -n_heads <= head < n_heads:
-        raise IndexError(f"Expected head in [-{n_heads}, {n_heads}), got {head}; the model has {n_heads} heads.")
-    return head % n_heads
+    return _check_index("head", head, n_heads, "heads")
+
+
+def _check_index(what: str, index: int, n: int, those: str) -> int:
+    if not -n <= index < n:
+        raise IndexError(f"Expected {what} in [-{n}, {n}), got {index}; the model has {n} {those}.")
+    return index % n
 
 
 def check_k(k: int, d_vocab: int) -> int:
@@ -166,6 +167,16 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     """
     if value not in choices:
         raise ValueError(f"Expected {name} among {', '.join(map(repr, choices))}, got {value!r}; choose one of them.")
+
+
+def check_at_least_one(name: str, number: int, hint: str) -> None:
+    """Refuse a number below 1.
+
+    Raises:
+        ValueError: it is; the hint says what to do.
+    """
+    if number < 1:
+        raise ValueError(f"Expected {name} of at least 1, got {number}; {hint}.")
 
 
 def check_text(text: str) -> str:

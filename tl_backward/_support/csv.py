@@ -1,17 +1,16 @@
-"""CSV of untrusted text: no cell becomes a formula, none breaks a reader, numbers stay numbers."""
+"""Results for other programs: CSV in which no cell is a formula and none breaks a reader, and numbers that JSON has."""
 
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from tl_backward._support.html import AnyNumber, plain_number, visible_text
 from tl_backward._support.storage import replacing
-
-if TYPE_CHECKING:
-    import pandas
+from tl_backward._support.types import DataFrame, Series
 
 _FORMULA_STARTS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
@@ -35,20 +34,36 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Value]]) -> str:
 def csv_lines(rows: Iterable[Sequence[Value]]) -> str:
     """Rows of `csv_text`, to append to a file."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\r\n")
-    for row in rows:
-        writer.writerow([_csv_cell(value) for value in row])
+    csv.writer(out, lineterminator="\r\n").writerows(map(_csv_cell, row) for row in rows)
     return out.getvalue()
 
 
-def save_csv(frame: "pandas.DataFrame", path: Path) -> Path:
+def save_csv(frame: DataFrame, path: Path) -> Path:
     """Write a frame without its index as `csv_text`, NaN as nothing and lists as JSON; atomically."""
-    cells = frame.astype(object).where(frame.notna(), None).values.tolist()
+    columns, cells = frame_cells(frame)
     rows = [[_as_json(cell) if isinstance(cell, list | tuple) else cell for cell in row] for row in cells]
-    text = csv_text(list(map(str, frame.columns)), rows)
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8", newline="")
+        partial.write_text(csv_text(columns, rows), encoding="utf-8", newline="")
     return path
+
+
+def frame_cells(frame: "DataFrame | Series") -> tuple[list[str], list[list[Any]]]:
+    """A frame's columns and rows without its index, NaN as None."""
+    return list(map(str, frame.columns)), filled(frame).values.tolist()
+
+
+def filled(frame: Any) -> DataFrame:  # some rows of a frame are a Series too, to pandas' own types
+    """A frame of Python objects with None for NaN."""
+    return frame.astype(object).where(frame.notna(), None)
+
+
+def finite(value: object) -> Any:
+    """The same for JSON, which has no NaN and no infinity: null."""
+    if isinstance(value, Mapping):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _as_json(values: Sequence[object]) -> str:

@@ -12,8 +12,12 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import pandas
 
 Number = int | float
 AnyNumber = Number | np.integer | np.floating
@@ -43,6 +47,7 @@ _EMPTY = "\u27e8empty\u27e9"
 _CIRCLE = "\u25cc"  # the dotted circle that character tables put a lone combining mark on
 _HALF_ESCAPE = re.compile(r"(?<!\\)\\(x[0-9a-f]?|u[0-9a-f]{0,3}|U[0-9a-f]{0,7})?$")
 _ESCAPE_LETTERS = "\\nrtxuU"
+_AMBIGUOUS = frozenset(f" \\{SPACE}")
 _MARKS_IN_A_ROW = 4  # more combining marks than any script needs would be drawn over the neighbouring lines
 
 
@@ -53,18 +58,13 @@ def escape(text: str) -> str:
 
 def _escape_code(char: str) -> str:
     code = ord(char)
-    if char in _NAMED_ESCAPES:
-        return _NAMED_ESCAPES[char]
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    letter, digits = ("x", 2) if code < 0x100 else ("u", 4) if code < 0x10000 else ("U", 8)
+    return _NAMED_ESCAPES.get(char, f"\\{letter}{code:0{digits}x}")
 
 
 def _is_invisible(char: str) -> bool:
     category = unicodedata.category(char)
     return char in _BLANK or category[0] == "C" or (category[0] == "Z" and char != " ")
-
-
-def _is_escaped(char: str) -> bool:
-    return char == SPACE or _is_invisible(char)
 
 
 def visible_text(text: str) -> str:
@@ -108,23 +108,20 @@ def visible_token(token: str, limit: int | None = None) -> str:
         return _EMPTY
     if token == _EMPTY or (token[0] == _CIRCLE and unicodedata.category(token[1:2] or " ")[0] == "M"):
         return _escape_code(token[0]) + token[1:]
-    units: list[str] = []
-    last = len(token) - 1
-    for i, char in enumerate(token):
-        if char == " ":
-            beside_space = i in (0, last) or " " in (token[i - 1], token[i + 1])
-            units.append(SPACE if beside_space else " ")
-        elif char == "\\":
-            following = token[i + 1 : i + 2]
-            reads_as_escape = following and (following in _ESCAPE_LETTERS or _is_escaped(following))
-            units.append("\\\\" if reads_as_escape else "\\")
-        elif char == SPACE:
-            units.append(_escape_code(char))
-        else:
-            units.append(char)
+    units = [_unambiguous(token, i) if char in _AMBIGUOUS else char for i, char in enumerate(token)]
     # Escaping marks and controls must see the neighbours, so it comes after the spaces are replaced.
     text = visible_text("".join(units))
     return text if limit is None else _cut(text, limit)
+
+
+def _unambiguous(token: str, i: int) -> str:
+    """One of `_AMBIGUOUS`, such that it cannot be overlooked or taken for another."""
+    char, after = token[i], token[i + 1 : i + 2]
+    if char == " ":
+        return SPACE if not i or after in ("", " ") or token[i - 1] == " " else " "
+    if char == SPACE:
+        return _escape_code(char)
+    return "\\\\" if after and (after in _ESCAPE_LETTERS or after == SPACE or _is_invisible(after)) else "\\"
 
 
 def _cut(text: str, limit: int) -> str:
@@ -137,10 +134,8 @@ def token_html(token: str, limit: int | None = 40) -> str:
 
     Longer than `limit` characters, it is cut and the whole of it is in the hover title.
     """
-    shown = visible_token(token, limit)
-    full = visible_token(token)
-    title = f' title="{escape(full)}"' if shown != full else ""
-    return f"<bdi{title}>{escape(shown)}</bdi>"
+    shown, full = visible_token(token, limit), visible_token(token)
+    return f"<bdi{_title([full]) if shown != full else ''}>{escape(shown)}</bdi>"
 
 
 def plain_number(value: AnyNumber) -> Number:
@@ -151,9 +146,7 @@ def plain_number(value: AnyNumber) -> Number:
 def format_number(value: AnyNumber) -> str:
     """Four significant digits; whole numbers in full."""
     value = plain_number(value)
-    if isinstance(value, int):
-        return str(value)
-    return f"{value:.4g}"
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 # Colours
@@ -219,8 +212,7 @@ def scale_bound(values: Iterable[Number | None]) -> float:
 
 def legend(label: str, bound: Number, *, signed: bool = False, ends: tuple[str, str] = (NEGATIVE, POSITIVE)) -> str:
     """Draw a colour bar from 0 (-`bound` if `signed`) to `bound`; `label` says quantity, unit and sign."""
-    steps = range(-4, 5) if signed else range(0, 9)
-    shares = [step / (4 if signed else 8) for step in steps]
+    shares = [step / 4 for step in range(-4, 5)] if signed else [step / 8 for step in range(9)]
     boxes = "".join(
         f'<span style="display:inline-block;width:14px;height:12px;background-color:'
         f'{color_for(share * bound, bound, ends)}"></span>'
@@ -272,10 +264,9 @@ def _title(lines: Sequence[str]) -> str:
 
 def _cell_html(cell: TableCell, bound: Number, limit: int) -> str:
     if isinstance(cell, Cell):
-        lines = list(cell.title)
-        tokens = [cell.text] + ([] if cell.sub is None else [cell.sub])
+        tokens = [visible_token(each) for each in (cell.text, cell.sub) if each is not None]
         # The cut tokens' own titles would hide the cell's, so the full ones lead its lines.
-        lines[:0] = [visible_token(t) for t in tokens if len(visible_token(t)) > limit]
+        lines = [*(each for each in tokens if len(each) > limit), *cell.title]
         body = f"<bdi>{escape(visible_token(cell.text, limit))}</bdi>"
         if cell.sub is not None:
             body += f'<br><bdi style="font-size:10px;opacity:.8">{escape(visible_token(cell.sub, limit))}</bdi>'
@@ -287,10 +278,7 @@ def _cell_html(cell: TableCell, bound: Number, limit: int) -> str:
     if cell is None:
         return f'<td style="{_TD}"></td>'
     if isinstance(cell, str):
-        text = visible_text(cell)
-        short = _cut(text, 3 * limit)
-        title = _title([text]) if short != text else ""
-        return f'<td style="{_TD}"{title}><bdi>{escape(short)}</bdi></td>'
+        return f'<td style="{_TD}"{_cut_text(cell, 3 * limit)}</td>'
     return f'<td style="{_TD};text-align:right"{_title([repr(plain_number(cell))])}>{format_number(cell)}</td>'
 
 
@@ -317,8 +305,8 @@ def table(
             f"columns, {len(rows)} rows of {sorted({len(row) for row in rows})} cells and "
             f"{'no' if row_names is None else len(row_names)} row names."
         )
-    if bound is None:
-        bound = scale_bound(cell.value for row in rows for cell in row if isinstance(cell, Cell))
+    values = (cell.value for row in rows for cell in row if isinstance(cell, Cell))
+    bound = scale_bound(values) if bound is None else bound
     th = f"{_TD};font-weight:bold"
     head = "".join(_header(name, f'scope="col" style="{th}"', limit) for name in columns)
     if row_names is not None:
@@ -335,10 +323,21 @@ def table(
     )
 
 
+def frame_table(frame: "pandas.DataFrame", *, caption: str = "", limit: int = 18) -> str:
+    """A frame without its index as a `table`."""
+    cells = frame.astype(object).values.tolist()
+    return table(list(map(str, frame.columns)), cells, caption=caption, limit=limit)
+
+
 def _header(name: str, attributes: str, limit: int) -> str:
-    text = visible_text(name)
-    short = _cut(text, limit)
-    return f"<th {attributes}{_title([text]) if short != text else ''}><bdi>{escape(short)}</bdi></th>"
+    return f"<th {attributes}{_cut_text(name, limit)}</th>"
+
+
+def _cut_text(text: str, limit: int) -> str:
+    """The end of an element's tag and its text, with all of the text on hover where it is cut."""
+    full = visible_text(text)
+    short = _cut(full, limit)
+    return f"{_title([full]) if short != full else ''}><bdi>{escape(short)}</bdi>"
 
 
 def lens_table(
@@ -356,8 +355,7 @@ def lens_table(
 
     `value_label` names what the colour shows, its unit and, if `signed`, which sign convention.
     """
-    if bound is None:
-        bound = scale_bound(cell.value for row in cells for cell in row)
+    bound = scale_bound(cell.value for row in cells for cell in row) if bound is None else bound
     names = [visible_token(token) for token in columns]
     shown = table(names, cells, row_names=rows, caption=caption, corner=corner, bound=bound)
     coloured = any(cell.value is not None for row in cells for cell in row)
@@ -383,8 +381,7 @@ def token_strip(
         raise ValueError(f"Need one value per token: got {len(tokens)} tokens and {len(values)} values.")
     if details is not None and len(details) != len(tokens):
         raise ValueError(f"Need one detail per token: got {len(tokens)} tokens and {len(details)} details.")
-    if bound is None:
-        bound = scale_bound(values)
+    bound = scale_bound(values) if bound is None else bound
     spans = []
     for i, (token, value) in enumerate(zip(tokens, values, strict=True)):
         background = color_for(value, bound, PALE)
@@ -396,6 +393,5 @@ def token_strip(
             f'background-color:{background};color:{text_color(background)}"{title}>'
             f"{escape(visible_token(token, 200))}</bdi>"
         )
-    body = "".join(spans)
-    strip = f'<div style="{MONO};font-size:13px;margin:4px 0;max-width:100%">{body}</div>'
+    strip = f'<div style="{MONO};font-size:13px;margin:4px 0;max-width:100%">{"".join(spans)}</div>'
     return (legend(value_label, bound, signed=signed, ends=PALE) if with_legend else "") + strip

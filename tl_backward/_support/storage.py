@@ -1,9 +1,14 @@
-"""Files that are replaced only by whole ones: safetensors with JSON in it, and JSON alone; refused when damaged."""
+"""All that is saved: tensors with metadata, and JSON; replaced only by whole files, refused when not what was saved.
 
+A file is refused as damaged or another's (`damaged`), as one of another kind (`check_kind`), or as the checkpoint of
+another run (`check_run`). Checksums (CRC-32) are against accidents, a `fingerprint` (SHA-256) tells two things apart.
+"""
+
+import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import gettempdir
@@ -12,7 +17,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
-_CHECKSUM = "crc32"
+_CHECKSUM, _OTHER_SUM = "crc32", "its checksum is missing or another"
 
 
 @contextmanager
@@ -39,29 +44,28 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
-    """Write `path` atomically: an interruption leaves the file that was there."""
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> Path:
+    """Write `path` atomically: an interruption leaves the file that was there. Metadata but text becomes JSON."""
     from safetensors.torch import save_file
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    described = {**metadata, _CHECKSUM: checksum(whole, metadata)}
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
     with replacing(path) as partial:
-        save_file(whole, partial, metadata=described)
+        save_file(whole, partial, metadata={**texts, _CHECKSUM: checksum(whole, texts)})
     return path
 
 
 def load_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by name, and the metadata.
+    """Tensors by name, and the metadata as text.
 
     Raises:
         ValueError: no such file, not one that `save_tensors` wrote, or one whose bytes are no longer those.
     """
     from safetensors import SafetensorError, safe_open
 
-    if not Path(path).is_file():
-        raise ValueError(f"Expected a saved file, got {str(path)!r}; there is no such file.")
+    _check_exists(path)
     try:
         with safe_open(str(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -69,58 +73,121 @@ def load_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tenso
     except SafetensorError as error:
         raise ValueError(damaged(path, str(error))) from error
     if metadata.pop(_CHECKSUM, None) != checksum(tensors, metadata):
-        raise ValueError(damaged(path, "its checksum is missing or another"))
+        raise ValueError(damaged(path, _OTHER_SUM))
     return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata
 
 
-def save_json(path: str | Path, value: Mapping[str, object]) -> Path:
-    """Write `path` atomically, with a checksum beside what `value` holds."""
+def joined(**parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of several parts in one file: "part/name"."""
+    return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+def part_of(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """One part's tensors by their own names, of those that `joined` gave."""
+    start = f"{part}/"
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+
+def save_json(path: str | Path, value: Mapping[str, object], beside: Iterable[str] = ()) -> Path:
+    """Write `path` atomically, with checksums of what `value` holds and of the files `beside` it, by name."""
     path = Path(path)
+    value = {**value, **{f"{_CHECKSUM} of {name}": _file_checksum(path.with_name(name)) for name in beside}}
     with replacing(path) as partial:
         partial.write_text(json.dumps({**value, _CHECKSUM: _json_checksum(value)}, indent=2) + "\n", encoding="utf-8")
     return path
 
 
-def load_json(path: str | Path) -> dict:
+def load_json(path: str | Path, beside: Iterable[str] = ()) -> dict:
     """What `save_json` was given, as JSON has it.
 
     Raises:
-        ValueError: no such file, not one that `save_json` wrote, or one that no longer says the same.
+        ValueError: no such file, not one that `save_json` wrote, or one that no longer says the same; a file `beside`
+            it that is missing or not the one it was saved with.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"Expected a saved file, got {str(path)!r}; there is no such file.")
+    path = Path(path)
+    _check_exists(path)
     try:
-        value = json.loads(Path(path).read_bytes().decode("utf-8"))
+        value = json.loads(path.read_bytes().decode("utf-8"))
     except (ValueError, RecursionError) as error:  # of UTF-8, of JSON
         raise ValueError(damaged(path, str(error))) from error
     if not isinstance(value, dict) or value.pop(_CHECKSUM, None) != _json_checksum(value):
-        raise ValueError(damaged(path, "its checksum is missing or another"))
+        raise ValueError(damaged(path, _OTHER_SUM))
+    together = value.pop(f"{_CHECKSUM} of files", {})  # where 0.1.0 wrote those of a trained model
+    for name in beside:
+        file, expected = path.with_name(name), value.pop(f"{_CHECKSUM} of {name}", together.get(name))
+        if not file.is_file() or _file_checksum(file) != expected:
+            raise ValueError(damaged(file, f"it is missing, or was not saved together with {path.name}"))
     return value
 
 
-def file_checksum(path: str | Path) -> str:
-    """CRC-32 of a whole file that another library wrote."""
-    return f"{zlib.crc32(Path(path).read_bytes()):08x}"
-
-
-def _json_checksum(value: object) -> str:
-    """Of what is said, whatever the layout."""
-    said = json.loads(json.dumps(value))
-    return f"{zlib.crc32(json.dumps(said, sort_keys=True).encode()):08x}"
+def fingerprint(*parts: object) -> str:
+    """SHA-256 of texts, bytes, the bits of tensors and, of anything else, its JSON, one after the other."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            digest.update(_bits(part.detach().cpu().contiguous()))
+        elif isinstance(part, bytes):
+            digest.update(part)
+        else:
+            digest.update((part if isinstance(part, str) else json.dumps(part)).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """CRC-32 of every name, type, shape and byte: against accidents, not against malice."""
     sum = 0
     for name in sorted(tensors):
-        tensor = tensors[name]
-        sum = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), sum)
-        sum = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, sum)
+        sum = zlib.crc32(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}".encode(), sum)
+        sum = zlib.crc32(_bits(tensors[name]), sum)
     for item in sorted(metadata.items()):
         sum = zlib.crc32(repr(item).encode(), sum)
     return f"{sum:08x}"
 
 
 def damaged(path: str | Path, why: str) -> str:
-    """How a file is refused."""
+    """The error of a file that is not as it was saved."""
     return f"Expected a file that tl_backward saved, got {str(path)!r}, damaged or another's ({why}); make it anew."
+
+
+def check_kind(path: str | Path, is_so: bool, writer: str) -> None:
+    """Refuse a whole file that something else than `writer` wrote, or another version of it.
+
+    Raises:
+        ValueError: it is not so.
+    """
+    if not is_so:
+        raise ValueError(f"Expected a file written by {writer}, got {str(path)!r}, of another format; save it anew.")
+
+
+def check_run(path: str | Path, saved: Mapping[str, object], asked: Mapping[str, object]) -> None:
+    """Refuse the checkpoint of a run that was given something else; what is asked is compared as JSON has it.
+
+    Raises:
+        ValueError: the first thing that differs is named.
+    """
+    for key, value in json.loads(json.dumps(asked)).items():
+        if key not in saved or saved[key] != value:
+            raise ValueError(
+                f"Expected the checkpoint of this run in {str(path)!r}, got one that differs in {key} "
+                f"({saved.get(key)!r:.60}, not {value!r:.60}); resume with what the interrupted run was given, or "
+                "choose another file."
+            )
+
+
+def _check_exists(path: str | Path) -> None:
+    if not Path(path).is_file():
+        raise ValueError(f"Expected a saved file, got {str(path)!r}; there is no such file.")
+
+
+def _bits(tensor: Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _file_checksum(path: Path) -> str:
+    return f"{zlib.crc32(path.read_bytes()):08x}"
+
+
+def _json_checksum(value: object) -> str:
+    """Of what is said, whatever the layout."""
+    said = json.loads(json.dumps(value))
+    return f"{zlib.crc32(json.dumps(said, sort_keys=True).encode()):08x}"

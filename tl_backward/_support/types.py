@@ -67,6 +67,7 @@ class Tokenizer(Protocol):
 
 
 if TYPE_CHECKING:
+    import pandas
 
     class TransformerLensModel(Protocol):
         """What HookedTransformer and TransformerBridge have in common; properties, since neither is to be set."""
@@ -107,6 +108,9 @@ Prompts: TypeAlias = (
     | Integer[np.ndarray, "batch pos"]
     | Integer[np.ndarray, "pos"]
 )
+DataFrame: TypeAlias = "pandas.DataFrame"
+Series: TypeAlias = "pandas.Series"
+"""pandas is imported where a frame is made, not before."""
 HookFn: TypeAlias = Callable[..., Tensor | None]
 Weights: TypeAlias = Callable[[str], bool] | str | Collection[str] | None
 """Which weights: None for the usual ones, a name, a list of names, or a predicate on the full name."""

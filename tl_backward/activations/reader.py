@@ -1,18 +1,24 @@
-"""PlaceReader: activations at places, one batch after another, one forward pass each up to the last block needed."""
+"""PlaceReader: activations at places, one batch after another, one forward pass each up to the last block needed.
 
-from collections.abc import Sequence
+A pass is watched at chosen tokens of hook points, in both TransformerLens versions, and leaves no trace.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.activations.watching import forward, last_layer, watch
 from tl_backward.embedding_space.vectors import parameter_vectors
-from tl_backward.model.inputs import check_reads_text
+from tl_backward.model.guard import check_visitor, rng_untouched
+from tl_backward.model.inputs import check_reads_text, without_cache
 from tl_backward.model.place import Place, Places, resolve_places
+from tl_backward.model.torch_hooks import as_shown, register_last
 from tl_backward.text.asked import sees_both_ways
 
 Heads: TypeAlias = Literal["flatten", "each"]
@@ -82,13 +88,13 @@ class PlaceReader:
         at = torch.arange(tokens.shape[1])
         with watch(self.model, names, torch.zeros_like(at), at) as seen:
             forward(self.model, tokens, last_layer(names))
-        for name in names:
-            if name not in seen:
-                raise ValueError(
-                    f"Expected {name!r} of {self._which} to hold one vector a token, got something else or nothing in "
-                    "a forward pass (a pattern over pairs of tokens, a scale, or a flag such as use_attn_result that "
-                    "is off); choose another hook point."
-                )
+        missing = [name for name in names if name not in seen]
+        if missing:
+            raise ValueError(
+                f"Expected {missing[0]!r} of {self._which} to hold one vector a token, got something else or nothing "
+                "in a forward pass (a pattern over pairs of tokens, a scale, or a flag such as use_attn_result that is "
+                "off); choose another hook point."
+            )
         return {name: seen[name].shape[1:] for name in names}
 
     @property
@@ -118,8 +124,8 @@ class PlaceReader:
         where = self._which if number is None else f"{self._which} in batch {number}"
         if not sees_both_ways(self.model):
             return self._read(tokens[:, : int(at.max()) + 1] if len(at) else tokens, text, at, where)
-        if lengths is None:
-            return self._read(tokens, text, at, where)
+        if lengths is None or bool((lengths == lengths[:1]).all()):
+            return self._read(tokens if lengths is None else tokens[:, : int(lengths[:1].sum())], text, at, where)
         found: dict[Place, Tensor] = {}
         for length in lengths[text].unique().tolist():
             rows, mine = (lengths == length).nonzero().flatten(), (lengths[text] == length).nonzero().flatten()
@@ -149,3 +155,79 @@ class PlaceReader:
                 "overflow, or leave those texts out."
             )
         return value
+
+
+@contextmanager
+def watch(
+    model: TransformerLensModel, names: Sequence[str], text: Int[Tensor, "sample"], at: Int[Tensor, "sample"]
+) -> Iterator[dict[str, Tensor]]:
+    """Within the context, a forward pass leaves its activations at the tokens [text, at] in the dict it gives.
+
+    Values are what leaves the hook point after every user's hook, in TransformerLens's shape: [sample, ...].
+    """
+    found: dict[str, Tensor] = {}
+    shape = (0, 0)
+    aliases: dict[nn.Module, list[str]] = {}
+    for name in names:
+        aliases.setdefault(model.hook_dict[name], []).append(name)
+
+    def keeper(module: nn.Module, mine: list[str]):
+        def keep(_: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+            check_visitor(model)
+            if not isinstance(output, Tensor) or not output.is_floating_point():
+                return
+            value = as_shown(module, output)
+            if value.ndim >= 3 and tuple(value.shape[:2]) == shape and value[0, 0].numel() > 1:
+                found.update(dict.fromkeys(mine, value.detach()[text.to(value.device), at.to(value.device)]))
+
+        return keep
+
+    def remember(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        nonlocal shape
+        tokens = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        shape = tuple(tokens.shape[:2])
+
+    with ExitStack() as stack:
+        stack.enter_context(rng_untouched(model))
+        stack.callback(_embedding(model).register_forward_pre_hook(remember, with_kwargs=True).remove)
+        for module, mine in aliases.items():
+            for handle in register_last(module, keeper(module, mine), with_kwargs=True):
+                stack.callback(handle.remove)
+        yield found
+
+
+def _embedding(model: TransformerLensModel) -> nn.Module:
+    """What reads the tokens, also where TransformerLens has no name for it."""
+    own = cast(nn.Module, model)._modules.get("embed")
+    return cast(Any, model).original_model.get_input_embeddings() if own is None else own
+
+
+def forward(model: TransformerLensModel, tokens: Int[Tensor, "batch pos"], stop_at_layer: int | None) -> None:
+    """One pass for its hooks' sake: no gradients, no cache, no draw from the global RNG."""
+    options: dict[str, object] = {"return_type": "logits", **without_cache(model)}
+    if stop_at_layer is not None and stop_at_layer < model.cfg.n_layers:
+        options["stop_at_layer"] = stop_at_layer
+    with torch.no_grad(), rng_untouched(model), _padding_at_the_end():
+        model(tokens, **options)
+
+
+@contextmanager
+def _padding_at_the_end() -> Iterator[None]:
+    """Without transformers' advice to pass a mask: what is read here comes before any padding, which it cannot see."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(_is_no_such_advice)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_no_such_advice)
+
+
+def _is_no_such_advice(record: logging.LogRecord) -> bool:
+    return "since your input_ids may be padded" not in record.getMessage()
+
+
+def last_layer(names: Sequence[str]) -> int | None:
+    """The first block that need not run; None where something after the blocks is wanted."""
+    if not all(name.startswith("blocks.") for name in names):
+        return None
+    return max(int(name.split(".")[1]) for name in names) + 1

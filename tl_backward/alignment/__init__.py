@@ -3,7 +3,8 @@
 from tl_backward.alignment.classifiers import Classifier, fine_tune, transfer_head
 from tl_backward.alignment.kernels import random_kernel, translation
 from tl_backward.alignment.matching import ParameterMatch, SpaceMatch, match_parameters
-from tl_backward.alignment.stitching import StitchedModel, zero_shot_stitch
+from tl_backward.alignment.stitched import StitchedModel
+from tl_backward.alignment.stitching import zero_shot_stitch
 from tl_backward.alignment.vocabularies import TokenMap, token_map
 
 __all__ = [

@@ -11,12 +11,13 @@ from tqdm.auto import trange
 
 from tl_backward._support.bootstrap import Interval, bootstrap
 from tl_backward._support.types import TransformerLensModel, typed
-from tl_backward.alignment._layers import stream_at
-from tl_backward.alignment.stitching import StitchedModel, zero_shot_stitch
+from tl_backward.alignment.stitched import StitchedModel
+from tl_backward.alignment.stitching import zero_shot_stitch
 from tl_backward.alignment.vocabularies import TokenMap
 from tl_backward.model.checks import check_model, check_one_device
 from tl_backward.model.controls import copied
 from tl_backward.model.head import Head
+from tl_backward.model.partial import streams_after
 from tl_backward.text.ids import ARRAYS, as_ids
 from tl_backward.text.prompts import Batch, encode_prompts
 
@@ -75,12 +76,11 @@ class Classifier:
         return encode_prompts(self.model, texts) if self.stitched is None else self.stitched.encode(texts)
 
     def _of_batch(self, batch: Batch) -> Tensor:
-        last = self.model.cfg.n_layers
-        start = None if self.stitched is None else (self.stitched.cut_b, self.stitched.translated(batch))
-        stream = stream_at(self.model, batch, last, start)
+        last = self.model.cfg.n_layers - 1
+        start = None if self.stitched is None else (self.stitched.layer_b, self.stitched.translated(batch))
+        stream = streams_after(self.model, batch.tokens, [last], mask=batch.mask, start=start)[last]
         rows = torch.arange(batch.n_examples, device=stream.device)
-        read = Head.of(self.model).normed(stream[rows, batch.last.to(stream.device)])
-        return read @ self.weight + self.bias
+        return Head.of(self.model).normed(stream[rows, batch.last.to(stream.device)]) @ self.weight + self.bias
 
 
 @typed
@@ -127,33 +127,26 @@ def fine_tune(
             f"Expected a label for each of {len(prompts)} prompts, from 0 and two at least, got {len(labels)} labels; "
             "count them from 0."
         )
-    texts = list(prompts)
-    tuned, generator = copied(model), torch.Generator().manual_seed(seed)
-    head = Head.of(model)
-    d_model, like = head.d_model, torch.empty(0, dtype=head.dtype, device=model.W_U.device)
-    start = torch.randn(d_model, int(labels.max()) + 1, generator=generator) * d_model**-0.5
-    weight = start.to(like).requires_grad_()
-    bias = torch.zeros(weight.shape[1], dtype=like.dtype, device=like.device, requires_grad=True)
-    for parameter in tuned.parameters():
-        parameter.requires_grad_(False)
+    tuned, generator, head = copied(model), torch.Generator().manual_seed(seed), Head.of(model)
+    start = torch.randn(head.d_model, int(labels.max()) + 1, generator=generator) * head.d_model**-0.5
+    weight = start.to(model.W_U.device, head.dtype).requires_grad_()
+    bias = torch.zeros_like(weight[0]).requires_grad_()
+    module = cast(nn.Module, tuned).requires_grad_(False)
     # A Bridge lists parameters through its blocks' wrapped layers; shared ones come once.
-    stack = cast(nn.Module, tuned).get_submodule("blocks").children()
-    blocks = list(dict.fromkeys(parameter for block in stack for parameter in block.parameters()))
-    for parameter in blocks:
-        parameter.requires_grad_(True)
+    stack = module.get_submodule("blocks").children()
+    blocks = list(dict.fromkeys(parameter.requires_grad_() for block in stack for parameter in block.parameters()))
     optimizer = torch.optim.AdamW([*blocks, weight, bias], lr=learning_rate)
     classifier = Classifier(tuned, weight, bias)
     with torch.enable_grad():
         for _ in trange(steps, disable=not show_progress, delay=1, leave=False, desc="fine-tune"):
             chosen = torch.randint(len(prompts), (batch_size,), generator=generator).tolist()
-            logits = classifier._of_batch(encode_prompts(tuned, [texts[i] for i in chosen]))
+            logits = classifier._of_batch(encode_prompts(tuned, [prompts[int(i)] for i in chosen]))
             loss = nn.functional.cross_entropy(logits, labels[chosen].to(logits.device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    for parameter in blocks:
-        parameter.grad = None
-        parameter.requires_grad_(False)
+    optimizer.zero_grad()
+    module.requires_grad_(False)
     return Classifier(tuned, weight.detach(), bias.detach())
 
 

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.alignment.vocabularies import TokenMap, shared_tokens
-from tl_backward.embedding_space.embedding import Embedding
-from tl_backward.model.checks import check_model, check_one_device
+from tl_backward.embedding_space.vectors import Embedding
 
 _TILE = 4096  # tokens taken to float64 at once
 
@@ -41,19 +40,16 @@ def translation(
         >>> bool(torch.allclose(kernel, torch.eye(128), atol=1e-3))  # into itself
         True
     """
-    for model in (model_a, model_b):
-        check_model(model)
     tokens = shared_tokens(model_a, model_b, token_map)
     with torch.no_grad():
-        sides = [Embedding.of(_checked(model), "transpose", fold_ln) for model in (model_a, model_b)]
-        cross = gram(sides[0].matrix, sides[1].matrix, tokens.ids_a, tokens.ids_b)
-        own = gram(sides[1].matrix, sides[1].matrix, tokens.ids_b, tokens.ids_b)
-        fold_a, fold_b = (fold_matrix(side) for side in sides)
+        a, b = (Embedding.of(model, "transpose", fold_ln) for model in (model_a, model_b))
+        cross = gram(a.matrix, b.matrix, tokens.ids_a, tokens.ids_b)
+        own = gram(b.matrix, b.matrix, tokens.ids_b, tokens.ids_b)
+        fold_a, fold_b = fold_matrix(a), fold_matrix(b)
         # E^+ = E^T (E E^T)^+; directions that E does not span, but for rounding, stay zero: centring leaves one.
-        eps = torch.finfo(sides[1].matrix.dtype).eps, torch.finfo(torch.float64).eps
-        noise = len(own) * max(len(own) * eps[0] ** 2, eps[1])
+        noise = len(own) * max(len(own) * torch.finfo(b.matrix.dtype).eps ** 2, torch.finfo(torch.float64).eps)
         inverse = torch.linalg.pinv(fold_b @ own @ fold_b.T, hermitian=True, rtol=noise)
-        return (fold_a.to(own.device) @ cross @ fold_b.T @ inverse).to(sides[1].matrix)
+        return (fold_a.to(own.device) @ cross @ fold_b.T @ inverse).to(b.matrix)
 
 
 @typed
@@ -116,9 +112,3 @@ def _mean(matrix: Tensor, ids: Tensor) -> Tensor:
     for some in ids.split(_TILE):
         total += _columns(matrix, some, None).sum(1)
     return total / len(ids)
-
-
-def _checked(model: TransformerLensModel) -> TransformerLensModel:
-    check_model(model)
-    check_one_device(model)
-    return model

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -11,17 +11,12 @@ from tqdm.auto import tqdm
 
 from tl_backward._support.checks import check_layers
 from tl_backward._support.deprecation import old_keywords
-from tl_backward._support.html import table
-from tl_backward._support.types import TransformerLensModel, typed
+from tl_backward._support.html import frame_table
+from tl_backward._support.types import DataFrame, TransformerLensModel, typed
 from tl_backward.alignment.kernels import gram, random_rotation
 from tl_backward.alignment.vocabularies import TokenMap, shared_tokens
-from tl_backward.embedding_space.embedding import Embedding
 from tl_backward.embedding_space.options import VectorOptions
-from tl_backward.embedding_space.vectors import parameter_vectors
-from tl_backward.model.checks import check_model, check_one_device
-
-if TYPE_CHECKING:
-    import pandas
+from tl_backward.embedding_space.vectors import Embedding, parameter_vectors
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -76,16 +71,14 @@ class ParameterMatch:
         return {name: space for name, space in both.items() if space is not None}
 
     def __repr__(self) -> str:
-        parts = []
-        for name, space in self.spaces().items():
-            score, chance = float(space.score.diagonal().mean()), float(space.chance.mean(0).diagonal().mean())
-            parts.append(f"{name} {score:.3f} (chance {chance:.3f})")
-        return (
-            f"ParameterMatch({self.weight!r}, {len(self.layers_a)} x {len(self.layers_b)} layers; on the diagonal "
-            f"{', '.join(parts)})"
+        scores = ", ".join(
+            f"{name} {space.score.diagonal().mean():.3f} (chance {space.chance.mean(0).diagonal().mean():.3f})"
+            for name, space in self.spaces().items()
         )
+        shape = f"{len(self.layers_a)} x {len(self.layers_b)} layers"
+        return f"ParameterMatch({self.weight!r}, {shape}; on the diagonal {scores})"
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a space and pair of layers: score, chance with its 95 % interval, p, random assignment."""
         import pandas
 
@@ -105,8 +98,7 @@ class ParameterMatch:
 
     def _repr_html_(self) -> str:
         """A static table of `to_frame`."""
-        frame = self.to_frame()
-        return table(list(frame), frame.values.tolist(), caption=repr(self))
+        return frame_table(self.to_frame(), caption=repr(self))
 
 
 @old_keywords({name: f"vector_options.{name}" for name in ("inverse", "fold_ln")}, vector_options=VectorOptions)
@@ -159,9 +151,6 @@ def match_parameters(
         >>> round(float(m.embedding.score), 3)  # a model and itself
         1.0
     """
-    for model in (model_a, model_b):
-        check_model(model)
-        check_one_device(model)
     if n_chance < 1:
         raise ValueError(f"Expected n_chance of 1 or more, got {n_chance}; a score means nothing without chance.")
     if vector_options.tokens is not None or vector_options.filters:
@@ -177,11 +166,10 @@ def match_parameters(
         n_passes = (1 + n_chance) * len(chosen_a) * len(chosen_b) * (1 + same_width)
         with tqdm(total=n_passes, disable=not show_progress, delay=1, leave=False, desc="matching") as progress:
             turns = [random_rotation(d_model, generator) for _ in range(n_chance)]
-            chance = _Chance(turns, generator, progress)
-            embedding = _space(a.prepared, b.prepared, _over_tokens(a, b, tokens), chance)
+            embedding = _space(a.prepared, b.prepared, _over_tokens(a, b, tokens), turns, generator, progress)
             feature = None
             if same_width:
-                feature = _space(a.stored, b.stored, _over_features(d_model), chance)
+                feature = _space(a.stored, b.stored, _over_features(d_model), turns, generator, progress)
     return ParameterMatch(weight, chosen_a, chosen_b, embedding, feature)
 
 
@@ -198,65 +186,61 @@ class _Side:
     def of(model: TransformerLensModel, weight: str, layers: list[int], by: VectorOptions) -> "_Side":
         embedding = Embedding.of(model, by.inverse, by.fold_ln)
         vectors = [parameter_vectors(model, weight, layer) for layer in layers]
-        stored = [each.vectors.cpu() for each in vectors]
-        return _Side(embedding, stored, [embedding.prepared(each).cpu() for each in vectors])
+        prepared = [embedding.prepared(each).cpu() for each in vectors]
+        return _Side(embedding, [each.vectors.cpu() for each in vectors], prepared)
 
 
-@dataclass(frozen=True)
-class _Metric:
-    """Covariances over the coordinates of a space [d_model, d_model]: within A, within B, between the two."""
-
-    of_a: Tensor
-    of_b: Tensor
-    between: Tensor
+_Metric: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""Covariances over the coordinates of a space [d_model, d_model]: within A, within B, between the two."""
 
 
 def _over_tokens(a: _Side, b: _Side, tokens: TokenMap) -> _Metric:
-    left, right, ids_a, ids_b = a.embedding.matrix, b.embedding.matrix, tokens.ids_a, tokens.ids_b
-    return _Metric(
-        of_a=gram(left, left, ids_a, ids_a, center=True).cpu(),
-        of_b=gram(right, right, ids_b, ids_b, center=True).cpu(),
-        between=gram(left, right, ids_a, ids_b, center=True).cpu(),
+    one, other = (a.embedding.matrix, tokens.ids_a), (b.embedding.matrix, tokens.ids_b)
+    within_a, within_b, between = (
+        gram(left, right, ids_left, ids_right, center=True).cpu()
+        for (left, ids_left), (right, ids_right) in ((one, one), (other, other), (one, other))
     )
+    return within_a, within_b, between
 
 
 def _over_features(d_model: int) -> _Metric:
     centring = torch.eye(d_model, dtype=torch.float64) - 1 / d_model
-    return _Metric(centring, centring, centring)
+    return centring, centring, centring
 
 
-@dataclass(frozen=True)
-class _Chance:
-    """How chance is drawn."""
+def _space(
+    side_a: list[Tensor],
+    side_b: list[Tensor],
+    metric: _Metric,
+    turns: list[Tensor],
+    generator: torch.Generator,
+    progress: tqdm,
+) -> SpaceMatch:
+    """Match every layer of A with every layer of B, two layers at a time, in float64.
 
-    turns: list[Tensor]
-    """A rotation of B's residual stream each."""
-    generator: torch.Generator
-    progress: tqdm
-
-
-def _space(side_a: list[Tensor], side_b: list[Tensor], metric: _Metric, by: _Chance) -> SpaceMatch:
-    """Match every layer of A with every layer of B, two layers at a time, in float64."""
+    Chance is drawn by turning B's residual stream, a rotation a draw, and by pairs that the generator gives.
+    """
+    within_a, within_b, between = metric
     shape, most = (len(side_a), len(side_b)), max(len(part) for part in side_a)
     score = torch.zeros(shape, dtype=torch.float64)
-    chance, random = (torch.zeros(len(by.turns), *shape, dtype=torch.float64) for _ in range(2))
+    chance, random = (torch.zeros(len(turns), *shape, dtype=torch.float64) for _ in range(2))
     assignment = torch.full((*shape, most), -1)
     similarity = torch.full((*shape, most), torch.nan, dtype=torch.float64)
     for i, part_a in enumerate(side_a):
-        read = _standardised(part_a.double(), metric.of_a) @ metric.between
+        read = _standardised(part_a.double(), within_a) @ between
         for j, part_b in enumerate(side_b):
-            found = read @ _standardised(part_b.double(), metric.of_b).T
+            found = read @ _standardised(part_b.double(), within_b).T
             rows, columns = _assign(found)
             assignment[i, j, rows] = torch.tensor(columns)
             similarity[i, j, rows] = found[rows, columns]
             score[i, j] = found[rows, columns].mean()
-            by.progress.update()
-            for draw, turn in enumerate(by.turns):
-                rows, columns = (torch.randperm(n, generator=by.generator)[: min(found.shape)] for n in found.shape)
+            progress.update()
+            for draw, turn in enumerate(turns):
+                rows, columns = (torch.randperm(n, generator=generator)[: min(found.shape)] for n in found.shape)
                 random[draw, i, j] = found[rows, columns].mean()
-                turned = read @ _standardised(part_b.double() @ turn, metric.of_b).T
+                turned = read @ _standardised(part_b.double() @ turn, within_b).T
                 chance[draw, i, j] = turned[_assign(turned)].mean()
-                by.progress.update()
+                progress.update()
     return SpaceMatch(score, chance, random, assignment, similarity)
 
 

@@ -1,69 +1,31 @@
 """Two models in one: the first layers of one, the kernel, the last layers of the other (Dar et al. 2022, sec. 5)."""
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from tl_backward._support.checks import all_finite
-from tl_backward._support.types import Prompts, TransformerLensModel, typed
-from tl_backward.alignment._layers import logits_from, stream_at
+from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.alignment.kernels import translation
+from tl_backward.alignment.stitched import StitchedModel
 from tl_backward.alignment.vocabularies import TokenMap
 from tl_backward.model.checks import check_model, check_one_device
 from tl_backward.model.head import Head
-from tl_backward.text.prompts import Batch, encode_prompts
 
 
-@dataclass(frozen=True, repr=False, eq=False)
-class StitchedModel:
-    """The first `cut_a` layers of A, the kernel, and the layers of B from `cut_b` on; neither model is changed.
+class Kernel(nn.Module):
+    """x -> xK, with a fixed K."""
 
-    Call it as a model: prompts or tokens of A's vocabulary -> logits over B's. Hooks on the layers of either model that
-    take part fire, and gradients flow through both.
-    """
-
-    model_a: TransformerLensModel
-    """Embedding and first layers."""
-    cut_a: int
-    """Blocks of A that run."""
-    model_b: TransformerLensModel
-    """Last layers and unembedding."""
-    cut_b: int
-    """The first block of B that runs."""
-    kernel: Float[Tensor, "d_model_a d_model_b"]
-    """From A's residual stream to B's."""
+    def __init__(self, weight: Float[Tensor, "d_model_a d_model_b"]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
 
     def __repr__(self) -> str:
-        parts = f"blocks 0-{self.cut_a - 1} of A" if self.cut_a else "A's embedding"
-        last = f"blocks {self.cut_b}-{self.model_b.cfg.n_layers - 1} of B"
-        last = last if self.cut_b < self.model_b.cfg.n_layers else "B's unembedding"
-        return f"StitchedModel({parts}, kernel {list(self.kernel.shape)}, {last})"
+        return f"kernel {list(self.weight.shape)}"
 
-    def __call__(self, prompts: Prompts, *, prepend_bos: bool | None = None) -> Float[Tensor, "batch pos d_vocab_b"]:
-        """Logits over B's vocabulary; several texts are padded, and the padding masked in both models."""
-        batch = self.encode(prompts, prepend_bos=prepend_bos)
-        return logits_from(self.model_b, batch, (self.cut_b, self.translated(batch)))
-
-    def encode(self, prompts: Prompts, *, prepend_bos: bool | None = None) -> Batch:
-        """Prompts as tokens of A, which B must have room for.
-
-        Raises:
-            ValueError: more tokens than either model takes.
-        """
-        batch = encode_prompts(self.model_a, prompts, prepend_bos=prepend_bos)
-        if batch.tokens.shape[1] > self.model_b.cfg.n_ctx:
-            raise ValueError(
-                f"Expected at most n_ctx={self.model_b.cfg.n_ctx} tokens (model B's), got {batch.tokens.shape[1]}; "
-                "shorten the prompt."
-            )
-        return batch
-
-    def translated(self, batch: Batch) -> Float[Tensor, "batch pos d_model_b"]:
-        """A's residual stream at its cut, in B's."""
-        stream = stream_at(self.model_a, batch, self.cut_a)
-        return stream.to(self.kernel) @ self.kernel
+    def forward(self, x: Float[Tensor, "*lead d_model_a"]) -> Float[Tensor, "*lead d_model_b"]:
+        """A's stream in B's."""
+        return x @ self.weight
 
 
 @typed
@@ -78,6 +40,10 @@ def zero_shot_stitch(
     token_map: TokenMap | None = None,
 ) -> StitchedModel:
     """Stitch two models together without any training: x_B = x_A K with K = `translation(model_a, model_b)`.
+
+    Cuts count blocks: A is left at the end of layer `cut_a` - 1, and B entered at the end of its layer `cut_b` - 1. The
+    same place by `tl_backward.dissimilarity.stitch`, which names those layers and fits the map, is
+    `stitch(model_a, cut_a - 1, model_b, cut_b - 1, data)`.
 
     Args:
         model_a: gives the embedding and its first `cut_a` blocks.
@@ -121,4 +87,4 @@ def zero_shot_stitch(
         )
     with torch.no_grad():
         kernel = kernel.detach().to(model_b.W_U.device, Head.of(model_b).dtype)
-        return StitchedModel(model_a, cut_a, model_b, cut_b, kernel)
+        return StitchedModel(model_a, cut_a - 1, model_b, cut_b - 1, Kernel(kernel))

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_backward._support.types import TransformerLensModel, typed
-from tl_backward.model.checks import model_kind
+from tl_backward.model.checks import check_model, check_one_device, model_kind
 from tl_backward.model.inputs import check_reads_text
 from tl_backward.text.token_strings import token_string
 
@@ -34,11 +34,10 @@ class TokenMap:
     @property
     def is_identity(self) -> bool:
         """Whether it is every id onto itself."""
-        everything = torch.arange(self.d_vocab_a, device=self.ids_a.device)
         return (
             self.d_vocab_a == self.d_vocab_b == len(self.ids_a)
-            and torch.equal(self.ids_a, everything)
-            and torch.equal(self.ids_b, everything)
+            and torch.equal(self.ids_a, torch.arange(self.d_vocab_a, device=self.ids_a.device))
+            and torch.equal(self.ids_a, self.ids_b)
         )
 
     @property
@@ -66,36 +65,35 @@ def token_map(model_a: TransformerLensModel, model_b: TransformerLensModel) -> T
         >>> tlb.alignment.token_map(model, model).coverage
         (1.0, 1.0)
     """
-    sides = [_texts(model_a), _texts(model_b)]
-    unique = [{text for text, n in Counter(side).items() if n == 1 and text} for side in sides]
-    place = {text: i for i, text in enumerate(sides[1])}
-    common = unique[0] & unique[1]
-    pairs = [(i, place[text]) for i, text in enumerate(sides[0]) if text in common]
+    texts_a, texts_b = _texts(model_a), _texts(model_b)
+    once_a, once_b = _unique(texts_a), _unique(texts_b)
+    pairs = [(i, once_b[text]) for text, i in once_a.items() if text in once_b]
     if not pairs:
         raise ValueError("Expected vocabularies with a token in common, got none; these models share no words.")
     ids_a, ids_b = torch.tensor(pairs).unbind(1)
-    return TokenMap(ids_a, ids_b, len(sides[0]), len(sides[1]))
+    return TokenMap(ids_a, ids_b, len(texts_a), len(texts_b))
 
 
 def shared_tokens(model_a: TransformerLensModel, model_b: TransformerLensModel, given: TokenMap | None) -> TokenMap:
-    """The map that is given, if it fits, or the identity, if the vocabularies are one.
+    """The map that is given, if it fits, or the identity, if the vocabularies are one; both models are checked.
 
     Two models without tokenizers are taken at their word where the sizes agree.
 
     Raises:
-        ValueError: vocabularies that differ without a map between them, or a map of other vocabularies.
+        TypeError: no HookedTransformer or TransformerBridge.
+        ValueError: vocabularies that differ without a map between them, or a map of other vocabularies; a model on
+            several devices, or one that reads no text.
     """
     for model in (model_a, model_b):
+        check_model(model)
+        check_one_device(model)
         check_reads_text(model)
     sizes = model_a.W_U.shape[1], model_b.W_U.shape[1]
     if given is not None:
-        _check_map(given, *sizes)
-        return given
-    tokenizers = [getattr(model, "tokenizer", None) for model in (model_a, model_b)]
-    differ = sizes[0] != sizes[1]
-    if not differ and None not in tokenizers and tokenizers[0] is not tokenizers[1]:
-        differ = _texts(model_a) != _texts(model_b)
-    if differ:
+        return _checked(given, *sizes)
+    a, b = (getattr(model, "tokenizer", None) for model in (model_a, model_b))
+    comparable = a is not None and b is not None and a is not b
+    if sizes[0] != sizes[1] or comparable and _texts(model_a) != _texts(model_b):
         raise ValueError(
             f"Expected models that share a vocabulary, got {sizes[0]} and {sizes[1]} tokens that differ; pass "
             "token_map=tl_backward.alignment.token_map(model_a, model_b) and look at its coverage."
@@ -115,7 +113,13 @@ def _texts(model: TransformerLensModel) -> list[str]:
     return ["" if text == f"[{i}]" else text for i, text in enumerate(texts)]
 
 
-def _check_map(given: TokenMap, d_vocab_a: int, d_vocab_b: int) -> None:
+def _unique(texts: list[str]) -> dict[str, int]:
+    """The ids of texts that one id alone has."""
+    counts = Counter(texts)
+    return {text: i for i, text in enumerate(texts) if text and counts[text] == 1}
+
+
+def _checked(given: TokenMap, d_vocab_a: int, d_vocab_b: int) -> TokenMap:
     if (given.d_vocab_a, given.d_vocab_b) != (d_vocab_a, d_vocab_b):
         raise ValueError(
             f"Expected a map between vocabularies of {d_vocab_a} and {d_vocab_b} tokens, got one between "
@@ -127,3 +131,4 @@ def _check_map(given: TokenMap, d_vocab_a: int, d_vocab_b: int) -> None:
                 f"Expected pairs of ids in [0, {d_vocab_a}) and [0, {d_vocab_b}), got {len(given.ids_a)} and "
                 f"{len(given.ids_b)} that are not; make the map with token_map."
             )
+    return given

@@ -9,9 +9,10 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from functools import cache
 from typing import Any, NoReturn
 
+import tl_backward
 from tl_backward._support.checks import UnknownWordsWarning
 from tl_backward._support.html import visible_text
 from tl_backward.cli import compare, edit, invert, lens, params
@@ -62,14 +63,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _noting_once() -> Callable[..., None]:
-    noted: set[str] = set()
-
-    def note(message: Warning | str, *about: object) -> None:
-        if str(message) not in noted:
-            noted.add(str(message))
-            print(f"note: {visible_text(str(message))}", file=sys.stderr)
-
-    return note
+    """What shows warnings on standard error, each message once."""
+    note = cache(lambda said: print(f"note: {visible_text(said)}", file=sys.stderr))
+    return lambda message, *about: note(str(message))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -99,15 +95,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"tl-backward {_version()}")
+    parser.add_argument("--version", action="version", version=f"tl-backward {tl_backward.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in COMMANDS:
         module.add_commands(commands)
     return parser
-
-
-def _version() -> str:
-    try:
-        return version("tl-backward")
-    except PackageNotFoundError:
-        return "(not installed)"

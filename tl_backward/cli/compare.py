@@ -1,24 +1,15 @@
 """`tl-backward compare`."""
 
 import argparse
-import json
 import math
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from tl_backward._support.csv import filled
 from tl_backward.cli.generated import add_options, options_from
-from tl_backward.cli.options import (
-    Commands,
-    add_output,
-    add_precision,
-    check_out,
-    open_page,
-    positive,
-    say,
-    size_of,
-)
+from tl_backward.cli.options import Answer, Commands, add_command, add_precision, load_asked, name_of, positive
 from tl_backward.text.files import read_data
 from tl_backward.text.options import TextOptions
 
@@ -26,8 +17,7 @@ if TYPE_CHECKING:
     from tl_backward.dissimilarity import Comparison
 
 _CORNER = "A \\ B"
-_EXAMPLES = """examples:
-  two training runs, all layers against all layers:
+_EXAMPLES = """  two training runs, all layers against all layers:
     tl-backward compare --model-a ./run1 --model-b ./run2 --data texts.txt
   other measures, at another hook point, without position 0:
     tl-backward compare --model-a ./run1 --model-b gpt2 --data texts.jsonl --hook mlp_out \\
@@ -40,16 +30,13 @@ _EXAMPLES = """examples:
 
 def add_commands(commands: Commands) -> None:
     """`compare`."""
-    parser = commands.add_parser(
-        "compare",
-        add_options=_add_options,
+    add_command(
+        commands, "compare", _compare, _add_options,
         help="whether two models compute the same thing, layer by layer",
         description="Compare all layers of two models over the texts of a file, and write a page of heat maps and\n"
         "curves beside chance. Models of different tokenizers are aligned where both end a token.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=_compare)
+        examples=_EXAMPLES,
+    )  # fmt: skip
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -86,70 +73,53 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="MAP",
         help=f"also stitch every layer of each to every layer of the other: {', '.join(get_args(MapKind))}",
     )
-    add_output(parser)
-    parser.add_argument("--json", action="store_true", help="print the numbers as one JSON object; a page with --out")
 
 
-def _compare(arguments: argparse.Namespace) -> None:
+def _compare(arguments: argparse.Namespace) -> Answer:
     from tl_backward.dissimilarity import RunOptions, SampleOptions, compare, stitching_grid
-    from tl_backward.model.loading import load
-    from tl_backward.render.compare_report import caveats, compare_report
+    from tl_backward.render.compare_report import compare_report
 
-    out = check_out(arguments.out)
     texts = read_data(Path(arguments.data), arguments.text_key)[: arguments.max_texts]
-    with redirect_stdout(sys.stderr):
-        how = {"device": arguments.device, "dtype": arguments.dtype}
-        a = load(arguments.model_a, kind=arguments.kind_a, **how)
-        b = load(arguments.model_b, kind=arguments.kind_b, **how)
-        both = {
-            "layers_a": arguments.layers_a,
-            "layers_b": arguments.layers_b,
-            "text_options": options_from(arguments, TextOptions),
-            "show_progress": sys.stderr.isatty(),
-        }
-        found = compare(
-            a, b, texts, hook=arguments.hook, measures=arguments.measures,
-            sample_options=options_from(arguments, SampleOptions), run_options=options_from(arguments, RunOptions),
-            **both,
-        )  # fmt: skip
-        stitches = None
-        if arguments.stitch is not None:
-            stitches = stitching_grid(a, b, texts, map=arguments.stitch, **both)
-        report = None
-        if arguments.out or not arguments.json:
-            name = " and ".join(Path(each).name or each for each in (arguments.model_a, arguments.model_b))
-            report = compare_report(found, stitches=stitches, name=name).save(out).resolve()
-    if arguments.json:
-        frame = found.to_frame()
-        data: dict[str, object] = {"model_a": arguments.model_a, "model_b": arguments.model_b}
-        data |= {"n_samples": found.n_samples, "aligned": found.aligned, "coverage": found.coverage}
-        data["values"] = frame.astype(object).where(frame.notna(), None).to_dict("records")
-        if stitches is not None:
-            frame = stitches.to_frame()
-            data["stitches"] = frame.astype(object).where(frame.notna(), None).to_dict("records")
-        print(json.dumps(data | {"report": report and str(report)}, allow_nan=False))
-    else:
-        say(repr(found))
-        for measure in found.measures:
-            say(*lines(found, measure))
-        for caveat in caveats(found):
-            say(f"note: {caveat}")
-    if report is not None:
-        if not arguments.json:
-            say(f"report: {report} ({size_of(report)})")
-        open_page(report, arguments.no_open)
+    a, b = (load_asked(arguments, side) for side in ("_a", "_b"))
+    both = {
+        "layers_a": arguments.layers_a,
+        "layers_b": arguments.layers_b,
+        "text_options": options_from(arguments, TextOptions),
+        "show_progress": sys.stderr.isatty(),
+    }
+    found = compare(
+        a, b, texts, hook=arguments.hook, measures=arguments.measures,
+        sample_options=options_from(arguments, SampleOptions), run_options=options_from(arguments, RunOptions), **both,
+    )  # fmt: skip
+    stitches = None if arguments.stitch is None else stitching_grid(a, b, texts, map=arguments.stitch, **both)
+    results = {"values": found} | ({} if stitches is None else {"stitches": stitches})
+    models = (arguments.model_a, arguments.model_b)
+    return Answer(
+        lambda: _lines(found),
+        lambda: {
+            **{name: getattr(arguments, name) for name in ("model_a", "model_b")},
+            **{name: getattr(found, name) for name in ("n_samples", "aligned", "coverage")},
+            **{name: filled(each.to_frame()).to_dict("records") for name, each in results.items()},
+        },
+        lambda: compare_report(found, stitches=stitches, name=" and ".join(map(name_of, models))),
+    )
 
 
-def lines(found: "Comparison", measure: str) -> list[str]:
-    """One measure as text: layers of A down, of B across."""
+def _lines(found: "Comparison") -> Iterator[str]:
+    """Every measure as text, layers of A down, of B across, and what limits the conclusions."""
+    from tl_backward.render.compare_report import caveats
+
+    yield repr(found)
     width = max(7, *(len(name) + 1 for name in found.layers_b))
     side = max(len(name) for name in (*found.layers_a, _CORNER))
-    head = f"{_CORNER:<{side}}" + "".join(f"{name:>{width}}" for name in found.layers_b)
-    rows = [
-        f"{name:<{side}}" + "".join(f"{value:>{width}.3f}" for value in row)
-        for name, row in zip(found.layers_a, found[measure].tolist(), strict=True)
-    ]
-    frame = found.to_frame().query("measure == @measure")
-    mean, deviation = frame[["permutation_mean", "permutation_deviation"]].mean().tolist()
-    chance = f"by chance (samples paired at random): {mean:.3f}, deviation {deviation:.3f}"
-    return [f"{measure}:", head, *rows, *([] if math.isnan(mean) else [chance])]
+    frame = found.to_frame()
+    for measure in found.measures:
+        yield f"{measure}:"
+        yield f"{_CORNER:<{side}}" + "".join(f"{name:>{width}}" for name in found.layers_b)
+        for name, row in zip(found.layers_a, found[measure].tolist(), strict=True):
+            yield f"{name:<{side}}" + "".join(f"{value:>{width}.3f}" for value in row)
+        of = frame[frame["measure"] == measure]
+        mean, deviation = of[["permutation_mean", "permutation_deviation"]].mean().tolist()
+        if not math.isnan(mean):
+            yield f"by chance (samples paired at random): {mean:.3f}, deviation {deviation:.3f}"
+    yield from (f"note: {caveat}" for caveat in caveats(found))

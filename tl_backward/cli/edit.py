@@ -1,39 +1,60 @@
 """`tl-backward edit` and `tl-backward edits`."""
 
 import argparse
-import json
-import math
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from tl_backward import zoo
+from tl_backward._support.csv import finite
+from tl_backward.cli.generated import add_options
 from tl_backward.cli.options import (
+    Answer,
     Commands,
+    add_command,
     add_model,
-    add_output,
-    check_out,
-    layers,
-    open_page,
+    aligned,
+    load_asked,
+    name_of,
     positive,
     quoted,
-    say,
     size_of,
 )
+from tl_backward.editing import (
+    LRS,
+    SCALES,
+    compare_edits,
+    edit_effect,
+    evaluate_edit,
+    find_layer,
+    gradient_edit,
+    shift_edit,
+    shift_probabilities,
+    tuned_methods,
+)
+from tl_backward.text.cases import load_cases
+from tl_backward.text.encoding import encode_continuation
+from tl_backward.text.token_strings import token_string
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from pathlib import Path
 
     from tl_backward._support.types import TransformerLensModel
-    from tl_backward.editing import Edit, EditEffect, LayerGrid
+    from tl_backward.editing import Edit, EditEffect, EditScores, LayerGrid
+    from tl_backward.render.page import Page
     from tl_backward.text.cases import EditCase
 
 DEFAULT_SCALE, DEFAULT_LR = 0.8, 0.005
 _OF_METHOD = {"shift": ("layer", "scale", "scaling"), "gradient": ("lr", "steps")}
+_UNSET = dict.fromkeys([*_OF_METHOD["shift"], *_OF_METHOD["gradient"]])
+_WORDS = {
+    "layer": "of the shift (default: chosen on the validation edits, with the scale)",
+    "scale": f"of the shift (default: {DEFAULT_SCALE}, or chosen with the layer)",
+    "scaling": "of the shift: unit-normalised factors, or the paper's raw ones (default: unit)",
+    "lr": f"of the gradient steps (default: {DEFAULT_LR})",
+    "steps": "gradient steps (default: 1)",
+}
 
-_EDIT_EXAMPLES = """examples:
-  the shift of one layer, what it changes, and the whole layer x scale grid, as a page:
+_EDIT_EXAMPLES = """  the shift of one layer, what it changes, and the whole layer x scale grid, as a page:
     tl-backward edit --model facts --prompt "Anna Berg lives in the city of" --target " Oslo" --layer 2
   the layer and scale chosen on other edits (those of the shipped model, or --cases FILE):
     tl-backward edit --model facts --prompt "Anna Berg lives in the city of" --target " Oslo"
@@ -41,8 +62,7 @@ _EDIT_EXAMPLES = """examples:
     tl-backward edit --model ./my-llama --prompt "Once upon a time" --target " lived" \\
         --method gradient --lr 0.01 --save lived.safetensors"""
 
-_EDITS_EXAMPLES = """examples:
-  the table of the README: settings chosen on 40 edits, scores on 100 others:
+_EDITS_EXAMPLES = """  the table of the README: settings chosen on 40 edits, scores on 100 others:
     tl-backward edits --model facts
   CounterFact, or JSONL or CSV of your own, with your model; the first 20 cases choose:
     tl-backward edits --model gpt2 --cases counterfact.json --n-validation 20 --n-test 50 --scales 5,10,20,40"""
@@ -50,117 +70,118 @@ _EDITS_EXAMPLES = """examples:
 
 def add_commands(commands: Commands) -> None:
     """`edit` and `edits`."""
-    edit = commands.add_parser(
-        "edit",
+    add_command(
+        commands, "edit", _edit, _add_edit_options,
         help="write one new answer into the weights, and see what else it changes",
         description="Edit MODEL so that it says TARGET after PROMPT: the forward-pass shift of one layer's W_out\n"
         "(Katz et al. 2024, sec. 7), or plain gradient steps. Nothing is written to the model's own files.",
-        epilog=_EDIT_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    edit.add_argument("--prompt", required=True, metavar="TEXT", help="what the model reads")
-    edit.add_argument("--target", required=True, metavar="TEXT", help="the new answer, usually with its leading space")
-    add_model(edit)
-    edit.add_argument("--method", choices=("shift", "gradient"), default="shift", help="(default: shift)")
-    edit.add_argument(
-        "--layer", type=int, metavar="N", help="of the shift (default: chosen on the validation edits, with the scale)"
-    )
-    edit.add_argument(
-        "--scale", type=float, metavar="X", help=f"of the shift (default: {DEFAULT_SCALE}, or chosen with the layer)"
-    )
-    edit.add_argument(
-        "--scaling",
-        choices=("unit", "raw"),
-        help="of the shift: unit-normalised factors, or the paper's raw ones (default: unit)",
-    )
-    edit.add_argument("--lr", type=float, metavar="X", help=f"of the gradient steps (default: {DEFAULT_LR})")
-    edit.add_argument("--steps", type=positive, metavar="N", help="gradient steps (default: 1)")
-    edit.add_argument(
-        "--cases", metavar="FILE", help="validation edits to choose the layer on (.json CounterFact, .jsonl, .csv)"
-    )
-    edit.add_argument("--save", metavar="FILE", help="write the edit's factors here (safetensors)")
-    edit.add_argument("--k", type=positive, default=10, metavar="N", help="tokens before and after (default: 10)")
-    add_output(edit)
-    edit.add_argument(
-        "--json", action="store_true", help="print the results as one JSON object; a page only with --out"
-    )
-    edit.set_defaults(run=_edit)
-    edits = commands.add_parser(
-        "edits",
+        examples=_EDIT_EXAMPLES,
+        json="print the results as one JSON object; a page only with --out",
+    )  # fmt: skip
+    add_command(
+        commands, "edits", _edits, _add_edits_options,
         help="compare ways to edit: shift, gradient steps and none, on the same cases",
         description="Choose each method's settings on some edits and score them on others: one table with 95 %\n"
         "bootstrap intervals.",
-        epilog=_EDITS_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EDITS_EXAMPLES,
+        json="print every score as one JSON object",
+        out="write the table as a page too",
+        paged=False,
+    )  # fmt: skip
+
+
+def _add_edit_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="what the model reads")
+    parser.add_argument(
+        "--target", required=True, metavar="TEXT", help="the new answer, usually with its leading space"
     )
-    add_model(edits)
-    edits.add_argument("--cases", metavar="FILE", help="edits (default: those of the shipped model)")
-    edits.add_argument("--n-validation", type=positive, default=40, metavar="N", help="that choose (default: 40)")
-    edits.add_argument("--n-test", type=positive, default=100, metavar="N", help="that are scored (default: 100)")
-    edits.add_argument("--layers", type=layers, metavar="LIST", help="of the shift to try (default: all)")
-    edits.add_argument("--scales", type=_numbers, metavar="LIST", help="of the shift to try")
-    edits.add_argument("--lrs", type=_numbers, metavar="LIST", help="of the gradient steps to try")
-    edits.add_argument("--steps", type=positive, default=5, metavar="N", help="of the longer descent (default: 5)")
-    edits.add_argument("--out", metavar="FILE", help="write the table as a page too")
-    edits.add_argument("--no-open", action="store_true", help="do not open the page in the browser")
-    edits.add_argument("--json", action="store_true", help="print every score as one JSON object")
-    edits.set_defaults(run=_edits)
+    add_model(parser)
+    parser.add_argument("--method", choices=list(_OF_METHOD), default="shift", help="(default: shift)")
+    for source, names in zip((shift_edit, gradient_edit), _OF_METHOD.values(), strict=True):
+        add_options(parser, source, *names, words=_WORDS, **_UNSET)
+    parser.add_argument(
+        "--cases", metavar="FILE", help="validation edits to choose the layer on (.json CounterFact, .jsonl, .csv)"
+    )
+    parser.add_argument("--save", metavar="FILE", help="write the edit's factors here (safetensors)")
+    parser.add_argument("--k", type=positive, default=10, metavar="N", help="tokens before and after (default: 10)")
 
 
-def _edit(arguments: argparse.Namespace) -> None:
-    from tl_backward.editing import edit_effect, evaluate_edit
-    from tl_backward.model.loading import load
-    from tl_backward.render.edit_report import edit_report
+def _add_edits_options(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument("--cases", metavar="FILE", help="edits (default: those of the shipped model)")
+    parser.add_argument("--n-validation", type=positive, default=40, metavar="N", help="that choose (default: 40)")
+    parser.add_argument("--n-test", type=positive, default=100, metavar="N", help="that are scored (default: 100)")
+    words = {
+        "layers": "of the shift to try (default: all)",
+        "scales": "of the shift to try",
+        "lrs": "of the gradient steps to try",
+        "steps": "of the longer descent",
+    }
+    add_options(parser, tuned_methods, *words, words=words, scales=None, lrs=None)
 
-    out = check_out(arguments.out)
+
+def _edit(arguments: argparse.Namespace) -> Answer:
     _settle_method(arguments)
-    with redirect_stdout(sys.stderr):
-        model = load(arguments.model, kind=arguments.kind, device=arguments.device, dtype=arguments.dtype)
-        grid = _chosen_grid(model, arguments)
-        edit, how = _made(model, arguments, grid)
-        effect = edit_effect(model, edit, arguments.prompt, k=min(arguments.k, model.W_U.shape[1]))
-        case = _own_case(arguments)
-        scores = None if case is None else (evaluate_edit(model, None, case), evaluate_edit(model, edit, case))
-        saved = None if arguments.save is None else edit.save(arguments.save)
-        report = None
-        if arguments.out or not arguments.json:
-            cells, rows, scales = _own_cells(model, arguments, grid)
-            page = edit_report(
-                effect,
-                target=arguments.target,
-                how=how,
-                cells=cells,
-                layers=rows,
-                scales=scales,
-                grid=grid,
-                scores=scores,
-                name=Path(arguments.model).name or arguments.model,
-            )
-            report = page.save(out).resolve()
-    if arguments.json:
-        data = {name: getattr(arguments, name) for name in ("model", "prompt", "target")}
-        data |= {"edit": edit.how, "tokens": effect.to_frame().to_dict("records")}
-        data |= {"scores": None if scores is None else _finite(vars(scores[1]))}
-        data |= {"saved": saved and str(saved), "report": report and str(report)}
-        print(json.dumps(data, allow_nan=False))
-    else:
-        say(f"{quoted(arguments.prompt)} -> {quoted(arguments.target)}: {how}")
-        frame = effect.to_frame().head(5)
-        for token, before, after in zip(frame["token"], frame["before"], frame["after"], strict=True):
-            say(f"  {quoted(token):<24}  {before:.3f} -> {after:.3f}")
-        first, word = _first_token(model, arguments.target, effect)
-        if word not in frame["token"].tolist():
-            say(f"  {quoted(word):<24}  {float(effect.before[first]):.3f} -> {float(effect.after[first]):.3f}")
-        for note in _what_it_says(model, arguments, effect):
-            say(f"  note: {note}")
-        if scores is not None:
-            known = {name: value for name, value in _finite(vars(scores[1])).items() if value is not None}
-            say("  " + ", ".join(f"{name} {value:.2f}" for name, value in known.items()))
-        for what, path in (("edit", saved), ("report", report)):
-            if path is not None:
-                say(f"{what}: {path} ({size_of(path)})")
-    if report is not None:
-        open_page(report, arguments.no_open)
+    model = load_asked(arguments)
+    grid = _chosen_grid(model, arguments)
+    edit, how = _made(model, arguments, grid)
+    effect = edit_effect(model, edit, arguments.prompt, k=min(arguments.k, model.W_U.shape[1]))
+    case = _own_case(arguments)
+    scores = None if case is None else (evaluate_edit(model, None, case), evaluate_edit(model, edit, case))
+    saved = None if arguments.save is None else edit.save(arguments.save)
+
+    def page() -> "Page":
+        from tl_backward.render.edit_report import edit_report
+
+        scales = sorted({*SCALES, arguments.scale or DEFAULT_SCALE})
+        own = (
+            grid is None and arguments.method == "shift" and arguments.scaling == "unit"
+        )  # where no grid has the cells already
+        cells = shift_probabilities(model, arguments.prompt, arguments.target, scales=scales) if own else None
+        return edit_report(
+            effect, target=arguments.target, how=how, cells=cells, layers=range(model.cfg.n_layers), scales=scales,
+            grid=grid, scores=scores, name=name_of(arguments.model),
+        )  # fmt: skip
+
+    return Answer(
+        lambda: _edit_lines(model, arguments, how, effect, scores, saved),
+        lambda: {
+            **{name: getattr(arguments, name) for name in ("model", "prompt", "target")},
+            "edit": edit.how,
+            "tokens": effect.to_frame().to_dict("records"),
+            "scores": None if scores is None else vars(scores[1]),
+            "saved": saved and str(saved),
+        },
+        page,
+    )
+
+
+def _edit_lines(
+    model: "TransformerLensModel",
+    arguments: argparse.Namespace,
+    how: str,
+    effect: "EditEffect",
+    scores: "tuple[EditScores, EditScores] | None",
+    saved: "Path | None",
+) -> Iterator[str]:
+    """What an edit changes, and what else a reader of the probabilities has to know."""
+    yield f"{quoted(arguments.prompt)} -> {quoted(arguments.target)}: {how}"
+    first, *others = encode_continuation(model, arguments.target)
+    word = token_string(effect.tokenizer, first)
+    rows = effect.to_frame()[["token", "before", "after"]].values.tolist()[:5]
+    if word not in [token for token, *_ in rows]:
+        rows.append([word, float(effect.before[first]), float(effect.after[first])])
+    yield from (f"  {quoted(token):<24}  {before:.3f} -> {after:.3f}" for token, before, after in rows)
+    if others:
+        yield f"  note: of the target, {quoted(word)} is the first token: probabilities are its own"
+    if int(effect.top_after[0]) != first:
+        more = "scale or another layer" if arguments.method == "shift" else "--lr or more --steps"
+        yield f"  note: the target is still not the most likely; try a larger {more}"
+    if scores is not None:
+        known = {name: value for name, value in finite(vars(scores[1])).items() if value is not None}
+        yield "  " + ", ".join(f"{name} {value:.2f}" for name, value in known.items())
+    if saved is not None:
+        yield f"edit: {saved} ({size_of(saved)})"
 
 
 def _settle_method(arguments: argparse.Namespace) -> None:
@@ -177,31 +198,8 @@ def _settle_method(arguments: argparse.Namespace) -> None:
     arguments.steps = arguments.steps or 1
 
 
-def _first_token(model: "TransformerLensModel", target: str, effect: "EditEffect") -> tuple[int, str]:
-    """The id and the word of a target's first token."""
-    from tl_backward.text.encoding import encode_continuation
-    from tl_backward.text.token_strings import token_string
-
-    first = encode_continuation(model, target)[0]
-    return first, token_string(effect.tokenizer, first)
-
-
-def _what_it_says(model: "TransformerLensModel", arguments: argparse.Namespace, effect: "EditEffect") -> Iterator[str]:
-    """What else a reader of the probabilities has to know."""
-    from tl_backward.text.encoding import encode_continuation
-
-    first, word = _first_token(model, arguments.target, effect)
-    if len(encode_continuation(model, arguments.target)) > 1:
-        yield f"of the target, {quoted(word)} is the first token: probabilities are its own"
-    if int(effect.top_after[0]) != first:
-        more = "scale or another layer" if arguments.method == "shift" else "--lr or more --steps"
-        yield f"the target is still not the most likely; try a larger {more}"
-
-
 def _chosen_grid(model: "TransformerLensModel", arguments: argparse.Namespace) -> "LayerGrid | None":
     """The layer x scale grid on validation edits, where the layer is left to be chosen."""
-    from tl_backward.editing import SCALES, find_layer
-
     if arguments.method != "shift" or arguments.layer is not None:
         return None
     scales = SCALES if arguments.scale is None else (arguments.scale,)
@@ -211,8 +209,6 @@ def _chosen_grid(model: "TransformerLensModel", arguments: argparse.Namespace) -
 
 def _made(model: "TransformerLensModel", arguments: argparse.Namespace, grid: "LayerGrid | None") -> tuple["Edit", str]:
     """The edit that was asked for, and how it was made in words."""
-    from tl_backward.editing import gradient_edit, shift_edit
-
     asked = (arguments.prompt, arguments.target)
     if arguments.method == "gradient":
         edit = gradient_edit(model, *asked, lr=arguments.lr, steps=arguments.steps)
@@ -230,70 +226,40 @@ def _short_names(edit: "Edit") -> str:
     return " and ".join(dict.fromkeys(name.rpartition(".")[2] for name in edit.updates))
 
 
-def _own_cells(
-    model: "TransformerLensModel", arguments: argparse.Namespace, grid: "LayerGrid | None"
-) -> tuple["Tensor | None", range, list[float]]:
-    """The edit's own probability in each layer and scale, where no grid has it already."""
-    from tl_backward.editing import SCALES, shift_probabilities
-
-    rows = range(model.cfg.n_layers)
-    scales = sorted({*SCALES, arguments.scale or DEFAULT_SCALE})
-    if grid is not None or arguments.method != "shift" or arguments.scaling != "unit":
-        return None, rows, scales
-    return shift_probabilities(model, arguments.prompt, arguments.target, scales=scales), rows, scales
-
-
 def _own_case(arguments: argparse.Namespace) -> "EditCase | None":
     """What scores the edit, where it is one of the given cases'."""
-    if arguments.cases is None:
-        return None
-    from tl_backward.text.cases import load_cases
-
     asked = (arguments.prompt, arguments.target)
-    return next((case for case in load_cases(arguments.cases) if (case.prompt, case.target) == asked), None)
+    cases = () if arguments.cases is None else load_cases(arguments.cases)
+    return next((case for case in cases if (case.prompt, case.target) == asked), None)
 
 
-def _edits(arguments: argparse.Namespace) -> None:
-    from tl_backward.editing import LRS, SCALES, compare_edits, tuned_methods
-    from tl_backward.model.loading import load
+def _edits(arguments: argparse.Namespace) -> Answer:
     from tl_backward.render.edit_report import comparison_report
 
-    out = None if arguments.out is None else check_out(arguments.out)
-    with redirect_stdout(sys.stderr):
-        validation, test = _cases(arguments, arguments.n_validation, arguments.n_test)
-        model = load(arguments.model, kind=arguments.kind, device=arguments.device, dtype=arguments.dtype)
-        methods = tuned_methods(
-            model,
-            validation,
-            layers=arguments.layers,
-            scales=arguments.scales or SCALES,
-            lrs=arguments.lrs or LRS,
-            steps=arguments.steps,
-        )
-        found = compare_edits(model, test, methods)
-        name = Path(arguments.model).name or arguments.model
-        report = None if out is None else comparison_report(found, name=name).save(out).resolve()
-    if arguments.json:
-        rows = [_finite(row) for row in found.to_frame().to_dict("records")]
-        print(json.dumps({"model": arguments.model, "scores": rows, "report": report and str(report)}, allow_nan=False))
-        return
+    validation, test = _cases(arguments, arguments.n_validation, arguments.n_test)
+    model = load_asked(arguments)
+    methods = tuned_methods(
+        model,
+        validation,
+        layers=arguments.layers,
+        scales=arguments.scales or SCALES,
+        lrs=arguments.lrs or LRS,
+        steps=arguments.steps,
+    )
+    found = compare_edits(model, test, methods)
     columns, rows = found.table()
-    widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
-    say(f"{len(test)} edits, settings chosen on {len(validation)} others; means with 95 % bootstrap intervals")
-    for row in (columns, *rows):
-        say("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
-    if report is not None:
-        say(f"report: {report} ({size_of(report)})")
-        open_page(report, arguments.no_open)
+    head = f"{len(test)} edits, settings chosen on {len(validation)} others; means with 95 % bootstrap intervals"
+    return Answer(
+        lambda: [head, *aligned([columns, *rows])],
+        lambda: {"model": arguments.model, "scores": found.to_frame().to_dict("records")},
+        lambda: comparison_report(found, name=name_of(arguments.model)),
+    )
 
 
 def _cases(
     arguments: argparse.Namespace, n_validation: int, n_test: int
 ) -> tuple[Sequence["EditCase"], Sequence["EditCase"]]:
     """Edits to choose settings on, and others to score."""
-    from tl_backward import zoo
-    from tl_backward.text.cases import load_cases
-
     if arguments.cases is None:
         if arguments.model not in zoo.names():
             raise ValueError(
@@ -309,15 +275,3 @@ def _cases(
         raise ValueError(f"Expected {wanted} in {arguments.cases!r}, got {len(cases) or 'none'}; {why}.")
     n_validation = min(n_validation, len(cases) - 1) if n_test else n_validation
     return cases[:n_validation], cases[n_validation : n_validation + n_test]
-
-
-def _finite(values: Mapping[str, object]) -> dict[str, object]:
-    """NaN, which JSON lacks, as None."""
-    return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in values.items()}
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"expected numbers such as 0.5,1,2, got {text!r}") from error

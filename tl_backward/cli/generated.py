@@ -10,31 +10,33 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from tl_backward.cli.options import layers, positive
+from tl_backward.cli.options import layers, numbers, positive
 
 T = TypeVar("T")
 
 
 def add_options(
-    parser: "argparse._ActionsContainer", source: Callable[..., object], *names: str, **defaults: object
+    parser: "argparse._ActionsContainer",
+    source: Callable[..., object],
+    *names: str,
+    words: Mapping[str, str] = {},
+    **defaults: object,
 ) -> None:
     """One option for each named parameter of a function, or attribute of an option class (all where none is named).
 
-    `default=value` gives a default that differs from the source's. A whole number is at least 1, but
-    for those of `_ANY`.
+    `default=value` gives a default that differs from the source's, `words` the help where a command has less to say, or
+    more, than the docstring. A whole number is at least 1, but for those of `_ANY`.
 
     Raises:
         TypeError: an annotation that no text on a command line stands for.
     """
-    parameters, words = inspect.signature(source).parameters, documented(source)
+    parameters, said = inspect.signature(source).parameters, {**documented(source), **words}
     for name in names or parameters:
         default = defaults.get(name, parameters[name].default)
         how = _argument(name, parameters[name].annotation, default)
         shown = default is not None and default is not inspect.Parameter.empty and "action" not in how
-        said = f" (default: {_shown(default)})" if shown else ""
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", default=default, help=words[name].replace("%", "%%") + said, **how
-        )
+        help = said[name].replace("%", "%%") + (f" (default: {_shown(default)})" if shown else "")
+        parser.add_argument(f"--{name.replace('_', '-')}", default=default, help=help, **how)
 
 
 def options_from(arguments: argparse.Namespace, options: Callable[..., T], **others: object) -> T:
@@ -61,13 +63,15 @@ def _argument(name: str, annotation: Any, default: object) -> dict[str, Any]:  #
         return {"type": layers, "metavar": "LIST"}
     if any(_is_list(kind, str) for kind in kinds) and all(kind is str or _is_list(kind, str) for kind in kinds):
         return {"type": several, "metavar": "LIST"}
+    if any(_is_list(kind, float) for kind in kinds):
+        return {"type": numbers, "metavar": "LIST"}
     for kind, how in _READ.items():
         if kind in kinds:
             return how | ({"type": int} if name in _ANY else {})
     raise TypeError(f"Expected an annotation that text can stand for, got {annotation!r} of {name!r}.")
 
 
-_ANY = ("seed", "jackknife", "permutations")
+_ANY = ("seed", "jackknife", "permutations", "layer")
 """Whole numbers that need not be positive; the option class says which there are."""
 
 _READ: dict[object, dict[str, Any]] = {

@@ -1,16 +1,15 @@
 """`tl-backward invert`."""
 
 import argparse
-import json
-import math
 import re
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tl_backward.cli.options import Commands, add_model, add_output, check_out, open_page, positive, say, size_of
+from tl_backward.cli.generated import add_options, options_from
+from tl_backward.cli.options import Answer, Commands, add_command, add_model, load_asked, name_of, positive
 from tl_backward.text.files import read_data
 from tl_backward.text.options import TextOptions
 
@@ -18,10 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tl_backward._support.types import TransformerLensModel
-    from tl_backward.inversion import Decoder, SiteReading, Task
+    from tl_backward.inversion import Decoder, FeatureTable, SiteReading, Task
 
-_EXAMPLES = """examples:
-  what does the counting model know at its last token, at every site that its decoder was trained on:
+_EXAMPLES = """  what does the counting model know at its last token, at every site that its decoder was trained on:
     tl-backward invert --model counting --prompt "vvzccvczvvvzvcvc|v:"
   one head, without a decoder:
     tl-backward invert --model counting --prompt "vvzccvczvvvzvcvc|v:" --site result,1,0 --method search
@@ -33,20 +31,16 @@ _EXAMPLES = """examples:
 
 def add_commands(commands: Commands) -> None:
     """`invert`."""
-    parser = commands.add_parser(
-        "invert",
+    add_command(
+        commands, "invert", _invert, _add_options,
         help="what an activation knows: the inputs that give nearly the same one",
         description="Find inputs whose activation lies within epsilon of the prompt's (InversionView, Huang et al.\n"
         "2024), read what they share, and write a page.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_options=_options,
-    )
-    parser.set_defaults(run=_invert)
+        examples=_EXAMPLES,
+    )  # fmt: skip
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
-    from tl_backward.cli.generated import add_options
+def _add_options(parser: argparse.ArgumentParser) -> None:
     from tl_backward.inversion import Closeness, InversionOptions
 
     add_model(parser)
@@ -81,23 +75,17 @@ def _options(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--pool", type=positive, default=2000, dest="n_pool", metavar="N", help="texts of it (default: 2000)"
     )
-    add_output(parser)
-    parser.add_argument("--json", action="store_true", help="print the numbers as one JSON object; a page with --out")
 
 
 def _position(text: str) -> int | str:
     return int(text) if re.fullmatch(r"-?\d+", text) else text
 
 
-def _invert(arguments: argparse.Namespace) -> None:
-    from tl_backward.cli.generated import options_from
+def _invert(arguments: argparse.Namespace) -> Answer:
     from tl_backward.inversion import Closeness, InversionOptions, invert, task_of, task_of_texts
     from tl_backward.inversion.options import TEXTS
-    from tl_backward.model.loading import load
     from tl_backward.render.invert_report import invert_report
 
-    out = check_out(arguments.out)
-    name = Path(arguments.model).name or arguments.model
     texts = None if arguments.data is None else read_data(Path(arguments.data), arguments.text_key)
     task = task_of(arguments.model) if texts is None else task_of_texts(texts)
     if task is None:
@@ -105,29 +93,22 @@ def _invert(arguments: argparse.Namespace) -> None:
             f"Expected --data with a model that has no task of its own, got {arguments.model!r} alone; give a file of "
             "texts such as the model reads."
         )
-    with redirect_stdout(sys.stderr):
-        model = load(arguments.model, kind=arguments.kind, device=arguments.device, dtype=arguments.dtype)
-        found = invert(
-            model, arguments.prompt, arguments.site, arguments.position or [-1], task,
-            decoder=_decoder(arguments, model, task), options=options_from(arguments, InversionOptions),
-            epsilon=options_from(arguments, Closeness), text_options=replace(TEXTS, max_tokens=arguments.max_tokens),
-            compared=bool(arguments.out or not arguments.json), show_progress=sys.stderr.isatty(),
-        )  # fmt: skip
-        report = None
-        if found.comparison is not None:
-            report = invert_report(found.readings, comparison=found.comparison, name=name).save(out).resolve()
-    if arguments.json:
-        data = {"model": arguments.model, "prompt": arguments.prompt, "epsilon": arguments.epsilon}
-        data |= {"metric": arguments.metric, "readings": [_as_json(reading) for reading in found.readings]}
-        print(json.dumps(_finite(data | {"report": report and str(report)}), allow_nan=False))
-    else:
-        say(*lines(found.readings))
-        if any(reading.preimage.method == "decoder" for reading in found.readings):
-            say("note: a decoder's samples also share its habits; --method search looks for texts that do not")
-    if report is not None:
-        if not arguments.json:
-            say(f"report: {report} ({size_of(report)})")
-        open_page(report, arguments.no_open)
+    model = load_asked(arguments)
+    found = invert(
+        model, arguments.prompt, arguments.site, arguments.position or [-1], task,
+        decoder=_decoder(arguments, model, task), options=options_from(arguments, InversionOptions),
+        epsilon=options_from(arguments, Closeness), text_options=replace(TEXTS, max_tokens=arguments.max_tokens),
+        compared=arguments.paged, show_progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    readings = found.readings
+    return Answer(
+        lambda: _lines(readings),
+        lambda: {
+            **{name: getattr(arguments, name) for name in ("model", "prompt", "epsilon", "metric")},
+            "readings": [_as_json(reading) for reading in readings],
+        },
+        lambda: invert_report(readings, comparison=found.comparison, name=name_of(arguments.model)),
+    )
 
 
 def _decoder(arguments: argparse.Namespace, model: "TransformerLensModel", task: "Task") -> "Decoder | None":
@@ -138,55 +119,46 @@ def _decoder(arguments: argparse.Namespace, model: "TransformerLensModel", task:
         return load(arguments.decoder, model=model, valid=task.valid)
     # A decoder knows its model by activations in float32; others may still be searched.
     fits = arguments.dtype == "float32" or arguments.method == "decoder"
-    return (
-        load(arguments.model, model=model) if arguments.model in names() and arguments.data is None and fits else None
-    )
+    ships = arguments.model in names() and arguments.data is None
+    return load(arguments.model, model=model) if ships and fits else None
 
 
-def lines(readings: "Sequence[SiteReading]") -> list[str]:
+def _lines(readings: "Sequence[SiteReading]") -> Iterator[str]:
     """A row a site and position: how much is inside, and which features those texts keep."""
     from tl_backward.render.invert_report import kept_features
 
     width = max(4, *(len(str(reading.preimage.site)) for reading in readings))
     head = f"{'site':<{width}} {'position':>8} {'method':>11} {'inside':>13} {'chance':>8}"
-    rows = [f"{head}  kept inside (share, prior's)"]
+    yield f"{head}  kept inside (share, prior's)"
     for reading in readings:
         p, d = reading.preimage, reading.preimage.diagnostics
         chance = "" if d.chance is None else f"{d.chance:.2g}"
         known = [(row.feature, row.rate, row.prior) for row in kept_features(reading.features)]
         told = [f"{name} {rate.value:.2f}" + (f", {prior.value:.2g}" if prior else "") for name, rate, prior in known]
         inside = f"{int(p.inside.sum())} of {len(p)}"
-        rows.append(
-            f"{p.site!s:<{width}} {p.position:>8} {p.method:>11} {inside:>13} {chance:>8}  {'; '.join(told) or '-'}"
-        )
-    return rows
+        yield f"{p.site!s:<{width}} {p.position:>8} {p.method:>11} {inside:>13} {chance:>8}  {'; '.join(told) or '-'}"
+    if any(reading.preimage.method == "decoder" for reading in readings):
+        yield "note: a decoder's samples also share its habits; --method search looks for texts that do not"
 
 
 def _as_json(reading: "SiteReading") -> dict[str, object]:
-    p = reading.preimage
-    data: dict[str, object] = {"site": str(p.site), "position": p.position, "method": p.method, "n": len(p)}
-    data |= asdict(p.diagnostics) | {"n_inside": int(p.inside.sum())}
-    if reading.exact is not None:
-        data["n_exact"] = int(reading.exact.inside.sum())
-    if reading.features is not None:
-        frame = reading.features.to_frame()
-        frame["query_value"] = frame["query_value"].map(str)
-        data["features"] = frame.to_dict("records")
-    data["texts"] = [
-        {
-            "text": "".join(text.strings),
-            "distance": float(p.distances[text.index]),
-            "inside": bool(p.inside[text.index]),
-        }
-        for text in (*reading.inside, *reading.outside)
-    ]
-    return data
+    p, exact, features = reading.preimage, reading.exact, reading.features
+    return {
+        **{"site": str(p.site), "position": p.position, "method": p.method, "n": len(p)},
+        **asdict(p.diagnostics),
+        "n_inside": int(p.inside.sum()),
+        **({} if exact is None else {"n_exact": int(exact.inside.sum())}),
+        **({} if features is None else {"features": _records(features)}),
+        "texts": [
+            {
+                "text": "".join(text.strings),
+                "distance": float(p.distances[text.index]),
+                "inside": bool(p.inside[text.index]),
+            }
+            for text in (*reading.inside, *reading.outside)
+        ],
+    }
 
 
-def _finite(value: object) -> object:
-    """The same for JSON, which has no NaN and no infinity: null."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _records(features: "FeatureTable") -> list[dict]:
+    return features.to_frame().assign(query_value=[str(row.query_value) for row in features.rows]).to_dict("records")

@@ -1,15 +1,26 @@
-"""What several commands share: their options, where a page goes, and how text is put on a terminal."""
+"""What all commands share: their options, how their answers are printed and where the page goes."""
 
 import argparse
+import json
 import os
 import sys
 import webbrowser
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from tl_backward import zoo
+from tl_backward._support.csv import finite
 from tl_backward._support.html import visible_text
+from tl_backward.model.loading import load
 
 if TYPE_CHECKING:
+    from tl_backward._support.types import TransformerLensModel
+    from tl_backward.render.page import Page
+
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
 else:
     Commands: TypeAlias = object
@@ -17,10 +28,88 @@ else:
 DEFAULT_OUT = "tl-backward-report.html"
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a command found, in each of its forms; only what is wanted is made."""
+
+    lines: Callable[[], Iterable[str]]
+    """As text."""
+    data: Callable[[], Mapping[str, object]]
+    """As JSON."""
+    page: Callable[[], "Page"] | None
+    """None where none is wanted."""
+    last: Callable[[], Iterable[str]] = tuple
+    """What is said below all, once the page is written."""
+
+
+def add_command(
+    commands: Commands,
+    name: str,
+    answer: Callable[[argparse.Namespace], Answer],
+    add_options: Callable[[argparse.ArgumentParser], None],
+    *,
+    help: str,
+    description: str,
+    examples: str,
+    json: str = "print the numbers as one JSON object; a page with --out",
+    out: str = f"where to write the page (default: {DEFAULT_OUT})",
+    paged: bool = True,
+) -> None:
+    """One command: its own options and those of where its answer goes.
+
+    Args:
+        commands: what it is added to.
+        name: what it is called by.
+        answer: what it does.
+        add_options: add its own options.
+        help: what it does, on a line.
+        description: the same at more length.
+        examples: below its options.
+        json: what --json does.
+        out: what --out does.
+        paged: whether a page is written without --out too.
+    """
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        add_options(parser)
+        parser.add_argument("--out", metavar="FILE", help=out)
+        parser.add_argument("--no-open", action="store_true", help="do not open the page in the browser")
+        parser.add_argument("--json", action="store_true", help=json)
+
+    parser = commands.add_parser(
+        name,
+        add_options=add,
+        help=help,
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=partial(_run, answer), paged=paged)
+
+
+def _run(answer: Callable[[argparse.Namespace], Answer], arguments: argparse.Namespace) -> None:
+    """Print what a command found as text or JSON; write the page where one is wanted, and open it."""
+    arguments.paged = bool(arguments.out or (arguments.paged and not arguments.json))
+    out = check_out(arguments.out) if arguments.paged else None
+    # Nothing that another library prints may end up among the results.
+    with redirect_stdout(sys.stderr):
+        found = answer(arguments)
+        lines = () if arguments.json else list(found.lines())
+    say(*lines)  # before the page, which takes longer
+    path = None
+    if out is not None and found.page is not None:
+        with redirect_stdout(sys.stderr):
+            path = found.page().save(out).resolve()
+    if arguments.json:
+        print(json.dumps(finite({**found.data(), "report": path and str(path)}), allow_nan=False))
+    else:
+        say(*([] if path is None else [f"report: {path} ({size_of(path)})"]), *found.last())
+    if path is not None:
+        _open_page(path, arguments.no_open)
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Which model, where and in which precision."""
-    from tl_backward import zoo
-
     parser.add_argument(
         "--model",
         required=True,
@@ -48,10 +137,15 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_output(parser: argparse.ArgumentParser) -> None:
-    """Where the page goes."""
-    parser.add_argument("--out", metavar="FILE", help=f"where to write the page (default: {DEFAULT_OUT})")
-    parser.add_argument("--no-open", action="store_true", help="do not open the page in the browser")
+def load_asked(arguments: argparse.Namespace, side: str = "") -> "TransformerLensModel":
+    """The model that `add_model` asks for; `side` is the end of the names of the options of one of two."""
+    model, kind = (getattr(arguments, name + side) for name in ("model", "kind"))
+    return load(model, kind=kind, device=arguments.device, dtype=arguments.dtype)
+
+
+def name_of(model: str) -> str:
+    """What a model is called: of a folder its last part."""
+    return Path(model).name or model
 
 
 def layers(text: str) -> list[int]:
@@ -66,6 +160,14 @@ def layers(text: str) -> list[int]:
     if not layers:
         raise argparse.ArgumentTypeError(f"expected at least one layer, got {text!r}")
     return layers
+
+
+def numbers(text: str) -> list[float]:
+    """Numbers from text such as "0.5,1,2"."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected numbers such as 0.5,1,2, got {text!r}") from error
 
 
 def positive(text: str) -> int:
@@ -108,7 +210,13 @@ def say(*lines: str) -> None:
         print(visible_text(line))
 
 
-def open_page(path: Path, no_open: bool) -> None:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines of columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _open_page(path: Path, no_open: bool) -> None:
     """Open the page, unless there is no display, where a text browser would take the terminal over."""
     has_display = sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
     if no_open or not has_display:

@@ -1,30 +1,31 @@
 """`tl-backward params`."""
 
 import argparse
-import json
-import sys
-from contextlib import redirect_stdout
-from pathlib import Path
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
+from tl_backward._support.csv import filled
 from tl_backward.cli.generated import add_options, options_from
 from tl_backward.cli.options import (
+    Answer,
     Commands,
+    add_command,
     add_model,
-    add_output,
-    check_out,
     layers,
-    open_page,
+    load_asked,
+    name_of,
     positive,
     quoted,
-    say,
-    size_of,
 )
+from tl_backward.embedding_space import parameter_atlas, parameter_coherence, parameter_words
 from tl_backward.embedding_space.options import VectorOptions
+
+if TYPE_CHECKING:
+    from tl_backward.embedding_space import Coherence, ParameterAtlas
 
 _FILTERS = ("ascii", "alphanumeric", "not_special")
 
-_EXAMPLES = """examples:
-  the atlas of a model: all its matrices, the most coherent vectors first:
+_EXAMPLES = """  the atlas of a model: all its matrices, the most coherent vectors first:
     tl-backward params --model facts
   every neuron's value of one layer in words:
     tl-backward params --model facts --weight W_out --layer 2 --out values.html
@@ -36,79 +37,72 @@ _EXAMPLES = """examples:
 
 def add_commands(commands: Commands) -> None:
     """`params`."""
-    params = commands.add_parser(
-        "params",
+    add_command(
+        commands, "params", _params, _add_options,
         help="the weights themselves in words, without any data",
         description="Read MODEL's parameters in embedding space (Dar et al. 2022): the tokens of every vector of\n"
         "WEIGHT, the most coherent first, beside Gaussian vectors; without --weight, an atlas of all matrices.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_model(params)
-    params.add_argument(
+        examples=_EXAMPLES,
+        json="print a weight's vectors as one JSON object; a page only with --out",
+    )  # fmt: skip
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument(
         "--weight", metavar="NAME", help="by TransformerLens's name, such as W_out (default: the atlas)"
     )
-    params.add_argument(
+    parser.add_argument(
         "--layer", type=layers, metavar="LIST", help="of the weight, one; of the atlas, any (default: all)"
     )
-    params.add_argument("--head", type=int, metavar="N", help="one attention head (default: all)")
-    params.add_argument("--k", type=positive, default=10, metavar="N", help="tokens of each vector (default: 10)")
-    params.add_argument(
+    parser.add_argument("--head", type=int, metavar="N", help="one attention head (default: all)")
+    parser.add_argument("--k", type=positive, default=10, metavar="N", help="tokens of each vector (default: 10)")
+    parser.add_argument(
         "--filter", action="append", choices=_FILTERS, default=[], help="tokens to consider; may be repeated"
     )
-    add_options(params, VectorOptions, "inverse", "fold_ln")
-    add_output(params)
-    params.add_argument(
-        "--json", action="store_true", help="print a weight's vectors as one JSON object; a page only with --out"
-    )
-    params.set_defaults(run=_params)
+    add_options(parser, VectorOptions, "inverse", "fold_ln")
 
 
-def _params(arguments: argparse.Namespace) -> None:
-    from tl_backward.embedding_space import parameter_atlas, parameter_coherence, parameter_words
-    from tl_backward.model.loading import load
+def _params(arguments: argparse.Namespace) -> Answer:
     from tl_backward.render import atlas_page, words_page
 
-    layer = _one_layer(arguments)
-    out = check_out(arguments.out)
-    name = Path(arguments.model).name or arguments.model
-    with redirect_stdout(sys.stderr):
-        model = load(arguments.model, kind=arguments.kind, device=arguments.device, dtype=arguments.dtype)
-        how = options_from(arguments, VectorOptions, filters=arguments.filter)
-        asked = (model, arguments.weight, layer)
-        found = everything = page = None
-        if arguments.weight is None:
-            everything = parameter_atlas(model, layers=arguments.layer, k=arguments.k, vector_options=how)
-            page = atlas_page(everything, name=name)
-        elif arguments.out or not arguments.json:
-            words = parameter_words(*asked, head=arguments.head, k=arguments.k, vector_options=how)
-            found, page = words.coherence, words_page(words, name=name)
-        else:
-            found = parameter_coherence(*asked, head=arguments.head, k=arguments.k, vector_options=how)
-        report = None if page is None else page.save(out).resolve()
-    frame = None if found is None else found.to_frame()
-    if arguments.json and frame is not None and found is not None:
-        vectors = frame.astype(object).where(frame.notna(), None).to_dict("records")
-        data = {"model": arguments.model, "weight": found.projection.weight, "side": found.projection.side}
-        data |= {"gaussian_95": float(found.gaussian.quantile(0.95)), "vectors": vectors}
-        print(json.dumps(data | {"report": report and str(report)}, allow_nan=False))
-    elif found is not None:
-        say(repr(found))
-        best = found.order[:5].tolist()
-        names, words = found.projection.vector_names(), found.projection.top_tokens
-        for i in best:
-            say(f"  {names[i]:>12}  {float(found.score[i]):.3f}  {' '.join(map(quoted, words[i][:6]))}")
-    elif everything is not None:
-        shown = list(everything.coherence)
-        short, of = next((place for place in shown if place[0] == "W_out"), shown[0])
-        command = f"--weight {short} --layer {of}"
-        say(f"{name}: the atlas of its weights is a page; {command} prints one weight's words")
-        if everything.left_out:
-            say(everything.left_out)
-    if report is not None:
-        if not arguments.json:
-            say(f"report: {report} ({size_of(report)})")
-        open_page(report, arguments.no_open)
+    layer, name = _one_layer(arguments), name_of(arguments.model)
+    model, vectors = load_asked(arguments), options_from(arguments, VectorOptions, filters=arguments.filter)
+    if arguments.weight is None:
+        every = parameter_atlas(model, layers=arguments.layer, k=arguments.k, vector_options=vectors)
+        return Answer(lambda: _atlas_lines(every, name), dict, lambda: atlas_page(every, name=name))
+    asked, how = (model, arguments.weight, layer), {"head": arguments.head, "k": arguments.k}
+    words = parameter_words(*asked, **how, vector_options=vectors) if arguments.paged else None
+    found = parameter_coherence(*asked, **how, vector_options=vectors) if words is None else words.coherence
+    return Answer(
+        lambda: _vector_lines(found),
+        lambda: {
+            "model": arguments.model,
+            "weight": found.projection.weight,
+            "side": found.projection.side,
+            "gaussian_95": float(found.gaussian.quantile(0.95)),
+            "vectors": filled(found.to_frame()).to_dict("records"),
+        },
+        None if words is None else lambda: words_page(words, name=name),
+    )
+
+
+def _vector_lines(found: "Coherence") -> Iterator[str]:
+    """The most coherent vectors of a weight."""
+    yield repr(found)
+    names, words = found.projection.vector_names(), found.projection.top_tokens
+    for i in found.order[:5].tolist():
+        yield f"  {names[i]:>12}  {float(found.score[i]):.3f}  {' '.join(map(quoted, words[i][:6]))}"
+
+
+def _atlas_lines(every: "ParameterAtlas", name: str) -> Iterator[str]:
+    """How to go on from the atlas."""
+    shown = list(every.coherence)
+    short, of = next((place for place in shown if place[0] == "W_out"), shown[0])
+    command = f"--weight {short} --layer {of}"
+    yield f"{name}: the atlas of its weights is a page; {command} prints one weight's words"
+    if every.left_out:
+        yield every.left_out
 
 
 def _one_layer(arguments: argparse.Namespace) -> int | None:

@@ -7,12 +7,12 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from tl_backward._support.storage import load_tensors, save_tensors
+from tl_backward._support.storage import check_kind, check_run, joined, load_tensors, part_of, save_tensors
 
 
 @runtime_checkable
 class Gathered(Protocol):
-    """Something that grows with the data."""
+    """Sums or samples that each batch of data adds to."""
 
     def tensors(self) -> dict[str, Tensor]:
         """What it holds."""
@@ -33,9 +33,8 @@ class Gathered(Protocol):
 
 def save_checkpoint(path: str | Path, gathered: Mapping[str, Gathered], run: Mapping[str, object]) -> None:
     """Write all of `gathered` and what the run is, atomically."""
-    tensors = {f"{name}/{key}": tensor for name, part in gathered.items() for key, tensor in part.tensors().items()}
-    states = {name: part.state() for name, part in gathered.items()}
-    save_tensors(path, tensors, {"run": json.dumps(dict(run)), "states": json.dumps(states)})
+    tensors = joined(**{name: part.tensors() for name, part in gathered.items()})
+    save_tensors(path, tensors, {"run": dict(run), "states": {name: part.state() for name, part in gathered.items()}})
 
 
 def load_checkpoint(
@@ -47,18 +46,9 @@ def load_checkpoint(
         ValueError: no such checkpoint, or one of a run with other options (the first that differs is named).
     """
     tensors, metadata = load_tensors(path, device)
-    if "run" not in metadata or "states" not in metadata:
-        raise ValueError(
-            f"Expected a checkpoint of compare, got {str(path)!r}, which holds something else; choose another file."
-        )
+    check_kind(path, "run" in metadata and "states" in metadata, "compare")
     saved = json.loads(metadata["run"])
-    for key, value in json.loads(json.dumps(dict(run))).items():
-        if key in saved and saved[key] != value and key not in ("next_batch", "digest"):
-            raise ValueError(
-                f"Expected the checkpoint of a run with {key}={value!r}, got one with {saved[key]!r}; resume with the "
-                "options of the run that was interrupted, or choose another file."
-            )
+    check_run(path, saved, {key: value for key, value in run.items() if key in saved})
     for name, part in gathered.items():
-        own = {key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")}
-        part.restore(own, json.loads(metadata["states"])[name])
+        part.restore(part_of(tensors, name), json.loads(metadata["states"])[name])
     return saved

@@ -13,6 +13,7 @@ from tl_backward.dissimilarity.result import Comparison
 from tl_backward.model.checks import check_model
 from tl_backward.model.inputs import check_reads_text
 from tl_backward.model.place import Places
+from tl_backward.text.data import TextData
 from tl_backward.text.options import TextOptions
 
 _OLD = {
@@ -31,7 +32,7 @@ _OLD = {
 def compare(
     model_a: TransformerLensModel,
     model_b: TransformerLensModel,
-    data: object,
+    data: TextData,
     *,
     hook: Places = "resid_post",
     layers_a: int | Sequence[int] | None = None,

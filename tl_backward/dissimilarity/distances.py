@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -12,16 +11,14 @@ from tqdm.auto import tqdm
 
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, scale_bound, table
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.dissimilarity.comparison import compare
 from tl_backward.dissimilarity.measures.registry import get_measure, list_measures
 from tl_backward.dissimilarity.options import OLD_TEXT, RunOptions
 from tl_backward.model.place import Places
+from tl_backward.text.data import TextData
 from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import text_frame
-
-if TYPE_CHECKING:
-    import pandas
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -54,7 +51,7 @@ class ModelDistances:
         """Classical multidimensional scaling of the distances."""
         return classical_mds(self.values, dimensions=dimensions)
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a pair of layers, each pair once."""
         n = len(self.layers)
         return text_frame(
@@ -139,18 +136,18 @@ def classical_mds(distances: Float[Tensor, "_ _"], *, dimensions: int = 2) -> La
     eigenvalues, vectors = torch.linalg.eigh(-centred / 2)
     eigenvalues, vectors = eigenvalues.flip(0), vectors.flip(1)
     total = float(eigenvalues.abs().sum()) or 1.0
-    kept = eigenvalues[:dimensions].clamp(min=0)
-    points = vectors[:, :dimensions] * kept.sqrt()
+    shown = eigenvalues[:dimensions].clamp(min=0)
+    points = vectors[:, :dimensions] * shown.sqrt()
     points = points * points.gather(0, points.abs().argmax(0, keepdim=True)).sign()
     found = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
     stress = float(torch.linalg.matrix_norm(found - values)) / (float(torch.linalg.matrix_norm(values)) or 1.0)
-    return LayerMap(points * scale, kept / total, float(-eigenvalues.clamp(max=0).sum()) / total, stress)
+    return LayerMap(points * scale, shown / total, float(-eigenvalues.clamp(max=0).sum()) / total, stress)
 
 
 @old_keywords(OLD_TEXT, text_options=TextOptions)
 def model_distances(
     models: Mapping[str, TransformerLensModel],
-    data: object,
+    data: TextData,
     *,
     hook: Places = "resid_post",
     layers: int | Sequence[int] | None = None,
@@ -185,38 +182,27 @@ def model_distances(
     """
     if not models:
         raise ValueError("Expected at least one model by name, got none; for example {'a': model_a, 'b': model_b}.")
-    _check_metric(measure)
+    if measure == "cka" or not get_measure(measure).metric:
+        frame = list_measures()
+        metrics = ", ".join(frame[frame["metric"]]["name"])
+        raise ValueError(f"Expected a metric, got {measure!r}, which is none; choose among {metrics}.")
     if isinstance(data, Iterator):
         raise TypeError("Expected data that can be read for every pair of models, got an iterator; pass a list of it.")
     run_options = RunOptions(jackknife=0, permutations=0, max_memory=max_memory)
     pairs = list(combinations_with_replacement(models, 2))
-    blocks: dict[tuple[str, str], Tensor] = {}
-    labels: dict[str, tuple[str, ...]] = {}
-    aligned, counts = [], []
-    for a, b in tqdm(pairs, desc="pairs of models", disable=not show_progress):
-        found = compare(
+    found = {
+        (a, b): compare(
             models[a], models[b], data, hook=hook, layers_a=layers, layers_b=layers, measures=measure,
             text_options=text_options, run_options=run_options, show_progress=False,
-        )  # fmt: skip
-        blocks[a, b], blocks[b, a] = found[measure], found[measure].T
-        labels[a], labels[b] = found.layers_a, found.layers_b
-        aligned.append(found.aligned)
-        counts.append(found.n_samples)
+        )
+        for a, b in tqdm(pairs, desc="pairs of models", disable=not show_progress)
+    }  # fmt: skip
+    blocks = {(b, a): each[measure].T for (a, b), each in found.items()}
+    blocks |= {pair: each[measure] for pair, each in found.items()}
     values = torch.cat([torch.cat([blocks[a, b] for b in models], dim=1) for a in models])
-    values = (values + values.T) / 2
-    values.fill_diagonal_(0)
-    names = tuple(name for name in models for _ in labels[name])
-    points = tuple(label for name in models for label in labels[name])
-    return ModelDistances(measure, names, points, values, tuple(sorted(set(aligned))), (min(counts), max(counts)))
-
-
-def _check_metric(name: str) -> None:
-    """Refuse a measure whose values are no distances.
-
-    Raises:
-        ValueError: the metrics are named.
-    """
-    if name == "cka" or not get_measure(name).metric:
-        frame = list_measures()
-        metrics = ", ".join(frame[frame["metric"]]["name"])
-        raise ValueError(f"Expected a metric, got {name!r}, which is none; choose among {metrics}.")
+    values = ((values + values.T) / 2).fill_diagonal_(0)
+    points = [(name, label) for name in models for label in found[name, name].layers_a]
+    names, labels = zip(*points, strict=True)
+    counts = [each.n_samples for each in found.values()]
+    aligned = tuple(sorted({each.aligned for each in found.values()}))
+    return ModelDistances(measure, names, labels, values, aligned, (min(counts), max(counts)))

@@ -1,7 +1,8 @@
 """From what was gathered to a comparison: values, standard errors and nulls."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from itertools import product
 
 import torch
 from jaxtyping import Float
@@ -9,16 +10,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_backward._support.warnings import warn_user
-from tl_backward.dissimilarity.gather import Accumulated
+from tl_backward.dissimilarity.gather import Accumulated, RowSample, Tally
 from tl_backward.dissimilarity.grouped import GroupedStatistics, SumsView, jackknife
+from tl_backward.dissimilarity.measures.moments import PairSums
 from tl_backward.dissimilarity.measures.registry import Measure
-from tl_backward.dissimilarity.minibatch import ESTIMATORS
-from tl_backward.dissimilarity.plan import Plan
+from tl_backward.dissimilarity.minibatch import ESTIMATORS, permutations, permuted_cka
+from tl_backward.dissimilarity.plan import FAST, N_PERMUTED, Plan, Wanted
 from tl_backward.dissimilarity.result import Comparison
-from tl_backward.dissimilarity.sampling import RowSample, permutations, permuted_cka
 from tl_backward.dissimilarity.statistics import CovarianceStatistics
-from tl_backward.dissimilarity.tally import Tally
-from tl_backward.dissimilarity.wanted import FAST, N_PERMUTED, Wanted
 
 FEWEST_SAMPLES = 4  # the unbiased HSIC divides by n - 3
 _CCA = ("cca", "cca_squared", "svcca", "pwcca", "pwcca_y")
@@ -69,7 +68,7 @@ def evaluate(plan: Plan, found: Accumulated, show_progress: bool) -> Comparison:
         n_permuted[m] = min(N_PERMUTED, len(sample)) if name in FAST else len(sample)
     _warn_of_first(plan, tally)
     share = tally.first_share()
-    n_groups = len(minibatch.numbers) if minibatch is not None else 0 if sums is None else len(sums.groups)
+    n_groups = len(minibatch.hsic) if minibatch is not None else 0 if sums is None else len(sums.groups)
     return Comparison(
         measures=wanted.names,
         layers_a=plan.labels[0],
@@ -81,7 +80,7 @@ def evaluate(plan: Plan, found: Accumulated, show_progress: bool) -> Comparison:
         permutation_deviations=deviations,
         computed_from=tuple(words.values()),
         estimator=wanted.estimator,
-        sample=plan.reading.sample,
+        sample=plan.sample.sample,
         n_samples=tally["samples"],
         n_texts=tally["texts"],
         n_batches=tally["batches"],
@@ -89,7 +88,7 @@ def evaluate(plan: Plan, found: Accumulated, show_progress: bool) -> Comparison:
         n_sampled=len(sample),
         n_permuted=tuple(n_permuted),
         n_permutations=options.permutations,
-        first_excluded=plan.reading.exclude_first,
+        first_excluded=plan.text.exclude_first,
         first_share=(share[:n_a], share[n_a:]),
         aligned="characters" if tally["by_characters"] else "tokens",
         coverage=(tally.share("pairs", "tokens_a"), tally.share("pairs", "tokens_b")),
@@ -101,32 +100,30 @@ def evaluate(plan: Plan, found: Accumulated, show_progress: bool) -> Comparison:
     )
 
 
-def _pairs(n_a: int, n_b: int, what: str, repeats: int, show: bool) -> Iterator[tuple[int, int]]:
-    pairs = [(i, j) for i in range(n_a) for j in range(n_b)]
-    yield from tqdm(pairs, desc=what, unit="pair", disable=not show or len(pairs) * repeats < 50, leave=False)
+def _grid(
+    n_a: int, n_b: int, at: Callable[[int, int], list[float]], what: str = "", show: bool = False, repeats: int = 1
+) -> Float[Tensor, "value layer_a layer_b"]:
+    """What each pair of layers gives."""
+    pairs = list(product(range(n_a), range(n_b)))
+    shown = tqdm(pairs, desc=what, unit="pair", disable=not show or len(pairs) * repeats < 50, leave=False)
+    return torch.tensor([at(i, j) for i, j in shown], dtype=torch.float64).T.reshape(-1, n_a, n_b)
 
 
 def _from_sums(
     measures: Sequence[Measure], sums: GroupedStatistics, total: CovarianceStatistics, show: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    n_a, n_b = len(total.widths_a), len(total.widths_b)
+    """Each measure's values, standard errors and nulls."""
 
-    def grid(view: SumsView, what: str) -> tuple[Tensor, SumsView]:
-        values = torch.zeros(len(measures), n_a, n_b, dtype=torch.float64)
-        for i, j in _pairs(n_a, n_b, what, 1, show):
+    def grid(view: SumsView, functions: Sequence[Callable[[PairSums], float] | None], what: str) -> Tensor:
+        def at(i: int, j: int) -> list[float]:
             pair = view.pair(i, j)
-            for m, measure in enumerate(measures):
-                values[m, i, j] = measure(pair)
-        return values, view
+            return [math.nan if function is None else function(pair) for function in functions]
 
-    values, view = grid(SumsView(total), "measures")
-    nulls = torch.full_like(values, math.nan)
-    for m, measure in enumerate(measures):
-        if measure.null is not None:
-            for i in range(n_a):
-                for j in range(n_b):
-                    nulls[m, i, j] = measure.null(view.pair(i, j))
-    left_out = [grid(part, "without each group")[0] for part in sums.left_out(total)]
+        return _grid(len(total.widths_a), len(total.widths_b), at, what, show)
+
+    functions = [*measures, *(measure.null for measure in measures)]
+    values, nulls = grid(SumsView(total), functions, "measures").split(len(measures))
+    left_out = [grid(part, measures, "without each group") for part in sums.left_out(total)]
     return values, jackknife(torch.stack(left_out)) if left_out else torch.full_like(values, math.nan), nulls
 
 
@@ -134,14 +131,13 @@ def _from_sample(measure: Measure, sample: RowSample, n_a: int, n_groups: int, s
     """On the sample, and without each of at most `n_groups` groups of its batches."""
     batches = sample.batch.unique()
     groups = batches.tensor_split(min(n_groups, len(batches))) if n_groups > 1 and len(batches) > 1 else ()
-    keeps = [~torch.isin(sample.batch, group) for group in groups]
+    rest = [~torch.isin(sample.batch, group).to(sample.layers[0].device) for group in groups]
     a, b = sample.layers[:n_a], sample.layers[n_a:]
-    values = torch.zeros(1 + len(keeps), n_a, n_b := len(b), dtype=torch.float64)
-    for i, j in _pairs(n_a, n_b, measure.name, 1 + len(keeps), show):
-        values[0, i, j] = float(measure(a[i], b[j]))
-        for k, keep in enumerate(keeps):
-            kept = keep.to(a[i].device)
-            values[1 + k, i, j] = float(measure(a[i][kept], b[j][kept]))
+
+    def at(i: int, j: int) -> list[float]:
+        return [float(measure(a[i], b[j])), *(float(measure(a[i][others], b[j][others])) for others in rest)]
+
+    values = _grid(n_a, len(b), at, measure.name, show, 1 + len(rest))
     return values[0], jackknife(values[1:])
 
 
@@ -153,40 +149,34 @@ def _permuted(
         first = sample.first(N_PERMUTED)
         rows = [layer[first.to(layer.device)] for layer in sample.layers]
         return permuted_cka(rows[:n_a], rows[n_a:], permutations(len(first), count, seed))
+    measure = wanted.additive.get(name) or wanted.sampled[name]
     a, b = sample.layers[:n_a], sample.layers[n_a:]
-    values = torch.zeros(count, n_a, len(b), dtype=torch.float64)
-    orders = permutations(len(sample), count, seed)
-    for k, order in enumerate(tqdm(orders, desc=f"{name}, permuted", disable=not show, leave=False)):
-        turned = [layer[order.to(layer.device)] for layer in b]
-        if name in wanted.additive:
-            view = SumsView(_sums_of(a, turned))
-            for i, j in _pairs(n_a, len(b), name, 1, False):
-                values[k, i, j] = wanted.additive[name](view.pair(i, j))
-        else:
-            for i, j in _pairs(n_a, len(b), name, 1, False):
-                values[k, i, j] = float(wanted.sampled[name](a[i], turned[j]))
-    return values
+    orders = tqdm(permutations(len(sample), count, seed), desc=f"{name}, permuted", disable=not show, leave=False)
+    return torch.stack([_of_rows(measure, a, [layer[order.to(layer.device)] for layer in b]) for order in orders])
 
 
-def _sums_of(a: Sequence[Tensor], b: Sequence[Tensor]) -> CovarianceStatistics:
-    """In float64, and without warnings of ranks: those of the value itself have been given."""
-    stats = CovarianceStatistics([x.shape[1] for x in a], [y.shape[1] for y in b], device=a[0].device)
-    stats.names = {"a": [""] * len(a), "b": [""] * len(b)}
-    stats.update(a, b)
-    return stats
+def _of_rows(measure: Measure, a: Sequence[Tensor], b: Sequence[Tensor]) -> Float[Tensor, "layer_a layer_b"]:
+    """One measure of samples that are held, by their sums in float64 where it follows from those.
+
+    Without warnings of ranks: those of the value itself have been given.
+    """
+    if not measure.additive:
+        return _grid(len(a), len(b), lambda i, j: [float(measure(a[i], b[j]))])[0]
+    sums = CovarianceStatistics([x.shape[1] for x in a], [y.shape[1] for y in b], device=a[0].device)
+    sums.names = {"a": [""] * len(a), "b": [""] * len(b)}
+    sums.update(a, b)
+    view = SumsView(sums)
+    return _grid(len(a), len(b), lambda i, j: [measure(view.pair(i, j))])[0]
 
 
 def _from_rows(sample: RowSample, n_a: int, n_groups: int) -> GroupedStatistics:
     """Sums over fewer samples than a layer is wide, of each layer's coordinates in the space that its samples span."""
     n = len(sample)
-    narrow = []
-    for layer in sample.layers:
-        rows = layer.double()
-        if rows.shape[1] > n:
-            rows = rows - rows.mean(0)
-            rows = torch.linalg.qr(rows.T, mode="r").R.T
-        narrow.append(rows)
-    widths = [rows.shape[1] for rows in narrow]
+    rows = [layer.double() for layer in sample.layers]
+    narrow = [
+        torch.linalg.qr((layer - layer.mean(0)).T, mode="r").R.T if layer.shape[1] > n else layer for layer in rows
+    ]
+    widths = [layer.shape[1] for layer in narrow]
     empty = CovarianceStatistics(widths[:n_a], widths[n_a:], device=narrow[0].device)
     # What coordinates are made of was rounded before, as the samples were.
     empty.eps["rows_a"] = empty.eps["rows_b"] = torch.finfo(sample.layers[0].dtype).eps
@@ -211,7 +201,7 @@ def _check_varies(plan: Plan, sample: RowSample) -> None:
 def _warn_of_first(plan: Plan, tally: Tally) -> None:
     share = tally.first_share()
     worst = int(share.argmax())
-    if not plan.reading.exclude_first and float(share[worst]) > 0.5:
+    if not plan.text.exclude_first and float(share[worst]) > 0.5:
         warn_user(
             f"The tokens at position 0 make up {float(share[worst]):.0%} of sum |x|^2 at {plan.place(worst)} and may "
             "decide the measures alone; pass text_options=TextOptions(exclude_first=True) to leave them out."

@@ -1,29 +1,169 @@
 """Read the data once through both models, and gather what the plan of a comparison asks for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_backward._support.storage import fingerprint
 from tl_backward._support.warnings import warn_user
-from tl_backward.dissimilarity._processes import process
-from tl_backward.dissimilarity.activations import read_samples
+from tl_backward.activations import PlaceReader
+from tl_backward.dissimilarity._processes import gathered, process, several, sum_over
 from tl_backward.dissimilarity.checkpoint import load_checkpoint, save_checkpoint
 from tl_backward.dissimilarity.grouped import GroupedStatistics
 from tl_backward.dissimilarity.minibatch import MinibatchCKA
+from tl_backward.dissimilarity.options import Sample
 from tl_backward.dissimilarity.plan import Models, Plan
-from tl_backward.dissimilarity.reading import Digest, raw_batches
-from tl_backward.dissimilarity.sampling import RowSample
-from tl_backward.dissimilarity.statistics import CovarianceStatistics
-from tl_backward.dissimilarity.tally import Tally
+from tl_backward.dissimilarity.statistics import CovarianceStatistics, Rows
 from tl_backward.dissimilarity.tokens import PairedTokens, pair_batch
+from tl_backward.text.data import TextData, batches_of
 from tl_backward.text.encoding import warn_of_two_beginnings
+from tl_backward.text.prompts import Batch
 
 SAVE_EVERY = 20  # batches between checkpoints
+_MULTIPLIER = 1_000_003  # a prime, so that (seed, batch) pairs do not collide for any data one could run through
+COUNTS = (
+    "batches", "texts", "samples", "pairs", "tokens_a", "tokens_b", "unknown_a", "unknown_b", "truncated", "empty",
+    "by_characters",
+)  # fmt: skip
+
+
+class Tally:
+    """Counts over the batches seen, additive over processes."""
+
+    def __init__(self, n_a: int, n_b: int) -> None:
+        self.counts = torch.zeros(len(COUNTS), dtype=torch.float64)
+        self.first = torch.zeros(n_a + n_b, dtype=torch.float64)
+        self.squares = torch.zeros(n_a + n_b, dtype=torch.float64)
+
+    def update(self, pairs: PairedTokens, rows: Sequence[Float[Tensor, "sample _"]]) -> None:
+        """Add a batch with its activations: A's layers, then B's."""
+        by_characters = pairs.counts["texts"] if pairs.aligned == "characters" else 0
+        counts = {
+            "batches": 1,
+            "samples": len(rows[0]),
+            "pairs": len(pairs.text),
+            "by_characters": by_characters,
+            **pairs.counts,
+        }
+        self.counts += torch.tensor([counts[name] for name in COUNTS], dtype=torch.float64)
+        if len(pairs.first) != len(rows[0]):  # means over texts hold no token apart
+            return
+        for layer, row in enumerate(rows):
+            squares = torch.linalg.vector_norm(row, dim=1, dtype=torch.float64).square().cpu()
+            self.squares[layer] += squares.sum()
+            self.first[layer] += squares[pairs.first].sum()
+
+    def __getitem__(self, name: str) -> int:
+        return int(self.counts[COUNTS.index(name)])
+
+    def share(self, some: str, of: str) -> float:
+        """One count over another."""
+        return self[some] / max(1, self[of])
+
+    def first_share(self) -> Float[Tensor, "layer"]:
+        """How much of sum |x|^2 the first tokens make up in each layer, A's and then B's."""
+        return self.first / self.squares.clamp(min=1e-300)
+
+    def reduce(self) -> None:
+        """Sum over all processes."""
+        if several():
+            for part in (self.counts, self.first, self.squares):
+                sum_over(part)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a checkpoint keeps."""
+        return {"counts": self.counts, "first": self.first, "squares": self.squares}
+
+    def state(self) -> dict[str, object]:
+        """Nothing beside the tensors."""
+        return {}
+
+    def restore(self, tensors: dict[str, Tensor], state: dict) -> None:
+        """Take over what `tensors` gave."""
+        self.counts, self.first, self.squares = (tensors[name].cpu() for name in ("counts", "first", "squares"))
+
+
+class RowSample:
+    """At most `size` samples of every layer, each as likely as any other, the same ones in every layer.
+
+    Each sample draws a key from a generator seeded with (seed, batch number), and those with the smallest keys stay:
+    the sample depends neither on how the data are shared out among processes nor on where a run was interrupted.
+    """
+
+    def __init__(
+        self, widths: Sequence[int], *, size: int, seed: int, dtype: torch.dtype, device: str | torch.device
+    ) -> None:
+        self.size, self.seed = size, seed
+        self.keys = torch.zeros(0, dtype=torch.float64)
+        self.batch = torch.zeros(0, dtype=torch.long)
+        self.layers = [torch.zeros(0, width, dtype=dtype, device=device) for width in widths]
+        self.n_seen = 0
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def update(self, number: int, rows: Rows) -> None:
+        """Offer the samples of a batch: every layer's rows, those of A and then those of B."""
+        n = len(rows[0])
+        self.n_seen += n
+        generator = torch.Generator().manual_seed(self.seed * _MULTIPLIER + number)
+        keys = torch.rand(n, generator=generator, dtype=torch.float64)
+        full = len(self) >= self.size
+        offered = (keys < self.keys.max()).nonzero().flatten() if full else torch.arange(n)
+        if not len(offered):
+            return
+        self._keep(
+            torch.cat([self.keys, keys[offered]]),
+            torch.cat([self.batch, torch.full((len(offered),), number)]),
+            [torch.cat([had, row[offered.to(row.device)].to(had)]) for had, row in zip(self.layers, rows, strict=True)],
+        )
+
+    def _keep(self, keys: Tensor, batch: Tensor, layers: list[Tensor]) -> None:
+        """Keep the smallest keys, in the order (batch, key)."""
+        best = keys.argsort()[: self.size]
+        best = best[batch[best].argsort(stable=True)]
+        self.keys, self.batch = keys[best], batch[best]
+        self.layers = [layer[best.to(layer.device)] for layer in layers]
+
+    def first(self, size: int) -> Int[Tensor, "sample"]:
+        """Which rows a smaller sample would hold."""
+        return self.keys.argsort()[:size].sort().values
+
+    def reduce(self) -> None:
+        """The sample of all processes together, on every one of them."""
+        if not several():
+            return
+        self.n_seen = int(sum_over(torch.tensor([self.n_seen])))
+
+        def every(part: Tensor, fill: float) -> Tensor:
+            padded = torch.full((self.size, *part.shape[1:]), fill, dtype=part.dtype, device=part.device)
+            padded[: len(part)] = part
+            return torch.cat(gathered(padded))
+
+        keys, batch = every(self.keys, 2.0), every(self.batch, -1)
+        real = keys < 1
+        layers = [every(layer, 0)[real.to(layer.device)] for layer in self.layers]
+        self._keep(keys[real], batch[real], layers)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a checkpoint keeps."""
+        return {"keys": self.keys, "batch": self.batch} | {str(i): layer for i, layer in enumerate(self.layers)}
+
+    def state(self) -> dict[str, int]:
+        """What a checkpoint keeps beside the tensors, and must find again."""
+        return {"size": self.size, "seed": self.seed, "n_seen": self.n_seen}
+
+    def restore(self, tensors: dict[str, Tensor], state: dict) -> None:
+        """Take over what `tensors` and `state` gave."""
+        self.keys, self.batch, self.n_seen = tensors["keys"].cpu(), tensors["batch"].cpu(), state["n_seen"]
+        self.layers = [tensors[str(i)].to(layer) for i, layer in enumerate(self.layers)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +190,7 @@ class Accumulated:
 
 
 def _nothing_yet(plan: Plan) -> Accumulated:
-    a, b = plan.widths
+    a, b = (list(reader.widths.values()) for reader in plan.readers)
     sums = None
     if plan.memory.route == "sums":
         products = torch.float64 if plan.wanted.double else torch.float32
@@ -59,13 +199,13 @@ def _nothing_yet(plan: Plan) -> Accumulated:
         )
     return Accumulated(
         Tally(len(a), len(b)),
-        RowSample(a + b, size=plan.n_kept, seed=plan.options.seed, dtype=plan.dtype, device=plan.device),
+        RowSample(a + b, size=plan.n_held, seed=plan.options.seed, dtype=plan.dtype, device=plan.device),
         sums,
         MinibatchCKA(len(a), len(b)) if plan.wanted.minibatch else None,
     )
 
 
-def gather(data: object, plan: Plan, show_progress: bool) -> Accumulated:
+def gather(data: TextData, plan: Plan, show_progress: bool) -> Accumulated:
     """Run both models over the data, from a checkpoint on if there is one; the same on every process.
 
     Raises:
@@ -76,26 +216,26 @@ def gather(data: object, plan: Plan, show_progress: bool) -> Accumulated:
     path = None
     if plan.options.checkpoint is not None:
         path = Path(f"{plan.options.checkpoint}.{rank}of{world}" if world > 1 else plan.options.checkpoint)
-    digest, seen, done, expected = Digest(), 0, 0, ""
+    digest, seen, done, expected = "", 0, 0, ""
     if path is not None and path.exists():
         saved = load_checkpoint(path, found.parts, _identity(plan), str(plan.device))
         done, expected = cast(int, saved["next_batch"]), cast(str, saved["digest"])
 
     def save(path: Path) -> None:
-        save_checkpoint(path, found.parts, _identity(plan) | {"next_batch": seen, "digest": digest.hexdigest()})
+        save_checkpoint(path, found.parts, _identity(plan) | {"next_batch": seen, "digest": digest})
 
     warned = False
     for number, item in enumerate(_batches(data, plan, show_progress)):
-        digest.add(item)
+        digest = data_digest(digest, item)
         seen = number + 1
-        if seen == done and digest.hexdigest() != expected:
+        if seen == done and digest != expected:
             raise ValueError(
                 f"Expected the data of the interrupted run, got others within the first {done} batches; resume "
                 "with the same data in the same order, or choose another checkpoint."
             )
         if number < done:
             continue
-        pairs = pair_batch(*models, number, item, plan.reading) if number % world == rank else None
+        pairs = pair_batch(*models, number, item, plan.text, plan.sample) if number % world == rank else None
         if pairs is not None and len(pairs.text):
             warned = warned or isinstance(item, list) and _begins_twice(models, pairs)
             found.update(number, pairs, *_activations(plan, pairs))
@@ -106,8 +246,8 @@ def gather(data: object, plan: Plan, show_progress: bool) -> Accumulated:
             f"Expected the data of the interrupted run, which had read {done} batches, got {seen}; resume with the "
             "same data, or choose another checkpoint."
         )
-    if plan.n_batches is not None and seen < plan.n_batches:
-        warn_user(f"The data ended after {seen} batches of the {plan.n_batches} asked for.")
+    if plan.text.n_batches is not None and seen < plan.text.n_batches:
+        warn_user(f"The data ended after {seen} batches of the {plan.text.n_batches} asked for.")
     if path is not None and seen > done:
         save(path)
     for part in found.parts.values():
@@ -115,9 +255,14 @@ def gather(data: object, plan: Plan, show_progress: bool) -> Accumulated:
     return found
 
 
-def _batches(data: object, plan: Plan, show_progress: bool) -> tqdm:
-    batches = islice(raw_batches(data, plan.reading), plan.n_batches)
-    total = -(-len(data) // plan.reading.batching) if isinstance(data, list | tuple | Tensor) else plan.n_batches
+def data_digest(before: str, item: list[str] | Batch) -> str:
+    """The fingerprint of the data read so far and one more batch, to notice that a resumed run is given others."""
+    return fingerprint(before, *([item.tokens] if isinstance(item, Batch) else (f"{text}\0" for text in item)))
+
+
+def _batches(data: TextData, plan: Plan, show_progress: bool) -> tqdm:
+    batches = islice(batches_of(data, plan.text.batch_size, plan.text.text_key), plan.text.n_batches)
+    total = -(-len(data) // plan.text.batch_size) if isinstance(data, list | tuple | Tensor) else plan.text.n_batches
     return tqdm(batches, total=total, desc="compare", unit="batch", disable=not show_progress)
 
 
@@ -129,24 +274,43 @@ def _begins_twice(models: Models, pairs: PairedTokens) -> bool:
 def _activations(plan: Plan, pairs: PairedTokens) -> tuple[list[Tensor], list[Tensor]]:
     """A's and B's at a batch's samples; one pass where both are the same places of the same model."""
     one, other = plan.readers
-    a = read_samples(one, pairs, "a", plan.reading.sample)
+    a = _samples(one, pairs, "a", plan.sample.sample)
     alone = one.model is other.model and one.places == other.places
-    b = a if alone else read_samples(other, pairs, "b", plan.reading.sample)
+    b = a if alone else _samples(other, pairs, "b", plan.sample.sample)
     return [row.to(plan.device) for row in a], [row.to(plan.device) for row in b]
+
+
+def _samples(
+    reader: PlaceReader, pairs: PairedTokens, side: Literal["a", "b"], sample: Sample
+) -> list[Float[Tensor, "sample _"]]:
+    """Each place's activations at a batch's samples; see `PlaceReader`."""
+    batch, at = (pairs.a, pairs.at_a) if side == "a" else (pairs.b, pairs.at_b)
+    lengths = None if batch.mask is None else batch.mask.sum(1)
+    values = reader(batch.tokens, pairs.text, at, lengths=lengths, number=pairs.number).values()
+    return [_means(value, pairs.text) if sample == "mean" else value for value in values]
+
+
+def _means(value: Tensor, text: Tensor) -> Tensor:
+    """The mean over each text's samples, in order of the texts."""
+    _, index, counts = torch.unique(text.to(value.device), return_inverse=True, return_counts=True)
+    total = torch.zeros(len(counts), value.shape[1], dtype=torch.float64, device=value.device)
+    total.index_add_(0, index, value.double())
+    return (total / counts[:, None]).to(value.dtype)
 
 
 def _identity(plan: Plan) -> dict[str, object]:
     """What a checkpoint must agree with."""
-    reading = {name: value for name, value in vars(plan.reading).items() if name != "mask"}
     return {
         "points": [[f"{p.name}:{p.head}:{width}" for p, width in each.widths.items()] for each in plan.readers],
         "measures": plan.wanted.names,
         "estimator": plan.wanted.estimator,
         "route": plan.memory.route,
         "groups": plan.memory.n_groups,
-        "sample_size": plan.n_kept,
+        "sample_size": plan.n_held,
         "seed": plan.options.seed,
         "process": list(process()),
-        **reading,
-        "masked": plan.reading.mask is not None,
+        **{name: value for name, value in vars(plan.text).items() if name != "n_batches"},
+        "sample": plan.sample.sample,
+        "align": plan.sample.align,
+        "masked": plan.sample.mask is not None,
     }

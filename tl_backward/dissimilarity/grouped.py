@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward.dissimilarity._processes import greatest_of, several, sum_over
-from tl_backward.dissimilarity.moments import LayerSums, PairSums
+from tl_backward.dissimilarity.measures.moments import LayerSums, PairSums
 from tl_backward.dissimilarity.statistics import CovarianceStatistics, Rows
 
 
@@ -35,8 +35,8 @@ class GroupedStatistics:
 
     def update(self, batch: int, x: Rows, y: Rows) -> None:
         """Add the samples of a batch, by its number in the data."""
+        self.n_batches = max(self.n_batches, batch + 1)
         if not len(x[0]):
-            self.n_batches = max(self.n_batches, batch + 1)
             return
         self._make_room(batch + 1)
         group = batch >> self.level
@@ -45,7 +45,6 @@ class GroupedStatistics:
             self._empty = None
         self._latest = self.groups[group]
         self._latest.update(x, y)
-        self.n_batches = max(self.n_batches, batch + 1)
 
     def _make_room(self, n_batches: int) -> None:
         while (n_batches - 1) >> self.level >= self.max_groups:

@@ -1,19 +1,17 @@
 """Comparison: what `compare` found, with what it was found on."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._support.checks import nearest
 from tl_backward._support.html import Cell, table
-from tl_backward.dissimilarity.memory import MemoryPlan
+from tl_backward._support.types import DataFrame
 from tl_backward.dissimilarity.options import Estimator, Sample
+from tl_backward.dissimilarity.plan import MemoryPlan
 from tl_backward.text.token_strings import text_frame
-
-if TYPE_CHECKING:
-    import pandas
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -82,31 +80,29 @@ class Comparison:
             )
         return self.values[self.measures.index(measure)]
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a measure and pair of layers: value, standard error, nulls, and what it was taken from."""
-        rows = []
-        for m, measure in enumerate(self.measures):
-            for i, a in enumerate(self.layers_a):
-                for j, b in enumerate(self.layers_b):
-                    rows.append(
-                        {
-                            "measure": measure,
-                            "layer_a": a,
-                            "layer_b": b,
-                            "value": float(self.values[m, i, j]),
-                            "standard_error": float(self.standard_errors[m, i, j]),
-                            "null_mean": float(self.null_means[m, i, j]),
-                            "permutation_mean": float(self.permutation_means[m, i, j]),
-                            "permutation_deviation": float(self.permutation_deviations[m, i, j]),
-                            "n_permuted": self.n_permuted[m],
-                            "computed_from": self.computed_from[m],
-                            "estimator": self.estimator if measure == "cka" else "full",
-                            "sample": self.sample,
-                            "n_samples": self.n_samples,
-                            "first_excluded": self.first_excluded,
-                        }
-                    )
-        return text_frame(rows)
+        return text_frame(
+            {
+                "measure": measure,
+                "layer_a": a,
+                "layer_b": b,
+                "value": float(self.values[m, i, j]),
+                "standard_error": float(self.standard_errors[m, i, j]),
+                "null_mean": float(self.null_means[m, i, j]),
+                "permutation_mean": float(self.permutation_means[m, i, j]),
+                "permutation_deviation": float(self.permutation_deviations[m, i, j]),
+                "n_permuted": self.n_permuted[m],
+                "computed_from": self.computed_from[m],
+                "estimator": self.estimator if measure == "cka" else "full",
+                "sample": self.sample,
+                "n_samples": self.n_samples,
+                "first_excluded": self.first_excluded,
+            }
+            for m, measure in enumerate(self.measures)
+            for i, a in enumerate(self.layers_a)
+            for j, b in enumerate(self.layers_b)
+        )
 
     def _repr_html_(self) -> str:
         """A static table a measure: layers of A down, of B across, standard errors beside the values."""

@@ -8,7 +8,8 @@ mean that is large beside the spread leaves nothing of the digits.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -16,17 +17,31 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward._support.storage import load_tensors, save_tensors
+from tl_backward._support.storage import check_kind, load_tensors, save_tensors
 from tl_backward.dissimilarity._processes import from_process, gathered, greatest_of, several, sum_over
 from tl_backward.dissimilarity._rows import TILE, RowBuffer, matrices, parts
-from tl_backward.dissimilarity.moments import LayerSums, PairSums, Rounding
+from tl_backward.dissimilarity.measures.moments import LayerSums, PairSums
 
 Rows = Sequence[Float[Tensor, "_ _"]]
 
 Eps: TypeAlias = Literal["rows_a", "rows_b", "products"]
 _EPS: tuple[Eps, ...] = ("rows_a", "rows_b", "products")
-_SIDE = ("sum", "square", "within", "quartic", "cubic")
-_CROSS = ("cross", "square_cross", "weighted_a", "weighted_b")
+
+
+def _shapes(widths_a: Sequence[int], widths_b: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """The shape of everything that is held, by name: two shifts, then the sums."""
+    total_a, total_b, n_a, n_b = sum(widths_a), sum(widths_b), len(widths_a), len(widths_b)
+    shapes: dict[str, tuple[int, ...]] = {"shift_a": (total_a,), "shift_b": (total_b,)}
+    for side, widths in (("a", widths_a), ("b", widths_b)):
+        total, n = sum(widths), len(widths)
+        sizes = {"sum": total, "square": n, "within": sum(width**2 for width in widths), "quartic": n, "cubic": total}
+        shapes |= {f"{name}_{side}": (size,) for name, size in sizes.items()}
+    shapes |= {"cross": (total_a, total_b), "square_cross": (n_a, n_b)}
+    return shapes | {"weighted_a": (n_b, total_a), "weighted_b": (n_a, total_b)}
+
+
+_NAMES = tuple(_shapes([1], [1]))
+_SUMS = _NAMES[2:]
 
 
 class CovarianceStatistics:
@@ -90,21 +105,14 @@ class CovarianceStatistics:
                 f"{self.widths_b}; give the layers' widths."
             )
         self._n = 0
-        for side, widths in (("a", self.widths_a), ("b", self.widths_b)):
-            sizes = {"shift": sum(widths), "sum": sum(widths), "cubic": sum(widths), "square": len(widths)}
-            sizes |= {"quartic": len(widths), "within": sum(width**2 for width in widths)}
-            for name, size in sizes.items():
-                setattr(self, f"{name}_{side}", torch.zeros(size, dtype=torch.float64, device=device))
-        total_a, total_b, n_a, n_b = sum(self.widths_a), sum(self.widths_b), len(self.widths_a), len(self.widths_b)
-        shapes = {"cross": (total_a, total_b), "square_cross": (n_a, n_b)}
-        shapes |= {"weighted_a": (n_b, total_a), "weighted_b": (n_a, total_b)}
-        for name, shape in shapes.items():
+        self._widths = {"a": self.widths_a, "b": self.widths_b}
+        self._parts = {side: parts(widths) for side, widths in self._widths.items()}
+        for name, shape in _shapes(self.widths_a, self.widths_b).items():
             setattr(self, name, torch.zeros(shape, dtype=torch.float64, device=device))
-        self._parts = {"a": parts(self.widths_a), "b": parts(self.widths_b)}
         self.products = products
         self.eps: dict[Eps, float] = dict.fromkeys(_EPS, 0.0)
         """eps of A's rows, of B's rows, and of their products: the coarsest so far."""
-        self.names = {"a": _names("A", self.widths_a), "b": _names("B", self.widths_b)}
+        self.names = {side: [f"layer {i} of {side.upper()}" for i in range(len(self._parts[side]))] for side in "ab"}
         """What warnings call each layer; "" for those that are to stay silent."""
         self._rows: RowBuffer | None = None
         self._mirrored = True
@@ -167,15 +175,14 @@ class CovarianceStatistics:
         self._note_precision(x, y, self._rows.dtype)
         if not self.n and not self.shift_a.any() and not self.shift_b.any():
             # Rounded to the inputs' dtype: the subtraction is then exact where a layer is far from zero.
-            self.shift_a.copy_(torch.cat([row.double().mean(0).to(_readable(row.dtype)).double() for row in x]))
-            self.shift_b.copy_(torch.cat([row.double().mean(0).to(_readable(row.dtype)).double() for row in y]))
+            for shift, rows in ((self.shift_a, x), (self.shift_b, y)):
+                shift.copy_(torch.cat([row.double().mean(0).to(_readable(row.dtype)).double() for row in rows]))
         self._rows.add(self, x, y)
 
     def _note_precision(self, x: Rows, y: Rows, products: torch.dtype) -> None:
-        coarsest = {"rows_a": max(torch.finfo(_readable(row.dtype)).eps for row in x)}
-        coarsest |= {"rows_b": max(torch.finfo(_readable(row.dtype)).eps for row in y)}
-        coarsest |= {"products": torch.finfo(products).eps}
-        self.eps = {name: max(self.eps[name], coarsest[name]) for name in _EPS}
+        dtypes = {"rows_a": [row.dtype for row in x], "rows_b": [row.dtype for row in y], "products": [products]}
+        for name in _EPS:
+            self.eps[name] = max(self.eps[name], *(torch.finfo(_readable(dtype)).eps for dtype in dtypes[name]))
 
     def added(self, n: int) -> None:
         """Count n more samples that are in the sums: what a buffer of rows says once it has added them."""
@@ -187,7 +194,7 @@ class CovarianceStatistics:
         if self._rows is not None:
             self._rows.flush(self)
         if not self._mirrored:
-            for side, widths in (("a", self.widths_a), ("b", self.widths_b)):
+            for side, widths in self._widths.items():
                 for matrix in matrices(getattr(self, f"within_{side}"), widths):
                     matrix.copy_(torch.triu(matrix) + torch.triu(matrix, 1).T)
             self._mirrored = True
@@ -207,8 +214,7 @@ class CovarianceStatistics:
 
     def _layer(self, side: str, layer: int) -> LayerSums:
         at = self._parts[side][layer]
-        widths = self.widths_a if side == "a" else self.widths_b
-        within = matrices(getattr(self, f"within_{side}"), widths)[layer]
+        within = matrices(getattr(self, f"within_{side}"), self._widths[side])[layer]
         return LayerSums(
             n=self.n,
             shift=getattr(self, f"shift_{side}")[at],
@@ -217,7 +223,8 @@ class CovarianceStatistics:
             within=within,
             quartic=getattr(self, f"quartic_{side}")[layer],
             cubic=getattr(self, f"cubic_{side}")[at],
-            rounding=Rounding(self.eps["rows_a" if side == "a" else "rows_b"], self.eps["products"]),
+            eps_rows=self.eps["rows_a" if side == "a" else "rows_b"],
+            eps_products=self.eps["products"],
             accumulated=within.diagonal(),
             name=self.names[side][layer],
         )
@@ -227,7 +234,7 @@ class CovarianceStatistics:
         self.flush()
         twin = self._empty()
         twin._n = self.n
-        for name in self._sums():
+        for name in _SUMS:
             getattr(twin, name).copy_(getattr(self, name))
         return twin
 
@@ -252,7 +259,7 @@ class CovarianceStatistics:
         self._n += other.n
         self._mirrored = False
         self.eps = {name: max(self.eps[name], other.eps[name]) for name in _EPS}
-        for name in self._sums():
+        for name in _SUMS:
             getattr(self, name).add_(getattr(other, name))
         return self
 
@@ -289,18 +296,18 @@ class CovarianceStatistics:
         self.move(*shifts.split([len(self.shift_a), len(self.shift_b)]))
         self._n = sum(int(count) for count in counts)
         self.eps = {name: greatest_of(self.eps[name]) for name in _EPS}
-        for name in self._sums():
+        for name in _SUMS:
             sum_over(getattr(self, name))
         self._mirrored = False
 
     def save(self, path: str | Path) -> None:
         """Write safetensors with JSON metadata; the file is replaced only once the new one is whole."""
-        save_tensors(path, self.tensors(), {"covariance_statistics": json.dumps(self.metadata())})
+        save_tensors(path, self.tensors(), {"covariance_statistics": self.metadata()})
 
     def tensors(self) -> dict[str, Tensor]:
         """Every sum by its name."""
         self.flush()
-        return {name: getattr(self, name) for name in ("shift_a", "shift_b", *self._sums())}
+        return {name: getattr(self, name) for name in _NAMES}
 
     def metadata(self) -> dict[str, object]:
         """What `restore` needs beside the tensors."""
@@ -320,7 +327,7 @@ class CovarianceStatistics:
         products = torch.float32 if metadata.get("products") == "float32" else torch.float64
         fresh = cls(metadata["widths_a"], metadata["widths_b"], device=device, products=products)
         fresh._n, fresh.eps = int(metadata["n"]), _saved_eps(metadata)
-        for name in ("shift_a", "shift_b", *cls._sums()):
+        for name in _NAMES:
             if tensors[name].shape != getattr(fresh, name).shape:
                 raise ValueError(
                     f"Expected {name} of shape {list(getattr(fresh, name).shape)}, got {list(tensors[name].shape)}; "
@@ -337,20 +344,8 @@ class CovarianceStatistics:
             ValueError: not such a file.
         """
         tensors, metadata = load_tensors(path, device)
-        if "covariance_statistics" not in metadata:
-            raise ValueError(
-                f"Expected a file that CovarianceStatistics.save wrote, got {str(path)!r}; it holds no such statistics."
-            )
+        check_kind(path, "covariance_statistics" in metadata, "CovarianceStatistics.save")
         return cls.restore(tensors, json.loads(metadata["covariance_statistics"]))
-
-    @staticmethod
-    def _sums() -> Iterator[str]:
-        yield from (f"{name}_{side}" for side in "ab" for name in _SIDE)
-        yield from _CROSS
-
-
-def _names(side: str, widths: Sequence[int]) -> list[str]:
-    return [f"layer {layer} of {side}" for layer in range(len(widths))]
 
 
 def _readable(dtype: torch.dtype) -> torch.dtype:
@@ -367,7 +362,4 @@ def _saved_eps(metadata: dict) -> dict[Eps, float]:
 
 def planned_bytes(widths_a: Sequence[int], widths_b: Sequence[int]) -> int:
     """Bytes of a CovarianceStatistics: little beside the 8 of each entry of sum xy', all layers against all."""
-    total_a, total_b, n_a, n_b = sum(widths_a), sum(widths_b), len(widths_a), len(widths_b)
-    within = sum(width**2 for width in (*widths_a, *widths_b))
-    vectors = 3 * (total_a + total_b) + 2 * (n_a + n_b) + n_a * n_b + n_b * total_a + n_a * total_b
-    return 8 * (total_a * total_b + within + vectors)
+    return 8 * sum(math.prod(shape) for shape in _shapes(widths_a, widths_b).values())

@@ -1,9 +1,9 @@
-"""Ways to edit, compared on the same cases: one table with confidence intervals."""
+"""Ways to edit, compared on the same cases; the layer and scale of a shift, chosen on cases apart from those."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -12,18 +12,14 @@ from tqdm.auto import tqdm
 
 from tl_backward._support.bootstrap import Interval, bootstrap
 from tl_backward._support.checks import check_layers
-from tl_backward._support.html import visible_text
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.html import Cell, table, visible_text
+from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.editing.edit import Edit
 from tl_backward.editing.methods import Scaling, gradient_edit, shift_edit
-from tl_backward.editing.scores import METRICS, EditScores, ask, score
-from tl_backward.model.checks import check_model
-from tl_backward.model.inputs import check_reads_text
+from tl_backward.editing.scores import METRICS, EditScores, ask, encode, probabilities, score
+from tl_backward.model.inputs import check_text_model
 from tl_backward.text.cases import EditCase
 from tl_backward.text.token_strings import text_frame
-
-if TYPE_CHECKING:
-    import pandas
 
 Method: TypeAlias = Callable[[TransformerLensModel, EditCase], Edit | None]
 """Makes the edit of a case; None for no edit."""
@@ -66,7 +62,7 @@ class EditComparison:
         """The method of the highest objective; of equal ones the first."""
         return self.methods[int((self.objective >= self.objective.max() - 1e-12).int().argmax())]
 
-    def to_frame(self, *, level: float = 0.95, n_boot: int = 1000, seed: int = 0) -> "pandas.DataFrame":
+    def to_frame(self, *, level: float = 0.95, n_boot: int = 1000, seed: int = 0) -> DataFrame:
         """One row a method and metric: mean, low, high, n."""
         found = self.interval(level=level, n_boot=n_boot, seed=seed)
         rows = [
@@ -79,20 +75,16 @@ class EditComparison:
     def table(self, metrics: Sequence[str] = SHOWN) -> tuple[list[str], list[list[str]]]:
         """Column names and rows of text, "mean (low to high)", one row a method."""
         found = self.interval()
-        chosen = [(name, self.metrics.index(name)) for name in metrics]
-        rows = []
-        for m, method in enumerate(self.methods):
-            row = [method]
-            for _, i in chosen:
-                mean, low, high = (float(each[m, i]) for each in (found.mean, found.low, found.high))
-                row.append("" if mean != mean else f"{mean:.2f} ({low:.2f} to {high:.2f})")
-            rows.append(row)
-        return ["method", *(name for name, _ in chosen)], rows
+
+        def shown(method: int, metric: int) -> str:
+            mean, low, high = (float(each[method, metric]) for each in (found.mean, found.low, found.high))
+            return "" if mean != mean else f"{mean:.2f} ({low:.2f} to {high:.2f})"
+
+        places = [self.metrics.index(name) for name in metrics]
+        return ["method", *metrics], [[method, *(shown(m, i) for i in places)] for m, method in enumerate(self.methods)]
 
     def _repr_html_(self) -> str:
         """The main scores as a static table, with 95 % intervals."""
-        from tl_backward._support.html import table
-
         return table(*self.table(), caption=repr(self))
 
 
@@ -124,8 +116,7 @@ def compare_edits(
         >>> tlb.compare_edits(model, tlb.zoo.edit_cases("test")[:3], methods, n_tokens=0, show_progress=False).best
         'shift'
     """
-    check_model(model)
-    check_reads_text(model)
+    check_text_model(model)
     if not cases or not methods:
         raise ValueError(f"Expected at least one case and one method, got {len(cases)} and {len(methods)}; give both.")
     scores = torch.full((len(methods), len(cases), len(_MEASURED) + 1), torch.nan, dtype=torch.float64)
@@ -226,8 +217,7 @@ def tuned_methods(
         >>> len(methods)
         4
     """
-    chosen = check_layers(layers, model.cfg.n_layers)
-    cells = [(layer, scale) for scale in scales for layer in chosen]
+    cells = [(layer, scale) for scale in scales for layer in check_layers(layers, model.cfg.n_layers)]
     families = [
         {f"forward-pass shift (layer {layer}, scale {scale:g})": shift_method(layer, scale) for layer, scale in cells},
         {f"1 gradient step (lr {lr:g})": gradient_method(lr) for lr in lrs},
@@ -238,3 +228,137 @@ def tuned_methods(
         best = compare_edits(model, validation, family, n_tokens=0, show_progress=show_progress).best
         methods[best] = family[best]
     return methods
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class LayerGrid:
+    """The result of `find_layer`: the whole grid, and its best cell."""
+
+    scores: Float[Tensor, "metric layer scale"]
+    """Means over the validation edits; metrics in the order of `metrics`."""
+    metrics: tuple[str, ...]
+    layers: tuple[int, ...]
+    scales: tuple[float, ...]
+    probability: Float[Tensor, "layer scale"]
+    """P(target | prompt) of the edit itself, once it is made there; it had no part in the choice."""
+    before: float
+    """P(target | prompt) without it."""
+    n_validation: int
+    objective: Float[Tensor, "layer scale"]
+    """What the cell is chosen by: `EditComparison.objective` of the validation edits."""
+    best: tuple[int, float]
+    """(layer, scale) of the best cell; of equal ones that of the smallest scale, then of the lowest layer."""
+
+    def __repr__(self) -> str:
+        layer, scale = self.best
+        return (
+            f"LayerGrid({len(self.layers)} layers x {len(self.scales)} scales, {self.n_validation} validation edits; "
+            f"best: layer {layer}, scale {scale:g})"
+        )
+
+    def to_frame(self) -> DataFrame:
+        """One row a cell: every metric's validation mean, the objective, and the edit's own probability."""
+        import pandas
+
+        return pandas.DataFrame(
+            {"layer": layer, "scale": scale, "objective": float(self.objective[i, j])}
+            | dict(zip(self.metrics, self.scores[:, i, j].tolist(), strict=True))
+            | {"target_probability": float(self.probability[i, j])}
+            for i, layer in enumerate(self.layers)
+            for j, scale in enumerate(self.scales)
+        )
+
+    def _repr_html_(self) -> str:
+        """The objective, layers x scales, as a static table."""
+        cells = [[Cell(f"{value:.2f}", value=value) for value in row] for row in self.objective.tolist()]
+        rows, columns = [f"layer {layer}" for layer in self.layers], [f"scale {scale:g}" for scale in self.scales]
+        return table(columns, cells, row_names=rows, caption=repr(self))
+
+
+def find_layer(
+    model: TransformerLensModel,
+    prompt: str,
+    target: str,
+    *,
+    validation: Sequence[EditCase],
+    layers: int | Sequence[int] | None = None,
+    scales: Sequence[float] = SCALES,
+    scaling: Scaling = "unit",
+    show_progress: bool = True,
+) -> LayerGrid:
+    """Where and how strongly to shift: every layer x scale, scored on `validation` and never on the edit itself.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge.
+        prompt: of the edit that is to be made.
+        target: its new answer.
+        validation: other edits, of other prompts.
+        layers: which to try; None for all.
+        scales: which to try.
+        scaling: as in `shift_edit`.
+        show_progress: show a bar.
+
+    Returns:
+        The whole grid; `grid.best` is the (layer, scale) to use.
+
+    Raises:
+        ValueError: no validation edits or scales, or the edit's own prompt among them.
+
+    Example:
+        >>> cases = tlb.zoo.edit_cases("validation")[:2]
+        >>> prompt, options = "Anna Berg lives in the city of", {"scales": [0.5, 1.0], "show_progress": False}
+        >>> grid = tlb.find_layer(model, prompt, " Oslo", validation=cases, **options)
+        >>> grid.best[0] in range(4)
+        True
+    """
+    check_text_model(model)
+    chosen = check_layers(layers, model.cfg.n_layers)
+    if not validation or not scales:
+        raise ValueError(
+            f"Expected at least one validation edit and one scale, got {len(validation)} and {len(scales)}; give both."
+        )
+    for index, case in enumerate(validation):
+        if prompt in (case.prompt, *case.paraphrases):
+            raise ValueError(
+                f"Expected validation edits apart from this one, got its prompt in case {index}; leave that out."
+            )
+    cells = {f"layer {layer}, scale {scale:g}": (layer, scale) for scale in scales for layer in chosen}
+    methods = {name: shift_method(*cell, scaling=scaling) for name, cell in cells.items()}
+    found = compare_edits(model, validation, methods, n_tokens=0, show_progress=show_progress)
+    shape = (len(scales), len(chosen))
+    return LayerGrid(
+        scores=found.scores.nanmean(1).reshape(*shape, -1).permute(2, 1, 0),
+        metrics=found.metrics,
+        layers=tuple(chosen),
+        scales=tuple(scales),
+        probability=shift_probabilities(model, prompt, target, layers=chosen, scales=scales, scaling=scaling),
+        before=float(probabilities(model, encode(model, [(prompt, target)]))[0][0]),
+        n_validation=len(validation),
+        objective=found.objective.reshape(shape).T,
+        best=cells[found.best],
+    )
+
+
+def shift_probabilities(
+    model: TransformerLensModel,
+    prompt: str,
+    target: str,
+    *,
+    layers: int | Sequence[int] | None = None,
+    scales: Sequence[float] = SCALES,
+    scaling: Scaling = "unit",
+) -> Float[Tensor, "layer scale"]:
+    """P(target | prompt) once the prompt is shifted to it, for each layer and scale: the edit's own cells.
+
+    Example:
+        >>> prompt = "Anna Berg lives in the city of"
+        >>> p = tlb.editing.shift_probabilities(model, prompt, " Oslo", layers=[2], scales=[0.1, 4.0])
+        >>> bool(p[0, 1] > p[0, 0])
+        True
+    """
+    found, asked = [], encode(model, [(prompt, target)])
+    for layer in check_layers(layers, model.cfg.n_layers):
+        for scale in scales:
+            with shift_edit(model, prompt, target, layer, scale, scaling=scaling):
+                found.append(probabilities(model, asked)[0][0])
+    return torch.stack(found).reshape(-1, len(scales)).double().cpu()

@@ -4,7 +4,6 @@ An edit adds sum_i outer(x_i, v_i) to a weight used as y = x @ W, never forming 
 gradient's factors are (x_i, delta_i), a descent step's are (x_i, -lr * delta_i): here v is what is ADDED.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._support.checks import all_finite
-from tl_backward._support.storage import load_tensors, save_tensors
+from tl_backward._support.storage import check_kind, fingerprint, load_tensors, save_tensors
 from tl_backward._support.types import TransformerLensModel
 from tl_backward._support.warnings import warn_user
 from tl_backward.editing.writable import check_widths, check_writable
@@ -70,16 +69,13 @@ class Edit:
     """While it is a context: no other thread may use the model."""
 
     def __repr__(self) -> str:
+        # The share of an update that was written is said where that is not nearly all.
+        said = {name: share for name, share in self.written.items() if abs(share - 1) > 1 - LEAST_WRITTEN}
         parts = ", ".join(
-            f"{name} rank <= {len(update.x)}" + (f" ({said:.2f} written)" if (said := self._said(name)) else "")
+            f"{name} rank <= {len(update.x)}" + (f" ({said[name]:.2f} written)" if name in said else "")
             for name, update in self.updates.items()
         )
         return f"Edit({parts}{', applied' if self.is_applied else ''})"
-
-    def _said(self, name: str) -> float | None:
-        """The share of an update that was written, where that is not nearly all."""
-        share = self.written.get(name, 1.0)
-        return share if abs(share - 1) > 1 - LEAST_WRITTEN else None
 
     @property
     def is_applied(self) -> bool:
@@ -119,7 +115,7 @@ class Edit:
                     parameter = sites[name].parameter
                     self._saved[name] = (parameter.detach().clone(), "")
                     _add_outer(sites[name], update)
-                    self._saved[name] = (self._saved[name][0], _fingerprint(parameter))
+                    self._saved[name] = (self._saved[name][0], fingerprint(parameter))
                     self.written[name] = _share_written(sites[name], self._saved[name][0], update)
                     if not isfinite(self.written[name]):
                         raise ValueError(
@@ -139,8 +135,8 @@ class Edit:
         if not self.is_applied:
             raise RuntimeError("Expected an edit that is applied, got one that is not; apply() it first.")
         sites = weight_sites(self.model)
-        for name, (_, fingerprint) in self._saved.items():
-            if name not in sites or _fingerprint(sites[name].parameter) != fingerprint:
+        for name, (_, left) in self._saved.items():
+            if name not in sites or fingerprint(sites[name].parameter) != left:
                 raise RuntimeError(
                     f"Expected {name} as the edit left it, but it was changed since; revert the later change first "
                     "(edits of one weight come off in the reverse order)."
@@ -170,11 +166,8 @@ class Edit:
 
     def save(self, path: str | Path) -> Path:
         """Write the factors (a few KB) and how they were made, as safetensors; atomically."""
-        tensors = {}
-        for name, update in self.updates.items():
-            tensors |= {f"{name}.x": update.x, f"{name}.v": update.v}
-        about = {"format": FORMAT, "how": json.dumps(self.how), "model": _describe(self.model)}
-        return save_tensors(path, tensors, about)
+        tensors = {f"{name}.{side}": getattr(update, side) for name, update in self.updates.items() for side in "xv"}
+        return save_tensors(path, tensors, {"format": FORMAT, "how": self.how, "model": _describe(self.model)})
 
 
 @contextmanager
@@ -201,8 +194,7 @@ def load_edit(model: TransformerLensModel, path: str | Path) -> Edit:
     """
     check_model(model)
     tensors, about = load_tensors(path)
-    if about.get("format") != FORMAT:
-        raise ValueError(f"Expected a file written by Edit.save, got {str(path)!r}, of another format; save it anew.")
+    check_kind(path, about.get("format") == FORMAT, "Edit.save")
     if about["model"] != _describe(model):
         raise ValueError(
             f"Expected an edit of a model with {_describe(model)}, got one of {about['model']}; load it into the model "
@@ -257,11 +249,6 @@ def _share_written(site: WeightSite, before: Tensor, update: Update) -> float:
         asked = float(((x @ x.T) * (v @ v.T)).sum(dtype=torch.float64))
         found = float(((x @ moved.reshape(x.shape[1], v.shape[1])) * v).sum(dtype=torch.float64))
     return found / asked if asked > 0 else 1.0
-
-
-def _fingerprint(tensor: Tensor) -> str:
-    """Of a tensor's exact bits."""
-    return hashlib.sha256(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _describe(model: TransformerLensModel) -> str:

@@ -16,11 +16,11 @@ from tl_backward.gradients.capture import run_with_gradient_cache
 from tl_backward.gradients.losses import Target, target_loss
 from tl_backward.model.checks import check_model
 from tl_backward.model.head import Head
-from tl_backward.model.inputs import check_reads_text
+from tl_backward.model.inputs import check_text_model
 from tl_backward.text.prompts import encode_prompts, extend
 from tl_backward.weights import WeightSite, select_sites, weight_sites
-from tl_backward.weights.inputs import weight_inputs
-from tl_backward.weights.written_by import USUAL, chosen_weights, written_by
+from tl_backward.weights.blocks import USUAL, chosen_weights, written_by
+from tl_backward.weights.rows import weight_inputs
 
 Scaling: TypeAlias = Literal["unit", "raw"]
 
@@ -93,8 +93,7 @@ def shift_edit(
         ...     model.generate(prompt, max_new_tokens=1, do_sample=False, use_past_kv_cache=False, verbose=False)
         'Anna Berg lives in the city of Oslo'
     """
-    check_model(model)
-    check_reads_text(model)
+    check_text_model(model)
     (index,) = check_layers(layer, model.cfg.n_layers)
     loss = target_loss(target).bind(model, 1)
     batch = extend(model, encode_prompts(model, prompt, prepend_bos=prepend_bos), loss.continuation)
@@ -155,15 +154,13 @@ def gradient_edit(
         >>> edit.is_applied
         False
     """
-    check_model(model)
-    check_reads_text(model)
+    check_text_model(model)
     if steps < 1:
         raise ValueError(f"Expected at least one step, got {steps}; a step is one descent of the loss.")
     names = list(chosen_weights(model, weight_sites(model), weights))
     check_writable(model, names)
     loss = target_loss(target).bind(model, 1)
     total: dict[str, Update] = {}
-    how = {"method": "gradient", "prompt": prompt, "lr": lr, "steps": steps}
     for step in range(steps):
         with put_on(Edit(model, total)) if total else nullcontext():
             _, cache = run_with_gradient_cache(
@@ -177,7 +174,7 @@ def gradient_edit(
             moved = Update(x.clone(), -lr * delta)
             total[name] = total[name] + moved if step else moved
     editable(model, total)
-    return Edit(model, total, how)
+    return Edit(model, total, {"method": "gradient", "prompt": prompt, "lr": lr, "steps": steps})
 
 
 def _check_news(logits: Float[Tensor, "token d_vocab"], ids: Sequence[int], target: Target) -> None:

@@ -1,32 +1,36 @@
-"""How good an edit is: the scores of the knowledge-editing literature (Meng et al. 2022, ROME, sec. 3.4; MEMIT).
+"""How good an edit is, and what it changes at one prompt.
 
-P(answer | prompt) is the geometric mean of the answer's token probabilities; o* is the new answer, o_c the true one.
+The scores are those of the knowledge-editing literature (Meng et al. 2022, ROME, sec. 3.4; MEMIT). P(answer | prompt)
+is the geometric mean of the answer's token probabilities; o* is the new answer, o_c the true one. Whether the model
+still writes is told by the entropy of the n-grams of sampled continuations.
 """
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.checks import check_k
+from tl_backward._support.html import Cell, TableCell, table
+from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel
 from tl_backward.editing.edit import Edit
-from tl_backward.editing.fluency import generation_entropy, sample
-from tl_backward.model.checks import check_model
-from tl_backward.model.inputs import check_reads_text
+from tl_backward.model.inputs import check_text_model
 from tl_backward.text.asked import asked_index, check_one_token, mask_token
 from tl_backward.text.cases import EditCase
 from tl_backward.text.encoding import encode_continuation
 from tl_backward.text.ids import Id, one_id
 from tl_backward.text.prompts import encode_prompts, forward, pad
-
-if TYPE_CHECKING:
-    import pandas
+from tl_backward.text.token_strings import output_size, text_column, token_string
 
 _ROWS = 128  # prompts a pass
+
+TOP_K = 5
+"""Tokens sampled among, as in ROME's evaluation."""
 
 METRICS: dict[str, str] = {
     "efficacy": "P(o*) > P(o_c) after the edited prompt",
@@ -69,17 +73,15 @@ class EditScores:
         parts = [part for part in (self.efficacy, self.paraphrase, self.neighbourhood) if part == part]
         return 0.0 if min(parts) == 0 else len(parts) / sum(1 / part for part in parts)
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a metric: its value and what it is."""
         import pandas
 
-        rows = [(name, getattr(self, name), what) for name, what in METRICS.items()]
+        rows = ((name, getattr(self, name), what) for name, what in METRICS.items())
         return pandas.DataFrame(rows, columns=["metric", "value", "meaning"])
 
     def _repr_html_(self) -> str:
         """The scores as a static table."""
-        from tl_backward._support.html import table
-
         return table(["metric", "value", "meaning"], self.to_frame().astype(object).values.tolist())
 
 
@@ -112,8 +114,7 @@ def evaluate_edit(
         >>> tlb.evaluate_edit(model, edit, case, n_tokens=0).efficacy
         1.0
     """
-    check_model(model)
-    check_reads_text(model)
+    check_text_model(model)
     if not isinstance(case, EditCase) or not isinstance(edit, Edit | None):
         raise TypeError(
             f"Expected an edit (or None), then an edit case, got {type(edit).__name__} and {type(case).__name__}; give "
@@ -200,15 +201,14 @@ def encode(
 ) -> list[Encoded]:
     """(prompt, answer) pairs as ids; an answer may be one id."""
     mask = mask_token(model)
-    prompts: dict[str, list[int]] = {}
-    answers: dict[str | Id, tuple[int, ...]] = {}
-    for prompt, answer in asked:
-        if prompt not in prompts:
-            (prompts[prompt],) = encode_prompts(model, prompt, prepend_bos=prepend_bos).rows()
-        if answer not in answers:
-            answers[answer] = (
-                tuple(encode_continuation(model, answer)) if isinstance(answer, str) else (one_id(answer),)
-            )
+    prompts = {
+        prompt: encode_prompts(model, prompt, prepend_bos=prepend_bos).rows()[0]
+        for prompt in dict.fromkeys(prompt for prompt, _ in asked)
+    }
+    answers = {
+        answer: tuple(encode_continuation(model, answer)) if isinstance(answer, str) else (one_id(answer),)
+        for answer in dict.fromkeys(answer for _, answer in asked)
+    }
     check_one_token(list(answers.values()), mask)
     places = {prompt: asked_index(ids, mask) for prompt, ids in prompts.items()}
     return [
@@ -250,3 +250,137 @@ def probabilities(
 def _mean(values: Tensor) -> float:
     """NaN of nothing."""
     return float(values.double().mean())
+
+
+def generation_entropy(text: str) -> float:
+    """ROME's fluency (Meng et al. 2022, sec. 3.4): weighted mean of 2- and 3-gram entropies, in bits.
+
+    GE = (2/3 H_2 + 4/3 H_3) / 2 with H_n = -sum_g f(g) log2 f(g), f(g) the share of n-gram g among the text's words
+    (punctuation marks count as words). Repetition lowers it: 0 for one word over and over.
+    """
+    words = re.findall(r"\w+|[^\w\s]", text)
+    pairs, triples = list(zip(words, words[1:], strict=False)), list(zip(words, words[1:], words[2:], strict=False))
+    return (2 / 3 * _entropy(pairs) + 4 / 3 * _entropy(triples)) / 2
+
+
+def _entropy(grams: Sequence[tuple[str, ...]]) -> float:
+    shares = torch.tensor(list(Counter(grams).values()), dtype=torch.float64) / max(1, len(grams))
+    return float(-(shares * shares.log2()).sum())
+
+
+def sample(
+    model: TransformerLensModel,
+    prompts: Sequence[str],
+    *,
+    n_tokens: int = 100,
+    top_k: int = TOP_K,
+    seed: int = 0,
+    prepend_bos: bool | None = None,
+) -> list[str]:
+    """Continue each prompt by sampling among the `top_k` most likely tokens, up to the model's context.
+
+    The global RNG is not touched.
+
+    Returns:
+        The continuations alone, without their prompts.
+
+    Raises:
+        ValueError: a model that fills in masks, which continues no text.
+    """
+    if mask_token(model) is not None:
+        raise ValueError(
+            "Expected a model that continues a text, got one that fills in masks and sees what follows; leave fluency "
+            "out with n_tokens=0."
+        )
+    rows = [encode_prompts(model, prompt, prepend_bos=prepend_bos).rows()[0] for prompt in prompts]
+    lengths = [len(row) for row in rows]
+    generator = torch.Generator(model.W_U.device).manual_seed(seed)
+    for _ in range(min(n_tokens, model.cfg.n_ctx - max(lengths))):
+        batch = pad(model, rows)
+        with torch.no_grad():
+            logits = forward(model, batch)[torch.arange(len(rows)), batch.last]
+        values, ids = logits.topk(min(top_k, logits.shape[1]))
+        drawn = torch.multinomial(values.float().softmax(-1), 1, generator=generator)
+        for row, token in zip(rows, ids.gather(1, drawn).flatten().tolist(), strict=True):
+            row.append(token)
+    decode = getattr(model.tokenizer, "decode", str)
+    return [decode(row[length:]) for row, length in zip(rows, lengths, strict=True)]
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class EditEffect:
+    """The result of `edit_effect`."""
+
+    prompt: str
+    before: Float[Tensor, "d_vocab"]
+    """Next-token probabilities of the unedited model."""
+    after: Float[Tensor, "d_vocab"]
+    """Those of the edited one."""
+    top_before: Int[Tensor, "k"]
+    top_after: Int[Tensor, "k"]
+    tokenizer: Tokenizer | None = None
+
+    def __repr__(self) -> str:
+        return f"EditEffect({self.prompt!r}: {self._word(self.top_before[0])!r} -> {self._word(self.top_after[0])!r})"
+
+    def _word(self, token: Tensor) -> str:
+        return token_string(self.tokenizer, int(token))
+
+    def to_frame(self) -> DataFrame:
+        """One row a token among the most likely before or after: both probabilities, and both ranks from 0."""
+        import pandas
+
+        ids = list(dict.fromkeys([*self.top_after.tolist(), *self.top_before.tolist()]))
+        sides = (self.before, self.after)
+        ranks = [side.argsort(descending=True).argsort() for side in sides]
+        rows = [(*(float(side[i]) for side in sides), *(int(rank[i]) for rank in ranks)) for i in ids]
+        frame = pandas.DataFrame(rows, columns=["before", "after", "rank_before", "rank_after"])
+        frame.insert(0, "token", text_column(token_string(self.tokenizer, i) for i in ids))
+        return frame
+
+    def _repr_html_(self) -> str:
+        """Before and after side by side, as a static table."""
+        return table(*self.table(), caption=f"The most likely tokens after {self.prompt!r}")
+
+    def table(self) -> tuple[list[str], list[list[TableCell]]]:
+        """Columns and rows: the k-th most likely token and its probability, before and after."""
+
+        def cells(token: Tensor, side: Tensor) -> tuple[Cell, Cell]:
+            return Cell(self._word(token)), Cell(f"{float(side[token]):.3f}", value=float(side[token]))
+
+        return ["rank", "before", "p before", "after", "p after"], [
+            [rank, *cells(old, self.before), *cells(new, self.after)]
+            for rank, (old, new) in enumerate(zip(self.top_before, self.top_after, strict=True))
+        ]
+
+
+def edit_effect(
+    model: TransformerLensModel, edit: Edit, prompt: str, *, k: int = 10, prepend_bos: bool | None = None
+) -> EditEffect:
+    """The next-token probabilities after `prompt` (or those at its mask), without an edit and with it.
+
+    Raises:
+        ValueError: the edit is applied, so that the model without it is not at hand.
+
+    Example:
+        >>> prompt = "Anna Berg lives in the city of"
+        >>> edit = tlb.shift_edit(model, prompt, " Oslo", layer=2, scale=0.75)
+        >>> tlb.editing.edit_effect(model, edit, prompt)
+        EditEffect('Anna Berg lives in the city of': ' Graz' -> ' Oslo')
+    """
+    check_text_model(model)
+    check_k(k, output_size(model) or model.cfg.d_vocab)
+    if edit.is_applied:
+        raise ValueError("Expected an edit that is not applied, got one that is; revert() it first.")
+    batch = encode_prompts(model, prompt, prepend_bos=prepend_bos)
+    at = asked_index(batch.rows()[0], mask_token(model))
+
+    def said() -> Tensor:
+        with torch.no_grad():
+            return forward(model, batch)[0, at].float().softmax(-1).cpu()
+
+    before = said()
+    with edit:
+        after = said()
+    tops = (side.topk(k).indices for side in (before, after))
+    return EditEffect(prompt, before, after, next(tops), next(tops), getattr(model, "tokenizer", None))

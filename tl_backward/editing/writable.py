@@ -65,13 +65,8 @@ def check_widths(site: WeightSite, n_x: int, n_v: int) -> None:
 
 def matrix_shape(site: WeightSite) -> tuple[int, int]:
     """[d_in, d_out] of a weight, head axes flattened; a bias reads the number 1."""
-    shape, heads = site.layout.shape, site.layout.heads
-    if site.kind in ("bias", "norm"):
-        return 1, torch.Size(shape).numel()
-    if len(shape) == 3:
-        head, rows, columns = shape
-        return (rows, head * columns) if heads == "out" else (head * rows, columns)
-    return shape[0], shape[1]
+    is_vector = site.kind in ("bias", "norm")
+    return (1, torch.Size(site.layout.shape).numel()) if is_vector else site.layout.matrix_shape
 
 
 def _unwritable(site: WeightSite) -> str:
@@ -134,8 +129,8 @@ def _other(number: Tensor) -> Tensor:
 @contextmanager
 def _without_hooks(model: TransformerLensModel) -> Iterator[None]:
     """Within the context the hook points have no hooks: nobody sees the pass. Other modules' may make weights."""
-    points = [point for point in every_module(model) if is_hook_point(point)]
-    kept = [(vars(point), dict(_hooks(point))) for point in points]
+    states = [vars(point) for point in every_module(model) if is_hook_point(point)]
+    kept = [(state, {name: state[name] for name in ("_forward_hooks", "_forward_pre_hooks")}) for state in states]
     for state, hooks in kept:
         state.update({name: type(value)() for name, value in hooks.items()})
     try:
@@ -143,8 +138,3 @@ def _without_hooks(model: TransformerLensModel) -> Iterator[None]:
     finally:
         for state, hooks in kept:
             state.update(hooks)
-
-
-def _hooks(point: nn.Module) -> Iterator[tuple[str, dict]]:
-    for name in ("_forward_hooks", "_forward_pre_hooks"):
-        yield name, getattr(point, name)

@@ -1,14 +1,16 @@
 """Parameters in embedding space: what the weights say in words, with no data (Dar et al. 2022)."""
 
-from tl_backward.embedding_space.atlas import ParameterAtlas, parameter_atlas
+from tl_backward.embedding_space.atlas import ParameterAtlas, ParameterWords, parameter_atlas, parameter_words
 from tl_backward.embedding_space.coherence import Coherence, parameter_coherence
-from tl_backward.embedding_space.filters import token_mask
 from tl_backward.embedding_space.heads import HeadPairs, head_pairs
-from tl_backward.embedding_space.options import PairOptions, VectorOptions
-from tl_backward.embedding_space.overlap import ActivationOverlap, parameter_activation_overlap
+from tl_backward.embedding_space.options import PairOptions, VectorOptions, token_mask
+from tl_backward.embedding_space.overlap import (
+    ActivationOverlap,
+    RelatedPairs,
+    parameter_activation_overlap,
+    related_pairs,
+)
 from tl_backward.embedding_space.projection import Projection, project_parameter
-from tl_backward.embedding_space.related import RelatedPairs, related_pairs
-from tl_backward.embedding_space.words import ParameterWords, parameter_words
 
 __all__ = [
     "project_parameter",

@@ -1,7 +1,6 @@
 """How much one thing a parameter vector's tokens are, beside what Gaussian vectors give through the same embedding."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -9,13 +8,10 @@ from torch import Tensor
 
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, table
-from tl_backward._support.types import TransformerLensModel, typed
-from tl_backward.embedding_space.embedding import Embedding
+from tl_backward._support.types import DataFrame, TransformerLensModel, typed
 from tl_backward.embedding_space.options import OLD_KEYWORDS, VectorOptions
 from tl_backward.embedding_space.projection import Projection, project_parameter, top_tokens
-
-if TYPE_CHECKING:
-    import pandas
+from tl_backward.embedding_space.vectors import Embedding
 
 _ROWS = 1024  # vectors whose tokens are compared at once
 _SHOWN = 30  # vectors in the table of a notebook
@@ -56,7 +52,7 @@ class Coherence:
             f"{self.share_above:.0%} above the Gaussian 95th percentile)"
         )
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """The projection's frame with coherence and p, most coherent first."""
         frame = self.projection.to_frame()
         frame.insert(0, "coherence", self.score.tolist())
@@ -71,9 +67,8 @@ class Coherence:
             [score, p, *map(Cell, tokens[:k])]
             for score, p, tokens in zip(self.score[best].tolist(), self.p[best].tolist(), shown.top_tokens, strict=True)
         ]
-        names = shown.vector_names()
         columns = ["coherence", "p", *[f"top {i}" for i in range(k)]]
-        return table(columns, rows, row_names=names, caption=repr(self), corner="vector")
+        return table(columns, rows, row_names=shown.vector_names(), caption=repr(self), corner="vector")
 
 
 @old_keywords(OLD_KEYWORDS, vector_options=VectorOptions)
@@ -127,10 +122,9 @@ def parameter_coherence(
     with torch.no_grad():
         embedding = Embedding.of(model, "transpose", vector_options.fold_ln)
         mask = vector_options.mask(model)
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(n_gaussian, len(embedding.matrix), generator=generator).to(embedding.matrix.device)
-        noise = embedding.folded(noise.to(torch.promote_types(embedding.matrix.dtype, torch.float32)))
-        drawn = top_tokens(embedding, noise, k, mask, show_progress=show_progress).top_ids
+        noise = torch.randn(n_gaussian, len(embedding.matrix), generator=torch.Generator().manual_seed(seed))
+        noise = noise.to(embedding.matrix.device, torch.promote_types(embedding.matrix.dtype, torch.float32))
+        drawn = top_tokens(embedding, embedding.folded(noise), k, mask, show_progress=show_progress).top[1]
         mean = embedding.mean_token()
         score = mean_cosine(embedding, mean, projection.top_ids).masked_fill(projection.is_zero, torch.nan)
         return Coherence(projection, score, mean_cosine(embedding, mean, drawn))

@@ -1,7 +1,7 @@
 """What an attention head does to tokens: its strongest pairs, over all V x V of them (Dar et al. 2022, sec. 3)."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -9,17 +9,13 @@ from torch import Tensor
 from tl_backward._support.checks import check_head, check_layers
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, table
-from tl_backward._support.types import Tokenizer, TransformerLensModel, typed
-from tl_backward.embedding_space.embedding import Embedding
+from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel, typed
 from tl_backward.embedding_space.options import OLD_KEYWORDS, PairOptions, VectorOptions
-from tl_backward.embedding_space.vectors import PAIRED_WEIGHTS, parameter_vectors, query_heads
+from tl_backward.embedding_space.vectors import PAIRED_WEIGHTS, Embedding, parameter_vectors, query_heads
 from tl_backward.model.checks import check_model
 from tl_backward.text.token_strings import text_column, token_strings
 from tl_backward.vocabulary.top_pairs import TopPairs, top_pairs
 from tl_backward.weights import rotation, weight_sites
-
-if TYPE_CHECKING:
-    import pandas
 
 Circuit: TypeAlias = Literal["VO", "QK"]
 
@@ -64,7 +60,7 @@ class HeadPairs:
         what = "largest" if self.pairs.largest else "smallest"
         return f"HeadPairs({self.circuit}, layer {self.layer}, head {self.head}, {len(self.pairs.rows)} {what} pairs)"
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a pair, best first: both tokens, the score, both ids."""
         import pandas
 
@@ -82,8 +78,7 @@ class HeadPairs:
         ]
         caption = repr(self) if self.offset is None else f"{self!r}, key {self.offset} positions back"
         caption += f"; without {', '.join(self.left_out)}" if self.left_out else ""
-        names = [str(i) for i in range(len(rows))]
-        return table([*self.sides, "score"], rows, row_names=names, caption=caption)
+        return table([*self.sides, "score"], rows, row_names=list(map(str, range(len(rows)))), caption=caption)
 
 
 @old_keywords(OLD_KEYWORDS | _OLD_PAIRS, vector_options=VectorOptions, pair_options=PairOptions)
@@ -139,13 +134,10 @@ def head_pairs(
         through = [inputs if side.role == "read" and inputs is not None else embedding for side in sides]
         factors = [each.factor(side) for each, side in zip(through, sides, strict=True) if each is not None]
         if offset is not None:
-            places = (offset, 0)
-            factors = [part @ _turn(model, layer, at, part) for part, at in zip(factors, places, strict=True)]
-        left, right = factors
+            factors = [part @ _turn(model, layer, at, part) for part, at in zip(factors, (offset, 0), strict=True)]
         pairs = top_pairs(
-            left,
-            right,
-            k,
+            *factors,
+            k=k,
             largest=pair_options.largest,
             exclude_same=pair_options.exclude_same,
             mask=None if mask is None else (mask, mask),
@@ -180,6 +172,5 @@ def _turn(model: TransformerLensModel, layer: int, position: int, factor: Tensor
 
 def _left_out(model: TransformerLensModel, circuit: str, layer: int) -> tuple[str, ...]:
     """Short names of what the scores of a circuit leave out."""
-    sites = weight_sites(model)
-    named = [sites.get(f"blocks.{layer}.attn.{name}") for name in _LEFT_OUT[circuit]]
+    named = (weight_sites(model).get(f"blocks.{layer}.attn.{name}") for name in _LEFT_OUT[circuit])
     return tuple(site.short_name for site in named if site is not None and bool((site.parameter != 0).any()))

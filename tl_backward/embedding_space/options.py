@@ -1,14 +1,30 @@
-"""How a vector is read in words: one set of options, wherever a parameter is projected on the vocabulary."""
+"""How a vector is read in words: one set of options, wherever a parameter is projected on the vocabulary.
 
+Which tokens a projection may name is said by filters on a token's text, or by a list; they compose.
+"""
+
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from tl_backward._support.types import TransformerLensModel
-from tl_backward.embedding_space.filters import Filters, TokenList, token_mask
+from tl_backward._support.checks import nearest
+from tl_backward._support.types import TransformerLensModel, typed
+from tl_backward.text.ids import ARRAYS, Id, Ids, as_ids
+from tl_backward.text.token_strings import token_string
+from tl_backward.vocabulary.readout import single_token
 
+FilterName: TypeAlias = Literal["ascii", "alphanumeric", "not_special"]
+Filter: TypeAlias = str | Callable[[str], bool]
+Filters: TypeAlias = Filter | Sequence[Filter]
+TokenList: TypeAlias = Sequence[str | Id] | Ids
+
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # a sentencepiece space that stands alone shows as this
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 Inverse: TypeAlias = Literal["transpose", "pinv"]
 Source: TypeAlias = Literal["W_U", "W_E"]
 
@@ -68,3 +84,70 @@ class PairOptions:
     def __post_init__(self) -> None:
         if self.source not in get_args(Source):
             raise ValueError(f"Expected source to be 'W_U' or 'W_E', got {self.source!r}; W_U is the paper's choice.")
+
+
+def is_ascii(text: str) -> bool:
+    """Whether a token is ASCII text; bytes that are shown by their names (<0x41>, <0xE2>) count as what they are."""
+    return text.replace(_SPACE, " ").isascii() and all(int(byte, 16) < 0x80 for byte in _BYTE.findall(text))
+
+
+def is_alphanumeric(text: str) -> bool:
+    """Whether a token is letters and digits alone, of any script, but for spaces around it."""
+    return text.strip().isalnum()
+
+
+_BY_TEXT: dict[str, Callable[[str], bool]] = {"ascii": is_ascii, "alphanumeric": is_alphanumeric}
+
+
+@typed
+def token_mask(
+    model: TransformerLensModel, *, tokens: TokenList | None = None, filters: Filters = ()
+) -> Bool[Tensor, " d_vocab"] | None:
+    """The tokens that a list and every filter leave; None where nothing is asked for.
+
+    Args:
+        model: its tokenizer says what a token's text is.
+        tokens: ids, or texts that are one token each; None for all.
+        filters: "ascii", "alphanumeric" (letters and digits, spaces around them aside), "not_special" (neither a
+            special token nor an id that stands for none), a predicate on a token's text, or a list of these.
+
+    Raises:
+        ValueError: an unknown filter, no tokenizer for filters on text, no token left.
+
+    Example:
+        >>> int(tlb.embedding_space.token_mask(model, tokens=[" Oslo", " Graz"]).sum())
+        2
+    """
+    wanted = [filters] if isinstance(filters, str) or callable(filters) else list(filters)
+    if tokens is None and not wanted:
+        return None
+    d_vocab = model.W_U.shape[1]
+    kept = torch.full((d_vocab,), tokens is None)
+    if tokens is not None:
+        listed = as_ids(tokens).flatten().tolist() if isinstance(tokens, ARRAYS) else tokens
+        kept[torch.tensor([single_token(model, token) for token in listed], dtype=torch.long)] = True
+    for one in wanted:
+        kept &= _passing(model, one, kept)
+    if not kept.any():
+        raise ValueError(
+            f"Expected filters that leave at least one token, got tokens={'all' if tokens is None else 'a list'} and "
+            f"filters={wanted!r}, which leave none of {d_vocab}; loosen them."
+        )
+    return kept.to(model.W_U.device)
+
+
+def _passing(model: TransformerLensModel, one: Filter, among: Tensor) -> Tensor:
+    """Which of the tokens in `among` pass one filter."""
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        raise ValueError(f"Expected a model with a tokenizer for the filter {one!r}, got one without; pass token ids.")
+    if one == "not_special":
+        special, n_known = set(getattr(tokenizer, "all_special_ids", ())), len(tokenizer)
+        return torch.tensor([id_ not in special and id_ < n_known for id_ in range(len(among))])
+    predicate = _BY_TEXT.get(one) if isinstance(one, str) else one
+    if predicate is None:
+        raise ValueError(
+            f"Expected a filter's name or a predicate on text, got {one!r}; the nearest are "
+            f"{nearest(str(one), [*_BY_TEXT, 'not_special'])}."
+        )
+    return torch.tensor([left and bool(predicate(token_string(tokenizer, i))) for i, left in enumerate(among.tolist())])

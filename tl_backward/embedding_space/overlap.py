@@ -1,34 +1,181 @@
-"""Whether the parameters that a text activates most name its hidden state's tokens (Dar et al. 2022, sec. 4)."""
+"""Whether vectors that should name the same tokens do (Dar et al. 2022, sec. 4).
+
+The two vectors of a neuron, or of a head's component; the parameters that a text activates most, and its hidden state.
+"""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tl_backward._support.checks import check_layers
+from tl_backward._support.checks import check_head, check_layers
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import table, visible_token
-from tl_backward._support.types import Prompts, TransformerLensModel, typed
-from tl_backward.embedding_space.embedding import Embedding
+from tl_backward._support.types import DataFrame, Prompts, TransformerLensModel, typed
 from tl_backward.embedding_space.options import OLD_KEYWORDS, VectorOptions
 from tl_backward.embedding_space.projection import check_choice, top_tokens
-from tl_backward.embedding_space.vectors import parameter_vectors, per_query_head
+from tl_backward.embedding_space.vectors import (
+    PAIRED_WEIGHTS,
+    Embedding,
+    ParameterVectors,
+    parameter_vectors,
+    per_query_head,
+    query_heads,
+)
 from tl_backward.model.head import Head
 from tl_backward.model.torch_hooks import register_last
 from tl_backward.text.prompts import Batch, encode_prompts, forward
 from tl_backward.text.token_strings import text_column, token_strings
 from tl_backward.vocabulary.extremes import extremes
 from tl_backward.weights import weight_sites
-from tl_backward.weights.inputs import weight_inputs
+from tl_backward.weights.rows import weight_inputs
 
-if TYPE_CHECKING:
-    import pandas
+PairKind: TypeAlias = Literal["KV", "GV", "VO", "QK"]
 
 _READ_BY = {"W_in": "mlp.W_out", "W_gate": "mlp.W_out", "W_out": "mlp.W_out", "W_V": "attn.W_O", "W_O": "attn.W_O"}
 """The weight whose input holds the activations of each weight's vectors."""
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class RelatedPairs:
+    """Jaccard indices |A & B| / |A | B| of the top-k token sets of pairs of vectors, beside two controls."""
+
+    weights: tuple[str, str]
+    """Full names of the two weights."""
+    k: int
+    heads: Int[Tensor, " pair"] | None
+    """The head of each pair; None for neurons."""
+    index: Int[Tensor, " pair"]
+    """The neuron, or the component of d_head."""
+    aligned: Float[Tensor, " pair"]
+    """Of the two vectors that belong together; 0 where one is exactly zero."""
+    shuffled: Float[Tensor, " pair"]
+    """Of the first vector and the second one of another pair, drawn at random."""
+    gaussian: Float[Tensor, " pair"]
+    """Of two independent Gaussian vectors through the same embedding: W_U alone makes tokens go together."""
+
+    def __repr__(self) -> str:
+        means = ", ".join(f"{name} {float(getattr(self, name).mean()):.4f}" for name in _CONDITIONS)
+        return f"RelatedPairs({self.weights[0]} and {self.weights[1]}, {len(self.index)} pairs, k={self.k}: {means})"
+
+    def summary(self) -> DataFrame:
+        """For aligned, shuffled and gaussian: mean, its standard error, median and largest."""
+        import pandas
+
+        rows = {}
+        for name in _CONDITIONS:
+            values = getattr(self, name)
+            rows[name] = {
+                "mean": float(values.mean()),
+                "standard error": float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("nan"),
+                "median": float(values.quantile(0.5)),
+                "largest": float(values.max()),
+            }
+        return pandas.DataFrame.from_dict(rows, orient="index")
+
+    def to_frame(self) -> DataFrame:
+        """One row a pair: head (where there are), index, aligned, shuffled, gaussian."""
+        import pandas
+
+        columns = {} if self.heads is None else {"head": self.heads.tolist()}
+        columns["index"] = self.index.tolist()
+        return pandas.DataFrame(columns | {name: getattr(self, name).tolist() for name in _CONDITIONS})
+
+    def _repr_html_(self) -> str:
+        """A static table of the summary."""
+        summary = self.summary()
+        caption = f"{' and '.join(self.weights)}: Jaccard index of the top {self.k} tokens, {len(self.index)} pairs"
+        return table(list(summary), summary.to_numpy().tolist(), row_names=list(summary.index), caption=caption)
+
+
+_CONDITIONS = ("aligned", "shuffled", "gaussian")
+
+
+@old_keywords(OLD_KEYWORDS, vector_options=VectorOptions)
+@typed
+def related_pairs(
+    model: TransformerLensModel,
+    kind: PairKind,
+    layer: int,
+    *,
+    head: int | None = None,
+    k: int = 100,
+    vector_options: VectorOptions = VectorOptions(),
+    seed: int = 0,
+    show_progress: bool = True,
+) -> RelatedPairs:
+    """Compare the top-k tokens of vectors that belong together by construction.
+
+    "KV": a neuron's key (W_in) and value (W_out); "GV": its gate (W_gate) and value, in gated MLPs; "VO", "QK": the
+    same component of a head's W_V and W_O, or W_Q and W_K. A shuffled pairing alone misleads as a control: W_U is
+    clustered, so that any two vectors share tokens. Gaussian vectors show how many.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge.
+        kind: see above.
+        layer: the block; negative counts from the end.
+        head: one attention head; None for all. In grouped-query attention the shared W_K and W_V pair with every head.
+        k: size of the token sets.
+        vector_options: how vectors are read in words.
+        seed: of the shuffle and the Gaussian vectors; the global RNG is left alone.
+        show_progress: draw a progress bar if it takes longer than a second.
+
+    Raises:
+        ValueError: an unknown kind, a layer without these weights, k larger than the number of tokens left.
+        IndexError: a layer or head out of range.
+
+    Example:
+        >>> r = tlb.embedding_space.related_pairs(model, "KV", 2, seed=0)
+        >>> bool(r.to_frame()["aligned"].mean() > r.to_frame()["shuffled"].mean())
+        True
+    """
+    if kind not in get_args(PairKind):
+        raise ValueError(
+            f"Expected kind to be one of {', '.join(get_args(PairKind))}, got {kind!r}; these are the pairs that "
+            "weights form."
+        )
+    sides = [per_query_head(model, parameter_vectors(model, weight, layer)) for weight in PAIRED_WEIGHTS[kind]]
+    if head is not None:
+        sides = [_of_head(model, side, head) for side in sides]
+    with torch.no_grad():
+        embedding = Embedding.of(model, vector_options.inverse, vector_options.fold_ln)
+        mask = vector_options.mask(model)
+        vectors = [embedding.prepared(side) for side in sides]
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(vectors[0]), generator=generator)
+        noise = embedding.folded(torch.randn(2, *vectors[0].shape, generator=generator).to(vectors[0]))
+        first, second, *controls = (
+            top_tokens(embedding, side, k, mask, show_progress=show_progress).top[1] for side in (*vectors, *noise)
+        )
+        return RelatedPairs(
+            weights=(sides[0].name, sides[1].name),
+            k=k,
+            heads=sides[0].heads,
+            index=sides[0].index,
+            aligned=jaccard(first, second),
+            shuffled=jaccard(first, second[order.to(second.device)]),
+            gaussian=jaccard(*controls),
+        )
+
+
+def _of_head(model: TransformerLensModel, side: ParameterVectors, head: int) -> ParameterVectors:
+    """The vectors of one head."""
+    if side.heads is None:
+        raise ValueError(f"Expected no head for {side.name!r}, whose pairs are neurons, got head={head}; leave it out.")
+    chosen = side.heads == check_head(head, query_heads(model, side.name))
+    vectors = side.vectors[chosen.to(side.vectors.device)]
+    return replace(side, vectors=vectors, heads=side.heads[chosen], index=side.index[chosen])
+
+
+def jaccard(first: Int[Tensor, "n k"], second: Int[Tensor, "n k"]) -> Float[Tensor, " n"]:
+    """|A & B| / |A | B| of sets of ids, row by row; ids of -1 are in no set."""
+    both = torch.cat([first, second], dim=1).sort(dim=1).values
+    shared = ((both[:, 1:] == both[:, :-1]) & (both[:, 1:] >= 0)).sum(1) * (first >= 0).any(1) * (second >= 0).any(1)
+    size = (first >= 0).sum(1) + (second >= 0).sum(1)
+    return shared / (size - shared).clamp(min=1)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -56,7 +203,7 @@ class ActivationOverlap:
         means = f"aligned {float(self.aligned.mean()):.4f}, shuffled {float(self.shuffled.mean()):.4f}"
         return f"ActivationOverlap({self.weight!r}, {len(self.tokens)} tokens, k={self.k}: {means})"
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a token: example, position, token, aligned, shuffled."""
         import pandas
 
@@ -66,11 +213,13 @@ class ActivationOverlap:
 
     def _repr_html_(self) -> str:
         """A static table: the means, then the first tokens."""
-        rows = [["all", "", float(self.aligned.mean()), float(self.shuffled.mean())]]
-        for example, position, token, *scores in self.to_frame().head(20).itertuples(index=False):
-            rows.append([f"{example}, {position}", visible_token(token), *scores])
+        rows = [
+            [f"{example}, {position}", visible_token(token), *scores]
+            for example, position, token, *scores in self.to_frame().head(20).itertuples(index=False)
+        ]
+        means = ["all", "", float(self.aligned.mean()), float(self.shuffled.mean())]
         caption = f"{self!r}: share of the hidden state's top {self.k_state} tokens"
-        return table(["place", "token", "aligned", "shuffled"], rows, caption=caption)
+        return table(["place", "token", "aligned", "shuffled"], [means, *rows], caption=caption)
 
 
 @old_keywords(OLD_KEYWORDS, vector_options=VectorOptions)
@@ -134,22 +283,20 @@ def parameter_activation_overlap(
         embedding = Embedding.of(model, vector_options.inverse, vector_options.fold_ln)
         mask = vector_options.mask(model)
         check_choice(k_state, embedding, mask)
-        named = top_tokens(embedding, embedding.prepared(of), k, mask, show_progress=show_progress).top_ids
+        named = top_tokens(embedding, embedding.prepared(of), k, mask, show_progress=show_progress).top[1]
         activations, hidden = _activations(model, batch, f"blocks.{layer}.{_READ_BY[weight]}", layer)
-        real = torch.ones_like(batch.tokens, dtype=torch.bool) if batch.mask is None else batch.mask
-        activations, hidden = activations[real], Head.of(model).normed(hidden[real])
+        activations, hidden = activations[batch.real], Head.of(model).normed(hidden[batch.real])
         columns = None if mask is None else mask.nonzero().flatten()
         said = extremes(hidden, embedding.matrix, k_state, columns=columns).top[1]
         active = named[activations.topk(n_vectors, dim=-1).indices].flatten(1)
         order = torch.randperm(len(active), generator=torch.Generator().manual_seed(seed)).to(active.device)
-        tokenizer = getattr(model, "tokenizer", None)
         return ActivationOverlap(
             weight=of.name,
             k=k,
             k_state=k_state,
             n_vectors=n_vectors,
-            places=real.nonzero(),
-            tokens=token_strings(tokenizer, batch.tokens[real]),
+            places=batch.real.nonzero(),
+            tokens=token_strings(getattr(model, "tokenizer", None), batch.tokens[batch.real]),
             aligned=_recall(said, active),
             shuffled=_recall(said, active[order]),
         )

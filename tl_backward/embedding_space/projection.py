@@ -1,7 +1,8 @@
 """Parameters read in words: each vector of a weight projected to the vocabulary (Dar et al. 2022, sec. 3)."""
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,16 +12,12 @@ from tl_backward._support.checks import all_finite, check_k
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, table, visible_token
 from tl_backward._support.lengths import lengths
-from tl_backward._support.types import Tokenizer, TransformerLensModel, typed
-from tl_backward.embedding_space.embedding import Embedding
+from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel, typed
 from tl_backward.embedding_space.options import OLD_KEYWORDS, VectorOptions
-from tl_backward.embedding_space.vectors import ParameterVectors, Role, parameter_vectors
+from tl_backward.embedding_space.vectors import Embedding, ParameterVectors, Role, parameter_vectors
 from tl_backward.model.checks import check_model, check_one_device
 from tl_backward.text.token_strings import token_strings
-from tl_backward.vocabulary.extremes import extremes
-
-if TYPE_CHECKING:
-    import pandas
+from tl_backward.vocabulary.extremes import Extremes, extremes, placed
 
 Side: TypeAlias = Literal["read", "write"]
 
@@ -80,14 +77,13 @@ class Projection:
         vectors = [vectors] if isinstance(vectors, int) else vectors
         vectors = vectors.cpu() if isinstance(vectors, Tensor) else vectors
         tensors = {name: value[vectors] for name, value in vars(self).items() if isinstance(value, Tensor)}
-        others = {name: value for name, value in vars(self).items() if name not in tensors}
-        return Projection(**tensors, **others)
+        return replace(self, **tensors)
 
     def __repr__(self) -> str:
         k = self.top_ids.shape[1]
         return f"Projection({self.weight!r}, {self.side}, {len(self)} vectors, k={k} of {self.n_tokens} tokens)"
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a vector: head (where there are), index, norm, and top and bottom tokens and scores as lists."""
         import pandas
 
@@ -116,10 +112,9 @@ class Projection:
                 shown.bottom_scores.tolist(), strict=True,
             )
         ]  # fmt: skip
-        names = shown.vector_names()
         caption = repr(self) + (f"; the {_SHOWN} longest" if len(self) > _SHOWN else "")
         columns = ["norm", *[f"top {i}" for i in range(k)], *[f"bottom {i}" for i in range(k)]]
-        return table(columns, rows, row_names=names, caption=caption, corner="vector")
+        return table(columns, rows, row_names=shown.vector_names(), caption=caption, corner="vector")
 
 
 @old_keywords(OLD_KEYWORDS, vector_options=VectorOptions)
@@ -188,47 +183,29 @@ def project_parameter(
             side=of.role,
             heads=of.heads,
             index=of.index,
-            top_ids=found.top_ids,
-            top_scores=found.top_scores,
-            bottom_ids=found.bottom_ids,
-            bottom_scores=found.bottom_scores,
+            top_ids=found.top[1],
+            top_scores=found.top[0],
+            bottom_ids=found.bottom[1],
+            bottom_scores=found.bottom[0],
             norm=lengths(of.vectors),
-            is_zero=found.is_zero,
+            is_zero=found.top[1][:, 0] < 0,
             n_tokens=model.W_U.shape[1] if mask is None else int(mask.sum()),
             tokenizer=getattr(model, "tokenizer", None),
         )
 
 
-@dataclass(frozen=True)
-class TopTokens:
-    """The extreme tokens of some vectors; see `Projection` for the fields."""
-
-    top_ids: Tensor
-    top_scores: Tensor
-    bottom_ids: Tensor
-    bottom_scores: Tensor
-    is_zero: Tensor
-
-
 def top_tokens(
     embedding: Embedding, vectors: Tensor, k: int, mask: Tensor | None, *, show_progress: bool = False
-) -> TopTokens:
-    """Extremes of prepared vectors [n, d_model] among the tokens of a mask; zero vectors get ids -1."""
+) -> Extremes:
+    """Extremes of prepared vectors [n, d_model] among the tokens of a mask; zero vectors get ids -1 and values 0."""
     check_choice(k, embedding, mask)
-    is_zero = ~vectors.bool().any(-1)
-    said = (~is_zero).nonzero().flatten()
+    said = vectors.bool().any(-1).nonzero().flatten()
     columns = None if mask is None else mask.nonzero().flatten()
     found = extremes(
         vectors[said].to(embedding.matrix.dtype), embedding.matrix, k, columns=columns, show_progress=show_progress
     )
-
-    def placed(part: Tensor, fill: int) -> Tensor:
-        everywhere = part.new_full((len(vectors), k), fill)
-        everywhere[said] = part
-        return everywhere
-
-    (top, top_ids), (bottom, bottom_ids) = found.top, found.bottom
-    return TopTokens(placed(top_ids, -1), placed(top, 0), placed(bottom_ids, -1), placed(bottom, 0), is_zero)
+    of_all, (top, top_ids), (bottom, bottom_ids) = partial(placed, said, vectors.shape[:1]), found.top, found.bottom
+    return Extremes((of_all(top, 0), of_all(top_ids, -1)), (of_all(bottom, 0), of_all(bottom_ids, -1)), found.ranks)
 
 
 def check_choice(k: int, embedding: Embedding, mask: Tensor | None) -> None:

@@ -1,6 +1,9 @@
-"""The vectors that a weight is made of: its rows or columns on the side of the residual stream."""
+"""The vectors that a weight is made of, and the embedding that carries them to words (Dar et al. 2022, sec. 3).
 
-from dataclasses import dataclass
+A weight's vectors are its rows or columns on the side of the residual stream.
+"""
+
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -8,7 +11,10 @@ from torch import Tensor
 
 from tl_backward._support.checks import all_finite, check_head, check_layers
 from tl_backward._support.types import TransformerLensModel
+from tl_backward.embedding_space.options import Inverse
 from tl_backward.model.checks import check_model, check_one_device
+from tl_backward.model.head import Head
+from tl_backward.model.inputs import check_reads_text
 from tl_backward.weights import WeightSite, select_sites, weight_sites
 from tl_backward.weights.blocks import blocks_of
 
@@ -17,6 +23,7 @@ Role: TypeAlias = Literal["read", "write", "scale"]
 PAIRED_WEIGHTS = {"KV": ("W_in", "W_out"), "GV": ("W_gate", "W_out"), "VO": ("W_V", "W_O"), "QK": ("W_Q", "W_K")}
 """The two weights whose vectors belong together: a neuron's key and value, or gate and value; a head's two sides."""
 
+_TILE = 4096  # columns of W_U taken to a wider dtype at once
 _READERS = ("W_in", "W_gate", "W_Q", "W_Q_gate", "W_K", "W_V", "W_U")
 _WRITERS = ("W_out", "W_O", "W_E", "W_pos", "b_out", "b_O")
 _NORMS = ("ln1", "ln1_post", "ln2", "ln2_post", "ln_final")
@@ -66,30 +73,35 @@ def parameter_vectors(
     if head is not None:
         n_heads = query_heads(model, site.name)
         chosen = [check_head(head, n_heads) * len(blocks) // n_heads]  # shared by a group of heads in GQA
-    heads = torch.tensor(chosen).repeat_interleave(blocks.shape[1])
-    index = torch.arange(blocks.shape[1]).repeat(len(chosen))
-    vectors = blocks[chosen].reshape(-1, blocks.shape[2])
-    return ParameterVectors(site.name, site.layer, role, vectors, heads, index, _norm_before(model, site))
+    return ParameterVectors(
+        name=site.name,
+        layer=site.layer,
+        role=role,
+        vectors=blocks[chosen].reshape(-1, blocks.shape[2]),
+        heads=torch.tensor(chosen).repeat_interleave(blocks.shape[1]),
+        index=torch.arange(blocks.shape[1]).repeat(len(chosen)),
+        norm=_norm_before(model, site),
+    )
 
 
 def per_query_head(model: TransformerLensModel, of: ParameterVectors) -> ParameterVectors:
     """Vectors of W_K or W_V once for each head that uses them; all others as they are."""
     if of.heads is None:
         return of
-    d_head = int((of.heads == of.heads[0]).sum())
-    n_heads = query_heads(model, of.name)
+    d_head, n_heads = int((of.heads == of.heads[0]).sum()), query_heads(model, of.name)
     group = n_heads // (len(of.vectors) // d_head)
-    vectors = of.vectors.reshape(-1, d_head, of.vectors.shape[1]).repeat_interleave(group, dim=0)
-    heads = torch.arange(n_heads).repeat_interleave(d_head)
-    index = of.index.reshape(-1, d_head).repeat_interleave(group, dim=0).flatten()
-    return ParameterVectors(of.name, of.layer, of.role, vectors.flatten(0, 1), heads, index, of.norm)
+    return replace(
+        of,
+        vectors=of.vectors.reshape(-1, d_head, of.vectors.shape[1]).repeat_interleave(group, dim=0).flatten(0, 1),
+        heads=torch.arange(n_heads).repeat_interleave(d_head),
+        index=of.index.reshape(-1, d_head).repeat_interleave(group, dim=0).flatten(),
+    )
 
 
 def query_heads(model: TransformerLensModel, name: str) -> int:
     """How many heads the attention has that a weight belongs to: layers of one model may differ."""
-    sites = weight_sites(model)
     around = name.rsplit(".", 1)[0]
-    of_queries = (sites.get(f"{around}.{letter}") for letter in ("W_O", "W_Q"))
+    of_queries = (weight_sites(model).get(f"{around}.{short}") for short in ("W_O", "W_Q"))
     counts = (site.layout.shape[0] for site in of_queries if site is not None and site.layout.heads is not None)
     return next(counts, model.cfg.n_heads)
 
@@ -153,8 +165,7 @@ def _role_of_matrix(model: TransformerLensModel, site: WeightSite) -> Role:
         sides = [width == d_model for width in site.layout.shape]
         if part.kind != "attention" and inner != d_model and sum(sides) == 1 and len(sides) == 2:
             return "read" if sides[0] else "write"
-    unknown = d_model in site.layout.shape
-    where = "whose d_model may not be the stream's" if unknown else "none of it in the stream"
+    where = "whose d_model may not be the stream's" if d_model in site.layout.shape else "none of it in the stream"
     raise ValueError(
         f"Expected a weight with a d_model side, got {site.name!r} of shape {list(site.layout.shape)}, "
         f"{where}; choose a matrix that reads or writes the stream, b_O, b_out or a norm, or pass vectors as a tensor."
@@ -193,3 +204,98 @@ def _norm_before(model: TransformerLensModel, site: WeightSite) -> str | None:
         return None
     has_own = f"blocks.{site.layer}.ln2.w" in weight_sites(model)  # a parallel MLP may share the attention's
     return f"blocks.{site.layer}.{'ln2' if '.mlp.' in site.name and has_own else 'ln1'}.w"
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """E [d_model, d_vocab], with what stands for its right inverse E'.
+
+    A vector that is written to the stream is read as v E; one that the stream is compared with as v E'^T, because
+    x . v = (x E)(v E'^T)^T. With E' = E^T that is v E too; with the pseudo-inverse it is v (E E^T)^+ E.
+    """
+
+    matrix: Tensor
+    """W_U as the model uses it: as stored, or with the projection before it or the adapter on it."""
+    model: TransformerLensModel
+    fold_ln: bool
+    scale: Tensor | None
+    """With fold_ln, the weight of the final norm [d_model]."""
+    center: bool
+    """With fold_ln, whether the norms subtract the mean (LayerNorm)."""
+    metric: Tensor | None
+    """(E E^T)^+ [d_model, d_model] in float64 for the pseudo-inverse, else None."""
+
+    @staticmethod
+    def of(model: TransformerLensModel, inverse: Inverse, fold_ln: bool) -> "Embedding":
+        """The model's own."""
+        check_reads_text(model)
+        if model.W_U.is_floating_point() and not all_finite(model.W_U.detach()):
+            raise ValueError("Expected finite weights, got NaN or inf in unembed.W_U; load or train the model anew.")
+        matrix = Head.of(model).matrix()
+        scale = norm_weight(model, "ln_final.w") if fold_ln else None
+        plain = Embedding(matrix, model, fold_ln, scale, fold_ln and _subtracts_mean(model), None)
+        if inverse == "transpose":
+            return plain
+        gram = torch.zeros(len(matrix), len(matrix), dtype=torch.float64, device=matrix.device)
+        for part in matrix.split(_TILE, dim=1):
+            wide = part.double()
+            gram.addmm_(wide, wide.T)
+        fold = plain.folded(torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+        # Directions that E does not span, but for rounding: centring leaves one.
+        noise = len(gram) * torch.finfo(matrix.dtype).eps
+        noise = max(noise**2, len(gram) * torch.finfo(gram.dtype).eps)
+        return replace(plain, metric=torch.linalg.pinv(fold @ gram @ fold.T, hermitian=True, rtol=noise))
+
+    def prepared(self, of: ParameterVectors) -> Tensor:
+        """Vectors p such that p @ W_U are the scores of `of`, in float32 at least."""
+        vectors = of.vectors.to(self.matrix.device)
+        vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+        if of.role == "scale":
+            return vectors
+        if self.fold_ln and of.norm is not None:
+            gain = norm_weight(self.model, of.norm)
+            vectors = self._centered(vectors if gain is None else vectors * gain.to(vectors))
+        if of.role == "read" and self.metric is not None:
+            vectors = (vectors.double() @ self.metric).to(vectors.dtype)
+        return self.folded(vectors)
+
+    @staticmethod
+    def of_inputs(model: TransformerLensModel, fold_ln: bool) -> "Embedding":
+        """The embedding that the first layer reads, W_E^T; no final norm comes between."""
+        table = parameter_vectors(model, "W_E", None).vectors.T
+        return Embedding(table, model, fold_ln, None, fold_ln and _subtracts_mean(model), None)
+
+    def factor(self, of: ParameterVectors) -> Tensor:
+        """Scores of a few vectors over the whole vocabulary [d_vocab, n], in float32 at least."""
+        vectors = self.prepared(of)
+        found = vectors.new_empty(self.matrix.shape[1], len(vectors))
+        for part, out in zip(self.matrix.split(_TILE, dim=1), found.split(_TILE), strict=True):
+            torch.mm(part.T.to(vectors.dtype), vectors.T, out=out)
+        return found
+
+    def tokens(self, ids: Tensor) -> Tensor:
+        """Columns of E [..., d_model], in float32 at least."""
+        columns = self.matrix.index_select(1, ids.flatten().to(self.matrix.device)).T.reshape(*ids.shape, -1)
+        columns = columns.to(torch.promote_types(columns.dtype, torch.float32))
+        return self._centered(columns if self.scale is None else columns * self.scale.to(columns))
+
+    def mean_token(self) -> Tensor:
+        """The mean column of E [d_model]."""
+        total = torch.zeros(len(self.matrix), dtype=torch.float64, device=self.matrix.device)
+        for part in self.matrix.split(_TILE, dim=1):
+            total += part.double().sum(1)
+        mean = (total / self.matrix.shape[1]).to(torch.promote_types(self.matrix.dtype, torch.float32))
+        return self._centered(mean if self.scale is None else mean * self.scale.to(mean))
+
+    def folded(self, vectors: Tensor) -> Tensor:
+        """What the final norm's weight and centring make of vectors before they meet W_U."""
+        vectors = self._centered(vectors)
+        return vectors if self.scale is None else vectors * self.scale.to(vectors)
+
+    def _centered(self, vectors: Tensor) -> Tensor:
+        return vectors - vectors.mean(-1, keepdim=True) if self.center else vectors
+
+
+def _subtracts_mean(model: TransformerLensModel) -> bool:
+    """Whether the model's norms are LayerNorms (folded ones are called LNPre)."""
+    return str(getattr(model.cfg, "normalization_type", None)).startswith("LN")

@@ -1,50 +1,62 @@
 """GradientCache: what one backward pass said, addressed the way TransformerLens addresses activations."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar, cast
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_backward._support.checks import nearest
+from tl_backward._support.types import DataFrame
 from tl_backward.gradients.losses import Loss
 from tl_backward.weights.account import Row, account_frame, left_out
 from tl_backward.weights.factors import GradientFactors
 
-if TYPE_CHECKING:
-    import pandas
-
 Key = str | tuple[str, int]
+V = TypeVar("V")
 
 
-class FactorMap(Mapping[Key, GradientFactors]):
+class _WeightMap(Mapping[Key, V]):
+    """What is known of weights, by name; iterating gives full names in the model's order."""
+
+    def __init__(self, values: Mapping[str, V | partial[V]], short_names: dict[Key, str], n_layers: int) -> None:
+        self._values, self._short_names, self._n_layers = dict(values), short_names, n_layers
+
+    def __getitem__(self, key: Key) -> V:
+        full = (key[0], key[1] + self._n_layers) if isinstance(key, tuple) and len(key) == 2 and key[1] < 0 else key
+        name = self._short_names.get(full, full)
+        if name not in self._values:
+            raise KeyError(self._refusal(key, name))
+        value = self._values[str(name)]
+        return cast(V, value() if isinstance(value, partial) else value)
+
+    def _refusal(self, key: Key, name: Key) -> str:
+        """What to do about a key that names nothing captured; `name` is its full name if it has one."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        first = ", ".join(list(self._values)[:3])
+        return f"{type(self).__name__}({len(self)} weights: {first}{', ...' if len(self) > 3 else ''})"
+
+
+class FactorMap(_WeightMap[GradientFactors]):
     """GradientFactors by weight: `["blocks.3.mlp.W_out"]`, `["W_out", 3]`, `["W_out", -1]`, `["unembed.W_U"]`.
 
     Iterating gives full names in the model's order.
     """
 
-    def __init__(self, factors: dict[str, GradientFactors], short_names: dict[Key, str], n_layers: int) -> None:
-        self._factors = factors
-        self._short_names = short_names
-        self._n_layers = n_layers
+    def _refusal(self, key: Key, name: Key) -> str:
+        return f"Expected a captured weight, got {key!r}; {self._why(key, name)}."
 
-    def __getitem__(self, key: Key) -> GradientFactors:
-        name = _full_name(key, self._short_names, self._n_layers)
-        if name not in self._factors:
-            raise KeyError(f"Expected a captured weight, got {key!r}; {self._why(key, name)}.")
-        return self._factors[str(name)]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._factors)
-
-    def __len__(self) -> int:
-        return len(self._factors)
-
-    def __repr__(self) -> str:
-        return f"FactorMap({len(self)} weights: {', '.join(list(self._factors)[:3])}{', ...' if len(self) > 3 else ''})"
-
-    def _why(self, key: Key, name: object) -> str:
-        """What to do about a key that names nothing captured."""
+    def _why(self, key: Key, name: Key) -> str:
         if name in self._short_names.values():
             return f"it was not asked for (weights=[{name!r}]) or did not run (cache.missing)"
         short = key if isinstance(key, str) else key[0]
@@ -54,48 +66,22 @@ class FactorMap(Mapping[Key, GradientFactors]):
             return f"several layers have one, say which: [{short!r}, {layers[-1]}]"
         if layers:
             return f"layers {min(layers)} to {max(layers)} have one, not all need be captured (weights=...)"
-        captured = dict.fromkeys(other[0] for other in in_layers if self._short_names[other] in self._factors)
-        return f"captured nearest to it: {nearest(str(short), [*captured, *self._factors])} (choose with weights=...)"
+        captured = dict.fromkeys(other[0] for other in in_layers if self._short_names[other] in self._values)
+        return f"captured nearest to it: {nearest(str(short), [*captured, *self._values])} (choose with weights=...)"
 
 
-class GradientMap(Mapping[Key, Tensor]):
+class GradientMap(_WeightMap[Tensor]):
     """Gradients of whole parameters by weight, addressed as a FactorMap is; each in its parameter's own shape."""
 
-    def __init__(
-        self, gradients: Mapping[str, Tensor | Callable[[], Tensor]], short_names: dict[Key, str], n_layers: int
-    ) -> None:
-        self._gradients = dict(gradients)
-        self._short_names = short_names
-        self._n_layers = n_layers
-
-    def __getitem__(self, key: Key) -> Tensor:
-        name = _full_name(key, self._short_names, self._n_layers)
-        if name not in self._gradients:
-            raise KeyError(
-                f"Expected a captured vector, scalar or kernel, got {key!r}; captured nearest to it: "
-                f"{nearest(str(key if isinstance(key, str) else key[0]), self._gradients)} (matrices are in `factors`)."
-            )
-        value = self._gradients[str(name)]
-        return value if isinstance(value, Tensor) else value()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._gradients)
-
-    def __len__(self) -> int:
-        return len(self._gradients)
-
-    def __repr__(self) -> str:
-        names = list(self._gradients)
-        return f"GradientMap({len(self)} weights: {', '.join(names[:3])}{', ...' if len(self) > 3 else ''})"
+    def _refusal(self, key: Key, name: Key) -> str:
+        close = nearest(str(key if isinstance(key, str) else key[0]), self._values)
+        return (
+            f"Expected a captured vector, scalar or kernel, got {key!r}; captured nearest to it: {close} (matrices are "
+            "in `factors`)."
+        )
 
 
-def _full_name(key: Key, short_names: dict[Key, str], n_layers: int) -> Key:
-    """A weight's full name, from itself or (short name, layer); negative layers count from the model's end."""
-    if isinstance(key, tuple) and len(key) == 2 and key[1] < 0:
-        key = (key[0], key[1] + n_layers)
-    return short_names.get(key, key)
-
-
+@dataclass(frozen=True, repr=False, eq=False)
 class GradientCache(Mapping[Key, Tensor]):
     """The result of a capture: gradients at hook points, and the factors of every chosen weight's gradient.
 
@@ -127,33 +113,11 @@ class GradientCache(Mapping[Key, Tensor]):
     bound: Loss | None
     """The loss function that was differentiated, bound to the model and its prompts where it is a loss of words."""
 
-    def __init__(
-        self,
-        loss: Float[Tensor, ""],
-        tokens: Int[Tensor, "batch pos"],
-        mask: Bool[Tensor, "batch pos"] | None,
-        logits: Float[Tensor, "batch *said d_vocab"],
-        factors: FactorMap,
-        gradients: dict[str, Tensor],
-        n_layers: int,
-        *,
-        prompt_tokens: Int[Tensor, "batch prompt_pos"] | None = None,
-        prompt_mask: Bool[Tensor, "batch prompt_pos"] | None = None,
-        parameter_gradients: GradientMap | None = None,
-        missing: dict[str, str] | None = None,
-        account: Callable[[], list[Row]] = list,
-        bound: Loss | None = None,
-    ) -> None:
-        self.loss, self.tokens, self.mask, self.logits, self.factors = loss, tokens, mask, logits, factors
-        self.prompt_tokens = tokens if prompt_tokens is None else prompt_tokens
-        self.prompt_mask = mask if prompt_tokens is None else prompt_mask
-        self.parameter_gradients = parameter_gradients or GradientMap({}, {}, n_layers)
-        self.missing = missing or {}
-        self._account, self.bound = account, bound
-        self._gradients = gradients
-        self._n_layers = n_layers
+    _gradients: dict[str, Tensor]
+    """Gradients by hook point."""
+    _account: Callable[[], list[Row]]
 
-    def account(self) -> "pandas.DataFrame":
+    def account(self) -> DataFrame:
         """What this pass captured of each parameter, and why the rest is not here: as `WeightSites.account`."""
         return account_frame(self._account())
 
@@ -168,7 +132,7 @@ class GradientCache(Mapping[Key, Tensor]):
             if len(key) < 2:
                 raise KeyError(f"Expected a name or (name, layer), got {key!r}; for example ('resid_post', 3).")
             name, layer, *rest = key
-            name = get_act_name(name, layer + self._n_layers if layer < 0 else layer, *rest)
+            name = get_act_name(name, layer + self.factors._n_layers if layer < 0 else layer, *rest)
         else:
             name = key if key in self._gradients else get_act_name(key)
         if name not in self._gradients:
@@ -191,7 +155,7 @@ class GradientCache(Mapping[Key, Tensor]):
             + (f"; {short})" if (short := self.left_out()) else ")")
         )
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a captured weight: its gradient's norm, numerical rank, tokens and shape."""
         import pandas
 
@@ -204,6 +168,6 @@ class GradientCache(Mapping[Key, Tensor]):
                     "n_tokens": factors.n_tokens,
                     "shape": factors.layout.shape,
                 }
-                for name, factors in self.factors._factors.items()
+                for name, factors in self.factors.items()
             ]
         )

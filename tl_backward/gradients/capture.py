@@ -1,6 +1,7 @@
 """One forward pass and one activation-only backward pass: every chosen weight's x and delta, and no trace left."""
 
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TypeAlias
@@ -9,12 +10,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from tl_backward._support.checks import check_callable_loss, check_grad_enabled, check_gradient, check_loss, nearest
+from tl_backward._support.checks import (
+    LargeCaptureWarning,
+    check_callable_loss,
+    check_grad_enabled,
+    check_gradient,
+    check_loss,
+    nearest,
+)
 from tl_backward._support.types import HookFn, NamesFilter, Prompts, TransformerLensModel, Weights
 from tl_backward.gradients.cache import FactorMap, GradientCache, GradientMap
 from tl_backward.gradients.losses import Loss, next_token_loss, takes_mask
-from tl_backward.gradients.memory import announce
-from tl_backward.gradients.recorder import NOT_IN_PLACE, Differentiated, Recorder
+from tl_backward.gradients.recorder import NOT_IN_PLACE, Recorder
 from tl_backward.model.checks import check_checkpointing, check_model
 from tl_backward.model.guard import rng_untouched
 from tl_backward.model.inputs import check_inputs, main_input
@@ -22,9 +29,12 @@ from tl_backward.text.asked import mask_token
 from tl_backward.text.prompts import Batch, encode_prompts, extend, forward, with_inputs
 from tl_backward.weights import WeightSite, WeightSites, select_sites, sites_of_batch, sites_of_longer
 from tl_backward.weights.account import DID_NOT_RUN, account_rows
-from tl_backward.weights.loss_watch import LossWatch
+from tl_backward.weights.watch import LossWatch
 
 HookList: TypeAlias = Sequence[tuple[str | Callable[[str], bool], HookFn]]
+
+NOTICE_BYTES = 4 * 2**30
+"""From how many bytes of factors on a capture says so."""
 
 
 def run_with_gradient_cache(
@@ -119,11 +129,10 @@ def run_with_gradient_cache(
     if bind is not None:
         loss = bind(model, batch.n_examples)
         batch = extend(model, batch, getattr(loss, "continuation", ()))
-    known = sites_of_batch(model, batch)
-    hooks = (fwd_hooks, bwd_hooks)
-    cache = _captured(model, batch, loss, known, weights, names_filter, hooks)
+    capture = partial(_captured, model, batch, loss, weights, names_filter, (fwd_hooks, bwd_hooks))
+    cache = capture(sites_of_batch(model, batch))
     if cache is None:
-        cache = _captured(model, batch, loss, sites_of_longer(model, batch), weights, names_filter, hooks, again=True)
+        cache = capture(sites_of_longer(model, batch), again=True)
     assert cache is not None
     return cache.loss, cache
 
@@ -132,10 +141,10 @@ def _captured(
     model: TransformerLensModel,
     batch: Batch,
     loss: Loss,
-    known: WeightSites,
     weights: Weights,
     names_filter: NamesFilter,
     hooks: tuple[HookList, HookList],
+    known: WeightSites,
     *,
     again: bool = False,
 ) -> GradientCache | None:
@@ -169,27 +178,32 @@ def _captured(
     kept = {name: found.points[id(point)] for name, point in points.items() if id(point) in found.points}
     if points and isinstance(names_filter, str | list | tuple) and not kept:
         raise RuntimeError(_no_point(points, found.overwritten))
-    missing = known.missing | dict.fromkeys(idle, f"{DID_NOT_RUN}.")
-    for name, point in points.items():
-        if id(point) not in found.points:
-            missing[name] = _OVERWRITTEN if id(point) in found.overwritten else recorder.why_missing(point)
+    silent = {
+        name: _OVERWRITTEN if id(point) in found.overwritten else recorder.why_missing(point)
+        for name, point in points.items()
+        if id(point) not in found.points
+    }
     shorts = {site.key: name for name, site in known.items()}
-    n_layers = model.cfg.n_layers
+    # Of vectors, scalars and kernels; of biases and norms too, in the shape of the parameter.
+    gradients = found.parameters | {
+        name: partial(found.factors[name].gradient, "parameter")
+        for name, site in sites.items()
+        if site.kind in ("bias", "norm")
+    }
     ran = {name: site for name, site in known.items() if name not in idle}
     return GradientCache(
-        value.detach(),
-        batch.answered.tokens,
-        batch.answered.mask,
-        logits.detach(),
-        FactorMap(found.factors, shorts, n_layers),
-        kept,
-        n_layers,
-        parameter_gradients=_parameter_gradients(sites, found, shorts, n_layers),
+        loss=value.detach(),
+        tokens=batch.answered.tokens,
+        mask=batch.answered.mask,
+        logits=logits.detach(),
         prompt_tokens=batch.tokens,
         prompt_mask=batch.mask,
-        missing=missing,
-        account=partial(account_rows, known, ran, frozenset(sites)),
+        factors=FactorMap(found.factors, shorts, model.cfg.n_layers),
+        parameter_gradients=GradientMap(gradients, shorts, model.cfg.n_layers),
+        missing=known.missing | dict.fromkeys(idle, f"{DID_NOT_RUN}.") | silent,
         bound=loss,
+        _gradients=kept,
+        _account=partial(account_rows, known, ran, frozenset(sites)),
     )
 
 
@@ -215,20 +229,8 @@ def _batch(
     signal = inputs.get(name)
     if not isinstance(signal, Tensor):
         raise TypeError(f"Expected {name}=..., a tensor, for a model that reads no text, got none; pass what it reads.")
-    empty = torch.zeros(len(signal), 0, dtype=torch.long, device=signal.device)
     given = inputs if attention_mask is None else inputs | {"attention_mask": attention_mask}
-    return with_inputs(model, Batch(empty, None), given)
-
-
-def _parameter_gradients(
-    sites: dict[str, WeightSite], found: Differentiated, shorts: dict[str | tuple[str, int], str], n_layers: int
-) -> GradientMap:
-    """The gradients of vectors, scalars and kernels, in the shape of the parameter; of biases and norms too."""
-    gradients: dict[str, Tensor | Callable[[], Tensor]] = dict(found.parameters)
-    for name, site in sites.items():
-        if site.kind in ("bias", "norm"):
-            gradients[name] = partial(found.factors[name].gradient, "parameter")
-    return GradientMap(gradients, shorts, n_layers)
+    return with_inputs(model, Batch(torch.zeros(len(signal), 0, dtype=torch.long, device=signal.device), None), given)
 
 
 def _nothing_to_capture(known: WeightSites, none: bool) -> str:
@@ -332,3 +334,44 @@ def _hook_points(model: TransformerLensModel, names_filter: NamesFilter) -> dict
                 f"Expected the name of a hook point, got {name!r}; the nearest are {nearest(name, points)}."
             )
     return {name: points[name] for name in wanted}
+
+
+def factor_bytes(model: TransformerLensModel, sites: Iterable[WeightSite], n_tokens: int) -> int:
+    """Bytes of all x and delta: (d_in + d_out) numbers a token and matrix, of experts a token and chosen expert.
+
+    Inputs that several weights share are counted for each: an upper bound where experts see as many tokens as they are
+    chosen for.
+    """
+    own = getattr(getattr(model, "original_model", None), "config", None)
+    configs = (getattr(own, "text_config", None), own, model.cfg)
+    names = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_k", "top_k")
+    chosen = (getattr(config, name, None) for config in configs for name in names)
+    per_token = next((value for value in chosen if isinstance(value, int) and value > 0), 1)
+    total = 0
+    for site in sites:
+        if site.kind == "parameter":
+            total += site.parameter.nbytes
+        else:
+            rows = n_tokens * (per_token if site.layout.experts else 1)
+            total += rows * _widths(site) * site.parameter.element_size()
+    return total
+
+
+def _widths(site: WeightSite) -> int:
+    """Numbers of x and delta of one token."""
+    if site.kind in ("bias", "norm"):
+        return torch.Size(site.layout.shape).numel()
+    return site.layout.shape[1] if site.kind == "embedding" else sum(site.layout.matrix_shape)
+
+
+def announce(model: TransformerLensModel, sites: Iterable[WeightSite], n_tokens: int) -> None:
+    """Warn before a capture whose factors take much memory."""
+    sites = list(sites)
+    needed = factor_bytes(model, sites, n_tokens)
+    if needed >= NOTICE_BYTES:
+        warnings.warn(
+            f"This capture will hold about {needed / 2**30:.1f} GiB of factors ({len(sites)} weights, {n_tokens} "
+            "tokens); choose fewer weights, layers or tokens if that is too much.",
+            LargeCaptureWarning,
+            stacklevel=3,
+        )

@@ -4,7 +4,7 @@ In a batch every example has the gradient it has alone: the loss of a batch is t
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Never, TypeAlias, TypeVar, cast
 
 import torch
@@ -73,8 +73,10 @@ def encode_examples(
 ) -> list[Example]:
     """Each prompt with what belongs to it; see `sweep` for the arguments. An error names the prompt."""
     if isinstance(prompts, str) or not prompts:
-        what = "one text" if isinstance(prompts, str) else "none"
-        raise ValueError(f"Expected a list of prompts or edit cases, got {what}; a single one is a list of one.")
+        raise ValueError(
+            f"Expected a list of prompts or edit cases, got {'one text' if isinstance(prompts, str) else 'none'}; a "
+            "single one is a list of one."
+        )
     cases = [prompt for prompt in prompts if isinstance(prompt, EditCase)]
     if cases:
         if losses is not None or len(cases) != len(prompts):
@@ -84,16 +86,15 @@ def encode_examples(
         losses = [case.target for case in cases]
     if losses is None:
         raise ValueError("Expected one target or loss a prompt, got none; pass losses=[...] or edit cases.")
-    texts = [prompt.prompt if isinstance(prompt, EditCase) else prompt for prompt in prompts]
-    n = len(texts)
+    texts, n = [prompt.prompt if isinstance(prompt, EditCase) else prompt for prompt in prompts], len(prompts)
     columns = (
         [losses] * n if callable(losses) else _one_each("losses", losses, n),
         [None] * n if subjects is None else _one_each("subjects", subjects, n),
         [None] * n if answers is None else _one_each("answers", answers, n),
+        _inputs_of_each(model, inputs or {}, n),
     )
-    own = _inputs_of_each(model, {} if inputs is None else inputs, n)
     examples = []
-    for index, (text, loss, subject, answer, given) in enumerate(zip(texts, *columns, own, strict=True), start):
+    for index, (text, loss, subject, answer, given) in enumerate(zip(texts, *columns, strict=True), start):
         try:
             examples.append(_encoded(model, index, text, loss, subject, answer, prepend_bos, given))
         except (ValueError, TypeError, IndexError) as error:
@@ -122,14 +123,14 @@ def _one_each(name: str, column: Sequence[Each], n: int) -> Sequence[Each]:
 
 
 def _inputs_of_each(model: TransformerLensModel, inputs: Mapping[str, object], n: int) -> list[dict[str, Tensor]]:
-    """The row of each prompt of the model's own further inputs.
+    """Each prompt's own row of the model's further inputs.
 
     Raises:
         TypeError: the model does not take one of them, or one is no tensor.
         ValueError: one without a row for each prompt, or with an entry a token, which batches would pad.
     """
     check_inputs(model, inputs)
-    found: list[dict[str, Tensor]] = [{} for _ in range(n)]
+    tensors: dict[str, Tensor] = {}
     for name, value in inputs.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"Expected {name} as a tensor with a row for each prompt, got {type(value).__name__}.")
@@ -143,9 +144,8 @@ def _inputs_of_each(model: TransformerLensModel, inputs: Mapping[str, object], n
                 f"Expected {name} with a row for each of the {n} prompts, got shape {list(value.shape)}; what cannot "
                 "be told apart by prompt is captured one by one with run_with_gradient_cache."
             )
-        for row in range(n):
-            found[row][name] = value[row : row + 1]
-    return found
+        tensors[name] = value
+    return [{name: value[row : row + 1] for name, value in tensors.items()} for row in range(n)]
 
 
 def _encoded(
@@ -160,8 +160,7 @@ def _encoded(
 ) -> Example:
     batch = with_inputs(model, encode_prompts(model, prompt, prepend_bos=prepend_bos), inputs)
     ((tokens,), (answered,)) = batch.rows(), batch.answered.rows()
-    forced: tuple[int, ...] = ()
-    target = -1
+    forced, target = (), -1
     named = isinstance(wanted, str | int) or is_id(wanted)
     loss: Loss = target_loss(cast("str | Id", wanted)) if named else cast(Loss, wanted)
     check_callable_loss(loss)
@@ -174,22 +173,27 @@ def _encoded(
         raise ValueError(f"Expected at most n_ctx={model.cfg.n_ctx} tokens (target included), got more; shorten it.")
     if subject is not None:
         subject = find_span(getattr(model, "tokenizer", None), tokens, subject, prompt)
-    old = None if answer in (None, "") else _first_token(model, answer)
-    found = Example(index, [*answered, *forced], len(forced), loss, target, subject, old, _asked(model, loss, tokens))
-    if batch.decoder is not None:
-        found = replace(found, tokens=tokens, decoder=found.tokens)
-    return replace(found, inputs={name: value for name, value in inputs.items() if name not in DECODER})
+    predicted = [*answered, *forced]
+    return Example(
+        index=index,
+        tokens=predicted if batch.decoder is None else tokens,
+        n_forced=len(forced),
+        loss=loss,
+        target=target,
+        subject=subject,
+        answer=None if answer in (None, "") else _first_token(model, answer),
+        asked=_asked(model, loss, tokens),
+        decoder=None if batch.decoder is None else predicted,
+        inputs={name: value for name, value in inputs.items() if name not in DECODER},
+    )
 
 
 def _asked(model: TransformerLensModel, loss: Loss, tokens: list[int]) -> int | None:
     """Where a model that has a mask is asked: there, or at the one position that the loss names."""
-    mask = mask_token(model)
+    mask, positions = mask_token(model), getattr(loss, "positions", None)
     if mask is None:
         return None
-    positions = getattr(loss, "positions", None)
-    if isinstance(positions, int):
-        return range(len(tokens))[positions]
-    return asked_index(tokens, mask)
+    return range(len(tokens))[positions] if isinstance(positions, int) else asked_index(tokens, mask)
 
 
 def _first_token(model: TransformerLensModel, text: str | Id) -> int:
@@ -221,15 +225,12 @@ def capture_batch(model: TransformerLensModel, examples: Sequence[Example], weig
         NonFiniteError: one example's loss or gradient is not finite; it carries the example's index.
     """
     given = answered = pad(model, [example.tokens for example in examples])
-    further: dict[str, Tensor] = {
-        name: torch.cat([example.inputs[name] for example in examples]) for name in examples[0].inputs
-    }
+    further = {name: torch.cat([example.inputs[name] for example in examples]) for name in examples[0].inputs}
     decoder = [example.decoder for example in examples if example.decoder is not None]
     if decoder:
         answered = pad(model, decoder)
         further |= dict(zip(DECODER, (answered.tokens, answered.real), strict=True))
-    mask = answered.real
-    loss = _EachItsOwn(examples, mask, answered.last.tolist())
+    loss = _EachItsOwn(examples, answered.real, answered.last.tolist())
     try:
         _, cache = run_with_gradient_cache(
             model, given.tokens, loss, weights=list(weights), names_filter=[], attention_mask=given.mask,
@@ -240,7 +241,8 @@ def capture_batch(model: TransformerLensModel, examples: Sequence[Example], weig
         raise NonFiniteError(f"Prompt {index}: {error}", index) from error
     # From a row's end, on whichever side it is padded.
     back = [e.n_forced if e.asked is None else len(e.answered) - 1 - e.asked for e in examples]
-    return Captured(cache, mask, torch.stack(loss.values), answered.last - torch.tensor(back, device=mask.device))
+    asked = answered.last - torch.tensor(back, device=answered.last.device)
+    return Captured(cache, answered.real, torch.stack(loss.values), asked)
 
 
 @dataclass

@@ -7,7 +7,9 @@ gradient seen there, an unfolded LayerNorm's output has no point at all. After `
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import torch
@@ -39,7 +41,8 @@ class _Extension:
     handles: list[RemovableHandle] = field(default_factory=list)
 
 
-# The hooks are objects of these classes, not closures, so that an extended model can be pickled and copied.
+# The hooks are objects of these classes and methods are partials, no closures, so that an extended model can be pickled
+# and copied.
 
 
 @dataclass
@@ -60,8 +63,7 @@ class _Input:
     argument: Argument
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        x = self.argument(args, kwargs, None)
-        return self.argument.replace(args, kwargs, self.point(x))
+        return self.argument.replace(args, kwargs, self.point(self.argument(args, kwargs, None)))
 
 
 @dataclass
@@ -81,11 +83,9 @@ class _Forward:
     routes: list[_Route]
 
     def __call__(self, *args: object, **kwargs: object) -> object:
-        plain = type(cast(nn.Module, self.model)).forward
-        if not any(_is_hooked(point) for route in self.routes for point in (route.entry, route.exit)):
-            return plain(self.model, *args, **kwargs)
-        with _Routing(self.routes):
-            return plain(self.model, *args, **kwargs)
+        hooked = any(_is_hooked(point) for route in self.routes for point in (route.entry, route.exit))
+        with _Routing(self.routes) if hooked else nullcontext():
+            return type(cast(nn.Module, self.model)).forward(self.model, *args, **kwargs)
 
 
 def _is_hooked(point: nn.Module | None) -> bool:
@@ -157,17 +157,6 @@ class _Routing(Watch):
         return point(value)
 
 
-@dataclass
-class _Method:
-    """One of our functions as a method of an extended model."""
-
-    function: Callable
-    model: TransformerLensModel
-
-    def __call__(self, *args: object, **options: object) -> object:
-        return self.function(self.model, *args, **options)
-
-
 def extend(model: TransformerLensModel) -> TransformerLensModel:
     """Add two HookPoints per weight matrix, and our functions as methods, to a model in place; returns it.
 
@@ -191,24 +180,20 @@ def extend(model: TransformerLensModel) -> TransformerLensModel:
     check_model(model)
     with visiting(model):
         unextend(model)
+        extension = _Extension()
+        object.__setattr__(model, _MARK, extension)
         try:
-            _extend(model)
+            for site in weight_sites(model).values():
+                if site.kind in ("matrix", "embedding"):
+                    _add_points(model, site, extension)
+            if extension.routes:
+                object.__setattr__(model, "forward", _Forward(model, extension.routes))
+            for function in METHODS:
+                object.__setattr__(model, function.__name__, partial(function, model))
         except BaseException:
             unextend(model)
             raise
     return model
-
-
-def _extend(model: TransformerLensModel) -> None:
-    extension = _Extension()
-    object.__setattr__(model, _MARK, extension)
-    for site in weight_sites(model).values():
-        if site.kind in ("matrix", "embedding"):
-            _add_points(model, site, extension)
-    if extension.routes:
-        object.__setattr__(model, "forward", _Forward(model, extension.routes))
-    for function in METHODS:
-        object.__setattr__(model, function.__name__, _Method(function, model))
 
 
 def unextend(model: TransformerLensModel) -> TransformerLensModel:
@@ -244,47 +229,37 @@ def unextend(model: TransformerLensModel) -> TransformerLensModel:
 def _add_points(model: TransformerLensModel, site: WeightSite, extension: _Extension) -> None:
     owner, _, weight = site.name.rpartition(".")
     owner = owner if any(part.isdigit() for part in owner.split(".")) else ""
-    prefix = f"{owner}." if owner else ""
+    new_point = partial(_new_point, model, extension, owner)
     if site.write is None:
-        entry = None
-        if site.kind == "matrix":
-            entry = _new_point(model, owner, f"hook_{weight}_in", f"{prefix}hook_{weight}_in", extension)
-        exit = _new_point(model, owner, f"hook_{weight}_out", f"{prefix}hook_{weight}_out", extension)
-        extension.routes.append(_Route(site, entry, exit))
+        entry = new_point(f"hook_{weight}_in") if site.kind == "matrix" else None
+        extension.routes.append(_Route(site, entry, new_point(f"hook_{weight}_out")))
         return
-    if site.read is not None and (site.read.take is output or isinstance(site.read.take, Argument)):
-        if site.kind == "matrix":
-            point = _new_point(model, owner, f"hook_{weight}_in", f"{prefix}hook_{weight}_in", extension)
-            _route_read(site.read, point, extension)
-    point = _new_point(model, owner, f"hook_{weight}_out", f"{prefix}hook_{weight}_out", extension)
-    _route_write(site.write, point, extension)
+    take = None if site.read is None or site.kind != "matrix" else site.read.take
+    if site.read is not None and (take is output or isinstance(take, Argument)):
+        extension.handles += _route_read(site.read, new_point(f"hook_{weight}_in"))
+    extension.handles.append(_route_write(site.write, new_point(f"hook_{weight}_out")))
 
 
-def _route_read(read: Read, point: nn.Module, extension: _Extension) -> None:
+def _route_read(read: Read, point: nn.Module) -> list[RemovableHandle]:
     if isinstance(read.take, Argument):
-        handle = read.module.register_forward_pre_hook(_Input(point, read.take), with_kwargs=True)
-        extension.handles.append(handle)
-        return
-    extension.handles += register_last(read.module, _Output(point))
+        return [read.module.register_forward_pre_hook(_Input(point, read.take), with_kwargs=True)]
+    return register_last(read.module, _Output(point))
 
 
-def _route_write(write: Write, point: nn.Module, extension: _Extension) -> None:
+def _route_write(write: Write, point: nn.Module) -> RemovableHandle:
     if write.at == "output":
-        handle = write.module.register_forward_hook(_Output(point), prepend=True)
-    else:
-        handle = write.module.register_forward_pre_hook(_Input(point, Argument()), prepend=True, with_kwargs=True)
-    extension.handles.append(handle)
+        return write.module.register_forward_hook(_Output(point), prepend=True)
+    return write.module.register_forward_pre_hook(_Input(point, Argument()), prepend=True, with_kwargs=True)
 
 
-def _new_point(model: TransformerLensModel, owner: str, attribute: str, name: str, extension: _Extension) -> nn.Module:
+def _new_point(model: TransformerLensModel, extension: _Extension, owner: str, attribute: str) -> nn.Module:
     from transformer_lens.hook_points import HookPoint
 
-    point = HookPoint()
+    point, name = HookPoint(), f"{owner}.{attribute}" if owner else attribute
     setattr(_container(model, owner), attribute, point)
     point.name = name
-    for registry in _registries(model):
-        registry[name] = point
-    extension.points[name] = point
+    for table in (*_registries(model), extension.points):
+        table[name] = point
     return point
 
 

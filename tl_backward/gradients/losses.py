@@ -69,7 +69,7 @@ def next_token_loss(
 
 @dataclass(frozen=True)
 class TargetLoss:
-    """See `target_loss`."""
+    """Cross-entropy of a target after the prompt, which `bind` encodes for a model; made by `target_loss`."""
 
     target: Target
     positions: Positions = None
@@ -156,15 +156,16 @@ def target_loss(
 
 @dataclass(frozen=True)
 class LogitDifference:
-    """See `logit_difference`."""
+    """logit(answer) - logit(other), which `bind` encodes for a model; made by `logit_difference`."""
 
     answer: Target
     other: Target
     positions: Positions = None
     reduction: Reduction = "mean"
     ids: tuple[tuple[int, int], ...] | None = None
+    """The token ids of both answers, a pair an example, once bound to a model."""
     mask: int | None = None
-    """As in `TargetLoss`."""
+    """The mask token at which that model is asked; None where it is asked after the last token."""
 
     def bind(self, model: Encoder, n_examples: int) -> "LogitDifference":
         """The same difference with both answers encoded by `model`."""
@@ -172,16 +173,14 @@ class LogitDifference:
         return replace(self, ids=self._pairs(model, n_examples), mask=mask)
 
     def _pairs(self, model: Encoder | None, n_examples: int) -> tuple[tuple[int, int], ...]:
-        pairs = []
-        both = (_encode(self.answer, model, n_examples), _encode(self.other, model, n_examples))
-        for answer, other in zip(*both, strict=True):
+        answers, others = (_encode(each, model, n_examples) for each in (self.answer, self.other))
+        for answer, other in zip(answers, others, strict=True):
             if len(answer) != 1 or len(other) != 1:
                 raise ValueError(
                     f"Expected single-token answers, got ids {answer} and {other}; logits of several tokens cannot be "
                     "subtracted, use target_loss for a longer target."
                 )
-            pairs.append((answer[0], other[0]))
-        return tuple(pairs)
+        return tuple((answer, other) for (answer,), (other,) in zip(answers, others, strict=True))
 
     def __call__(
         self,
@@ -190,9 +189,8 @@ class LogitDifference:
         attention_mask: Bool[Tensor, "batch pos"] | None = None,
     ) -> Float[Tensor, ""]:
         """Mean (or sum) over examples of logit(answer) - logit(other)."""
-        pairs = self.ids or self._pairs(None, tokens.shape[0])
         values = []
-        for example, (answer, other) in enumerate(pairs):
+        for example, (answer, other) in enumerate(self.ids or self._pairs(None, tokens.shape[0])):
             real = _real_positions(tokens, attention_mask, example)
             at = _select(tokens[example], real, self.positions, self.mask)
             values.append((logits[example, at, answer] - logits[example, at, other]).mean())
@@ -245,8 +243,7 @@ def _encode(target: Target, model: Encoder | None, n_examples: int) -> tuple[tup
                 f"Expected target ids in [0, {d_vocab or 'd_vocab'}), got {row}; the model's vocabulary has "
                 f"{d_vocab or 'fewer'} tokens."
             )
-    if len(rows) == 1:
-        rows = rows * n_examples
+    rows = rows * n_examples if len(rows) == 1 else rows
     if len(rows) != n_examples:
         raise ValueError(
             f"Expected one target, or one for each of the {n_examples} examples, got {len(rows)}; pair every prompt "

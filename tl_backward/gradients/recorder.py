@@ -7,10 +7,11 @@ Hooks are bound methods and partials, not closures: a run-time type checker deco
 defined, which costs more than a pass of a small model.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -102,19 +103,18 @@ class Recorder:
         if site.write is None:
             self.uses.setdefault(site.used, [])
             return
-        key = (id(site.write.module), site.write.at)
+        key, module = (id(site.write.module), site.write.at), site.write.module
         if key not in self.writes:
             written = self.writes[key] = []
             if site.write.at == "input":
-                self._before(site.write.module, written)
+                handle = module.register_forward_pre_hook(partial(self._enters, written), prepend=True)
             else:
-                self._first(site.write.module, written)
+                handle = module.register_forward_hook(partial(self._leaves, written), prepend=True)
+            self.handles.append(handle)
         for read in (site.read, site.otherwise):
             if read is not None and id(read) not in self.reads:  # a gate reads what its W_in does
-                self._read(read, self.reads.setdefault(id(read), []))
-
-    def _read(self, read: Read, seen: list[tuple[Tensor, int]]) -> None:
-        self._last(read.module, partial(_keep_input, read, seen))
+                keep = partial(self._keep_input, read, self.reads.setdefault(id(read), []))
+                self.handles += register_last(read.module, keep, with_kwargs=True)
 
     def _seen(self, site: WeightSite) -> list[tuple[Tensor, int]]:
         """The x of each call of a site, by whichever way the model took."""
@@ -132,11 +132,7 @@ class Recorder:
         found = {site.used: site for site in self.sites if site.write is None}
         # A gradient that autograd gives whole, or pulls back through a function, needs a graph behind the parameter.
         through = [site for site in found.values() if site.kind == "parameter" or site.is_function]
-        asked = [root for site in through for root in site.roots or (site.parameter,)]
         by_operation = [site for site in found.values() if site.by_operation]
-        if not found:
-            yield
-            return
         tensors, keys = watched(by_operation)
         tensors += [(parameter, len(keys) + i) for i, parameter in enumerate(asleep)]
         wanted: dict[tuple[int, ...], set[str]] = {}
@@ -148,7 +144,7 @@ class Recorder:
             self.woken = self.woken or len(awake) < len(seen)
             return self._used(awake, keys, wanted, shapes)
 
-        with asking(asked):
+        with asking([root for site in through for root in site.roots or (site.parameter,)]):
             self.asked = {site.name: get_gradient_edge(site.parameter) for site in through}
             if not by_operation:
                 yield
@@ -203,10 +199,8 @@ class Recorder:
         TransformerLens's own bwd hooks see the same, but for a Bridge's input points (`q.hook_in`, `ln2.hook_in`),
         where they give the one reader's share.
         """
-        written = self.points[id(point)] = []
-        self.converters[id(point)] = point
-
-        self._last(point, partial(_keep_edge, written, self.silent))
+        self.points[id(point)], self.converters[id(point)] = [], point
+        self.handles += register_last(point, partial(self._keep_edge, self.points[id(point)]), with_kwargs=True)
 
     def why_missing(self, point: nn.Module) -> str:
         """Why there is no gradient at a hook point that was watched."""
@@ -214,38 +208,42 @@ class Recorder:
             return "it ran several times with tensors of different shapes, whose gradients do not add up."
         return self.silent.get(id(point), "it did not run in this pass.")
 
-    def _before(self, module: nn.Module, written: list[_Written]) -> None:
-        self.handles.append(module.register_forward_pre_hook(partial(self._enters, written), prepend=True))
-
     def _enters(self, written: list[_Written], module: nn.Module, args: tuple) -> tuple | None:
-        check_visitor(self.model)
-        entry, replacement = _trace(args[0], private=True)
-        written.append(entry)
+        replacement = self._leaves(written, module, args, args[0])
         return None if replacement is None else (replacement, *args[1:])
 
-    def _first(self, module: nn.Module, written: list[_Written]) -> None:
-        self.handles.append(module.register_forward_hook(partial(self._leaves, written), prepend=True))
-
-    def _leaves(self, written: list[_Written], module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+    def _leaves(
+        self, written: list[_Written], module: nn.Module, args: tuple, output: Tensor, *, private: bool = True
+    ) -> Tensor | None:
         check_visitor(self.model)
-        entry, replacement = _trace(output, private=True)
+        entry, replacement = _trace(output, private=private)
         written.append(entry)
         return replacement
 
-    def _last(self, module: nn.Module, keep: Callable[[nn.Module, tuple, dict, object], Tensor | None]) -> None:
-        """Call `keep` after every other forward hook, also those that are added while we wait."""
-        self.handles += register_last(module, partial(self._has_left, keep), with_kwargs=True)
-
-    def _has_left(
+    def _keep_input(
         self,
-        keep: Callable[[nn.Module, tuple, dict, object], Tensor | None],
+        read: Read,
+        seen: list[tuple[Tensor, int]],
         module: nn.Module,
         args: tuple,
         kwargs: dict,
         output: object,
-    ) -> Tensor | None:
+    ) -> None:
         check_visitor(self.model)
-        return keep(module, args, kwargs, output)
+        x = read.take(args, kwargs, output)
+        seen.append((x, x._version))
+
+    def _keep_edge(
+        self, written: list[_Written], module: nn.Module, args: tuple, kwargs: dict, output: object
+    ) -> Tensor | None:
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            self.silent[id(module)] = "what passes there is no floating-point tensor."
+        elif not torch.is_grad_enabled():
+            self.silent[id(module)] = _BESIDE
+        else:
+            return self._leaves(written, module, args, output, private=False)
+        check_visitor(self.model)
+        return None
 
     def differentiate(self, loss: Tensor, shapes: Shapes) -> Differentiated:
         """Factors of every site, the gradients of those that have none, and the gradient at every hook point that ran.
@@ -258,17 +256,15 @@ class Recorder:
         self.points = {key: list(entered) for key, entered in self.points.items()}
         self.writes = {key: list(entered) for key, entered in self.writes.items()}
         self.reads = {key: list(seen) for key, seen in self.reads.items()}
-        multiplied = [each.written for used in self.uses.values() for each in used]
-        written = [entry for entries in self.writes.values() for entry in entries]
-        at_points = [entry for entries in self.points.values() for entry in entries]
-        overwritten = self._check_complete(written, at_points)
-        entries = list({id(entry): entry for entry in [*written, *multiplied, *at_points]}.values())
-        edges: list[GradientEdge] = [entry.edge for entry in entries if entry.edge is not None]
+        overwritten = self._check_complete()
+        multiplied = [[each.written for each in used] for used in self.uses.values()]
+        every = chain(*self.writes.values(), *multiplied, *self.points.values())
+        entries = list({id(entry): entry for entry in every}.values())
         whole = [site for site in self.sites if site.kind == "parameter"]
-        asked = [self.asked[site.name] for site in whole]
+        edges = [entry.edge for entry in entries if entry.edge is not None]
+        edges += [self.asked[site.name] for site in whole]
         through = any(site.is_function for site in self.sites)
-        every = edges + asked
-        gradients = iter(torch.autograd.grad(loss, every, allow_unused=True, retain_graph=through) if every else ())
+        gradients = iter(torch.autograd.grad(loss, edges, allow_unused=True, retain_graph=through) if edges else ())
         deltas = {id(entry): _delta(entry, None if entry.edge is None else next(gradients)) for entry in entries}
         parameters = {
             site.name: torch.zeros_like(site.parameter) if gradient is None else gradient
@@ -284,8 +280,8 @@ class Recorder:
         for key, entered in self.points.items():
             parts = [deltas[id(entry)] for entry in entered]
             if parts and key not in overwritten and len({part.shape for part in parts}) == 1:
-                total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)  # ln1 runs for q, k and v
-                at[key] = as_shown(self.converters[key], total)
+                # ln1 runs for q, k and v
+                at[key] = as_shown(self.converters[key], parts[0] if len(parts) == 1 else torch.stack(parts).sum(0))
         return Differentiated(factors, parameters, at, overwritten)
 
     def idle(self) -> list[str]:
@@ -329,7 +325,7 @@ class Recorder:
         ]
         return list(zip(read, wrote, strict=True))
 
-    def _check_complete(self, written: list[_Written], at_points: list[_Written]) -> set[int]:
+    def _check_complete(self) -> set[int]:
         """Refuse what did not run or was overwritten; returns the hook points (by identity) that were overwritten."""
         for site in self.sites:
             if site.write is None:
@@ -340,14 +336,13 @@ class Recorder:
             for x, version in self._seen(site):
                 if x._version != version:
                     raise RuntimeError(_overwritten(site))
-        overwritten = next((entry for entry in written if entry.is_stale), None)
+        overwritten = next((entry for entry in chain(*self.writes.values()) if entry.is_stale), None)
         if overwritten is not None:
             raise RuntimeError(
                 f"Expected a tensor of shape {list(overwritten.shape)} to stay as it was written, but it was "
                 f"changed in place later in the forward pass; {NOT_IN_PLACE}"
             )
-        stale = {id(entry) for entry in at_points if entry.is_stale}
-        return {key for key, entered in self.points.items() if any(id(entry) in stale for entry in entered)}
+        return {key for key, entered in self.points.items() if any(entry.is_stale for entry in entered)}
 
     def _check_uses(self, site: WeightSite) -> None:
         used = [each for each in self.uses[site.used] if each.seen.use.kind == site.kind]
@@ -384,27 +379,6 @@ def _overwritten(site: WeightSite) -> str:
         f"Expected the input of {site.name} to stay as it was read, but it was overwritten in place later in the "
         f"forward pass; {NOT_IN_PLACE}"
     )
-
-
-def _keep_input(
-    read: Read, seen: list[tuple[Tensor, int]], module: nn.Module, args: tuple, kwargs: dict, output: object
-) -> None:
-    x = read.take(args, kwargs, output)
-    seen.append((x, x._version))
-
-
-def _keep_edge(
-    written: list[_Written], silent: dict[int, str], module: nn.Module, args: tuple, kwargs: dict, output: object
-) -> Tensor | None:
-    if not isinstance(output, Tensor) or not output.is_floating_point():
-        silent[id(module)] = "what passes there is no floating-point tensor."
-        return None
-    if not torch.is_grad_enabled():
-        silent[id(module)] = _BESIDE
-        return None
-    entry, replacement = _trace(output, private=False)
-    written.append(entry)
-    return replacement
 
 
 _BESIDE = "no gradient flows through it: TransformerLens computes it beside the model's own path, with autograd off."

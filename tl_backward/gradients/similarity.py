@@ -6,7 +6,7 @@ Hessian): <dL_a/dW, dL_b/dW>, straight from the factors, sum over their tokens i
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -14,21 +14,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_backward._support.deprecation import old_keywords
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.gradients.examples import BATCHING, Example, batching, by_length, capture_batch, encode_examples
 from tl_backward.gradients.gram import ExampleRows, inner_products
 from tl_backward.gradients.losses import Loss, next_token_loss
-from tl_backward.model.checks import check_model
-from tl_backward.model.inputs import check_reads_text, has_decoder
+from tl_backward.model.inputs import check_text_model, has_decoder
 from tl_backward.text.asked import mask_token
 from tl_backward.text.cases import EditCase
 from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import text_column
 from tl_backward.weights import weight_sites
-from tl_backward.weights.written_by import chosen_weights
-
-if TYPE_CHECKING:
-    import pandas
+from tl_backward.weights.blocks import chosen_weights
 
 Metric: TypeAlias = Literal["inner", "cosine"]
 Examples: TypeAlias = Sequence[str] | Sequence[tuple[str, str | Loss]] | Sequence[EditCase]
@@ -61,11 +57,12 @@ class GradientSimilarity:
     @property
     def matrix(self) -> Float[Tensor, "a b"]:
         """Over all chosen weights together: inner products, or cosines between the concatenated gradients."""
-        inner = self.inner.sum(0)
-        if self.metric == "inner":
-            return inner
-        norms = (self.norms_a.square().sum(0)[:, None] * self.norms_b.square().sum(0)).sqrt()
-        return torch.where(norms > 0, inner / norms, 0.0)
+        squares = self.norms_a.square().sum(0)[:, None] * self.norms_b.square().sum(0)
+        return self._in_metric(self.inner.sum(0), squares.sqrt())
+
+    def _in_metric(self, inner: Tensor, norms: Tensor) -> Tensor:
+        """Inner products, or the cosines that they make of gradients whose norms have the products `norms`."""
+        return inner if self.metric == "inner" else torch.where(norms > 0, inner / norms, 0.0)
 
     def __repr__(self) -> str:
         return (
@@ -78,24 +75,18 @@ class GradientSimilarity:
         if weight not in self.weights:
             raise KeyError(f"Expected one of {list(self.weights)}, got {weight!r}.")
         at = self.weights.index(weight)
-        if self.metric == "inner":
-            return self.inner[at]
-        norms = self.norms_a[at][:, None] * self.norms_b[at]
-        return torch.where(norms > 0, self.inner[at] / norms, 0.0)
+        return self._in_metric(self.inner[at], self.norms_a[at][:, None] * self.norms_b[at])
 
-    def pairs(self, k: int = 10, *, largest: bool = True) -> "pandas.DataFrame":
+    def pairs(self, k: int = 10, *, largest: bool = True) -> DataFrame:
         """The k pairs whose gradients are most (or, with `largest=False`, least) alike, best first.
 
         Among one set of examples each pair is listed once, and no example beside itself. Ties are in order of index.
         """
         import pandas
 
-        values = self.matrix.clone()
-        if self.within:
-            upper = torch.ones_like(values, dtype=torch.bool).triu(1)
-            rows, columns = upper.nonzero().unbind(1)
-        else:
-            rows, columns = torch.ones_like(values).nonzero().unbind(1)
+        values = self.matrix
+        listed = torch.ones_like(values).triu(1) if self.within else torch.ones_like(values)
+        rows, columns = listed.nonzero().unbind(1)
         order = values[rows, columns].argsort(descending=largest, stable=True)[:k]
         chosen = [(int(rows[i]), int(columns[i])) for i in order]
         frame = pandas.DataFrame([(a, b, float(values[a, b])) for a, b in chosen], columns=["a", "b", self.metric])
@@ -103,19 +94,17 @@ class GradientSimilarity:
         frame["example_b"] = text_column(self.names_b[b] for _, b in chosen)
         return frame
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """The matrix with the examples' texts as its index and columns."""
         import pandas
 
-        rows, columns = text_column(self.names_a), text_column(self.names_b)
-        return pandas.DataFrame(self.matrix.tolist(), index=rows, columns=columns)
+        return pandas.DataFrame(self.matrix.tolist(), text_column(self.names_a), text_column(self.names_b))
 
     def _repr_html_(self) -> str:
         """The most alike pairs, as a static table."""
-        from tl_backward._support.html import table
+        from tl_backward._support.html import frame_table
 
-        frame = self.pairs(_HTML_PAIRS).astype(object)
-        return table([str(name) for name in frame.columns], frame.values.tolist(), caption=repr(self))
+        return frame_table(self.pairs(_HTML_PAIRS), caption=repr(self))
 
 
 @old_keywords({name: f"text_options.{name}" for name in BATCHING}, text_options=TextOptions)
@@ -159,8 +148,7 @@ def gradient_similarity(
         >>> g.pairs(1)[["a", "b"]].values.tolist()
         [[0, 1]]
     """
-    check_model(model)
-    check_reads_text(model)
+    check_text_model(model)
     if metric not in ("inner", "cosine"):
         raise ValueError(f"Expected metric 'inner' or 'cosine', got {metric!r}; a cosine leaves lengths out.")
     if max_bytes < 1:
@@ -233,13 +221,11 @@ def _parts(
 
 
 def _captured(model: TransformerLensModel, batch: list[Example], names: tuple[str, ...]) -> _Part:
-    cache = capture_batch(model, batch, names).cache
-    factors = [cache.factors[name] for name in names]
-    norms, rows = [], []
-    for name, each in zip(names, factors, strict=True):
+    cache, norms, rows = capture_batch(model, batch, names).cache, [], []
+    for name in names:
         try:
-            norms.append(each.example_norms())
-            rows.append(ExampleRows.of(*each.active(), n_examples=len(batch)))
+            norms.append(cache.factors[name].example_norms())
+            rows.append(ExampleRows.of(*cache.factors[name].active(), n_examples=len(batch)))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     return _Part(torch.tensor([example.index for example in batch]), torch.stack(norms).cpu(), rows)
@@ -257,9 +243,7 @@ def _encoded(
             raise ValueError("Expected edit cases alone, got others beside them; give examples of one kind.")
         names = tuple(f"{case.prompt} -> {case.target}" for case in cases)
         return encode_examples(model, cases, None, prepend_bos=prepend_bos), names
-    pairs: list[tuple[str, str | Loss]] = []
-    for each in examples:
-        pairs.append(each if isinstance(each, tuple) else (str(each), next_token_loss))
+    pairs = [each if isinstance(each, tuple) else (str(each), next_token_loss) for each in examples]
     plain = next((text for text, loss in pairs if loss is next_token_loss), None)
     if plain is not None and (has_decoder(model) or mask_token(model) is not None):
         raise ValueError(

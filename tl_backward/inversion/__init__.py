@@ -1,14 +1,19 @@
 """What does an activation know? The inputs that give nearly the same one (InversionView, Huang et al. 2024)."""
 
+from tl_backward.inversion._old_calls import Site as Site
+from tl_backward.inversion._old_calls import resolve_site as resolve_site
 from tl_backward.inversion.activations import collect
-from tl_backward.inversion.agreement import compare_with_exact
-from tl_backward.inversion.comparison import SiteComparison, compare_sites
 from tl_backward.inversion.decoder import Decoder
-from tl_backward.inversion.distances import distances
 from tl_backward.inversion.enumeration import ActivationIndex, enumerate_preimage
 from tl_backward.inversion.evaluation import DecoderRates
-from tl_backward.inversion.features import FeatureConsistency, FeatureTable, common_features, feature_consistency
-from tl_backward.inversion.inverting import Inversion, invert
+from tl_backward.inversion.features import (
+    FeatureConsistency,
+    FeatureTable,
+    common_features,
+    compare_with_exact,
+    feature_consistency,
+)
+from tl_backward.inversion.inverting import Inversion, SiteComparison, compare_sites, invert
 from tl_backward.inversion.network import DecoderConfig
 from tl_backward.inversion.options import (
     Closeness,
@@ -20,14 +25,11 @@ from tl_backward.inversion.options import (
     SearchOptions,
 )
 from tl_backward.inversion.patching import PatchCheck, verify_by_patching
-from tl_backward.inversion.preimage import Diagnostics, Preimage, preimage_of
-from tl_backward.inversion.proposals import pool_preimage
-from tl_backward.inversion.query import Query, read_query
+from tl_backward.inversion.preimage import Diagnostics, Preimage, pool_preimage, preimage_of
+from tl_backward.inversion.query import Query, distances, read_query
 from tl_backward.inversion.search import search_preimage
 from tl_backward.inversion.shipped import load, names
 from tl_backward.inversion.site_reading import ShownText, SiteReading, read_preimage
-from tl_backward.inversion.sites import Site as Site
-from tl_backward.inversion.sites import resolve_site as resolve_site
 from tl_backward.inversion.stream import Drawing
 from tl_backward.inversion.tasks import Task, task_of, task_of_texts
 from tl_backward.inversion.training import TrainingOptions, train

@@ -1,4 +1,4 @@
-"""Calls as they were before 0.2.0, for one release: each warns and says the new one."""
+"""Calls and names as they were before 0.2.0, for one release: each warns and says the new one."""
 
 import functools
 import inspect
@@ -7,10 +7,11 @@ from dataclasses import fields
 from typing import ParamSpec, TypeVar, cast
 
 from tl_backward._support.deprecation import old_keywords
+from tl_backward._support.types import TransformerLensModel
 from tl_backward._support.warnings import warn_user
 from tl_backward.inversion.options import Closeness, SamplingOptions, SearchOptions
 from tl_backward.inversion.query import Query
-from tl_backward.model.place import Place
+from tl_backward.model.place import Place, PlaceLike, resolve_place
 from tl_backward.text.options import TextOptions
 
 P = ParamSpec("P")
@@ -78,3 +79,25 @@ def is_query(value: object) -> bool:
 def is_site(value: object) -> bool:
     """Whether it names a site, and is no set of inputs."""
     return isinstance(value, str | Place) or (isinstance(value, tuple) and any(isinstance(i, int) for i in value))
+
+
+class Site:
+    """Now `Place(name, head=head)`."""
+
+    def __new__(cls, name: str, head: int | None = None) -> Place:
+        """The place."""
+        warn_user(
+            "tl_backward.inversion.Site(name, head) is now Place(name, head=head); the old name goes with the next "
+            "release.",
+            DeprecationWarning,
+        )
+        return Place(name, head=head)
+
+
+def resolve_site(model: TransformerLensModel, site: PlaceLike) -> Place:
+    """Now `resolve_place`."""
+    warn_user(
+        "tl_backward.inversion.resolve_site is now resolve_place; the old name goes with the next release.",
+        DeprecationWarning,
+    )
+    return resolve_place(model, site)

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tl_backward._support.storage import damaged, file_checksum, load_json, load_tensors, save_json, save_tensors
+from tl_backward._support.storage import joined, load_json, load_tensors, part_of, save_json, save_tensors
 from tl_backward.inversion.network import DecoderNetwork
 from tl_backward.inversion.storage import network_tensors, restore_network
 from tl_backward.inversion.stream import TrainingStream
@@ -50,10 +50,7 @@ def read_run(checkpoint: Path) -> dict:
     Raises:
         ValueError: a file that is missing, damaged or another's.
     """
-    run, state = load_json(checkpoint / _RUN), checkpoint / _STATE
-    if not state.is_file() or run[_STATE] != file_checksum(state):
-        raise ValueError(damaged(state, "it is missing, or its checksum is another"))
-    return run
+    return load_json(checkpoint / _RUN, beside=[_STATE])
 
 
 def remove_checkpoints(out: Path) -> None:
@@ -109,10 +106,13 @@ class DecoderTrainer(Trainer):
         partial.mkdir(parents=True)
         optimizer, scheduler = self._both()
         states = optimizer.state_dict()
-        tensors = {f"network/{name}": t for name, t in network_tensors(cast(DecoderNetwork, self.model)).items()}
-        for index, state in states["state"].items():
-            tensors |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in state.items()}
-        save_tensors(partial / _TENSORS, {name: t.detach().clone() for name, t in tensors.items()}, {"format": "pt"})
+        moments = {
+            f"{index}/{key}": torch.as_tensor(value)
+            for index, state in states["state"].items()
+            for key, value in state.items()
+        }
+        network = network_tensors(cast(DecoderNetwork, self.model))
+        save_tensors(partial / _TENSORS, joined(network=network, optimizer=moments), {"format": "pt"})
         scaler = getattr(self.accelerator, "scaler", None)
         schedule = {k: v for k, v in scheduler.state_dict().items() if k != "lr_lambdas"}
         run = {
@@ -123,7 +123,7 @@ class DecoderTrainer(Trainer):
             "losses": self.losses,
         }
         self.state.save_to_json(str(partial / _STATE))
-        save_json(partial / _RUN, run | {_STATE: file_checksum(partial / _STATE)})
+        save_json(partial / _RUN, run, beside=[_STATE])
         whole = partial.with_suffix("")
         shutil.rmtree(whole, ignore_errors=True)
         os.replace(partial, whole)
@@ -133,8 +133,7 @@ class DecoderTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         tensors, _ = load_tensors(Path(resume_from_checkpoint) / _TENSORS)
-        own = {name.removeprefix("network/"): t for name, t in tensors.items() if name.startswith("network/")}
-        restore_network(cast(DecoderNetwork, model or self.model), own)
+        restore_network(cast(DecoderNetwork, model or self.model), part_of(tensors, "network"))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -143,10 +142,9 @@ class DecoderTrainer(Trainer):
         tensors, _ = load_tensors(Path(checkpoint) / _TENSORS)
         run, states = read_run(Path(checkpoint)), optimizer.state_dict()
         found: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer/"):
-                _, index, key = name.split("/")
-                found.setdefault(int(index), {})[key] = tensor
+        for name, tensor in part_of(tensors, "optimizer").items():
+            index, key = name.split("/")
+            found.setdefault(int(index), {})[key] = tensor
         groups = [group | saved for group, saved in zip(states["param_groups"], run["rates"], strict=True)]
         optimizer.load_state_dict({"state": found, "param_groups": groups})
         lambdas = scheduler.state_dict()["lr_lambdas"]

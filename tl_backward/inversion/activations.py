@@ -8,8 +8,10 @@ from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_backward._support.checks import check_at_least_one
 from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.activations import PlaceReader
+from tl_backward.inversion.positions import NOWHERE, find_positions
 from tl_backward.model.place import Place, Places, resolve_places
 from tl_backward.text.encoded import Encoded, encode
 from tl_backward.text.ids import as_ids
@@ -32,23 +34,22 @@ class Samples:
     """Its position."""
 
 
-def batches(texts: Encoded, at: Int[Tensor, "text"] | None, batch_size: int) -> Iterator[Samples]:
-    """Texts in batches of which like widths are read.
+def batches(
+    texts: Encoded, at: Int[Tensor, "text"] | None, batch_size: int, *, show_progress: bool = False
+) -> Iterator[Samples]:
+    """Texts in batches of which like widths are read; a bar after a second's wait.
 
     `at` is one position a text, texts where it is negative are left out; None for every real token.
 
     Raises:
         ValueError: batch_size < 1.
     """
-    if batch_size < 1:
-        raise ValueError(f"Expected batch_size of at least 1, got {batch_size}; {BATCH_SIZE} is the default.")
-    return _batches(texts, at, batch_size)
-
-
-def _batches(texts: Encoded, at: Int[Tensor, "text"] | None, batch_size: int) -> Iterator[Samples]:
+    check_at_least_one("batch_size", batch_size, f"{BATCH_SIZE} is the default")
     needed = texts.lengths if at is None else at + 1
     order = needed.argsort(stable=True)
-    for index in order[needed[order] > 0].split(batch_size):
+    order = order[needed[order] > 0]
+    parts = order.split(batch_size) if len(order) else ()
+    for index in tqdm(parts, desc="activations", unit="batch", disable=not show_progress, delay=1):
         part = texts.select(index)
         text, where = part.mask.nonzero(as_tuple=True) if at is None else (torch.arange(len(index)), at[index])
         yield Samples(index, part.tokens, part.lengths, text, where)
@@ -95,7 +96,7 @@ def collect(
     values = {site: torch.zeros(*tokens.shape, width, dtype=reader.dtype) for site, width in reader.widths.items()}
     columns = torch.zeros(texts.tokens.shape, dtype=torch.long)  # where each token came from
     columns[texts.mask] = real.nonzero()[:, 1]
-    for part in progress(batches(texts, None, batch_size), len(texts), batch_size, show_progress):
+    for part in batches(texts, None, batch_size, show_progress=show_progress):
         rows = part.index[part.text]
         for site, value in reader(part.tokens, part.text, part.at, lengths=part.lengths).items():
             values[site][rows, columns[rows, part.at]] = value.to(values[site])
@@ -106,9 +107,9 @@ def _at(values: Tensor, position: int | None, texts: Encoded, columns: Int[Tenso
     """A place's values at its own position; all of them where it has none."""
     if position is None:
         return values
-    at = torch.where(texts.lengths > position, position + (position < 0) * texts.lengths, -1)
-    if bool((at < 0).any()):
-        row = int((at < 0).int().argmax())
+    at = find_positions(texts, position)
+    if (at == NOWHERE).any():
+        row = int(at.argmin())
         raise ValueError(
             f"Expected a token at position {position} in every row, got row {row} of {int(texts.lengths[row])} tokens; "
             "leave it out, or choose another position."
@@ -129,13 +130,7 @@ def collect_at(
     """Activations at one position of each text (`find_positions`), on the CPU; zeros for texts where it is negative."""
     reader = PlaceReader(model, sites)
     values = {site: torch.zeros(len(texts), width, dtype=reader.dtype) for site, width in reader.widths.items()}
-    for part in progress(batches(texts, at, batch_size), len(texts), batch_size, show_progress):
+    for part in batches(texts, at, batch_size, show_progress=show_progress):
         for site, value in reader(part.tokens, part.text, part.at, lengths=part.lengths).items():
             values[site][part.index] = value.to(values[site])
     return values
-
-
-def progress(parts: Iterator[Samples], n_texts: int, batch_size: int, show: bool) -> Iterator[Samples]:
-    """The parts with a bar for whoever waits longer than a second."""
-    total = -(-n_texts // batch_size)
-    return iter(tqdm(parts, total=total, desc="activations", unit="batch", disable=not show, delay=1))

@@ -1,4 +1,4 @@
-"""Decoder: texts drawn from p(x | z), each judged by the probed model (Huang et al. 2024)."""
+"""Decoder: texts drawn from p(x | z), the distance of each taken by the probed model (Huang et al. 2024)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from tl_backward._support.checks import check_at_least_one
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion._old_calls import old_options
 from tl_backward.inversion.network import DecoderNetwork
-from tl_backward.inversion.options import EPSILON, SAMPLING, Closeness, SamplingOptions
+from tl_backward.inversion.options import EPSILON, Closeness, SamplingOptions
 from tl_backward.inversion.positions import Position
 from tl_backward.inversion.preimage import Preimage, preimage_of
 from tl_backward.inversion.query import Query, QueryLike, read_query
@@ -21,8 +22,6 @@ from tl_backward.inversion.storage import check_same_model, load_decoder, probe,
 from tl_backward.inversion.stream import widened
 from tl_backward.model.place import Place, PlaceLike, resolve_place
 from tl_backward.text.encoded import Encoded, Inputs, encode, encode_rows
-
-BATCH_SIZE = 512
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -49,7 +48,7 @@ class Decoder:
         *,
         site: PlaceLike | None = None,
         position: Position | None = None,
-        sampling_options: SamplingOptions = SAMPLING,
+        sampling_options: SamplingOptions = SamplingOptions(),
         seed: int = 0,
     ) -> Encoded:
         """Draw texts that the decoder takes for the query's, unverified.
@@ -66,13 +65,11 @@ class Decoder:
             ValueError: a site that the decoder was not trained on, or n < 1; and as for `read_query`.
         """
         asked = self._query(query, site, position)
-        if n < 1:
-            raise ValueError(f"Expected n of at least 1, got {n}; 200 is the default.")
+        check_at_least_one("n", n, "200 is the default")
         z = asked.activation.float().expand(n, -1)
         if sampling_options.noise:
-            generator = torch.Generator().manual_seed(seed)
             length = sampling_options.noise * z.norm(dim=1, keepdim=True) / z.shape[1] ** 0.5
-            z = z + length * torch.randn(z.shape, generator=generator)
+            z = z + length * torch.randn(z.shape, generator=torch.Generator().manual_seed(seed))
         return self._drawn(z, self.sites.index(asked.site), sampling_options.temperature, seed)
 
     def sample_unconditional(
@@ -91,7 +88,7 @@ class Decoder:
         position: Position | None = None,
         epsilon: float | Closeness = EPSILON,
         n: int = 200,
-        sampling_options: SamplingOptions = SAMPLING,
+        sampling_options: SamplingOptions = SamplingOptions(),
         valid: Callable[[str], bool] | None = None,
         prior: Inputs | None = None,
         seed: int = 0,
@@ -139,21 +136,21 @@ class Decoder:
         asked, encoded = self._query(query, site, position), encode(self.model, texts)
         index, n_start = self.sites.index(asked.site), len(self._start)
         tokens = encoded.tokens[:, n_start:]
-        own = widened(asked.activation.float(), self.network.mean.shape[1])
-        found = []
-        for z in (own, self.network.null[index]):
-            logits = self._logits(z.expand(len(tokens), -1), index, tokens)[:, :-1]
-            chosen = logits.double().softmax(-1).gather(2, tokens[..., None])[..., 0]
+        own, device = widened(asked.activation.float(), self.network.mean.shape[1]), self.network.mean.device
+        sites = torch.full((len(tokens),), index, device=device)
+
+        def probabilities(z: Tensor) -> Float[Tensor, "text pos"]:
+            logits = self.network.logits(z.expand(len(tokens), -1).to(device), sites, tokens.to(device)).cpu()
+            chosen = logits[:, :-1].double().softmax(-1).gather(2, tokens[..., None])[..., 0]
             padded = torch.nn.functional.pad(chosen, (n_start, 0), value=torch.nan)
-            found.append(padded.masked_fill(~encoded.mask, torch.nan).float())
-        conditional, unconditional = found
-        return conditional, unconditional
+            return padded.masked_fill(~encoded.mask, torch.nan).float()
+
+        return probabilities(own), probabilities(self.network.null[index])
 
     def save(self, directory: str | Path, *, half: bool = False) -> None:
         """Write `decoder.safetensors` and `decoder.json`; `half` stores weights in float16."""
-        reader = PlaceReader(self.model, list(self.sites))
-        rows = cast(list[list[int]], self.description["probe"])
-        probed = probe(reader, encode_rows(self.model, rows))
+        texts = encode_rows(self.model, cast(list[list[int]], self.description["probe"]))
+        probed = probe(PlaceReader(self.model, list(self.sites)), texts)
         save_decoder(directory, self.network, self.description, probed, half=half)
 
     @property
@@ -181,22 +178,8 @@ class Decoder:
         return resolved
 
     def _drawn(self, z: Float[Tensor, "text d"], index: int, temperature: float, seed: int) -> Encoded:
-        device = self.network.mean.device
-        rows: list[list[int]] = []
-        wide = widened(z, self.network.mean.shape[1])
-        for number, part in enumerate(wide.split(BATCH_SIZE)):
-            sites = torch.full((len(part),), index, device=device)
-            made: tuple[Int[Tensor, "text pos"], Int[Tensor, "text"]] = self.network.generate(
-                part.to(device), sites, temperature=temperature, seed=seed * 1_000_003 + number
-            )
-            pairs = zip(made[0].tolist(), made[1].tolist(), strict=True)
-            rows += [[*self._start, *row[:length]] for row, length in pairs]
-        return encode_rows(self.model, rows)
-
-    def _logits(self, z: Tensor, index: int, tokens: Tensor) -> Tensor:
-        device = self.network.mean.device
-        sites = torch.full((len(tokens),), index, device=device)
-        return self.network.logits(z.to(device), sites, tokens.to(device)).cpu()
+        wide, sites = widened(z, self.network.mean.shape[1]), torch.full((len(z),), index)
+        return encode_rows(self.model, self.network.draw(wide, sites, self._start, temperature=temperature, seed=seed))
 
 
 def load_from(

@@ -11,8 +11,7 @@ from tl_backward._support.checks import check_choice
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion._old_calls import is_query, is_site, old_options, old_order
-from tl_backward.inversion.activations import batches, progress
-from tl_backward.inversion.distances import check_query, distances
+from tl_backward.inversion.activations import batches
 from tl_backward.inversion.options import (
     EPSILON,
     TEXTS,
@@ -23,8 +22,7 @@ from tl_backward.inversion.options import (
 )
 from tl_backward.inversion.positions import NOWHERE, Position, find_positions
 from tl_backward.inversion.preimage import Preimage, Valid, assemble
-from tl_backward.inversion.query import Query, QueryLike, read_query
-from tl_backward.inversion.scoring import Scorer, Scores
+from tl_backward.inversion.query import Query, QueryLike, Scorer, Scores, check_query, distances, read_query
 from tl_backward.model.place import Place, PlaceLike, resolve_place
 from tl_backward.text.encoded import Encoded, Inputs, encode
 from tl_backward.text.options import TextOptions
@@ -60,8 +58,8 @@ def enumerate_preimage(
         position: of the query's token; see `positions.Position`.
         inputs: the whole domain; tokens [text, pos] are quicker than texts where there are many.
         epsilon: the threshold on D, or a `Closeness`.
-        valid: text -> whether it is well-formed, asked of the texts that are kept; others have no weight.
-        n_outside: how many inputs outside are kept beside those inside, drawn at random.
+        valid: text -> whether it is well-formed, asked of the texts that are given back; others have no weight.
+        n_outside: how many inputs outside are given back beside those inside, drawn at random.
         seed: of that draw; the global RNG is left alone.
         text_options: batch size, and whether texts begin with BOS.
         show_progress: draw a progress bar if it takes longer than a second.
@@ -81,13 +79,10 @@ def enumerate_preimage(
         True
     """
     scorer = Scorer(model, query, site, position, epsilon, text_options)
-    domain = scorer.encode(inputs)
-    scores = scorer(domain, show_progress=show_progress)
+    domain, scores = scorer(inputs, show_progress=show_progress)
     inside = (scores.distances <= scorer.closeness.epsilon).nonzero().flatten()
-    outside = _outside(len(domain), inside, n_outside, seed)
-    kept = torch.cat([inside, outside])
-    some = Scores(scores.distances[kept], scores.best_positions[kept])
-    return _exact(scorer.query, scorer.closeness, domain, kept, some, len(inside), valid)
+    chosen = torch.cat([inside, _outside(len(domain), inside, n_outside, seed)])
+    return _exact(scorer.query, scorer.closeness, domain, chosen, scores[chosen], len(inside), valid)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -141,7 +136,6 @@ class ActivationIndex:
         check_choice("match", match, get_args(Match))
         check_text_options(text_options)
         texts = encode(model, inputs, prepend_bos=text_options.prepend_bos)
-        batch_size = text_options.batch_size
         at = None if match == "any" else find_positions(texts, position)
         resolved = resolve_place(model, site)
         reader = PlaceReader(model, resolved)
@@ -150,12 +144,11 @@ class ActivationIndex:
         n_samples, width = int(starts[-1]), reader.widths[resolved]
         _check_memory(n_samples, len(texts), width, reader.dtype.itemsize, match, max_memory)
         values = torch.empty(n_samples, width, dtype=reader.dtype)
-        for part in progress(batches(texts, at, batch_size), len(texts), batch_size, show_progress):
+        for part in batches(texts, at, text_options.batch_size, show_progress=show_progress):
             rows = starts[part.index[part.text]] + (part.at if at is None else 0)
             read = reader(part.tokens, part.text, part.at, lengths=part.lengths)
             values[rows] = read[resolved].to(values)
-        squares = torch.linalg.vecdot(values, values)
-        return cls(model, texts, resolved, position, match, values, squares, starts)
+        return cls(model, texts, resolved, position, match, values, torch.linalg.vecdot(values, values), starts)
 
     def __repr__(self) -> str:
         return (
@@ -185,16 +178,14 @@ class ActivationIndex:
         asked = read_query(self.model, query, self.site, self.rule)
         near = self._may_be_within(asked.activation, closeness).nonzero().flatten()
         scores = self._scores(near, asked, metric)
-        found = scores.distances <= epsilon
-        inside = near[found]
+        within = scores.distances <= epsilon
+        inside, own = near[within], scores[within]
         outside = _outside(len(self.texts), inside, n_outside, seed)
         others = self._scores(outside, asked, metric)
         some = Scores(
-            torch.cat([scores.distances[found], others.distances]),
-            torch.cat([scores.best_positions[found], others.best_positions]),
+            torch.cat([own.distances, others.distances]), torch.cat([own.best_positions, others.best_positions])
         )
-        kept = torch.cat([inside, outside])
-        return _exact(asked, closeness, self.texts, kept, some, len(inside), valid)
+        return _exact(asked, closeness, self.texts, torch.cat([inside, outside]), some, len(inside), valid)
 
     def nearest(self, query: QueryLike | Query, n: int, *, metric: Metric = "euclidean") -> Int[Tensor, "n"]:
         """The `n` texts nearest to the query, nearest first (up to rounding in the model's dtype).
@@ -214,19 +205,17 @@ class ActivationIndex:
         """D^2 (euclidean) or D (cosine) of every sample, with the rounding errors of its dtype."""
         check_query(z)
         z = z.to(self.values)
-        square = float(z @ z)
-        product = self.values @ z
+        square, product = float(z @ z), self.values @ z
         if metric == "euclidean":
             return product.mul_(-2).add_(self.squares).add_(square).div_(square)
         return product.div_(self.squares.sqrt().clamp_min_(torch.finfo(z.dtype).tiny)).div_(-(square**0.5)).add_(1)
 
     def _may_be_within(self, z: Float[Tensor, "d"], closeness: Closeness) -> Tensor:
         """Texts [text] that may be within epsilon, allowing for every rounding error of `_approximate`."""
-        epsilon, metric = closeness.epsilon, closeness.metric
-        approximate = self._approximate(z, metric)
+        epsilon, approximate = closeness.epsilon, self._approximate(z, closeness.metric)
         # |x| <= (1 + epsilon) |z| within epsilon; a sum of d products errs by at most d roundings of its terms.
         unit = (self.values.shape[1] + 8) * torch.finfo(approximate.dtype).eps
-        limit = epsilon**2 + 4 * (1 + epsilon) ** 2 * unit if metric == "euclidean" else epsilon + 2 * unit
+        limit = epsilon**2 + 4 * (1 + epsilon) ** 2 * unit if closeness.metric == "euclidean" else epsilon + 2 * unit
         return self._per_text(approximate) <= limit
 
     def _per_text(self, values: Float[Tensor, "sample"]) -> Float[Tensor, "text"]:
@@ -247,10 +236,9 @@ class ActivationIndex:
         at = torch.full((len(chosen),), torch.iinfo(torch.long).max)
         best = each == smallest[which]
         at.scatter_reduce_(0, which[best], offset[best], "amin")
-        at = torch.where(counts > 0, at, NOWHERE)
         if self.match == "same" and len(chosen):
-            at = find_positions(self.texts.select(chosen), query.rule)
-        return Scores(smallest, at)
+            return Scores(smallest, find_positions(self.texts.select(chosen), query.rule))
+        return Scores(smallest, torch.where(counts > 0, at, NOWHERE))
 
 
 def _outside(n_texts: int, inside: Int[Tensor, "inside"], n: int, seed: int) -> Int[Tensor, "outside"]:
@@ -274,14 +262,14 @@ def _exact(
     query: Query,
     closeness: Closeness,
     domain: Encoded,
-    kept: Int[Tensor, "kept"],
+    chosen: Int[Tensor, "chosen"],
     scores: Scores,
     n_inside: int,
     valid: Valid | None,
 ) -> Preimage:
     share = n_inside / len(domain)
     return assemble(
-        query, closeness, domain.select(kept), scores, "enumeration", valid=valid, share_inside=share, chance=share,
+        query, closeness, domain.select(chosen), scores, "enumeration", valid=valid, share_inside=share, chance=share,
         recall=1.0,
     )  # fmt: skip
 

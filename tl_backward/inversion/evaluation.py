@@ -2,22 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_backward._support.types import DataFrame
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion.activations import batches
-from tl_backward.inversion.network import DecoderNetwork
-from tl_backward.inversion.positions import NOWHERE, Position, find_positions
+from tl_backward.inversion.network import BATCH_SIZE, DecoderNetwork
+from tl_backward.inversion.positions import NOWHERE, Position, find_each
+from tl_backward.inversion.stream import widened
 from tl_backward.text.encoded import Encoded, encode_rows
-
-if TYPE_CHECKING:
-    import pandas
-
-BATCH_SIZE = 512
+from tl_backward.text.token_strings import text_frame
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +22,7 @@ class Queries:
     """Activations to be decoded, some of each site and position."""
 
     reader: PlaceReader
-    """Of the sites."""
+    """Reads the sites that the activations are of."""
     positions: Sequence[Position] | None
     """Where they were read; None for a token of each text drawn at random."""
     activations: Float[Tensor, "query d_site"]
@@ -55,18 +52,15 @@ class DecoderRates:
         """The mean share inside over sites and positions."""
         return float(self.inside.nanmean())
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a site and position."""
-        import pandas
-
-        rows = []
-        for i, site in enumerate(self.sites):
-            for j, position in enumerate(self.positions):
-                row = {"site": site, "position": position, "inside": float(self.inside[i, j])}
-                for name, values in (("chance", self.chance), ("well_formed", self.well_formed)):
-                    row |= {} if values is None else {name: float(values[i, j])}
-                rows.append(row)
-        return pandas.DataFrame(rows)
+        rates = {"inside": self.inside, "chance": self.chance, "well_formed": self.well_formed}
+        known = {name: values.tolist() for name, values in rates.items() if values is not None}
+        return text_frame(
+            {"site": site, "position": position, **{name: values[i][j] for name, values in known.items()}}
+            for i, site in enumerate(self.sites)
+            for j, position in enumerate(self.positions)
+        )
 
 
 def read_queries(
@@ -77,25 +71,16 @@ def read_queries(
     Raises:
         ValueError: no text has any of the positions.
     """
-    if positions is None:
-        uniform = torch.rand(len(texts), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        at = (uniform * texts.lengths).long()[:, None]
-    else:
-        at = torch.stack([find_positions(texts, rule) for rule in positions], 1)
+    at = find_each(texts, positions, generator=torch.Generator().manual_seed(seed))
     text, slot = (at != NOWHERE).nonzero(as_tuple=True)
-    if not len(text):
-        raise ValueError(
-            f"Expected texts that have one of the positions {list(positions or [])!r:.120}, got {len(texts)} without; "
-            "choose positions that occur in the data."
-        )
     rows = []
     for part in torch.arange(len(text)).split(BATCH_SIZE):
         rows_read, where = text[part], at[text[part], slot[part]]
         values = reader(texts.tokens[rows_read], torch.arange(len(part)), where, lengths=texts.lengths[rows_read])
-        rows.append([torch.nn.functional.pad(v, (0, d_site - v.shape[1])).cpu() for v in values.values()])
-    found = [torch.cat(column) for column in zip(*rows, strict=True)]
-    sites = torch.arange(len(found)).repeat_interleave(len(text))
-    return Queries(reader, positions, torch.cat(found), sites, slot.repeat(len(found)))
+        rows.append([widened(value, d_site).cpu() for value in values.values()])
+    read = [torch.cat(column) for column in zip(*rows, strict=True)]
+    sites = torch.arange(len(read)).repeat_interleave(len(text))
+    return Queries(reader, positions, torch.cat(read), sites, slot.repeat(len(read)))
 
 
 def nearest_distances(queries: Queries, texts: Encoded) -> Float[Tensor, "query"]:
@@ -124,19 +109,12 @@ def decoder_rates(
     seed: int = 0,
 ) -> DecoderRates:
     """Draw `n` texts for each query at T = 1 and see where they land; `others` are texts for the chance rate."""
-    repeated = (part.repeat_interleave(n, 0) for part in (queries.activations, queries.sites, queries.slots))
     reader, positions = queries.reader, queries.positions
+    repeated = (part.repeat_interleave(n, 0) for part in (queries.activations, queries.sites, queries.slots))
     many = Queries(reader, positions, *repeated)
     names = ("any",) if positions is None else tuple(str(rule) for rule in positions)
-    device = network.mean.device
-    rows: list[list[int]] = []
-    for number, part in enumerate(torch.arange(len(many.sites)).split(BATCH_SIZE)):
-        z, site = many.activations[part].to(device), many.sites[part].to(device)
-        tokens, lengths = network.generate(z, site, temperature=1.0, seed=seed * 1_000_003 + number)
-        rows += [[*start, *row[:length]] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
-    texts = encode_rows(reader.model, rows)
-    group = many.sites * len(names) + many.slots
-    shape = (len(reader.places), len(names))
+    texts = encode_rows(reader.model, network.draw(many.activations, many.sites, start, seed=seed))
+    group, shape = many.sites * len(names) + many.slots, (len(reader.places), len(names))
     inside = _means(nearest_distances(many, texts) <= epsilon, group, shape)
     well_formed = chance = None
     if valid is not None:
@@ -148,6 +126,6 @@ def decoder_rates(
 
 
 def _means(values: Tensor, group: Int[Tensor, "sample"], shape: tuple[int, int]) -> Float[Tensor, "site slot"]:
-    counts = torch.bincount(group, minlength=shape[0] * shape[1])
-    sums = torch.bincount(group, weights=values.double(), minlength=shape[0] * shape[1])
-    return (sums / counts).reshape(shape)
+    n = shape[0] * shape[1]
+    sums = torch.bincount(group, weights=values.double(), minlength=n)
+    return (sums / torch.bincount(group, minlength=n)).reshape(shape)

@@ -1,24 +1,22 @@
-"""What a preimage's texts have in common: stated features, tested against the task's prior.
+"""What a preimage's texts have in common: stated features, tested against the task's prior or the exact preimage.
 
 The feature consistency rate of InverseScope (Luo et al. 2025): the share of the preimage that keeps the query's value.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._support.html import Cell, table, visible_text
+from tl_backward._support.types import DataFrame
 from tl_backward.inversion.preimage import Preimage
 from tl_backward.text.token_strings import text_frame
-
-if TYPE_CHECKING:
-    import pandas
 
 Feature: TypeAlias = Callable[[str], object]
 """text -> anything that can be compared: a count, a letter, whether something holds."""
@@ -51,6 +49,11 @@ class Rate:
     def __str__(self) -> str:
         interval = "" if math.isinf(self.n) else f" [{self.low:.3f}, {self.high:.3f}]"  # an exact rate needs none
         return f"{self.value:.3f}{interval}"
+
+    @property
+    def cell(self) -> Cell:
+        """As tables show it, coloured by its value."""
+        return Cell(str(self), value=None if math.isnan(self.value) else self.value)
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class FeatureTable:
             )
         return found
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a feature: value of the query, rate, low, high, n, prior, prior_low, prior_high, bits."""
         return text_frame(
             {
@@ -127,15 +130,16 @@ class FeatureTable:
         rows = [
             [
                 str(row.query_value),
-                Cell(str(row.rate), value=None if math.isnan(row.rate.value) else row.rate.value),
+                row.rate.cell,
                 "" if row.prior is None else str(row.prior),
                 row.bits,
             ]
             for row in self.rows
         ]
-        columns = ["query's value", "share that keeps it", "prior's share", "bits"]
-        names = [row.feature for row in self.rows]
-        return table(columns, rows, row_names=names, caption=self.title, corner="feature", bound=1.0, limit=30)
+        return table(
+            ["query's value", "share that keeps it", "prior's share", "bits"], rows,
+            row_names=[row.feature for row in self.rows], caption=self.title, corner="feature", bound=1.0, limit=30,
+        )  # fmt: skip
 
 
 def feature_consistency(
@@ -172,14 +176,13 @@ def feature_consistency(
     hits = torch.zeros(len(preimage), dtype=torch.float64)
     for index in preimage.weights.nonzero().flatten().tolist():
         hits[index] = float(evaluate(feature, preimage.inputs.text(index), called) == wanted)
-    exact = preimage.method == "enumeration"
-    rate = _rate(hits, preimage.weights, math.inf if exact else preimage.diagnostics.effective_sample_size, level)
-    given = None
-    if prior is not None:
-        same = [float(evaluate(feature, text, called) == wanted) for text in prior]
-        drawn = torch.tensor(same, dtype=torch.float64)
-        given = _rate(drawn, torch.full_like(drawn, 1 / max(1, len(drawn))), float(len(drawn)), level)
-    return FeatureConsistency(called, wanted, rate, given)
+    n = math.inf if preimage.method == "enumeration" else preimage.diagnostics.effective_sample_size
+    rate = _rate(hits, preimage.weights, n, level)
+    if prior is None:
+        return FeatureConsistency(called, wanted, rate, None)
+    drawn = torch.tensor([float(evaluate(feature, text, called) == wanted) for text in prior], dtype=torch.float64)
+    shares = torch.full_like(drawn, 1 / max(1, len(drawn)))
+    return FeatureConsistency(called, wanted, rate, _rate(drawn, shares, float(len(drawn)), level))
 
 
 def common_features(
@@ -251,3 +254,54 @@ def _rate(hits: Float[Tensor, "text"], weights: Float[Tensor, "text"], n: float,
 def _inward(rate: Rate) -> float:
     edge = 0.5 / (min(rate.n, 1e6) + 1)
     return min(max(rate.value, edge), 1 - edge)
+
+
+def compare_with_exact(preimage: Preimage, exact: Preimage, features: Mapping[str, Feature] | None = None) -> Preimage:
+    """The same preimage with its recall, and each feature's total variation, in the diagnostics.
+
+    Recall is the share of the exact preimage's distinct inputs that were found. TV(f) = 1/2 sum_v |P(f = v) -
+    P_exact(f = v)|, in [0, 1], each text counted by its weight. Inputs are compared as tokens.
+
+    Raises:
+        ValueError: `exact` is not an enumeration of the same query within the same epsilon; or a feature raises.
+    """
+    if exact.method != "enumeration" or _question(preimage) != _question(exact):
+        raise ValueError(
+            f"Expected the enumerated preimage of the same question, got {exact!r} beside {preimage!r}; compute it "
+            "with enumerate_preimage at the same site, position, epsilon, metric and match."
+        )
+    sought, found = _inputs(exact), _inputs(preimage)
+    recall = len(sought & found) / len(sought) if sought else None
+    variation = {
+        name: total_variation(marginal(preimage, feature, name), marginal(exact, feature, name))
+        for name, feature in (features or {}).items()
+    }
+    return replace(preimage, diagnostics=replace(preimage.diagnostics, recall=recall, total_variation=variation))
+
+
+def marginal(preimage: Preimage, feature: Feature, name: str = "feature") -> Mapping[object, float]:
+    """A feature's distribution over the texts inside, by weight; values must be hashable.
+
+    Raises:
+        ValueError: the feature raises.
+    """
+    shares: dict[object, float] = {}
+    for index in preimage.weights.nonzero().flatten().tolist():
+        value = evaluate(feature, preimage.inputs.text(index), name)
+        shares[value] = shares.get(value, 0.0) + float(preimage.weights[index])
+    return shares
+
+
+def total_variation(p: Mapping[object, float], q: Mapping[object, float]) -> float:
+    """1/2 sum_v |p(v) - q(v)|; 1 where one of them is empty."""
+    if not p or not q:
+        return 1.0
+    return sum(abs(p.get(value, 0.0) - q.get(value, 0.0)) for value in {*p, *q}) / 2
+
+
+def _inputs(preimage: Preimage) -> set[tuple[int, ...]]:
+    return {tuple(preimage.inputs.row(index)) for index in preimage.weights.nonzero().flatten().tolist()}
+
+
+def _question(of: Preimage) -> tuple:
+    return of.site, of.position, of.query.tokens.tolist(), of.epsilon, of.metric, of.match

@@ -1,26 +1,157 @@
-"""One query asked at many sites and positions: which way to its preimages, from which inputs, beside what."""
+"""One query asked at many sites and positions: what each of them knows, within one set of inputs or the best way."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 
-from tl_backward._support.types import TransformerLensModel
-from tl_backward.inversion.comparison import SiteComparison, compare_sites
+from tl_backward._support.html import table
+from tl_backward._support.types import DataFrame, TransformerLensModel
+from tl_backward.activations import PlaceReader
+from tl_backward.inversion._old_calls import old_options
 from tl_backward.inversion.decoder import Decoder
 from tl_backward.inversion.enumeration import enumerate_preimage
-from tl_backward.inversion.options import EPSILON, INVERSION, TEXTS, Closeness, InversionOptions, SearchOptions, Way
+from tl_backward.inversion.features import LEVEL, Feature, FeatureTable, common_features
+from tl_backward.inversion.options import (
+    EPSILON,
+    TEXTS,
+    Closeness,
+    InversionOptions,
+    SearchOptions,
+    Way,
+    check_text_options,
+)
 from tl_backward.inversion.positions import Position
-from tl_backward.inversion.proposals import pool_preimage
-from tl_backward.inversion.query import QueryLike
+from tl_backward.inversion.preimage import Preimage, Valid, assemble, pool_preimage
+from tl_backward.inversion.query import QueryLike, read_query, score
 from tl_backward.inversion.search import search_preimage
 from tl_backward.inversion.shipped import names
 from tl_backward.inversion.site_reading import SiteReading, read_preimage
 from tl_backward.inversion.tasks import Task
 from tl_backward.model.place import Places, resolve_places
-from tl_backward.text.encoded import Encoded, encode, encode_starts
+from tl_backward.text.encoded import Encoded, Inputs, encode, encode_starts
 from tl_backward.text.options import TextOptions
+from tl_backward.text.token_strings import text_frame
 
 _CHAINS, _STEPS = 64, 400  # of a search
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class SiteComparison:
+    """The preimages of one query at several sites and positions, within one set of inputs."""
+
+    preimages: tuple[Preimage, ...]
+    """By site, then by position."""
+    features: tuple[FeatureTable, ...]
+    """What each one keeps."""
+
+    def __repr__(self) -> str:
+        sites = len({preimage.site for preimage in self.preimages})
+        return f"SiteComparison({len(self.preimages)} preimages at {sites} sites, {len(self._names)} features)"
+
+    @property
+    def _names(self) -> list[str]:
+        return sorted(row.feature for row in self.features[0].rows)
+
+    def to_frame(self) -> DataFrame:
+        """One row a site, position and feature: share_inside, n_inside, rate, low, high, prior, bits."""
+        return text_frame(
+            {
+                "site": str(preimage.site),
+                "position": preimage.position,
+                "share_inside": preimage.diagnostics.share_inside,
+                "n_inside": int(preimage.inside.sum()),
+                "feature": name,
+                "rate": features[name].rate.value,
+                "low": features[name].rate.low,
+                "high": features[name].rate.high,
+                "prior": (features[name].prior or features[name].rate).value,
+                "bits": features[name].bits,
+            }
+            for preimage, features in zip(self.preimages, self.features, strict=True)
+            for name in self._names
+        )
+
+    def _repr_html_(self) -> str:
+        """A static table: sites down, the share of the preimage that keeps each feature across, darker for more."""
+        rows = []
+        for preimage, features in zip(self.preimages, self.features, strict=True):
+            cells = [features[name].rate.cell for name in self._names]
+            rows.append([preimage.position, int(preimage.inside.sum()), preimage.diagnostics.share_inside, *cells])
+        first = self.preimages[0]
+        caption = f"{first.query.text}: share of the preimage within {first.epsilon:g} that keeps the query's value"
+        return table(
+            ["position", "inside", "share inside", *self._names], rows,
+            row_names=[str(preimage.site) for preimage in self.preimages], caption=caption, corner="site", bound=1.0,
+            limit=40,
+        )  # fmt: skip
+
+
+@old_options
+def compare_sites(
+    model: TransformerLensModel,
+    query: QueryLike,
+    sites: Places,
+    positions: Position | Sequence[Position] = -1,
+    *,
+    inputs: Inputs,
+    features: Mapping[str, Feature],
+    exact: bool = False,
+    epsilon: float | Closeness = EPSILON,
+    valid: Valid | None = None,
+    level: float = LEVEL,
+    text_options: TextOptions = TEXTS,
+    show_progress: bool = True,
+) -> SiteComparison:
+    """The query's preimage at every site and position, and what each keeps, in one pass over the inputs.
+
+    Args:
+        model: the probed model.
+        query: a text, or its tokens [pos].
+        sites: one or a list; see `resolve_place`.
+        positions: of the query, one or several; every site is asked at each.
+        inputs: what is looked through at every site: a domain, or a pool drawn from the task's prior.
+        features: name -> feature; see `feature_consistency`. All inputs are the prior that rates are beside.
+        exact: whether `inputs` is the whole domain, whose rates are exact and need no interval.
+        epsilon: the threshold on D, or a `Closeness`.
+        valid: as for `preimage_of`.
+        level: of confidence.
+        text_options: batch size, and whether texts begin with BOS.
+        show_progress: draw a progress bar if it takes longer than a second.
+
+    Raises:
+        ValueError: as for `preimage_of`; no position; or a feature that raises.
+
+    Example:
+        >>> adder = tlb.zoo.load("addition")
+        >>> domain = [f"{left}+157=" for left in range(200, 300)]
+        >>> features = {"tens": lambda text: text[1]}
+        >>> same = tlb.inversion.Closeness(match="same")
+        >>> c = tlb.inversion.compare_sites(
+        ...     adder, "234+157=", ("result", 0, 3), inputs=domain, features=features, epsilon=same
+        ... )
+        >>> c.features[0]["tens"].rate.value  # this head carries the tens
+        1.0
+    """
+    closeness, bos = Closeness.of(epsilon), text_options.prepend_bos
+    check_text_options(text_options)
+    rules = _as_list(positions)
+    if not rules:
+        raise ValueError("Expected at least one position, got an empty list; for example [-1].")
+    reader = PlaceReader(model, sites)
+    queries = [read_query(model, query, site, rule, prepend_bos=bos) for site in reader.places for rule in rules]
+    texts = encode(model, inputs, prepend_bos=bos)
+    every = score(reader, texts, queries, closeness, text_options.batch_size, show_progress=show_progress)
+    preimages = tuple(
+        assemble(
+            asked, closeness, texts, scores, "enumeration" if exact else "pool", valid=valid,
+            chance=scores.share_within(closeness.epsilon),
+        )
+        for asked, scores in zip(queries, every, strict=True)
+    )  # fmt: skip
+    once = {name: cache(feature) for name, feature in features.items()}
+    tables = tuple(common_features(preimage, once, prior=texts.texts, level=level) for preimage in preimages)
+    return SiteComparison(preimages, tables)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -44,7 +175,7 @@ def invert(
     task: Task,
     *,
     decoder: Decoder | None = None,
-    options: InversionOptions = INVERSION,
+    options: InversionOptions = InversionOptions(),
     epsilon: float | Closeness = EPSILON,
     text_options: TextOptions = TEXTS,
     compared: bool = True,
@@ -85,12 +216,11 @@ def invert(
     _check_way(way, task, decoder)
     known = list(decoder.sites) if sites is None and way == "decoder" and decoder is not None else None
     chosen = resolve_places(model, known or sites or "resid_post")
-    rules = list(positions) if isinstance(positions, Sequence) and not isinstance(positions, str) else [positions]
     pool = _encoded(model, task.draw(options.n_pool, options.seed), task, text_options)
     looked_through = task.domain if way == "enumerate" or task.is_small else None
     domain = None if looked_through is None else _encoded(model, looked_through(), task, text_options)
     readings: list[SiteReading] = []
-    for site, rule in product(chosen, rules):
+    for site, rule in product(chosen, _as_list(positions)):
         near = pool_preimage(
             model, query, site, rule, pool, n=options.n, epsilon=closeness, valid=task.valid, text_options=read,
             show_progress=show_progress,
@@ -113,12 +243,11 @@ def invert(
             )  # fmt: skip
         else:
             found = near if exact is None or way == "pool" else exact
-        one = read_preimage(
+        readings.append(read_preimage(
             model, found, features=task.features, prior=pool.texts, retrieval=None if found is near else near,
             exact=None if found is exact else exact,
             decoder=decoder if decoder is not None and site in decoder.sites else None,
-        )  # fmt: skip
-        readings.append(one)
+        ))  # fmt: skip
     if not compared:
         return Inversion(tuple(readings), None)
     tokens = readings[0].preimage.query.tokens
@@ -157,3 +286,7 @@ def _encoded(model: TransformerLensModel, inputs: Iterable[str], task: Task, opt
     if task.given:
         return encode_starts(model, list(inputs), options.max_tokens, prepend_bos=options.prepend_bos)
     return encode(model, inputs, prepend_bos=options.prepend_bos)
+
+
+def _as_list(positions: Position | Sequence[Position]) -> list[Position]:
+    return list(positions) if isinstance(positions, Sequence) and not isinstance(positions, str) else [positions]

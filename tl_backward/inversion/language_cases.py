@@ -9,10 +9,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from types import MappingProxyType
 
-from tl_backward.inversion.features import Feature, feature_of
 from tl_backward.inversion.positions import Position
+from tl_backward.inversion.tasks import Task, features_of, sampler
 
 NAMES = (
     "Anna",
@@ -73,20 +74,14 @@ RELATIONS = MappingProxyType(
 )
 
 
-@dataclass(frozen=True)
-class Case:
+@dataclass(frozen=True, kw_only=True)
+class Case(Task):
     """One family of prompts."""
 
-    name: str
     query: str
     """The prompt that is asked about unless another is given."""
-    draw: Callable[[int, int], list[str]]
-    """(n, seed) -> prompts."""
-    features: Mapping[str, Feature]
     positions: Mapping[str, Position]
     """Which tokens are asked about, by what they are called."""
-    valid: Callable[[str], bool] | None
-    """Whether a text is a prompt of this family."""
     heads: Mapping[str, tuple[tuple[int, int], ...]]
     """Position -> (layer, head) of GPT-2 small's known circuit."""
 
@@ -137,12 +132,12 @@ def ioi() -> Case:
 
     return Case(
         "ioi",
-        IOI[0].format(a="Lily", b="Tom", c="Tom", place="park", thing="ball"),
         draw,
-        {name: feature_of(parse_gift, feature) for name, feature in asked.items()},
-        {"END": -1, "S2": _second_mention, "S1+1": _after_first_mention},
+        features_of(parse_gift, asked),
         lambda text: parse_gift(text) is not None,
-        CIRCUIT,
+        query=IOI[0].format(a="Lily", b="Tom", c="Tom", place="park", thing="ball"),
+        positions={"END": -1, "S2": _second_mention, "S1+1": _after_first_mention},
+        heads=CIRCUIT,
     )
 
 
@@ -156,18 +151,14 @@ def factual_recall() -> Case:
         "answer": lambda fact: COUNTRIES[fact[0]][tuple(RELATIONS).index(fact[1])],
         "continent": lambda fact: COUNTRIES[fact[0]][2],
     }
-
-    def draw(n: int, seed: int) -> list[str]:
-        return random.Random(seed).sample(list(known), min(n, len(known)))
-
     return Case(
         "facts",
-        RELATIONS["capital"][0].format("France"),
-        draw,
-        {name: feature_of(known.get, feature) for name, feature in asked.items()},
-        {"END": -1, "subject": _subject},
+        sampler(known),
+        features_of(known.get, asked),
         known.__contains__,
-        {},
+        query=RELATIONS["capital"][0].format("France"),
+        positions={"END": -1, "subject": _subject},
+        heads={},
     )
 
 
@@ -182,8 +173,7 @@ def parse_gift(text: str) -> Gift | None:
 
 def _gift(rng: random.Random) -> str:
     a, b = rng.sample(NAMES, 2)
-    template = rng.choice(IOI)
-    return template.format(a=a, b=b, c=rng.choice((a, b)), place=rng.choice(PLACES), thing=rng.choice(THINGS))
+    return rng.choice(IOI).format(a=a, b=b, c=rng.choice((a, b)), place=rng.choice(PLACES), thing=rng.choice(THINGS))
 
 
 @cache
@@ -206,20 +196,13 @@ def _facts() -> dict[str, tuple[str, str, int]]:
 
 def _token_at(tokens: list[str], end: int) -> int | None:
     """Which token holds the character before `end` of the joined tokens."""
-    seen = 0
-    for index, token in enumerate(tokens):
-        seen += len(token)
-        if seen >= end:
-            return index
-    return None
+    return next((index for index, seen in enumerate(accumulate(map(len, tokens))) if seen >= end), None)
 
 
 def _mentions(text: str, tokens: list[str]) -> list[int]:
     """Where the giver's name ends, in characters of the joined tokens."""
     gift = parse_gift(text)
-    if gift is None:
-        return []
-    return [found.end() for found in re.finditer(rf"\b{gift.giver}\b", "".join(tokens))]
+    return [] if gift is None else [found.end() for found in re.finditer(rf"\b{gift.giver}\b", "".join(tokens))]
 
 
 def _second_mention(text: str, tokens: list[str]) -> int | None:
@@ -233,8 +216,7 @@ def _after_first_mention(text: str, tokens: list[str]) -> int | None:
 
 
 def _subject(text: str, tokens: list[str]) -> int | None:
-    fact = _facts().get(text)
-    if fact is None:
+    country, joined = _facts().get(text, (None,))[0], "".join(tokens)
+    if country is None or country not in joined:
         return None
-    joined = "".join(tokens)
-    return _token_at(tokens, joined.rindex(fact[0]) + len(fact[0])) if fact[0] in joined else None
+    return _token_at(tokens, joined.rindex(country) + len(country))

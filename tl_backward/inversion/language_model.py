@@ -29,8 +29,7 @@ from tl_backward.inversion.features import common_features
 from tl_backward.inversion.language_cases import Case, factual_recall, ioi
 from tl_backward.inversion.options import SearchOptions
 from tl_backward.inversion.positions import Position
-from tl_backward.inversion.preimage import Preimage
-from tl_backward.inversion.proposals import pool_preimage
+from tl_backward.inversion.preimage import Preimage, pool_preimage
 from tl_backward.inversion.query import read_query
 from tl_backward.inversion.search import search_preimage
 from tl_backward.inversion.tasks import task_of_texts
@@ -42,6 +41,24 @@ from tl_backward.text.files import read_data
 _DEPTHS = 6
 _LEAST_ACCEPTED = 0.01  # of a search; below, its chains have hardly moved, and their shares say nothing
 _GPT2_SMALL = (12, 12, 768)  # layers, heads, width
+_OPTIONS = {
+    "--model": {"required": True, "help": "as in `tl-backward lens`"},
+    "--kind": {"choices": ("hooked", "bridge")},
+    "--device": {"default": "cpu"},
+    "--case": {"action": "append", "choices": ("ioi", "facts", "texts"), "help": "may be repeated (default: all)"},
+    "--data": {"help": "texts of the third case: .txt, .json or .jsonl"},
+    "--text-key": {"default": "text", "help": "where a text is in objects of the file"},
+    "--max-tokens": {"type": int, "default": 24, "help": "of a text's beginning (default: 24)"},
+    "--site": {"action": "append", "help": "resid_post,3 or result,9,6; may be repeated"},
+    "--decoder": {"help": "a folder that inversion.train wrote for this model"},
+    "--out": {"required": True, "help": "a new folder"},
+    "--epsilon": {"type": float, "default": 0.1},
+    "--n": {"type": int, "default": 200, "help": "texts taken of a pool or drawn from a decoder (default: 200)"},
+    "--pool": {"type": int, "default": 2000, "help": "prompts drawn (default: 2000)"},
+    "--chains": {"type": int, "default": 32, "help": "of a search (default: 32)"},
+    "--steps": {"type": int, "default": 200, "help": "of each chain; 0 leaves the search out (default: 200)"},
+    "--seed": {"type": int, "default": 0},
+}
 COLUMNS = (
     "case",
     "site",
@@ -60,7 +77,10 @@ COLUMNS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the cases that `argv` names (default: the process's own) and return an exit code."""
-    arguments = _parser().parse_args(argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, options in _OPTIONS.items():
+        parser.add_argument(name, **options)
+    arguments = parser.parse_args(argv)
     try:
         run(arguments)
     except (ValueError, TypeError, IndexError, OSError) as error:
@@ -116,13 +136,13 @@ def sites_of(case: Case, model: TransformerLensModel) -> dict[str, list[PlaceLik
 
 def _case(name: str, model: TransformerLensModel, arguments: argparse.Namespace) -> Case:
     if name != "texts":
-        return {"ioi": ioi, "facts": factual_recall}[name]()
+        return ioi() if name == "ioi" else factual_recall()
     if arguments.data is None:
         raise ValueError("Expected --data FILE with --case texts, got none; give a file of texts.")
     cut = encode_starts(model, read_data(Path(arguments.data), arguments.text_key), arguments.max_tokens)
     query, *others = cut.texts
     task = task_of_texts(others)
-    return Case("texts", query, task.draw, task.features, {"END": -1}, None, {})
+    return Case("texts", task.draw, task.features, query=query, positions={"END": -1}, heads={})
 
 
 def _found(
@@ -131,10 +151,9 @@ def _found(
     """Each site, position and way: what the position is called, the preimage, CPU seconds."""
     pool = encode(model, case.draw(arguments.pool, arguments.seed))
     for name, sites in sites_of(case, model).items():
-        position = case.positions[name]
         chosen: list[PlaceLike] = arguments.site or sites
         for site in chosen:
-            for way in _ways(case, model, decoder, pool, site, position, arguments):
+            for way in _ways(case, model, decoder, pool, site, case.positions[name], arguments):
                 start = process_time()
                 found = way()
                 yield name, found, process_time() - start
@@ -197,32 +216,6 @@ def _shown(value: object) -> str:
     if isinstance(value, dict):
         return "; ".join(f"{name} {rate:g} ({prior:g})" for name, (rate, prior) in value.items()) or "-"
     return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _parser() -> argparse.ArgumentParser:
-    doc = str(__doc__)
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="as in `tl-backward lens`")
-    parser.add_argument("--kind", choices=("hooked", "bridge"))
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument(
-        "--case", action="append", choices=("ioi", "facts", "texts"), help="may be repeated (default: all)"
-    )
-    parser.add_argument("--data", help="texts of the third case: .txt, .json or .jsonl")
-    parser.add_argument("--text-key", default="text", help="where a text is in objects of the file")
-    parser.add_argument("--max-tokens", type=int, default=24, help="of a text's beginning (default: 24)")
-    parser.add_argument("--site", action="append", help="resid_post,3 or result,9,6; may be repeated")
-    parser.add_argument("--decoder", help="a folder that inversion.train wrote for this model")
-    parser.add_argument("--out", required=True, help="a new folder")
-    parser.add_argument("--epsilon", type=float, default=0.1)
-    parser.add_argument(
-        "--n", type=int, default=200, help="texts kept of a pool or drawn from a decoder (default: 200)"
-    )
-    parser.add_argument("--pool", type=int, default=2000, help="prompts drawn (default: 2000)")
-    parser.add_argument("--chains", type=int, default=32, help="of a search (default: 32)")
-    parser.add_argument("--steps", type=int, default=200, help="of each chain; 0 leaves the search out (default: 200)")
-    parser.add_argument("--seed", type=int, default=0)
-    return parser
 
 
 if __name__ == "__main__":

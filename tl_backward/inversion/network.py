@@ -1,5 +1,6 @@
 """The decoder's network: a small GPT-2 that says which text an activation came from, p(x | z) (Huang et al. 2024)."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, Protocol, TypeAlias, cast, get_args
 
@@ -9,11 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tl_backward._support.checks import check_choice
+from tl_backward._support.checks import check_at_least_one, check_choice
 
 Conditioning: TypeAlias = Literal["prefix", "cross"]
 
 IGNORED = -100
+BATCH_SIZE = 512
+"""Texts drawn side by side."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,12 @@ class DecoderConfig:
     n_vectors: int = 4
     """How many vectors of the decoder's width an activation becomes."""
     d_hidden: int = 256
-    """Of the MLP that makes them."""
+    """Width of the hidden layer of the MLP that makes them."""
 
     def __post_init__(self) -> None:
         """Refuse shapes that no decoder can have."""
         for name in ("n_layers", "d_model", "n_heads", "n_vectors", "d_hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Expected {name} of at least 1, got {getattr(self, name)}; correct it.")
+            check_at_least_one(name, getattr(self, name), "correct it")
         if self.d_model % self.n_heads:
             raise ValueError(
                 f"Expected d_model to be a multiple of n_heads, got {self.d_model} and {self.n_heads}; change one."
@@ -75,10 +77,9 @@ class DecoderNetwork(nn.Module):
         super().__init__()
         self.layout, self.end, self.n_ctx = config, d_vocab, n_ctx
         self.shape = {"n_sites": n_sites, "d_site": d_site, "d_vocab": d_vocab, "n_ctx": n_ctx}
-        n_before = config.n_vectors if config.conditioning == "prefix" else 0
         language = GPT2Config(
             vocab_size=d_vocab + 1,
-            n_positions=n_before + n_ctx + 1,
+            n_positions=(config.n_vectors if config.conditioning == "prefix" else 0) + n_ctx + 1,
             n_embd=config.d_model,
             n_layer=config.n_layers,
             n_head=config.n_heads,
@@ -177,8 +178,8 @@ class DecoderNetwork(nn.Module):
         lengths: Int[Tensor, "sample"],
     ) -> dict[str, Float[Tensor, ""]]:
         """Mean cross-entropy, in nats a token, of the texts' tokens and of END after each."""
-        logits = self.logits(activations, sites, tokens)
-        return {"loss": F.cross_entropy(logits.float().flatten(0, 1), self.targets(tokens, lengths).flatten())}
+        logits = self.logits(activations, sites, tokens).float()
+        return {"loss": F.cross_entropy(logits.flatten(0, 1), self.targets(tokens, lengths).flatten())}
 
     def targets(self, tokens: Int[Tensor, "sample pos"], lengths: Int[Tensor, "sample"]) -> Int[Tensor, "sample pos+1"]:
         """What `logits` are to predict: each token, END, then IGNORED."""
@@ -203,23 +204,39 @@ class DecoderNetwork(nn.Module):
             Tokens without END, 0 beyond each text's end, and the texts' lengths, 1 to n_ctx.
         """
         opened = torch.full((len(sites), 1), self.end, device=sites.device)
-        vectors = self.vectors(activations, sites)
+        vectors, crossed = self.vectors(activations, sites), self.layout.conditioning == "cross"
         options: dict[str, object] = {
             "max_new_tokens": self.n_ctx, "min_new_tokens": 1, "do_sample": True, "temperature": temperature,
             "top_k": 0, "use_cache": use_cache, "eos_token_id": self.end, "pad_token_id": self.end,
         }  # fmt: skip
-        if self.layout.conditioning == "cross":
+        if crossed:
             options |= {"input_ids": opened, "encoder_hidden_states": vectors}
         else:
-            options |= {"inputs_embeds": torch.cat([vectors, self.lm.transformer.wte(opened)], 1)}
-        width = 1 if self.layout.conditioning == "cross" else self.layout.n_vectors + 1
+            options["inputs_embeds"] = torch.cat([vectors, self.lm.transformer.wte(opened)], 1)
+        width = 1 if crossed else self.layout.n_vectors + 1
         options["attention_mask"] = torch.ones(len(sites), width, dtype=torch.long, device=sites.device)
-        devices = [sites.device.index] if sites.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=[sites.device.index] if sites.device.type == "cuda" else []):
             torch.manual_seed(seed)
             made = cast(_Generates, self.lm).generate(**options)
-        made = made[:, 1:] if self.layout.conditioning == "cross" else made
-        ended = F.pad(made == self.end, (0, 1), value=True)
-        lengths = ended.int().argmax(1)
+        made = made[:, 1:] if crossed else made
+        lengths = F.pad(made == self.end, (0, 1), value=True).int().argmax(1)
         real: Bool[Tensor, "sample pos"] = torch.arange(made.shape[1], device=made.device) < lengths[:, None]
         return made.masked_fill(~real, 0), lengths
+
+    def draw(
+        self,
+        activations: Float[Tensor, "sample d_site"],
+        sites: Int[Tensor, "sample"],
+        start: Sequence[int],
+        *,
+        temperature: float = 1.0,
+        seed: int,
+    ) -> list[list[int]]:
+        """One text for each activation as `generate` draws it, batch after batch, with the tokens `start` before it."""
+        rows: list[list[int]] = []
+        for number, part in enumerate(torch.arange(len(sites)).split(BATCH_SIZE)):
+            z, site = activations[part].to(self.mean.device), sites[part].to(self.mean.device)
+            drawn = self.generate(z, site, temperature=temperature, seed=seed * 1_000_003 + number)
+            tokens, lengths = (each.tolist() for each in drawn)
+            rows += [[*start, *row[:length]] for row, length in zip(tokens, lengths, strict=True)]
+        return rows

@@ -58,7 +58,7 @@ class SearchOptions:
         chains: walks side by side; each step scores all of them at once.
         steps: of each walk, burn-in included.
         burn_in: first steps, which anneal and are left out; None for half.
-        thin: one state in so many is kept.
+        thin: one state in so many is given back.
         tau: temperature, in units of D.
         plateau: D below which nothing is preferred; None for epsilon.
         n_proposals: how many a generator or decoder is asked for.
@@ -98,9 +98,6 @@ class SearchOptions:
         return self.steps // 2 if self.burn_in is None else self.burn_in
 
 
-SEARCH = SearchOptions()
-
-
 @dataclass(frozen=True)
 class SamplingOptions:
     """How a decoder draws texts.
@@ -122,9 +119,6 @@ class SamplingOptions:
             raise ValueError(
                 f"Expected temperature > 0 and noise >= 0, got {self.temperature} and {self.noise}; correct them."
             )
-
-
-SAMPLING = SamplingOptions()
 
 
 @dataclass(frozen=True)
@@ -152,9 +146,6 @@ class InversionOptions:
             check_choice("method", self.method, get_args(Way))
         if min(self.n, self.n_pool) < 1:
             raise ValueError(f"Expected n and n_pool of at least 1, got {self.n} and {self.n_pool}; take more.")
-
-
-INVERSION = InversionOptions()
 
 
 def check_text_options(options: TextOptions) -> None:

@@ -1,15 +1,15 @@
 """The causal check: whether a text of the preimage does what the query does, its activation in the query's place."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_backward._support.bootstrap import bootstrap
+from tl_backward._support.checks import check_at_least_one
 from tl_backward._support.html import table
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.inversion.activations import collect_at
 from tl_backward.inversion.preimage import Preimage
 from tl_backward.inversion.query import Query
@@ -18,9 +18,6 @@ from tl_backward.model.inputs import without_cache
 from tl_backward.model.place import Place
 from tl_backward.text.token_strings import text_column, token_string
 from tl_backward.vocabulary.readout import single_token
-
-if TYPE_CHECKING:
-    import pandas
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -48,7 +45,7 @@ class PatchCheck:
     def _mean(self, inside: bool) -> float:
         return float(self.kl[self.inside == inside].mean())
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a text: text, inside, distance, kl, logit_change, kept."""
         import pandas
 
@@ -63,14 +60,13 @@ class PatchCheck:
             }
         )
 
-    def summary(self) -> "pandas.DataFrame":
+    def summary(self) -> DataFrame:
         """For inside and outside: n, and kl, |logit_change| and kept with their 95 % bootstrap intervals."""
         import pandas
 
+        columns = {"kl": self.kl, "|logit change|": self.logit_change.abs(), "answer kept": self.kept.double()}
         rows = {}
-        for name, inside in (("inside", True), ("outside", False)):
-            chosen = self.inside == inside
-            columns = {"kl": self.kl, "|logit change|": self.logit_change.abs(), "answer kept": self.kept.double()}
+        for name, chosen in (("inside", self.inside), ("outside", ~self.inside)):
             rows[name] = {"n": int(chosen.sum())}
             for label, values in columns.items():
                 each = bootstrap(values[chosen])
@@ -116,8 +112,7 @@ def verify_by_patching(
         >>> bool(check.kl[check.inside].mean() < check.kl[~check.inside].mean())
         True
     """
-    if n < 1:
-        raise ValueError(f"Expected n of at least 1, got {n}; 50 is the default.")
+    check_at_least_one("n", n, "50 is the default")
     chosen = _drawn(preimage, n, seed)
     query = preimage.query
     site = Place(query.site.read_at, head=query.site.head)  # a head's output is patched before W_O
@@ -146,8 +141,7 @@ def _drawn(preimage: Preimage, n: int, seed: int) -> Int[Tensor, "chosen"]:
         raise ValueError(
             f"Expected a preimage with texts inside, got {preimage!r}; take a larger epsilon, or a search for some."
         )
-    weights = preimage.weights[candidates]
-    inside = candidates[weights.multinomial(min(n, len(candidates)), generator=generator)]
+    inside = candidates[preimage.weights[candidates].multinomial(min(n, len(candidates)), generator=generator)]
     others = (~preimage.inside & preimage.distances.isfinite()).nonzero().flatten()
     outside = others[torch.randperm(len(others), generator=generator)[:n]]
     return torch.cat([inside, outside])
@@ -160,9 +154,8 @@ def _run(
 
     def put(activation: Tensor, hook: object) -> Tensor:
         given = activation.clone()
-        own = given[:, query.position]
-        mine = own if site.head is None else own[:, site.head]
-        mine.copy_(donors.reshape(mine.shape))
+        own = given[:, query.position] if site.head is None else given[:, query.position, site.head]
+        own.copy_(donors.reshape(own.shape))
         return given
 
     device = model.W_U.device

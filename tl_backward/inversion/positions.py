@@ -1,6 +1,6 @@
 """Where in a text an activation is read: by index, by token, or by a function of the text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -30,11 +30,32 @@ def find_positions(texts: Encoded, position: Position) -> Int[Tensor, "text"]:
             "example -1 for a text's last token."
         )
     if isinstance(position, str):
-        return _last_of(texts, position)
-    if isinstance(position, int):
-        return _index(texts.lengths, torch.full_like(texts.lengths, position))
-    given = torch.tensor([_asked(position, texts, index) for index in range(len(texts))], dtype=torch.long)
-    return _index(texts.lengths, given)
+        ids = [i for i in texts.tokens.unique().tolist() if token_string(texts.tokenizer, i) == position]
+        there = torch.isin(texts.tokens, torch.tensor(ids, dtype=torch.long)) & texts.mask
+        return torch.where(there.any(1), there.shape[1] - 1 - there.flip(1).int().argmax(1), NOWHERE)
+    given = [position if isinstance(position, int) else _asked(position, texts, index) for index in range(len(texts))]
+    at = torch.tensor(given, dtype=torch.long)
+    at = torch.where(at < 0, at + texts.lengths, at)
+    return torch.where((at >= 0) & (at < texts.lengths), at, NOWHERE)
+
+
+def find_each(
+    texts: Encoded, positions: Sequence[Position] | None, *, n: int = 1, generator: torch.Generator | None = None
+) -> Int[Tensor, "text slot"]:
+    """Several positions in each text; without any, `n` of its tokens drawn at random.
+
+    Raises:
+        ValueError: no text has any of them; and as for `find_positions`.
+    """
+    if positions is None:
+        return (torch.rand(len(texts), n, generator=generator, dtype=torch.float64) * texts.lengths[:, None]).long()
+    at = torch.stack([find_positions(texts, rule) for rule in positions], 1)
+    if not (at != NOWHERE).any():
+        raise ValueError(
+            f"Expected texts that have one of the positions {list(positions)!r:.120}, got {len(texts)} without; choose "
+            "positions that occur in the data."
+        )
+    return at
 
 
 def find_position(texts: Encoded, position: Position) -> int:
@@ -73,15 +94,3 @@ def _asked(position: Callable[[str, list[str]], int | None], texts: Encoded, ind
             f"Expected the position function to give an index or None, got {found!r} for text {index} ({text!r:.80})."
         )
     return found
-
-
-def _index(lengths: Int[Tensor, "text"], given: Int[Tensor, "text"]) -> Int[Tensor, "text"]:
-    at = torch.where(given < 0, given + lengths, given)
-    return torch.where((at >= 0) & (at < lengths), at, NOWHERE)
-
-
-def _last_of(texts: Encoded, token: str) -> Int[Tensor, "text"]:
-    ids = [i for i in texts.tokens.unique().tolist() if token_string(texts.tokenizer, i) == token]
-    there = torch.isin(texts.tokens, torch.tensor(ids, dtype=torch.long)) & texts.mask
-    last = there.shape[1] - 1 - there.flip(1).int().argmax(1)
-    return torch.where(there.any(1), last, NOWHERE)

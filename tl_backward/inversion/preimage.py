@@ -1,27 +1,25 @@
-"""Preimage: the texts that give nearly the same activation as a query, however they were found (Huang et al. 2024)."""
+"""Preimage: the texts that give nearly the same activation as a query, of given ones or a pool (Huang et al. 2024)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from itertools import zip_longest
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tl_backward._support.checks import check_at_least_one
 from tl_backward._support.html import Cell, TableCell, table
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.inversion._old_calls import is_query, old_options, old_order
 from tl_backward.inversion.options import EPSILON, TEXTS, Closeness, Match, Metric
 from tl_backward.inversion.positions import Position
-from tl_backward.inversion.query import Query, QueryLike
-from tl_backward.inversion.scoring import Scorer, Scores
+from tl_backward.inversion.query import Query, QueryLike, Scorer, Scores
 from tl_backward.model.place import Place, PlaceLike
 from tl_backward.text.encoded import Encoded, Inputs
 from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import text_column
-
-if TYPE_CHECKING:
-    import pandas
 
 Method: TypeAlias = Literal["decoder", "enumeration", "search", "pool", "given"]
 Valid: TypeAlias = Callable[[str], bool]
@@ -109,30 +107,32 @@ class Preimage:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a text: text, distance, position (where it comes nearest), inside, weight."""
         import pandas
 
-        columns = {
-            "text": text_column(self.texts),
-            "distance": self.distances.tolist(),
-            "position": self.best_positions.tolist(),
-            "inside": self.inside.tolist(),
-            "weight": self.weights.tolist(),
-        }
-        return pandas.DataFrame(columns)
+        return pandas.DataFrame(
+            {
+                "text": text_column(self.texts),
+                "distance": self.distances.tolist(),
+                "position": self.best_positions.tolist(),
+                "inside": self.inside.tolist(),
+                "weight": self.weights.tolist(),
+            }
+        )
 
     def _repr_html_(self) -> str:
         """A static table: the nearest texts inside and outside side by side with their distances."""
         d = self.diagnostics
         known = {
+            "effective sample size": d.effective_sample_size,
             "chance": d.chance,
             "well-formed": d.well_formed,
             "accepted": d.acceptance,
             "recall": d.recall,
-        } | {f"TV of {name}": value for name, value in d.total_variation.items()}
+            **{f"TV of {name}": value for name, value in d.total_variation.items()},
+        }
         facts = [f"{d.share_inside:.4g} within {self.epsilon:g}", f"{d.distinct} distinct"]
-        facts += [f"effective sample size {d.effective_sample_size:.4g}"]
         facts += [f"{name} {value:.4g}" for name, value in known.items() if value is not None]
         caption = (
             f"{self.query.text} at {self.site}, position {self.position}; {self.metric} distance, "
@@ -140,13 +140,12 @@ class Preimage:
         )
         order = self.distances.argsort(stable=True)
         sides = [order[self.inside[order] == inside][:_HTML_ROWS].tolist() for inside in (True, False)]
-        rows = [[*self._shown(sides[0], i), *self._shown(sides[1], i)] for i in range(max(map(len, sides)))]
+        rows = [[*self._shown(near), *self._shown(far)] for near, far in zip_longest(*sides)]
         return table(["inside", "D", "at", "outside", "D", "at"], rows, caption=caption, bound=1.0, limit=_HTML_TEXT)
 
-    def _shown(self, side: Sequence[int], row: int) -> tuple[TableCell, TableCell, TableCell]:
-        if row >= len(side):
+    def _shown(self, index: int | None) -> tuple[TableCell, TableCell, TableCell]:
+        if index is None:
             return None, None, None
-        index = side[row]
         return Cell(self.inputs.text(index)), float(self.distances[index]), int(self.best_positions[index])
 
 
@@ -195,13 +194,62 @@ def preimage_of(
         [True, False, False]
     """
     scorer = Scorer(model, query, site, position, epsilon, text_options)
-    encoded = scorer.encode(texts)
-    scores = scorer(encoded, show_progress=show_progress)
-    drawn = None if prior is None else scorer(scorer.encode(prior), show_progress=show_progress)
-    chance = None if drawn is None else scorer.share_within(drawn)
+    encoded, scores = scorer(texts, show_progress=show_progress)
+    drawn = None if prior is None else scorer(prior, show_progress=show_progress)[1]
+    chance = None if drawn is None else drawn.share_within(scorer.closeness.epsilon)
     return assemble(
         scorer.query, scorer.closeness, encoded, scores, method, weights=weights, valid=valid, chance=chance
     )
+
+
+@old_order("pool", "query", "site", "position", is_new=is_query)
+@old_options
+def pool_preimage(
+    model: TransformerLensModel,
+    query: QueryLike | Query,
+    site: PlaceLike,
+    position: Position,
+    pool: Inputs,
+    *,
+    n: int = 200,
+    epsilon: float | Closeness = EPSILON,
+    valid: Valid | None = None,
+    text_options: TextOptions = TEXTS,
+    show_progress: bool = True,
+) -> Preimage:
+    """The `n` inputs of a pool with the nearest activations: retrieval, the baseline of every other way.
+
+    Args:
+        model: the probed model.
+        query: the text whose activation is asked about, its tokens, or a `Query`.
+        site: see `resolve_place`.
+        position: of the query's token; see `positions.Position`.
+        pool: real inputs.
+        n: how many are given back, nearest first; all of a smaller pool.
+        epsilon: the threshold on D, or a `Closeness`.
+        valid: as for `preimage_of`.
+        text_options: batch size, and whether texts begin with BOS.
+        show_progress: draw a progress bar if it takes longer than a second.
+
+    Returns:
+        A preimage whose `chance` and `share_inside` are the whole pool's.
+
+    Raises:
+        ValueError: as for `preimage_of`, or n < 1.
+
+    Example:
+        >>> counting, pool = tlb.zoo.load("counting"), list(tlb.zoo.counting.prompts(50))
+        >>> tlb.inversion.pool_preimage(counting, pool[0], ("resid_mid", 1), -1, pool, n=1).texts == (pool[0],)
+        True
+    """
+    check_at_least_one("n", n, "200 is the default")
+    scorer = Scorer(model, query, site, position, epsilon, text_options)
+    texts, scores = scorer(pool, show_progress=show_progress)
+    share, nearest = scores.share_within(scorer.closeness.epsilon), scores.distances.argsort(stable=True)[:n]
+    return assemble(
+        scorer.query, scorer.closeness, texts.select(nearest), scores[nearest], "pool", valid=valid,
+        share_inside=share, chance=share,
+    )  # fmt: skip
 
 
 def assemble(
@@ -219,8 +267,7 @@ def assemble(
     inside = scores.distances <= closeness.epsilon
     good = None if valid is None else torch.tensor([check_valid(valid, text) for text in texts.texts])
     counted = inside if good is None else inside & good
-    raw = torch.ones_like(scores.distances) if weights is None else weights.double()
-    raw = torch.where(counted, raw, 0.0)
+    raw = torch.where(counted, torch.ones_like(scores.distances) if weights is None else weights.double(), 0.0)
     total = raw.sum()
     own = Diagnostics(
         share_inside=float(inside.double().mean()),

@@ -1,7 +1,14 @@
-"""The preimage by search: Metropolis walks of token edits, every step scored by the probed model (no training)."""
+"""The preimage by search: Metropolis walks of token edits, every step scored by the probed model (no training).
+
+Each edit has its way back. substitute: another token at one position. swap: two positions exchange their tokens.
+relabel: two tokens exchange all their positions. insert, delete: one token more or less.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -10,19 +17,28 @@ from tqdm.auto import tqdm
 
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion._old_calls import old_options
-from tl_backward.inversion.chains import effective_sample_size
-from tl_backward.inversion.edits import TokenEdits
-from tl_backward.inversion.options import EPSILON, SEARCH, TEXTS, Closeness, SearchOptions
+from tl_backward.inversion.options import EDITS, EPSILON, TEXTS, Closeness, Edit, SearchOptions
 from tl_backward.inversion.positions import Position
 from tl_backward.inversion.preimage import Preimage, Valid, assemble, check_valid
-from tl_backward.inversion.proposals import Proposals, Sampler, proposed
-from tl_backward.inversion.query import Query, QueryLike
-from tl_backward.inversion.scoring import Scorer, Scores
+from tl_backward.inversion.query import Query, QueryLike, Scorer, Scores
 from tl_backward.model.place import PlaceLike
-from tl_backward.text.encoded import Encoded, decode, encode_rows
+from tl_backward.text.encoded import Encoded, Inputs, decode, encode_rows
 from tl_backward.text.options import TextOptions
 
 _WARMEST, _STAGES = 50.0, 10  # the burn-in's first temperature in units of tau, and in how many it falls
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """A decoder: anything that writes texts for a query."""
+
+    def sample(self, query: Query, n: int, *, seed: int) -> Inputs:
+        """`n` texts, as text or tokens."""
+        ...
+
+
+Proposals: TypeAlias = Inputs | Callable[[int, int], Inputs] | Sampler
+"""A pool of inputs; a task's own generator (n, seed) -> inputs; or a decoder with `sample(query, n, seed=...)`."""
 
 Row = tuple[int, ...]
 
@@ -36,7 +52,7 @@ def search_preimage(
     proposals: Proposals,
     *,
     epsilon: float | Closeness = EPSILON,
-    search_options: SearchOptions = SEARCH,
+    search_options: SearchOptions = SearchOptions(),
     valid: Valid | None = None,
     seed: int = 0,
     text_options: TextOptions = TEXTS,
@@ -72,10 +88,10 @@ def search_preimage(
         show_progress: draw a progress bar if it takes longer than a second.
 
     Returns:
-        The kept states of all chains; all start at or near the query, so run other seeds, or longer, before you trust
-        the share of a feature that edits change slowly. `diagnostics`: acceptance, effective sample size of D along the
-        chains and of the weights together (chains that stand still on one text count as one), distinct texts inside,
-        and as `chance` the share of a pool's or generator's texts within epsilon.
+        The states of all chains after the burn-in, each `thin`-th; all start at or near the query, so run other seeds,
+        or longer, before you trust the share of a feature that edits change slowly. `diagnostics`: acceptance,
+        effective sample size of D along the chains and of the weights together (chains that stand still on one text
+        count as one), distinct texts inside, and as `chance` the share of a pool's or generator's texts within epsilon.
 
     Raises:
         ValueError: as for `preimage_of`; no valid proposal at a finite distance; settings out of range; a predicate or
@@ -92,25 +108,100 @@ def search_preimage(
     """
     o = search_options
     scorer = Scorer(model, query, site, position, epsilon, text_options)
-    texts = proposed(scorer, proposals, o.n_proposals, seed=seed)
-    first = scorer(texts, show_progress=show_progress)
-    chance = None if isinstance(proposals, Sampler) else scorer.share_within(first)
+    if isinstance(proposals, Sampler):
+        given = proposals.sample(scorer.query, o.n_proposals, seed=seed)
+    else:
+        given = proposals(o.n_proposals, seed) if callable(proposals) else proposals
+    texts, first = scorer(given, show_progress=show_progress)
+    chance = None if isinstance(proposals, Sampler) else first.share_within(scorer.closeness.epsilon)
     start = 1 if texts.tokens[0, 0] == getattr(model.tokenizer, "bos_token_id", None) else 0
     written = _occurring(texts, scorer.query, start) if o.vocabulary is None else list(dict.fromkeys(o.vocabulary))
     edits = TokenEdits(tuple(o.token_edits), written, start, model.cfg.n_ctx)
     walk = _Walk(model, scorer, edits, valid, o, seed)
     walk.start(texts, first)
-    kept: list[list[Row]] = []
-    every: list[Float[Tensor, "chain"]] = []
+    states: list[list[Row]] = []
+    trace: list[Float[Tensor, "chain"]] = []
     for step in tqdm(range(o.steps), desc="search", unit="step", disable=not show_progress, delay=1):
         walk.step()
         if step < o.n_annealed:
             walk.anneal(step, o.n_annealed)
         else:
-            every.append(walk.distances())
+            trace.append(torch.tensor([walk.seen[row][1] for row in walk.rows], dtype=torch.float64))
             if (step - o.n_annealed) % o.thin == 0:
-                kept.append(list(walk.rows))
-    return _result(walk, kept, torch.stack(every), chance)
+                states.append(list(walk.rows))
+    return _result(walk, states, torch.stack(trace), chance)
+
+
+@dataclass(frozen=True)
+class TokenEdits:
+    """Which edits are proposed, each with equal probability, and what they may write."""
+
+    edits: Sequence[Edit]
+    """The edits' names, see `options.EDITS`."""
+    vocabulary: Sequence[int]
+    """Tokens that are written and erased; others stay, though a swap may move them."""
+    start: int
+    """The first position that is edited: 1 after a BOS."""
+    longest: int
+    """Most tokens of a text."""
+
+    def __post_init__(self) -> None:
+        """Check that every edit can be undone.
+
+        Raises:
+            ValueError: an unknown edit or none, insert without delete or the other way round, or no tokens to write.
+        """
+        unknown = [edit for edit in self.edits if edit not in EDITS]
+        if unknown or not self.edits:
+            raise ValueError(f"Expected token_edits among {', '.join(EDITS)}, got {list(self.edits)}; choose some.")
+        if ("insert" in self.edits) != ("delete" in self.edits):
+            raise ValueError(
+                f"Expected insert and delete together, got {list(self.edits)}; a walk that cannot go back has no "
+                "stationary distribution to speak of."
+            )
+        if not self.vocabulary:
+            raise ValueError("Expected at least one token to write, got none; pass vocabulary=[...] of token ids.")
+
+    def propose(self, row: tuple[int, ...], draws: Sequence[float]) -> tuple[tuple[int, ...], float] | None:
+        """An edited row and log q(back) - log q(forth), from four uniform draws in [0, 1); None for no move.
+
+        An insertion picks one of n + 1 gaps and one of |V| tokens, the deletion that undoes it one of n + 1 positions:
+        their ratio is |V|. The others are their own ways back.
+        """
+        edit = self.edits[_pick(draws[0], len(self.edits))]
+        n = len(row) - self.start
+        token = self.vocabulary[_pick(draws[2], len(self.vocabulary))]
+        if edit == "insert":
+            if len(row) >= self.longest:
+                return None
+            at = self.start + _pick(draws[1], n + 1)
+            return (*row[:at], token, *row[at:]), math.log(len(self.vocabulary))
+        if n < 1:
+            return None
+        at = self.start + _pick(draws[1], n)
+        if edit == "swap":
+            low, high = sorted((at, self.start + _pick(draws[3], n)))
+            if row[low] == row[high]:
+                return None
+            return (*row[:low], row[high], *row[low + 1 : high], row[low], *row[high + 1 :]), 0.0
+        if edit == "relabel":
+            other = self.vocabulary[_pick(draws[3], len(self.vocabulary))]
+            exchanged = (*row[: self.start], *({token: other, other: token}.get(i, i) for i in row[self.start :]))
+            return None if exchanged == row else (exchanged, 0.0)
+        if row[at] not in self._writable:
+            return None
+        if edit == "delete":
+            shorter = (*row[:at], *row[at + 1 :])
+            return (shorter, -math.log(len(self.vocabulary))) if shorter else None
+        return None if token == row[at] else ((*row[:at], token, *row[at + 1 :]), 0.0)
+
+    @cached_property
+    def _writable(self) -> frozenset[int]:
+        return frozenset(self.vocabulary)
+
+
+def _pick(draw: float, n: int) -> int:
+    return min(int(draw * n), n - 1)
 
 
 class _Walk:
@@ -135,28 +226,24 @@ class _Walk:
 
     def start(self, texts: Encoded, scores: Scores) -> None:
         """Put the chains at the query and the nearest valid texts, each once as long as there are enough."""
-        chains, self.warmth = self.options.chains, _WARMEST if self.options.n_annealed else 1.0
-        starts: dict[Row, None] = {}
+        n_chains, self.warmth = self.options.chains, _WARMEST if self.options.n_annealed else 1.0
         own = tuple(self.scorer.query.tokens.tolist())
-        if self._prior(own) > -math.inf:
-            self._meet([own])
-            starts[own] = None
+        self._meet([own])
+        starts = [own] if self.seen[own][0] > -math.inf else []
         for index in scores.distances.argsort(stable=True).tolist():
-            row = tuple(texts.row(index))
-            distance = float(scores.distances[index])
-            if math.isinf(distance) or len(starts) == chains:
+            row, distance = tuple(texts.row(index)), float(scores.distances[index])
+            if math.isinf(distance) or len(starts) == n_chains:
                 break
             prior = self._prior(row)
             if prior > -math.inf and row not in starts:
-                starts[row] = None
+                starts.append(row)
                 self.seen[row] = (prior, distance, int(scores.best_positions[index]))
         if not starts:
             raise ValueError(
                 f"Expected a proposal that is valid and has the position, got none among {len(texts)}; give others, or "
                 "look at what valid(text) says of them."
             )
-        found = list(starts)
-        self.rows = [found[chain % len(found)] for chain in range(chains)]
+        self.rows = [starts[chain % len(starts)] for chain in range(n_chains)]
 
     def step(self) -> None:
         """One proposal for each chain."""
@@ -187,19 +274,14 @@ class _Walk:
         picked = torch.searchsorted(weights.cumsum(0), edges).clamp(max=len(self.rows) - 1)
         self.rows = [self.rows[index] for index in picked.tolist()]
 
-    def distances(self) -> Float[Tensor, "chain"]:
-        """D of each chain's text from the query."""
-        return torch.tensor([self.seen[row][1] for row in self.rows], dtype=torch.float64)
-
     def _meet(self, rows: Sequence[Row]) -> None:
         """Score the texts that are new and not forbidden."""
-        new = [row for row in dict.fromkeys(rows) if row not in self.seen]
-        priors = {row: self._prior(row) for row in new}
-        self.seen.update({row: (-math.inf, math.inf, -1) for row in new if priors[row] == -math.inf})
-        allowed = [row for row in new if priors[row] > -math.inf]
+        priors = {row: self._prior(row) for row in dict.fromkeys(rows) if row not in self.seen}
+        self.seen.update({row: (-math.inf, math.inf, -1) for row, prior in priors.items() if prior == -math.inf})
+        allowed = [row for row, prior in priors.items() if prior > -math.inf]
         if not allowed:
             return
-        scores = self.scorer(encode_rows(self.model, allowed))
+        _, scores = self.scorer(encode_rows(self.model, allowed))
         for row, distance, at in zip(allowed, scores.distances.tolist(), scores.best_positions.tolist(), strict=True):
             self.seen[row] = (priors[row], distance, at)
 
@@ -228,8 +310,8 @@ class _Walk:
             ) from error
 
 
-def _result(walk: _Walk, kept: list[list[Row]], trace: Float[Tensor, "step chain"], chance: float | None) -> Preimage:
-    rows = [row for states in kept for row in states]
+def _result(walk: _Walk, states: list[list[Row]], trace: Float[Tensor, "step chain"], chance: float | None) -> Preimage:
+    rows = [row for state in states for row in state]
     distances = torch.tensor([walk.seen[row][1] for row in rows], dtype=torch.float64)
     scores = Scores(distances, torch.tensor([walk.seen[row][2] for row in rows]))
     query, closeness = walk.scorer.query, walk.scorer.closeness
@@ -241,14 +323,14 @@ def _result(walk: _Walk, kept: list[list[Row]], trace: Float[Tensor, "step chain
     return assemble(
         query, closeness, encode_rows(walk.model, rows), scores, "search", weights=weights, valid=walk.valid,
         acceptance=walk.accepted / walk.proposed,
-        effective_sample_size=effective_sample_size(trace) * usable * _independent(kept),
+        effective_sample_size=effective_sample_size(trace) * usable * _independent(states),
         chance=chance,
     )  # fmt: skip
 
 
-def _independent(kept: list[list[Row]]) -> float:
+def _independent(states: list[list[Row]]) -> float:
     """The share of chains that say something of their own: those that stand still on one text say it once."""
-    visited = [set(rows) for rows in zip(*kept, strict=True)]
+    visited = [set(rows) for rows in zip(*states, strict=True)]
     still = [frozenset(rows) for rows in visited if len(rows) == 1]
     return (len(visited) - len(still) + len(set(still))) / len(visited)
 
@@ -258,3 +340,32 @@ def _occurring(texts: Encoded, query: Query, start: int) -> list[int]:
     tokens: Int[Tensor, "token"] = torch.cat([texts.tokens[texts.mask], query.tokens]).unique()
     bos = set(texts.tokens[:, 0].tolist()) if start else set()
     return [token for token in tokens.tolist() if token not in bos]
+
+
+def effective_sample_size(values: Float[Tensor, "step chain"]) -> float:
+    """Of the mean of `values` over chains: steps * chains / (1 + 2 sum_t rho_t) (Gelman et al., BDA3, sec. 11.5).
+
+    rho_t is the autocorrelation at lag t, from the variogram within chains and the variance within and between them, so
+    that chains which disagree count for little; the sum ends at the first negative pair (Geyer 1992). At most
+    steps * chains; where nothing varies, or over fewer than four steps, one draw a chain.
+    """
+    n, m = values.shape
+    x = values.double()
+    if n < 4:
+        return float(m)
+    within = x.var(0).mean()
+    between = x.mean(0).var() if m > 1 else x.new_zeros(())
+    total = (n - 1) / n * within + between
+    if not total > 0:
+        return float(m)
+    centred = x - x.mean(0)
+    size = 1 << (2 * n - 1).bit_length()
+    spectrum = torch.fft.rfft(centred, n=size, dim=0)
+    covariance = torch.fft.irfft(spectrum * spectrum.conj(), n=size, dim=0)[:n].mean(1) / n
+    rho = 1 - (within - covariance * n / (n - 1)) / total
+    rho[0] = 1.0
+    pairs = rho[: n // 2 * 2].reshape(-1, 2).sum(1)
+    negative = (pairs < 0).nonzero().flatten()
+    pairs = pairs[: int(negative[0])] if len(negative) else pairs
+    time = -1 + 2 * float(pairs.cummin(0).values.sum())
+    return min(float(n * m), n * m / max(time, 1e-12))

@@ -5,16 +5,15 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import cast
 
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion.decoder import Decoder, load_from
 from tl_backward.inversion.network import DecoderConfig
-from tl_backward.inversion.sources import Data
 from tl_backward.inversion.storage import DESCRIPTION
 from tl_backward.inversion.stream import Drawing
 from tl_backward.inversion.training import TrainingOptions
 from tl_backward.model.place import PlaceLike
+from tl_backward.text.data import Data
 from tl_backward.zoo import addition, counting, facts
 from tl_backward.zoo import load as load_model
 
@@ -26,7 +25,7 @@ class Recipe:
     """How a shipped decoder is made; the same recipe gives the same decoder on one machine."""
 
     model: str
-    """Of the zoo."""
+    """The zoo's name of the probed model."""
     sites: tuple[PlaceLike, ...]
     positions: tuple[int, ...]
     data: Callable[[], Data]
@@ -45,8 +44,9 @@ def _facts_prompts(split: str) -> list[str]:
 
 
 @cache
-def _every_facts_prompt() -> frozenset[str]:
-    return frozenset(example.prompt for example in facts.world().examples())
+def facts_by_prompt() -> dict[str, facts.Example]:
+    """Every prompt of the facts models' world."""
+    return {example.prompt: example for example in facts.world().examples()}
 
 
 RECIPES = MappingProxyType(
@@ -82,7 +82,7 @@ RECIPES = MappingProxyType(
             positions=(-1,),
             data=lambda: _facts_prompts("train"),
             others=lambda: _facts_prompts("held_out"),
-            valid=lambda text: text in _every_facts_prompt(),
+            valid=lambda text: text in facts_by_prompt(),
             budget=300_032,
             options=TrainingOptions(drawing=Drawing(pairs=2)),
         ),
@@ -123,15 +123,15 @@ def load(
         >>> len(decoder.sites)
         5
     """
-    if str(name_or_dir) in RECIPES:
-        recipe = RECIPES[str(name_or_dir)]
+    recipe = RECIPES.get(str(name_or_dir))
+    if recipe is not None:
         if name_or_dir not in names():
             raise ValueError(
                 f"Expected a decoder that ships ({', '.join(names())}), got {str(name_or_dir)!r}; train it with "
                 f"`python -m tl_backward.inversion.train_shipped {name_or_dir} --out DIR` and load DIR."
             )
-        probed = load_model(recipe.model) if model is None else model
-        return load_from(WEIGHTS / cast(str, name_or_dir), probed, valid=valid or recipe.valid)
+        model = load_model(recipe.model) if model is None else model
+        return load_from(WEIGHTS / name_or_dir, model, valid=valid or recipe.valid)
     if not Path(name_or_dir).is_dir():
         raise ValueError(
             f"Expected a decoder that ships ({', '.join(names())}) or a directory that inversion.train wrote, got "

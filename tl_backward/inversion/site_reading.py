@@ -8,13 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_backward._support.checks import check_at_least_one
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion.activations import collect
-from tl_backward.inversion.agreement import compare_with_exact
-from tl_backward.inversion.distances import distances
-from tl_backward.inversion.features import LEVEL, Feature, FeatureTable, common_features
+from tl_backward.inversion.features import LEVEL, Feature, FeatureTable, common_features, compare_with_exact
 from tl_backward.inversion.preimage import Preimage
-from tl_backward.inversion.query import Query
+from tl_backward.inversion.query import Query, distances
 from tl_backward.text.encoded import Inputs
 
 N_SHOWN = 16
@@ -36,14 +35,14 @@ class ShownText:
     """One text of a preimage, token by token."""
 
     index: int
-    """Of the preimage's texts."""
+    """Which of the preimage's texts it is."""
     strings: tuple[str, ...]
     """Its tokens as they read, raw."""
     distances: Float[Tensor, "pos"]
     """D of each token's activation from the query's."""
-    conditional: Float[Tensor, "pos"] | None
+    conditional: Float[Tensor, "pos"] | None = None
     """p(token | those before it, z) of the decoder; NaN for BOS."""
-    unconditional: Float[Tensor, "pos"] | None
+    unconditional: Float[Tensor, "pos"] | None = None
     """p(token | those before it), given no information."""
 
     @property
@@ -106,18 +105,15 @@ def read_preimage(
         ValueError: n_shown < 1; another question in `exact`; a decoder that does not know the site; a feature that
             raises.
     """
-    if n_shown < 1:
-        raise ValueError(f"Expected n_shown of at least 1, got {n_shown}; {N_SHOWN} is the default.")
+    check_at_least_one("n_shown", n_shown, f"{N_SHOWN} is the default")
     if exact is not None and preimage.method != "enumeration":
         preimage = compare_with_exact(preimage, exact, features)
     texts = None if prior is None else list(prior)
-    table = common_features(preimage, features, prior=texts, level=level) if features else None
-    near, truth = (
+    table, near, truth = (
         common_features(each, features, prior=texts, level=level) if features and each is not None else None
-        for each in (retrieval, exact)
+        for each in (preimage, retrieval, exact)
     )
-    sides = [_nearest(preimage, inside, n_shown) for inside in (True, False)]
-    inside, outside = (_shown(model, preimage, side, decoder) for side in sides)
+    inside, outside = (_shown(model, preimage, _nearest(preimage, side, n_shown), decoder) for side in (True, False))
     return SiteReading(preimage, inside, outside, table, retrieval, near, exact, truth)
 
 
@@ -137,18 +133,11 @@ def _shown(
 ) -> tuple[ShownText, ...]:
     if not indices:
         return ()
-    texts = preimage.inputs.select(torch.tensor(indices))
-    site = preimage.site
+    texts, site = preimage.inputs.select(torch.tensor(indices)), preimage.site
     values = collect(model, texts.tokens, site, mask=texts.mask, show_progress=False)[site]
     each = distances(values, preimage.query.activation.to(values), preimage.metric)
-    with_z, without = (None, None) if decoder is None else decoder.token_probabilities(texts, preimage.query)
+    known = [each, *(() if decoder is None else decoder.token_probabilities(texts, preimage.query))]
     return tuple(
-        ShownText(
-            index,
-            tuple(texts.strings(row)),
-            each[row, :length],
-            None if with_z is None else with_z[row, :length],
-            None if without is None else without[row, :length],
-        )
+        ShownText(index, tuple(texts.strings(row)), *(values[row, :length] for values in known))
         for row, (index, length) in enumerate(zip(indices, texts.lengths.tolist(), strict=True))
     )

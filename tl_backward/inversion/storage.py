@@ -1,7 +1,5 @@
 """A decoder on disk: safetensors and JSON, and what makes sure that it meets the model it was trained on."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,16 +7,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward._support.storage import file_checksum, load_json, load_tensors, save_json, save_tensors
+from tl_backward._support.storage import fingerprint, joined, load_json, load_tensors, part_of, save_json, save_tensors
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion.network import DecoderConfig, DecoderNetwork
-from tl_backward.text.encoded import Encoded, encode, encode_rows
+from tl_backward.text.encoded import Encoded, encode_rows
 from tl_backward.text.token_strings import token_string, vocabulary_size
 
 TENSORS, DESCRIPTION = "decoder.safetensors", "decoder.json"
-_OTHER_FILE = f"crc32 of {TENSORS}"
 _TIED = "lm.lm_head.weight"
+N_PROBED = 4
+"""Texts of the probe."""
 _TOLERANCE = 1e-2
 """Of the probe's activations, relative to their norm: another dtype passes, another model does not."""
 
@@ -46,17 +45,12 @@ def restore_network(network: DecoderNetwork, tensors: Mapping[str, Tensor]) -> N
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of weights."""
-    found = hashlib.sha256()
-    for name in sorted(tensors):
-        found.update(name.encode())
-        found.update(tensors[name].detach().cpu().float().contiguous().numpy().tobytes())
-    return found.hexdigest()
+    return fingerprint(*(part for name in sorted(tensors) for part in (name, tensors[name].float())))
 
 
 def vocabulary_digest(model: TransformerLensModel) -> str:
     """SHA-256 of all tokens as they read."""
-    strings = [token_string(model.tokenizer, index) for index in range(vocabulary_size(model))]
-    return hashlib.sha256(json.dumps(strings).encode()).hexdigest()
+    return fingerprint([token_string(model.tokenizer, index) for index in range(vocabulary_size(model))])
 
 
 def probe(reader: PlaceReader, texts: Encoded) -> dict[str, Float[Tensor, "text _"]]:
@@ -76,13 +70,11 @@ def save_decoder(
     """Write both files; `half` stores the weights in float16, which loading widens to float32."""
     directory = Path(directory)
     tensors = {
-        f"network/{name}": tensor.half() if half and tensor.is_floating_point() else tensor
+        name: tensor.half() if half and tensor.is_floating_point() else tensor
         for name, tensor in network_tensors(network).items()
     }
-    tensors |= {f"probe/{name}": value for name, value in probed.items()}
-    save_tensors(directory / TENSORS, {name: t.detach().cpu() for name, t in tensors.items()}, {"format": "pt"})
-    written = {_OTHER_FILE: file_checksum(directory / TENSORS)}
-    save_json(directory / DESCRIPTION, {"network": network.describe(), **description, **written})
+    save_tensors(directory / TENSORS, joined(network=tensors, probe=probed), {"format": "pt"})
+    save_json(directory / DESCRIPTION, {"network": network.describe(), **description}, beside=[TENSORS])
 
 
 def load_decoder(directory: str | Path) -> tuple[DecoderNetwork, dict[str, object], dict[str, Tensor]]:
@@ -99,12 +91,7 @@ def load_decoder(directory: str | Path) -> tuple[DecoderNetwork, dict[str, objec
             f"{' and '.join(missing)}; make one with inversion.train(..., out=...)."
         )
     tensors, _ = load_tensors(directory / TENSORS)
-    description = load_json(directory / DESCRIPTION)
-    if description.pop(_OTHER_FILE, None) != file_checksum(directory / TENSORS):
-        raise ValueError(
-            f"Expected {TENSORS} and {DESCRIPTION} of one decoder in {str(directory)!r}, got two that were not saved "
-            "together; save the decoder again."
-        )
+    description = load_json(directory / DESCRIPTION, beside=[TENSORS])
     try:
         shape = dict(description["network"])
         network = DecoderNetwork(DecoderConfig(**shape.pop("config")), **shape, seed=0)
@@ -113,12 +100,9 @@ def load_decoder(directory: str | Path) -> tuple[DecoderNetwork, dict[str, objec
             f"Expected a decoder's description in {str(directory / DESCRIPTION)!r}, got something else "
             f"({type(error).__name__}: {error}); make it again."
         ) from error
-    parts = {"network": {}, "probe": {}}
-    for name, tensor in tensors.items():
-        part, _, rest = name.partition("/")
-        parts[part][rest] = tensor.float() if tensor.dtype == torch.float16 else tensor
-    restore_network(network, parts["network"])
-    return network.eval(), description, parts["probe"]
+    wide = {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in tensors.items()}
+    restore_network(network, part_of(wide, "network"))
+    return network.eval(), description, part_of(wide, "probe")
 
 
 def check_same_model(
@@ -145,8 +129,3 @@ def check_same_model(
                 f"{site!r}; load that model as it was then (folding and centring weights change activations), or train "
                 "a decoder for this one."
             )
-
-
-def probe_texts(model: TransformerLensModel, texts: Sequence[str], n: int = 4) -> Encoded:
-    """A few texts for the probe."""
-    return encode(model, list(texts[:n]))

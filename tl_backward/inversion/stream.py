@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.activations import PlaceReader
-from tl_backward.inversion.positions import NOWHERE, Position, find_positions
-from tl_backward.inversion.sources import TextSource
+from tl_backward.inversion.positions import NOWHERE, Position, find_each
 from tl_backward.model.place import Place
+from tl_backward.text.data import TextSource
 from tl_backward.text.encoded import Encoded, encode
 
 CHUNK, BLOCK = 32, 4
@@ -94,13 +94,7 @@ class TrainingStream:
         """Texts of like lengths together, in random order; those without the positions are left out."""
         encoded = encode(self.reader.model, texts)
         if self.positions is not None:
-            usable = torch.stack([find_positions(encoded, rule) != NOWHERE for rule in self.positions]).any(0)
-            if not usable.any():
-                raise ValueError(
-                    f"Expected texts that have one of the positions {list(self.positions)!r:.120}, got {len(texts)} "
-                    "without; choose positions that occur in the data."
-                )
-            encoded = encoded.select(usable.nonzero()[:, 0])
+            encoded = encoded.select((find_each(encoded, self.positions) != NOWHERE).any(1).nonzero()[:, 0])
         parts = encoded.lengths.argsort(stable=True).split(size)
         for part in torch.randperm(len(parts), generator=self._generator(chunk, 0)).tolist():
             yield encoded.select(parts[part])
@@ -108,7 +102,7 @@ class TrainingStream:
     def _batches(self, number: int, texts: Encoded, per_batch: int) -> Iterator[dict[str, Tensor]]:
         generator = self._generator(number, 1)
         texts = texts.select(torch.randperm(len(texts), generator=generator))
-        at = self._positions(texts, generator)
+        at = find_each(texts, self.positions, n=self.drawing.pairs, generator=generator)
         text, slot = (at != NOWHERE).nonzero(as_tuple=True)
         values = list(self.reader(texts.tokens, text, at[text, slot], lengths=texts.lengths).values())
         index = torch.full(at.shape, -1)
@@ -124,26 +118,18 @@ class TrainingStream:
             tokens = texts.tokens[rows, self.n_start : self.n_start + int(lengths.max())]
             yield {"activations": activations.cpu(), "sites": sites, "tokens": tokens, "lengths": lengths}
 
-    def _positions(self, texts: Encoded, generator: torch.Generator) -> Int[Tensor, "text slot"]:
-        if self.positions is not None:
-            return torch.stack([find_positions(texts, rule) for rule in self.positions], 1)
-        uniform = torch.rand(len(texts), self.drawing.pairs, generator=generator, dtype=torch.float64)
-        return (uniform * texts.lengths[:, None]).long()
-
     def _draw(
         self, number: int, at: Int[Tensor, "text slot"], generator: torch.Generator
     ) -> tuple[Int[Tensor, "sample"], Int[Tensor, "sample"], Int[Tensor, "sample"]]:
         """Text, site and slot of each sample: `pairs` different ones of each text, by the shares."""
         weights = next(each.weights for each in reversed(self.history) if each.first <= number)
-        n_sites, n_slots = weights.shape
         open_to = (weights[None] * (at != NOWHERE)[:, None]).flatten(1)
-        n = min(self.drawing.pairs, n_sites * n_slots)
         # Exponential races: the n earliest of a text are a draw without replacement (those without weight never start).
         races = torch.empty_like(open_to).exponential_(generator=generator) / open_to
-        first = races.topk(n, dim=1, largest=False)
+        first = races.topk(min(self.drawing.pairs, weights.numel()), dim=1, largest=False)
         text, place = torch.isfinite(first.values).nonzero(as_tuple=True)
         pair = first.indices[text, place]
-        return text, pair // n_slots, pair % n_slots
+        return text, pair // weights.shape[1], pair % weights.shape[1]
 
     def _gather(
         self, values: list[Float[Tensor, "read _"]], site: Int[Tensor, "sample"], index: Int[Tensor, "sample"]

@@ -1,14 +1,13 @@
 """What is known of the zoo's tasks: their inputs, which are well-formed, and features to look for."""
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from types import MappingProxyType
 
-from tl_backward.inversion.features import Feature, feature_of
+from tl_backward.inversion.features import Feature, Parsed, feature_of
 from tl_backward.inversion.options import EDITS, Edit
-from tl_backward.inversion.shipped import RECIPES
+from tl_backward.inversion.shipped import RECIPES, facts_by_prompt
 from tl_backward.zoo import addition, counting, facts
 
 SMALL_DOMAIN = 20_000
@@ -42,35 +41,38 @@ class Task:
 
 def task_of(model_name: str) -> Task | None:
     """The task that a model of the zoo was trained on, or None; the facts models share one."""
-    if model_name.startswith("facts"):
-        return _facts()
-    if model_name == "counting":
-        return _counting()
-    return _addition() if model_name == "addition" else None
+    kinds = {"facts": _facts, "counting": _counting, "addition": _addition}
+    make = kinds.get("facts" if model_name.startswith("facts") else model_name)
+    return None if make is None else make()
 
 
 def task_of_texts(texts: Sequence[str], name: str = "texts") -> Task:
     """A task whose prior is a list of texts: drawn from without replacement, and again from the start when it ends."""
+    draw = sampler(texts)
+    return Task(name, draw, MappingProxyType(WORDS), domain=lambda: draw(len(texts), 0), given=True)
+
+
+def sampler(texts: Iterable[str]) -> Callable[[int, int], list[str]]:
+    """(n, seed) -> texts drawn without replacement; all of fewer."""
     pool = list(texts)
-
-    def draw(n: int, seed: int) -> list[str]:
-        return random.Random(seed).sample(pool, min(n, len(pool)))
-
-    return Task(name, draw, MappingProxyType(WORDS), domain=lambda: draw(len(pool), 0), given=True)
-
-
-def _words(text: str) -> list[str]:
-    return text.split()
+    return lambda n, seed: random.Random(seed).sample(pool, min(n, len(pool)))
 
 
 WORDS: dict[str, Feature] = {
-    "first word": lambda text: next(iter(_words(text)), None),
-    "last word": lambda text: next(reversed(_words(text)), None),
-    "last two words": lambda text: tuple(_words(text)[-2:]),
+    "first word": lambda text: next(iter(text.split()), None),
+    "last word": lambda text: next(reversed(text.split()), None),
+    "last two words": lambda text: tuple(text.split()[-2:]),
     "last character": lambda text: text[-1:],
-    "number of words": lambda text: len(_words(text)),
+    "number of words": lambda text: len(text.split()),
 }
 """Features that any text has."""
+
+
+def features_of(
+    parse: Callable[[str], Parsed | None], asked: Mapping[str, Callable[[Parsed], object]]
+) -> MappingProxyType[str, Feature]:
+    """`feature_of` each of some."""
+    return MappingProxyType({name: feature_of(parse, feature) for name, feature in asked.items()})
 
 
 def _counting() -> Task:
@@ -86,7 +88,7 @@ def _counting() -> Task:
     return Task(
         "counting",
         lambda n, seed: list(counting.prompts(n, seed=seed, split="held_out")),
-        MappingProxyType({name: feature_of(counting.parse, feature) for name, feature in asked.items()}),
+        features_of(counting.parse, asked),
         valid=RECIPES["counting"].valid,
     )
 
@@ -105,7 +107,7 @@ def _addition() -> Task:
     return Task(
         "addition",
         lambda n, seed: list(addition.prompts(n, seed=seed, split="held_out")),
-        MappingProxyType({name: feature_of(addition.parse, feature) for name, feature in asked.items()}),
+        features_of(addition.parse, asked),
         valid=RECIPES["addition"].valid,
         domain=addition.every_prompt,
         domain_size=810_000,
@@ -121,7 +123,7 @@ def _digits(asked: addition.Sum, place: int) -> int:
 
 
 def _facts() -> Task:
-    known = _facts_by_prompt()
+    known = facts_by_prompt()
     asked: dict[str, Callable[[facts.Example], object]] = {
         "relation": lambda e: e.relation,
         "person": lambda e: e.subject,
@@ -132,14 +134,9 @@ def _facts() -> Task:
     }
     return Task(
         "facts",
-        lambda n, seed: random.Random(seed).sample(list(known), min(n, len(known))),
-        MappingProxyType({name: feature_of(known.get, feature) for name, feature in asked.items()}),
+        sampler(known),
+        features_of(known.get, asked),
         valid=RECIPES["facts"].valid,
         domain=lambda: list(known),
         domain_size=len(known),
     )
-
-
-@cache
-def _facts_by_prompt() -> dict[str, facts.Example]:
-    return {example.prompt: example for example in facts.world().examples()}

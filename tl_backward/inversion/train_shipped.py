@@ -7,20 +7,33 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar, cast, get_args
 
 import torch
 
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion.decoder import Decoder
 from tl_backward.inversion.evaluation import DecoderRates, decoder_rates, read_queries
+from tl_backward.inversion.network import Conditioning, DecoderConfig
 from tl_backward.inversion.shipped import RECIPES, Recipe
 from tl_backward.inversion.storage import DESCRIPTION
-from tl_backward.inversion.training import train
+from tl_backward.inversion.training import TrainingOptions, train
 from tl_backward.text.encoded import encode
 from tl_backward.zoo import load as load_model
 from tl_backward.zoo.loading import load_hugging_face
 
 N_QUERIES, N_SAMPLES = 50, 20
+_OPTIONS: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("--out", {"type": Path}, "directory to write (default: ./NAME-decoder)"),
+    ("--budget", {"type": int}, "activations to train on (default: the recipe's)"),
+    ("--conditioning", {"choices": get_args(Conditioning)}, "(default: the recipe's)"),
+    ("--vectors", {"type": int}, "vectors an activation becomes (default: the recipe's)"),
+    ("--learning-rate", {"type": float}, "(default: the recipe's)"),
+    ("--threads", {"type": int, "default": 2}, "CPU threads (default: 2)"),
+    ("--model", {"type": Path}, "a directory with the model (default: the one that ships)"),
+)
+
+T = TypeVar("T", Recipe, DecoderConfig, TrainingOptions)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,23 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m tl_backward.inversion.train_shipped", description="Train a decoder that ships."
     )
     parser.add_argument("name", choices=RECIPES, help="the zoo's model to train a decoder for")
-    parser.add_argument("--out", type=Path, help="directory to write (default: ./NAME-decoder)")
-    parser.add_argument("--budget", type=int, help="activations to train on (default: the recipe's)")
-    parser.add_argument("--conditioning", choices=("prefix", "cross"), help="(default: the recipe's)")
-    parser.add_argument("--vectors", type=int, help="vectors an activation becomes (default: the recipe's)")
-    parser.add_argument("--learning-rate", type=float, help="(default: the recipe's)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
-    parser.add_argument("--model", type=Path, help="a directory with the model (default: the one that ships)")
+    for name, kind, what in _OPTIONS:
+        parser.add_argument(name, **kind, help=what)
     options = parser.parse_args(arguments)
     recipe = RECIPES[options.name]
-    if options.budget is not None:
-        recipe = replace(recipe, budget=options.budget)
-    if options.conditioning is not None:
-        recipe = replace(recipe, config=replace(recipe.config, conditioning=options.conditioning))
-    if options.vectors is not None:
-        recipe = replace(recipe, config=replace(recipe.config, n_vectors=options.vectors))
-    if options.learning_rate is not None:
-        recipe = replace(recipe, options=replace(recipe.options, learning_rate=options.learning_rate))
+    recipe = _with(
+        recipe,
+        budget=options.budget,
+        config=_with(recipe.config, conditioning=options.conditioning, n_vectors=options.vectors),
+        options=_with(recipe.options, learning_rate=options.learning_rate),
+    )
     torch.set_num_threads(options.threads)
     out = options.out or Path(f"{options.name}-decoder")
     started = time.process_time()
@@ -55,11 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     cpu_seconds = time.process_time() - started
     rates = measured(decoder, recipe, n_queries=N_QUERIES, n=N_SAMPLES)
-    found = {"cpu_seconds": round(cpu_seconds, 1), "rates": rates.to_frame().to_dict("list")}
-    description = {**decoder.description, **found}
-    replace(decoder, description=description).save(out, half=True)
+    measures = {"cpu_seconds": round(cpu_seconds, 1), "rates": rates.to_frame().to_dict("list")}
+    replace(decoder, description={**decoder.description, **measures}).save(out, half=True)
     print(f"{report(rates)}\n{cpu_seconds:.0f} CPU-seconds of training; saved to {out}")
     return 0
+
+
+def _with(value: T, **changes: object) -> T:
+    """An option object with those of the changes that were asked for."""
+    return replace(value, **{name: change for name, change in changes.items() if change is not None})
 
 
 def made(recipe: Recipe, out: Path, model: Path | None = None) -> Decoder:
@@ -80,22 +90,21 @@ def measured(decoder: Decoder, recipe: Recipe, *, n_queries: int, n: int) -> Dec
     reader = PlaceReader(decoder.model, list(decoder.sites))
     spread = torch.linspace(0, len(texts) - 1, n_queries).long()
     queries = read_queries(reader, texts.select(spread), list(recipe.positions), decoder.network.mean.shape[1])
-    start = decoder.description["start"]
-    assert isinstance(start, list)
     return decoder_rates(
-        decoder.network, queries, start, n=n, epsilon=recipe.options.epsilon, valid=recipe.valid, others=texts, seed=1
-    )
+        decoder.network, queries, cast(list[int], decoder.description["start"]), n=n, epsilon=recipe.options.epsilon,
+        valid=recipe.valid, others=texts, seed=1,
+    )  # fmt: skip
 
 
 def report(rates: DecoderRates) -> str:
     """The rates as a table."""
-    lines = [f"{'site':<32}{'position':>9}{'inside':>9}{'chance':>9}{'well-formed':>13}"]
-    for row in rates.to_frame().to_dict("records"):
-        lines.append(
-            f"{row['site']:<32}{row['position']:>9}{row['inside']:>9.3f}{row['chance']:>9.4f}{row['well_formed']:>13.3f}"
-        )
+    head = f"{'site':<32}{'position':>9}{'inside':>9}{'chance':>9}{'well-formed':>13}"
+    lines = [
+        f"{row['site']:<32}{row['position']:>9}{row['inside']:>9.3f}{row['chance']:>9.4f}{row['well_formed']:>13.3f}"
+        for row in rates.to_frame().to_dict("records")
+    ]
     well_formed = float("nan") if rates.well_formed is None else float(rates.well_formed.nanmean())
-    return "\n".join([*lines, f"{'mean':<41}{rates.mean:>9.3f}{'':>9}{well_formed:>13.3f}"])
+    return "\n".join([head, *lines, f"{'mean':<41}{rates.mean:>9.3f}{'':>9}{well_formed:>13.3f}"])
 
 
 if __name__ == "__main__":

@@ -15,18 +15,19 @@ from transformers import GPT2LMHeadModel
 
 from tl_backward._support.checks import check_choice
 from tl_backward._support.deprecation import old_keywords
+from tl_backward._support.storage import check_run
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion.decoder import Decoder
-from tl_backward.inversion.evaluation import DecoderRates, decoder_rates, read_queries
+from tl_backward.inversion.evaluation import decoder_rates, read_queries
 from tl_backward.inversion.network import DecoderConfig, DecoderNetwork
 from tl_backward.inversion.options import EPSILON, Closeness
 from tl_backward.inversion.positions import Position
-from tl_backward.inversion.sources import Data, TextSource
-from tl_backward.inversion.storage import DESCRIPTION, digest, probe_texts, vocabulary_digest
+from tl_backward.inversion.storage import DESCRIPTION, N_PROBED, digest, vocabulary_digest
 from tl_backward.inversion.stream import LAG, Drawing, Shares, TrainingStream, widened
 from tl_backward.model.checks import check_model
 from tl_backward.model.place import Places
+from tl_backward.text.data import Data, TextSource
 from tl_backward.text.encoded import encode, encode_rows
 from tl_backward.text.token_strings import vocabulary_size
 
@@ -52,7 +53,7 @@ class TrainingOptions:
     clip: float = 1.0
     """The gradient's norm is cut here."""
     n_kept: int = 64
-    """Texts that are kept out of training to be queries, and to standardise activations."""
+    """Texts held out of training to be queries, and to standardise activations."""
     n_queries: int = 16
     """Of these, queries for each site and position in an evaluation."""
     n_samples: int = 8
@@ -67,7 +68,7 @@ class TrainingOptions:
     column: str = "text"
     """Where a `datasets` row has its text."""
     name: str = "model"
-    """Of the model, for messages."""
+    """The probed model's name, for messages."""
 
     def __post_init__(self) -> None:
         Closeness(self.epsilon)
@@ -100,7 +101,7 @@ def train(
     Args:
         model: the probed model, a HookedTransformer or TransformerBridge.
         sites: see `resolve_place`; a list for several.
-        data: texts as the model reads them; see `sources.Data`.
+        data: texts as the model reads them; see `text.data.Data`.
         budget: activations to train on, all processes together.
         positions: where activations are read, a rule or several (see `positions.Position`); None for any token.
         out: a directory for checkpoints and the decoder; a run that finds its own checkpoint there goes on from it.
@@ -153,12 +154,12 @@ class _Run:
     ) -> None:
         self.model, self.positions, self.options = model, positions, options
         self.reader = PlaceReader(model, sites)
-        source = TextSource(data, n_kept=options.n_kept, seed=options.drawing.seed, column=options.column)
-        self.kept = encode(model, source.kept)
+        source = TextSource(data, n_held_out=options.n_kept, seed=options.drawing.seed, column=options.column)
+        self.held_out = encode(model, source.held_out)
         bos = getattr(model.tokenizer, "bos_token_id", None)
-        self.start = [bos] if bos is not None and bool((self.kept.tokens[:, 0] == bos).all()) else []
+        self.start = [bos] if bos is not None and bool((self.held_out.tokens[:, 0] == bos).all()) else []
         d_site = max(self.reader.widths.values())
-        self.queries = read_queries(self.reader, self.kept, positions, d_site)
+        self.queries = read_queries(self.reader, self.held_out, positions, d_site)
         self.network = DecoderNetwork(
             config, n_sites=len(self.reader.places), d_site=d_site, d_vocab=vocabulary_size(model),
             n_ctx=model.cfg.n_ctx - len(self.start), seed=options.drawing.seed,
@@ -172,14 +173,18 @@ class _Run:
         self.steps = budget // options.drawing.batch_size
         self.every = max(1, self.steps // max(1, options.n_evaluations))
         self.found: list[dict[str, object]] = []
-        self.probe = probe_texts(model, self.kept.texts)
         self.identity = {
             "model": options.name,
             "vocabulary": vocabulary_digest(model),
             "sites": [str(site) for site in self.reader.places],
-            "positions": None if positions is None else [_written(rule) for rule in positions],
+            "positions": None
+            if positions is None
+            else [
+                rule if isinstance(rule, int | str) else getattr(rule, "__qualname__", "a function")
+                for rule in positions
+            ],
             "start": self.start,
-            "probe": [self.probe.row(index) for index in range(len(self.probe))],
+            "probe": [self.held_out.row(index) for index in range(min(N_PROBED, len(self.held_out)))],
             "budget": budget,
             "config": asdict(config),
             "start_from": None if start is None else digest(dict(start.state_dict())),
@@ -191,20 +196,18 @@ class _Run:
         q, network = self.queries, self.network
         null = None
         if self.start:
-            alone = encode_rows(self.model, [self.start])
             first = torch.zeros(1, dtype=torch.long)
-            read = self.reader(alone.tokens, first, first, lengths=None)
+            read = self.reader(encode_rows(self.model, [self.start]).tokens, first, first, lengths=None)
             null = [widened(value[0], d_site) for value in read.values()]
-        for index in range(len(self.reader.places)):
+        for index, width in enumerate(self.reader.widths.values()):
             values = q.activations[q.sites == index].to(network.mean)
             network.mean[index] = values.mean(0)
-            width = self.reader.widths[self.reader.places[index]]
             variance = (values - network.mean[index]).square().sum(1).div(width).mean()
             network.scale[index] = variance.sqrt().clamp(min=1e-8)
             network.null[index] = network.mean[index] if null is None else null[index]
 
     def train(self, out: Path, keep: bool, show_progress: bool) -> Decoder:
-        """All steps, evaluations and checkpoints; what is kept is written to `out`."""
+        """All steps, evaluations and checkpoints; with `keep` they are written to `out`."""
         from transformers import TrainingArguments
 
         from tl_backward.inversion import _trainer
@@ -221,10 +224,9 @@ class _Run:
         checkpoint = _trainer.latest_checkpoint(out)
         if checkpoint is not None:
             self._resume(_trainer.read_run(checkpoint), checkpoint)
-        trainer = _trainer.DecoderTrainer(
-            self.network, arguments, self.stream, self._state, [_trainer.Watching(lambda step: self._after(step))]
+        self.trainer = trainer = _trainer.DecoderTrainer(
+            self.network, arguments, self.stream, self._state, [_trainer.Watching(self._after)]
         )
-        self.trainer = trainer
         if o.drawing.batch_size % (arguments.world_size * o.drawing.pairs):
             raise ValueError(
                 f"Expected batch_size to be a multiple of pairs x processes, got {o.drawing.batch_size} and "
@@ -253,50 +255,36 @@ class _Run:
             loss = sum(recent) / len(recent)
             self.found.append({"step": step, "loss": loss, "inside": rates.tolist()})
             self.bar.set_postfix(loss=f"{loss:.3f}", inside=f"{rates.nanmean():.3f}")
-            self._rebalance(step, rates)
+            weights = (1 - rates.nan_to_num(0)).clamp(min=_LEAST_SHARE)
+            if self.positions is None:  # any token: sites alone are rebalanced
+                weights = weights.expand(-1, self.options.drawing.pairs)
+            self.stream.history.append(Shares(step + LAG, weights / weights.mean()))
 
     def _evaluate(self, step: int) -> Float[Tensor, "site slot"]:
-        """The in-preimage rates, measured by the first process for all."""
+        """Shares inside of samples for the first texts held out of training, measured by the first process for all."""
         from accelerate.utils import broadcast_object_list
 
         found: list[object] = [None]
         if self.trainer.args.process_index == 0:
-            found = [self.rates(self.options.n_queries, self.options.n_samples, seed=step).inside.tolist()]
+            o = self.options
+            self.network.eval()
+            texts = self.held_out.select(torch.arange(min(o.n_queries, len(self.held_out))))
+            queries = read_queries(self.reader, texts, self.positions, self.network.mean.shape[1])
+            rates = decoder_rates(self.network, queries, self.start, n=o.n_samples, epsilon=o.epsilon, seed=step)
+            found = [rates.inside.tolist()]
         self.network.train()
         if self.trainer.args.world_size > 1:
             broadcast_object_list(found)
         return torch.tensor(found[0], dtype=torch.float64)
-
-    def rates(self, n_queries: int, n_samples: int, *, seed: int) -> DecoderRates:
-        """Shares inside of samples for the first `n_queries` texts that were kept."""
-        self.network.eval()
-        texts = self.kept.select(torch.arange(min(n_queries, len(self.kept))))
-        queries = read_queries(self.reader, texts, self.positions, self.network.mean.shape[1])
-        return decoder_rates(self.network, queries, self.start, n=n_samples, epsilon=self.options.epsilon, seed=seed)
-
-    def _rebalance(self, step: int, rates: Float[Tensor, "site slot"]) -> None:
-        weights = (1 - rates.nan_to_num(0)).clamp(min=_LEAST_SHARE)
-        if self.positions is None:  # any token: sites alone are rebalanced
-            weights = weights.expand(-1, self.options.drawing.pairs)
-        self.stream.history.append(Shares(step + LAG, weights / weights.mean()))
 
     def _state(self) -> dict[str, object]:
         shares = [{"first": each.first, "weights": each.weights.tolist()} for each in self.stream.history]
         return {"identity": self.identity, "history": self.found, "shares": shares}
 
     def _resume(self, run: dict, checkpoint: Path) -> None:
-        for key, value in json.loads(json.dumps(self.identity)).items():
-            if run["identity"].get(key) != value:
-                raise ValueError(
-                    f"Expected the checkpoint of this run in {str(checkpoint)!r}, got one of another {key}; resume "
-                    "with what the interrupted run was given, or choose another directory."
-                )
+        check_run(checkpoint, run["identity"], self.identity)
         self.found = run["history"]
         self.stream.history = [
             Shares(each["first"], torch.tensor(each["weights"], dtype=torch.float64)) for each in run["shares"]
         ]
         self.stream.first = int(checkpoint.name.rpartition("-")[2])
-
-
-def _written(rule: Position) -> int | str:
-    return rule if isinstance(rule, int | str) else getattr(rule, "__qualname__", "a function")

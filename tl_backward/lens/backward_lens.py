@@ -22,15 +22,13 @@ from tl_backward._support.types import NamesFilter, Prompts, TransformerLensMode
 from tl_backward.gradients.cache import GradientCache
 from tl_backward.gradients.capture import HookList, run_with_gradient_cache
 from tl_backward.gradients.losses import Target, TargetLoss, target_loss
-from tl_backward.lens.answers import Answer, answer_position, answer_tokens
 from tl_backward.lens.control import OLD_KEYWORDS, Control, RandomInit, control_of
 from tl_backward.lens.expert_learning import expert_learning
 from tl_backward.lens.lens_result import BackwardLens, ControlledLens, LayerReadouts
 from tl_backward.lens.patterns import keeping
 from tl_backward.lens.reading import vectors_read, what_to_read, with_points
-from tl_backward.lens.segments import segment_tokens
-from tl_backward.model.checks import check_model
-from tl_backward.model.inputs import check_reads_text
+from tl_backward.lens.segments import Answer, answer_position, answer_tokens, segment_tokens
+from tl_backward.model.inputs import check_text_model
 from tl_backward.text.ids import ARRAYS
 from tl_backward.text.subjects import Subject, subject_spans
 from tl_backward.text.token_strings import output_size, token_string, token_strings
@@ -130,8 +128,7 @@ def backward_lens(
         >>> lens.shift[3].bottom_tokens[lens.answer_position][0], lens.shift[3].top_tokens[lens.answer_position][0]
         (' Oslo', ' Graz')
     """
-    check_model(model)
-    check_reads_text(model)
+    check_text_model(model)
     chosen = check_layers(layers, model.cfg.n_layers)
     check_k(k, output_size(model) or model.cfg.d_vocab)
     untrained = control_of(control)
@@ -155,17 +152,16 @@ def backward_lens(
     asked = answer_position(bound, cache.tokens, mask)
     target_ids = torch.tensor([row[0] for row in bound.ids or ()], device=cache.tokens.device)
     answer_ids = answer_tokens(model, answer, cache.logits, asked)
-    vectors = vectors_read(cache, reading)
     every = readout(
         model,
-        torch.stack(vectors),
+        torch.stack(vectors_read(cache, reading)),
         k=k,
         normalize=normalize,
         target=target_ids[:, None],
         answer=answer_ids[:, None],
     )
     every = every if batched else every[:, 0]
-    places = iter(range(len(vectors)))
+    places = iter(range(len(every.norm)))
     reads = {
         of: LayerReadouts({layer: every[next(places)] for layer in layers_read}, model.cfg.n_layers)
         for of, layers_read in reading.sides.items()
@@ -178,7 +174,9 @@ def backward_lens(
     strings = token_strings(tokenizer, cache.tokens.masked_fill(~mask, -1))
     forced = [len(ids) for ids in bound.continuation]
     where = "the prompt" if cache.prompt_tokens is cache.tokens else "what the decoder reads"
-    rows = _prompt_rows(cache, mask, forced)
+    # Each prompt's real tokens, without those of a longer target.
+    each = zip(cache.tokens, mask, forced, strict=True)
+    rows = [row[real].tolist()[: int(real.sum()) - n] for row, real, n in each]
     spans = subject_spans(tokenizer, rows, _texts(prompt, cache), subject, where=where)
     beside = None
     if untrained is not None:
@@ -217,12 +215,6 @@ def backward_lens(
         experts=experts,
         patterns=patterns if batched else {layer: pattern[0] for layer, pattern in patterns.items()},
     )
-
-
-def _prompt_rows(cache: GradientCache, mask: Tensor, forced: Sequence[int]) -> list[list[int]]:
-    """Each prompt's real tokens, without those of a longer target."""
-    rows = [row[real].tolist() for row, real in zip(cache.tokens, mask, strict=True)]
-    return [row[: len(row) - n] for row, n in zip(rows, forced, strict=True)]
 
 
 def _texts(prompt: Prompts, cache: GradientCache) -> Sequence[str] | None:

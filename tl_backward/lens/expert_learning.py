@@ -2,19 +2,16 @@
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_backward._support.html import table
+from tl_backward._support.types import DataFrame
 from tl_backward.weights import WeightSites
 from tl_backward.weights.blocks import Part, is_expert
 from tl_backward.weights.factors import GradientFactors
-
-if TYPE_CHECKING:
-    import pandas
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -47,28 +44,33 @@ class ExpertLearning:
         first = int(self.norm.argmax()) if len(self.norm) else -1
         return f"ExpertLearning({self.component}, {len(self.norm)} experts, most: {first} with {self.share[first]:.0%})"
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row an expert: n_tokens, routing_weight, share, norm, router_norm."""
         import pandas
 
-        columns = {"expert": torch.arange(len(self.norm)), "n_tokens": self.n_tokens}
-        columns |= {"routing_weight": self.routing_weight, "share": self.share, "norm": self.norm}
-        columns |= {"router_norm": self.router_norm}
-        return pandas.DataFrame({name: value.cpu().tolist() for name, value in columns.items()})
+        columns = {name: getattr(self, name).cpu().tolist() for name in _HEADINGS}
+        return pandas.DataFrame({"expert": range(len(self.norm))} | columns)
 
     def _repr_html_(self) -> str:
         """A static table, the expert that would learn most first."""
-        frame = self.to_frame().sort_values("share", ascending=False, kind="stable")
-        names = ["tokens", "routing", "share", "norm", "router"]
-        columns = ["n_tokens", "routing_weight", "share", "norm", "router_norm"]
-        records = frame.to_dict("records")
-        rows = [["–" if row[name] != row[name] else row[name] for name in columns] for row in records]
+        records = self.to_frame().sort_values("share", ascending=False, kind="stable").to_dict("records")
+        rows = [["–" if row[name] != row[name] else row[name] for name in _HEADINGS] for row in records]
         caption = (
             f"Which experts of {self.component} would learn: tokens that reached each, mean routing weight, share of "
             "the squared gradient norm, that norm, the norm of the router's gradient for it"
         )
-        numbers = [f"expert {expert}" for expert in frame["expert"]]
-        return table(names, rows, row_names=numbers, caption=caption)
+        names = [f"expert {row['expert']}" for row in records]
+        return table(list(_HEADINGS.values()), rows, row_names=names, caption=caption)
+
+
+_HEADINGS = {
+    "n_tokens": "tokens",
+    "routing_weight": "routing",
+    "share": "share",
+    "norm": "norm",
+    "router_norm": "router",
+}
+"""What is known of each expert, and its column in a table."""
 
 
 def expert_learning(
@@ -78,7 +80,7 @@ def expert_learning(
     vjp: Float[Tensor, "batch pos d_model"],
     mask: Bool[Tensor, "batch pos"],
 ) -> ExpertLearning:
-    """See ExpertLearning.
+    """What one gradient step would write into each expert of a block.
 
     Args:
         part: a block's mixture.
@@ -90,8 +92,8 @@ def expert_learning(
     groups, read, d_model = _groups(part, sites, factors), factors[part.reader].inputs, vjp.shape[-1]
     n = max([sites[name].layout.shape[0] for name in part.weights if sites[name].layout.experts], default=0)
     n = max([n, *(int(expert) + 1 for group in groups for each in group for expert in each.experts)])
-    n_tokens, weight = torch.zeros(n, dtype=torch.long), torch.full((n,), float("nan"), dtype=torch.float64)
-    squared = torch.zeros(n, dtype=torch.float64)
+    n_tokens, squared = torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.float64)
+    weight = torch.full((n,), torch.nan, dtype=torch.float64)
     for group in groups:
         experts = group[0].experts
         squared[experts] = torch.stack([each.norms() for each in group]).square().sum(0)
@@ -136,8 +138,8 @@ def _groups(part: Part, sites: WeightSites, factors: dict[str, GradientFactors])
         held = factors[site.name]
         if site.layout.experts:
             assert held.origin is not None and held.origin.expert is not None
-            each = _Held(held, torch.arange(held.n_experts), held.origin.expert.flatten())
-            found.setdefault(None, []).append(each)
+            every = torch.arange(held.n_experts)
+            found.setdefault(None, []).append(_Held(held, every, held.origin.expert.flatten()))
         else:
             number = re.search(r"expert[a-z]*[._](\d+)", site.name.removeprefix(part.component))
             if number is not None:
@@ -151,7 +153,6 @@ def _n_tokens(group: list[_Held], mask: Tensor) -> Tensor:
     """[0 .. largest expert], how many real tokens reached each; rows of unknown tokens count one by one."""
     n, places = int(group[0].experts[-1]) + 1, mask.numel()
     reached, unknown = torch.zeros(n, places, dtype=torch.bool), torch.zeros(n, dtype=torch.long)
-    real = mask.flatten().cpu()
     for held in group:
         origin = held.factors.origin
         if origin is None:
@@ -161,7 +162,7 @@ def _n_tokens(group: list[_Held], mask: Tensor) -> Tensor:
         known = used & (example >= 0)
         reached[held.of_row[known].cpu(), (example * mask.shape[1] + token)[known].cpu()] = True
         unknown = unknown.maximum(torch.bincount(held.of_row[used & (example < 0)].cpu(), minlength=n))
-    return (reached & real).sum(1) + unknown
+    return (reached & mask.flatten().cpu()).sum(1) + unknown
 
 
 def _scales(held: _Held, rows: Tensor, whole: Tensor) -> Tensor:

@@ -1,21 +1,20 @@
 """What a Backward Lens read: one Readout a layer of each side, which tokens are whose, and its control."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from itertools import product
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_backward._support.html import Cell, lens_table, visible_token
+from tl_backward._support.types import DataFrame
 from tl_backward.gradients.cache import GradientCache
 from tl_backward.lens.expert_learning import ExpertLearning
 from tl_backward.lens.segments import Segments
 from tl_backward.text.token_strings import text_column, token_strings
 from tl_backward.vocabulary.readout import Readout
-
-if TYPE_CHECKING:
-    import pandas
 
 Quantity: TypeAlias = Literal["norm", "target_rank", "answer_rank"]
 
@@ -110,13 +109,8 @@ class BackwardLens:
 
     def readouts(self) -> dict[str, dict[int, Readout]]:
         """Every readout by what it reads: "imprint", "shift", "attn_imprint", "attn_shift", where present."""
-        every = {
-            "imprint": self.imprint,
-            "shift": self.shift,
-            "attn_imprint": self.attn_imprint,
-            "attn_shift": self.attn_shift,
-        }
-        return {name: layers for name, layers in every.items() if layers}
+        names = ("imprint", "shift", "attn_imprint", "attn_shift")
+        return {name: getattr(self, name) for name in names if getattr(self, name)}
 
     def stacked(self, quantity: Quantity, of: str = "shift") -> Float[Tensor, "layer *batch pos"]:
         """One quantity of one readout for all layers, as a tensor; ranks of zero vectors are NaN."""
@@ -124,11 +118,10 @@ class BackwardLens:
             raise ValueError(
                 f"Expected one of {get_args(Quantity)} of one of {tuple(self.readouts())}, got {quantity!r} of {of!r}."
             )
-        layers = self.readouts()[of].values()
-        values = torch.stack([getattr(read, quantity) for read in layers]).float()
+        values = torch.stack([getattr(read, quantity) for read in self.readouts()[of].values()]).float()
         return values if quantity == "norm" else values.masked_fill(values < 0, float("nan"))
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a readout, layer, example and real token: segment, norm, ranks, top and bottom tokens.
 
         Where blocks have experts, one row more for each of them (`readout` "experts"), as `lens.experts[layer]` has it.
@@ -137,31 +130,32 @@ class BackwardLens:
 
         rows = [self.token_frame()]
         for layer, learning in self.experts.items():
-            frame = learning.to_frame()
-            frame.insert(0, "readout", "experts")
-            frame.insert(1, "layer", layer)
-            rows.append(frame)
+            frame = learning.to_frame().assign(readout="experts", layer=layer)
+            rows.append(frame.reindex(columns=["readout", "layer", *frame.columns[:-2]]))
         return rows[0] if len(rows) == 1 else pandas.concat(rows, ignore_index=True)
 
-    def token_frame(self) -> "pandas.DataFrame":
+    def token_frame(self) -> DataFrame:
         """The rows of `to_frame` that are of tokens."""
         import pandas
 
-        rows = []
-        ids, mask = self.token_ids.reshape(-1, self.token_ids.shape[-1]), self.mask.reshape(-1, self.mask.shape[-1])
+        rows, real = [], self.mask.flatten().tolist()
+        places = list(
+            product(range(self.token_ids.numel() // self.token_ids.shape[-1]), range(self.token_ids.shape[-1]))
+        )
         for of, layers in self.readouts().items():
             for layer, read in layers.items():
-                frame = read.to_frame()
-                frame.insert(0, "readout", of)
-                frame.insert(1, "layer", layer)
-                frame.insert(2, "example", [i for i in range(ids.shape[0]) for _ in range(ids.shape[1])])
-                frame.insert(3, "pos", list(range(ids.shape[1])) * ids.shape[0])
-                frame.insert(4, "token", text_column(token_strings(read.tokenizer, ids.flatten())))
-                frame.insert(5, "segment", [name for row in self.segments.labels() for name in row])
-                rows.append(frame[mask.flatten().tolist()])
+                of_token = {
+                    "readout": of,
+                    "layer": layer,
+                    "example": [example for example, _ in places],
+                    "pos": [pos for _, pos in places],
+                    "token": text_column(token_strings(read.tokenizer, self.token_ids.flatten())),
+                    "segment": [name for row in self.segments.labels() for name in row],
+                }
+                rows.append(pandas.DataFrame(of_token).join(read.to_frame().reset_index(drop=True))[real])
         return pandas.concat(rows, ignore_index=True)
 
-    def segment_means(self, quantity: Quantity = "norm", of: str = "shift") -> "pandas.DataFrame":
+    def segment_means(self, quantity: Quantity = "norm", of: str = "shift") -> DataFrame:
         """Mean over prompts and tokens of each segment: one row a layer and segment, with the number of tokens.
 
         Ranks of zero vectors are left out. With a control, its means stand beside in the column `control`.
@@ -174,12 +168,10 @@ class BackwardLens:
         for index, layer in enumerate(self.readouts()[of]):
             for segment, where in self.segments.masks().items():
                 where = where.reshape(values.shape[1:])
-                kept = where & ~values[index].isnan()
-                mean = values[index][kept].mean().item()
-                row = {"layer": layer, "segment": segment, "n": int(kept.sum()), "mean": mean}
-                if control is not None:
-                    row["control"] = control[index][where].nanmean().item()
-                rows.append(row)
+                known = values[index][where & ~values[index].isnan()]
+                row = {"layer": layer, "segment": segment, "n": len(known), "mean": known.mean().item()}
+                beside = {} if control is None else {"control": control[index][where].nanmean().item()}
+                rows.append(row | beside)
         return pandas.DataFrame(rows)
 
     def _repr_html_(self) -> str:
@@ -207,20 +199,13 @@ class BackwardLens:
         """
         towards = of.endswith("shift")
         layers, real = self.readouts()[of], self.mask.reshape(-1, self.mask.shape[-1])[example]
-        names = [token for token, keep in zip(self._strings(example), real.tolist(), strict=True) if keep]
-        cells = []
-        for read in layers.values():
-            read = read[example] if self.is_batch else read
-            places = real.nonzero().flatten().tolist()
-            cells.append([_cell(read[place], towards) for place in places])
+        places, tokens = real.nonzero().flatten().tolist(), self.tokens[example] if self.is_batch else self.tokens
+        reads = (read[example] if self.is_batch else read for read in layers.values())
+        cells = [[_cell(read[place], towards) for place in places] for read in reads]
         label = "|delta_i|, VJP norm (loss in nats per unit of output)" if towards else ""
         differ = len(set(self.kinds.values())) > 1
         rows = [f"layer {layer}" + (f" ({self.kinds[layer]})" if differ else "") for layer in layers]
-        return lens_table(rows, names, cells, value_label=label, caption=caption)
-
-    def _strings(self, example: int) -> list[str]:
-        row = self.tokens[example] if self.is_batch else self.tokens
-        return [str(token) for token in row]
+        return lens_table(rows, [str(tokens[place]) for place in places], cells, value_label=label, caption=caption)
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -13,6 +13,7 @@ from tl_backward.weights import WeightSites
 from tl_backward.weights.blocks import Part, blocks_of, stack_name
 
 Side: TypeAlias = Literal["inputs", "deltas"]
+Source: TypeAlias = tuple[Side | Literal["point"], str]
 
 _IMPRINTS = ("W_Q", "W_K", "W_V", "W_in", "W_gate")  # read the residual stream: their inputs are read in words
 _SHIFTS = ("W_O", "W_out")  # write to it: their VJPs are
@@ -35,7 +36,7 @@ def side_in_stream(name: str, writers: Container[str]) -> Side | None:
 class Reading:
     """What a lens reads: for each readout and layer a weight's side, or the gradient at a hook point."""
 
-    sides: dict[str, dict[int, tuple[Side | Literal["point"], str]]]
+    sides: dict[str, dict[int, Source]]
     weights: list[str]
     """Weights whose factors are needed, some named twice."""
     points: list[str]
@@ -74,14 +75,11 @@ def what_to_read(model: TransformerLensModel, sites: WeightSites, layers: list[i
         for prefix, part in (("", main), ("attn_", mixing)):
             if part is None:
                 continue
-            found.sides.setdefault(f"{prefix}imprint", {})[layer] = ("inputs", part.reader)
-            found.weights.append(part.reader)
-            if part.writer:
-                found.sides.setdefault(f"{prefix}shift", {})[layer] = ("deltas", part.writer)
-                found.weights.append(part.writer)
-            else:
-                found.sides.setdefault(f"{prefix}shift", {})[layer] = ("point", part.point)
-                found.points.append(part.point)
+            written: Source = ("deltas", part.writer) if part.writer else ("point", part.point)
+            read: Source = ("inputs", part.reader)
+            for of, source in (("imprint", read), ("shift", written)):
+                found.sides.setdefault(f"{prefix}{of}", {})[layer] = source
+                (found.points if source[0] == "point" else found.weights).append(source[1])
             if part.kind == "MLP":
                 found.weights.extend(name for name in (f"{part.component}.W_gate",) if name in sites)
             elif part.kind == "experts":

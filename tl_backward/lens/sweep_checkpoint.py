@@ -1,19 +1,18 @@
 """What a sweep has done so far, in a file that it goes on from."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-import torch
 from torch import nn
 
+from tl_backward._support.storage import check_run, fingerprint
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.gradients.examples import Example
 from tl_backward.lens.sweep_result import Sweep, load_sweep_of_run, rows_of_draw
 
+_RUN = "prompts, options or model"
 _PROBED = 64  # numbers of a weight: training changes nearly all of them
 
 
@@ -36,11 +35,7 @@ class SweepCheckpoint:
         if path is None or not Path(path).exists():
             return cls(path, run)
         held, its = load_sweep_of_run(path, tokenizer=getattr(model, "tokenizer", None))
-        if its != run:
-            raise ValueError(
-                f"Expected the checkpoint of this sweep in {str(path)!r}, got one of other prompts, options or model; "
-                "resume with those of the run that was interrupted, or choose another file."
-            )
+        check_run(path, {_RUN: its}, {_RUN: run})
         return cls(path, run, held)
 
     def done(self, draw: int | None) -> Sweep | None:
@@ -56,24 +51,21 @@ class SweepCheckpoint:
 
 
 def model_digest(model: TransformerLensModel) -> str:
-    """Of a few numbers of each weight."""
-    digest = hashlib.sha256(f"{model.cfg.n_heads} heads".encode())
+    """What tells a model from one with other weights: a fingerprint of up to 127 numbers of each."""
+    parts: list[object] = [f"{model.cfg.n_heads} heads"]
     for name, weight in cast(nn.Module, model).named_parameters():
         few = weight.detach().flatten()[:: max(1, weight.numel() // _PROBED)]
-        digest.update(f"{name} {list(weight.shape)}".encode() + few.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+        parts += [f"{name} {list(weight.shape)}", few.float()]
+    return fingerprint(*parts)[:16]
 
 
 def run_digest(items: Sequence[Example], options: Mapping[str, object]) -> str:
-    """Of everything that a sweep's numbers follow from but the losses' code; `options` name the model."""
+    """A fingerprint of everything that a sweep's numbers follow from but the losses' code; `options` name the model."""
     examples = [(e.index, e.tokens, e.n_forced, e.target, e.subject, e.answer, *_further(e)) for e in items]
-    return hashlib.sha256(json.dumps([options, examples]).encode()).hexdigest()
+    return fingerprint([options, examples])
 
 
 def _further(example: Example) -> list[object]:
     """What an example has beside text, where it has anything."""
-    found: list[object] = [] if example.decoder is None else [example.decoder]
-    for name, value in sorted(example.inputs.items()):
-        numbers = value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-        found.append((name, list(value.shape), hashlib.sha256(numbers).hexdigest()))
-    return found
+    inputs = [(name, list(value.shape), fingerprint(value)) for name, value in sorted(example.inputs.items())]
+    return [*inputs] if example.decoder is None else [example.decoder, *inputs]

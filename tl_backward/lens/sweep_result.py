@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
+from typing import Literal, TypeAlias, cast, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -13,14 +13,11 @@ from torch import Tensor
 
 from tl_backward._support.bootstrap import Interval, bootstrap
 from tl_backward._support.checks import nearest
-from tl_backward._support.storage import load_tensors, save_tensors
-from tl_backward._support.types import Tokenizer
+from tl_backward._support.storage import check_kind, joined, load_tensors, part_of, save_tensors
+from tl_backward._support.types import DataFrame, Tokenizer
 from tl_backward.lens.segments import NAMES
 from tl_backward.text.token_strings import text_column, token_string
 from tl_backward.weights import layer_of
-
-if TYPE_CHECKING:
-    import pandas
 
 Quantity: TypeAlias = Literal["norm", "gradient_norm", "share", "rank", "target_rank", "answer_rank"]
 BY_SEGMENT = ("norm", "share")
@@ -85,7 +82,7 @@ class Sweep:
         groups = self.draws if len(self.draws.unique()) > 1 else None
         return bootstrap(self.values[quantity], groups=groups, level=level, n_boot=n_boot, seed=seed)
 
-    def to_frame(self, *, level: float = 0.95, n_boot: int = 1000, seed: int = 0) -> "pandas.DataFrame":
+    def to_frame(self, *, level: float = 0.95, n_boot: int = 1000, seed: int = 0) -> DataFrame:
         """One row a quantity, weight and segment: mean, low, high, n, and the control's beside them."""
         import pandas
 
@@ -102,13 +99,16 @@ class Sweep:
                 for s, segment in enumerate(segments):
                     cell = (w, s) if segment else (w,)
                     if int(intervals[""].n[cell]):
+                        bounds = {
+                            f"{prefix}{name}": float(getattr(each, name)[cell])
+                            for prefix, each in intervals.items()
+                            for name in _BOUNDS
+                        }
                         row = {"quantity": quantity, "weight": weight, "layer": layer, "segment": segment}
-                        for prefix, each in intervals.items():
-                            row |= {f"{prefix}{name}": float(getattr(each, name)[cell]) for name in _BOUNDS}
-                        rows.append(row | {"n": int(intervals[""].n[cell])})
+                        rows.append(row | bounds | {"n": int(intervals[""].n[cell])})
         return pandas.DataFrame(rows)
 
-    def per_item(self) -> "pandas.DataFrame":
+    def per_item(self) -> DataFrame:
         """One row a prompt: index, loss, target and old answer."""
         import pandas
 
@@ -118,7 +118,7 @@ class Sweep:
         }
         return pandas.DataFrame({"item": self.items.tolist(), "loss": self.loss.tolist(), **words})
 
-    def top_tokens(self, weight: str, end: Literal["top", "bottom"] = "bottom", n: int = 10) -> "pandas.DataFrame":
+    def top_tokens(self, weight: str, end: Literal["top", "bottom"] = "bottom", n: int = 10) -> DataFrame:
         """The tokens most often among the top or bottom k at the prompts' last tokens.
 
         Args:
@@ -142,32 +142,27 @@ class Sweep:
         beside = None if self.control is None else self.control.values[f"{end}_ids"][:, place]
         rows: dict[int, dict[str, float]] = {}
         for token, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:n]:
-            row = {"count": count, "share": count / len(self.items)}
-            if beside is not None:
-                row["control"] = int((beside == token).sum()) / max(1, len(beside))
-            rows[token] = row
+            control = {} if beside is None else {"control": int((beside == token).sum()) / max(1, len(beside))}
+            rows[token] = {"count": count, "share": count / len(self.items)} | control
         frame = pandas.DataFrame(list(rows.values()))
         frame.insert(0, "token", text_column(token_string(self.tokenizer, token) for token in rows))
         return frame
 
     def _repr_html_(self) -> str:
         """The means by weight, as a static table."""
-        from tl_backward._support.html import table
+        from tl_backward._support.html import frame_table
 
-        frame = self.to_frame(n_boot=200)
-        columns = [str(name) for name in frame.columns]
-        return table(columns, frame.astype(object).values.tolist(), caption=repr(self))
+        return frame_table(self.to_frame(n_boot=200), caption=repr(self))
 
     def save(self, path: str | Path, *, run: str = "") -> Path:
         """Write everything but the tokenizer as safetensors; atomically. `run` says of which run it is a part."""
-        tensors = _tensors(self, "") | ({} if self.control is None else _tensors(self.control, "control/"))
-        about = {
+        tensors = _tensors(self) | ({} if self.control is None else joined(control=_tensors(self.control)))
+        sides = {
             name: {"about": side.about, "skipped": side.skipped, "interrupted": side.interrupted}
             for name, side in (("model", self), ("control", self.control))
             if side is not None
         }
-        metadata = {"format": FORMAT, "weights": json.dumps(self.weights), "sides": json.dumps(about), "run": run}
-        return save_tensors(path, tensors, metadata)
+        return save_tensors(path, tensors, {"format": FORMAT, "weights": self.weights, "sides": sides, "run": run})
 
 
 _BOUNDS = ("mean", "low", "high")
@@ -185,29 +180,21 @@ def load_sweep(path: str | Path, *, tokenizer: Tokenizer | None = None) -> Sweep
 def load_sweep_of_run(path: str | Path, *, tokenizer: Tokenizer | None) -> tuple[Sweep, str]:
     """The sweep in a file, and the run that it is a part of; errors as of `load_sweep`."""
     tensors, about = load_tensors(path)
-    if about.get("format") != FORMAT:
-        raise ValueError(f"Expected a file written by Sweep.save, got {str(path)!r}, of another format; save it anew.")
-    sides = json.loads(about["sides"])
-    weights = tuple(json.loads(about["weights"]))
-    made = {}
-    for name, prefix in (("model", ""), ("control", "control/")):
-        if name in sides:
-            own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            own = {key: value for key, value in own.items() if "/" not in key.removeprefix("values/")}
-            made[name] = Sweep(
-                items=own["items"],
-                loss=own["loss"],
-                targets=own["targets"],
-                answers=own["answers"],
-                draws=own["draws"],
-                weights=weights,
-                values={key.removeprefix("values/"): value for key, value in own.items() if key.startswith("values/")},
-                skipped={int(index): why for index, why in sides[name]["skipped"].items()},
-                interrupted=sides[name]["interrupted"],
-                about=sides[name]["about"],
-                tokenizer=tokenizer,
-            )
-    return replace(made["model"], control=made.get("control")), about.get("run", "")
+    check_kind(path, about.get("format") == FORMAT, "Sweep.save")
+    own = {"model": tensors, "control": part_of(tensors, "control")}
+    sides = {
+        name: Sweep(
+            *(own[name][column] for column in _COLUMNS),
+            weights=tuple(json.loads(about["weights"])),
+            values=part_of(own[name], "values"),
+            skipped={int(index): why for index, why in said["skipped"].items()},
+            interrupted=said["interrupted"],
+            about=said["about"],
+            tokenizer=tokenizer,
+        )
+        for name, said in json.loads(about["sides"]).items()
+    }
+    return replace(sides["model"], control=sides.get("control")), about.get("run", "")
 
 
 def merge(a: Sweep, b: Sweep) -> Sweep:
@@ -243,7 +230,8 @@ def merge(a: Sweep, b: Sweep) -> Sweep:
 def in_order(parts: Sequence[Sweep]) -> Sweep:
     """The rows of several sweeps, by index; everything else as in the first."""
     columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in _COLUMNS}
-    values = {name: torch.cat([part.values[name] for part in parts if part.values]) for name in _value_names(parts)}
+    names = dict.fromkeys(name for part in parts for name in part.values)
+    values = {name: torch.cat([part.values[name] for part in parts if part.values]) for name in names}
     order = columns["items"].argsort()
     skipped = {index: why for part in parts for index, why in part.skipped.items()}
     return replace(
@@ -268,10 +256,5 @@ def rows_of_draw(control: Sweep, draw: int) -> Sweep:
     )
 
 
-def _value_names(parts: Sequence[Sweep]) -> list[str]:
-    return list(dict.fromkeys(name for part in parts for name in part.values))
-
-
-def _tensors(side: Sweep, prefix: str) -> dict[str, Tensor]:
-    named = {name: getattr(side, name) for name in _COLUMNS} | {f"values/{k}": v for k, v in side.values.items()}
-    return {f"{prefix}{name}": value.contiguous() for name, value in named.items()}
+def _tensors(side: Sweep) -> dict[str, Tensor]:
+    return {name: getattr(side, name) for name in _COLUMNS} | joined(values=side.values)

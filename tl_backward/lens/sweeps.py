@@ -23,14 +23,12 @@ from tl_backward.gradients.examples import (
     capture_batch,
     encode_examples,
 )
-from tl_backward.lens.answers import answer_tokens
 from tl_backward.lens.control import OLD_KEYWORDS, Control, RandomInit, control_of
 from tl_backward.lens.reading import side_in_stream
-from tl_backward.lens.segments import NAMES, segment_tokens
+from tl_backward.lens.segments import NAMES, answer_tokens, segment_tokens
 from tl_backward.lens.sweep_checkpoint import SweepCheckpoint, model_digest, run_digest
 from tl_backward.lens.sweep_result import Quantity, Sweep, in_order
-from tl_backward.model.checks import check_model
-from tl_backward.model.inputs import check_reads_text
+from tl_backward.model.inputs import check_text_model
 from tl_backward.text.cases import EditCase
 from tl_backward.text.ids import Id
 from tl_backward.text.options import TextOptions
@@ -39,8 +37,8 @@ from tl_backward.text.subjects import Span
 from tl_backward.text.token_strings import output_size
 from tl_backward.vocabulary.readout import readout
 from tl_backward.weights import weight_sites
+from tl_backward.weights.blocks import chosen_weights, stream_writers
 from tl_backward.weights.factors import GradientFactors
-from tl_backward.weights.written_by import chosen_weights, stream_writers
 
 Collect: TypeAlias = Quantity | Literal["top_tokens"]
 
@@ -125,8 +123,7 @@ def sweep(
         >>> s.values["norm"].shape  # prompt, weight, segment
         torch.Size([3, 4, 5])
     """
-    check_model(model)
-    check_reads_text(model)
+    check_text_model(model)
     check_k(k, output_size(model) or model.cfg.d_vocab)
     _check_collect(collect)
     batch_size, prepend_bos = batching(text_options)
@@ -138,11 +135,9 @@ def sweep(
     sites = weight_sites(model, torch.tensor([first.tokens]), **first.inputs) if first.inputs else weight_sites(model)
     names = tuple(chosen_weights(model, sites, weights))
     wanted = tuple(name for name in get_args(Quantity) if name in collect) + ("top_tokens",) * ("top_tokens" in collect)
-    of = model_digest(model)
-    draws = untrained or RandomInit()
-    about: dict[str, object] = {"model": of, "collect": list(wanted), **asdict(draws), "k": k}
-    if short := sites.left_out():
-        about["left_out"] = short
+    draws, left_out = untrained or RandomInit(), sites.left_out()
+    about: dict[str, object] = {"model": model_digest(model), "collect": list(wanted), **asdict(draws), "k": k}
+    about |= {"left_out": left_out} if left_out else {}
     named = None if untrained is None else "random_init"
     options = about | {"weights": names, "batch_size": batch_size, "control": named, "start": start}
     kept = SweepCheckpoint.of(checkpoint, run_digest(items, options), model)
@@ -199,10 +194,11 @@ class _Run:
 
         def found(*, interrupted: bool = False) -> Sweep:
             new = self._gathered(model, parts, skipped, interrupted, draw)
-            return new if done is None else in_order([new, done])
+            return in_order([new] if done is None else [new, done])
 
-        batches = by_length(items, self.batch_size)
-        left_to_do = [batch for batch in batches if not known.issuperset(example.index for example in batch)]
+        left_to_do = [
+            batch for batch in by_length(items, self.batch_size) if not known.issuperset(item.index for item in batch)
+        ]
         try:
             for number, batch in enumerate(left_to_do, 1):
                 left = list(batch)
@@ -232,19 +228,17 @@ class _Run:
         draw: int,
     ) -> Sweep:
         indices = torch.tensor([example.index for batch, _ in parts for example in batch], dtype=torch.long)
-        order = indices.argsort()
-        names = parts[0][1] if parts else ()
-        columns = {name: torch.cat([found[name] for _, found in parts])[order] for name in names}
+        columns = {name: torch.cat([found[name] for _, found in parts]) for name in (parts[0][1] if parts else ())}
         none = torch.zeros(0, dtype=torch.long)
         return Sweep(
-            items=indices[order],
+            items=indices,
             loss=columns.pop("loss", none.double()),
             targets=columns.pop("targets", none),
             answers=columns.pop("answers", none),
             draws=torch.full_like(indices, draw),
             weights=self.weights,
             values=columns,
-            skipped=dict(sorted(skipped.items())),
+            skipped=skipped,
             interrupted=interrupted,
             about=self.about,
             tokenizer=getattr(model, "tokenizer", None),
@@ -254,16 +248,13 @@ class _Run:
         """Every quantity of each example, [batch, ...], on the CPU."""
         captured = capture_batch(model, batch, self.weights)
         cache, asked = captured.cache, captured.asked
-        answers = answer_tokens(model, None, cache.logits, asked)
-        for row, example in enumerate(batch):
-            answers[row] = answers[row] if example.answer is None else example.answer
-        targets = torch.tensor([example.target for example in batch], device=asked.device)
+        own = answer_tokens(model, None, cache.logits, asked).tolist()
+        answers = [said if item.answer is None else item.answer for item, said in zip(batch, own, strict=True)]
+        targets, answers = (torch.tensor(ids, device=asked.device) for ids in ([e.target for e in batch], answers))
         subjects, forced = [example.subject for example in batch], [example.n_forced for example in batch]
-        if cache.prompt_tokens is cache.tokens:
-            codes = of_prompt = segment_tokens(captured.mask, asked, subjects, n_forced=forced).codes
-        else:
-            codes = segment_tokens(captured.mask, asked, n_forced=forced).codes
-            of_prompt = _prompt_segments(cache, subjects)
+        encoder = cache.prompt_tokens is not cache.tokens
+        codes = segment_tokens(captured.mask, asked, None if encoder else subjects, n_forced=forced).codes
+        of_prompt = _prompt_segments(cache, subjects) if encoder else codes
         found = {"loss": captured.losses, "targets": targets, "answers": answers}
         found |= _gradient_quantities(cache, codes, of_prompt, self.collect)
         found |= self._words(model, cache, asked, targets, answers)
@@ -274,24 +265,19 @@ class _Run:
     ) -> dict[str, Tensor]:
         """Ranks and top tokens at each prompt's last token; NaN and -1 for weights that have no readout."""
         readable = {i: side for i, name in enumerate(self.weights) if (side := self._side(cache, name)) is not None}
-        shape = (len(asked), len(self.weights))
-        found: dict[str, Tensor] = {}
-        for name in ("target_rank", "answer_rank"):
-            found[name] = asked.new_full(shape, torch.nan, dtype=torch.float64)
-        for name in ("top_ids", "bottom_ids"):
-            found[name] = asked.new_full((*shape, self.k), -1)
+        ranks = asked.new_full((len(asked), len(self.weights)), torch.nan, dtype=torch.float64)
+        ids = asked.new_full((*ranks.shape, self.k), -1)
+        found = {"target_rank": ranks, "answer_rank": ranks.clone(), "top_ids": ids, "bottom_ids": ids.clone()}
         if readable and {"target_rank", "answer_rank", "top_tokens"} & set(self.collect):
             batch, columns = torch.arange(len(asked), device=asked.device), list(readable)
             vectors = torch.stack([side[batch, asked] for side in readable.values()], 1)
-            ids = (each.clamp(min=0)[:, None] for each in (targets, answers))
+            target, answer = (each.clamp(min=0)[:, None] for each in (targets, answers))
             k = self.k if "top_tokens" in self.collect else 1
-            read = readout(model, vectors, k=k, target=next(ids), answer=next(ids))
-            for name, ranks, known in (
-                ("target_rank", read.target_rank, targets >= 0),
-                ("answer_rank", read.answer_rank, answers >= 0),
-            ):
-                if ranks is not None:
-                    found[name][:, columns] = torch.where((ranks >= 0) & known[:, None], ranks.double(), torch.nan)
+            read = readout(model, vectors, k=k, target=target, answer=answer)
+            for name, given in (("target_rank", targets), ("answer_rank", answers)):
+                ranks = getattr(read, name)
+                known = (ranks >= 0) & (given >= 0)[:, None]
+                found[name][:, columns] = torch.where(known, ranks.double(), torch.nan)
             found["top_ids"][:, columns, :k], found["bottom_ids"][:, columns, :k] = read.top_ids, read.bottom_ids
         kept = {*self.collect} | ({"top_ids", "bottom_ids"} if "top_tokens" in self.collect else set())
         return {name: value for name, value in found.items() if name in kept}
@@ -350,9 +336,8 @@ def _gradient_quantities(
             contributions = _by_token(str(name), factors, _contributions(factors), segments)
             total = contributions.sum(-1).clamp(min=0)
             rows["gradient_norm"].append(total.sqrt())
-            there = inside.sum(1) > 0
             share = torch.einsum("bp,bps->bs", contributions, inside) / total[:, None]
-            rows["share"].append(share.masked_fill(~there, torch.nan))
+            rows["share"].append(share.masked_fill(inside.sum(1) == 0, torch.nan))
         if "rank" in collect:
             rows["rank"].append(torch.tensor([float(each.rank()) for each in factors.per_example()]).double())
     return {name: torch.stack(values, 1) for name, values in rows.items() if name in collect}

@@ -1,14 +1,25 @@
-"""The control beside a finding: the same architecture that has learned nothing; and whole copies of models."""
+"""The control beside a finding: the same architecture with fresh weights; and whole copies of models.
 
+Fresh weights are what a model's own class makes from its configuration, before any training.
+"""
+
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
-from typing import cast
+from importlib import import_module
+from typing import Protocol, cast
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.model.fresh import check_alive, fresh_model, load_fresh
-from tl_backward.model.guard import check_visitor, rng_untouched
-from tl_backward.model.rebinding import Rebinding, roots
+from tl_backward._support.warnings import warn_user
+from tl_backward.model.guard import check_visitor, unobserved
+from tl_backward.model.modules import root_of, roots
+from tl_backward.model.rebinding import Rebinding
 
 
 def copied(model: TransformerLensModel) -> TransformerLensModel:
@@ -42,16 +53,12 @@ def _deepcopied(model: TransformerLensModel, memo: dict[int, object]) -> Transfo
     """
     modules = {id(module): module for root in roots(cast(nn.Module, model)) for module in root.modules()}
     answering = [m for m in modules.values() if hasattr(m, "__deepcopy__") and not hasattr(type(m), "__deepcopy__")]
-    copies = [(vars(module), memo.setdefault(id(module), _empty(module))) for module in answering]
+    # Modules of the same class, of which nothing is set yet.
+    copies = [(vars(module), memo.setdefault(id(module), object.__new__(type(module)))) for module in answering]
     clone = deepcopy(model, memo)
     for state, copy in copies:
         vars(copy).update(deepcopy(state, memo))
     return clone
-
-
-def _empty(module: nn.Module) -> nn.Module:
-    """A module of the same class, of which nothing is set yet."""
-    return type(module).__new__(type(module))
 
 
 def random_init(model: TransformerLensModel, *, seed: int = 0) -> TransformerLensModel:
@@ -72,6 +79,175 @@ def random_init(model: TransformerLensModel, *, seed: int = 0) -> TransformerLen
     """
     clone = copied(model)
     load_fresh(cast(nn.Module, clone), fresh_model(model, seed=seed))
-    with rng_untouched(clone):
-        check_alive(clone)
+    check_alive(clone)
     return clone
+
+
+class SameWeightsWarning(UserWarning):
+    """Fresh weights that are those of the model which they stand beside."""
+
+
+class _BridgeConfig(Protocol):
+    architecture: str
+    model_name: str
+
+
+def fresh_model(model: TransformerLensModel, *, seed: int) -> nn.Module:
+    """A model of the same parameters by name, on the CPU, as the class of `model` initialises it.
+
+    A HookedTransformer is ``type(model)(cfg)``. A TransformerBridge's Hugging Face model is ``type(hf)(config)``, drawn
+    in torch's default dtype and put into a Bridge of the same architecture: that splits a joint QKV and, where the
+    weights of `model` were processed, processes these with TransformerLens's default options.
+
+    Raises:
+        ValueError: the class makes no model from the configuration alone.
+    """
+    inner = getattr(model, "original_model", None)
+    kind = type(inner or model)
+    with _seeded(seed), torch.device("cpu"):
+        try:
+            return _hooked(model) if inner is None else _bridged(model, cast(nn.Module, inner))
+        except (TypeError, AttributeError, ImportError, NotImplementedError) as error:
+            raise ValueError(
+                f"Expected a model that its class makes anew from its configuration, got a {kind.__module__}."
+                f"{kind.__name__} for which that raises {type(error).__name__} ({error}); pass the model that it "
+                "wraps, or no control."
+            ) from error
+
+
+def _hooked(model: TransformerLensModel) -> nn.Module:
+    config = deepcopy(model.cfg)
+    vars(config).update(seed=None, init_weights=True, tokenizer_name=None)  # no reseeding, no look-up of a tokenizer
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the class as a whole: the user has it
+        return cast(Callable[..., nn.Module], type(model))(config, move_to_device=False)
+
+
+def _bridged(model: TransformerLensModel, inner: nn.Module) -> nn.Module:
+    build = import_module("transformer_lens.model_bridge.sources._bridge_builder").build_bridge_from_module
+    config = cast(_BridgeConfig, deepcopy(model.cfg))
+    native = config.architecture == "TransformerLensNative"
+    if native:
+        vars(config).update(seed=None, device="cpu")
+    fresh = type(inner)(config if native else deepcopy(inner.config))
+    named = {"tl_config": config} if native else {"hf_config": fresh.config}
+    bridge = build(fresh, config.architecture, device="cpu", model_name=config.model_name, **named)
+    if native:
+        bridge.init_weights()
+    if getattr(model, "_weights_processed", False):
+        bridge.enable_compatibility_mode(disable_warnings=True)
+    return bridge
+
+
+def load_fresh(model: nn.Module, fresh: nn.Module) -> None:
+    """Write the parameters, and the buffers that are saved with them, of `fresh` into `model`, each by its name.
+
+    Raises:
+        ValueError: a parameter of `model` has none of its name and shape in `fresh`.
+    """
+    drawn, parameters, kind = _named(fresh, "parameters"), _named(model, "parameters"), type(root_of(model)).__name__
+    for name, parameter in parameters.items():
+        value = drawn.get(name)
+        if value is None or value.shape != parameter.shape or not parameter.is_floating_point():
+            got = "none" if value is None else f"{tuple(value.shape)} {value.dtype}"
+            raise ValueError(
+                f"Expected every parameter to be one that {kind} makes from its configuration, got {name} "
+                f"{tuple(parameter.shape)} {parameter.dtype} where it makes {got}; pass the model without what was "
+                "added to it (adapters, quantisation, parametrizations, SAEs, pruning), or no control."
+            )
+    pairs = [(parameters[name], drawn[name]) for name in parameters]
+    _warn_of_same(pairs, kind)
+    buffers, saved = _named(model, "buffers"), _saved(fresh)
+    state = {name: value for name, value in _named(fresh, "buffers").items() if name in saved and name in buffers}
+    pairs += [(buffers[name], value) for name, value in state.items() if buffers[name].shape == value.shape]
+    with torch.no_grad():
+        for own, value in pairs:
+            own.copy_(value)
+
+
+def _warn_of_same(pairs: list[tuple[Tensor, Tensor]], kind: str) -> None:
+    """Say when most matrices are drawn as the model's own are: it was made from the same seed, and never trained."""
+    matrices = list({id(own): (own, value) for own, value in pairs if own.ndim > 1}.values())
+    same = sum(torch.equal(own.cpu(), value.to(own.dtype)) for own, value in matrices)
+    if 2 * same > len(matrices):
+        warn_user(
+            f"Expected fresh weights other than the model's, got {same} of {len(matrices)} matrices of {kind} that are "
+            "its own, drawn from the same seed: the control is no control; pass another seed.",
+            SameWeightsWarning,
+        )
+
+
+def _named(model: nn.Module, what: str) -> dict[str, Tensor]:
+    """Parameters or buffers by every name that they have: in the Hugging Face model, and in the Bridge."""
+    return {
+        prefix + name: value
+        for prefix, root in _prefixed(model)
+        for name, value in getattr(nn.Module, f"named_{what}")(root, remove_duplicate=False)
+    }
+
+
+def _saved(model: nn.Module) -> set[str]:
+    """Names, as of `_named`, of the buffers that a state dict has."""
+    return {
+        prefix + (f"{path}.{name}" if path else name)
+        for prefix, root in _prefixed(model)
+        for path, module in root.named_modules(remove_duplicate=False)
+        for name in module._buffers.keys() - module._non_persistent_buffers_set
+    }
+
+
+def _prefixed(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return list(zip(("", "bridge:"), reversed(roots(model)), strict=False))
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Within, every global generator that an initialiser draws from starts at `seed`; each is given back."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' too
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+def check_alive(model: TransformerLensModel) -> None:
+    """Refuse a model whose logits say the same of every token, or at every position.
+
+    A model that does not run on token ids alone (vision, audio) is not asked.
+
+    Raises:
+        ValueError: the logits are not finite, or do not vary.
+    """
+    logits = _probe(model)
+    if logits is None:
+        return
+    least = torch.finfo(logits.dtype).eps * logits.abs().amax()
+    if not logits.isfinite().all():
+        what = "not finite"
+    elif (logits.amax(-1) - logits.amin(-1)).amax() <= least:
+        what = "the same for every token"
+    elif (logits[:, 1:] - logits[:, :1]).abs().amax() <= least:
+        what = "the same at every position"
+    else:
+        return
+    raise ValueError(
+        f"Expected {type(root_of(model)).__name__}'s own initialisation to give logits that vary, got logits that are "
+        f"{what}; an untrained model of this class is no control: compare with another."
+    )
+
+
+def _probe(model: TransformerLensModel) -> Tensor | None:
+    """Logits on a few different tokens, None where the model has none of them."""
+    length = min(8, model.cfg.n_ctx, model.cfg.d_vocab)
+    tokens = torch.arange(length, device=next(model.parameters()).device)[None] * (model.cfg.d_vocab // length)
+    try:
+        with unobserved(model):
+            logits = model(tokens)
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, NotImplementedError):
+        return None
+    return logits if isinstance(logits, Tensor) and logits.ndim == 3 and length > 1 else None

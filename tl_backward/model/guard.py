@@ -1,13 +1,16 @@
-"""A visit to a model: by one thread at a time, and the global random state is given back at its end."""
+"""A visit to a model: by one thread at a time, seen by nobody's hooks, and all is given back at its end."""
 
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from threading import Lock, get_ident
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
+from torch import nn
 
 from tl_backward._support.types import TransformerLensModel
+from tl_backward.model.modules import every_module
 
 _LOCK = Lock()
 _VISITORS: "WeakKeyDictionary[TransformerLensModel, int]" = WeakKeyDictionary()
@@ -64,3 +67,40 @@ def rng_untouched(model: TransformerLensModel) -> Iterator[None]:
                 yield
         finally:
             _FORKED.discard(model)
+
+
+@contextmanager
+def hooks_off(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within the context the modules have no hooks; those that are registered inside are of the context alone."""
+    found = []
+    try:
+        for state in map(vars, modules):
+            hooks = {name: value for name, value in state.items() if _holds_hooks(name) and value}
+            found.append((state, hooks))
+            state.update({name: OrderedDict() for name, value in hooks.items() if isinstance(value, dict)})
+        yield
+    finally:
+        for state, hooks in found:
+            for name, value in state.items():
+                if _holds_hooks(name) and isinstance(value, dict):
+                    value.clear()
+            state.update(hooks)
+
+
+@contextmanager
+def unobserved(model: TransformerLensModel) -> Iterator[None]:
+    """Within the context the model has no hooks (see `hooks_off`), is in eval mode and records no gradient."""
+    modules = every_module(model)
+    modes = [(vars(module), module.training) for module in modules]
+    with rng_untouched(model), torch.no_grad(), hooks_off(modules):
+        try:
+            for state, _ in modes:
+                state["training"] = False
+            yield
+        finally:
+            for state, training in modes:
+                state["training"] = training
+
+
+def _holds_hooks(name: str) -> bool:
+    return name.endswith(("forward_hooks", "forward_pre_hooks", "_hooks_with_kwargs", "_hooks_always_called"))

@@ -1,19 +1,20 @@
-"""What a model's own forward pass takes beside tokens, by name, and what an encoder-decoder's decoder begins with."""
+"""What a model's own forward pass takes: inputs beside tokens, by name, a decoder's beginning, and a few to try it."""
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from importlib.metadata import version
 from inspect import Parameter, signature
-from typing import cast
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from tl_backward._support.checks import nearest
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.model.checks import model_kind
-from tl_backward.model.modules import every_module
+from tl_backward.model.checks import check_model, model_kind
+from tl_backward.model.modules import every_module, root_of
 
+_BATCH, _LENGTH = 4, 3
 DECODER = ("decoder_input_ids", "decoder_attention_mask")
 """What says what a decoder reads."""
 
@@ -45,6 +46,12 @@ def main_input(model: TransformerLensModel) -> str:
     return "input_ids"
 
 
+def check_text_model(model: TransformerLensModel) -> None:
+    """Refuse what is no TransformerLens model, as `check_model` does, and a model that reads no text."""
+    check_model(model)
+    check_reads_text(model)
+
+
 def check_reads_text(model: TransformerLensModel) -> None:
     """Refuse prompts for a model that reads none.
 
@@ -61,14 +68,11 @@ def check_reads_text(model: TransformerLensModel) -> None:
 
 def own_inputs(model: TransformerLensModel) -> set[str]:
     """The inputs that a model's own forward pass names."""
-    layer = cast(nn.Module, getattr(model, "original_model", None) or model)
+    layer = root_of(model)
     found = set(_named(layer))
     for _ in range(2):  # what a head hands on by **kwargs its body names
-        body = getattr(layer, "base_model", None)
-        if not isinstance(body, nn.Module) or body is layer:
-            break
-        layer = body
-        found.update(_named(layer))
+        layer = getattr(layer, "base_model", None)
+        found.update(_named(layer) if isinstance(layer, nn.Module) else ())
     return found
 
 
@@ -79,8 +83,8 @@ def _named(layer: nn.Module) -> tuple[str, ...]:
 
 @lru_cache(maxsize=64)
 def _parameters(function: Callable) -> tuple[str, ...]:
-    kinds = (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
-    return tuple(name for name, each in signature(function).parameters.items() if each.kind not in kinds)
+    given = signature(function).parameters.values()
+    return tuple(each.name for each in given if each.kind not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL))
 
 
 def check_inputs(model: TransformerLensModel, names: Iterable[str]) -> None:
@@ -123,8 +127,7 @@ def _own_delta_rule() -> bool:
 
 def has_decoder(model: TransformerLensModel) -> bool:
     """Whether a model is an encoder with a decoder, whose tokens its logits belong to."""
-    config = getattr(getattr(model, "original_model", None), "config", None)
-    return bool(getattr(config, "is_encoder_decoder", False))
+    return bool(getattr(getattr(root_of(model), "config", None), "is_encoder_decoder", False))
 
 
 def decoder_start(model: TransformerLensModel) -> list[int]:
@@ -189,9 +192,7 @@ def main_output(output: object) -> Tensor:
 
 def probe_signal(model: TransformerLensModel, name: str) -> Tensor:
     """An image or a sound of the size that the model's configuration asks for."""
-    inner = cast(nn.Module, getattr(model, "original_model", model))
-    config = getattr(inner, "config", None)
-    like = next(inner.parameters())
+    config, like = getattr(root_of(model), "config", None), next(root_of(model).parameters())
     if name == "pixel_values":
         size = getattr(config, "image_size", 224)
         height, width = size if isinstance(size, list | tuple) else (size, size)
@@ -199,9 +200,30 @@ def probe_signal(model: TransformerLensModel, name: str) -> Tensor:
     elif hasattr(config, "max_length") and hasattr(config, "num_mel_bins"):  # a spectrogram
         shape = (2, int(getattr(config, "max_length", 0)), int(getattr(config, "num_mel_bins", 0)))
     else:
-        stride = 1
-        for each in getattr(config, "conv_stride", (5, 2, 2, 2, 2, 2, 2)):
-            stride *= int(each)
-        shape = (2, 16 * stride + 400)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(shape, generator=generator).to(like.device, like.dtype)
+        shape = (2, 16 * prod(map(int, getattr(config, "conv_stride", (5, 2, 2, 2, 2, 2, 2)))) + 400)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
+
+
+def probe_tokens(model: TransformerLensModel) -> Tensor:
+    """A few tokens [batch, pos] from the middle of the vocabulary, where none stands for padding."""
+    table = _table(model)
+    d_vocab, length = table.shape[0], max(1, min(_LENGTH, model.cfg.n_ctx))
+    ids = d_vocab // 2 + torch.arange(_BATCH * length) % max(1, d_vocab // 2)
+    return ids.reshape(_BATCH, length).to(table.device)
+
+
+def _table(model: TransformerLensModel) -> Tensor:
+    """The input embedding, that TransformerLens has no name for in some encoder-decoders."""
+    inputs = getattr(getattr(model, "original_model", None), "get_input_embeddings", None)
+    table = getattr(inputs(), "weight", None) if inputs is not None else model.W_E
+    if not isinstance(table, Tensor) or table.ndim != 2:
+        raise ValueError("Expected a model that reads tokens, got one without an input embedding; it has no words.")
+    return table
+
+
+def probe_logits(model: TransformerLensModel, tokens: Tensor) -> Tensor:
+    """The logits of a pass, without a key-value cache; an encoder-decoder's decoder reads the same tokens."""
+    options: dict[str, object] = {"return_type": "logits", **without_cache(model)}
+    if has_decoder(model):
+        options["decoder_input"] = tokens
+    return model(tokens, **options)

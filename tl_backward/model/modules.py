@@ -5,31 +5,37 @@ from torch import nn
 from tl_backward._support.types import TransformerLensModel
 
 
+def roots(model: nn.Module | TransformerLensModel) -> list[nn.Module]:
+    """The model and, of a TransformerBridge, the Hugging Face model that it does not register as a child."""
+    found = (model, getattr(model, "original_model", None))
+    return [root for root in found if isinstance(root, nn.Module)]
+
+
+def root_of(model: nn.Module | TransformerLensModel) -> nn.Module:
+    """The module whose forward a pass runs through, under whose names all others are found."""
+    return roots(model)[-1]
+
+
 def every_module(model: TransformerLensModel) -> list[nn.Module]:
     """The modules of a model, and of the Hugging Face model inside a Bridge, each once, in `modules()`'s order.
 
     torch's `modules()` makes each module's name on the way, which for a small model takes as long as a pass.
     """
-    inner = getattr(model, "original_model", None)
     found: dict[nn.Module, None] = {}
-    for root in (model, inner):
-        stack: list[nn.Module | None] = [root] if isinstance(root, nn.Module) else []
-        while stack:
-            module = stack.pop()
-            if module is None or module in found:
-                continue
-            found[module] = None
-            children = module._modules
-            if children:
-                stack.extend(reversed(children.values()))
+    stack: list[nn.Module | None] = [*reversed(roots(model))]
+    while stack:
+        module = stack.pop()
+        if module is None or module in found:
+            continue
+        found[module] = None
+        children = module._modules
+        if children:
+            stack.extend(reversed(children.values()))
     return list(found)
 
 
 def name_of(model: TransformerLensModel, module: nn.Module) -> str:
     """The name of a module in a model, or behind "original_model." in the Hugging Face model alone; "" for the root."""
-    inner = getattr(model, "original_model", None)
-    for prefix, root in (("", model), ("original_model", inner)):
-        for name, each in root.named_modules(prefix=prefix) if isinstance(root, nn.Module) else ():
-            if each is module:
-                return name
-    return ""
+    named = zip(("", "original_model"), roots(model), strict=False)
+    names = (name for prefix, root in named for name, each in root.named_modules(prefix=prefix) if each is module)
+    return next(names, "")

@@ -1,7 +1,7 @@
 """Place: the one name of an activation, a hook point or one head's or one token's part of it, however it is written."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias, cast
 
@@ -187,8 +187,10 @@ def _checked(model: TransformerLensModel, place: Place, which: str) -> Place:
             f"{nearest(place.name, known)}."
         )
     if not place.is_result:
-        module = known[place.name]
-        named = _canonical(place.name, [other for other in known if known[other] is module])
+        # Of all names of one hook point the shortest of TransformerLens's own.
+        names = [name for name, point in known.items() if point is known[place.name]]
+        classical = [name for name in names if name.rpartition(".")[2] not in _PLAIN]
+        named = min(classical, key=len, default=place.name)
         place = Place(named, head=place.head, position=place.position)
     last = place.hook.rpartition(".")[2]
     if place.head is None:
@@ -202,9 +204,3 @@ def _checked(model: TransformerLensModel, place: Place, which: str) -> Place:
         raise ValueError(f"Expected no head for {place.name!r}, which has none, got head={place.head}; leave it out.")
     shared = getattr(model.cfg, "n_key_value_heads", None) if last in ("hook_k", "hook_v", "hook_rot_k") else None
     return replace(place, head=check_head(place.head, shared or model.cfg.n_heads))
-
-
-def _canonical(name: str, aliases: Iterable[str]) -> str:
-    """Of all names of one hook point the shortest of TransformerLens's own."""
-    classical = [alias for alias in aliases if alias.rpartition(".")[2] not in _PLAIN]
-    return min(classical, key=len, default=name)

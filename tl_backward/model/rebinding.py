@@ -10,6 +10,8 @@ from weakref import CallableProxyType, ProxyType, proxy, ref
 import torch
 from torch import Tensor, nn
 
+from tl_backward.model.modules import roots
+
 _PLAIN = (
     str,
     bytes,
@@ -51,29 +53,11 @@ class Rebinding:
         """`value`, a function or in one, with the clone's parts for the original's; itself where it has none."""
         if id(value) in self.memo and id(value) not in self.shared:
             return self.memo[id(value)]
-        if type(value) in _WEAK:
-            target = _behind(value)
-            new = self.rebind(target)
-            return value if new is target else ref(new) if type(value) is ref else proxy(new)
-        if isinstance(value, MethodType):
-            function, owner = self.rebind(value.__func__), self.rebind(value.__self__)
-            same = function is value.__func__ and owner is value.__self__
-            return value if same else MethodType(cast(Callable, function), owner)
-        if isinstance(value, partial):
-            parts = value.func, value.args, value.keywords
-            function, args, keywords = copies = [self.rebind(part) for part in parts]
-            same = all(copy is part for copy, part in zip(copies, parts, strict=True))
-            return value if same else partial(cast(Callable, function), *cast(tuple, args), **cast(dict, keywords))
-        if isinstance(value, FunctionType):
+        if type(value) is FunctionType:  # a weak proxy claims its object's class
             return self._function(value)
-        if type(value) is dict:
-            copy = {key: self.rebind(part) for key, part in value.items()}
-            return copy if any(copy[key] is not part for key, part in value.items()) else value
-        if type(value) in (list, tuple):
-            parts = cast(list | tuple, value)
-            copies = [self.rebind(part) for part in parts]
-            return type(parts)(copies) if any(a is not b for a, b in zip(copies, parts, strict=True)) else value
-        return value
+        parts, build = _taken_apart(value)
+        copies = [self.rebind(part) for part in parts]
+        return build(*copies) if any(copy is not part for copy, part in zip(copies, parts, strict=True)) else value
 
     def _function(self, function: FunctionType) -> FunctionType:
         """A function of the same code whose closure and defaults are the clone's."""
@@ -100,8 +84,7 @@ class Rebinding:
         Raises:
             ValueError: something of the original is still within reach.
         """
-        seen: set[int] = set(self.shared)
-        waiting: list[object] = list(roots(clone))
+        seen, waiting = set(self.shared), cast("list[object]", roots(clone))
         while waiting:
             value = waiting.pop()
             if id(value) in seen or isinstance(value, (*_KEPT, *_PLAIN)):
@@ -121,21 +104,14 @@ class Rebinding:
 
     def _check(self, clone: nn.Module) -> None:
         names = {id(module): name for root in roots(clone) for name, module in root.named_modules()}
-        for root in roots(clone):
-            for module in root.modules():
-                found = _reaches(module, self.parts, stop=names.keys() | self.shared)
-                if found:
-                    raise ValueError(
-                        "Expected a model whose copy computes with its own weights, got one whose "
-                        f"{(names[id(module)] + found).lstrip('.')} leads from the copy to the original; take off what "
-                        "replaced it."
-                    )
-
-
-def roots(model: nn.Module) -> list[nn.Module]:
-    """The module and, of a TransformerBridge, the Hugging Face model that it does not register as a child."""
-    inner = vars(model).get("original_model")
-    return [model, inner] if isinstance(inner, nn.Module) else [model]
+        for module in (module for root in roots(clone) for module in root.modules()):
+            found = _reaches(module, self.parts, stop=names.keys() | self.shared)
+            if found:
+                raise ValueError(
+                    "Expected a model whose copy computes with its own weights, got one whose "
+                    f"{(names[id(module)] + found).lstrip('.')} leads from the copy to the original; take off what "
+                    "replaced it."
+                )
 
 
 def _filled(cell: CellType) -> bool:
@@ -153,6 +129,22 @@ def _behind(value: object) -> object:
         return value.__init__.__self__  # a proxy has no way to tell, but its object's methods have
     except (ReferenceError, AttributeError):
         return None
+
+
+def _taken_apart(value: object) -> tuple[list[object], Callable[..., object]]:
+    """What a value that `deepcopy` takes as it is, or a container, holds, and what makes one like it of other parts."""
+    if type(value) in _WEAK:
+        return [_behind(value)], ref if type(value) is ref else proxy
+    if isinstance(value, MethodType):
+        return [value.__func__, value.__self__], MethodType
+    if isinstance(value, partial):
+        return [value.func, value.args, value.keywords], lambda function, args, named: partial(function, *args, **named)
+    if type(value) is dict:
+        return list(value.values()), lambda *parts: dict(zip(value, parts, strict=True))
+    if type(value) in (list, tuple):
+        held = cast("list | tuple", value)
+        return list(held), lambda *parts: type(held)(parts)
+    return [], type(value)
 
 
 def _parts(value: object) -> Iterator[tuple[str, object]]:

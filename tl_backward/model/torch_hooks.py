@@ -46,13 +46,9 @@ def without_hooks(module: nn.Module) -> nn.Module:
 
     Calling the model's own final norm would run, and be changed by, whatever the user attached to it.
     """
-    clone = object.__new__(type(module))
-    state = dict(module.__dict__)
-    for name, value in state.items():
-        if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
-            state[name] = type(value)() if isinstance(value, OrderedDict | dict | list) else value
-    state["_modules"] = {
-        name: child if child is None else without_hooks(child) for name, child in module._modules.items()
-    }
-    clone.__dict__.update(state)
+    clone, state = object.__new__(type(module)), vars(module)
+    held = (name for name in state if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")))
+    none = {name: type(state[name])() for name in held if isinstance(state[name], dict | list)}
+    children = {name: child if child is None else without_hooks(child) for name, child in module._modules.items()}
+    vars(clone).update(state | none | {"_modules": children})
     return clone

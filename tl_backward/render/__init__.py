@@ -8,26 +8,21 @@ loaded only when something is drawn with them.
 from tl_backward._support.csv import csv_text
 from tl_backward._support.html import Cell, visible_token
 from tl_backward.lens.patterns import pattern_names
-from tl_backward.render.atlas import atlas, atlas_page
 from tl_backward.render.circuits import attention, tokens
 from tl_backward.render.coherence_figure import coherence_figure
-from tl_backward.render.compare_report import compare_report
-from tl_backward.render.comparison_figures import comparison_curves, comparison_heatmap
+from tl_backward.render.compare_report import compare_report, comparison_curves, comparison_heatmap
 from tl_backward.render.edit_report import comparison_report, edit_report
-from tl_backward.render.export import data_block
-from tl_backward.render.feature_map import feature_map
 from tl_backward.render.figures import Curve, curves, figure_fragment, heatmap, plot_text, plot_token
-from tl_backward.render.filter_table import filter_table
-from tl_backward.render.invert_report import hypotheses, invert_report
+from tl_backward.render.invert_report import feature_map, hypotheses, invert_report
 from tl_backward.render.map_report import map_report, models_map
 from tl_backward.render.match_report import match_curves, match_heatmap, match_report
 from tl_backward.render.page import Fragment, Page, setup_notebook
-from tl_backward.render.params_report import params_report, words_page
+from tl_backward.render.params_report import atlas, atlas_page, params_report, words_page
 from tl_backward.render.preimage_samples import preimage_samples
 from tl_backward.render.report import lens_report
 from tl_backward.render.stitching_report import stitching_curves, stitching_heatmap, stitching_report
 from tl_backward.render.sweep_report import similarity_heatmap, similarity_report, sweep_curves, sweep_report
-from tl_backward.render.tables import lens_table, table
+from tl_backward.render.tables import data_block, filter_table, lens_table, table
 from tl_backward.render.token_pairs import pair_list, pair_picture
 
 __all__ = [

@@ -5,9 +5,9 @@ from torch import Tensor
 
 from tl_backward.lens.patterns import pattern_name
 from tl_backward.render.circuits import attention
-from tl_backward.render.export import data_block
 from tl_backward.render.key_figures import PromptView
-from tl_backward.render.page import Fragment
+from tl_backward.render.page import Fragment, beside
+from tl_backward.render.tables import data_block
 
 MOST_SQUARES = 200_000  # in all charts of a page; a browser draws them in a few seconds
 MOST_ROWS = 20_000  # of the data below the charts, about 1 MB
@@ -15,15 +15,15 @@ MOST_ROWS = 20_000  # of the data below the charts, about 1 MB
 
 def kept_patterns(view: PromptView) -> dict[int, Float[Tensor, "head query key"]]:
     """Look up each layer's attention, where the lens kept it."""
-    kept = {layer: each[view.example] if view.lens.is_batch else each for layer, each in view.lens.patterns.items()}
-    return {layer: _real(pattern, view) for layer, pattern in kept.items()}
+    return {layer: _real(view.row(each), view) for layer, each in view.lens.patterns.items()}
 
 
 def pattern_gradients(view: PromptView) -> dict[int, Float[Tensor, "head query key"]]:
     """Look up the raw gradient with respect to each layer's attention, where the lens kept it."""
     cache, names = view.lens.cache, {layer: pattern_name(layer) for layer in view.lens.layers}
-    found = {layer: cache[name][view.example].float().cpu() for layer, name in names.items() if name in cache}
-    return {layer: _real(gradient, view) for layer, gradient in found.items()}
+    return {
+        layer: _real(cache[name][view.example].float().cpu(), view) for layer, name in names.items() if name in cache
+    }
 
 
 def _real(of: Float[Tensor, "head query key"], view: PromptView) -> Float[Tensor, "head some some"]:
@@ -48,9 +48,8 @@ def attention_section(
         if squares <= room:
             kept.append(layer)
             room -= squares
-    boxes = Fragment("")
-    for layer in sorted(kept):
-        boxes += _box(view, layer, patterns[layer], gradients.get(layer), is_open=layer == kept[0])
+    drawn = (_box(view, each, patterns[each], gradients.get(each), is_open=each == kept[0]) for each in sorted(kept))
+    boxes = sum(drawn, start=Fragment(""))
     left_out = ", ".join(str(layer) for layer in sorted(set(ranked) - set(kept)))
     note = f"Not drawn, because a browser could not draw so many squares: layers {left_out}." if left_out else ""
     rows = _rows(patterns, gradients)
@@ -64,8 +63,7 @@ def attention_section(
 
 def _box(view: PromptView, layer: int, pattern: Tensor, gradient: Tensor | None, *, is_open: bool) -> Fragment:
     causal = not bool(pattern.triu(1).any())
-    label = "attention (probability)"
-    parts = [attention(view.tokens, pattern, value_label=label, bound=1.0, causal=causal)]
+    parts = [attention(view.tokens, pattern, value_label="attention (probability)", bound=1.0, causal=causal)]
     about = ""
     if gradient is not None:
         label = "dL/d(attention), raw gradient (nats per unit of attention)"
@@ -85,11 +83,3 @@ def _rows(patterns: dict[int, Tensor], gradients: dict[int, Tensor]) -> list[lis
             values = [float(each[layer][head, query, key]) for each in (patterns, gradients) if layer in each]
             rows.append([layer, head, query, key, *values])
     return rows
-
-
-def beside(*parts: Fragment) -> Fragment:
-    """Fragments side by side, one below the other where the page is narrow."""
-    columns = "".join(f'<div style="flex:1 1 440px;min-width:0">{part.html}</div>' for part in parts)
-    joined = sum(parts, start=Fragment(""))
-    html = f'<div style="display:flex;flex-wrap:wrap;gap:4px 20px;align-items:flex-start">{columns}</div>'
-    return Fragment(html, joined.scripts, joined.needs)

@@ -60,8 +60,7 @@ def circuitsvis(component: str, props: Mapping[str, object], static: str, style:
     """
     data = to_json(props)
     key = place_key(component, data)
-    body = f"CircuitsVis.render(place.id, CircuitsVis.{component}, data);"
-    script = draw_script(key, "CircuitsVis", data, body)
+    script = draw_script(key, "CircuitsVis", data, f"CircuitsVis.render(place.id, CircuitsVis.{component}, data);")
     return Fragment(place(key, static, style), (script,), frozenset({"circuitsvis"}))
 
 
@@ -87,8 +86,7 @@ def tokens(
     numbers = floats(values)
     if len(numbers) != len(tokens):
         raise ValueError(f"Need one value per token: got {len(tokens)} tokens and {len(numbers)} values.")
-    if bound is None:
-        bound = scale_bound(numbers)
+    bound = scale_bound(numbers) if bound is None else bound
     after = [False] * len(tokens) if gaps is None else [*list(gaps)[1:], False]
     static = token_strip(tokens, numbers, value_label=value_label, signed=signed, bound=bound, with_legend=False)
     props = {
@@ -139,12 +137,9 @@ def attention(
     if head_names is not None and len(head_names) != heads:
         raise ValueError(f"Need one name per head: got {len(head_names)} names for {heads} heads.")
     shown = patterns.detach().to("cpu", torch.float64)
-    if causal:
-        shown = shown.tril()
     # Six digits are what hovering shows anyone can use, and a third of the size.
-    rows = [[[float(f"{v:.6g}") for v in row] for row in head] for head in shown.tolist()]
-    if bound is None:
-        bound = scale_bound(v for head in rows for row in head for v in row)
+    rows = [[[float(f"{v:.6g}") for v in row] for row in head] for head in (shown.tril() if causal else shown).tolist()]
+    bound = scale_bound(v for head in rows for row in head for v in row) if bound is None else bound
     names = [visible_text(name) for name in head_names] if head_names else [f"H{i}" for i in range(heads)]
     props = {
         "attention": rows,

@@ -7,10 +7,9 @@ from torch import Tensor
 
 from tl_backward._support.html import visible_text, visible_token
 from tl_backward.editing import EditComparison, EditEffect, EditScores, LayerGrid
-from tl_backward.render.export import data_block
 from tl_backward.render.figures import figure_fragment, heatmap
 from tl_backward.render.page import Page
-from tl_backward.render.tables import table
+from tl_backward.render.tables import data_block, frame_block, table
 
 _FOOTER = (
     "Method: the forward-pass shift of Katz et al., Backward Lens, EMNLP 2024, section 7; scores as in Meng et al., "
@@ -128,23 +127,21 @@ def add_edit(
             grid.objective, rows=rows, columns=columns, title="Validation edits", value_title="harmonic mean", **titles
         )
         layer, scale = grid.best
-        frame = grid.to_frame()
         page.section(
             _GRID[0],
             _GRID[1].format(grid.n_validation) + f" The best cell is layer {layer}, scale {scale:g}.",
             figure_fragment(other),
-            data_block(list(frame.columns), frame.values.tolist(), filename="grid.csv"),
+            frame_block(grid.to_frame(), "grid.csv"),
         )
 
 
 def add_comparison(page: Page, comparison: EditComparison) -> None:
     """Append the table of methods to a page."""
-    frame = comparison.to_frame()
     page.section(
         _COMPARISON[0],
         _COMPARISON[1].format(comparison.scores.shape[1]),
         table(*comparison.table()),
-        data_block(list(frame.columns), frame.values.tolist(), filename="methods.csv"),
+        frame_block(comparison.to_frame(), "methods.csv"),
     )
 
 

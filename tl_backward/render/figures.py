@@ -108,12 +108,9 @@ def heatmap(
             f"{len(rows)} rows and {len(columns)} columns."
         )
     values = z.detach().to("cpu", torch.float64).tolist()
-    if bound is None:
-        bound = scale_bound(value for row in values for value in row)
-    shares = [step / 10 for step in range(-10 if signed else 0, 11)]
-    low = -bound if signed else 0.0
-    span = shares[-1] - shares[0]
-    colorscale = [[(share - shares[0]) / span, color_for(share, 1.0)] for share in shares]
+    bound = scale_bound(value for row in values for value in row) if bound is None else bound
+    low = -1 if signed else 0
+    shares = [step / 10 for step in range(10 * low, 11)]
     full_columns = [plot_token(name) for name in columns]
     names = [
         [
@@ -129,9 +126,9 @@ def heatmap(
             hovertemplate=f"{plot_text(row_title)}: %{{customdata[0]}}<br>{plot_text(column_title)}: "
             f"%{{customdata[1]}}<br>{plot_text(value_title)}: %{{z:.6g}}%{{customdata[2]}}<extra></extra>",
             hoverongaps=False,
-            zmin=low,
+            zmin=low * bound,
             zmax=bound,
-            colorscale=colorscale,
+            colorscale=[[(share - low) / (1 - low), color_for(share, 1.0)] for share in shares],
             colorbar={
                 "title": {"text": plot_text(value_title), "side": "right"},
                 "thickness": 14,
@@ -142,8 +139,8 @@ def heatmap(
             ygap=1,
         )
     )
-    figure.update_layout(plot_layout(title, max(24 * len(rows), 120) + _label_height(columns) + 50))
     figure.update_layout(
+        plot_layout(title, max(24 * len(rows), 120) + _label_height(columns) + 50),
         xaxis=_label_axis(column_title, columns, angle=-60),
         yaxis=_label_axis(row_title, rows, angle=0),
         plot_bgcolor=UNKNOWN,
@@ -191,6 +188,12 @@ class Curve:
     """[x]; with `high`, the edges of a band around the line."""
     high: Numbers | None = None
     """[x]"""
+
+
+def banded(name: str, values: Tensor, low: Numbers, high: Numbers, *, control_of: str | None = None) -> Curve:
+    """A curve with a band around it, or none where an edge is not known."""
+    known = not any(map(math.isnan, (*floats(low), *floats(high))))
+    return Curve(name, values, control_of, low if known else None, high if known else None)
 
 
 def curves(
@@ -252,9 +255,9 @@ def curves(
             hovertemplate=f"%{{y:.6g}} at {plot_text(x_title)} %{{{'customdata' if x_labels else 'x'}}}",
         )
     below = (_label_height(x_labels) if x_labels else 16) + 50  # pixels: tick labels and the axis title
-    figure.update_layout(plot_layout(title, _PLOT_HEIGHT + below + 20 * len(lines)))
     x_axis = _label_axis(x_title, x_labels, -60) if x_labels else _number_axis(x_title, positions)
     figure.update_layout(
+        plot_layout(title, _PLOT_HEIGHT + below + 20 * len(lines)),
         xaxis={**_GRID, **x_axis},
         yaxis={
             "title": {"text": plot_text(y_title)},
@@ -315,12 +318,9 @@ def figure_fragment(
         >>> sorted(tlb.render.figure_fragment(figure).needs)
         ['plotly']
     """
-    # plotly's own JSON: it knows arrays, dates and NaN.
-    text = str(figure.to_json())
-    layout = json.loads(text)["layout"]
-    if min_width is None:
-        min_width = int((layout.get("meta") or {}).get("min_width", 300))
-    data = escape_json(text)
+    text = str(figure.to_json())  # plotly's own: it knows arrays, dates and NaN
+    layout, data = json.loads(text)["layout"], escape_json(text)
+    width = int((layout.get("meta") or {}).get("min_width", 300)) if min_width is None else min_width
     config = to_json(
         {
             "responsive": True,
@@ -336,7 +336,9 @@ def figure_fragment(
     key = place_key("plotly", data)
     body = f"place.textContent = ''; Plotly.newPlot(place, data.data, data.layout, {config});"
     note = '<span style="font-size:12px">This figure is drawn by a script.</span>'
-    height = int(layout.get("height") or 450)
-    box = place(key, note + static, f"min-width:{min_width}px;min-height:{height}px")
-    card = f'<div style="{CARD}overflow-x:auto">{box}</div>'
-    return Fragment(card, (draw_script(key, "Plotly", data, body),), frozenset({"plotly"}))
+    box = place(key, note + static, f"min-width:{width}px;min-height:{int(layout.get('height') or 450)}px")
+    return Fragment(
+        f'<div style="{CARD}overflow-x:auto">{box}</div>',
+        (draw_script(key, "Plotly", data, body),),
+        frozenset({"plotly"}),
+    )

@@ -4,15 +4,15 @@ import math
 from collections.abc import Sequence
 
 from tl_backward._support import html
+from tl_backward._support.csv import finite
 from tl_backward._support.html import Cell, TableCell, escape, visible_text
-from tl_backward.inversion import FeatureTable, Preimage, SiteComparison
+from tl_backward.inversion import FeatureTable, Place, Preimage, SiteComparison
 from tl_backward.inversion.features import FeatureConsistency, Rate
 from tl_backward.inversion.site_reading import SiteReading
-from tl_backward.render.attention_report import beside
-from tl_backward.render.export import data_block
-from tl_backward.render.feature_map import feature_map, site_label
-from tl_backward.render.page import Fragment, Page
+from tl_backward.render.page import Fragment, Page, beside
 from tl_backward.render.preimage_samples import nearest_texts, preimage_samples, query_strip, samples_data
+from tl_backward.render.tables import data_block, frame_block, lens_table
+from tl_backward.text.token_strings import token_string
 
 INTRO = (
     "What does an activation know of its input? Just what the inputs share that give nearly the same one: its "
@@ -47,6 +47,9 @@ MAP = (
     "a feature. A dash: the pool has no input within epsilon, and nothing is known. Few inputs make wide intervals: "
     "hover."
 )
+
+
+KEEPS = "share of the preimage that keeps it"
 
 
 def invert_report(
@@ -85,10 +88,8 @@ def invert_report(
             _folded(row.feature, i == 0, feature_map(comparison, row.feature))
             for i, row in enumerate(_ranked(comparison))
         ]
-        page.section("Where along the network", MAP, *maps, _frame_data(comparison, "feature_map.csv"))
-    blocks = [_block(reading, is_open=i == 0) for i, reading in enumerate(given)]
-    page.section("Site by site", "", *blocks)
-    return page
+        page.section("Where along the network", MAP, *maps, frame_block(comparison.to_frame(), "feature_map.csv"))
+    return page.section("Site by site", "", *(_block(reading, is_open=i == 0) for i, reading in enumerate(given)))
 
 
 def _ranked(comparison: SiteComparison) -> list[FeatureConsistency]:
@@ -120,8 +121,7 @@ def kept_features(features: FeatureTable | None) -> list[FeatureConsistency]:
 def _summary(readings: Sequence[SiteReading]) -> Fragment:
     rows: list[list[TableCell]] = []
     for reading in readings:
-        p = reading.preimage
-        d = p.diagnostics
+        p, d = reading.preimage, reading.preimage.diagnostics
         told = "; ".join(f"{row.feature}: {row.rate}" for row in kept_features(reading.features))
         rows.append(
             [p.position, p.method, int(p.inside.sum()), d.distinct, d.share_inside, d.chance, d.well_formed, told]
@@ -148,17 +148,70 @@ def _block(reading: SiteReading, *, is_open: bool) -> Fragment:
         table = hypotheses(reading.features, retrieved=reading.retrieval_features, exact=reading.exact_features)
         parts.append(_part("Hypotheses", FEATURES, table, _features_data(reading.features, f"features_{stem}.csv")))
     others = []
-    if reading.exact is not None and reading.exact is not p:
-        n, share_inside = int(reading.exact.inside.sum()), reading.exact.diagnostics.share_inside
-        share = f"{n} inputs of the domain, a share of {share_inside:.3g}."
-        others.append(_part("The exact preimage", share, nearest_texts(reading.exact)))
-    if reading.retrieval is not None:
-        r = reading.retrieval.diagnostics
-        share = f"The nearest inputs of a pool, without any search: {r.share_inside:.3g} of the pool is within epsilon."
-        others.append(_part("Retrieval, the baseline", share, nearest_texts(reading.retrieval)))
+    exact, pool = reading.exact, reading.retrieval
+    if exact is not None and exact is not p:
+        said = f"{int(exact.inside.sum())} inputs of the domain, a share of {exact.diagnostics.share_inside:.3g}."
+        others.append(_part("The exact preimage", said, nearest_texts(exact)))
+    if pool is not None:
+        share = pool.diagnostics.share_inside
+        said = f"The nearest inputs of a pool, without any search: {share:.3g} of the pool is within epsilon."
+        others.append(_part("Retrieval, the baseline", said, nearest_texts(pool)))
     if others:
         parts.append(beside(*others))
     return _folded(f"{p.site}, position {p.position}: {int(p.inside.sum())} of {len(p)} texts inside", is_open, *parts)
+
+
+def feature_map(comparison: SiteComparison, feature: str) -> Fragment:
+    """Make a heat map of the share of each preimage that keeps the query's value of one feature.
+
+    Sites are rows, in the order they were compared; the query's tokens are columns. On hover, the interval, the prior's
+    share and how many inputs the share is of; a cell without any input within epsilon stays white.
+
+    Raises:
+        KeyError: a feature that was not compared.
+
+    Example:
+        >>> counting, pool = tlb.zoo.load("counting"), list(tlb.zoo.counting.prompts(50))
+        >>> p = tlb.inversion.pool_preimage(counting, pool[0], ("resid_mid", 1), -1, pool, show_progress=False)
+        >>> features = {"letter": lambda text: text[-2], "length": len}
+        >>> c = tlb.inversion.compare_sites(counting, pool[0], [("resid_mid", 1)], inputs=pool, features=features)
+        >>> 'letter' in tlb.render.feature_map(c, 'letter').html
+        True
+    """
+    found = {
+        (p.site, p.position): (p, table[feature])
+        for p, table in zip(comparison.preimages, comparison.features, strict=True)
+    }
+    sites = list(dict.fromkeys(site for site, _ in found))
+    positions = sorted({position for _, position in found})
+    query = comparison.preimages[0].query
+    tokenizer = comparison.preimages[0].inputs.tokenizer
+    columns = [token_string(tokenizer, int(query.tokens[position])) for position in positions]
+    return lens_table(
+        [site_label(site) for site in sites],
+        columns,
+        [[_kept_cell(*found[site, position]) for position in positions] for site in sites],
+        value_label=KEEPS,
+        caption=f"{feature} = {comparison.features[0][feature].query_value}",
+        corner="site",
+        bound=1.0,
+    )
+
+
+def _kept_cell(preimage: Preimage, kept: FeatureConsistency) -> Cell:
+    n = f"{int(preimage.inside.sum())} of {len(preimage)} inputs within {preimage.epsilon:g}"
+    where = f"{preimage.site}, position {preimage.position}"
+    if math.isnan(kept.rate.value):
+        return Cell("\u2013", title=(where, n))
+    prior = "" if kept.prior is None else f"prior {kept.prior.value:.4g}"
+    return Cell(f"{kept.rate.value:.2f}", title=(where, f"share {kept.rate}", prior, n), value=kept.rate.value)
+
+
+def site_label(site: Place) -> str:
+    """A site's name as short as a table's header wants it: "L1 resid_mid", "L0 result[3]"."""
+    short = site.name.rpartition(".")[2].removeprefix("hook_")
+    head = "" if site.head is None else f"[{site.head}]"
+    return f"{short}{head}" if site.layer is None else f"L{site.layer} {short}{head}"
 
 
 def hypotheses(
@@ -220,21 +273,15 @@ def _facts(p: Preimage) -> Fragment:
 
 
 def _features_data(features: FeatureTable, filename: str) -> Fragment:
-    rows = [[row.feature, str(row.query_value), *_numbers(row)] for row in features.rows]
+    priors = [
+        (None,) * 3 if row.prior is None else (row.prior.value, row.prior.low, row.prior.high) for row in features.rows
+    ]
+    rows = [
+        [row.feature, str(row.query_value), row.rate.value, row.rate.low, row.rate.high, row.rate.n, *prior, row.bits]
+        for row, prior in zip(features.rows, priors, strict=True)
+    ]
     columns = ["feature", "query_value", "rate", "low", "high", "n", "prior", "prior_low", "prior_high", "bits"]
-    return data_block(columns, rows, filename=filename)
-
-
-def _numbers(row: FeatureConsistency) -> list[float | None]:
-    prior = (None, None, None) if row.prior is None else (row.prior.value, row.prior.low, row.prior.high)
-    values = [row.rate.value, row.rate.low, row.rate.high, row.rate.n, *prior, row.bits]
-    return [value if value is not None and math.isfinite(value) else None for value in values]
-
-
-def _frame_data(comparison: SiteComparison, filename: str) -> Fragment:
-    frame = comparison.to_frame()
-    frame = frame.astype(object).where(frame.notna(), None)
-    return data_block(list(map(str, frame.columns)), frame.values.tolist(), filename=filename)
+    return data_block(columns, finite(rows), filename=filename)
 
 
 def _part(title: str, words: str, *fragments: Fragment) -> Fragment:
@@ -243,9 +290,10 @@ def _part(title: str, words: str, *fragments: Fragment) -> Fragment:
 
 
 def _folded(title: str, is_open: bool, *fragments: Fragment) -> Fragment:
-    state = " open" if is_open else ""
     summary = f'<summary style="cursor:pointer;font-weight:bold;overflow-wrap:anywhere">{_text(title)}</summary>'
-    box = f'<details{state} style="margin:8px 0;border:1px solid #9a9a9a;padding:6px 10px">{summary}'
+    box = (
+        f'<details{" open" if is_open else ""} style="margin:8px 0;border:1px solid #9a9a9a;padding:6px 10px">{summary}'
+    )
     return sum(fragments, start=Fragment(box)) + Fragment("</details>")
 
 

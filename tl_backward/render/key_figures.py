@@ -1,7 +1,10 @@
-"""What a Backward Lens found, in a handful of numbers, each beside its control: for reports and terminals."""
+"""One prompt of a Backward Lens: its tokens, a few numbers beside their control, and all of it as plain data."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from functools import cache, partial
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,7 +13,6 @@ from torch import Tensor
 from tl_backward._support.html import format_number, visible_token
 from tl_backward._support.types import Tokenizer
 from tl_backward.lens.lens_result import BackwardLens, Quantity
-from tl_backward.render.token_gaps import token_gaps
 from tl_backward.text.token_strings import token_strings
 
 RANKS: dict[str, Quantity] = {"target": "target_rank", "old answer": "answer_rank"}
@@ -45,7 +47,11 @@ class PromptView:
     @property
     def mask(self) -> Bool[Tensor, "pos"]:
         """True at this prompt's real tokens."""
-        return self.lens.mask[self.example] if self.lens.is_batch else self.lens.mask
+        return self.row(self.lens.mask)
+
+    def row(self, of: Any) -> Any:
+        """What a batch holds of each prompt, of this one."""
+        return of[self.example] if self.lens.is_batch else of
 
     @property
     def places(self) -> list[int]:
@@ -55,13 +61,12 @@ class PromptView:
     @property
     def tokens(self) -> list[str]:
         """The real tokens as strings, raw."""
-        row = self.lens.tokens[self.example] if self.lens.is_batch else self.lens.tokens
-        return [str(row[place]) for place in self.places]
+        return [str(self.row(self.lens.tokens)[place]) for place in self.places]
 
     @property
     def ids(self) -> list[int]:
         """The real tokens' ids."""
-        return (self.lens.token_ids[self.example] if self.lens.is_batch else self.lens.token_ids)[self.mask].tolist()
+        return self.row(self.lens.token_ids)[self.mask].tolist()
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -87,12 +92,12 @@ class PromptView:
     @property
     def target(self) -> str:
         """The (first) target token, raw."""
-        return _one(self.lens.target, self.example)
+        return self.row(self.lens.target)
 
     @property
     def answer(self) -> str:
         """The model's old answer, raw."""
-        return _one(self.lens.answer, self.example)
+        return self.row(self.lens.answer)
 
     @property
     def followed(self) -> dict[str, Quantity]:
@@ -117,8 +122,8 @@ class PromptView:
     def stacked(self, quantity: Quantity, of: str | None = None) -> Float[Tensor, "layer token"]:
         """One quantity of one readout at the real tokens, on the CPU; ranks of zero vectors are NaN."""
         values = self.lens.stacked(quantity, of or self.of)
-        row = values[:, self.example] if self.lens.is_batch else values
-        return row[:, self.mask].detach().to("cpu", torch.float32)
+        values = values[:, self.example] if self.lens.is_batch else values
+        return values[:, self.mask].detach().to("cpu", torch.float32)
 
     def control(self) -> "PromptView | None":
         """View the same prompt in the untrained model, if the lens has that control."""
@@ -132,8 +137,7 @@ class PromptView:
     @property
     def asked(self) -> int:
         """Index, in `tokens`, of the one at which the (first) target token is asked for, the last or a mask."""
-        position = self.lens.answer_position
-        return self.places.index(int(position[self.example] if self.lens.is_batch else position))
+        return self.places.index(int(self.row(self.lens.answer_position)))
 
     @property
     def asks(self) -> Asks:
@@ -165,22 +169,19 @@ def key_figures(view: PromptView) -> list[KeyFigure]:
 def _figures(view: PromptView) -> dict[str, str]:
     bottom, last = view.d_vocab - 1, view.lens.layers[view.last]
     near = max(1, round(view.d_vocab / 100))  # one word in a hundred
+    words_kept = "word" if near == 1 else f"{near} words"
     of_prompts = f", sum over {view.n_prompts} prompts" if view.lens.is_batch else ""
     of_tokens = ", mean over the target's tokens" if view.n_forced else ""
     figures = {f"loss, nats{of_tokens}{of_prompts}": format_number(view.lens.loss.item())}
     ranks = {words: view.stacked(quantity)[:, view.asked] for words, quantity in view.followed.items()}
     for words, by_layer in ranks.items():
         rank = by_layer[view.last]
-        figures[f"{words}'s rank in layer {last}'s shift"] = (
-            "none: a zero VJP" if rank.isnan() else f"{int(rank)} of {bottom}"
-        )
-    n_layers = len(view.lens.layers)
-    at_bottom = int((ranks["target"] > bottom - near).sum())
-    words_kept = "word" if near == 1 else f"{near} words"
-    figures[f"layers with the target among the lowest {words_kept}"] = f"{at_bottom} of {n_layers}"
+        said = "none: a zero VJP" if rank.isnan() else f"{int(rank)} of {bottom}"
+        figures[f"{words}'s rank in layer {last}'s shift"] = said
+    at_ends = {f"target among the lowest {words_kept}": ranks["target"] > bottom - near}
     if "old answer" in ranks:
-        at_top = int((ranks["old answer"] < near).sum())
-        figures[f"layers with the old answer among the highest {words_kept}"] = f"{at_top} of {n_layers}"
+        at_ends[f"old answer among the highest {words_kept}"] = ranks["old answer"] < near
+    figures |= {f"layers with the {name}": f"{int(there.sum())} of {len(there)}" for name, there in at_ends.items()}
     norms, words = view.stacked("norm").sum(0), view.tokens
     others = norms.clone()
     others[view.asked] = -1
@@ -203,5 +204,65 @@ _BESIDE = {
 }
 
 
-def _one(value: str | list[str], example: int) -> str:
-    return value if isinstance(value, str) else value[example]
+def lens_data(view: PromptView) -> dict[str, object]:
+    """The lens of one prompt as numbers, strings, lists and dicts: nothing that JSON lacks.
+
+    Per readout ("imprint", "shift", ...) one entry a layer, each with one value a token: `norm`, `target_rank`,
+    `answer_rank` (0 the largest logit; None where the vector is zero), the same of the control with the prefix
+    `control_`, and the top and bottom tokens. Raw gradients: a descent step subtracts.
+    """
+    return {
+        "target_token": view.target,
+        "answer": view.answer,
+        "loss": view.lens.loss.item(),
+        "d_vocab": view.d_vocab,
+        "tokens": view.tokens,
+        "token_ids": view.ids,
+        "segments": [label for label in view.lens.segments.labels()[view.example] if label],
+        "answer_position": view.asked,
+        "sign": "raw gradient dL/d(output): a descent step subtracts it",
+        **{of: _layers(view, of) for of in view.lens.readouts()},
+    }
+
+
+def _layers(view: PromptView, of: str) -> list[dict[str, object]]:
+    sources = {"": view} | ({} if (control := view.control()) is None else {"control_": control})
+    entries = []
+    for index, (layer, read) in enumerate(view.lens.readouts()[of].items()):
+        entry: dict[str, object] = {"layer": layer}
+        for prefix, source in sources.items():
+            entry[f"{prefix}norm"] = source.stacked("norm", of)[index].tolist()
+            for quantity in RANKS.values():
+                ranks = source.stacked(quantity, of)[index].tolist()
+                entry[prefix + quantity] = [None if math.isnan(rank) else int(rank) for rank in ranks]
+        own = view.row(read)
+        for name in ("top_tokens", "bottom_tokens"):
+            entry[name] = [getattr(own, name)[place] for place in view.places]
+        entries.append(entry)
+    return entries
+
+
+def token_gaps(tokenizer: Tokenizer | None, ids: Sequence[int], strings: Sequence[str]) -> list[bool]:
+    """Whether the tokenizer writes a space before each token that no token's own string has.
+
+    Args:
+        tokenizer: the model's; None for none, so that there are no gaps.
+        ids: the tokens.
+        strings: what each is by itself.
+    """
+    apart = cache(partial(_apart, tokenizer))
+    return [False, *map(apart, ids, ids[1:], strings, strings[1:])][: len(strings)]
+
+
+def joined(strings: Sequence[str], gaps: Sequence[bool]) -> str:
+    """The text that tokens make."""
+    return "".join((" " if gap else "") + string for string, gap in zip(strings, gaps, strict=True))
+
+
+def _apart(tokenizer: Tokenizer | None, a: int, b: int, first: str, second: str) -> bool:
+    if tokenizer is None or first[-1:].isspace() or second[:1].isspace():
+        return False
+    try:
+        return tokenizer.decode([a, b]).strip() == f"{first} {second}"
+    except (IndexError, KeyError, OverflowError, TypeError, ValueError):  # an id beyond the tokenizer
+        return False

@@ -3,10 +3,9 @@
 from typing import TYPE_CHECKING
 
 from tl_backward.dissimilarity import ModelDistances
-from tl_backward.render.attention_report import beside
-from tl_backward.render.export import data_block
 from tl_backward.render.figures import PALETTE, figure_fragment, heatmap, plot_layout, plot_text
-from tl_backward.render.page import Page
+from tl_backward.render.page import Page, beside
+from tl_backward.render.tables import frame_block
 
 if TYPE_CHECKING:
     import plotly.graph_objects
@@ -57,8 +56,8 @@ def models_map(distances: ModelDistances) -> "plotly.graph_objects.Figure":
     shares = [f"{float(share):.0%}" for share in found.shares]
     axis = {"gridcolor": "#dddddd", "zeroline": False, "linecolor": "#888888", "showline": True, "automargin": True}
     title = f"{distances.measure}: {sum(found.shares.tolist()):.0%} shown, stress {found.stress:.2f}"
-    figure.update_layout(plot_layout(title, 440 + 20 * len(models)))
     figure.update_layout(
+        plot_layout(title, 440 + 20 * len(models)),
         xaxis={**axis, "title": {"text": f"{plot_text(distances.measure)} ({shares[0]})"}},
         yaxis={**axis, "title": {"text": f"({shares[1]})"}, "scaleanchor": "x", "scaleratio": 1},
         legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
@@ -77,8 +76,6 @@ def map_report(distances: ModelDistances, *, name: str = "") -> Page:
         True
     """
     page = Page(f"A map of models: {name}" if name else "A map of models", intro=_INTRO)
-    frame = distances.to_frame()
-    data = data_block(list(map(str, frame.columns)), frame.values.tolist(), filename="distances.csv")
     found = distances.map()
     low, high = distances.n_samples
     words = (
@@ -99,5 +96,5 @@ def map_report(distances: ModelDistances, *, name: str = "") -> Page:
     )
     every.update_traces(colorbar={"title": {"text": ""}})
     figures = beside(figure_fragment(models_map(distances)), figure_fragment(every))
-    page.section("Map and distances", words, figures, data)
+    page.section("Map and distances", words, figures, frame_block(distances.to_frame(), "distances.csv"))
     return page

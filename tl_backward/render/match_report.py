@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tl_backward.alignment import ParameterMatch
-from tl_backward.render.attention_report import beside
-from tl_backward.render.export import data_block
 from tl_backward.render.figures import Curve, curves, figure_fragment, heatmap
-from tl_backward.render.page import Page
+from tl_backward.render.page import Page, beside
+from tl_backward.render.tables import frame_block
 
 if TYPE_CHECKING:
     import plotly.graph_objects
@@ -105,8 +104,7 @@ def match_report(matches: ParameterMatch | Sequence[ParameterMatch], *, name: st
     )
     for match in [matches] if isinstance(matches, ParameterMatch) else matches:
         maps = [figure_fragment(match_heatmap(match, space)) for space in match.spaces()]
-        frame = match.to_frame()
-        data = data_block(list(frame.columns), frame.values.tolist(), filename=f"match_{match.weight}.csv")
+        data = frame_block(match.to_frame(), f"match_{match.weight}.csv")
         page.section(f"{match.weight}, layer by layer", _MAPS, beside(*maps))
         page.section("", _CURVES, figure_fragment(match_curves(match)), data)
     return page

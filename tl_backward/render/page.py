@@ -1,15 +1,14 @@
 """Fragments of HTML, and the one self-contained file that a set of them makes."""
 
 import base64
-import hashlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tl_backward._support.html import escape, visible_text
-from tl_backward._support.storage import replacing
+from tl_backward._support.storage import fingerprint, replacing
 from tl_backward.render.libraries import LIBRARIES, Library, inline, library_source
 
 
@@ -43,6 +42,14 @@ class Fragment:
         return f"Fragment(html={len(self.html)} chars, scripts={len(self.scripts)}, needs={sorted(self.needs)})"
 
 
+def beside(*parts: Fragment) -> Fragment:
+    """Fragments side by side, one below the other where the page is narrow."""
+    columns = "".join(f'<div style="flex:1 1 440px;min-width:0">{part.html}</div>' for part in parts)
+    joined = sum(parts, start=Fragment(""))
+    html = f'<div style="display:flex;flex-wrap:wrap;gap:4px 20px;align-items:flex-start">{columns}</div>'
+    return Fragment(html, joined.scripts, joined.needs)
+
+
 def setup_notebook(*libraries: Library) -> Fragment:
     """Make an output that loads libraries (default: circuitsvis, 1.3 MB): show it once, early in a notebook.
 
@@ -58,9 +65,8 @@ def setup_notebook(*libraries: Library) -> Fragment:
     return Fragment(note, tuple(library_source(name) for name in chosen))
 
 
-def _libraries(needs: Iterable[Library]) -> tuple[str, ...]:
-    needed = set(needs)
-    return tuple(library_source(name) for name in LIBRARIES if name in needed)
+def _libraries(needs: Collection[Library]) -> tuple[str, ...]:
+    return tuple(library_source(name) for name in LIBRARIES if name in needs)
 
 
 _STYLE = """
@@ -80,22 +86,6 @@ a { color: #1f5fa8; }
 """
 
 
-@dataclass(frozen=True)
-class _Section:
-    heading: str
-    paragraphs: tuple[str, ...]
-    fragments: tuple[Fragment, ...]
-
-    def html(self) -> str:
-        heading = f"<h2>{_text(self.heading)}</h2>" if self.heading else ""
-        paragraphs = "".join(f"<p>{_text(paragraph)}</p>" for paragraph in self.paragraphs)
-        return f"<section>{heading}{paragraphs}{''.join(f.html for f in self.fragments)}</section>"
-
-
-def _text(text: str) -> str:
-    return escape(visible_text(text))
-
-
 class Page:
     """One self-contained HTML file, built section by section.
 
@@ -112,24 +102,23 @@ class Page:
 
     def __init__(self, title: str, *, intro: str = "", footer: str = "") -> None:
         self.title, self.intro, self.footer = title, intro, footer
-        self._sections: list[_Section] = []
+        self._sections: list[Fragment] = []
 
     def section(self, heading: str, explanation: str = "", *fragments: Fragment) -> "Page":
         """Append a section; a blank line in `explanation` starts a new paragraph. Returns the page."""
-        paragraphs = tuple(part.strip() for part in explanation.split("\n\n") if part.strip())
-        self._sections.append(_Section(heading, tuple(" ".join(p.split("\n")) for p in paragraphs), fragments))
+        paragraphs = [" ".join(part.strip().split("\n")) for part in explanation.split("\n\n") if part.strip()]
+        above = "<section>" + _element("h2", heading) + "".join(_element("p", each) for each in paragraphs)
+        self._sections.append(sum(fragments, start=Fragment(above)) + Fragment("</section>"))
         return self
 
     def _scripts(self) -> list[str]:
-        fragments = [fragment for section in self._sections for fragment in section.fragments]
-        libraries = _libraries(name for fragment in fragments for name in fragment.needs)
-        own = dict.fromkeys(inline(script) for fragment in fragments for script in fragment.scripts)
-        return [*libraries, *own]
+        joined = sum(self._sections, start=Fragment(""))
+        return [*_libraries(joined.needs), *dict.fromkeys(map(inline, joined.scripts))]
 
     def to_html(self) -> str:
         """Return the whole file as text."""
         scripts = self._scripts()
-        hashes = [base64.b64encode(hashlib.sha256(_encode(s)).digest()).decode("ascii") for s in scripts]
+        hashes = [base64.b64encode(bytes.fromhex(fingerprint(_encode(s)))).decode("ascii") for s in scripts]
         # style: inline styles, and those that the libraries add; img: plotly saves a figure through a blob.
         policy = "; ".join(
             [
@@ -141,8 +130,6 @@ class Page:
                 "form-action 'none'",
             ]
         )
-        intro = f"<p>{_text(self.intro)}</p>" if self.intro else ""
-        footer = f"<footer>{_text(self.footer)}</footer>" if self.footer else ""
         return "\n".join(
             [
                 "<!DOCTYPE html>",
@@ -151,10 +138,10 @@ class Page:
                 '<meta name="viewport" content="width=device-width, initial-scale=1">',
                 '<meta name="referrer" content="no-referrer">',
                 '<link rel="icon" href="data:,">',
-                f"<title>{_text(self.title)}</title><style>{_STYLE}</style></head>",
-                f"<body><main><h1>{_text(self.title)}</h1>{intro}",
-                *(section.html() for section in self._sections),
-                f"{footer}</main>",
+                f"{_element('title', self.title)}<style>{_STYLE}</style></head>",
+                f"<body><main>{_element('h1', self.title)}{_element('p', self.intro)}",
+                *(section.html for section in self._sections),
+                f"{_element('footer', self.footer)}</main>",
                 *(f"<script>{script}</script>" for script in scripts),
                 "</body></html>\n",
             ]
@@ -181,12 +168,13 @@ class Page:
         return f"Page({self.title!r}, sections={len(self._sections)})"
 
     def _repr_html_(self) -> str:
-        fragments = (f for section in self._sections for f in section.fragments)
-        joined = sum(fragments, start=Fragment(""))
-        body = "".join(section.html() for section in self._sections)
-        intro = f"<p>{_text(self.intro)}</p>" if self.intro else ""
-        html = f"<div><h1>{_text(self.title)}</h1>{intro}{body}</div>"
-        return Fragment(html, joined.scripts, joined.needs)._repr_html_()
+        above = f"<div>{_element('h1', self.title)}{_element('p', self.intro)}"
+        return (sum(self._sections, start=Fragment(above)) + Fragment("</div>"))._repr_html_()
+
+
+def _element(name: str, text: str) -> str:
+    """An element of plain text; nothing where there is none."""
+    return f"<{name}>{escape(visible_text(text))}</{name}>" if text else ""
 
 
 def _encode(text: str) -> bytes:

@@ -1,46 +1,61 @@
-"""One weight in words as a page: its vectors' tokens, how coherent they are, and its heads' strongest pairs."""
+"""Weights in words as pages, the most coherent vectors first: one weight, and the atlas of all of a model's."""
 
 from collections.abc import Sequence
 
+import torch
+
 from tl_backward._support.deprecation import old_keywords
-from tl_backward._support.html import Cell, TableCell, visible_token
+from tl_backward._support.html import Cell, TableCell, frame_table, visible_token
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.embedding_space import Coherence, HeadPairs, ParameterWords, VectorOptions, parameter_words
+from tl_backward.embedding_space import (
+    Coherence,
+    HeadPairs,
+    ParameterAtlas,
+    ParameterWords,
+    VectorOptions,
+    parameter_atlas,
+    parameter_words,
+)
 from tl_backward.embedding_space.options import OLD_KEYWORDS
-from tl_backward.render.attention_report import beside
 from tl_backward.render.coherence_figure import coherence_figure
-from tl_backward.render.export import data_block
-from tl_backward.render.figures import figure_fragment
-from tl_backward.render.filter_table import filter_table
-from tl_backward.render.page import Fragment, Page
-from tl_backward.render.tables import table
+from tl_backward.render.figures import figure_fragment, heatmap
+from tl_backward.render.page import Fragment, Page, beside
+from tl_backward.render.tables import data_block, filter_table, frame_block
 from tl_backward.render.token_pairs import pair_list, pair_picture
 
-FOOTER = (
+_FOOTER = (
     "Method: Guy Dar, Mor Geva, Ankit Gupta, Jonathan Berant, Analyzing Transformers in Embedding Space, ACL 2023. No "
     "data is needed: every vector that reads the residual stream or writes to it is multiplied with the unembedding "
     "W_U. This page is one file and asks no network for anything."
 )
-COHERENCE = (
+_COHERENCE = (
     "Coherence is the mean cosine between the unembedding columns (less their mean) of a vector's top tokens: how much "
     "one thing they are. The tokens at the top of any direction have something in common, so the grey area behind is "
     "the measure: the same for Gaussian vectors through the same W_U. p is the share of Gaussian vectors that are as "
     "coherent; among many vectors, some reach a small p by chance. Tokens that training never saw (unused "
     "bytes, for one) share one embedding, and score 1 together: filter them out where they crowd the top."
 )
-GROUPS = (
+_GROUPS = (
     "A row a vector, most coherent first. Its top tokens are what a neuron's value promotes, or what its key looks "
     "for; the bottom ones, what it demotes. A component of an attention head has no sign of its own, and no basis: "
     "look at the pairs instead."
 )
-PAIRED = (
+_PAIRED = (
     "Do vectors that belong together name the same tokens? The Jaccard index of their top tokens, beside the same for "
     "vectors paired at random and for Gaussian vectors through the same W_U."
 )
-PAIRS = {
+_PAIRS = {
     "VO": "The pairs with the largest scores of e_s W_V W_O E_t: attending to the first token writes the second.",
     "QK": "The pairs with the largest scores of (e_q W_Q) . (e_k W_K): the first looks at the second, positions aside.",
 }
+_ATLAS = (
+    "What the weights of this model say in words, without running it on anything. Vectors that read the residual "
+    "stream or write to it are projected to the vocabulary; the most coherent come first, beside what Gaussian vectors "
+    "give through the same unembedding."
+)
+_ATLAS_MAP = (
+    "The share of each weight's vectors that are more coherent than 95 % of Gaussian vectors. By chance it is 0.05."
+)
 _SHOWN = 1000  # vectors in the table; the data block has all of them
 
 
@@ -108,18 +123,140 @@ def words_page(words: ParameterWords, *, name: str = "") -> Page:
     """
     found, related = words.coherence, words.related
     title = found.projection.weight + (f", head {words.head}" if words.head is not None else "")
-    page = Page(f"{title} in words" + (f": {name}" if name else ""), intro=_intro(found), footer=FOOTER)
+    page = Page(f"{title} in words" + (f": {name}" if name else ""), intro=_intro(found), footer=_FOOTER)
     figure = coherence_figure({title: found.score}, found.gaussian)
-    page.section("How coherent the vectors are", COHERENCE, figure_fragment(figure))
-    page.section("Every vector in words", GROUPS, group_table([found]), _data(found))
+    page.section("How coherent the vectors are", _COHERENCE, figure_fragment(figure))
+    page.section("Every vector in words", _GROUPS, group_table([found]), _data(found))
     if related is not None:
-        summary = related.summary()
-        rows = [[str(name), *values] for name, values in zip(summary.index, summary.to_numpy().tolist(), strict=True)]
-        text = f"{PAIRED} Here the {related.k} top tokens of {' and '.join(related.weights)}."
-        page.section("Vectors that belong together", text, table(["pairing", *map(str, summary.columns)], rows))
+        text = f"{_PAIRED} Here the {related.k} top tokens of {' and '.join(related.weights)}."
+        page.section(
+            "Vectors that belong together", text, Fragment(frame_table(related.summary().reset_index(names="pairing")))
+        )
     for pairs in words.pairs:
-        page.section(f"{pairs.circuit} pairs of head {pairs.head}", _pairs_text(pairs), pair_fragment(pairs))
+        text = _PAIRS[pairs.circuit] + (f" Without {', '.join(pairs.left_out)}." if pairs.left_out else "")
+        drawn = beside(pair_list(pairs), pair_picture(pairs))
+        page.section(f"{pairs.circuit} pairs of head {pairs.head}", text, drawn)
     return page
+
+
+@old_keywords(OLD_KEYWORDS, vector_options=VectorOptions)
+def atlas(
+    model: TransformerLensModel,
+    *,
+    weights: Sequence[str] | None = None,
+    layers: int | Sequence[int] | None = None,
+    k: int = 10,
+    n_vectors: int = 400,
+    n_pairs: int = 6,
+    vector_options: VectorOptions = VectorOptions(),
+    seed: int = 0,
+    name: str = "",
+    show_progress: bool = True,
+) -> Page:
+    """Make one page of all of a model's weights in words; `.save(path)` writes one offline file.
+
+    Of blocks that are no dense MLP, matrices of experts and mixers are left out; the page says which.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge.
+        weights: short names of weights of the blocks; None for the MLP and attention matrices there are.
+        layers: blocks; None for all.
+        k: top tokens that make a vector's coherence.
+        n_vectors: the most coherent vectors to list.
+        n_pairs: token pairs of each head to list; 0 leaves them out (they take a product over all pairs of tokens for
+            each head and circuit).
+        vector_options: how vectors are read in words.
+        seed: of the Gaussian vectors.
+        name: the model's, for the title.
+        show_progress: draw progress bars.
+
+    Raises:
+        ValueError: no such weight in these layers, none that is read in words by itself (a model of mixers alone), or
+            what `parameter_coherence` refuses.
+        IndexError: a layer out of range.
+
+    Example:
+        >>> page = tlb.render.atlas(model, weights=['W_out'], layers=2, name='facts', show_progress=False)
+        >>> page.title
+        'Atlas of facts'
+    """
+    found = parameter_atlas(
+        model,
+        weights=weights,
+        layers=layers,
+        k=k,
+        n_pairs=n_pairs,
+        vector_options=vector_options,
+        seed=seed,
+        show_progress=show_progress,
+    )
+    return atlas_page(found, n_vectors=n_vectors, name=name)
+
+
+def atlas_page(found: ParameterAtlas, *, n_vectors: int = 400, name: str = "") -> Page:
+    """Make the page of all of a model's weights in words from what `parameter_atlas` read.
+
+    Args:
+        found: from `parameter_atlas`.
+        n_vectors: the most coherent vectors to list.
+        name: the model's, for the title.
+
+    Example:
+        >>> found = tlb.embedding_space.parameter_atlas(model, weights=['W_out'], layers=2, show_progress=False)
+        >>> tlb.render.atlas_page(found, name='facts').title
+        'Atlas of facts'
+    """
+    page = Page(f"Atlas of {name}" if name else "Atlas of a model", intro=_ATLAS, footer=_FOOTER)
+    if found.left_out:
+        page.section("What is left out", found.left_out)
+    every = found.coherence
+    groups = {
+        short: torch.cat([each.score for (own, _), each in every.items() if own == short]) for short in found.weights
+    }
+    figure = coherence_figure(groups, next(iter(every.values())).gaussian, title="Coherence by weight, all layers")
+    page.section("How coherent the parameters are", _COHERENCE, figure_fragment(figure))
+    page.section("Where the coherent vectors are", _ATLAS_MAP, *_map(found))
+    page.section("The most coherent vectors", _GROUPS, group_table(list(every.values()), n_shown=n_vectors))
+    if found.pairs:
+        text = " ".join(f"{each}: {_PAIRS[each]}" for each in dict.fromkeys(pairs.circuit for pairs in found.pairs))
+        page.section("The heads' strongest token pairs", text, _heads(found.pairs))
+    return page
+
+
+def _map(found: ParameterAtlas) -> list[Fragment]:
+    """Share of coherent vectors, layers x weights."""
+    layers, shorts = found.layers, found.weights
+    shares = torch.full((len(layers), len(shorts)), torch.nan)
+    rows = []
+    for (short, layer), each in found.coherence.items():
+        shares[layers.index(layer), shorts.index(short)] = each.share_above
+        rows.append([short, layer, len(each.score), float(each.score.nanmedian()), each.share_above])
+    figure = heatmap(
+        shares,
+        rows=[str(layer) for layer in layers],
+        columns=shorts,
+        title="Coherent vectors",
+        value_title="share",
+        column_title="weight",
+    )
+    columns = ["weight", "layer", "vectors", "median coherence", "share above"]
+    return [figure_fragment(figure), data_block(columns, rows, filename="coherence.csv")]
+
+
+def _heads(found: Sequence[HeadPairs]) -> Fragment:
+    """One row a head and circuit: its strongest pairs."""
+    rows: list[list[TableCell]] = []
+    for pairs in found:
+        scores = pairs.pairs.values.tolist()
+        cells = [
+            Cell(first, sub=second, title=(f"score {score:.4g}",))
+            for first, second, score in zip(pairs.first_tokens, pairs.second_tokens, scores, strict=True)
+        ]
+        where = f"{pairs.layer}.{pairs.head}"
+        rows.append([pairs.circuit, where, Cell(f"{scores[0]:.4g}", value=scores[0]), *cells])
+    n_pairs = len(found[0].pairs.values)
+    columns = ["circuit", "layer.head", "best score", *[f"pair {i + 1}" for i in range(n_pairs)]]
+    return filter_table(columns, rows, caption="First token above, second below; scores on hover")
 
 
 def group_table(found: Sequence[Coherence], *, n_shown: int = _SHOWN, k: int = 8) -> Fragment:
@@ -145,16 +282,6 @@ def group_table(found: Sequence[Coherence], *, n_shown: int = _SHOWN, k: int = 8
     return filter_table(columns, rows, caption=f"{caption}; scores on hover")
 
 
-def pair_fragment(pairs: HeadPairs) -> Fragment:
-    """The pairs as a list and as a picture, side by side."""
-    return beside(pair_list(pairs), pair_picture(pairs))
-
-
-def _pairs_text(pairs: HeadPairs) -> str:
-    left_out = f" Without {', '.join(pairs.left_out)}." if pairs.left_out else ""
-    return PAIRS[pairs.circuit] + left_out
-
-
 def _intro(found: Coherence) -> str:
     side = {"read": "read", "write": "write to", "scale": "scale"}[found.projection.side]
     return (
@@ -169,8 +296,7 @@ def _data(found: Coherence) -> Fragment:
         frame[column] = [" | ".join(map(visible_token, words)) for words in frame[column]]
     for column in ("top_scores", "bottom_scores"):
         frame[column] = [" ".join(f"{score:.6g}" for score in scores) for scores in frame[column]]
-    frame = frame.astype(object).where(frame.notna(), None)
-    return data_block(list(map(str, frame.columns)), frame.values.tolist(), filename=f"{found.projection.weight}.csv")
+    return frame_block(frame, f"{found.projection.weight}.csv")
 
 
 def _cell(token: str, score: float) -> Cell:

@@ -7,9 +7,8 @@ from tl_backward._support import html
 from tl_backward._support.html import PALE, Cell, TableCell, escape, legend, scale_bound, token_strip, visible_text
 from tl_backward.inversion import Preimage
 from tl_backward.inversion.site_reading import ShownText, SiteReading
-from tl_backward.render.attention_report import beside
-from tl_backward.render.export import data_block
-from tl_backward.render.page import Fragment
+from tl_backward.render.page import Fragment, beside
+from tl_backward.render.tables import data_block
 from tl_backward.text.token_strings import token_string
 
 SHADING = "p(token | z) minus p(token | no information), by the decoder"
@@ -34,7 +33,6 @@ def preimage_samples(reading: SiteReading) -> Fragment:
     shades = [text.shading for text in (*reading.inside, *reading.outside)]
     values = [value for each in shades if each is not None for value in each.tolist()]
     bound = scale_bound(values)
-    above = legend(SHADING, bound, signed=True, ends=PALE) if values else ""
     preimage = reading.preimage
     n_inside, distinct = int(preimage.inside.sum()), preimage.diagnostics.distinct
     sides = (
@@ -44,16 +42,16 @@ def preimage_samples(reading: SiteReading) -> Fragment:
     columns = [
         Fragment(_heading(title) + (_strips(preimage, shown, bound) or _note(none))) for title, shown, none in sides
     ]
-    return Fragment(above) + beside(*columns)
+    return Fragment(legend(SHADING, bound, signed=True, ends=PALE) if values else "") + beside(*columns)
 
 
 def query_strip(preimage: Preimage, *, marked: int | None) -> Fragment:
     """The query's tokens, their positions on hover, with a frame around the one at `marked`."""
     strings = [token_string(preimage.inputs.tokenizer, token) for token in preimage.query.tokens.tolist()]
     details = [f"position {i}" for i in range(len(strings))]
-    values = [float(i == marked) for i in range(len(strings))]
+    shown = [float(i == marked) for i in range(len(strings))]
     return Fragment(
-        token_strip(strings, values, value_label="", bound=4.0, with_legend=False, details=details, marked=marked)
+        token_strip(strings, shown, value_label="", bound=4.0, with_legend=False, details=details, marked=marked)
     )
 
 
@@ -97,8 +95,7 @@ def _strips(preimage: Preimage, shown: Sequence[ShownText], bound: float) -> str
 
 
 def _strip(text: ShownText, nearest: int, bound: float) -> str:
-    shading = text.shading
-    values = [0.0] * len(text.strings) if shading is None else shading.tolist()
+    values = [0.0] * len(text.strings) if text.shading is None else text.shading.tolist()
     details = [f"D {distance:.4g}" for distance in text.distances.tolist()]
     if text.conditional is not None and text.unconditional is not None:
         pairs = zip(text.conditional.tolist(), text.unconditional.tolist(), strict=True)

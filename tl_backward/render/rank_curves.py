@@ -24,11 +24,9 @@ def rank_ticks(d_vocab: int) -> list[tuple[int, str]]:
     """List (rank, label) at both ends, at powers of ten from both, and in the middle."""
     bottom, middle = d_vocab - 1, (d_vocab - 1) // 2
     powers = [10**power for power in range(0, 9) if 10**power < d_vocab / 5]
-    ticks = {0: "0 (top)"} | {power: f"{power}" for power in powers}
-    ticks |= {middle: f"{middle}"} if middle > 0 else {}
-    ticks |= {bottom - power: f"{bottom - power}" for power in reversed(powers)}
-    ticks |= {bottom: f"{bottom} (bottom)"} if bottom > 0 else {}
-    return list(ticks.items())
+    between = [*powers, *([middle] if middle > 0 else []), *(bottom - power for power in reversed(powers))]
+    ends = {bottom: f"{bottom} (bottom)"} if bottom > 0 else {}
+    return list(({0: "0 (top)"} | {rank: f"{rank}" for rank in between} | ends).items())
 
 
 def rank_curves(

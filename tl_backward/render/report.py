@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 from torch import Tensor
 
@@ -10,16 +11,13 @@ from tl_backward._support.types import TransformerLensModel
 from tl_backward.lens.lens_result import BackwardLens
 from tl_backward.lens.patterns import attention_patterns
 from tl_backward.render import report_texts
-from tl_backward.render.attention_report import attention_section, beside, kept_patterns, pattern_gradients
+from tl_backward.render.attention_report import attention_section, kept_patterns, pattern_gradients
 from tl_backward.render.circuits import tokens
-from tl_backward.render.export import data_block
 from tl_backward.render.figures import Curve, figure_fragment, heatmap
-from tl_backward.render.key_figures import PromptView, key_figures
-from tl_backward.render.page import Fragment, Page
+from tl_backward.render.key_figures import PromptView, joined, key_figures
+from tl_backward.render.page import Fragment, Page, beside
 from tl_backward.render.rank_curves import rank_curves
-from tl_backward.render.tables import table
-from tl_backward.render.token_gaps import joined
-from tl_backward.render.words_texts import words_texts
+from tl_backward.render.tables import data_block, frame_block, table
 
 _MANY = 20  # tokens that still fit into a table, and next to each other into two heat maps
 _LONGEST = 2000  # characters of the prompt in the question, all of it on hover
@@ -99,17 +97,16 @@ def _question(page: Page, view: PromptView) -> None:
     if view.n_prompts > 1:
         text += f" This is prompt {view.example + 1} of {view.n_prompts}; only the means over the parts of the"
         text += " prompt use all of them."
-    columns = ["", "this model"] + (["untrained control"] if view.control() else [])
-    rows = [[each.name, each.value, *([each.control] if view.control() else [])] for each in key_figures(view)]
-    has_subject = "subject" in view.lens.segments.masks()
+    n_columns = 3 if view.control() else 2
+    rows = [[each.name, each.value, each.control][:n_columns] for each in key_figures(view)]
     advice = report_texts.advice(
         has_control=view.control() is not None,
-        has_subject=has_subject,
+        has_subject="subject" in view.lens.segments.masks(),
         has_answer=view.target != view.answer,
         asks=view.asks,
     )
     words = Fragment(sentence + "".join(f"<p>{escape(visible_text(paragraph))}</p>" for paragraph in (text, advice)))
-    page.section("The question", "", beside(words, table(columns, rows)))
+    page.section("The question", "", beside(words, table(["", "this model", "untrained control"][:n_columns], rows)))
 
 
 def _quoted(token: str) -> str:
@@ -117,15 +114,14 @@ def _quoted(token: str) -> str:
 
 
 def _token_norms(page: Page, view: PromptView) -> None:
-    norms = view.stacked("norm").sum(0)
     label = f"sum over layers of |delta_i| ({report_texts.UNIT})"
-    strip = tokens(view.tokens, norms, value_label=label, gaps=view.gaps)
+    strip = tokens(view.tokens, view.stacked("norm").sum(0), value_label=label, gaps=view.gaps)
     page.section(*report_texts.token_norms(has_encoder=view.encoder is not None), strip)
 
 
 def _words(page: Page, view: PromptView, of: str) -> None:
     """Append the lens table of one readout, and its full lists as data."""
-    heading, text = words_texts(view.lens, of, old_answer=view.asks != "mask")
+    heading, text = report_texts.words_texts(view.lens, of, old_answer=view.asks != "mask")
     if len(view.tokens) > _MANY:
         text += " The table scrolls sideways."
     frame = view.lens.token_frame()
@@ -136,26 +132,24 @@ def _words(page: Page, view: PromptView, of: str) -> None:
         frame[column] = [
             json.dumps([visible_token(word) for word in words], ensure_ascii=False) for words in frame[column]
         ]
-    data = data_block(list(frame.columns), frame.values.tolist(), filename=f"{of}.csv")
-    page.section(heading, text, Fragment(view.lens.table(of, example=view.example)), data)
+    page.section(heading, text, Fragment(view.lens.table(of, example=view.example)), frame_block(frame, f"{of}.csv"))
 
 
 def _experts(page: Page, view: PromptView, layer: int) -> None:
     """Append which experts of a layer would learn."""
     learning = view.lens.experts[layer]
-    frame = learning.to_frame()
-    data = data_block(list(frame.columns), frame.values.tolist(), filename=f"experts_{layer}.csv")
     heading, text = report_texts.EXPERTS
+    data = frame_block(learning.to_frame(), f"experts_{layer}.csv")
     page.section(f"{heading} {layer}", text, Fragment(learning._repr_html_()), data)
 
 
 def _ranks(page: Page, view: PromptView) -> None:
-    lines = []
-    for words, quantity in view.followed.items():
-        for source, end in ((view, ""), (view.control(), ", untrained control")):
-            if source is not None:
-                ranks = source.stacked(quantity)[:, view.asked]
-                lines.append(Curve(words + end, ranks, control_of=words if end else None))
+    sides = {"": view} | ({} if (control := view.control()) is None else {", untrained control": control})
+    lines = [
+        Curve(words + end, side.stacked(quantity)[:, view.asked], control_of=words if end else None)
+        for words, quantity in view.followed.items()
+        for end, side in sides.items()
+    ]
     figure = rank_curves(
         lines,
         d_vocab=view.d_vocab,
@@ -197,20 +191,16 @@ def _norms(page: Page, view: PromptView) -> None:
 
 
 def _segments(page: Page, view: PromptView) -> None:
-    means = view.lens.segment_means("norm", view.of).to_dict("records")
-    columns, rows = ["layer"], {}
-    for mean in means:
-        row = rows.setdefault(mean["layer"], [mean["layer"]])
-        for source in ("mean", "control"):
+    by_layer: dict[int, dict[str, Any]] = {}
+    for mean in view.lens.segment_means("norm", view.of).to_dict("records"):
+        for source, end in {"mean": "", "control": ", control"}.items():
             if source in mean:
-                column = mean["segment"] + (", control" if source == "control" else "")
-                columns += [column] if column not in columns else []
-                row.append(mean[source])
+                by_layer.setdefault(mean["layer"], {"layer": mean["layer"]})[mean["segment"] + end] = mean[source]
+    columns, rows = list(next(iter(by_layer.values()))), [list(row.values()) for row in by_layer.values()]
     counts = ", ".join(f"{int(mask.sum())} {name}" for name, mask in view.lens.segments.masks().items())
     heading, text = report_texts.segments(view.asks, has_encoder=view.encoder is not None)
     text += f" Tokens: {counts}." + ("" if "subject" in counts else " No subject was given.")
-    data = data_block(columns, list(rows.values()), filename="segment_means.csv")
-    page.section(heading, text, table(columns, list(rows.values())), data)
+    page.section(heading, text, table(columns, rows), data_block(columns, rows, filename="segment_means.csv"))
 
 
 def _attention(page: Page, view: PromptView, patterns: dict[int, Tensor]) -> None:

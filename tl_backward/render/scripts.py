@@ -1,9 +1,10 @@
 """Data for scripts: JSON that cannot end its script element, and the call that draws it into its place."""
 
-import hashlib
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+
+from tl_backward._support.csv import finite
+from tl_backward._support.storage import fingerprint
 
 _UNSAFE = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
 
@@ -18,18 +19,8 @@ def to_json(value: Mapping[str, object]) -> str:
     try:
         text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     except ValueError:  # a number that JSON does not have
-        text = json.dumps(_finite(value), allow_nan=False, separators=(",", ":"))
+        text = json.dumps(finite(value), allow_nan=False, separators=(",", ":"))
     return escape_json(text)
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_finite(item) for item in value]
-    return value
 
 
 # Draws into every place of this key that is still empty of it, so that the same fragment may be shown twice.
@@ -52,7 +43,7 @@ _DRAW = """(function (key, library, data, draw) {
 
 def place_key(*parts: str) -> str:
     """Name the place where a fragment draws, by its content: the same input gives the same page."""
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+    return fingerprint("\0".join(parts))[:16]
 
 
 def place(key: str, static: str, style: str = "") -> str:

@@ -20,12 +20,8 @@ def heat_image(values: Sequence[Sequence[Number]], *, bound: Number, label: str,
     """
     width = max(len(row) for row in values)
     block = max(1, pixels // width)
-    lines = []
-    for row in values:
-        shares = [min(max(value / bound, -1.0), 1.0) for value in row]
-        colors = [_GREY if math.isnan(share) else _STEPS + round(_STEPS * share) for share in shares]
-        line = b"".join(bytes([color]) * block for color in colors)
-        lines.append((b"\0" + line) * block)  # each line of a PNG starts with its filter, 0 = none
+    # Each line of a PNG starts with its filter, 0 = none.
+    lines = [(b"\0" + b"".join(bytes([_color(v / bound)]) * block for v in row)) * block for row in values]
     header = struct.pack(">IIBBBBB", width * block, len(values) * block, 8, 3, 0, 0, 0)
     png = b"\x89PNG\r\n\x1a\n" + b"".join(
         _chunk(kind, data)
@@ -42,6 +38,10 @@ def heat_image(values: Sequence[Sequence[Number]], *, bound: Number, label: str,
         f'<img alt="{alt}" title="{alt}" src="data:image/png;base64,{source}" '
         f'style="border:1px solid #9a9a9a;max-width:100%">'
     )
+
+
+def _color(share: Number) -> int:
+    return _GREY if math.isnan(share) else _STEPS + round(_STEPS * min(max(share, -1.0), 1.0))
 
 
 @functools.cache

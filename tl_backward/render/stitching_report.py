@@ -1,16 +1,14 @@
 """Stitching grids as figures: penalties of head layers by tail layers each way, and curves beside the self-stitches."""
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
 
 from tl_backward.dissimilarity import StitchingGrid
-from tl_backward.render.attention_report import beside
-from tl_backward.render.export import data_block
-from tl_backward.render.figures import Curve, curves, figure_fragment, heatmap
-from tl_backward.render.page import Fragment, Page
+from tl_backward.render.figures import Curve, banded, curves, figure_fragment, heatmap
+from tl_backward.render.page import Fragment, Page, beside
 from tl_backward.render.static import heat_image
+from tl_backward.render.tables import frame_block
 
 if TYPE_CHECKING:
     import plotly.graph_objects
@@ -111,11 +109,8 @@ def _curve(grid: StitchingGrid, direction: str, length: int, control_of: str | N
     for step in range(length):
         head, tail = _nearest(step, length, like), _nearest(step, length, n_tails)
         found.append(grid.penalties[direction][_nearest(head, like, n_heads) if heads else head][tail])
-    low, high = zip(*(each.interval for each in found), strict=True)
     values = torch.tensor([each.nats for each in found], dtype=torch.float64)
-    if any(map(math.isnan, (*low, *high))):
-        return Curve(direction, values, control_of=control_of)
-    return Curve(direction, values, control_of=control_of, low=low, high=high)
+    return banded(direction, values, *zip(*(each.interval for each in found), strict=True), control_of=control_of)
 
 
 def _nearest(step: int, of: int, among: int) -> int:
@@ -142,9 +137,7 @@ def stitching_report(grid: StitchingGrid, *, name: str = "") -> Page:
 def add_stitches(page: Page, grid: StitchingGrid) -> None:
     """Append a stitching grid to a page."""
     maps = [_map(grid, direction) for direction in grid.penalties]
-    frame = grid.to_frame().astype(object)
-    frame = frame.where(frame.notna(), None)
-    data = data_block(list(map(str, frame.columns)), frame.values.tolist(), filename="stitches.csv")
+    data = frame_block(grid.to_frame(), "stitches.csv")
     judged = next(iter(grid.penalties.values()))[0][0].n_texts
     page.section(_GRIDS[0].format(grid.map), _GRIDS[1].format(judged, grid.n_fit_texts), beside(*maps), data)
     if max(len(grid.layers_a), len(grid.layers_b)) > 1:

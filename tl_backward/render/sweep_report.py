@@ -4,14 +4,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tl_backward._support.html import Cell, visible_text
+from tl_backward._support.html import Cell, frame_table, visible_text
 from tl_backward.gradients.similarity import GradientSimilarity
 from tl_backward.lens.segments import NAMES
 from tl_backward.lens.sweep_result import BY_SEGMENT, Quantity, Sweep
-from tl_backward.render.export import data_block
 from tl_backward.render.figures import Curve, curves, figure_fragment, heatmap
-from tl_backward.render.page import Page
-from tl_backward.render.tables import table
+from tl_backward.render.page import Fragment, Page
+from tl_backward.render.tables import frame_block, table
 
 if TYPE_CHECKING:
     import plotly.graph_objects
@@ -52,9 +51,8 @@ def sweep_curves(sweep: Sweep, quantity: Quantity, *, weight: str = "W_out") -> 
     if not places:
         raise ValueError(f"Expected a weight of the sweep's layers, got {weight!r}; it has {list(sweep.weights)}.")
     lines = []
-    for side, end in ((sweep, ""), (sweep.control, ", untrained control")):
-        if side is None:
-            continue
+    sides = {"": sweep} | ({} if sweep.control is None else {", untrained control": sweep.control})
+    for end, side in sides.items():
         found = side.interval(quantity)
         for s, segment in enumerate(NAMES if quantity in BY_SEGMENT else ("",)):
             low, mean, high = (
@@ -87,9 +85,7 @@ def sweep_report(sweep: Sweep, *, name: str = "") -> Page:
                 for short in shorts
                 if not frame[(frame["quantity"] == quantity) & frame["weight"].str.endswith(f".{short}")].empty
             ]
-            rows = frame[frame["quantity"] == quantity].astype(object)
-            rows = rows.where(rows.notna(), None)
-            data = data_block(list(map(str, rows.columns)), rows.values.tolist(), filename=f"{quantity}.csv")
+            data = frame_block(frame[frame["quantity"] == quantity], f"{quantity}.csv")
             page.section(title, "", *figures, data)
     if "top_ids" in sweep.values:
         for weight in sweep.weights:
@@ -145,7 +141,5 @@ def similarity_report(similarity: GradientSimilarity, *, k: int = 20, name: str 
     )
     page.section("All pairs", "", figure_fragment(similarity_heatmap(similarity)))
     for title, largest in (("Most alike", True), ("Least alike", False)):
-        frame = similarity.pairs(k, largest=largest).astype(object)
-        columns = [str(column) for column in frame.columns]
-        page.section(title, "", table(columns, frame.values.tolist()))
+        page.section(title, "", Fragment(frame_table(similarity.pairs(k, largest=largest))))
     return page

@@ -2,8 +2,8 @@
 
 from tl_backward._support.html import POSITIVE, Cell, Number, escape, format_number, visible_token
 from tl_backward.embedding_space import HeadPairs
-from tl_backward.render.filter_table import filter_table
 from tl_backward.render.page import Fragment
+from tl_backward.render.tables import filter_table
 
 _ROW = 19  # pixels between tokens
 _WIDTH = 560

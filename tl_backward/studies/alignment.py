@@ -7,25 +7,22 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_backward._support.bootstrap import Interval, bootstrap
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.bootstrap import bootstrap
+from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.alignment.classifiers import Classifier, fine_tune, transfer_head
 from tl_backward.alignment.kernels import random_kernel, translation
 from tl_backward.alignment.matching import match_parameters
 from tl_backward.alignment.stitching import zero_shot_stitch
+from tl_backward.text.token_strings import text_frame
 from tl_backward.zoo import facts, loading
-from tl_backward.zoo.recall import answered
-from tl_backward.zoo.relation_task import LabelledPrompts, relation_task
+from tl_backward.zoo.classification import LabelledPrompts, relation_task
+from tl_backward.zoo.facts_task import answered
 from tl_backward.zoo.tokenizer import facts_tokenizer
-
-if TYPE_CHECKING:
-    import pandas
 
 WEIGHTS = ("W_in", "W_out", "W_Q", "W_K", "W_V", "W_O")
 
@@ -37,7 +34,7 @@ def matching_table(
     weights: Sequence[str] = WEIGHTS,
     n_chance: int = 20,
     show_progress: bool = True,
-) -> "pandas.DataFrame":
+) -> DataFrame:
     """Same-layer matching, one row a weight and space, means over layers.
 
     Columns: score, its chance with the 95 % interval of chance's draws, p (score against those draws), the score of
@@ -58,7 +55,7 @@ def matching_table(
                  "chance_low": low, "chance_high": high, "p": float((1 + (drawn >= same).sum()) / (1 + len(drawn))),
                  "other_layers": float(others), "layers_right": f"{right}/{n}"}
             )  # fmt: skip
-    return _frame(rows)
+    return text_frame(rows)
 
 
 def transfer_table(
@@ -68,7 +65,7 @@ def transfer_table(
     *,
     n_random: int = 10,
     show_progress: bool = True,
-) -> "pandas.DataFrame":
+) -> DataFrame:
     """Accuracy of a classifier translated to B at every cut, beside random kernels and chance.
 
     The interval of the accuracy resamples templates and prompts within them; that of the random kernels resamples
@@ -87,12 +84,12 @@ def transfer_table(
              "random_kernel": float(control.mean), "random_low": float(control.low), "random_high": float(control.high),
              "chance": int(test.labels.bincount().max()) / len(test)}
         )  # fmt: skip
-    return _frame(rows)
+    return text_frame(rows)
 
 
 def stitching_table(
     model_a: TransformerLensModel, model_b: TransformerLensModel, *, n_random: int = 3, show_progress: bool = True
-) -> "pandas.DataFrame":
+) -> DataFrame:
     """Recall of facts by A's first layers and B's last ones, at every cut, beside random kernels.
 
     The share of held-out prompts of the facts world whose answer comes out first, resampled by relation.
@@ -104,18 +101,16 @@ def stitching_table(
     rows = []
     for cut in tqdm(range(model_a.cfg.n_layers + 1), disable=not show_progress, delay=1, leave=False, desc="cuts"):
         later = max(0, model_b.cfg.n_layers - (model_a.cfg.n_layers - cut))
-        rights = []
-        for each in (kernel, *controls):
-            stitched = zero_shot_stitch(model_a, cut, model_b, later, kernel=each)
-            right = answered(stitched, facts_tokenizer(), examples)
-            rights.append(torch.tensor([float(right[example]) for example in examples]))
-        here = bootstrap(rights[0], groups=groups)
-        control = torch.stack(rights[1:]).mean()
+        stitched = (zero_shot_stitch(model_a, cut, model_b, later, kernel=each) for each in (kernel, *controls))
+        answers = (answered(each, facts_tokenizer(), examples) for each in stitched)
+        right, *drawn = (torch.tensor([float(right[example]) for example in examples]) for right in answers)
+        here = bootstrap(right, groups=groups)
+        control = torch.stack(drawn).mean()
         rows.append(
             {"cut": cut, "recall": float(here.mean), "low": float(here.low), "high": float(here.high),
              "random_kernel": float(control)}
         )  # fmt: skip
-    return _frame(rows)
+    return text_frame(rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -135,7 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     classifier = fine_tune(model_a, train.prompts, train.labels)
     own = classifier.accuracy(test.prompts, test.labels, groups=test.templates)
     print(f"{train!r}; tested on {test!r}")
-    print(f"accuracy of the fine-tuned {options.model_a}: {_interval(own)}")
+    low, mean, high = (float(each) for each in (own.low, own.mean, own.high))
+    print(f"accuracy of the fine-tuned {options.model_a}: {mean:.3f} [{low:.3f}, {high:.3f}]")
     for name in options.model_b:
         model_b = loading.load(name)
         print(f"\n{options.model_a} (A) and {Path(name).name} (B, d_model {model_b.cfg.d_model})")
@@ -157,16 +153,6 @@ def _right(classifier: Classifier, test: LabelledPrompts) -> Tensor:
 
 def _held_out() -> tuple[facts.Example, ...]:
     return facts.world().examples(split="held_out")
-
-
-def _interval(of: Interval) -> str:
-    return f"{float(of.mean):.3f} [{float(of.low):.3f}, {float(of.high):.3f}]"
-
-
-def _frame(rows: list[dict[str, object]]) -> "pandas.DataFrame":
-    import pandas
-
-    return pandas.DataFrame(rows)
 
 
 if __name__ == "__main__":

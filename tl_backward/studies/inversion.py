@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
-from tl_backward.inversion.comparison import compare_sites
+from tl_backward._support.types import DataFrame
 from tl_backward.inversion.decoder import Decoder, load_from
 from tl_backward.inversion.features import Feature, feature_consistency
+from tl_backward.inversion.inverting import compare_sites
 from tl_backward.inversion.options import Closeness, SearchOptions
 from tl_backward.inversion.query import read_query
 from tl_backward.inversion.search import search_preimage
@@ -26,9 +26,6 @@ from tl_backward.inversion.train_shipped import N_QUERIES, N_SAMPLES, measured, 
 from tl_backward.zoo import counting
 from tl_backward.zoo import load as load_model
 
-if TYPE_CHECKING:
-    import pandas
-
 N_REFINED = 200  # samples of a decoder that a search starts from
 WALKS = SearchOptions(chains=50, steps=40, thin=5, n_proposals=N_REFINED)  # short: its chains stay near their starts
 LEAST, SUM = 100, "234+157="  # the exact table: of which numbers on, and the question
@@ -36,7 +33,7 @@ LEAST, SUM = 100, "234+157="  # the exact table: of which numbers on, and the qu
 KEPT = ("count", "query letter", "letters")  # what the counting model's findings are about
 
 
-def refinement_table(decoder: Decoder, recipe: Recipe, *, n_queries: int = 5, seed: int = 0) -> "pandas.DataFrame":
+def refinement_table(decoder: Decoder, recipe: Recipe, *, n_queries: int = 5, seed: int = 0) -> DataFrame:
     """The share inside of a decoder's samples and of a search's that starts from them, and what both cost.
 
     One row a site and position: means over held-out queries of the shares, and the CPU time of the search (with the
@@ -45,28 +42,27 @@ def refinement_table(decoder: Decoder, recipe: Recipe, *, n_queries: int = 5, se
     import pandas
 
     queries = list(islice(recipe.others(), 10 * n_queries))[::10]
-    rows = []
     places = [(site, position) for site in decoder.sites for position in recipe.positions]
+    rows = []
     for site, position in tqdm(places, desc="refinement", delay=1, leave=False):
-        shares, times = {"decoder": 0.0, "search": 0.0}, {"decoder": 0.0, "search": 0.0}
         for number, text in enumerate(queries):
+            how = {"seed": seed + number, "valid": recipe.valid, "show_progress": False}
             query = read_query(decoder.model, text, site, position)
             started = time.process_time()
-            own = decoder.preimage(query, n=N_REFINED, seed=seed + number, valid=recipe.valid, show_progress=False)
+            own = decoder.preimage(query, n=N_REFINED, **how)
             middle = time.process_time()
-            refined = search_preimage(
-                decoder.model, query, site, position, decoder, search_options=WALKS, valid=recipe.valid,
-                seed=seed + number, show_progress=False,
+            refined = search_preimage(decoder.model, query, site, position, decoder, search_options=WALKS, **how)
+            rows.append(
+                {"site": str(site), "position": position, "decoder": own.diagnostics.share_inside,
+                 "search": refined.diagnostics.share_inside, "own_time": middle - started,
+                 "search_time": time.process_time() - middle}
             )  # fmt: skip
-            spent = {"decoder": middle - started, "search": time.process_time() - middle}
-            for name, preimage in (("decoder", own), ("search", refined)):
-                shares[name] += preimage.diagnostics.share_inside / len(queries)
-                times[name] += spent[name]
-        rows.append({"site": str(site), "position": position, **shares, "cost": times["search"] / times["decoder"]})
-    return pandas.DataFrame(rows)
+    means = pandas.DataFrame(rows).pivot_table(index=["site", "position"], sort=False).reset_index()
+    means["cost"] = means.pop("search_time") / means.pop("own_time")
+    return means
 
 
-def findings_table(decoder: Decoder, *, n_queries: int = 5, steps: int = 400, seed: int = 0) -> "pandas.DataFrame":
+def findings_table(decoder: Decoder, *, n_queries: int = 5, steps: int = 400, seed: int = 0) -> DataFrame:
     """The counting model's two findings by search: the count at ':' of layer 1, the letter at itself in layer 0.
 
     One row a site and query: the shares of texts inside that keep the query's value, with Wilson intervals.
@@ -82,15 +78,15 @@ def findings_table(decoder: Decoder, *, n_queries: int = 5, steps: int = 400, se
                 decoder.model, text, site, position, decoder, search_options=SearchOptions(steps=steps),
                 valid=RECIPES["counting"].valid, seed=seed, show_progress=False,
             )  # fmt: skip
-            row: dict[str, object] = {"site": f"{site[0]}, {site[1]}", "position": position, "query": text}
-            row["inside"] = found.diagnostics.share_inside
-            for name in KEPT:
-                row[name] = str(feature_consistency(found, features[name], name=name).rate)
-            rows.append(row)
+            rows.append(
+                {"site": f"{site[0]}, {site[1]}", "position": position, "query": text,
+                 "inside": found.diagnostics.share_inside,
+                 **{name: str(feature_consistency(found, features[name], name=name).rate) for name in KEPT}}
+            )  # fmt: skip
     return pandas.DataFrame(rows)
 
 
-def digits_table(recipe: Recipe, *, query: str = SUM, most: int = 400) -> "pandas.DataFrame":
+def digits_table(recipe: Recipe, *, query: str = SUM, most: int = 400) -> DataFrame:
     """Which digits each site carries at "=", exactly, over all sums of two numbers from 100 to below `most`."""
     model = load_model(recipe.model)
     domain = [f"{left}+{right}=" for left in range(LEAST, most) for right in range(LEAST, most)]
@@ -114,11 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not 235 <= options.most <= 1000:
         parser.error(f"--most is from 235, so that {SUM!r} is among the sums, to 1000, got {options.most}.")
-    recipe = RECIPES[options.name]
-    if options.decoder is None:
-        decoder = load(options.name)
-    else:
-        decoder = load_from(options.decoder, load_model(recipe.model), valid=recipe.valid)
+    recipe, folder = RECIPES[options.name], options.decoder
+    own = None if folder is None else load_from(folder, load_model(recipe.model), valid=recipe.valid)
+    decoder = own or load(options.name)
     print(f"decoder: shares of {N_SAMPLES} samples of {options.queries} queries")
     print(report(measured(decoder, recipe, n_queries=options.queries, n=N_SAMPLES)))
     refined = refinement_table(decoder, recipe, n_queries=options.refined)
@@ -126,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _show(refined)
     means = refined[["decoder", "search", "cost"]].mean()
     print(f"mean: decoder {means['decoder']:.3f}, search {means['search']:.3f} at {means['cost']:.1f} times the cost")
-    further: dict[str, tuple[str, Callable[[], "pandas.DataFrame"]]] = {
+    further: dict[str, tuple[str, Callable[[], DataFrame]]] = {
         "counting": ("what is kept, by search", lambda: findings_table(decoder)),
         "addition": ("which digits each site carries at '=', exactly", lambda: digits_table(recipe, most=options.most)),
     }
@@ -143,7 +137,7 @@ def _features(name: str) -> Mapping[str, Feature]:
     return task.features
 
 
-def _show(frame: "pandas.DataFrame") -> None:
+def _show(frame: DataFrame) -> None:
     print(frame.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 
 

@@ -7,8 +7,8 @@ import torch
 
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.model.checks import model_kind
-from tl_backward.model.inputs import has_decoder
-from tl_backward.model.probe import probe_logits, probe_tokens, unobserved
+from tl_backward.model.guard import unobserved
+from tl_backward.model.inputs import has_decoder, probe_logits, probe_tokens
 
 NO_MASK = -1
 """Stands for the mask of a model that sees both ways and whose tokenizer knows none."""

@@ -2,13 +2,12 @@
 
 import csv
 import io
-import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from tl_backward.text.files import lines_of, read_text
+from tl_backward.text.files import read_records, read_text
 from tl_backward.text.subjects import occurrences
 
 Value = TypeVar("Value")
@@ -79,39 +78,19 @@ def load_cases(path: str | Path) -> list[EditCase]:
         [EditCase('Anna Berg lives in the city of': '?' -> ' Oslo')]
     """
     path = Path(path)
-    readers = {".json": _json, ".jsonl": _jsonl, ".csv": _csv}
+    readers = {".json": read_records, ".jsonl": read_records, ".csv": _table}
     if path.suffix not in readers:
         raise ValueError(f"Expected a file of edit cases as {', '.join(readers)}, got {path.name!r}; convert it first.")
     if not path.is_file():
         raise FileNotFoundError(f"Expected a file of edit cases, got {str(path)!r}; there is no such file.")
-    try:
-        cases = list(readers[path.suffix](path))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"Expected UTF-8 text in {path.name!r}, got other bytes ({error}); save it anew.") from error
+    cases = [_case(record, where) for where, record in readers[path.suffix](path)]
     if not cases:
         raise ValueError(f"Expected at least one edit case in {path.name!r}, got none; the file is empty.")
     return cases
 
 
-def _json(path: Path) -> Iterable[EditCase]:
-    text = read_text(path)
-    if not text.strip():
-        return
-    records = _parsed(text, path.name)
-    if not isinstance(records, list):
-        raise ValueError(f"Expected {path.name!r} to hold a list of records, got {type(records).__name__}.")
-    for index, record in enumerate(records):
-        yield _case(record, f"{path.name!r}, record {index}")
-
-
-def _jsonl(path: Path) -> Iterable[EditCase]:
-    for number, line in enumerate(lines_of(read_text(path)), 1):
-        if line.strip():
-            where = f"{path.name!r}, line {number}"
-            yield _case(_parsed(line, where), where)
-
-
-def _csv(path: Path) -> Iterable[EditCase]:
+def _table(path: Path) -> Iterator[tuple[str, object]]:
+    """A table's rows without their empty cells, each with where it stands."""
     with io.StringIO(read_text(path), newline="") as file:
         reader = _CheckedRows(file, path.name)
         missing = {"prompt", "target"} - set(reader.fieldnames or ())
@@ -121,7 +100,7 @@ def _csv(path: Path) -> Iterable[EditCase]:
                 f"{', '.join(sorted(missing))}."
             )
         for row in reader:
-            yield _plain({key: value for key, value in row.items() if value}, f"{path.name!r}, line {reader.line_num}")
+            yield f"{path.name!r}, line {reader.line_num}", {key: value for key, value in row.items() if value}
 
 
 class _CheckedRows(csv.DictReader):
@@ -146,20 +125,17 @@ class _CheckedRows(csv.DictReader):
         return row
 
 
-def _parsed(text: str, where: str) -> object:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"Expected JSON in {where}, got {error.msg} (line {error.lineno}); mend the file.") from error
-
-
 def _case(record: object, where: str) -> EditCase:
     if not isinstance(record, dict):
         raise ValueError(f"Expected an object in {where}, got {type(record).__name__}; one record is one edit.")
-    return _counterfact(record, where) if "requested_rewrite" in record else _plain(record, where)
+    fields = _counterfact(record, where) if "requested_rewrite" in record else _plain(record, where)
+    try:
+        return EditCase(**fields)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
-def _counterfact(record: dict, where: str) -> EditCase:
+def _counterfact(record: dict, where: str) -> dict[str, Any]:
     rewrite = record["requested_rewrite"]
     template, subject = (_field(rewrite, f"requested_rewrite.{name}", _text, where) for name in ("prompt", "subject"))
     if "{}" not in template:
@@ -175,44 +151,26 @@ def _counterfact(record: dict, where: str) -> EditCase:
         _field(record, name, _texts, where, default=())
         for name in ("paraphrase_prompts", "neighborhood_prompts", "generation_prompts")
     )
-    return _checked(
-        where,
-        lambda: EditCase(
-            prompt=template.replace("{}", subject, 1),
-            target=new,
-            answer=true,
-            subject=subject,
-            paraphrases=paraphrases,
-            neighbours=tuple((prompt, true) for prompt in neighbours),
-            generation=openings,
-        ),
-    )
+    return {
+        "prompt": template.replace("{}", subject, 1),
+        "target": new,
+        "answer": true,
+        "subject": subject,
+        "paraphrases": paraphrases,
+        "neighbours": tuple((prompt, true) for prompt in neighbours),
+        "generation": openings,
+    }
 
 
-def _plain(record: dict, where: str) -> EditCase:
-    known = [each.name for each in fields(EditCase)]
-    unknown = [name for name in record if name not in known]
+def _plain(record: dict, where: str) -> dict[str, Any]:
+    unknown = [name for name in record if name not in _READERS]
     if unknown:
-        raise ValueError(f"Expected only {', '.join(known)} in {where}, got {unknown[0]!r} too; rename or drop it.")
-    prompt, target = (_field(record, name, _text, where) for name in ("prompt", "target"))
-    answer, subject = (_field(record, name, _text, where, default="") for name in ("answer", "subject"))
-    paraphrases, openings = (_field(record, name, _texts, where, default=()) for name in ("paraphrases", "generation"))
-    neighbours, relations, portability = (
-        _field(record, name, _pairs, where, default=()) for name in ("neighbours", "relations", "portability")
-    )
-    return _checked(
-        where,
-        lambda: EditCase(
-            prompt, target, answer, subject or None, paraphrases, neighbours, relations, portability, openings
-        ),
-    )
-
-
-def _checked(where: str, make: Callable[[], EditCase]) -> EditCase:
-    try:
-        return make()
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(f"Expected only {', '.join(_READERS)} in {where}, got {unknown[0]!r} too; rename or drop it.")
+    return {
+        name: _field(record, name, read, where)
+        for name, read in _READERS.items()
+        if name in record or name in ("prompt", "target")
+    }
 
 
 def _field(
@@ -259,3 +217,17 @@ def _pairs(value: object) -> Asked:
 
 def _spaced(text: str) -> str:
     return text if text[0].isspace() else f" {text}"
+
+
+_READERS: dict[str, Callable[[object], object]] = {
+    "prompt": _text,
+    "target": _text,
+    "answer": _text,
+    "subject": _text,
+    "paraphrases": _texts,
+    "neighbours": _pairs,
+    "relations": _pairs,
+    "portability": _pairs,
+    "generation": _texts,
+}
+"""How each field of an edit case is read."""

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from tl_backward._support.checks import check_at_least_one
 from tl_backward._support.types import Tokenizer, TransformerLensModel
 from tl_backward.model.checks import model_kind
-from tl_backward.text.encoding import encode_texts, warn_of_two_beginnings, warn_of_unknown
+from tl_backward.text.encoding import encode_texts, encode_warned
 from tl_backward.text.ids import ARRAYS, Ids, as_ids, check_in_vocabulary, side_by_side
 from tl_backward.text.prompts import Batch
 from tl_backward.text.token_strings import token_string, vocabulary_size
@@ -42,9 +43,7 @@ class Encoded:
 
     def text(self, index: int) -> str:
         """One text: as it came, or its tokens decoded without the BOS before them."""
-        if self.source is not None:
-            return self.source[index]
-        return decode(self.tokenizer, self.row(index))
+        return decode(self.tokenizer, self.row(index)) if self.source is None else self.source[index]
 
     @cached_property
     def texts(self) -> tuple[str, ...]:
@@ -90,17 +89,22 @@ def encode(model: TransformerLensModel, inputs: Inputs, *, prepend_bos: bool | N
     if isinstance(inputs, ARRAYS):
         inputs = Batch(as_ids(inputs, "tokens [text, pos]"), None)
     if isinstance(inputs, Batch):
-        return _of_batch(model, inputs)
+        tokens = as_ids(inputs.tokens, "tokens [text, pos]").cpu()
+        if tokens.ndim != 2:
+            raise TypeError(
+                f"Expected integer tokens [text, pos], got {inputs.tokens.dtype} of shape {list(tokens.shape)}; token "
+                "ids come from model.to_tokens(text)."
+            )
+        if inputs.mask is not None:
+            return encode_rows(model, Batch(tokens, inputs.mask.cpu().bool()).rows())
+        return _checked(model, Encoded(tokens, torch.full((len(tokens),), tokens.shape[1]), model.tokenizer))
     texts = list(inputs) if isinstance(inputs, Iterable) else None
     if texts is None or isinstance(inputs, str) or not all(isinstance(text, str) for text in texts):
         what = "one text" if isinstance(inputs, str) else f"a {type(inputs).__name__} of something else"
         raise TypeError(
             f"Expected inputs as a list of texts or a tensor of tokens [text, pos], got {what}; put texts into a list."
         )
-    rows = encode_texts(model, texts, prepend_bos=prepend_bos)
-    warn_of_unknown(model, texts, rows)
-    warn_of_two_beginnings(model, rows)
-    return encode_rows(model, rows, source=tuple(texts))
+    return encode_rows(model, encode_warned(model, texts, prepend_bos=prepend_bos), source=tuple(texts))
 
 
 def encode_starts(
@@ -111,9 +115,8 @@ def encode_starts(
     Raises:
         ValueError: max_tokens < 1, and as for `encode`.
     """
-    if max_tokens is not None and max_tokens < 1:
-        raise ValueError(f"Expected max_tokens of at least 1, got {max_tokens}; leave it out to cut at the context.")
-    longest = min(max_tokens or model.cfg.n_ctx, model.cfg.n_ctx)
+    longest = model.cfg.n_ctx if max_tokens is None else min(max_tokens, model.cfg.n_ctx)
+    check_at_least_one("max_tokens", longest, "leave it out to cut at the context")
     return encode_rows(model, [row[:longest] for row in encode_texts(model, texts, prepend_bos=prepend_bos)])
 
 
@@ -151,15 +154,3 @@ def decode(tokenizer: Tokenizer | None, row: Sequence[int]) -> str:
         return "".join(f"[{token}]" for token in ids)
     start = 1 if ids and ids[0] == getattr(tokenizer, "bos_token_id", None) else 0
     return tokenizer.decode(ids[start:])
-
-
-def _of_batch(model: TransformerLensModel, batch: Batch) -> Encoded:
-    tokens = as_ids(batch.tokens, "tokens [text, pos]").cpu()
-    if tokens.ndim != 2:
-        raise TypeError(
-            f"Expected integer tokens [text, pos], got {batch.tokens.dtype} of shape {list(tokens.shape)}; token ids "
-            "come from model.to_tokens(text)."
-        )
-    if batch.mask is not None:
-        return encode_rows(model, Batch(tokens, batch.mask.cpu().bool()).rows())
-    return _checked(model, Encoded(tokens, torch.full((len(tokens),), tokens.shape[1]), model.tokenizer))

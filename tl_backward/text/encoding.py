@@ -12,12 +12,8 @@ from torch import Tensor
 from tl_backward._support.checks import UnknownWordsWarning, check_text, nearest
 from tl_backward._support.types import Tokenizer, TransformerLensModel
 from tl_backward._support.warnings import warn_user
-from tl_backward.text.token_strings import begins_twice, reads_unknown, token_string, unknown_words
+from tl_backward.text.token_strings import SPACE, begins_twice, is_space, reads_unknown, token_string, unknown_words
 
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-"""What a sentencepiece tokenizer writes for a space."""
-_BYTE_LEVEL_SPACE = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"
-"""What GPT-2's kind writes for it."""
 _MANY = 8
 """Texts from which on a tokenizer is asked for all of them in one go."""
 
@@ -90,6 +86,16 @@ def _added(full: list[int], bare: list[int]) -> tuple[int, ...] | None:
     return tuple(full[:start]) if start >= 0 and full[start:] == bare else None
 
 
+def encode_warned(
+    model: TransformerLensModel, texts: Sequence[str], *, prepend_bos: bool | None = None
+) -> list[list[int]]:
+    """`encode_texts`, with a warning of words that the model reads as unknown, and one of texts with two BOS."""
+    rows = encode_texts(model, texts, prepend_bos=prepend_bos)
+    warn_of_unknown(model, texts, rows)
+    warn_of_two_beginnings(model, rows)
+    return rows
+
+
 def warn_of_unknown(model: TransformerLensModel, texts: Sequence[str], rows: Iterable[Sequence[int]]) -> None:
     """Say once, of all texts of a call, that some have words which the model reads as unknown, and which words."""
     tokenizer = model.tokenizer
@@ -128,7 +134,7 @@ def encode_continuation(model: Encoder, text: str) -> list[int]:
     ids = _bare(model, check_text(text)) if text else []
     if text.startswith(" ") and _leading_spaces(tokenizer, ids) > _spaces(text):
         ids = (_bare(model, text[1:]) if text[1:] else []) or ids[1:]
-    elif text[:1].isspace() and not text.startswith(" ") and len(ids) > 1 and _is_space(tokenizer, ids[0]):
+    elif text[:1].isspace() and not text.startswith(" ") and len(ids) > 1 and is_space(tokenizer, ids[0]):
         ids = ids[1:]  # what the tokenizer puts before every text does not stand before a line break
     if not ids:
         raise ValueError(f"Expected a target that encodes to at least one token, got {text!r}; give a word.")
@@ -153,12 +159,8 @@ def _leading_spaces(tokenizer: Tokenizer | None, ids: Sequence[int]) -> int:
     """With how many spaces a sentencepiece tokenizer's pieces begin."""
     if tokenizer is None:
         return 0
-    return _spaces("".join(tokenizer.convert_ids_to_tokens(token) or "" for token in ids), _SPACE)
+    return _spaces("".join(tokenizer.convert_ids_to_tokens(token) or "" for token in ids), SPACE)
 
 
-def _is_space(tokenizer: Tokenizer | None, token: int) -> bool:
-    return tokenizer is not None and tokenizer.convert_ids_to_tokens(token) in (_SPACE, _BYTE_LEVEL_SPACE)
-
-
-def _spaces(text: str, space: str = f" {_SPACE}") -> int:
+def _spaces(text: str, space: str = f" {SPACE}") -> int:
     return len(text) - len(text.lstrip(space))

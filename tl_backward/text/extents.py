@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeAlias, cast
 
 from tl_backward._support.types import Tokenizer
+from tl_backward.text.token_strings import is_space
 
 Extent: TypeAlias = tuple[int, int]
 """[start, end) among a text's characters; empty for a token that stands for none (a BOS)."""
 
-_SPACES = "\N{LOWER ONE EIGHTH BLOCK}\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -36,7 +36,7 @@ def extents_in_text(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list
         if start is None:
             continue
         own = [
-            (max(0, first - len(before)), 0 if _is_space(tokenizer, token) else max(0, last - len(before)))
+            (max(0, first - len(before)), 0 if is_space(tokenizer, token) else max(0, last - len(before)))
             for token, (first, last) in zip(plain, encoded["offset_mapping"], strict=True)
         ]
         return [(0, 0)] * start + own + [(len(text), len(text))] * (len(ids) - start - len(plain))
@@ -72,26 +72,17 @@ def shared_ends(ends_a: Sequence[int | None], ends_b: Sequence[int | None]) -> l
 def _carried_over(text: str, decoded: str, extents: Sequence[Extent]) -> list[Extent] | None:
     """The extents in a text of those in what it was decoded to."""
     places, own = ([place for place, char in enumerate(each) if not char.isspace()] for each in (text, decoded))
-    same = [plain(text)[place] for place in places] == [plain(decoded)[place] for place in own]
-    if not same:
+    if [plain(text)[place] for place in places] != [plain(decoded)[place] for place in own]:
         return None
     place_of = dict(zip(own, places, strict=True))
-    found = []
-    for start, end in extents:
-        chars = [place_of[place] for place in range(start, end) if place in place_of]
-        found.append((chars[0], chars[-1] + 1) if chars else (0, 0))
-    return found
+    chars = [[place_of[place] for place in range(start, end) if place in place_of] for start, end in extents]
+    return [(own[0], own[-1] + 1) if own else (0, 0) for own in chars]
 
 
 def plain(text: str) -> str:
     """A text in small letters without accents, as many as it has characters."""
     letters = (unicodedata.normalize("NFD", char)[0].lower() for char in text)
     return "".join(letter if len(letter) == 1 else char for letter, char in zip(letters, text, strict=True))
-
-
-def _is_space(tokenizer: Tokenizer, token: int) -> bool:
-    piece = tokenizer.convert_ids_to_tokens(token)
-    return bool(piece) and not piece.strip(_SPACES)
 
 
 def decoded_extents(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, list[Extent]]:
@@ -101,8 +92,8 @@ def decoded_extents(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, list
     one that ends within a character's bytes has that character too.
     """
     special = set(getattr(tokenizer, "all_special_ids", ()))
-    kept = [int(token) for token in ids if token not in special]
-    text = tokenizer.decode(kept) if kept else ""
+    own = [int(token) for token in ids if token not in special]
+    text = tokenizer.decode(own) if own else ""
     found: list[Extent] = []
     n = start = 0
     for token in ids:
@@ -110,7 +101,7 @@ def decoded_extents(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, list
             found.append((start, start))
             continue
         n += 1
-        part = tokenizer.decode(kept[:n])
+        part = tokenizer.decode(own[:n])
         same = max(start, _common(part, text))
         begun = same < len(text) and bool(part[same:]) and not part[same:].strip(_INCOMPLETE)
         found.append((start, same + begun))

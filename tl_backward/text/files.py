@@ -1,6 +1,7 @@
-"""Texts from the files that commands are given."""
+"""Texts and records from the files that users give."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -8,14 +9,34 @@ def read_text(path: Path) -> str:
     """A file of UTF-8 as text with the line ends that it has, without the byte-order mark that some programs put first.
 
     Raises:
-        UnicodeDecodeError: other bytes.
+        ValueError: other bytes.
     """
-    return path.read_bytes().decode("utf-8-sig")
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"Expected UTF-8 text in {path.name!r}, got other bytes ({error}); save it anew.") from error
 
 
 def lines_of(content: str) -> list[str]:
     """A text's lines by their ends on Unix, Windows and old Macs alone: JSON may hold other separators in its texts."""
     return content.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def read_records(path: Path) -> Iterator[tuple[str, object]]:
+    """The values of a JSON list, or of a file with a value a line (.jsonl), each with where it stands, for messages.
+
+    Raises:
+        ValueError: no UTF-8, no JSON or no list; the message names the line.
+    """
+    content = read_text(path)
+    if path.suffix == ".jsonl":
+        lines = [(f"{path.name!r}, line {n}", line) for n, line in enumerate(lines_of(content), 1) if line.strip()]
+        yield from ((where, _parsed(line, where)) for where, line in lines)
+        return
+    records = _parsed(content, path.name) if content.strip() else []
+    if not isinstance(records, list):
+        raise ValueError(f"Expected {path.name!r} to hold a list of records, got {type(records).__name__}.")
+    yield from ((f"{path.name!r}, record {index}", record) for index, record in enumerate(records))
 
 
 def read_data(path: Path, text_key: str) -> list[str]:
@@ -29,16 +50,12 @@ def read_data(path: Path, text_key: str) -> list[str]:
         raise FileNotFoundError(f"Expected a file of texts, got {str(path)!r}, which is not there; give --data one.")
     if path.suffix not in (".txt", ".json", ".jsonl"):
         raise ValueError(f"Expected --data to end in .txt, .json or .jsonl, got {path.name!r}; convert it to one.")
-    try:
-        content = read_text(path)
-        kept = [line for line in lines_of(content) if line.strip()]
-        items = kept if path.suffix == ".txt" else json.loads(content) if path.suffix == ".json" else None
-        items = [json.loads(line) for line in kept] if items is None else items
-    except ValueError as error:  # of JSON and of UTF-8
-        raise ValueError(f"Expected {path.suffix} in UTF-8 in {str(path)!r}, got something else: {error}.") from error
-    if not isinstance(items, list) or not items:
-        got = "no list" if items else "nothing"
-        raise ValueError(f"Expected a list of texts in {str(path)!r}, got {got}; put texts in it.")
+    if path.suffix == ".txt":
+        items = [line for line in lines_of(read_text(path)) if line.strip()]
+    else:
+        items = [record for _, record in read_records(path)]
+    if not items:
+        raise ValueError(f"Expected a list of texts in {str(path)!r}, got nothing; put texts in it.")
     texts = [item.get(text_key) if isinstance(item, dict) else item for item in items]
     bad = next((index for index, text in enumerate(texts) if not isinstance(text, str)), None)
     if bad is not None:
@@ -47,3 +64,10 @@ def read_data(path: Path, text_key: str) -> list[str]:
             f"{bad}; name another --text-key or mend it."
         )
     return [text for text in texts if isinstance(text, str)]
+
+
+def _parsed(text: str, where: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"Expected JSON in {where}, got {error.msg} (line {error.lineno}); mend the file.") from error

@@ -38,18 +38,12 @@ def as_ids(value: Tensor | np.ndarray, what: str = "token ids") -> Tensor:
     Raises:
         TypeError: it holds no integers.
     """
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "iu":
-            raise TypeError(
-                f"Expected integer {what}, got an array of {value.dtype}; token ids come from model.to_tokens(text)."
-            )
-        return torch.from_numpy(value.astype(np.int64))
-    if not _is_integer(value.dtype):
+    if not is_integers(value):
         raise TypeError(
             f"Expected integer {what}, got {value.dtype} of shape {list(value.shape)}; token ids come from "
             "model.to_tokens(text)."
         )
-    return value.long()
+    return torch.from_numpy(value.astype(np.int64)) if isinstance(value, np.ndarray) else value.long()
 
 
 def one_id(value: object, what: str = "a token id") -> int:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch import Tensor
 from tl_backward._support.closeness import difference, tolerance
 from tl_backward._support.types import Prompts, TransformerLensModel
 from tl_backward.model.checks import model_kind
-from tl_backward.model.guard import rng_untouched
+from tl_backward.model.guard import rng_untouched, unobserved
 from tl_backward.model.inputs import (
     DECODER,
     PER_TOKEN,
@@ -31,8 +30,7 @@ from tl_backward.model.inputs import (
     probe_signal,
     without_cache,
 )
-from tl_backward.model.probe import unobserved
-from tl_backward.text.encoding import encode_texts, warn_of_two_beginnings, warn_of_unknown
+from tl_backward.text.encoding import encode_warned
 from tl_backward.text.ids import ARRAYS, as_ids, check_in_vocabulary, side_by_side
 from tl_backward.text.token_strings import embedding_table, vocabulary_size
 
@@ -100,7 +98,7 @@ def encode_prompts(
     """
     check_reads_text(model)
     if isinstance(prompts, ARRAYS):
-        return _checked(model, _given_tokens(prompts, attention_mask))
+        return _checked(model, given_tokens(prompts, attention_mask))
     if attention_mask is not None:
         raise ValueError(
             "Expected attention_mask only together with tokens, got one with text; leave it out, padding of text is "
@@ -113,10 +111,7 @@ def encode_prompts(
             f"Expected a prompt as text, a non-empty list of texts or an integer tensor [batch, pos], got {what}; "
             "convert it first."
         )
-    rows = encode_texts(model, texts, prepend_bos=prepend_bos)
-    warn_of_unknown(model, texts, rows)
-    warn_of_two_beginnings(model, rows)
-    return _checked(model, pad(model, rows))
+    return _checked(model, pad(model, encode_warned(model, texts, prepend_bos=prepend_bos)))
 
 
 def forward(model: TransformerLensModel, batch: Batch) -> Float[Tensor, "batch *rest"]:
@@ -132,13 +127,12 @@ def forward(model: TransformerLensModel, batch: Batch) -> Float[Tensor, "batch *
         options["attention_mask"] = batch.mask.long()
     main: object = batch.tokens
     if model_kind(model) == "TransformerBridge":
-        takes = own_inputs(model)
         options |= without_cache(model)
         name = main_input(model)
         if name in batch.inputs and name != "input_ids":  # an image or a sound in the tokens' place
             main = batch.inputs[name]
         if has_decoder(model):
-            options |= _decoder_options(batch, takes)
+            options |= _decoder_options(batch, own_inputs(model))
     with rng_untouched(model):
         return main_output(model(main, **{**options, **batch.inputs}))
 
@@ -182,9 +176,10 @@ def with_inputs(model: TransformerLensModel, batch: Batch, inputs: Mapping[str, 
         ValueError: one that does not fit the prompts; an unknown start of the decoder.
     """
     check_inputs(model, inputs)
-    further = {**batch.inputs, **inputs}
-    own = {name: value for name, value in further.items() if name in PER_TOKEN}
-    further |= {name: as_ids(value, name) for name, value in own.items() if isinstance(value, ARRAYS)}
+    further = {
+        name: as_ids(value, name) if name in PER_TOKEN and isinstance(value, ARRAYS) else value
+        for name, value in {**batch.inputs, **inputs}.items()
+    }
     check_per_token(further, batch.tokens)
     if not has_decoder(model):
         return replace(batch, inputs=further)
@@ -192,13 +187,14 @@ def with_inputs(model: TransformerLensModel, batch: Batch, inputs: Mapping[str, 
     if ids is None:
         if mask is not None:
             raise ValueError(f"Expected {DECODER[1]} only together with {DECODER[0]}, got it alone; leave it out.")
-        if batch.decoder is not None:
-            return replace(batch, inputs=further)
-        start = torch.tensor([decoder_start(model)] * batch.n_examples, device=batch.tokens.device)
-        return replace(batch, inputs=further, decoder=Batch(start, None))
+        decoder = batch.decoder
+        if decoder is None:
+            start = torch.tensor([decoder_start(model)] * batch.n_examples, device=batch.tokens.device)
+            decoder = Batch(start, None)
+        return replace(batch, inputs=further, decoder=decoder)
     if not isinstance(ids, ARRAYS) or not (mask is None or isinstance(mask, ARRAYS)):
         raise TypeError(f"Expected {DECODER[0]} and {DECODER[1]} as tensors [batch, pos], got other objects.")
-    decoder = _checked(model, _given_tokens(ids, mask, *DECODER))
+    decoder = _checked(model, given_tokens(ids, mask, *DECODER))
     if decoder.n_examples != batch.n_examples:
         raise ValueError(
             f"Expected {DECODER[0]} for each of the {batch.n_examples} prompts, got {decoder.n_examples} rows; give "
@@ -217,8 +213,7 @@ def probe_batch(model: TransformerLensModel) -> Batch:
     d_vocab, length = table.shape[0], max(1, min(_PROBE[1], int(getattr(model.cfg, "n_ctx", 0) or _PROBE[1])))
     # From the middle on: special tokens, some of which stand for an image, come first.
     half, n = max(1, d_vocab // 2), _PROBE[0] * length
-    ids = d_vocab // 2 + torch.arange(n) * max(1, half // n) % half
-    ids = ids.reshape(_PROBE[0], length).to(table.device)
+    ids = (d_vocab // 2 + torch.arange(n) * max(1, half // n) % half).reshape(_PROBE[0], length).to(table.device)
     return Batch(ids, None, decoder=Batch(ids[:, : max(1, length - 2)], None) if has_decoder(model) else None)
 
 
@@ -260,11 +255,10 @@ def pad(model: TransformerLensModel, rows: list[list[int]]) -> Batch:
     tokenizer = getattr(model, "tokenizer", None)
     left = getattr(tokenizer, "padding_side", "right") == "left" and model_kind(model) == "HookedTransformer"
     tokens, mask = side_by_side(rows, getattr(tokenizer, "pad_token_id", None) or 0, left=left)
+    if not mask.all():
+        _check_reads_masks(model)
     device = embedding_table(model).device
-    if mask.all():
-        return Batch(tokens.to(device), None)
-    _check_reads_masks(model)
-    return Batch(tokens.to(device), mask.to(device))
+    return Batch(tokens.to(device), None if mask.all() else mask.to(device))
 
 
 _READS_MASKS: "WeakKeyDictionary[TransformerLensModel, float]" = WeakKeyDictionary()
@@ -295,11 +289,11 @@ def _far_from_alone(model: TransformerLensModel) -> float:
     n_real = probe.tokens.shape[1] - 2
     if main_input(model) != "input_ids" or n_real < 1:
         return 0.0
-    mask = torch.ones_like(probe.tokens, dtype=torch.bool)
-    mask[:, n_real:] = False
+    mask = (torch.arange(n_real + 2, device=probe.tokens.device) < n_real).expand_as(probe.tokens)
     with unobserved(model):
         try:
-            padded, alone = (forward(model, each) for each in (replace(probe, mask=mask), _first(probe, n_real)))
+            alone = forward(model, replace(probe, tokens=probe.tokens[:, :n_real]))
+            padded = forward(model, replace(probe, mask=mask))
         except Exception:  # whatever a library raises: the pass that is wanted will say what it lacks
             return 0.0
     if padded.ndim != 3 or alone.ndim != 3:
@@ -308,38 +302,34 @@ def _far_from_alone(model: TransformerLensModel) -> float:
     return difference(padded[:, :n], alone[:, :n]) / tolerance(alone.dtype)
 
 
-def _first(batch: Batch, n: int) -> Batch:
-    return replace(batch, tokens=batch.tokens[:, :n])
+def given_tokens(tokens: object, mask: object, name: str = "tokens", mask_name: str = "attention_mask") -> Batch:
+    """Ids [batch, pos] or [pos] and their mask, None for none, as arrays or lists.
 
-
-def _given_tokens(
-    tokens: Tensor | np.ndarray,
-    attention_mask: Tensor | np.ndarray | None,
-    name: str = "tokens",
-    mask_name: str = "attention_mask",
-) -> Batch:
-    tokens = as_ids(tokens, f"{name} [batch, pos] or [pos]")
-    if isinstance(attention_mask, np.ndarray):
-        attention_mask = torch.as_tensor(attention_mask)
-    if tokens.ndim == 1:
-        tokens = tokens[None]
-        attention_mask = None if attention_mask is None else attention_mask.reshape(1, -1)
-    if tokens.ndim != 2:
+    Raises:
+        TypeError: no integers, or other axes.
+        ValueError: a mask of another shape.
+    """
+    ids = as_ids(tokens if isinstance(tokens, ARRAYS) else torch.as_tensor(tokens), f"{name} [batch, pos] or [pos]")
+    if ids.ndim not in (1, 2):
         raise TypeError(
-            f"Expected integer {name} [batch, pos] or [pos], got {tokens.dtype} of shape {list(tokens.shape)}; token "
-            "ids come from model.to_tokens(text)."
+            f"Expected integer {name} [batch, pos] or [pos], got {ids.dtype} of shape {list(ids.shape)}; token ids "
+            "come from model.to_tokens(text)."
         )
-    if attention_mask is not None and attention_mask.shape != tokens.shape:
+    ids = torch.atleast_2d(ids)
+    if mask is None:
+        return Batch(ids, None)
+    real = torch.atleast_2d(torch.as_tensor(mask))
+    if real.shape != ids.shape:
         raise ValueError(
-            f"Expected {mask_name} of the tokens' shape {list(tokens.shape)}, got {list(attention_mask.shape)}; one "
-            "entry a token, 1 where real."
+            f"Expected {mask_name} of the tokens' shape {list(ids.shape)}, got {list(real.shape)}; one entry a token, "
+            "1 where real."
         )
-    return Batch(tokens, None if attention_mask is None else attention_mask.bool())
+    return Batch(ids, real.bool())
 
 
 def _checked(model: TransformerLensModel, batch: Batch) -> Batch:
     n_tokens, n_ctx = batch.tokens.shape[1], model.cfg.n_ctx
-    if batch.tokens.numel() == 0:
+    if not batch.tokens.numel():
         raise ValueError(f"Expected at least one token, got shape {list(batch.tokens.shape)}; the prompt is empty.")
     if n_tokens > n_ctx:
         raise ValueError(

@@ -114,9 +114,7 @@ def occurrences(text: str, forms: Iterable[str]) -> tuple[list[Extent], bool]:
 
 def _joined(text: str, place: int) -> bool:
     """Whether a word goes on over a place in a text, as far as its script shows: Chinese or Japanese words do not."""
-    if not 0 < place < len(text):
-        return False
-    return all(_in_word(char) for char in text[place - 1 : place + 1])
+    return 0 < place < len(text) and all(_in_word(char) for char in text[place - 1 : place + 1])
 
 
 def _in_word(char: str) -> bool:
@@ -126,12 +124,11 @@ def _in_word(char: str) -> bool:
 
 def _tokens_of(found: Iterable[Extent], extents: Sequence[Extent]) -> list[tuple[int, int]]:
     """The tokens that share a character with each place."""
-    spans = []
-    for start, end in found:
-        own = [k for k, (first, last) in enumerate(extents) if first < min(end, last) and last > start]
-        if own:
-            spans.append((own[0], own[-1] + 1))
-    return list(dict.fromkeys(spans))
+    touched = (
+        [k for k, (first, last) in enumerate(extents) if first < min(end, last) and last > start]
+        for start, end in found
+    )
+    return list(dict.fromkeys((own[0], own[-1] + 1) for own in touched if own))
 
 
 def _in_text(tokenizer: Tokenizer, text: str, subject: str) -> tuple[list[Extent], bool]:
@@ -151,8 +148,10 @@ def _as_read(tokenizer: Tokenizer, text: str) -> str:
 
 
 def _warn(what: str, ids: Sequence[int], subject: str) -> None:
-    message = f"The subject {subject!r} {what}; give subject=(start, end) among the {len(ids)} tokens for another."
-    warn_user(message, SubjectWarning)
+    warn_user(
+        f"The subject {subject!r} {what}; give subject=(start, end) among the {len(ids)} tokens for another.",
+        SubjectWarning,
+    )
 
 
 def _checked(span: tuple[int, int], n_tokens: int) -> tuple[int, int]:

@@ -2,18 +2,19 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from itertools import chain
+from typing import cast
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from tl_backward._support.types import Tokenizer, TransformerLensModel
+from tl_backward._support.types import DataFrame, Series, Tokenizer, TransformerLensModel
 from tl_backward.model.inputs import check_reads_text
 
-if TYPE_CHECKING:
-    import pandas
-
-
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+"""What a sentencepiece tokenizer writes for a space."""
+BYTE_LEVEL_SPACE = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"
+"""What GPT-2's kind writes for it."""
 _KNOWN: "WeakKeyDictionary[Tokenizer, dict[int, str]]" = WeakKeyDictionary()
 """The strings of each tokenizer, for as long as somebody has it."""
 
@@ -33,8 +34,7 @@ def embedding_table(model: TransformerLensModel) -> Tensor:
         TypeError: the model reads no text.
     """
     check_reads_text(model)
-    inner = getattr(model, "original_model", None)
-    find = getattr(inner, "get_input_embeddings", None)
+    find = getattr(getattr(model, "original_model", None), "get_input_embeddings", None)
     try:
         return model.W_E
     except AttributeError:
@@ -48,8 +48,7 @@ def output_size(model: object) -> int | None:
     try:
         head = getattr(model, "W_U", None)
     except NotImplementedError:  # a quantised tensor that cannot be transposed, of [d_vocab, d_model]
-        found = cast(nn.Module, getattr(model, "unembed", None))
-        return next(found.parameters()).shape[0]
+        return next(cast(nn.Module, getattr(model, "unembed", None)).parameters()).shape[0]
     except AssertionError as error:  # TransformerLens's own, of a component that holds no weight itself
         raise ValueError(
             "Expected an unembedding with a weight of its own, got a module around one, which TransformerLens reads no "
@@ -60,10 +59,9 @@ def output_size(model: object) -> int | None:
 
 def one_vocabulary(model_a: TransformerLensModel, model_b: TransformerLensModel) -> bool:
     """Whether an id is the same token to both, as their tokenizers tell; where one has none, as their sizes do."""
-    vocabularies = [getattr(model.tokenizer, "get_vocab", None) for model in (model_a, model_b)]
-    known = [get() for get in vocabularies if get is not None]
-    if len(known) == 2:
-        return known[0] == known[1]
+    get_a, get_b = (getattr(model.tokenizer, "get_vocab", None) for model in (model_a, model_b))
+    if get_a is not None and get_b is not None:
+        return get_a() == get_b()
     return vocabulary_size(model_a) == vocabulary_size(model_b)
 
 
@@ -92,15 +90,13 @@ def _token_string(tokenizer: Tokenizer, token: int) -> str:
         piece, text = tokenizer.convert_ids_to_tokens(token), tokenizer.decode([token])
     except (IndexError, KeyError, OverflowError, TypeError, ValueError):
         return f"[{token}]"
-    if piece is None or (not text and not piece):
-        return f"[{token}]"
-    if not text:
-        return piece
+    if piece is None or not text:
+        return piece or f"[{token}]"
     if "\N{REPLACEMENT CHARACTER}" in text:
         return _named_bytes(piece, text)
     if _BYTE.fullmatch(piece) and _is_another(tokenizer, text, token):
         return piece
-    if piece.startswith("\N{LOWER ONE EIGHTH BLOCK}") and not text.startswith(" "):
+    if piece.startswith(SPACE) and not text.startswith(" "):
         return " " + text
     return text
 
@@ -114,7 +110,7 @@ def _is_another(tokenizer: Tokenizer, text: str, token: int) -> bool:
     if find is None:
         return False
     none = (None, token, getattr(tokenizer, "unk_token_id", None))
-    return any(find(form) not in none for form in (text, text.replace(" ", "\N{LOWER ONE EIGHTH BLOCK}")))
+    return any(find(form) not in none for form in (text, text.replace(" ", SPACE)))
 
 
 def _named_bytes(piece: str, text: str) -> str:
@@ -146,6 +142,12 @@ def _byte_letters() -> dict[str, int]:
 _BYTE_OF = _byte_letters()
 
 
+def is_space(tokenizer: Tokenizer | None, token: int) -> bool:
+    """Whether a token is a space, or several, and nothing else, as its tokenizer writes them."""
+    piece = None if tokenizer is None else tokenizer.convert_ids_to_tokens(token)
+    return bool(piece) and not piece.strip(SPACE + BYTE_LEVEL_SPACE)
+
+
 def token_strings(tokenizer: Tokenizer | None, ids: Tensor) -> list:
     """`token_string` of every id, nested as `ids` is."""
     return [
@@ -161,14 +163,17 @@ def reads_unknown(tokenizer: Tokenizer | None, text: str) -> bool:
     unknown, encode = getattr(tokenizer, "unk_token_id", None), getattr(tokenizer, "encode", None)
     if unknown is None or encode is None:
         return False
-    named = text.count(str(getattr(tokenizer, "unk_token", None)))
-    return list(encode(text, add_special_tokens=False)).count(unknown) > named
+    read = list(encode(text, add_special_tokens=False)).count(unknown)
+    return read > text.count(str(getattr(tokenizer, "unk_token", None)))
 
 
 def unknown_words(tokenizer: Tokenizer | None, text: str) -> list[str]:
     """The words of a text that the tokenizer reads as its unknown token, with a space before them and without."""
-    words = dict.fromkeys(text.split())
-    return [word for word in words if all(reads_unknown(tokenizer, form) for form in (word, f" {word}"))]
+    return [
+        word
+        for word in dict.fromkeys(text.split())
+        if all(reads_unknown(tokenizer, form) for form in (word, f" {word}"))
+    ]
 
 
 def begins_twice(tokenizer: Tokenizer | None, ids: Sequence[int]) -> bool:
@@ -177,19 +182,19 @@ def begins_twice(tokenizer: Tokenizer | None, ids: Sequence[int]) -> bool:
     return bos is not None and list(ids[:2]) == [bos, bos]
 
 
-def text_frame(rows: Iterable[Mapping[str, object]]) -> "pandas.DataFrame":
+def text_frame(rows: Iterable[Mapping[str, object]]) -> DataFrame:
     """Rows as a frame; a column with a string in it holds Python objects, as `text_column` does."""
     import pandas
 
     rows = list(rows)
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: [row.get(name) for row in rows] for name in names}
+    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(chain.from_iterable(rows))}
     with_text = {name for name, values in columns.items() if any(isinstance(value, str) for value in values)}
-    dtypes = {name: object if name in with_text else None for name in columns}
-    return pandas.DataFrame({name: pandas.Series(values, dtype=dtypes[name]) for name, values in columns.items()})
+    return pandas.DataFrame(
+        {name: text_column(values) if name in with_text else pandas.Series(values) for name, values in columns.items()}
+    )
 
 
-def text_column(strings: Iterable[str | None]) -> "pandas.Series":
+def text_column(strings: Iterable[object]) -> Series:
     """Untrusted strings as a column of Python objects: the string dtype of pandas 3 refuses lone surrogates."""
     import pandas
 

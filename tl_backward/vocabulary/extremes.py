@@ -84,16 +84,16 @@ def extremes(
         for logits in tiles:
             stop = first + logits.shape[1]
             logits = transform(logits if offset is None else logits.add_(offset[first:stop]))
-            seen = _look(logits, own)
+            largest, smallest, greater = _look(logits, own)
             # The token itself, whose logit was computed apart, must not outrank itself by a rounding error.
             place = (ids - first).clamp(0, logits.shape[1] - 1)
             itself = (ids >= first) & (ids < stop) & (logits.gather(1, place) > own)
-            ranks += seen.greater - itself.long()
+            ranks += greater - itself.long()
             for token, others in copies:
                 here = logits[:, others[(others >= first) & (others < stop)] - first]
                 ranks -= (ids == token) * (here[:, None] > own[:, :, None]).sum(2)
-            top_k.add(logits, seen.largest, first)
-            bottom_k.add(logits, seen.smallest, first)
+            top_k.add(logits, largest, first)
+            bottom_k.add(logits, smallest, first)
             first = stop
         parts.append((*top_k.found(), *bottom_k.found(), ranks))
     top, top_ids, bottom, bottom_ids, ranks = (torch.cat(side) for side in zip(*parts, strict=True))
@@ -142,22 +142,17 @@ def _products(vectors: Tensor, matrix: Tensor, columns: Tensor | None, width: in
     for first in range(0, d_vocab, width):
         tile = slice(first, min(first + width, d_vocab))
         part = matrix[:, tile] if columns is None else matrix.index_select(1, columns[tile])
-        yield torch.mm(vectors, part, out=_view(buffer, (len(vectors), tile.stop - first)))
+        yield torch.mm(vectors, part, out=buffer[: len(vectors) * part.shape[1]].view(len(vectors), part.shape[1]))
 
 
-@dataclass(frozen=True)
-class _Look:
-    """What one pass over a tile [n, width] says of it; entry j is in group j % n_groups, but for the last few."""
+def _look(tile: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Groups' extremes and counts, for as many rows at once as a processor's cache holds.
 
-    largest: Tensor
-    """[n, n_groups], of each group."""
-    smallest: Tensor
-    greater: Tensor
-    """[n, m], how many entries are greater than each of the wanted values."""
-
-
-def _look(tile: Tensor, own: Tensor) -> _Look:
-    """Groups' extremes and counts, for as many rows at once as a processor's cache holds."""
+    Returns:
+        (largest, smallest, greater): what one pass over a tile [n, width] says of it. The largest and the smallest
+        entry of each group [n, n_groups], entry j being in group j % n_groups, but for the last few; and how many
+        entries are greater than each of the wanted values [n, m].
+    """
     n, width = tile.shape
     n_groups = width // _GROUP
     rows = max(1, _CACHED // max(1, width)) if tile.device.type == "cpu" else max(1, n)
@@ -173,7 +168,7 @@ def _look(tile: Tensor, own: Tensor) -> _Look:
         for i, value in enumerate(own[at].unbind(-1)):
             # Counted in float: several times faster than summing booleans, and exact below 2^24 tokens.
             greater[at, i] = torch.gt(part, value[:, None], out=scratch[: len(part)]).sum(-1)
-    return _Look(largest, smallest, greater.long())
+    return largest, smallest, greater.long()
 
 
 class _Best:
@@ -268,6 +263,8 @@ def _listed(values: Tensor, ids: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor
     return hit.any(1), torch.where(hit, values, 0).sum(1, keepdim=True)
 
 
-def _view(buffer: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The start of a flat buffer as a matrix."""
-    return buffer[: shape[0] * shape[1]].view(shape)
+def placed(where: Tensor, shape: torch.Size, part: Tensor, fill: int) -> Tensor:
+    """What was found for some of the vectors [n, ...], in the shape of all of them; `fill` at the others."""
+    everywhere = part.new_full((shape.numel(), *part.shape[1:]), fill)
+    everywhere[where] = part
+    return everywhere.reshape((*shape, *part.shape[1:]))

@@ -1,8 +1,9 @@
 """Vectors of the residual stream read in words: final norm, unembedding, top and bottom tokens, ranks."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,16 +12,13 @@ from torch import Tensor
 from tl_backward._support.checks import check_k
 from tl_backward._support.html import Cell, table
 from tl_backward._support.lengths import lengths, units
-from tl_backward._support.types import Tokenizer, TransformerLensModel, typed
+from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel, typed
 from tl_backward.model.checks import check_model
 from tl_backward.model.head import Head
 from tl_backward.text.encoding import encode_continuation
 from tl_backward.text.ids import ARRAYS, Id, Ids, as_ids, one_id
 from tl_backward.text.token_strings import token_strings
-from tl_backward.vocabulary.extremes import extremes
-
-if TYPE_CHECKING:
-    import pandas
+from tl_backward.vocabulary.extremes import extremes, placed
 
 TokenChoice: TypeAlias = str | Id | Ids
 
@@ -72,31 +70,30 @@ class Readout:
     @property
     def target_rank_from_bottom(self) -> Int[Tensor, "..."] | None:
         """The target's rank from the other end: 0 is the smallest logit; -1 stays for zero vectors."""
-        if self.target_rank is None:
-            return None
-        return torch.where(self.is_zero, -1, self.d_vocab - 1 - self.target_rank)
+        rank = self.target_rank
+        return None if rank is None else torch.where(self.is_zero, -1, self.d_vocab - 1 - rank)
 
     def __getitem__(self, index: int | slice | Tensor | tuple[int | slice | Tensor, ...]) -> "Readout":
         """Index the leading axes, as one would the vectors."""
         tensors = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return Readout(**tensors, d_vocab=self.d_vocab, tokenizer=self.tokenizer)
+        return replace(self, **tensors)
 
     def __repr__(self) -> str:
         return f"Readout({list(self.norm.shape)} vectors, k={self.top_ids.shape[-1]}, d_vocab={self.d_vocab})"
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a vector, indexed by its place: norm, ranks, and the top and bottom tokens as lists."""
         import pandas
 
-        places = list(product(*map(range, self.norm.shape)))
-        columns: dict[str, list] = {"place": [place[0] if len(place) == 1 else place for place in places]}
-        columns["norm"] = self.norm.flatten().tolist()
-        for name, rank in (("target_rank", self.target_rank), ("answer_rank", self.answer_rank)):
-            if rank is not None:
-                columns[name] = rank.flatten().tolist()
-        k = self.top_ids.shape[-1]
-        columns["top_tokens"] = token_strings(self.tokenizer, self.top_ids.reshape(-1, k))
-        columns["bottom_tokens"] = token_strings(self.tokenizer, self.bottom_ids.reshape(-1, k))
+        places, k = product(*map(range, self.norm.shape)), self.top_ids.shape[-1]
+        ranks = {"target_rank": self.target_rank, "answer_rank": self.answer_rank}
+        columns = {
+            "place": [place[0] if len(place) == 1 else place for place in places],
+            "norm": self.norm.flatten().tolist(),
+            **{name: rank.flatten().tolist() for name, rank in ranks.items() if rank is not None},
+            "top_tokens": token_strings(self.tokenizer, self.top_ids.reshape(-1, k)),
+            "bottom_tokens": token_strings(self.tokenizer, self.bottom_ids.reshape(-1, k)),
+        }
         return pandas.DataFrame(columns).set_index("place")
 
     def _repr_html_(self) -> str:
@@ -182,20 +179,13 @@ def readout(
             offset=head.bias() if bias else None,
             transform=head.post,
         )
-
-    def placed(part: Tensor, fill: int) -> Tensor:
-        """What was found for the vectors that say something, in the shape of all; `fill` at the zero ones."""
-        everywhere = part.new_full((len(flat), *part.shape[1:]), fill)
-        everywhere[said] = part
-        return everywhere.reshape((*lead, *part.shape[1:]))
-
-    ranks = iter(found.ranks.unbind(-1))
-    target_rank, answer_rank = (None if ids is None else placed(next(ranks), -1) for ids in chosen)
+    of_all, ranks = partial(placed, said, lead), iter(found.ranks.unbind(-1))
+    target_rank, answer_rank = (None if ids is None else of_all(next(ranks), -1) for ids in chosen)
     return Readout(
-        top_ids=placed(found.top[1], -1),
-        top_values=placed(found.top[0], 0),
-        bottom_ids=placed(found.bottom[1], -1),
-        bottom_values=placed(found.bottom[0], 0),
+        top_ids=of_all(found.top[1], -1),
+        top_values=of_all(found.top[0], 0),
+        bottom_ids=of_all(found.bottom[1], -1),
+        bottom_values=of_all(found.bottom[0], 0),
         norm=norm.reshape(lead),
         is_zero=is_zero.reshape(lead),
         d_vocab=d_vocab,

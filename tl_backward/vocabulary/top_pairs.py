@@ -13,18 +13,15 @@ and the same whatever the tiles.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_backward._support.html import table
-from tl_backward._support.types import typed
-
-if TYPE_CHECKING:
-    import pandas
+from tl_backward._support.html import frame_table
+from tl_backward._support.types import DataFrame, typed
 
 Mask: TypeAlias = tuple[Bool[Tensor, "n_rows"] | None, Bool[Tensor, "n_cols"] | None]
 
@@ -57,7 +54,7 @@ class TopPairs:
         what = "largest" if self.largest else "smallest"
         return f"TopPairs({len(self.values)} {what} entries, {self.n_skipped} of {self.n_tiles} tiles skipped)"
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a pair, best first: value, row, col."""
         import pandas
 
@@ -65,9 +62,7 @@ class TopPairs:
 
     def _repr_html_(self) -> str:
         """A static table of the first 20 pairs."""
-        shown = self.to_frame().head(20)
-        rows = [[value, int(row), int(col)] for value, row, col in shown.itertuples(index=False)]
-        return table(list(shown), rows, caption=repr(self))
+        return frame_table(self.to_frame().head(20), caption=repr(self))
 
 
 @typed

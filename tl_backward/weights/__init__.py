@@ -17,8 +17,10 @@ from tl_backward._support.types import Prompts, TransformerLensModel, Weights
 from tl_backward.model.checks import check_checkpointing, model_kind
 from tl_backward.model.guard import rng_untouched
 from tl_backward.text.prompts import Batch, encode_prompts, forward, own_pass, probe_batch, with_inputs
-from tl_backward.weights._site import Calls, Read, WeightSite, WeightSites, Write, layer_of, watched
-from tl_backward.weights.own_attention import warn_of_another_attention
+from tl_backward.weights import hooked_transformer, transformer_bridge
+from tl_backward.weights._site import Calls, Read, WeightSite, Write, layer_of, watched
+from tl_backward.weights.account import WeightSites
+from tl_backward.weights.other_model import warn_of_another_attention
 from tl_backward.weights.stamp import Stamp, stamp
 
 __all__ = [
@@ -58,24 +60,20 @@ def weight_sites(model: TransformerLensModel, tokens: Prompts | None = None, **i
         >>> int(sites.account()["captured"].sum()) == sum(p.numel() for p in model.parameters())
         True
     """
-    kind = model_kind(model)
+    model_kind(model)  # refuses what is of none
     if tokens is not None or inputs:
         given = probe_batch(model) if tokens is None else encode_prompts(model, tokens)
-        return _complete(model, kind, _collect(model, kind, with_inputs(model, given, inputs)))
-    now = stamp(model)
-    known = _LEARNT.get(model)
+        return _complete(model, _collect(model, with_inputs(model, given, inputs)))
+    now, known = stamp(model), _LEARNT.get(model)
     if known is None or known[0] != now:
-        known = (now, _collect(model, kind, None))
-        _LEARNT[model] = known
-    return _complete(model, kind, known[1])
+        known = _LEARNT[model] = (now, _collect(model))
+    return _complete(model, known[1])
 
 
 def sites_of_batch(model: TransformerLensModel, batch: Batch) -> WeightSites:
     """The sites of one pass over a batch: looked at anew where it has inputs that the model's own short pass lacks."""
-    if set(batch.inputs) <= set(probe_batch(model).inputs):
-        return weight_sites(model)
-    kind = model_kind(model)
-    return _complete(model, kind, _collect(model, kind, batch))
+    own = set(batch.inputs) <= set(probe_batch(model).inputs)
+    return weight_sites(model) if own else _complete(model, _collect(model, batch))
 
 
 def sites_of_longer(model: TransformerLensModel, batch: Batch) -> WeightSites:
@@ -83,41 +81,33 @@ def sites_of_longer(model: TransformerLensModel, batch: Batch) -> WeightSites:
 
     Some layers begin to work after so many tokens (compressed attention).
     """
-    short, kind = weight_sites(model), model_kind(model)
-    found = _collect(model, kind, batch)
-    for name, site in found.items():
-        if name in short and site.axes is None:
-            found[name] = replace(site, axes=short[name].axes)
+    short, found = weight_sites(model), _collect(model, batch)
+    unclear = [site for name, site in found.items() if name in short and site.axes is None]
+    found.add(*(replace(site, axes=short[site.name].axes) for site in unclear))
     if set(batch.inputs) <= set(probe_batch(model).inputs):
         _LEARNT[model] = (stamp(model), found)
-    return _complete(model, kind, found)
+    return _complete(model, found)
 
 
-def _complete(model: TransformerLensModel, kind: str, learnt: WeightSites) -> WeightSites:
+def _complete(model: TransformerLensModel, learnt: WeightSites) -> WeightSites:
     """What a pass told, with the places that are known without one.
 
     Those are modules, whose hooks may hold the model: remembered, they would keep it alive for ever.
     """
-    if kind != "HookedTransformer":
-        return learnt
-    from tl_backward.weights.hooked_transformer import with_known_places
-
-    return with_known_places(model, learnt)
+    hooked = model_kind(model) == "HookedTransformer"
+    return hooked_transformer.with_known_places(model, learnt) if hooked else learnt
 
 
-def _collect(model: TransformerLensModel, kind: str, batch: Batch | None) -> WeightSites:
+def _collect(model: TransformerLensModel, batch: Batch | None = None) -> WeightSites:
     check_checkpointing(model)
-    if kind == "HookedTransformer":
-        from tl_backward.weights import hooked_transformer as places
-    else:
-        from tl_backward.weights import transformer_bridge as places
+    places = hooked_transformer if model_kind(model) == "HookedTransformer" else transformer_bridge
 
     def run() -> object:
         with rng_untouched(model):
             return own_pass(model) if batch is None else forward(model, batch)
 
     sites = places.collect(model, run, (probe_batch(model) if batch is None else batch).shapes)
-    if batch is None and kind == "TransformerBridge":
+    if batch is None and places is transformer_bridge:
         warn_of_another_attention(model, run)
     return sites
 
@@ -128,10 +118,7 @@ def rotation(model: TransformerLensModel, layer: int, position: int) -> Float[Te
     Raises:
         ValueError: the architecture turns them in a way that is not known.
     """
-    if model_kind(model) == "HookedTransformer":
-        from tl_backward.weights import hooked_transformer as places
-    else:
-        from tl_backward.weights import transformer_bridge as places
+    places = hooked_transformer if model_kind(model) == "HookedTransformer" else transformer_bridge
     with torch.no_grad():
         return places.rotation(model, layer, position)
 

@@ -3,21 +3,19 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+from typing import Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
-from tl_backward.weights.account import DID_NOT_RUN, account_frame, account_rows, left_out
 from tl_backward.weights.factors import GradientFactors
-from tl_backward.weights.layout import Layout
-
-if TYPE_CHECKING:
-    import pandas
+from tl_backward.weights.layout import Addend, Layout, joined
 
 ModuleArgs: TypeAlias = tuple[object, ...]
 ModuleKwargs: TypeAlias = dict[str, object]
 Axes: TypeAlias = tuple[int, int, int]
+SiteKind: TypeAlias = Literal["matrix", "bias", "norm", "embedding", "parameter"]
+Combine: TypeAlias = Callable[[Tensor | None, Tensor], tuple[Tensor, Tensor]]
 Calls: TypeAlias = list[tuple[Tensor | None, Tensor]]
 
 
@@ -43,21 +41,17 @@ class Argument:
     name: str = ""
     """Its keyword, where it may come as one; the first argument's need not be known."""
 
-    def _key(self, kwargs: ModuleKwargs) -> str | None:
-        if self.name in kwargs:
-            return self.name
-        return None if self.name else next(iter(kwargs), None)
+    def _key(self, kwargs: ModuleKwargs) -> str:
+        return self.name or next(iter(kwargs))
 
     def __call__(self, args: ModuleArgs, kwargs: ModuleKwargs, out: object) -> Tensor:
-        if len(args) > self.position:
-            return cast(Tensor, args[self.position])
-        return cast(Tensor, kwargs[cast(str, self._key(kwargs))])
+        return cast(Tensor, args[self.position] if len(args) > self.position else kwargs[self._key(kwargs)])
 
     def replace(self, args: ModuleArgs, kwargs: ModuleKwargs, x: object) -> tuple[ModuleArgs, ModuleKwargs]:
         """The call's arguments with `x` in this one's place."""
         if len(args) > self.position:
             return (*args[: self.position], x, *args[self.position + 1 :]), kwargs
-        return args, kwargs | {cast(str, self._key(kwargs)): x}
+        return args, kwargs | {self._key(kwargs): x}
 
 
 first_input = Argument()
@@ -83,7 +77,7 @@ class WeightSite:
 
     name: str
     """TransformerLens's name: "blocks.3.mlp.W_out"."""
-    kind: Literal["matrix", "bias", "norm", "embedding", "parameter"]
+    kind: SiteKind
     """"parameter": one whose gradient is captured whole, as autograd gives it: vectors, scalars, kernels."""
     parameter: nn.Parameter
     """The live parameter behind the weight; its own layout may differ from TransformerLens's shape."""
@@ -92,7 +86,7 @@ class WeightSite:
     """Where x is read; None for a bias, which reads nothing, and where the operations that use the weight tell."""
     write: Write | None = None
     """Where y is written; None where the operations that use the weight tell."""
-    combine: Callable[[Tensor | None, Tensor], tuple[Tensor, Tensor]] | None = None
+    combine: Combine | None = None
     """(x, delta) of one call -> (inputs, deltas) of the factors, where the default does not fit."""
     otherwise: Read | None = None
     """Where x is read in passes in which `read` never fires: a layer that the model may compute in two ways."""
@@ -136,10 +130,9 @@ class WeightSite:
 
         Where a model has several stacks of blocks theirs comes first: "encoder_blocks.W_out".
         """
-        parts = self.name.split(".")
-        stack = [] if self.layer is None or parts[0] == "blocks" else [parts[0]]
-        if self.layer is not None:
-            parts = parts[2:]
+        first, *parts = self.name.split(".")
+        stack = [] if self.layer is None or first == "blocks" else [first]
+        parts = [first, *parts] if self.layer is None else parts[1:]
         inside = len(parts) > 1 and parts[0] in ("attn", "mlp", "embed", "pos_embed", "unembed")
         return ".".join([*stack, *(parts[1:] if inside else parts)])
 
@@ -169,18 +162,12 @@ class WeightSite:
         A weight used several times in a pass is summed over its calls: an elementwise one call by call, a matrix by
         more tokens.
         """
-        parts = [self._factor(x, delta) for x, delta in calls]
-        if not parts:  # an expert that saw no token
-            parts = [self._factor(*self._no_tokens())]
-        if len(parts) == 1:
-            inputs, deltas = parts[0]
-        elif self.kind in ("bias", "norm") and len({delta.shape for _, delta in parts}) == 1:
-            inputs, deltas = parts[0][0], torch.stack([delta for _, delta in parts]).sum(0)
-        else:
-            inputs, deltas = (torch.cat(side, dim=1) for side in zip(*parts, strict=True))
+        parts = [Addend(*self._factor(x, delta)) for x, delta in calls or [self.no_tokens()]]
+        inputs, deltas, _ = joined(parts, self.kind in ("bias", "norm"))
         return GradientFactors(inputs=inputs, deltas=deltas, layout=self.layout)
 
-    def _no_tokens(self) -> tuple[Tensor, Tensor]:
+    def no_tokens(self) -> tuple[Tensor, Tensor]:
+        """(x, delta) of no token at all: of an expert that saw none."""
         d_in, d_out = self.layout.shape[-2:]
         return self.parameter.new_zeros(1, 0, d_in), self.parameter.new_zeros(1, 0, d_out)
 
@@ -194,8 +181,7 @@ class WeightSite:
                 delta = delta.reshape(*delta.shape[:2], heads, -1, d_head).sum(3)
             delta = delta.reshape(*_batch_pos(delta, self.layout.shape), -1)
             return delta.new_ones(*delta.shape[:2], 1), delta
-        if x is None:
-            raise AssertionError(f"the matrix {self.name} has no input")
+        assert x is not None, f"the matrix {self.name} has no input"
         if self.kind == "embedding":
             return x.expand(delta.shape[:2]), delta
         if self.layout.heads == "in":
@@ -218,41 +204,6 @@ def watched(sites: Iterable[WeightSite]) -> tuple[list[tuple[Tensor, int]], list
     tensors += [(alias, numbers[id(site.parameter)]) for site in sites for alias in site.aliases]
     constants = {id(buffer): buffer for site in sites for buffer in site.constants}
     return tensors + [(buffer, -1 - i) for i, buffer in enumerate(constants.values())], list(roots)
-
-
-class WeightSites(dict[str, WeightSite]):
-    """Sites by name; `missing` maps the names of weights that cannot be captured to the reason."""
-
-    missing: dict[str, str]
-    parameters: dict[str, nn.Parameter]
-    """The model's `named_parameters()`."""
-
-    def __init__(self, parameters: dict[str, nn.Parameter] | None = None) -> None:
-        super().__init__()
-        self.missing = {}
-        self.parameters = parameters or {}
-        self.unused: dict[int, str] = {}
-        """Why a parameter has no site, by its identity."""
-
-    def add(self, *sites: WeightSite) -> None:
-        """Insert sites under their names."""
-        self.update({site.name: site for site in sites})
-
-    def asleep(self) -> list[nn.Parameter]:
-        """The parameters that no pass of the model's own used."""
-        return [p for p in self.parameters.values() if self.unused.get(id(p)) == DID_NOT_RUN]
-
-    def account(self) -> "pandas.DataFrame":
-        """One row a tensor of `model.named_parameters()`: what of it is captured under which names, or why it is not.
-
-        Columns: parameter (its name there), elements, captured (elements), sites (names; a tied W_E has two), reason
-        (one of `REASONS`; "" where it is captured). Never both of the last two empty.
-        """
-        return account_frame(account_rows(self, self))
-
-    def left_out(self) -> str:
-        """What the pass used and cannot be captured, in one line with the reasons; "" where there is nothing."""
-        return left_out(account_rows(self, self))
 
 
 def _batch_pos(delta: Tensor, shape: tuple[int, ...]) -> tuple[int, int]:

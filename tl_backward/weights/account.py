@@ -1,12 +1,13 @@
-"""The account of a model's parameters: each is captured under some name, or there is a reason why not."""
+"""A model's sites by name, and the account of its parameters: each has a site, or there is a reason why not."""
 
 from collections.abc import Container, Iterable, Mapping
-from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+from typing import TypeAlias
 
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    import pandas
+from tl_backward._support.types import DataFrame
+from tl_backward.weights._site import WeightSite
+from tl_backward.weights.watch import storage_of
 
 DID_NOT_RUN = "did not run in this pass"
 NOT_FLOAT = "not a floating-point parameter"
@@ -17,42 +18,53 @@ REASONS = (DID_NOT_RUN, NOT_FLOAT, QUANTISED, NO_GRAD, NOT_ASKED)
 """Every reason that an account gives."""
 
 
-@runtime_checkable
-class Site(Protocol):
-    """What an account needs of a site."""
-
-    @property
-    def parameter(self) -> nn.Parameter:
-        """The parameter behind it."""
-        ...
-
-    @property
-    def computed_from(self) -> tuple[str, ...]:
-        """The parameters it is computed from, where it is named after none of them."""
-        ...
-
-
-@runtime_checkable
-class Sites(Protocol):
-    """What an account needs of a model's sites."""
-
-    parameters: dict[str, nn.Parameter]
-    unused: dict[int, str]
-
-
 Row: TypeAlias = tuple[str, int, int, tuple[str, ...], str]
 """parameter, elements, captured, sites, reason"""
 
 
-def account_frame(rows: list[Row]) -> "pandas.DataFrame":
+class WeightSites(dict[str, WeightSite]):
+    """Sites by name; `missing` maps the names of weights that cannot be captured to the reason."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter] | None = None) -> None:
+        super().__init__()
+        self.missing: dict[str, str] = {}
+        self.parameters = parameters or {}
+        """The model's `named_parameters()`."""
+        self.unused: dict[int, str] = {}
+        """Why a parameter has no site, by its identity."""
+
+    def add(self, *sites: WeightSite) -> None:
+        """Insert sites under their names."""
+        self.update({site.name: site for site in sites})
+
+    def asleep(self) -> list[nn.Parameter]:
+        """The parameters that no pass of the model's own used."""
+        return [p for p in self.parameters.values() if self.unused.get(id(p)) == DID_NOT_RUN]
+
+    def account(self) -> DataFrame:
+        """One row a tensor of `model.named_parameters()`: what of it is captured under which names, or why it is not.
+
+        Columns: parameter (its name there), elements, captured (elements), sites (names; a tied W_E has two), reason
+        (one of `REASONS`; "" where it is captured). Never both of the last two empty.
+        """
+        return account_frame(account_rows(self, self))
+
+    def left_out(self) -> str:
+        """What the pass used and cannot be captured, in one line with the reasons; "" where there is nothing."""
+        return left_out(account_rows(self, self))
+
+
+def account_frame(rows: list[Row]) -> DataFrame:
     """The rows of an account as a frame."""
     import pandas
 
-    frame = pandas.DataFrame(rows, columns=["parameter", "elements", "captured", "sites", "reason"])
-    return frame.astype({"parameter": object, "reason": object})
+    columns = ["parameter", "elements", "captured", "sites", "reason"]
+    return pandas.DataFrame(rows, columns=columns).astype({"parameter": object, "reason": object})
 
 
-def account_rows(sites: Sites, by_name: Mapping[str, Site], taken: Container[str] | None = None) -> list[Row]:
+def account_rows(
+    sites: WeightSites, by_name: Mapping[str, WeightSite], taken: Container[str] | None = None
+) -> list[Row]:
     """The rows of an account; `taken` are the names that a capture took, None for all."""
     names: dict[int, list[str]] = {}
     regions: dict[int, list[tuple[Tensor, str]]] = {}
@@ -60,14 +72,13 @@ def account_rows(sites: Sites, by_name: Mapping[str, Site], taken: Container[str
         if site.computed_from:  # its parameters have sites of their own
             continue
         names.setdefault(id(site.parameter), []).append(name)
-        regions.setdefault(_storage(site.parameter), []).append((site.parameter, name))
+        regions.setdefault(storage_of(site.parameter), []).append((site.parameter, name))
     rows = []
     for parameter, tensor in sites.parameters.items():
-        found = names.get(id(tensor)) or _overlapping(tensor, regions.get(_storage(tensor), ()))
+        found = names.get(id(tensor)) or _overlapping(tensor, regions.get(storage_of(tensor), ()))
         chosen = [name for name in found if taken is None or name in taken]
         reason = sites.unused.get(id(tensor), DID_NOT_RUN) if not found else "" if chosen else NOT_ASKED
-        elements = tensor.numel()
-        rows.append((parameter, elements, elements if chosen else 0, tuple(chosen), reason))
+        rows.append((parameter, tensor.numel(), tensor.numel() if chosen else 0, tuple(chosen), reason))
     return rows
 
 
@@ -87,24 +98,13 @@ def left_out(rows: list[Row]) -> str:
     return f"captured {captured / max(1, total):.0%} of {total / 1e6:.3g} M parameters; not: {reasons}"
 
 
-def _storage(tensor: Tensor) -> int:
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):
-        return id(tensor)
-
-
 def _overlapping(tensor: Tensor, others: Iterable[tuple[Tensor, str]]) -> list[str]:
     """Sites of parameters that share memory with a tensor: the parts of a joint one, or the whole of a part."""
     if type(tensor) not in (nn.Parameter, Tensor) or not tensor.numel():
         return []
     start, end = _extent(tensor)
-    found = []
-    for other, name in others:
-        first, last = _extent(other)
-        if type(other) in (nn.Parameter, Tensor) and first < end and start < last:
-            found.append(name)
-    return found
+    plain = ((name, _extent(other)) for other, name in others if type(other) in (nn.Parameter, Tensor))
+    return [name for name, (first, last) in plain if first < end and start < last]
 
 
 def _extent(tensor: Tensor) -> tuple[int, int]:

@@ -120,17 +120,14 @@ class GradientFactors:
 
     def _matrix(self) -> Float[Tensor, "*expert d_in d_out"]:
         if self.layout.experts:
-            blocks = [x.T @ d for x, d in self._blocks()]
-            return torch.stack(blocks)
+            return torch.stack([x.T @ d for x, d in self._blocks()])
         if self.is_lookup:
             matrix = self.deltas.new_zeros(self.matrix_shape)
             return matrix.index_add_(0, self.inputs.flatten(), self.deltas.flatten(0, 1))
         if not self.per_head:
             return self.inputs.flatten(0, 1).T @ self.deltas.flatten(0, 1)
         blocks = torch.einsum("bphi,bpho->hio", self.inputs, self.deltas)
-        if self.layout.heads == "in":
-            return blocks.flatten(0, 1)
-        return blocks.transpose(0, 1).flatten(1, 2)
+        return blocks.flatten(0, 1) if self.layout.heads == "in" else blocks.transpose(0, 1).flatten(1, 2)
 
     # --- without the dense gradient (numbers in float32 at least) -------------------------------------------
 
@@ -185,7 +182,7 @@ class GradientFactors:
                 torch.linalg.matrix_rank) and the largest token norm (tokens that cancel leave only rounding errors).
         """
         s = self.svd().S
-        if s.numel() == 0:
+        if not len(s):
             return 0
         if tol is None:
             eps = max(torch.finfo(dtype).eps for dtype in (s.dtype, self.deltas.dtype))
@@ -216,29 +213,24 @@ class GradientFactors:
         return self._token_products64().sum((1, 2)).clamp(min=0).sqrt()
 
     def _token_products64(self) -> Float[Tensor, "batch pos pos"]:
-        d = self.deltas.double()
+        d, x = self.deltas.double(), self.inputs if self.is_lookup else self.inputs.double()
+        if self.per_head:
+            return torch.einsum("bihd,bjhd,biho,bjho->bij", x, x, d, d)
+        products = d @ d.transpose(1, 2)
         if self.is_lookup:
-            same = self.inputs[:, :, None] == self.inputs[:, None]
-            return same * (d @ d.transpose(1, 2))
-        x = self.inputs.double()
-        if self.layout.experts and self.origin is not None and self.origin.expert is not None:
-            same = self.origin.expert[:, :, None] == self.origin.expert[:, None]
-            return same * (x @ x.transpose(1, 2)).mul_(d @ d.transpose(1, 2))
-        if not self.per_head:
-            return (x @ x.transpose(1, 2)).mul_(d @ d.transpose(1, 2))
-        return torch.einsum("bihd,bjhd,biho,bjho->bij", x, x, d, d)
+            return products * (x[:, :, None] == x[:, None])
+        products.mul_(x @ x.transpose(1, 2))
+        expert = self.origin.expert if self.layout.experts and self.origin is not None else None
+        return products if expert is None else products * (expert[:, :, None] == expert[:, None])
 
     def active(self) -> tuple[Tensor, Tensor, Int[Tensor, "n"]]:
         """`rows` of the tokens whose delta is not zero, and the example each belongs to.
 
         Pads have none, nor has any token but the last in the last layer's MLP under a loss at the last token.
         """
-        x, d = self.rows()
-        if self.origin is not None:
-            owner = self.origin.example.flatten()
-        else:
-            n = self.deltas.shape[0]
-            owner = torch.arange(n, device=d.device).repeat_interleave(len(d) // max(1, n))
+        (x, d), n = self.rows(), len(self.deltas)
+        examples = torch.arange(n, device=d.device).repeat_interleave(len(d) // max(1, n))
+        owner = examples if self.origin is None else self.origin.example.flatten()
         kept = d.any(-1).nonzero().flatten()
         return (x, d, owner) if len(kept) == len(d) else (x[kept], d[kept], owner[kept])
 
@@ -301,9 +293,8 @@ class GradientFactors:
             )
         shape, stored_shape = self.layout.shape[1:], self.layout.stored_shape[1:]
         layout = replace(self.layout, shape=shape, stored_shape=stored_shape, experts=False, pull_back=None)
-        own = self._where(self.origin.expert == index % self.n_experts)
-        assert own.origin is not None
-        return replace(own, layout=layout, origin=replace(own.origin, expert=None))
+        own = replace(self, layout=layout, origin=replace(self.origin, expert=None))
+        return own._where(self.origin.expert == index % self.n_experts)
 
     def expert_norms(self) -> Float[Tensor, "expert"]:
         """Frobenius norm of each expert's gradient; 0 for one that no token reached.
@@ -320,7 +311,7 @@ class GradientFactors:
 
     @property
     def _number_dtype(self) -> torch.dtype:
-        """Of norms and inner products: float32 at least, since float16 ends at 65,504 and knows no square of 1e-4."""
+        """Norms and inner products are in float32 at least: float16 ends at 65,504 and knows no square of 1e-4."""
         return torch.promote_types(self.deltas.dtype, torch.float32)
 
     def _chosen(self, index: Index | tuple[Index, ...]) -> Bool[Tensor, "batch row"]:
@@ -370,10 +361,8 @@ class GradientFactors:
                 f"{list(other.matrix_shape)} (per head: {self.per_head}, {other.per_head}); capture both with the "
                 "same model flags."
             )
-        total = torch.zeros((), dtype=torch.float64, device=self.deltas.device)
-        for (x, d), (x2, d2) in zip(self._blocks(), other._blocks(), strict=True):
-            total += _gram_sum(x, d, x2, d2)
-        return total
+        zero = torch.zeros((), dtype=torch.float64, device=self.deltas.device)
+        return sum((_gram_sum(*a, *b) for a, b in zip(self._blocks(), other._blocks(), strict=True)), start=zero)
 
     def rows(self) -> tuple[Float[Tensor, "n d_in"] | Int[Tensor, "n"], Float[Tensor, "n d_out"]]:
         """(x [n, d_in], delta [n, d_out]) with x.T @ delta the whole matrix; blocks of heads or experts padded with 0.
@@ -393,13 +382,12 @@ class GradientFactors:
     def _thin(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """`rows` in float32 at least, for a lookup or experts only the matrix rows that occur (their ids last)."""
         if self.layout.experts:
+            x, d = self.inputs.flatten(0, 1), self.deltas.flatten(0, 1).to(self._number_dtype)
             present, index = self._expert_of_row().unique(return_inverse=True)
-            x, d_in = _in_blocks(self.inputs.flatten(0, 1), index, len(present)), self.inputs.shape[-1]
-            d = self.deltas.flatten(0, 1)
-            d = d if d.dtype == torch.float64 else d.float()
-            return x.to(d.dtype), d, (present[:, None] * d_in + torch.arange(d_in, device=d.device)).flatten()
+            ids = present[:, None] * x.shape[1] + torch.arange(x.shape[1], device=d.device)
+            return _in_blocks(x, index, len(present)).to(d.dtype), d, ids.flatten()
         x, d = self.rows()
-        d = d if d.dtype == torch.float64 else d.float()
+        d = d.to(self._number_dtype)
         if not self.is_lookup:
             return x.to(d.dtype), d, None
         rows, index = x.unique(return_inverse=True)

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -26,6 +27,14 @@ class Layout:
     """(which, of how many): the weight is one of several that share a parameter, side by side within each head."""
     pull_back: Callable[[Tensor], Tensor] | None = None
     """Gradient of the matrix that was used -> gradient of the parameter it is a function of; None where it is it."""
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """[d_in, d_out] of the matrix, one expert's where there are several, head axes flattened."""
+        if len(self.shape) == 3 and not self.experts:
+            head, rows, columns = self.shape
+            return (rows, head * columns) if self.heads == "out" else (head * rows, columns)
+        return self.shape[-2], self.shape[-1]
 
     def to_tl(self, matrix: Float[Tensor, "*expert d_in d_out"]) -> Float[Tensor, "..."]:
         """A [d_in, d_out] matrix in TransformerLens's shape."""
@@ -77,3 +86,29 @@ class Origin:
         """The rows that are chosen, in one batch axis of 1."""
         expert = None if self.expert is None else self.expert[rows][None]
         return Origin(self.example[rows][None], self.token[rows][None], expert, self.shape)
+
+
+class Addend(NamedTuple):
+    """The factors that one use of a weight contributes."""
+
+    inputs: Tensor
+    deltas: Tensor
+    origin: Origin | None = None
+
+
+def joined(parts: list[Addend], elementwise: bool) -> Addend:
+    """The factors of one weight from those of all its uses: of a bias or norm summed, else of more tokens."""
+    if len(parts) == 1:
+        return parts[0]
+    if elementwise and len({part.deltas.shape for part in parts}) == 1:
+        return Addend(parts[0].inputs, torch.stack([part.deltas for part in parts]).sum(0))
+    known = [part.origin for part in parts if part.origin is not None]
+    if not known and len({len(part.deltas) for part in parts}) > 1:  # one batch, whose examples are not told apart
+        parts = [Addend(part.inputs.flatten(0, 1)[None], part.deltas.flatten(0, 1)[None]) for part in parts]
+    inputs, deltas = (torch.cat([getattr(part, side) for part in parts], dim=1) for side in ("inputs", "deltas"))
+    if len(known) < len(parts):
+        return Addend(inputs, deltas)
+    experts = [origin.expert for origin in known if origin.expert is not None]
+    expert = torch.cat(experts, 1) if len(experts) == len(known) else None
+    example, token = torch.cat([each.example for each in known], 1), torch.cat([each.token for each in known], 1)
+    return Addend(inputs, deltas, Origin(example, token, expert, known[0].shape))

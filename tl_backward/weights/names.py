@@ -22,8 +22,8 @@ from tl_backward._support.types import TransformerLensModel
 from tl_backward.model.modules import every_module
 
 _LETTERS = {"q": "Q", "k": "K", "v": "V", "o": "O", "dense_in": "in", "dense_gate": "gate", "dense_out": "out"}
-_WRAPPERS = ("base_layer", "default")
-"""Steps of a path that say how a layer is wrapped, not which one it is (PEFT)."""
+_WRAPPERS = ("_original_component", "base_layer", "default", "parametrizations")
+"""Steps of a path that say how a layer is wrapped (by TransformerLens, PEFT or torch), not which one it is."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ def named_weights(model: nn.Module, components: dict[int, str]) -> dict[int, lis
 
 def components(model: TransformerLensModel) -> dict[int, str]:
     """TransformerLens's path of each component, by the identity of its module: where its hook points say they are."""
-    owner = {}
-    for module in every_module(model):
-        for end in ("hook_in", "hook_out"):
-            point = module._modules.get(end)
-            if point is not None:
-                owner[id(point)] = (id(module), end)
+    owner = {
+        id(point): (id(module), end)
+        for module in every_module(model)
+        for end, point in module._modules.items()
+        if end in ("hook_in", "hook_out")
+    }
     found: dict[int, str] = {}
     for name, point in model.hook_dict.items():
         module, end = owner.get(id(point), (0, ""))
@@ -89,13 +89,13 @@ def _walk(
     parent = next(iter(chain[-1:] if below else chain[-2:-1]), None)
     for attribute, tensor in module._parameters.items():
         if tensor is not None:
-            name = _name(path, below, module, attribute)
-            computed = _computed(path, below, module, attribute)
+            name, computed = _name(path, below, module, attribute), _computed(path, below, module, attribute)
             yield tensor, Named(name, module, attribute, parent, len(below), computed)
     for step, child in module._modules.items():
         if child is not None and not is_hook_point(child):
-            inside = step in ("_original_component", *_WRAPPERS) or step == "parametrizations"
-            yield from _walk(child, path, below if inside else (*below, step), chain, known, above | {id(module)})
+            yield from _walk(
+                child, path, below if step in _WRAPPERS else (*below, step), chain, known, above | {id(module)}
+            )
 
 
 def is_hook_point(module: nn.Module) -> bool:

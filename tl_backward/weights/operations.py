@@ -8,6 +8,8 @@ of its weight is then asked of autograd itself.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter, itemgetter, methodcaller
 from typing import Literal, TypeAlias, cast
 
 import torch
@@ -23,12 +25,8 @@ def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _transposed(tensor: Tensor) -> Tensor:
-    return tensor.mT
-
-
-def _as_row(tensor: Tensor) -> Tensor:
-    return tensor[None]
+_transposed: Rows = attrgetter("mT")
+_as_row: Rows = itemgetter(None)
 
 
 @dataclass(slots=True)
@@ -77,13 +75,10 @@ def uses_of(
 
 def operands(args: Arguments, kwargs: Keywords) -> list[Tensor]:
     """The tensors among an operation's arguments, lists of them included."""
-    found: list[Tensor] = []
+    found: list[object] = []
     for value in (*args, *kwargs.values()) if kwargs else args:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif type(value) in (list, tuple):
-            found += [item for item in cast(Sequence[object], value) if isinstance(item, Tensor)]
-    return found
+        found += cast(Sequence[object], value) if type(value) in (list, tuple) else (value,)
+    return [each for each in found if isinstance(each, Tensor)]
 
 
 def operation_name(function: Callable) -> str:
@@ -113,72 +108,47 @@ class _Call:
         return value if isinstance(value, Tensor) else None
 
     def weight(self, place: int, name: str) -> Tensor | None:
-        value = self[place, name]
-        return value if isinstance(value, Tensor) and self.is_weight(value) else None
+        value = self.tensor(place, name)
+        return value if self.is_weight(value) else None
 
 
-def _linear(call: _Call) -> list[Use]:
-    x, weight, bias = call.tensor(0, "input"), call.weight(1, "weight"), call.weight(2, "bias")
-    uses = []
-    if weight is not None and x is not None and weight.ndim == 2:
-        rows = _as_row if x.ndim == 1 else _same
-        uses.append(Use(call.name, weight, "matrix", call.out, x, "out_in", rows, rows))
+def _product(call: _Call) -> list[Use]:
+    """Left @ right, one of them a weight, plus a bias where the operation adds one."""
+    if call.kwargs.get("out") is not None or any(call.kwargs.get(name, 1) != 1 for name in ("beta", "alpha")):
+        return []
+    left, right = (call.tensor(*place) for place in _FACTORS[call.name])
+    uses: list[Use] = []
+    if left is not None and right is not None and call.is_weight(left) != call.is_weight(right):
+        from_right = call.is_weight(right)
+        factors = (right, left, "in_out", _same) if from_right else (left, right, "out_in", _transposed)
+        uses = _matrix(call, *factors)
+    bias = call.weight(0, "input") if call.name in ("addmm", "baddbmm") else None
     if bias is not None and bias.ndim == 1:
-        uses.append(Use(call.name, bias, "bias", call.out, delta_rows=_as_row if call.out.ndim == 1 else _same))
+        uses.append(Use(call.name, bias, "bias", call.out))
     return uses
 
 
-def _product(call: _Call, left: Tensor | None, right: Tensor | None) -> list[Use]:
-    """Left @ right, one of them a weight."""
-    if left is None or right is None or call.is_weight(left) == call.is_weight(right):
+def _matrix(call: _Call, weight: Tensor, x: Tensor, orientation: Orientation, turn: Rows) -> list[Use]:
+    """A weight's product with x, whose rows `turn` gives; of one matrix or, [block, .., ..], of one for each block."""
+    if weight.ndim == 2:
+        rows = _as_row if x.ndim == 1 else turn
+        return [Use(call.name, weight, "matrix", call.out, x, orientation, rows, rows)]
+    if weight.ndim != 3 or x.ndim != 3 or len(weight) != len(x):
         return []
-    if call.is_weight(right):
-        if right.ndim == 2:
-            rows = _as_row if left.ndim == 1 else _same
-            return [Use(call.name, right, "matrix", call.out, left, "in_out", rows, rows)]
-        if right.ndim == 3 and left.ndim == 3 and len(left) == len(right):
-            return [_by_block(call, right, left, "in_out", _same)]
-    elif left.ndim == 2:
-        if right.ndim == 1:
-            return [Use(call.name, left, "matrix", call.out, right, "out_in", _as_row, _as_row)]
-        return [Use(call.name, left, "matrix", call.out, right, "out_in", _transposed, _transposed)]
-    elif left.ndim == 3 and right.ndim == 3 and len(left) == len(right):
-        return [_by_block(call, left, right, "out_in", _transposed)]
-    return []
-
-
-def _by_block(call: _Call, weight: Tensor, x: Tensor, orientation: Orientation, turn: Rows) -> Use:
-    """[block, n, d_in] @ [block, d_in, d_out], or transposed: n rows a block."""
 
     def flat(tensor: Tensor) -> Tensor:
         return turn(tensor).flatten(0, 1)
 
-    n = x.shape[1] if turn is _same else x.shape[2]
+    n = turn(x).shape[1]
     block = torch.arange(len(weight), device=x.device).repeat_interleave(n)
-    return Use(call.name, weight, "matrix", call.out, x, orientation, flat, flat, "rows", block, n)
+    return [Use(call.name, weight, "matrix", call.out, x, orientation, flat, flat, "rows", block, n)]
 
 
-def _matmul(call: _Call) -> list[Use]:
-    return _product(call, call.tensor(0, "input"), call.tensor(1, "other"))
-
-
-def _rmatmul(call: _Call) -> list[Use]:
-    return _product(call, call.tensor(1, "other"), call.tensor(0, "input"))
-
-
-def _mm(call: _Call) -> list[Use]:
-    return [] if call.kwargs.get("out") is not None else _product(call, call.tensor(0, "input"), call.tensor(1, "mat2"))
-
-
-def _addmm(call: _Call) -> list[Use]:
-    """Bias + left @ right, of one matrix or one a block."""
-    if call.kwargs.get("beta", 1) != 1 or call.kwargs.get("alpha", 1) != 1:
-        return []
-    names = ("batch1", "batch2") if call.name == "baddbmm" else ("mat1", "mat2")
-    uses = _product(call, call.tensor(1, names[0]), call.tensor(2, names[1]))
-    bias = call.weight(0, "input")
+def _linear(call: _Call) -> list[Use]:
+    x, weight, bias = call.tensor(0, "input"), call.weight(1, "weight"), call.weight(2, "bias")
+    uses = [] if weight is None or x is None or weight.ndim != 2 else _matrix(call, weight, x, "out_in", _same)
     if bias is not None and bias.ndim == 1:
-        uses.append(Use(call.name, bias, "bias", call.out))
+        uses.append(Use(call.name, bias, "bias", call.out, delta_rows=_as_row if call.out.ndim == 1 else _same))
     return uses
 
 
@@ -196,25 +166,21 @@ def _embedding(call: _Call) -> list[Use]:
     plain = call[3, "max_norm"] is None and not call[5, "scale_grad_by_freq"] and not call[6, "sparse"]
     if ids is None or weight is None or not plain:
         return []
+    delta_rows = _same
     if isinstance(padding, int):
         untrained = (ids == padding % len(weight))[..., None]  # that row gets no gradient
-        return [Use(call.name, weight, "embedding", call.out, ids, delta_rows=lambda d: d.masked_fill(untrained, 0))]
-    return [Use(call.name, weight, "embedding", call.out, ids)]
+        delta_rows = methodcaller("masked_fill", untrained, 0)
+    return [Use(call.name, weight, "embedding", call.out, ids, delta_rows=delta_rows)]
 
 
 def _layer_norm(call: _Call) -> list[Use]:
-    x, shape = call.tensor(0, "input"), cast(Sequence[int], call[1, "normalized_shape"])
-    weight, bias = call.weight(2, "weight"), call.weight(3, "bias") if call.name == "layer_norm" else None
-    place = 4 if call.name == "layer_norm" else 3
-    given = call[place, "eps"]
+    x, shape, centred = call.tensor(0, "input"), cast(list[int], call[1, "normalized_shape"]), call.name == "layer_norm"
+    weight, bias = call.weight(2, "weight"), call.weight(3, "bias") if centred else None
     if x is None or len(shape) != 1:
         return []
-
-    def normalized(tensor: Tensor) -> Tensor:
-        if call.name == "layer_norm":
-            return F.layer_norm(tensor, shape, eps=1e-5 if given is None else cast(float, given))
-        return F.rms_norm(tensor, list(shape), eps=cast("float | None", given))
-
+    eps = call[4 if centred else 3, "eps"]
+    options = {"normalized_shape": tuple(shape), "eps": 1e-5 if centred and eps is None else eps}
+    normalized = partial(F.layer_norm if centred else F.rms_norm, **options)
     uses = [] if weight is None else [Use(call.name, weight, "norm", call.out, x, x_rows=normalized)]
     return uses if bias is None else [*uses, Use(call.name, bias, "bias", call.out)]
 
@@ -224,17 +190,12 @@ def _elementwise(call: _Call) -> list[Use]:
     left, right = call.tensor(0, "input"), call.tensor(1, "other")
     if left is None or right is None or call.is_weight(left) == call.is_weight(right):
         return []
-    if call.kwargs.get("alpha", 1) != 1:
-        return []
     weight, x = (left, right) if call.is_weight(left) else (right, left)
-    spread = weight.ndim == 0 or call.out.ndim <= weight.ndim or call.out.shape[-weight.ndim :] != weight.shape
-    if spread or x.shape != call.out.shape:
+    n, out = weight.ndim, call.out.shape
+    spread = n == 0 or len(out) <= n or out[-n:] != weight.shape
+    if spread or x.shape != out or call.kwargs.get("alpha", 1) != 1:
         return []
-    n = weight.ndim
-
-    def flat(tensor: Tensor) -> Tensor:
-        return tensor.flatten(-n)
-
+    flat = methodcaller("flatten", -n)
     if call.name == "add":
         return [Use(call.name, weight, "bias", call.out, delta_rows=flat)]
     return [Use(call.name, weight, "norm", call.out, x, x_rows=flat, delta_rows=flat)]
@@ -243,8 +204,7 @@ def _elementwise(call: _Call) -> list[Use]:
 def _einsum(call: _Call) -> list[Use]:
     """Two operands, one of them a weight whose axes are contracted, written, or shared with x and y as a head's is."""
     equation, *tensors = call.args
-    if len(tensors) == 1 and isinstance(tensors[0], list | tuple):
-        tensors = list(tensors[0])
+    tensors = tensors[0] if len(tensors) == 1 and isinstance(tensors[0], list | tuple) else tensors
     if not isinstance(equation, str) or len(tensors) != 2 or "." in equation or "->" not in equation:
         return []
     inputs, written = equation.replace(" ", "").split("->")
@@ -258,44 +218,34 @@ def _einsum(call: _Call) -> list[Use]:
     out = [c for c in of_weight if c in written and c not in of_x]
     heads = [c for c in of_weight if c in written and c in of_x]
     tokens = [c for c in of_x if c in written and c not in of_weight]
-    product = len(contracted) == 1 and len(out) == 1 and len(heads) <= 1
-    accounted = (len(of_weight), len(of_x), len(written)) == tuple(
-        each + len(heads) for each in (2, len(tokens) + 1, len(tokens) + 1)
-    )
-    if not product or not accounted:
-        return []
-    if heads and of_weight[0] != heads[0]:
-        return []
     lead = [*tokens, *heads]
+    product = len(contracted) == 1 and len(out) == 1 and len(heads) <= 1
+    accounted = (len(of_weight), len(of_x), len(written)) == (2 + len(heads), len(lead) + 1, len(lead) + 1)
+    if not product or not accounted or (heads and of_weight[0] != heads[0]):
+        return []
     x_axes, y_axes = [of_x.index(c) for c in [*lead, *contracted]], [written.index(c) for c in [*lead, *out]]
     orientation: Orientation = "in_out" if of_weight.index(contracted[0]) < of_weight.index(out[0]) else "out_in"
-    return [
-        Use(
-            call.name,
-            weight,
-            "matrix",
-            call.out,
-            x,
-            orientation,
-            lambda tensor: tensor.permute(x_axes),
-            lambda tensor: tensor.permute(y_axes),
-            "head" if heads else "",
-        )
-    ]
+    x_rows, y_rows = methodcaller("permute", x_axes), methodcaller("permute", y_axes)
+    blocks = "head" if heads else ""
+    return [Use(call.name, weight, "matrix", call.out, x, orientation, x_rows, y_rows, blocks)]
 
 
 _SYNONYMS = {
-    "__matmul__": "matmul", "mul_": "mul_", "__mul__": "mul", "__rmul__": "mul", "multiply": "mul", "__add__": "add",
-    "__radd__": "add", "grouped_mm": "_grouped_mm", "index_select": "index_select",
+    "__matmul__": "matmul", "__mul__": "mul", "__rmul__": "mul", "multiply": "mul", "__add__": "add", "__radd__": "add",
+    "grouped_mm": "_grouped_mm",
 }  # fmt: skip
+_FACTORS = {
+    "matmul": ((0, "input"), (1, "other")),
+    "__rmatmul__": ((1, "other"), (0, "input")),
+    "mm": ((0, "input"), (1, "mat2")),
+    "bmm": ((0, "input"), (1, "mat2")),
+    "addmm": ((1, "mat1"), (2, "mat2")),
+    "baddbmm": ((1, "batch1"), (2, "batch2")),
+}
+"""Which arguments a product's left and right factors are."""
 _READERS: dict[str, Callable[[_Call], list[Use]]] = {
     "linear": _linear,
-    "matmul": _matmul,
-    "__rmatmul__": _rmatmul,
-    "mm": _mm,
-    "bmm": _mm,
-    "addmm": _addmm,
-    "baddbmm": _addmm,
+    **dict.fromkeys(_FACTORS, _product),
     "_grouped_mm": _grouped_mm,
     "embedding": _embedding,
     "layer_norm": _layer_norm,

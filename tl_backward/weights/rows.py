@@ -1,17 +1,25 @@
-"""From the uses of a weight in one pass to the factors of its gradient: rows of x and delta, by example and token."""
+"""From the uses of a weight in one pass to its rows by example and token: x, and with delta a gradient's factors."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from tl_backward.weights._site import Axes, WeightSite
+from tl_backward._support.types import TransformerLensModel
+from tl_backward.model.guard import rng_untouched
+from tl_backward.model.torch_hooks import register_last
+from tl_backward.weights._site import Axes, Read, WeightSite, watched
 from tl_backward.weights.factors import GradientFactors
-from tl_backward.weights.layout import Origin
+from tl_backward.weights.layout import Addend, Origin, joined
 from tl_backward.weights.token_rows import Shapes
-from tl_backward.weights.watch import Seen
+from tl_backward.weights.watch import Seen, Watch
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -22,15 +30,6 @@ class Recorded:
     gradient: Tensor
 
 
-@dataclass(frozen=True)
-class _Part:
-    """The factors that one use contributes."""
-
-    inputs: Tensor
-    deltas: Tensor
-    origin: Origin | None
-
-
 def factors_of(
     site: WeightSite, recorded: list[Recorded], shapes: Shapes, edge: GradientEdge | None = None
 ) -> GradientFactors:
@@ -38,14 +37,12 @@ def factors_of(
 
     `edge` is where the gradient of its parameter arrives, where it is used as a function of it.
     """
-    layout = site.layout
-    if recorded:
-        pull_back = _pull_back(site, recorded, edge)
-        layout = layout if pull_back is None else replace(layout, pull_back=pull_back)
+    pull_back = _pull_back(site, recorded, edge) if recorded else None
+    layout = site.layout if pull_back is None else replace(site.layout, pull_back=pull_back)
     parts = [_part(site, each, _shape_of(each, shapes), shapes) for each in recorded] or [_nothing(site, shapes[0])]
     if not site.placed and shapes[0][0] > 1:
         parts = [_unplaced(part, shapes[0]) for part in parts]
-    inputs, deltas, origin = _joined(site, parts)
+    inputs, deltas, origin = joined(parts, site.kind in ("bias", "norm"))
     if layout.part is not None:  # a head's query and the gate that follows it
         which, n = layout.part
         deltas = deltas.unflatten(-1, (-1, n, layout.shape[2]))[..., which, :].flatten(-2)
@@ -62,45 +59,40 @@ def _shape_of(recorded: Recorded, shapes: Shapes) -> tuple[int, int]:
     return next(fits, None) or next(behind_heads, None) or shapes[0]
 
 
-def _part(site: WeightSite, recorded: Recorded, shape: tuple[int, int], shapes: Shapes) -> _Part:
-    use = recorded.seen.use
+def _part(site: WeightSite, recorded: Recorded, shape: tuple[int, int], shapes: Shapes) -> Addend:
+    use, x = recorded.seen.use, None if recorded.seen.use.x is None else recorded.seen.use.x.detach()
     delta = use.delta_rows(recorded.gradient.detach())
-    x = None if use.x is None else use.x.detach()
-    if site.kind == "bias":
-        delta = by_token(delta, shape, site.axes)
-        delta = delta if delta.ndim == 3 else delta.flatten(2, -2).sum(2)
-        return _Part(delta.new_ones(*delta.shape[:2], 1), delta, None)
-    assert x is not None
     if site.kind == "embedding":
-        width = delta.shape[-1]
-        ids = x.expand(delta.shape[:-1])
+        assert x is not None
+        width, ids = delta.shape[-1], x.expand(delta.shape[:-1])
         ids, delta = (by_token(side, shape, site.axes) for side in (ids[..., None], delta))
-        return _Part(ids.flatten(1).long(), delta.reshape(len(delta), -1, width), None)
-    with torch.no_grad():
-        x = use.x_rows(x)
-    # Under autocast the product sees a rounded x.
-    x = x.to(delta.dtype)
-    if site.kind == "norm":
-        both = by_token(x * delta, shape, site.axes)
+        return Addend(ids.flatten(1).long(), delta.reshape(len(delta), -1, width))
+    if x is not None and site.kind != "bias":
+        with torch.no_grad():
+            x = use.x_rows(x)
+        # Under autocast the product sees a rounded x.
+        x = x.to(delta.dtype)
+    if site.kind in ("bias", "norm"):
+        both = by_token(delta if x is None or site.kind == "bias" else x * delta, shape, site.axes)
         both = both if both.ndim == 3 else both.flatten(2, -2).sum(2)
-        return _Part(both.new_ones(*both.shape[:2], 1), both, None)
+        return Addend(both.new_ones(*both.shape[:2], 1), both)
+    assert x is not None
     if use.blocks == "head":
         x, delta = (by_token(side, shape, site.axes, trailing=2) for side in (x, delta))
-        return _Part(x, delta, None)
+        return Addend(x, delta)
     block = use.block
     if site.layout.experts and block is None:  # one expert's slice
-        known = recorded.seen.known
-        step = known.base.stride(0)
-        number = (use.weight.storage_offset() - known.base.storage_offset()) // step
+        base = recorded.seen.known.base
+        number = (use.weight.storage_offset() - base.storage_offset()) // base.stride(0)
         x, delta = x.flatten(0, -2), delta.flatten(0, -2)
         block = torch.full((len(x),), number, device=x.device)
     if block is not None or (x.ndim == 2 and recorded.seen.token is not None):
         return _rows(x, delta, block, recorded.seen, shapes)
-    x, delta = (by_token(side, shape, site.axes) for side in (x, delta))
-    return _Part(x.flatten(1, -2), delta.flatten(1, -2), None)
+    x, delta = (by_token(side, shape, site.axes).flatten(1, -2) for side in (x, delta))
+    return Addend(x, delta)
 
 
-def _rows(x: Tensor, delta: Tensor, block: Tensor | None, seen: Seen, shapes: Shapes) -> _Part:
+def _rows(x: Tensor, delta: Tensor, block: Tensor | None, seen: Seen, shapes: Shapes) -> Addend:
     """Rows that are not [batch, pos], with where each comes from; -1 where that is not known."""
     sizes, token = [batch * pos for batch, pos in shapes], seen.token
     if token is None or len(token) != len(x):  # never gathered: all tokens in their order, once or for each block
@@ -112,50 +104,23 @@ def _rows(x: Tensor, delta: Tensor, block: Tensor | None, seen: Seen, shapes: Sh
         which = 0
         while which + 1 < len(sizes) and len(token) and int(token.max()) >= sizes[which]:
             token, which = token - sizes[which], which + 1
-    shape = shapes[which]
-    pos, known = shape[1], token >= 0
-    example = torch.where(known, token // max(1, pos), -1)
-    place = torch.where(known, token % max(1, pos), -1)
-    origin = Origin(example[None], place[None], None if block is None else block[None].long(), shape)
-    return _Part(x[None], delta[None], origin)
+    pos, known = max(1, shapes[which][1]), token >= 0
+    example, place = torch.where(known, token // pos, -1), torch.where(known, token % pos, -1)
+    origin = Origin(example[None], place[None], None if block is None else block[None].long(), shapes[which])
+    return Addend(x[None], delta[None], origin)
 
 
-def _unplaced(part: _Part, shape: tuple[int, int]) -> _Part:
+def _unplaced(part: Addend, shape: tuple[int, int]) -> Addend:
     """Rows whose examples are not told apart: a table that all examples read together, an order of its own."""
     inputs, deltas = part.inputs.flatten(0, 1)[None], part.deltas.flatten(0, 1)[None]
     unknown = torch.full(deltas.shape[:2], -1, device=deltas.device)
-    return _Part(inputs, deltas, Origin(unknown, unknown, None if part.origin is None else part.origin.expert, shape))
+    return Addend(inputs, deltas, Origin(unknown, unknown, None if part.origin is None else part.origin.expert, shape))
 
 
-def _nothing(site: WeightSite, shape: tuple[int, int]) -> _Part:
+def _nothing(site: WeightSite, shape: tuple[int, int]) -> Addend:
     """An expert that no token reached."""
-    d_in, d_out = site.layout.shape[-2:]
     none = torch.zeros(1, 0, dtype=torch.long, device=site.parameter.device)
-    return _Part(
-        site.parameter.new_zeros(1, 0, d_in),
-        site.parameter.new_zeros(1, 0, d_out),
-        Origin(none, none, none if site.layout.experts else None, shape),
-    )
-
-
-def _joined(site: WeightSite, parts: list[_Part]) -> tuple[Tensor, Tensor, Origin | None]:
-    if len(parts) == 1:
-        return parts[0].inputs, parts[0].deltas, parts[0].origin
-    if site.kind in ("bias", "norm") and len({part.deltas.shape for part in parts}) == 1:
-        return parts[0].inputs, torch.stack([part.deltas for part in parts]).sum(0), None
-    origins = [part.origin for part in parts]
-    known = [origin for origin in origins if origin is not None]
-    batches = {part.deltas.shape[0] for part in parts}
-    if len(batches) > 1 and not known:  # as rows of one batch, whose examples are not told apart
-        parts = [_Part(part.inputs.flatten(0, 1)[None], part.deltas.flatten(0, 1)[None], None) for part in parts]
-    inputs, deltas = (torch.cat([getattr(part, side) for part in parts], dim=1) for side in ("inputs", "deltas"))
-    if len(known) < len(parts):
-        return inputs, deltas, None
-    experts = [origin.expert for origin in known if origin.expert is not None]
-    expert = torch.cat(experts, 1) if len(experts) == len(known) else None
-    example, token = torch.cat([each.example for each in known], 1), torch.cat([each.token for each in known], 1)
-    origin = Origin(example, token, expert, known[0].shape)
-    return inputs, deltas, origin
+    return Addend(*site.no_tokens(), Origin(none, none, none if site.layout.experts else None, shape))
 
 
 def axes_of(lead: tuple[int, ...], shapes: Shapes) -> Axes | None:
@@ -189,17 +154,15 @@ def by_token(tensor: Tensor, shape: tuple[int, int], axes: Axes | None = None, t
             return tensor if len(lead) > 1 else tensor[:, None]
         if lead[axes[2]] == pos:
             return tensor.movedim((axes[1], axes[2]), (0, 1))
-    if len(lead) >= 2 and tuple(lead[:2]) == shape:
+    if len(lead) < 2:
+        known = len(lead) == 1 and lead[0] == batch * pos
+        return tensor.unflatten(0, shape) if known else tensor[(None,) * (2 - len(lead))]
+    if tuple(lead[:2]) == shape:
         return tensor
-    if len(lead) == 1 and lead[0] == batch * pos:
-        return tensor.unflatten(0, shape)
     if len(lead) >= 3 and lead[0] == batch and lead[2] == pos:
         return tensor.transpose(1, 2)
-    if len(lead) == 2 and lead[1] == batch != lead[0]:  # also where the model adds tokens of its own (LED's windows)
-        return tensor.transpose(0, 1)
-    if len(lead) < 2:
-        return tensor[None] if len(lead) else tensor[None, None]
-    return tensor
+    # Also where the model adds tokens of its own (LED's windows).
+    return tensor.transpose(0, 1) if len(lead) == 2 and lead[1] == batch != lead[0] else tensor
 
 
 def _pull_back(
@@ -207,10 +170,10 @@ def _pull_back(
 ) -> Callable[[Tensor], Tensor] | None:
     """What maps a gradient of what was used to that of the parameter behind it; None where it is the parameter."""
     if site.computed_from:
-        return _Refused(site.name, site.computed_from)
+        return partial(_refuse, site.name, site.computed_from)
     links = {each.seen.known.link for each in recorded}
     if "function" not in links:
-        return None if links == {""} else _Cast(site.parameter.dtype)
+        return None if links == {""} else partial(Tensor.to, dtype=site.parameter.dtype)
     base = recorded[0].seen.known.base
     if any(each.seen.known.base is not base for each in recorded):
         raise RuntimeError(
@@ -218,41 +181,65 @@ def _pull_back(
             "several; a user's hook may have changed how the model computes: choose others with weights=..."
         )
     assert edge is not None
-    return _Through(base, edge)
+    return partial(_through, base, edge)
 
 
-@dataclass(frozen=True)
-class _Refused:
+def _refuse(name: str, parameters: tuple[str, ...], gradient: Tensor) -> Tensor:
     """In the place of a gradient that belongs to several parameters."""
+    raise ValueError(
+        f"Expected a weight with a parameter of its own, got {name}, which is computed from "
+        f"{' and '.join(parameters)}; take gradient('tl'), or theirs from cache.parameter_gradients."
+    )
 
-    name: str
-    parameters: tuple[str, ...]
 
-    def __call__(self, gradient: Tensor) -> Tensor:
+def _through(base: Tensor, edge: GradientEdge, gradient: Tensor) -> Tensor:
+    """A gradient pulled back through the graph between what was used of a parameter and its edge.
+
+    The parameter may be frozen again by now.
+    """
+    gradient = gradient.to(base.dtype).reshape(base.shape)
+    return torch.autograd.grad(base, edge, gradient, retain_graph=True)[0]
+
+
+def weight_inputs(
+    model: TransformerLensModel, site: WeightSite, run: Callable[[], Result], shape: tuple[int, int]
+) -> tuple[Tensor, Result]:
+    """X of one weight in one pass, after every user hook, and what the pass returned.
+
+    Args:
+        model: that is run.
+        site: a matrix.
+        run: makes the pass; autograd is off within.
+        shape: [batch, pos] of its tokens.
+
+    Returns:
+        (x, result): x [batch, pos, d_in].
+
+    Raises:
+        ValueError: the weight reads nothing, or did not run once for each token.
+    """
+    if site.kind != "matrix" or (site.write is not None and site.read is None):
+        raise ValueError(f"Expected a matrix, got {site.name}, which reads nothing; name a weight matrix.")
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+        seen.append(cast(Read, site.read).take(args, kwargs, output).detach())
+
+    def note(uses: list[Seen]) -> None:
+        used = [each.use for each in uses]
+        seen.extend(use.x_rows(use.x.detach()) for use in used if use.kind == "matrix" and use.x is not None)
+
+    with rng_untouched(model), torch.no_grad(), ExitStack() as stack:
+        if site.read is not None:
+            for handle in register_last(site.read.module, keep, with_kwargs=True):
+                stack.callback(handle.remove)
+        else:
+            stack.enter_context(Watch(watched([site])[0], note, ()))
+        result = run()
+    x = by_token(seen[0], shape, site.axes) if len(seen) == 1 else None
+    if x is None or tuple(x.shape[:2]) != shape:
         raise ValueError(
-            f"Expected a weight with a parameter of its own, got {self.name}, which is computed from "
-            f"{' and '.join(self.parameters)}; take gradient('tl'), or theirs from cache.parameter_gradients."
+            f"Expected {site.name} to read once for each token, got {[list(each.shape) for each in seen]} for tokens "
+            f"{list(shape)}; choose a matrix that every token goes through."
         )
-
-
-@dataclass(frozen=True)
-class _Cast:
-    dtype: torch.dtype
-
-    def __call__(self, gradient: Tensor) -> Tensor:
-        return gradient.to(self.dtype)
-
-
-@dataclass(frozen=True)
-class _Through:
-    """Pulls a gradient back through the graph between a parameter and what was used of it."""
-
-    base: Tensor
-    edge: GradientEdge
-    """The parameter's, which may be frozen again by now."""
-
-    def __call__(self, gradient: Tensor) -> Tensor:
-        (found,) = torch.autograd.grad(
-            self.base, self.edge, gradient.to(self.base.dtype).reshape(self.base.shape), retain_graph=True
-        )
-        return found
+    return x.flatten(2), result

@@ -3,7 +3,7 @@
 from typing import TypeAlias
 
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.model.modules import every_module
+from tl_backward.model.modules import every_module, root_of
 from tl_backward.weights.names import is_hook_point
 
 Stamp: TypeAlias = tuple[object, ...]
@@ -19,11 +19,8 @@ def stamp(model: TransformerLensModel) -> Stamp:
         parameters = state["_parameters"]
         if parameters:
             seen.append(state["training"])
-            for parameter in parameters.values():
-                if parameter is not None:
-                    seen += (id(parameter), parameter.dtype)
-            if state["_buffers"]:  # what pruning masks is replaced with each step of it
-                seen += map(id, state["_buffers"].values())
+            seen += [(id(parameter), parameter.dtype) for parameter in parameters.values() if parameter is not None]
+            seen += map(id, state["_buffers"].values())  # what pruning masks is replaced with each step of it
         if (state["_forward_hooks"] or state["_forward_pre_hooks"]) and not is_hook_point(module):
             hooks = (*state["_forward_hooks"].values(), *state["_forward_pre_hooks"].values())
             seen += [id(hook) for hook in hooks if not getattr(hook, "__module__", "").startswith(_THEIRS)]
@@ -32,8 +29,7 @@ def stamp(model: TransformerLensModel) -> Stamp:
         if "forward" in state:  # a method of the module's own
             seen.append(id(state["forward"]))
     flags = [getattr(model.cfg, name, None) for name in _FLAGS]
-    config = getattr(getattr(model, "original_model", None), "config", None)
-    chosen = [getattr(config, name, None) for name in _IMPLEMENTATIONS]
+    chosen = [getattr(getattr(root_of(model), "config", None), name, None) for name in _IMPLEMENTATIONS]
     return (*seen, *flags, *map(repr, chosen), getattr(model, "compatibility_mode", None), modules[0].training)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 Shapes: TypeAlias = tuple[tuple[int, int], ...]
 """[batch, pos] of each sequence of tokens that a pass reads: one, or an encoder's and a decoder's."""
 
+_SPLITTING = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split")
 _ROW_FREE = ("index_add", "index_add_", "scatter", "scatter_", "scatter_add", "scatter_add_")
 """Operations whose output has rows of its own, though it may have as many."""
 
@@ -47,23 +48,17 @@ class TokenRows:
         if isinstance(source, list | tuple):
             if name == "cat" and isinstance(out, Tensor):
                 self._joined(source, out)
-            return
-        if not isinstance(source, Tensor):
-            return
-        if isinstance(out, Tensor):
+        elif isinstance(source, Tensor) and isinstance(out, Tensor):
             tokens = self._made(name, source, args, out)
             if tokens is None and self._known and name not in _ROW_FREE:
-                tokens = self._of_any(args)
+                # Elementwise operations and products keep the rows of the first operand that has some.
+                tokens = next((self._known[id(each)][1] for each in args if id(each) in self._known), None)
             if tokens is not None and out.ndim:
                 rows = out.shape[1] if out.ndim == 3 and len(out) == 1 else len(out)
                 if rows == len(tokens):
                     self._known[id(out)] = (out, tokens)
-        elif name in ("split", "split_with_sizes", "chunk", "unbind", "tensor_split") and isinstance(out, list | tuple):
+        elif isinstance(source, Tensor) and name in _SPLITTING and isinstance(out, list | tuple):
             self._split(source, cast("tuple[Tensor, ...]", out))
-
-    def _of_any(self, args: tuple) -> Tensor | None:
-        """The tokens of the first operand that has some: elementwise operations and products keep the rows."""
-        return next((self._known[id(each)][1] for each in args if id(each) in self._known), None)
 
     def _made(self, name: str, source: Tensor, args: tuple, out: Tensor) -> Tensor | None:
         """The tokens of rows that an operation chose, repeated or spread over the first axis."""
@@ -96,24 +91,18 @@ class TokenRows:
 
     def _split(self, source: Tensor, parts: "tuple[Tensor, ...]") -> None:
         tokens = self.of(source)
-        if tokens is None:
-            return
-        by_rows = sum(map(len, parts)) == len(tokens)
-        start = 0
-        for part in parts:
-            if by_rows:
-                self._known[id(part)] = (part, tokens[start : start + len(part)])
-            elif len(part) == len(tokens):
-                self._known[id(part)] = (part, tokens)
-            start += len(part)
+        if tokens is not None:
+            sizes = [len(part) for part in parts]
+            shares = tokens.split(sizes) if sum(sizes) == len(tokens) else [tokens] * len(parts)
+            both = zip(parts, shares, strict=True)
+            self._known |= {id(part): (part, share) for part, share in both if len(part) == len(share)}
 
 
 def _indexed(source: Tensor, args: tuple) -> Tensor | None:
     index = args[1] if len(args) > 1 else None
     if isinstance(index, tuple) and len(index) == 2 and index[0] is None:  # x[None, rows]
         index = index[1]
-    if isinstance(index, tuple) and len(index) >= 1 and isinstance(index[0], Tensor):
-        index = index[0]
+    index = index[0] if isinstance(index, tuple) and index else index
     whole = isinstance(index, Tensor) and index.ndim == 1 and index.dtype in (torch.int64, torch.int32)
     return cast(Tensor, index) if whole else None
 

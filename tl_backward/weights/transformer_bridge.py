@@ -4,6 +4,7 @@ Where they are used the operations of a pass tell (`learn`); here is what Transf
 """
 
 from collections.abc import Callable
+from functools import partial
 from inspect import signature
 from typing import cast
 
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.model.modules import every_module
 from tl_backward.model.torch_hooks import without_hooks
-from tl_backward.weights._site import WeightSites
-from tl_backward.weights.adapters import mark_adapted, warn_of_lost_adapters
+from tl_backward.weights.account import WeightSites
 from tl_backward.weights.forms import Geometry
 from tl_backward.weights.learn import learn
 from tl_backward.weights.names import Named, components, named_weights
+from tl_backward.weights.other_model import mark_adapted, warn_of_lost_adapters
 from tl_backward.weights.token_rows import Shapes
 
 
@@ -25,13 +26,8 @@ def collect(model: TransformerLensModel, run: Callable[[], object], shapes: Shap
     """Every weight of a TransformerBridge, as one pass used it."""
     root = cast(nn.Module, model)
     inner = getattr(model, "original_model", root)
-    ways = named_weights(inner, components(model))
-    modules = every_module(model)
-
-    def geometry(way: Named) -> Geometry | None:
-        return _geometry(model, way)
-
-    sites = learn(dict(root.named_parameters()), ways, run, shapes, modules, geometry)
+    ways, modules = named_weights(inner, components(model)), every_module(model)
+    sites = learn(dict(root.named_parameters()), ways, run, shapes, modules, partial(_geometry, model))
     paths = {name.replace("._original_component", ""): module for name, module in inner.named_modules()}
     warn_of_lost_adapters(paths, sites)
     mark_adapted(paths, sites)
@@ -50,12 +46,9 @@ def _geometry(model: TransformerLensModel, way: Named) -> Geometry | None:
         or _number(config, "num_attention_heads", "n_head", "num_heads")
         or int(model.cfg.n_heads)
     )
-    d_head = _number(source, "head_dim", "attention_head_size", "key_value_proj_dim", "d_head") or int(
-        getattr(model.cfg, "d_head", 0) or 0
-    )
-    if not d_head:
-        return None
-    return Geometry(n_heads, d_head, _number(source, "v_head_dim") or d_head)
+    d_head = _number(source, "head_dim", "attention_head_size", "key_value_proj_dim", "d_head")
+    d_head = d_head or int(getattr(model.cfg, "d_head", 0) or 0)
+    return Geometry(n_heads, d_head, _number(source, "v_head_dim") or d_head) if d_head else None
 
 
 _HEADED = {f"{kind}_{letter}" for kind in "Wb" for letter in "QKVO"}
@@ -77,8 +70,8 @@ def rotation(model: TransformerLensModel, layer: int, position: int) -> Tensor |
 
     if getattr(model.cfg, "positional_embedding_type", None) != "rotary":
         return None
-    component = _component(cast(nn.Module, model), "rotary_emb")
-    source = None if component is None else _wrapped(component)
+    component = getattr(model, "rotary_emb", None)
+    source = _wrapped(component) if isinstance(component, nn.Module) else None
     if source is None:
         raise ValueError(
             "Expected rotary embeddings that one module computes, got an architecture without; leave out the offset."
@@ -98,12 +91,6 @@ def rotation(model: TransformerLensModel, layer: int, position: int) -> Tensor |
     else:
         partner = torch.cat([-basis[:, half:width], basis[:, :half]], -1)
     return torch.cat([basis[:, :width] * cos + partner * sin, basis[:, width:]], -1)
-
-
-def _component(parent: nn.Module, name: str) -> nn.Module | None:
-    """A Bridge component by attribute, or None where this architecture has none."""
-    found = getattr(parent, name, None)
-    return found if isinstance(found, nn.Module) else None
 
 
 def _wrapped(component: nn.Module) -> nn.Module | None:

@@ -1,4 +1,4 @@
-"""Watch a forward pass for the operations that use weights.
+"""Watch a forward pass for the operations that use weights, and a loss, which may use none.
 
 A weight is followed by identity through everything that is computed from weights alone (a transpose, one expert's
 slice, a cast, 1 + w, a quantiser); the first operation that brings it together with anything else is where it is used.
@@ -24,8 +24,6 @@ Link: TypeAlias = Literal["", "cast", "function"]
 _CASTS = {"to", "float", "double", "half", "bfloat16", "type", "type_as", "clone", "contiguous", "add"}
 """Operations through which a gradient passes as it is: their output has the weight's shape and a slope of one."""
 _NO_TENSOR = frozenset({torch.Size, torch.dtype, torch.device, torch.layout, bool, int, float, str})
-
-
 _DETACHING = (getattr_static(torch.Tensor, "data").__get__, torch.Tensor.detach, torch.Tensor.detach_, torch.detach)
 
 
@@ -154,37 +152,29 @@ class Watch(TorchFunctionMode):
         return out
 
     def _used(self, func: Callable, args: tuple, kwargs: dict, out: object) -> object:
-        outputs = (
-            [out]
-            if isinstance(out, Tensor)
-            else [t for t in out if isinstance(t, Tensor)]
-            if isinstance(out, list | tuple)
-            else []
-        )
         name = operation_name(func)
         if _in_place(name) and id(args[0]) in self._known:
             return self._changed(name, self._known[id(args[0])], args, kwargs, out)
-        outputs = [each for each in outputs if id(each) not in self._known]
+        made = out if isinstance(out, list | tuple) else (out,)
+        outputs = [each for each in made if isinstance(each, Tensor) and id(each) not in self._known]
         if not outputs:
             return out
         tensors = operands(args, kwargs)
         parts = [_joined_again(self._known[id(each)]) for each in tensors if id(each) in self._known]
-        weights = [each for each in parts if _of_weights(each)]
+        weights = [each for each in parts if weights_of(each)]
         others = [each for each in tensors if id(each) not in self._known]
         if not others:
             cut = is_detaching(func) or (self._grad and not torch.is_grad_enabled())
             for each in outputs:
                 self._derive(name, parts, each, cut)
-            return out
-        if not weights:
+        if not others or not weights:
             return out
         if name in ("__getitem__", "index_select") and self._is_weight(args[0]):
             return self._picked(name, args, kwargs, outputs[0], out)
         if not isinstance(out, Tensor):
-            return self._tell([Seen(Use(name, each.tensor, "other", outputs[0]), each, None) for each in weights], out)
-        found = uses_of(func, args, kwargs, out, self._is_weight)
+            return self._tell([_unknown(name, each, outputs[0]) for each in weights], out)
         seen = []
-        for use in found:
+        for use in uses_of(func, args, kwargs, out, self._is_weight):
             known = self._known[id(use.weight)]
             if known.picked is not None:
                 if use.kind == "matrix" and use.block is not None and not known.altered:
@@ -199,20 +189,20 @@ class Watch(TorchFunctionMode):
 
     def _is_weight(self, value: object) -> bool:
         known = self._known.get(id(value))
-        return known is not None and _of_weights(known)
+        return known is not None and bool(weights_of(known))
 
     def _changed(self, name: str, known: Known, args: tuple, kwargs: dict, out: object) -> object:
         """A function of a weight that is changed in place: another function of it, if that is all that changes it."""
-        if not _of_weights(known):  # no constant after all
+        if not weights_of(known):  # no constant after all
             del self._known[id(known.tensor)]
             return out
-        base = self._known.get(id(known.base))
         if name == "detach_":
             known.cut = True
             return out
+        base = self._known.get(id(known.base))
         alone = all(id(each) in self._known for each in operands(args, kwargs))
         if base is None or known.link == "" or not alone or id(base.tensor) in self._used_bases:
-            return self._tell([Seen(Use(name, known.tensor, "other", known.tensor), known, None)], out)
+            return self._tell([_unknown(name, known, known.tensor)], out)
         for each in self._known.values():
             if each.base is base.tensor:
                 each.link = "function"
@@ -232,17 +222,15 @@ class Watch(TorchFunctionMode):
         roots = tuple(dict.fromkeys(root for each in living for root in each.roots))
         picked = next((each.picked for each in weights if each.picked is not None), None)
         altered = any(each.altered for each in weights)
-        if all(each.base is first.base for each in weights) and _shares_storage(out, first.base):
-            self._known[id(out)] = Known(out, roots, first.base, first.link, picked, altered, cut)
-            return
-        if picked is not None and len(weights) == 1 and _is_same_or_turned(out, first.tensor):
+        view = all(each.base is first.base for each in weights) and _shares_storage(out, first.base)
+        if view or (picked is not None and len(weights) == 1 and _is_same_or_turned(out, first.tensor)):
             self._known[id(out)] = Known(out, roots, first.base, first.link, picked, altered, cut)
             return
         plain = len(weights) == 1 and name in _CASTS and out.shape == first.tensor.shape and first.link != "function"
         base, link = out, cast(Link, "function")
-        if plain and _same_layout(first.tensor, first.base):
+        if plain and same_layout(first.tensor, first.base):
             link = "cast"
-        elif plain and first.base.ndim > 1 and _same_layout(first.tensor, first.base.mT):
+        elif plain and first.base.ndim > 1 and same_layout(first.tensor, first.base.mT):
             base, link = out.mT, "cast"  # a copy of the weight turned is the weight, turned
         self._known[id(out)] = Known(out, roots, base, link, picked, picked is not None, cut)
 
@@ -250,12 +238,10 @@ class Watch(TorchFunctionMode):
         """Rows or slices of a weight that were chosen by data."""
         known = self._known[id(args[0])]
         index = args[1] if name == "__getitem__" else operands(args[1:], kwargs)[-1]
-        if type(index) is tuple and len(index) == 1:
-            index = index[0]
+        index = index[0] if type(index) is tuple and len(index) == 1 else index
         whole = isinstance(index, Tensor) and not index.is_floating_point() and index.dtype != torch.bool
-        whole = whole and known.picked is None and _same_layout(known.tensor, known.base)
-        if name == "index_select" and (args[1] if len(args) > 1 else kwargs.get("dim")) != 0:
-            whole = False
+        whole = whole and known.picked is None and same_layout(known.tensor, known.base)
+        whole = whole and (name == "__getitem__" or (args[1] if len(args) > 1 else kwargs.get("dim")) == 0)
         if _shares_storage(chosen, known.base):  # one slice, chosen by a number that is a tensor
             self._known[id(chosen)] = Known(chosen, known.roots, known.base, known.link, cut=known.cut)
             return out
@@ -266,10 +252,41 @@ class Watch(TorchFunctionMode):
         if whole and ids.ndim == 1:
             self._known[id(chosen)] = Known(chosen, known.roots, known.base, known.link, ids, cut=known.cut)
             return out
-        return self._tell([Seen(Use(name, known.tensor, "other", chosen), known, None)], out)
+        return self._tell([_unknown(name, known, chosen)], out)
 
     def _token(self, use: Use) -> Tensor | None:
         return None if self._rows is None else self._rows.of(use.x)
+
+
+class LossWatch(TorchFunctionMode):
+    """Within the context a loss that reads a weight itself, or differentiates, is refused.
+
+    Args:
+        parameters: the model's, by name.
+    """
+
+    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+        super().__init__()
+        self._names = {id(parameter): name for name, parameter in parameters}
+
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        """Call the operation, unless it uses a weight with a gradient."""
+        check_first_derivatives(func, kwargs)
+        out = func(*args, **kwargs) if kwargs else func(*args)
+        if isinstance(out, Tensor) and torch.is_grad_enabled() and not is_detaching(func):
+            read = [self._names[id(each)] for each in operands(args, {}) if id(each) in self._names]
+            if read:
+                raise ValueError(
+                    f"Expected a loss of the logits alone, got one that reads {read[0]} itself, whose gradient would "
+                    "have a part that no token writes; leave that term out (its gradient is known in closed form), or "
+                    "read a constant: .detach()."
+                )
+        return out
+
+
+def _unknown(name: str, known: Known, y: Tensor) -> Seen:
+    """A use in a way that is not known here."""
+    return Seen(Use(name, known.tensor, "other", y), known, None)
 
 
 def _joined_again(known: Known) -> Known:
@@ -277,11 +294,6 @@ def _joined_again(known: Known) -> Known:
     if known.cut and known.tensor.grad_fn is not None:
         known.cut, known.base, known.link = False, known.tensor, "function"
     return known
-
-
-def _of_weights(known: Known) -> bool:
-    """Whether a tensor depends on a weight, not on constants alone."""
-    return any(root >= 0 for root in known.roots)
 
 
 def weights_of(known: Known) -> tuple[int, ...]:
@@ -296,20 +308,25 @@ def _in_place(name: str) -> bool:
     return name.endswith("_")
 
 
-def _shares_storage(a: Tensor, b: Tensor) -> bool:
+def storage_of(tensor: Tensor) -> int:
+    """Where a tensor's storage begins; its identity for a tensor subclass without storage."""
     try:
-        return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() and a.numel() > 0
-    except (RuntimeError, NotImplementedError):  # a tensor subclass without storage
-        return False
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return id(tensor)
+
+
+def _shares_storage(a: Tensor, b: Tensor) -> bool:
+    return a.numel() > 0 and storage_of(a) == storage_of(b)
 
 
 def _is_same_or_turned(out: Tensor, gathered: Tensor) -> bool:
     """Whether a view is all of some gathered matrices, as they are or transposed."""
-    if not _shares_storage(out, gathered) or out.data_ptr() != gathered.data_ptr() or gathered.ndim < 2:
+    if gathered.ndim < 2 or not _shares_storage(out, gathered):
         return False
-    views = (gathered, gathered.mT)
-    return any(out.shape == view.shape and out.stride() == view.stride() for view in views)
+    return same_layout(out, gathered) or same_layout(out, gathered.mT)
 
 
-def _same_layout(a: Tensor, b: Tensor) -> bool:
+def same_layout(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are one view of the same memory."""
     return a.shape == b.shape and a.stride() == b.stride() and a.data_ptr() == b.data_ptr()

@@ -1,4 +1,4 @@
-"""The words the facts world is made of: names, places, answers and sentence templates."""
+"""The words that the facts are made of: names, places, answers and sentence templates."""
 
 from types import MappingProxyType
 

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 from tl_backward.zoo.tasks import AnswerTask
 
@@ -45,14 +44,8 @@ def draw(rng: random.Random) -> Sum:
 
 TASK = AnswerTask(characters="0123456789+=", draw=draw, name="addition")
 
-
-def prompts(n: int | None = None, *, seed: int = 0, split: str = "train") -> Iterator[str]:
-    """Questions without their answers, `n` of them or without end.
-
-    Raises:
-        ValueError: a split other than ``"train"`` and ``"held_out"``.
-    """
-    return (question.prompt for question in islice(TASK.questions(seed=seed, split=split), n))
+prompts = TASK.prompts
+"""(n=None, *, seed=0, split="train"): questions without their answers, `n` of them or without end."""
 
 
 def every_prompt() -> Iterator[str]:

@@ -5,9 +5,7 @@ that one occurred. The task of InversionView's first case study (Huang et al. 20
 """
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from string import ascii_lowercase
 
 from tl_backward.zoo.tasks import AnswerTask
@@ -53,14 +51,8 @@ def draw(rng: random.Random) -> Count:
 
 TASK = AnswerTask(characters=f"{ascii_lowercase}{''.join(map(str, range(1, MOST + 1)))}|:", draw=draw, name="counting")
 
-
-def prompts(n: int | None = None, *, seed: int = 0, split: str = "train") -> Iterator[str]:
-    """Questions without their answers, `n` of them or without end.
-
-    Raises:
-        ValueError: a split other than ``"train"`` and ``"held_out"``.
-    """
-    return (question.prompt for question in islice(TASK.questions(seed=seed, split=split), n))
+prompts = TASK.prompts
+"""(n=None, *, seed=0, split="train"): questions without their answers, `n` of them or without end."""
 
 
 def parse(prompt: str) -> Count | None:

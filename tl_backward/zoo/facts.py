@@ -1,4 +1,4 @@
-"""A world of known facts: who lives where, speaks what, plays which instrument.
+"""A data set of made-up facts: who lives where, speaks what, plays which instrument.
 
 Every fact is a person, a relation and a one-word answer, told through several sentence templates
 that end in the answer, so that each sentence without its last word is a prompt:
@@ -10,10 +10,11 @@ told at all, and nothing but their city implies them.
 """
 
 import random
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
+from tl_backward._support.checks import check_choice
 from tl_backward.zoo._tables import (
     ANSWERS,
     CITIES,
@@ -66,7 +67,7 @@ class Person:
 
     def answer(self, relation: str) -> str:
         """The one word that answers `relation`, without a leading space."""
-        _check_known(relation, RELATIONS, "relation")
+        check_choice("relation", relation, RELATIONS)
         return getattr(self, relation)
 
 
@@ -106,7 +107,7 @@ class World:
     seed: int
     people: tuple[Person, ...]
     held_out: frozenset[tuple[str, str, int]]
-    """(name, relation, template index) of every sentence kept out of training; one for each fact."""
+    """(name, relation, template index) of every sentence held out of training; one for each fact."""
     unstated: frozenset[str]
     """Names of the people whose country and language no training sentence tells."""
 
@@ -134,17 +135,15 @@ class World:
         """Every (person, relation, template), by person, then relation, then template.
 
         Args:
-            split: keep only this one of ``"train"``, ``"held_out"``, ``"unstated"``.
-            relation: keep only this one of `RELATIONS`.
-            subject: keep only the person of this full name.
+            split: only this one of ``"train"``, ``"held_out"``, ``"unstated"``.
+            relation: only this one of `RELATIONS`.
+            subject: only the person of this full name.
 
         Raises:
-            ValueError: on a split, relation or subject this world does not have.
+            ValueError: on a split, relation or subject that there is not.
         """
-        if split is not None:
-            _check_known(split, SPLITS, "split")
-        if relation is not None:
-            _check_known(relation, RELATIONS, "relation")
+        check_choice("split", split, (None, *SPLITS))
+        check_choice("relation", relation, (None, *RELATIONS))
         people = self.people if subject is None else (self.person(subject),)
         relations = RELATIONS if relation is None else (relation,)
         return tuple(
@@ -175,9 +174,9 @@ class World:
 
 @cache
 def world(seed: int = 0) -> World:
-    """The facts world of a seed; seed 0 is the one the shipped model knows.
+    """The facts of a seed; seed 0 gives those that the shipped model knows.
 
-    The names, places and answers are the same in every world, so one tokenizer serves them all; the
+    The names, places and answers are the same for every seed, so one tokenizer serves them all; the
     seed decides who has which. The global random state is neither read nor changed.
     """
     rng = random.Random(seed)
@@ -208,30 +207,30 @@ def example_edit() -> tuple[str, str]:
 
 def cities_of(country: str) -> tuple[str, ...]:
     """The cities of a country, two or more."""
-    _check_known(country, CITIES, "country")
+    check_choice("country", country, CITIES)
     return CITIES[country]
 
 
 def country_of(city: str) -> str:
     """The country a city lies in."""
-    _check_known(city, COUNTRY_OF, "city")
+    check_choice("city", city, COUNTRY_OF)
     return COUNTRY_OF[city]
 
 
 def language_of(country: str) -> str:
     """The language spoken in a country."""
-    _check_known(country, LANGUAGE_OF, "country")
+    check_choice("country", country, LANGUAGE_OF)
     return LANGUAGE_OF[country]
 
 
 def answers(relation: str) -> tuple[str, ...]:
     """Every word that can answer a relation, without leading spaces."""
-    _check_known(relation, RELATIONS, "relation")
+    check_choice("relation", relation, RELATIONS)
     return ANSWERS[relation]
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Every token of the world's text, sorted.
+    """Every token of the facts' text, sorted.
 
     These are the words that open a sentence, the words that carry their leading space, and the full
     stop.
@@ -250,7 +249,7 @@ def vocabulary() -> tuple[str, ...]:
 def _full_names(rng: random.Random) -> list[tuple[str, str]]:
     """Pair every first name with PEOPLE_PER_NAME different last names, and the other way round."""
     order = rng.sample(range(1, len(LAST_NAMES)), PEOPLE_PER_NAME - 1)
-    # Shift 0 pairs the two lists as they stand, which is how Anna Berg exists in every world.
+    # Shift 0 pairs the two lists as they stand, which is how there is an Anna Berg for every seed.
     return [
         (first, LAST_NAMES[(i + shift) % len(LAST_NAMES)])
         for shift in (0, *order)
@@ -272,8 +271,3 @@ def _choose_unstated(people: tuple[Person, ...], rng: random.Random) -> frozense
         person.city: person.name for person in rng.sample(people, len(people)) if not prompt.startswith(person.name)
     }
     return frozenset(rng.sample(sorted(by_city.values()), N_UNSTATED))
-
-
-def _check_known(value: str, expected: Collection[str], what: str) -> None:
-    if value not in expected:
-        raise ValueError(f"Unknown {what} {value!r}: expected one of {', '.join(expected)}.")

@@ -1,8 +1,9 @@
-"""Edits of the facts world with everything that scores them, in two parts that share no person."""
+"""Edits of facts with everything that scores them, in two parts that share no person."""
 
 import random
 from functools import cache
 
+from tl_backward._support.checks import check_choice
 from tl_backward.text.cases import EditCase
 from tl_backward.zoo.facts import (
     IMPLIED_RELATIONS,
@@ -40,10 +41,8 @@ def edit_cases(part: str = "test", *, relation: str = "city", seed: int = 0) -> 
     Raises:
         ValueError: an unknown part or relation.
     """
-    if part not in PARTS:
-        raise ValueError(f"Unknown part {part!r}: expected one of {', '.join(PARTS)}.")
-    if relation not in RELATIONS:
-        raise ValueError(f"Unknown relation {relation!r}: expected one of {', '.join(RELATIONS)}.")
+    check_choice("part", part, PARTS)
+    check_choice("relation", relation, RELATIONS)
     everyone = world()
     shown, _ = example_edit()
     people = [each for each in everyone.people if each.name not in everyone.unstated and each.name not in shown]

@@ -1,15 +1,17 @@
-"""Learning the facts world by heart, as a task of the zoo."""
+"""Learning the facts by heart, as a task of the zoo, and how many of them a model knows."""
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from tl_backward.zoo.facts import World
+import torch
+
+from tl_backward.zoo.facts import Example, World
 from tl_backward.zoo.recipes import Recipe
-from tl_backward.zoo.tasks import Forward, Shares, TrainingBatch
+from tl_backward.zoo.tasks import CHUNK, Forward, Shares, TrainingBatch, shares_by_group
 
 if TYPE_CHECKING:
     import transformers
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FactsTask:
-    """The training sentences of a world; the loss covers every token."""
+    """The training sentences about a `World`'s people; the loss covers every token."""
 
     world: World
 
@@ -46,9 +48,45 @@ class FactsTask:
 
     def evaluate(self, forward: Forward) -> Shares:
         """Recall: split -> relation -> share."""
-        from tl_backward.zoo.recall import recall
-
         return recall(forward, self.tokenizer(), self.world.examples())
+
+
+def answered(
+    forward: Forward, tokenizer: "transformers.PreTrainedTokenizerFast", examples: Sequence[Example]
+) -> dict[Example, bool]:
+    """Whether the most likely token after each prompt is its answer.
+
+    Args:
+        forward: token ids [batch, pos] -> logits [batch, pos, d_vocab]; a TransformerLens model is
+            one.
+        tokenizer: the model's own, which prepends BOS.
+        examples: the prompts to ask.
+    """
+    by_length: dict[int, list[tuple[list[int], Example]]] = defaultdict(list)
+    for example in examples:
+        ids = tokenizer(example.prompt)["input_ids"]
+        by_length[len(ids)].append((ids, example))
+    right = {}
+    for group in by_length.values():
+        for start in range(0, len(group), CHUNK):
+            ids, chunk = zip(*group[start : start + CHUNK], strict=True)
+            with torch.no_grad():
+                said = forward(torch.tensor(ids))[:, -1].argmax(-1).tolist()
+            words = tokenizer.convert_ids_to_tokens(said)
+            right |= {each: word == each.answer for each, word in zip(chunk, words, strict=True)}
+    return right
+
+
+def recall(forward: Forward, tokenizer: "transformers.PreTrainedTokenizerFast", examples: Sequence[Example]) -> Shares:
+    """Share of prompts answered right: split -> relation -> share in [0, 1], ``"all"`` included.
+
+    For the ``"unstated"`` split it says how often the model infers what it was never told.
+    """
+    right = answered(forward, tokenizer, examples)
+    return {
+        split: shares_by_group((each.relation, right[each]) for each in examples if each.split == split)
+        for split in dict.fromkeys(each.split for each in examples)
+    }
 
 
 def _shuffled_forever(items: list[list[str]], rng: random.Random) -> Iterator[list[str]]:

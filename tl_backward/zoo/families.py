@@ -46,7 +46,7 @@ def seeded(recipe: Recipe, seed: int) -> Recipe:
 
 
 def small_world() -> World:
-    """Every third person of the shipped model's world: 60 people, three to a first name."""
+    """Every third person whom the shipped model knows: 60 people, three to a first name."""
     whole = world()
     people = whole.people[::3]
     names = {person.name for person in people}

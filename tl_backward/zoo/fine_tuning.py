@@ -1,23 +1,19 @@
 """Fine-tune a model of the zoo to classify prompts, its label a word after the prompt."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import trange
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.model.loading import Kind
-from tl_backward.model.loading.shipped import FILES, METRICS, metrics
-from tl_backward.zoo.cue_task import LABELS, CuedPrompts, CueTask
+from tl_backward.zoo.classification import LABELS, CuedPrompts, CueTask
 from tl_backward.zoo.loading import load, load_hugging_face
 from tl_backward.zoo.tokenizer import PAD
-from tl_backward.zoo.train import save
+from tl_backward.zoo.train import is_saved, save
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,9 @@ def fine_tune(
     The order of the prompts comes from the recipe's seed alone; the global random state is left as it was.
     """
     labels = torch.tensor(tokenizer.convert_tokens_to_ids(list(LABELS)))
-    tokens, last = _padded(tokenizer, examples)
+    rows = [torch.tensor(tokenizer(prompt)["input_ids"]) for prompt in examples.prompts]
+    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.get_vocab()[PAD])
+    last = torch.tensor([len(row) - 1 for row in rows])
     real = (torch.arange(tokens.shape[1]) <= last[:, None]).long()
     generator = torch.Generator().manual_seed(recipe.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.0)
@@ -74,15 +72,6 @@ def fine_tune(
     return model.eval()
 
 
-def _padded(
-    tokenizer: PreTrainedTokenizerFast, examples: CuedPrompts
-) -> tuple[Int[Tensor, "prompt pos"], Int[Tensor, " prompt"]]:
-    """Tokens padded on the right, and each prompt's last position."""
-    rows = [torch.tensor(tokenizer(prompt)["input_ids"]) for prompt in examples.prompts]
-    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.get_vocab()[PAD])
-    return tokens, torch.tensor([len(row) - 1 for row in rows])
-
-
 def fine_tuned(
     pretrained: str | Path,
     task: CueTask,
@@ -98,7 +87,7 @@ def fine_tuned(
         pretrained: a name or directory that `tl_backward.zoo.load` takes.
         task: what it learns.
         recipe: how.
-        directory: where classifiers are kept; made if it is not there.
+        directory: where classifiers are saved; made if it is not there.
         kind: as in `tl_backward.zoo.load`.
         show_progress: show a bar while it trains.
 
@@ -107,13 +96,7 @@ def fine_tuned(
     """
     asked = {"pretrained": Path(pretrained).name, "recipe": asdict(recipe)}
     folder = Path(directory) / f"{asked['pretrained']}-crossed{recipe.n_crossed}-seed{recipe.seed}"
-    if all((folder / file).is_file() for file in (*FILES, METRICS)):
-        if metrics(folder) != json.loads(json.dumps(asked)):
-            raise ValueError(
-                f"Expected the classifier of {recipe} in {folder}, got one of another recipe; choose another "
-                "directory, or delete that folder."
-            )
-    else:
+    if not is_saved(folder, asked, f"the classifier of {recipe}"):
         model, tokenizer = load_hugging_face(pretrained)
         examples = task.training(recipe.n_train, recipe.n_crossed, seed=recipe.seed)
         save(fine_tune(model, tokenizer, examples, recipe, show_progress=show_progress), tokenizer, folder, asked)

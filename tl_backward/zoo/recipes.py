@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from tl_backward._support.checks import check_choice
+
 ACTIVATIONS = ("gelu_new", "solu", "relu")
 TASKS = ("facts", "counting", "addition")
 
@@ -44,10 +46,8 @@ class Recipe:
             raise ValueError(
                 f"d_model is a multiple of n_heads, got d_model={self.d_model} and n_heads={self.n_heads}."
             )
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"Unknown activation {self.activation!r}: expected one of {', '.join(ACTIVATIONS)}.")
-        if self.task not in TASKS:
-            raise ValueError(f"Unknown task {self.task!r}: expected one of {', '.join(TASKS)}.")
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("task", self.task, TASKS)
 
 
 RECIPES = MappingProxyType(

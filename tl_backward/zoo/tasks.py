@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_backward._support.checks import check_choice
 from tl_backward.zoo.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -109,18 +110,30 @@ class AnswerTask:
         for split in ("train", "held_out"):
             # Not the seed of any training: these questions of the training split are new to the model, too.
             questions = list(islice(self.questions(seed=-1, split=split), self.n_evaluated))
-            shares[split] = _shares(questions, answered_whole(forward, tokenizer, questions))
+            right = answered_whole(forward, tokenizer, questions)
+            shares[split] = shares_by_group(sorted(zip((each.group for each in questions), right, strict=True)))
         return shares
 
     def questions(self, *, seed: int, split: str) -> Iterator[Asked]:
-        """Endless questions of one split, ``"train"`` or ``"held_out"``, drawn from the seed alone."""
-        if split not in ("train", "held_out"):
-            raise ValueError(f"Unknown split {split!r}: expected one of train, held_out.")
+        """Endless questions of one split, ``"train"`` or ``"held_out"``, drawn from the seed alone.
+
+        Raises:
+            ValueError: a split other than those.
+        """
+        check_choice("split", split, ("train", "held_out"))
         rng = random.Random(f"{self.name} {split} {seed}")
         while True:
             question = self.draw(rng)
             if is_held_out(question) == (split == "held_out"):
                 yield question
+
+    def prompts(self, n: int | None = None, *, seed: int = 0, split: str = "train") -> Iterator[str]:
+        """Questions without their answers, `n` of them or without end.
+
+        Raises:
+            ValueError: a split other than ``"train"`` and ``"held_out"``.
+        """
+        return (question.prompt for question in islice(self.questions(seed=seed, split=split), n))
 
 
 def is_held_out(question: Asked) -> bool:
@@ -156,9 +169,10 @@ def answered_whole(
     return right
 
 
-def _shares(questions: Iterable[Asked], right: Iterable[bool]) -> dict[str, float]:
+def shares_by_group(answers: Iterable[tuple[str, bool]]) -> dict[str, float]:
+    """The share of answers that are right, ``"all"`` of them and each group's, given as (group, is right)."""
     groups: dict[str, list[bool]] = defaultdict(list)
-    for question, is_right in zip(questions, right, strict=True):
-        for group in ("all", question.group):
-            groups[group].append(is_right)
-    return {group: sum(groups[group]) / len(groups[group]) for group in sorted(groups)}
+    for group, is_right in answers:
+        groups["all"].append(is_right)
+        groups[group].append(is_right)
+    return {group: sum(right) / len(right) for group, right in groups.items()}

@@ -1,4 +1,4 @@
-"""The tokenizers of the zoo: words for the facts world, characters for the two small tasks."""
+"""The tokenizers of the zoo: words for the facts, characters for the two small tasks."""
 
 from collections.abc import Iterable
 
@@ -15,7 +15,7 @@ def facts_tokenizer() -> PreTrainedTokenizerFast:
 
     ``" Oslo"`` and the full stop are one token each, and so is ``"Anna"`` with or without a space
     before it. Encoding prepends ``<bos>``; ``<pad>`` also serves as the end of text; a word that is
-    not in the world becomes ``<unk>``.
+    not among theirs becomes ``<unk>``.
     """
     return _split_by(r" ?[^\s.]+|\.|\s", vocabulary(), "facts")
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas
 import pytest
 
-from tl_backward.studies.dissimilarity import command
+from tl_backward.studies.dissimilarity import __main__ as command
 from tl_backward.zoo.families import SMALL
 from tl_backward.zoo.fine_tuning import FineTuning
 

@@ -9,7 +9,7 @@ from models import worlds
 
 from tl_backward.studies.dissimilarity import heuristics
 from tl_backward.studies.dissimilarity.heuristics import MEASURES
-from tl_backward.zoo.cue_task import CuedPrompts
+from tl_backward.zoo.classification import CuedPrompts
 
 from .family import gram_cka, model, stream
 

@@ -9,9 +9,8 @@ from scipy import stats
 
 from tl_backward._support.bootstrap import bootstrap
 from tl_backward.studies.dissimilarity import group_gap, over_seeds
-from tl_backward.studies.dissimilarity import groups as groups_module
-from tl_backward.studies.dissimilarity.leave_out import cka_without_dimension, cka_without_group
-from tl_backward.studies.dissimilarity.streams import nearest_layer
+from tl_backward.studies.dissimilarity import statistics as groups_module
+from tl_backward.studies.dissimilarity.outliers import cka_without_dimension, cka_without_group, nearest_layer
 
 from .family import gram_cka
 

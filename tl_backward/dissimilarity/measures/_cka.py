@@ -11,9 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward.dissimilarity.measures._inputs import measure
+from tl_backward.dissimilarity.measures._matrices import (
+    centred,
+    centred_products,
+    exact_is_cheap,
+    gram_distance,
+    in_range,
+)
 from tl_backward.dissimilarity.measures._pairs import normalised
-from tl_backward.dissimilarity.measures._products import centred, centred_products, exact_is_cheap, in_range
-from tl_backward.dissimilarity.measures._spectral import gram_distance
 
 # Below this 1 - CKA the angle is computed from the matrices' difference: arccos loses half the digits near 1.
 _NEAR_ONE = 1e-3
@@ -81,8 +86,7 @@ def alignment(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"]) -> A
         k, q = gram_x.diagonal(), gram_y.diagonal()
     else:
         products = centred_products(x, y, exact=exact_is_cheap(x, y))
-        assert products.xx is not None and products.yy is not None
-        inner = [torch.linalg.matrix_norm(matrix).square() for matrix in (products.xy, products.xx, products.yy)]
+        inner = [torch.linalg.matrix_norm(matrix).square() for matrix in (products.xy, *products.grams)]
         k, q = products.x_squares, products.y_squares
     return Alignment(x.shape[0], inner[0], inner[1], inner[2], k @ q, k @ k, q @ q, k.sum(), q.sum())
 
@@ -126,8 +130,7 @@ def cka_angular(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"]) ->
     A metric in [0, pi/2], up to rotation, one scale and a shift, which leave it unchanged. Close to 0 it is computed
     as 2 arcsin(|K / |K| - L / |L|| / 2), which keeps the digits that arccos loses.
     """
-    aligned = alignment(x, y)
-    value = aligned.biased()
+    value = alignment(x, y).biased()
     if value < 1 - _NEAR_ONE:
         return torch.arccos(value)
     x, y = centred(in_range(x)), centred(in_range(y))

@@ -1,7 +1,9 @@
-"""What every measure asks of its two matrices, and what it promises about the number it returns."""
+"""What every measure asks of its two matrices and of packages, and what it promises about the number it returns."""
 
 import functools
 from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
 from typing import Concatenate, ParamSpec
 
 import torch
@@ -32,6 +34,21 @@ def measure(minimum: int) -> Callable[[Function[P]], Function[P]]:
         return checked
 
     return decorate
+
+
+def required(package: str, title: str, measure: str, extra: str, instead: str = "") -> ModuleType:
+    """A package beyond the requirements that a measure rests on.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ImportError(
+            f"Expected the package {title} for {measure}, but it is not installed; install tl-backward[{extra}], or "
+            f"choose another measure{instead}."
+        ) from error
 
 
 def check_pair(x: object, y: object, minimum: int, name: str) -> tuple[Tensor, Tensor]:

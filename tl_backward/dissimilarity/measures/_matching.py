@@ -1,14 +1,11 @@
 """Neuron against neuron: distances and similarities under the best permutation, or one-to-many (Li et al. 2016)."""
 
-from importlib import import_module
-from types import ModuleType
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_backward.dissimilarity.measures._inputs import measure
-from tl_backward.dissimilarity.measures._products import centred
+from tl_backward.dissimilarity.measures._inputs import measure, required
+from tl_backward.dissimilarity.measures._matrices import centred, widened
 
 
 @measure(minimum=2)
@@ -31,8 +28,7 @@ def permutation_procrustes(
     if not center:
         costs = costs + len(x) * mean_costs(*means)
     rows, columns = assignment(-costs)
-    width = len(costs)
-    a, b = (torch.nn.functional.pad(side, (0, width - side.shape[1])) for side in (a, b))
+    a, b = (widened(side, len(costs)) for side in (a, b))
     total = (a[:, rows] - b[:, columns]).square().sum()
     if not center:
         total = total + len(x) * mean_costs(*means)[rows, columns].sum()
@@ -53,11 +49,6 @@ def mean_costs(mean_x: Float[Tensor, " d1"], mean_y: Float[Tensor, " d2"]) -> Fl
     """Squared differences of the means of all pairs of neurons, apart: they may dwarf what varies."""
     d = max(len(mean_x), len(mean_y))
     return (widened(mean_x, d)[:, None] - widened(mean_y, d)).square()
-
-
-def widened(values: Float[Tensor, " some"], width: int) -> Float[Tensor, " width"]:
-    """With zeros behind."""
-    return torch.nn.functional.pad(values, (0, width - len(values)))
 
 
 @measure(minimum=3)
@@ -102,7 +93,7 @@ def soft_match_transport(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample
     Raises:
         ImportError: POT is not installed.
     """
-    solver = _pot()
+    solver = required("ot", "ot (POT)", "soft_match_transport", "transport", " (hard_match, soft_match)")
     x, y = centred(x), centred(y)
     costs = (x.square().sum(0)[:, None] + y.square().sum(0) - 2 * x.T @ y).clamp(min=0)
     plan = solver.emd([], [], costs.cpu().numpy(), numItermax=10_000_000)
@@ -110,16 +101,6 @@ def soft_match_transport(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample
     for i, j in torch.from_numpy(plan).nonzero().tolist():
         total += plan[i, j] * (x[:, i] - y[:, j]).square().sum()
     return total.sqrt()
-
-
-def _pot() -> ModuleType:
-    try:
-        return import_module("ot")
-    except ImportError as error:
-        raise ImportError(
-            "Expected the package ot (POT) for soft_match_transport, but it is not installed; install "
-            "tl-backward[transport], or choose another measure (hard_match, soft_match)."
-        ) from error
 
 
 def one_to_one(correlation: Float[Tensor, "d1 d2"]) -> Float[Tensor, ""]:

@@ -7,7 +7,7 @@ the mean, is rounded, and samples that tie by it in exact arithmetic may come in
 """
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,11 +16,10 @@ from torch import Tensor
 from tl_backward._support.checks import check_choice
 from tl_backward._support.warnings import warn_user
 from tl_backward.dissimilarity.measures._inputs import measure
+from tl_backward.dissimilarity.measures._matrices import exact_is_cheap
 from tl_backward.dissimilarity.measures._pairs import few_bits, near_mean
-from tl_backward.dissimilarity.measures._products import exact_is_cheap
 
 Metric: TypeAlias = Literal["cosine", "inner_product", "euclidean"]
-METRICS = ("cosine", "inner_product", "euclidean")
 # Samples whose neighbours are sought at once, and samples among which: one tile.
 _ROWS, _COLUMNS = 512, 16384
 
@@ -47,7 +46,7 @@ def nearest_neighbours(
         raise ValueError(
             f"Expected 1 <= k <= n - 2 = {n - 2}, got k={k}; with more, every other sample is a neighbour."
         )
-    check_choice("metric", metric, METRICS)
+    check_choice("metric", metric, get_args(Metric))
     distinct, index = (x, None) if _ties_are_exact(x, metric, center) else torch.unique(x, dim=0, return_inverse=True)
     if index is None or len(distinct) == n:
         best = _nearest(x, min(k + 1, n), metric, center, x.mean(0, dtype=torch.float64))

@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._support.warnings import warn_user
 
 DistanceName: TypeAlias = Literal["euclidean", "sqeuclidean", "correlation", "cosine"]
-DISTANCES = ("euclidean", "sqeuclidean", "correlation", "cosine")
 # Bytes of one tile of distances.
 _TILE = 2**25
 # Squared distances below this part of |x_i|^2 + |x_j|^2 are computed from x_i - x_j itself.
@@ -53,13 +52,17 @@ class Distances:
                 far = float(torch.linalg.vector_norm(x.double()) / torch.linalg.vector_norm(features))
                 near = min(_MOST_NEAR, 32 * torch.finfo(torch.float64).eps * x.shape[1] ** 0.5 * max(1.0, far))
         else:
-            features, lost = _rows(x, name), _undirected(x, name)
+            features = x.double()
+            if name == "correlation":  # one minus Pearson's, over a sample's neurons
+                features = features - features.mean(1, keepdim=True)
+            norms = torch.linalg.vector_norm(features, dim=1)
+            # zero up to their own rounding: their angle with others is undefined
+            lost = norms <= 4 * torch.finfo(x.dtype).eps * x.shape[1] ** 0.5 * x.abs().amax(1).double()
             if lost.any():
                 warn_user(
                     f"Expected every sample to have a direction, got {int(lost.sum())} without one; their {name} with "
                     "any other sample is taken to be 0 (distance 1)."
                 )
-            norms = torch.linalg.vector_norm(features, dim=1)
             features = features * torch.where(lost, 0.0, 1 / norms)[:, None]
         return cls(features, features.square().sum(1), name, same, exact, near)
 
@@ -101,7 +104,7 @@ def tiles(n: int) -> Iterator[tuple[slice, slice]]:
 Tile: TypeAlias = Callable[[slice, slice], Tensor]
 
 
-class PairSums(NamedTuple):
+class InnerProducts(NamedTuple):
     """Sums over all ordered pairs i != j of two symmetric n x n matrices A and B."""
 
     n: int
@@ -133,7 +136,7 @@ class PairSums(NamedTuple):
         return inner(self.ab, self.a, self.b), inner(self.aa, self.a, self.a), inner(self.bb, self.b, self.b)
 
 
-def pair_sums(n: int, a_tile: Tile, b_tile: Tile, device: torch.device) -> PairSums:
+def pair_sums(n: int, a_tile: Tile, b_tile: Tile, device: torch.device) -> InnerProducts:
     """Sums over the pairs of two symmetric matrices that are given tile by tile; their diagonals are left out."""
     inner = torch.zeros(3, dtype=torch.float64, device=device)
     sums = torch.zeros(2, n, dtype=torch.float64, device=device)
@@ -149,7 +152,7 @@ def pair_sums(n: int, a_tile: Tile, b_tile: Tile, device: torch.device) -> PairS
             inner[index] += torch.sum(one[:, :square] * other[:, :square]) + 2 * torch.sum(
                 one[:, square:] * other[:, square:]
             )
-    return PairSums(n, inner[0], inner[1], inner[2], sums[0], sums[1])
+    return InnerProducts(n, inner[0], inner[1], inner[2], sums[0], sums[1])
 
 
 def near_mean(x: Float[Tensor, "sample d"]) -> Float[Tensor, " d"]:
@@ -215,20 +218,6 @@ def upper_triangle(distances: Distances, dtype: torch.dtype) -> Tensor:
             out[done : done + length] = tile[i, i + 1 :]
             done += length
     return out
-
-
-def _rows(x: Tensor, name: DistanceName) -> Tensor:
-    """Samples, less the mean over their own neurons where the distance is one minus Pearson's correlation; float64."""
-    rows = x.double()
-    return rows - rows.mean(1, keepdim=True) if name == "correlation" else rows
-
-
-def _undirected(x: Tensor, name: DistanceName) -> Bool[Tensor, " sample"]:
-    """Samples whose angle with others is undefined: zero up to their own rounding."""
-    if name in ("euclidean", "sqeuclidean"):
-        return torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    noise = 4 * torch.finfo(x.dtype).eps * x.shape[1] ** 0.5 * x.abs().amax(1).double()
-    return torch.linalg.vector_norm(_rows(x, name), dim=1) <= noise
 
 
 def normalised(inner: Tensor, own_a: Tensor, own_b: Tensor, floor_a: Tensor, floor_b: Tensor) -> Float[Tensor, ""]:

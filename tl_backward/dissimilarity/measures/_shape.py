@@ -11,8 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward.dissimilarity.measures._inputs import measure
-from tl_backward.dissimilarity.measures._products import centred, centred_products, exact_is_cheap
-from tl_backward.dissimilarity.measures._spectral import basis, nuclear_norm
+from tl_backward.dissimilarity.measures._matrices import (
+    basis,
+    centred,
+    centred_products,
+    exact_is_cheap,
+    nuclear_norm,
+    widened,
+)
 
 # Below this part of |X|^2 + |Y|^2 the squared distance is a difference of nearly equal numbers: then it is computed
 # from the aligned points instead. First for exact products, second for float32 ones.
@@ -145,6 +151,6 @@ def _aligned_difference(x: Tensor, y: Tensor, normalised: bool) -> Tensor:
     if normalised:
         x, y = x / torch.linalg.matrix_norm(x), y / torch.linalg.matrix_norm(y)
     width = max(x.shape[1], y.shape[1])
-    x, y = (torch.nn.functional.pad(side, (0, width - side.shape[1])) for side in (x, y))
+    x, y = widened(x, width), widened(y, width)
     u, _, vh = torch.linalg.svd(x.T @ y)
     return (x @ (u @ vh) - y).square().sum()

@@ -1,12 +1,10 @@
 """Topology: where one cloud of samples hangs together and the other does not, at any scale."""
 
-from types import ModuleType
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward.dissimilarity.measures._inputs import measure
+from tl_backward.dissimilarity.measures._inputs import measure, required
 from tl_backward.dissimilarity.measures._pairs import Distances
 
 RTD_MOST = 300  # samples: the complex has up to 4.5 million simplices there, and takes 5 seconds
@@ -68,21 +66,11 @@ def _cross_bars(w: Float[Tensor, "sample sample"], v: Float[Tensor, "sample samp
     cone[second, first] = cone[first, second].T
     cone[2 * n, first] = cone[first, 2 * n] = 0
     cone.fill_diagonal_(0)
-    complex_ = _gudhi().RipsComplex(distance_matrix=cone.numpy(), max_edge_length=top)
+    gudhi = required("gudhi", "gudhi", "rtd", "topology")
+    complex_ = gudhi.RipsComplex(distance_matrix=cone.numpy(), max_edge_length=top)
     tree = complex_.create_simplex_tree(max_dimension=1)
     tree.collapse_edges()
     tree.expansion(2)
     tree.compute_persistence()
     bars = torch.as_tensor(tree.persistence_intervals_in_dimension(1), dtype=torch.float64).reshape(-1, 2)
     return float((bars[:, 1] - bars[:, 0]).sum())
-
-
-def _gudhi() -> ModuleType:
-    try:
-        import gudhi
-    except ImportError as error:
-        raise ImportError(
-            "Expected the package gudhi for rtd, but it is not installed; install tl-backward[topology], or choose "
-            "another measure."
-        ) from error
-    return gudhi

@@ -11,10 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._support.checks import nearest
-from tl_backward.dissimilarity import additive as sums
 from tl_backward.dissimilarity import measures
+from tl_backward.dissimilarity.measures import additive as sums
+from tl_backward.dissimilarity.measures._cka import Alignment
+from tl_backward.dissimilarity.measures._matching import one_to_many, one_to_one
+from tl_backward.dissimilarity.measures._shape import angle, disparity, similarity
 from tl_backward.dissimilarity.measures._topology import RTD_MOST
-from tl_backward.dissimilarity.moments import PairSums
+from tl_backward.dissimilarity.measures.moments import PairSums
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,10 +69,13 @@ class Measure:
     extra: str | None = None
     """The extra of ours that brings the package."""
     options: Mapping[str, object] = field(default_factory=dict)
-    """Options with which the function is called."""
+    """Options with which all three functions are called."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+        for name in ("streamed", "null"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, self._with_options(getattr(self, name)))
 
     def __repr__(self) -> str:
         chosen = "".join(f", {key}={value!r}" for key, value in self.options.items())
@@ -117,7 +123,10 @@ class Measure:
     @property
     def bound(self) -> Callable[..., Float[Tensor, ""]]:
         """The function with the registered options filled in."""
-        return functools.partial(self.function, **self.options) if self.options else self.function
+        return self._with_options(self.function)
+
+    def _with_options(self, function: Callable) -> Callable:
+        return functools.partial(function, **self.options) if self.options else function
 
     @property
     def summary(self) -> str:
@@ -125,20 +134,19 @@ class Measure:
         return (self.function.__doc__ or "").strip().split("\n")[0]
 
 
-def _zero(pair: PairSums) -> float:
-    return 0.0
-
-
 # fmt: off
 _ALL = (
     Measure("cka_biased", measures.cka_biased, "similarity", _UNIT, _SHAPE, oracle="cka_linear_biased",
-            streamed=sums.cka_biased, what="linear CKA, biased (Kornblith et al. 2019)", null=sums.biased_null,
+            streamed=sums.formula(Alignment.biased, "alignment"), what="linear CKA, biased (Kornblith et al. 2019)",
+            null=sums.biased_null,
             double=False),
     Measure("cka_debiased", measures.cka_debiased, "similarity", _SIGNED, _SHAPE, oracle="cka_linear_song",
-            streamed=sums.cka_debiased, what="linear CKA with the unbiased HSIC (Song et al. 2012)", null=_zero,
-            double=False),
+            streamed=sums.formula(Alignment.debiased, "alignment"),
+            what="linear CKA with the unbiased HSIC (Song et al. 2012)",
+            null=sums.debiased_null, double=False),
     Measure("cka_hollow", measures.cka_hollow, "similarity", _SIGNED, _SHAPE, oracle="cka_linear_lange",
-            streamed=sums.cka_hollow, what="linear CKA without the diagonals (Lange et al. 2022)", double=False),
+            streamed=sums.formula(Alignment.hollow, "alignment"),
+            what="linear CKA without the diagonals (Lange et al. 2022)", double=False),
     Measure("cka_angular", measures.cka_angular, "distance", _ANGLE, _SHAPE, metric=True,
             oracle="cka_linear_biased_angular", streamed=sums.cka_angular, what="arccos of biased linear CKA"),
     Measure("cka_rbf", measures.cka_rbf, "similarity", _UNIT, _SHAPE, oracle="cka_rbf_median1_biased"),
@@ -147,59 +155,62 @@ _ALL = (
     Measure("cca", measures.cca, "similarity", _UNIT, _SPAN, oracle="cca_mean", streamed=sums.cca,
             what="mean canonical correlation"),
     Measure("cca_squared", measures.cca, "similarity", _UNIT, _SPAN, oracle="cca_mean_sq(pillai/k)",
-            options={"mean": "rho2"}, streamed=sums.cca_squared, what="mean squared canonical correlation",
-            null=sums.squared_null),
+            options={"mean": "rho2"}, streamed=sums.cca, what="mean squared canonical correlation",
+            null=sums.cca_null),
     Measure("cca_yanai", measures.cca, "similarity", _UNIT, _SPAN, oracle="cca_yanai", options={"mean": "yanai"},
-            streamed=sums.cca_yanai, what="cosine between the projections on both sides' spans", null=sums.yanai_null),
+            streamed=sums.cca, what="cosine between the projections on both sides' spans", null=sums.cca_null),
     Measure("svcca", measures.svcca, "similarity", _UNIT, _SHAPE, oracle="svcca_0.99_mean", streamed=sums.svcca,
             what="CCA of the components of 99 % of the variance"),
     Measure("pwcca", measures.pwcca, "similarity", _UNIT, _ORDER, symmetric=False, oracle="pwcca_X",
             streamed=sums.pwcca, what="projection-weighted CCA, from A"),
     Measure("pwcca_y", measures.pwcca, "similarity", _UNIT, _ORDER, symmetric=False, oracle="pwcca_Y",
-            options={"weights": "y"}, streamed=sums.pwcca_y, what="projection-weighted CCA, from B"),
+            options={"weights": "y"}, streamed=sums.pwcca, what="projection-weighted CCA, from B"),
     Measure("procrustes", measures.procrustes, "distance", _NON_NEGATIVE, _POSITION, metric=True,
             oracle="procrustes_centred", streamed=sums.procrustes, what="Procrustes distance, centred"),
     Measure("procrustes_squared", measures.procrustes_squared, "distance", _NON_NEGATIVE, _POSITION,
             oracle="procrustes_squared_centred", streamed=sums.procrustes_squared,
             what="squared Procrustes distance, centred"),
     Measure("procrustes_normalised", measures.procrustes_normalised, "distance", (0.0, math.sqrt(2)), _SHAPE,
-            metric=True, oracle="procrustes_centred_normalised", streamed=sums.procrustes_normalised,
+            metric=True, oracle="procrustes_centred_normalised", streamed=sums.formula(Tensor.sqrt, "unit_distance"),
             what="Procrustes distance of unit-norm layers"),
     Measure("procrustes_disparity", measures.procrustes_disparity, "distance", _UNIT, _SHAPE,
-            oracle="procrustes_disparity(1-nbs^2)", streamed=sums.procrustes_disparity, what="Procrustes disparity"),
+            oracle="procrustes_disparity(1-nbs^2)", streamed=sums.formula(disparity, "unit_distance"),
+            what="Procrustes disparity"),
     Measure("shape_angular", measures.shape_angular, "distance", _ANGLE, _SHAPE, metric=True, oracle="shape_angular",
-            streamed=sums.shape_angular, what="angular shape metric"),
+            streamed=sums.formula(angle, "unit_distance"), what="angular shape metric"),
     Measure("shape_partial", measures.shape_partial, "distance", _ANGLE, _POSITION, metric=True,
             streamed=sums.shape_partial, what="angular shape metric after partial whitening"),
     Measure("bures_similarity", measures.bures_similarity, "similarity", _UNIT, _SHAPE, oracle="nbs(nuclear/fro fro)",
-            streamed=sums.bures_similarity, what="normalised Bures similarity"),
+            streamed=sums.formula(similarity, "unit_distance"), what="normalised Bures similarity"),
     Measure("permutation_procrustes", measures.permutation_procrustes, "distance", _NON_NEGATIVE, _ARRANGEMENT,
             metric=True, streamed=sums.permutation_procrustes, what="Procrustes distance over permutations, centred"),
     Measure("permutation_procrustes_uncentred", measures.permutation_procrustes, "distance", _NON_NEGATIVE,
             (PERMUTATION,), metric=True, oracle="permutation_procrustes_uncentred_zero_padded",
             options={"center": False},
-            streamed=sums.permutation_procrustes_uncentred, what="Procrustes distance over permutations, not centred"),
+            streamed=sums.permutation_procrustes, what="Procrustes distance over permutations, not centred"),
     Measure("hard_match", measures.hard_match, "similarity", _SIGNED, _ORDER, oracle="hard_match",
-            streamed=sums.hard_match, what="mean correlation of neurons matched one to one"),
+            streamed=sums.formula(one_to_one, "neuron_correlations"),
+            what="mean correlation of neurons matched one to one"),
     Measure("soft_match", measures.soft_match, "similarity", _SIGNED, _ORDER, oracle="soft_match",
-            streamed=sums.soft_match, what="mean correlation of each neuron's best partner (Li et al. 2016)"),
+            streamed=sums.formula(one_to_many, "neuron_correlations"),
+            what="mean correlation of each neuron's best partner (Li et al. 2016)"),
     Measure("soft_match_transport", measures.soft_match_transport, "distance", _NON_NEGATIVE, _ARRANGEMENT, metric=True,
             package="ot", extra="transport"),
     Measure("linear_regression", measures.linear_regression, "similarity", _UNIT, _SHAPE, symmetric=False,
             oracle="r2_X_to_Y", streamed=sums.linear_regression,
             what="share of B's variance predicted linearly from A", null=sums.regression_null),
     Measure("linear_regression_y_to_x", measures.linear_regression, "similarity", _UNIT, _SHAPE, symmetric=False,
-            oracle="r2_Y_to_X", options={"direction": "y_to_x"}, streamed=sums.linear_regression_y_to_x,
-            what="share of A's variance predicted linearly from B", null=sums.regression_null_y_to_x),
+            oracle="r2_Y_to_X", options={"direction": "y_to_x"}, streamed=sums.linear_regression,
+            what="share of A's variance predicted linearly from B", null=sums.regression_null),
     Measure("gulp", measures.gulp, "distance", _NON_NEGATIVE, _SHAPE, metric=True, streamed=sums.gulp,
             what="GULP distance at ridge 0.01"),
     Measure("gulp_squared", measures.gulp_squared, "distance", _NON_NEGATIVE, _SHAPE, oracle="gulp^2_1e-2",
             streamed=sums.gulp_squared, what="squared GULP distance at ridge 0.01"),
     Measure("gulp_squared_0", measures.gulp_squared, "distance", _NON_NEGATIVE, _SPAN, oracle="gulp^2_0",
-            options={"regularization": 0.0}, streamed=sums.gulp_squared_0,
+            options={"regularization": 0.0}, streamed=sums.gulp_squared,
             what="squared GULP distance without a ridge"),
     Measure("gulp_squared_1", measures.gulp_squared, "distance", _NON_NEGATIVE, _SHAPE, oracle="gulp^2_1",
-            options={"regularization": 1.0}, streamed=sums.gulp_squared_1, what="squared GULP distance at ridge 1"),
+            options={"regularization": 1.0}, streamed=sums.gulp_squared, what="squared GULP distance at ridge 1"),
     Measure("eigenspace_overlap", measures.eigenspace_overlap, "similarity", _UNIT, (*_DIRECTION, LINEAR),
             oracle="eigenspace_overlap", streamed=sums.eigenspace_overlap,
             what="overlap of column spaces, not centred"),
@@ -282,25 +293,14 @@ def list_measures() -> "pd.DataFrame":
     import pandas as pd
 
     fields = (
-        "name",
-        "kind",
-        "range",
-        "invariances",
-        "metric",
-        "symmetric",
-        "additive",
-        "oracle",
-        "most",
-        "package",
-        "summary",
-    )
+        "kind", "range", "invariances", "metric", "symmetric", "additive", "oracle", "most", "package", "summary",
+    )  # fmt: skip
     rows = [
-        {field: getattr(measure, field) for field in fields}
-        | {"function": measure.bound, "options": dict(measure.options)}
+        {"name": measure.name, "function": measure.bound, "options": dict(measure.options)}
+        | {field: getattr(measure, field) for field in fields}
         for measure in _ALL
     ]
-    order = ["name", "function", "options", *fields[1:]]
-    frame = pd.DataFrame(rows, columns=order)
+    frame = pd.DataFrame(rows)
     for name in ("oracle", "most", "package"):  # None, not NaN, and whole numbers
         frame[name] = pd.Series([row[name] for row in rows], dtype=object)
     return frame

@@ -1,14 +1,21 @@
-"""The maps from one model's residual stream to another's, and their least-squares solutions from sums."""
+"""The maps from one model's residual stream to another's, and their least-squares solutions from sums over texts."""
 
+from collections.abc import Sequence
 from typing import cast, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from tl_backward._support.checks import check_choice
-from tl_backward.dissimilarity.moments import PairSums
+from tl_backward._support.types import TransformerLensModel
+from tl_backward.activations import PlaceReader
+from tl_backward.alignment.stitched import StitchedModel
+from tl_backward.dissimilarity.measures.moments import PairSums
 from tl_backward.dissimilarity.options import MapKind
+from tl_backward.dissimilarity.statistics import CovarianceStatistics
+from tl_backward.dissimilarity.stitching.penalty import TextBatch
 
 
 class StitchMap(nn.Module):
@@ -104,3 +111,74 @@ def _solve(
     # of all solutions the smallest, in the units of the samples: the part in the span of the rows of `factor`
     rows = torch.linalg.qr(norms[:, None] * vh.T).Q
     return rows @ (rows.T @ weight)
+
+
+def fitted_stitches(
+    kind: MapKind,
+    model_a: TransformerLensModel,
+    layers_a: Sequence[int],
+    model_b: TransformerLensModel,
+    layers_b: Sequence[int],
+    batches: Sequence[TextBatch],
+    *,
+    exclude_first: bool,
+    ridge: float,
+    normed: bool,
+    show_progress: bool,
+) -> list[list[StitchedModel]]:
+    """A model of each of A's layers and each of B's, with least-squares maps from one pass over the texts.
+
+    Maps are where the tail is, and in its precision, but at least in float32.
+    """
+    sums = None
+    if kind != "identity":
+        sums = _residual_sums(model_a, layers_a, model_b, layers_b, batches, exclude_first, normed, show_progress)
+    width_a, weight_b = model_a.W_U.shape[0], model_b.W_U
+    dtype = torch.promote_types(weight_b.dtype, torch.float32)
+
+    def fitted(p: int, q: int) -> StitchMap:
+        made = StitchMap(kind, width_a, weight_b.shape[0], layer_norm=normed).to(weight_b.device, dtype)
+        if sums is not None:
+            made.set(*least_squares(kind, sums.pair(p, q), ridge))
+        return made
+
+    return [
+        [StitchedModel(model_a, i, model_b, j, fitted(p, q)) for q, j in enumerate(layers_b)]
+        for p, i in enumerate(layers_a)
+    ]
+
+
+def _residual_sums(
+    model_a: TransformerLensModel,
+    layers_a: Sequence[int],
+    model_b: TransformerLensModel,
+    layers_b: Sequence[int],
+    batches: Sequence[TextBatch],
+    exclude_first: bool,
+    normed: bool,
+    show_progress: bool,
+) -> CovarianceStatistics:
+    """Sums over the real tokens of both residual streams, A's after a LayerNorm without weights if `normed`."""
+    width_a, width_b = model_a.W_U.shape[0], model_b.W_U.shape[0]
+    device = model_b.W_U.device if model_b.W_U.device.type != "mps" else "cpu"
+    sums = CovarianceStatistics([width_a] * len(layers_a), [width_b] * len(layers_b), device=device)
+    # A LayerNorm's output sums to 0: one direction less is no loss, and nothing in it is much larger than the rest.
+    sums.names["a"] = ["" if normed else f"layer {layer} of A" for layer in layers_a]
+    sums.names["b"] = [f"layer {layer} of B" for layer in layers_b]
+    reader_a = PlaceReader(model_a, "resid_post", layers=layers_a, which="model A")
+    reader_b = PlaceReader(model_b, "resid_post", layers=layers_b, which="model B")
+    alone = model_a is model_b and reader_a.places == reader_b.places
+    for batch in tqdm(batches, desc="fit", unit="batch", disable=not show_progress or len(batches) < 20):
+        mask = batch.mask.clone()
+        mask[:, 0] &= not exclude_first
+        text, at = mask.nonzero(as_tuple=True)
+        lengths = batch.mask.sum(1)
+        heads = {p.layer: rows.to(device) for p, rows in reader_a(batch.tokens, text, at, lengths=lengths).items()}
+        own = heads
+        if not alone:
+            own = {p.layer: rows.to(device) for p, rows in reader_b(batch.tokens, text, at, lengths=lengths).items()}
+        x = [heads[layer] for layer in layers_a]
+        if normed:
+            x = [torch.nn.functional.layer_norm(rows.double(), rows.shape[1:]).to(rows) for rows in x]
+        sums.update(x, [own[layer] for layer in layers_b])
+    return sums

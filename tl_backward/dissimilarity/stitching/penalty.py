@@ -1,24 +1,107 @@
 """What a stitch costs: its loss minus the tail model's own, text by text, with a confidence interval."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.dissimilarity.stitching.model import StitchedModel, run_head, run_tail
-from tl_backward.dissimilarity.stitching.texts import TextBatch
+from tl_backward.alignment.stitched import StitchedModel
+from tl_backward.dissimilarity.options import SampleOptions
+from tl_backward.dissimilarity.tokens import pair_batch
 from tl_backward.model.guard import rng_untouched
+from tl_backward.model.partial import logits_after, streams_after
+from tl_backward.text.data import TextData, batches_of
+from tl_backward.text.encoding import warn_of_two_beginnings
+from tl_backward.text.options import TextOptions
+from tl_backward.text.prompts import Batch
 
 Z95 = 1.959964  # of a normal distribution, for 95 %
 
 
+@dataclass(frozen=True, eq=False)
+class TextBatch:
+    """Rows from position 0 on, padded on the right."""
+
+    tokens: Int[Tensor, "text pos"]
+    mask: Bool[Tensor, "text pos"]
+    """Which are real."""
+    n_bytes: Int[Tensor, "text"]
+    """UTF-8 bytes of what the tokens after the first spell; 0 where there is no tokenizer."""
+
+    def losses(self, logits: Float[Tensor, "text pos d_vocab"]) -> Float[Tensor, "text"]:
+        """Each text's summed next-token cross-entropy, in nats."""
+        targets = self.tokens[:, 1:].to(logits.device)
+        each = torch.nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, reduction="none")
+        return (each * self.mask[:, 1:].to(logits.device)).sum(1)
+
+    @property
+    def n_predicted(self) -> Int[Tensor, "text"]:
+        """How many tokens of each text are predicted: all but its first."""
+        return (self.mask.sum(1) - 1).clamp(min=0)
+
+
+def read_texts(
+    model_a: TransformerLensModel, model_b: TransformerLensModel, data: TextData, options: TextOptions
+) -> list[TextBatch]:
+    """All batches of the data, held as tokens.
+
+    Raises:
+        ValueError: models that do not read the data as the same tokens.
+    """
+    options, alike = replace(options, exclude_first=False), SampleOptions(align="tokens")
+    found: list[TextBatch] = []
+    warned = False
+    for number, item in enumerate(islice(batches_of(data, options.batch_size, options.text_key), options.n_batches)):
+        pairs = pair_batch(model_a, model_b, number, item, options, alike)
+        if pairs is not None:
+            warned = warned or isinstance(item, list) and warn_of_two_beginnings(model_a, pairs.a.rows())
+            found.append(TextBatch(pairs.a.tokens.cpu(), pairs.a.real.cpu(), _bytes(model_b, pairs.a)))
+    return found
+
+
+def _bytes(model: TransformerLensModel, batch: Batch) -> Int[Tensor, "text"]:
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        return torch.zeros(len(batch.tokens), dtype=torch.long)
+    return torch.tensor([len(tokenizer.decode(row[1:]).encode("utf-8", "surrogatepass")) for row in batch.rows()])
+
+
+def fit_and_held_out_texts(
+    model_a: TransformerLensModel,
+    model_b: TransformerLensModel,
+    data: TextData,
+    held_out: float | TextData,
+    options: TextOptions,
+) -> tuple[list[TextBatch], list[TextBatch]]:
+    """Batches to fit on, and others to measure on: data of their own, or the last ones, a share of `held_out` of all.
+
+    Raises:
+        ValueError: fewer than two batches, or a share outside (0, 1).
+    """
+    batches = read_texts(model_a, model_b, data, options)
+    if not isinstance(held_out, float | int):
+        return batches, read_texts(model_a, model_b, held_out, replace(options, n_batches=None))
+    if not 0 < held_out < 1:
+        raise ValueError(
+            f"Expected held_out in (0, 1), got {held_out}; 0.2 keeps a fifth of the batches to measure on."
+        )
+    if len(batches) < 2:
+        raise ValueError(
+            f"Expected at least 2 batches, some to fit on and some to measure on, got {len(batches)}; give more texts, "
+            "a smaller batch_size, or texts of their own as held_out."
+        )
+    n_held = min(len(batches) - 1, max(1, math.ceil(held_out * len(batches))))
+    return batches[:-n_held], batches[-n_held:]
+
+
 @dataclass(frozen=True)
 class Penalty:
-    """Loss of a stitched model minus its tail model's own, over the tokens of the texts it is judged on."""
+    """Loss of a stitched model minus its tail model's own, over the tokens of the texts it is measured on."""
 
     nats: float
     """A token."""
@@ -79,18 +162,33 @@ def own_losses(model: TransformerLensModel, batches: Sequence[TextBatch]) -> Flo
     losses = []
     with torch.no_grad(), rng_untouched(model):
         for batch in batches:
-            tokens = batch.tokens.to(model.W_U.device)
-            stream = run_head(model, tokens, [last])[last]
-            losses.append(batch.losses(run_tail(model, tokens, last, stream)).cpu())
+            stream = streams_after(model, batch.tokens, [last])[last]
+            losses.append(batch.losses(logits_after(model, batch.tokens, last, stream)).cpu())
     return torch.cat(losses)
 
 
-def judge(stitched: StitchedModel, batches: Sequence[TextBatch], own: Float[Tensor, "text"] | None = None) -> Penalty:
-    """The penalty of a stitched model on texts."""
-    own = own_losses(stitched.model_b, batches) if own is None else own
-    losses = []
-    with torch.no_grad(), rng_untouched(stitched.model_a), rng_untouched(stitched.model_b):
+def penalties(
+    stitches: Sequence[Sequence[StitchedModel]],
+    batches: Sequence[TextBatch],
+    own: Float[Tensor, "text"],
+    advance: Callable[[float], object] = lambda share: None,
+) -> list[list[Penalty]]:
+    """Penalties of stitches of the same two models, those of one head's layer in a row; the head runs once a batch.
+
+    Args:
+        stitches: rows of them.
+        batches: texts.
+        own: each text's loss under the tail's model.
+        advance: called with the share of a stitch that has been measured.
+    """
+    first, layers = stitches[0][0], [row[0].layer_a for row in stitches]
+    losses: list[list[list[Tensor]]] = [[[] for _ in row] for row in stitches]
+    with torch.no_grad(), rng_untouched(first.model_a), rng_untouched(first.model_b):
         for batch in batches:
-            losses.append(batch.losses(stitched.tail(batch.tokens, stitched.head(batch.tokens))).cpu())
+            streams = streams_after(first.model_a, batch.tokens, layers)
+            for row, found in zip(stitches, losses, strict=True):
+                for stitched, each in zip(row, found, strict=True):
+                    each.append(batch.losses(stitched.tail(batch.tokens, streams[stitched.layer_a])).cpu())
+                    advance(1 / len(batches))
     tokens, sizes = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("n_predicted", "n_bytes"))
-    return penalty_of(torch.cat(losses), own, tokens, sizes)
+    return [[penalty_of(torch.cat(each), own, tokens, sizes) for each in row] for row in losses]

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_backward._support.storage import load_tensors, save_tensors
+from tl_backward._support.storage import check_kind, check_run, joined, load_tensors, part_of, save_tensors
+from tl_backward.alignment.stitched import StitchedModel
 from tl_backward.dissimilarity.options import FitOptions
-from tl_backward.dissimilarity.stitching.model import StitchedModel
-from tl_backward.dissimilarity.stitching.texts import TextBatch
+from tl_backward.dissimilarity.stitching.maps import StitchMap
+from tl_backward.dissimilarity.stitching.penalty import TextBatch
 from tl_backward.model.guard import rng_untouched
 
 Descent = FitOptions  # its name in 0.1.0
@@ -48,7 +48,7 @@ def train_map(
     Raises:
         ValueError: a map without parameters, a loss that is not finite, or the checkpoint of another run.
     """
-    map, checkpoint = stitched.map, options.checkpoint
+    map, checkpoint = cast(StitchMap, stitched.map), options.checkpoint
     map.constrain()
     try:
         named = dict(map.named_parameters())
@@ -95,15 +95,10 @@ def _identity(options: FitOptions) -> dict[str, int | float]:
 def _save(
     path: str | Path, map: torch.nn.Module, optimizer: torch.optim.SGD, options: FitOptions, losses: list[float]
 ) -> None:
-    tensors = {f"map/{name}": tensor for name, tensor in map.state_dict().items()}
-    for name, parameter in map.named_parameters():
-        momentum = optimizer.state[parameter].get("momentum_buffer")
-        if momentum is not None:
-            tensors[f"momentum/{name}"] = momentum
+    momentum = {name: optimizer.state[parameter].get("momentum_buffer") for name, parameter in map.named_parameters()}
+    momentum = {name: tensor for name, tensor in momentum.items() if tensor is not None}
     state = {"options": _identity(options), "losses": losses, "map": repr(map)}
-    save_tensors(
-        path, {name: tensor.detach().clone() for name, tensor in tensors.items()}, {"descent": json.dumps(state)}
-    )
+    save_tensors(path, joined(map=map.state_dict(), momentum=momentum), {"descent": state})
 
 
 def _resume(path: str | Path, map: torch.nn.Module, optimizer: torch.optim.SGD, options: FitOptions) -> list[float]:
@@ -111,14 +106,11 @@ def _resume(path: str | Path, map: torch.nn.Module, optimizer: torch.optim.SGD, 
     if not Path(path).exists():
         return []
     tensors, metadata = load_tensors(path, str(next(map.parameters()).device))
-    state = json.loads(metadata.get("descent", "{}"))
-    if state.get("options") != _identity(options) or state.get("map") != repr(map):
-        raise ValueError(
-            f"Expected the checkpoint of this run in {str(path)!r}, got one of another map or other options; resume "
-            "with those of the run that was interrupted, or choose another file."
-        )
-    map.load_state_dict({name.removeprefix("map/"): t for name, t in tensors.items() if name.startswith("map/")})
-    for name, parameter in map.named_parameters():
-        if f"momentum/{name}" in tensors:
-            optimizer.state[parameter]["momentum_buffer"] = cast(Tensor, tensors[f"momentum/{name}"])
+    check_kind(path, "descent" in metadata, "stitch")
+    state = json.loads(metadata["descent"])
+    check_run(path, {**state["options"], "map": state["map"]}, {**_identity(options), "map": repr(map)})
+    map.load_state_dict(part_of(tensors, "map"))
+    parameters = dict(map.named_parameters())
+    for name, momentum in part_of(tensors, "momentum").items():
+        optimizer.state[parameters[name]]["momentum_buffer"] = momentum
     return list(state["losses"])

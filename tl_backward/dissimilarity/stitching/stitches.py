@@ -1,8 +1,8 @@
-"""Stitch two models at a pair of layers, fit the map, and say what it costs."""
+"""Stitch two models at a pair of layers, or at all of them both ways, fit the maps, and say what each costs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import torch
 from jaxtyping import Float
@@ -11,24 +11,18 @@ from tqdm.auto import tqdm
 
 from tl_backward._support.checks import check_choice, check_layers
 from tl_backward._support.deprecation import old_keywords
-from tl_backward._support.html import table
-from tl_backward._support.types import TransformerLensModel
-from tl_backward.activations import PlaceReader
-from tl_backward.dissimilarity.moments import PairSums
+from tl_backward._support.html import Cell, table
+from tl_backward._support.types import DataFrame, TransformerLensModel
+from tl_backward.alignment.stitched import StitchedModel
 from tl_backward.dissimilarity.options import OLD_TEXT, Fit, FitOptions, MapKind
-from tl_backward.dissimilarity.statistics import CovarianceStatistics
-from tl_backward.dissimilarity.stitching.maps import StitchMap, least_squares
-from tl_backward.dissimilarity.stitching.model import StitchedModel
-from tl_backward.dissimilarity.stitching.penalty import Penalty, judge
+from tl_backward.dissimilarity.stitching.maps import fitted_stitches
+from tl_backward.dissimilarity.stitching.penalty import Penalty, fit_and_held_out_texts, own_losses, penalties
 from tl_backward.dissimilarity.stitching.sgd import train_map
-from tl_backward.dissimilarity.stitching.texts import TextBatch, fit_and_held_out_texts
 from tl_backward.model.checks import check_model
 from tl_backward.model.inputs import check_reads_text
+from tl_backward.text.data import TextData
 from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import one_vocabulary
-
-if TYPE_CHECKING:
-    import pandas
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -56,7 +50,7 @@ class Stitch:
             f"{self.penalty.bits_per_byte:+.4f} bits a byte, on {self.penalty.n_texts} texts)"
         )
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row: layers, map, penalty in nats and bits a byte with 95 % intervals, both losses."""
         import pandas
 
@@ -88,6 +82,101 @@ class Stitch:
         return table(list(row), [list(row.values())], caption=repr(self))
 
 
+DIRECTIONS = ("A->B", "B->A", "A->A", "B->B")
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class StitchingGrid:
+    """Penalties of stitches [head layer][tail layer] in each direction; the last two are the self-stitch baselines."""
+
+    layers_a: tuple[int, ...]
+    layers_b: tuple[int, ...]
+    map: MapKind
+    penalties: dict[str, list[list[Penalty]]]
+    """By direction, "A->B" being A's head and B's tail: [head layer][tail layer]."""
+    n_fit_texts: int
+
+    def __repr__(self) -> str:
+        return (
+            f"StitchingGrid({len(self.layers_a)} x {len(self.layers_b)} layers, {self.map} maps, "
+            f"{', '.join(self.penalties)})"
+        )
+
+    def nats(self, direction: str) -> Float[Tensor, "head_layer tail_layer"]:
+        """Penalties of one direction, in nats a token."""
+        if direction not in self.penalties:
+            raise KeyError(
+                f"Expected a direction among {', '.join(self.penalties)}, got {direction!r}; choose one of them."
+            )
+        return torch.tensor([[each.nats for each in row] for row in self.penalties[direction]], dtype=torch.float64)
+
+    def layers(self, direction: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Layers of the head and of the tail in one direction."""
+        named = {"A": self.layers_a, "B": self.layers_b}
+        head, tail = direction.split("->")
+        return named[head], named[tail]
+
+    def to_frame(self) -> DataFrame:
+        """One row a stitch, each beside the self-stitch of its tail's model at the same relative depth.
+
+        `baseline_nats` is the penalty of the tail model's own head, left at the layer nearest in relative depth to that
+        of the foreign head, stitched to the same tail layer.
+        """
+        import pandas
+
+        return pandas.DataFrame(
+            {
+                "direction": direction,
+                "head_layer": head,
+                "tail_layer": tail,
+                "penalty_nats": each.nats,
+                "nats_low": each.interval[0],
+                "nats_high": each.interval[1],
+                "penalty_bits_per_byte": each.bits_per_byte,
+                "baseline_nats": baseline,
+                "loss": each.loss,
+                "tail_loss": each.tail_loss,
+                "map": self.map,
+                "n_texts": each.n_texts,
+            }
+            for direction, grid in self.penalties.items()
+            for i, (head, row) in enumerate(zip(self.layers(direction)[0], grid, strict=True))
+            for tail, each, baseline in zip(self.layers(direction)[1], row, self._baselines(direction, i), strict=True)
+        )
+
+    def _baselines(self, direction: str, head: int) -> list[float]:
+        """Of each tail's layer: the penalty of its own model's head, left as deep as the head of that number."""
+        own = f"{direction[-1]}->{direction[-1]}"
+        heads, tails = self.layers(direction)
+        if own not in self.penalties:
+            return [float("nan")] * len(tails)
+        n = len(self.layers(own)[0])
+        nearest = min(range(n), key=lambda k: abs(k / n - head / len(heads)))
+        return [each.nats for each in self.penalties[own][nearest]]
+
+    def _repr_html_(self) -> str:
+        """A static table a direction: head layers down, tail layers across, 95 % half-widths beside the penalties."""
+        parts = []
+        bound = max(float(self.nats(direction).abs().max()) for direction in self.penalties)
+        for direction, grid in self.penalties.items():
+            heads, tails = self.layers(direction)
+            rows = [
+                [
+                    Cell(f"{each.nats:+.3f} \N{PLUS-MINUS SIGN} {each.interval[1] - each.nats:.3f}", value=each.nats)
+                    for each in row
+                ]
+                for row in grid
+            ]
+            parts.append(
+                table(
+                    [f"L{layer}" for layer in tails], rows, row_names=[f"L{layer}" for layer in heads],
+                    caption=f"{direction}: penalty in nats a token, {self.map} map", corner="head, tail",
+                    bound=bound or 1.0,
+                )
+            )  # fmt: skip
+        return "".join(parts)
+
+
 OLD_FIT = OLD_TEXT | {
     "held_out_data": "held_out",
     "descent": "fit_options",
@@ -102,16 +191,20 @@ def stitch(
     layer_a: int,
     model_b: TransformerLensModel,
     layer_b: int,
-    data: object,
+    data: TextData,
     *,
     map: MapKind = "affine",
     fit: Fit = "least_squares",
-    held_out: object = 0.2,
+    held_out: float | TextData = 0.2,
     text_options: TextOptions = TextOptions(),
     fit_options: FitOptions = FitOptions(),
     show_progress: bool = True,
 ) -> Stitch:
     """The head of A up to `layer_a`, a map, and the tail of B after `layer_b`, as a model that runs.
+
+    A layer is the index of its block, and is left or entered at the block's end: `layer_a` + 1 blocks of A run, and B
+    from block `layer_b` + 1 on. `tl_backward.alignment.zero_shot_stitch`, which counts blocks and fits nothing, joins
+    the same places as `zero_shot_stitch(model_a, layer_a + 1, model_b, layer_b + 1)`.
 
     The map is fitted in closed form, to send A's residual stream where B's own is, from sums over the data; with
     fit="sgd" it is then trained on the stitched model's next-token loss with all else frozen (Brown et al. 2023:
@@ -149,21 +242,86 @@ def stitch(
     layer_a, layer_b = check_layers(layer_a, model_a.cfg.n_layers)[0], check_layers(layer_b, model_b.cfg.n_layers)[0]
     fitting, held = fit_and_held_out_texts(model_a, model_b, data, held_out, text_options)
     normed = fit == "sgd" if fit_options.layer_norm is None else fit_options.layer_norm
-    pair = None
-    if map != "identity":
-        pair = residual_sums(
-            model_a, [layer_a], model_b, [layer_b], fitting, exclude_first=text_options.exclude_first, normed=normed,
-            show_progress=show_progress,
-        ).pair(0, 0)  # fmt: skip
-    fitted = fitted_map(map, pair, model_a, model_b, fit_options.ridge, normed)
-    stitched = StitchedModel(model_a, layer_a, model_b, layer_b, fitted)
-    penalty, before, losses = judge(stitched, held), None, ()
+    stitches = fitted_stitches(
+        map, model_a, [layer_a], model_b, [layer_b], fitting, exclude_first=text_options.exclude_first,
+        ridge=fit_options.ridge, normed=normed, show_progress=show_progress,
+    )  # fmt: skip
+    stitched, own = stitches[0][0], own_losses(model_b, held)
+    penalty, before, losses = penalties(stitches, held, own)[0][0], None, ()
     if fit == "sgd":
         before = penalty
         losses = train_map(stitched, fitting, fit_options, show_progress=show_progress)
-        penalty = judge(stitched, held)
+        penalty = penalties(stitches, held, own)[0][0]
     return Stitch(
         stitched, layer_a, layer_b, map, fit, penalty, before, sum(len(batch.tokens) for batch in fitting), losses
+    )
+
+
+@old_keywords(OLD_FIT, text_options=TextOptions, fit_options=FitOptions)
+def stitching_grid(
+    model_a: TransformerLensModel,
+    model_b: TransformerLensModel,
+    data: TextData,
+    *,
+    layers_a: int | Sequence[int] | None = None,
+    layers_b: int | Sequence[int] | None = None,
+    map: MapKind = "affine",
+    baselines: bool = True,
+    held_out: float | TextData = 0.2,
+    text_options: TextOptions = TextOptions(),
+    fit_options: FitOptions = FitOptions(),
+    show_progress: bool = True,
+) -> StitchingGrid:
+    """Stitch every layer of A to every layer of B and the other way round by least squares, and find the penalties.
+
+    All maps come from one pass over the texts of the fit a pair of models. With `baselines`, each model is stitched to
+    itself too: a penalty between two models says little by itself, as far-apart layers of one model cost something too.
+
+    Args:
+        model_a: a HookedTransformer or TransformerBridge.
+        model_b: another that reads the data as the same tokens.
+        data: as in `compare`.
+        layers_a: A's layers; None for all.
+        layers_b: B's layers.
+        map: "identity", "orthogonal", "linear" or "affine".
+        baselines: stitch each model to itself too.
+        held_out: as in `stitch`.
+        text_options: as in `stitch`.
+        fit_options: as in `stitch`, of which the closed form takes `ridge` and `layer_norm`.
+        show_progress: show progress bars.
+
+    Raises:
+        ValueError: an unknown map; models that do not share a tokenizer; too little data to measure on.
+
+    Example:
+        >>> texts = [example.text for example in tlb.zoo.facts.world().examples(split="held_out")[:60]]
+        >>> options = {"map": "identity", "baselines": False, "show_progress": False}
+        >>> grid = tlb.dissimilarity.stitching_grid(model, model, texts, layers_a=[1], layers_b=[1, 2], **options)
+        >>> len(grid.to_frame())  # both directions
+        4
+    """
+    check_pair(model_a, model_b)
+    check_choice("map", map, get_args(MapKind))
+    fitting, held = fit_and_held_out_texts(model_a, model_b, data, held_out, text_options)
+    models = {"A": model_a, "B": model_b}
+    layers = {
+        "A": check_layers(layers_a, model_a.cfg.n_layers),
+        "B": check_layers(layers_b, model_b.cfg.n_layers),
+    }
+    own = {name: own_losses(model, held) for name, model in models.items()}
+    directions = DIRECTIONS[: 4 if baselines else 2]
+    n_stitches, found = sum(len(layers[d[0]]) * len(layers[d[-1]]) for d in directions), {}
+    with tqdm(total=n_stitches, desc="stitches", unit="stitch", disable=not show_progress) as progress:
+        for direction in directions:
+            head, tail = direction.split("->")
+            stitches = fitted_stitches(
+                map, models[head], layers[head], models[tail], layers[tail], fitting,
+                exclude_first=text_options.exclude_first, ridge=fit_options.ridge, normed=bool(fit_options.layer_norm),
+                show_progress=False,
+            )  # fmt: skip
+            found[direction] = penalties(stitches, held, own[tail], progress.update)
+    return StitchingGrid(
+        tuple(layers["A"]), tuple(layers["B"]), map, found, sum(len(batch.tokens) for batch in fitting)
     )
 
 
@@ -173,67 +331,11 @@ def check_pair(model_a: TransformerLensModel, model_b: TransformerLensModel) -> 
     Raises:
         ValueError: different vocabularies.
     """
-    check_model(model_a)
-    check_reads_text(model_a)
-    check_model(model_b)
-    check_reads_text(model_b)
+    for model in (model_a, model_b):
+        check_model(model)
+        check_reads_text(model)
     if not one_vocabulary(model_a, model_b):
         raise ValueError(
             "Expected models with one tokenizer, got two whose vocabularies differ, so that the head would read other "
             "tokens than the tail predicts; stitch models that share one (compare aligns others)."
         )
-
-
-def residual_sums(
-    model_a: TransformerLensModel,
-    layers_a: Sequence[int],
-    model_b: TransformerLensModel,
-    layers_b: Sequence[int],
-    batches: Sequence[TextBatch],
-    *,
-    exclude_first: bool,
-    normed: bool,
-    show_progress: bool,
-) -> CovarianceStatistics:
-    """Sums over the real tokens of both residual streams, A's after a LayerNorm without weights if `normed`."""
-    width_a, width_b = model_a.W_U.shape[0], model_b.W_U.shape[0]
-    device = model_b.W_U.device if model_b.W_U.device.type != "mps" else "cpu"
-    sums = CovarianceStatistics([width_a] * len(layers_a), [width_b] * len(layers_b), device=device)
-    # A LayerNorm's output sums to 0: one direction less is no loss, and nothing in it is much larger than the rest.
-    sums.names["a"] = ["" if normed else f"layer {layer} of A" for layer in layers_a]
-    sums.names["b"] = [f"layer {layer} of B" for layer in layers_b]
-    reader_a = PlaceReader(model_a, "resid_post", layers=layers_a, which="model A")
-    reader_b = PlaceReader(model_b, "resid_post", layers=layers_b, which="model B")
-    alone = model_a is model_b and reader_a.places == reader_b.places
-    for batch in tqdm(batches, desc="fit", unit="batch", disable=not show_progress or len(batches) < 20):
-        mask = batch.mask.clone()
-        mask[:, 0] &= not exclude_first
-        text, at = mask.nonzero(as_tuple=True)
-        lengths = batch.mask.sum(1)
-        heads = {p.layer: rows.to(device) for p, rows in reader_a(batch.tokens, text, at, lengths=lengths).items()}
-        own = heads
-        if not alone:
-            own = {p.layer: rows.to(device) for p, rows in reader_b(batch.tokens, text, at, lengths=lengths).items()}
-        x = [_normed(heads[layer]) if normed else heads[layer] for layer in layers_a]
-        sums.update(x, [own[layer] for layer in layers_b])
-    return sums
-
-
-def _normed(rows: Float[Tensor, "sample d"]) -> Float[Tensor, "sample d"]:
-    return torch.nn.functional.layer_norm(rows.double(), rows.shape[1:]).to(rows)
-
-
-def fitted_map(
-    kind: MapKind,
-    pair: PairSums | None,
-    model_a: TransformerLensModel,
-    model_b: TransformerLensModel,
-    ridge: float,
-    normed: bool,
-) -> StitchMap:
-    """The least-squares map of one pair of layers, where and in the precision that the tail is in."""
-    made = StitchMap(kind, model_a.W_U.shape[0], model_b.W_U.shape[0], layer_norm=normed)
-    made = made.to(model_b.W_U.device, torch.promote_types(model_b.W_U.dtype, torch.float32))
-    if pair is not None and kind != "identity":
-        made.set(*least_squares(kind, pair, ridge))
-    return made

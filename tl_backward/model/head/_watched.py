@@ -1,78 +1,201 @@
-"""One short pass, watched from the last block on: which modules lead to the unembedding, and what is done after it."""
+"""What a head is made of, learnt from one short pass that is watched from the last block on.
+
+Which modules lead to the unembedding, what is done after it, and what tells that both are still those they were.
+"""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.model.head._parts import Step, close, innermost, name_of, root_of, unembed_of
-from tl_backward.model.probe import probe_logits, probe_tokens
+from tl_backward.model.inputs import probe_logits, probe_tokens
+from tl_backward.model.modules import root_of
+from tl_backward.model.torch_hooks import without_hooks
+
+
+@dataclass(frozen=True)
+class Step:
+    """A module of the head, and the factor that its output is multiplied by."""
+
+    path: str
+    """The module's path from the root that the pass runs through."""
+    factor: float
+    is_norm: bool = False
+    """Whether it is a norm, the one that `ln=False` leaves out."""
+    within: str = ""
+    """Where in it the unembedding is, which is left out of it; "" where it is not in it."""
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What one pass showed. No module is held: a cache by model must not keep the model alive."""
+
+    steps: tuple[Step, ...]
+    first: float
+    """Factor on the stream itself, before any step."""
+    d_model: int
+    width: int
+    """How wide the unembedding's input is; d_model but for a projection."""
+    d_vocab: int
+    dtype: torch.dtype
+    is_plain: bool
+    """Whether the unembedding is x @ W + b with W and b as they are stored."""
+    scale: float
+    cap: float
+    offset: Tensor | None
+    """[d_vocab], added after the unembedding's own bias; in units of the unembedding's output."""
+    signature: tuple = field(repr=False)
+
+
+def unembed_of(model: TransformerLensModel) -> nn.Module:
+    return cast(nn.Module, model).get_submodule("unembed")
+
+
+def innermost(unembed: nn.Module) -> nn.Module:
+    """What a Bridge's component wraps; HookedTransformer's is itself."""
+    return getattr(unembed, "original_component", None) or unembed
+
+
+def alone(module: nn.Module) -> nn.Module:
+    """A module without hooks or dropout, sharing its parameters."""
+    return without_hooks(module).eval()
+
+
+def runnable(model: TransformerLensModel, step: Step) -> nn.Module:
+    """A step's module alone, ending where the unembedding begins."""
+    module = alone(root_of(model).get_submodule(step.path))
+    if step.within:
+        parent, _, name = step.within.rpartition(".")
+        module.get_submodule(parent)._modules[name] = nn.Identity()
+    return module
+
+
+def unembedding(model: TransformerLensModel) -> Callable[[Tensor], Tensor]:
+    """The model's unembedding on rows [n, d]."""
+    module = alone(unembed_of(model))
+    return lambda rows: module(rows[None])[0]
+
+
+def stored(model: TransformerLensModel) -> tuple[Tensor, Tensor]:
+    """W_U [d, d_vocab] and b_U as the unembedding holds them."""
+    leaf = innermost(unembed_of(model))
+    if type(leaf) is nn.Linear:
+        bias = leaf.weight.new_zeros(leaf.weight.shape[0]) if leaf.bias is None else leaf.bias
+        return leaf.weight.detach().T, bias.detach()
+    try:
+        return model.W_U.detach(), model.b_U.detach()
+    except (AttributeError, AssertionError) as error:  # TransformerLens's own, of what holds no weight itself
+        raise ValueError(
+            "Expected an unembedding with a weight of its own, got a module around one, which TransformerLens reads no "
+            "W_U from; put the module in its place by itself."
+        ) from error
+
+
+def may_be_plain(model: TransformerLensModel) -> bool:
+    """Whether the unembedding is of a class that multiplies by its weight and does nothing else."""
+    leaf = innermost(unembed_of(model))
+    hooked = type(leaf).__name__ == "Unembed" and type(leaf).__module__.startswith("transformer_lens.")
+    if not (hooked or type(leaf) is nn.Linear) or "forward" in leaf.__dict__:
+        return False
+    return all(
+        type(weight) in (nn.Parameter, Tensor) and weight.is_floating_point()
+        for weight in (*leaf._parameters.values(), *leaf._buffers.values())
+        if weight is not None
+    )
+
+
+def name_of(model: TransformerLensModel) -> str:
+    return type(root_of(model)).__name__
+
+
+def signature_of(model: TransformerLensModel, steps: tuple[Step, ...]) -> tuple:
+    """What a head was learnt from: its modules, and every number that a configuration or the root module holds."""
+    root = root_of(model)
+    unembed = getattr(model, "unembed", None)
+    modules = [] if unembed is None else list(unembed.modules())
+    for step in steps:
+        try:
+            modules += root.get_submodule(step.path).modules()
+        except AttributeError:
+            return ()
+    weights = [type(weight) for module in modules for weight in module._parameters.values()]
+    plain = unembed is not None and may_be_plain(model)
+    held = [_settings(part) for part in (model, root, model.cfg, getattr(root, "config", None))]
+    return (*map(id, modules), *weights, plain, *held)
+
+
+def _settings(owner: object) -> tuple:
+    kinds = (float, bool, str, type(None))
+    values = vars(owner) if hasattr(owner, "__dict__") else {}
+    return tuple((name, value) for name, value in values.items() if name != "training" and isinstance(value, kinds))
+
+
+def close(one: Tensor, other: Tensor, *, like: torch.dtype | None = None) -> bool:
+    """Whether two tensors agree to the rounding of a dtype, by the size of the larger."""
+    allowed = min(0.05, 256 * torch.finfo(like or other.dtype).eps) * float(other.double().abs().max())
+    one, other = one.double(), other.double()
+    return one.shape == other.shape and bool((one - other).abs().max() <= allowed)
+
 
 _BLOCK = re.compile(r"(\w*blocks\.\d+)\.hook_\w+")
 
 
-@dataclass
-class Call:
+class Call(NamedTuple):
+    """One call of a module with one tensor, which it made another of."""
+
     path: str
     given: Tensor
     made: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pass:
-    """What was seen after the last block of a pass."""
+    """What hooks see of one pass after its last block."""
 
-    stream: Tensor
+    stream: Tensor = field(init=False)
     """[batch, pos, d_model], the last block's output."""
-    read: Tensor
+    read: Tensor = field(init=False)
     """[batch, pos, d], the unembedding's input."""
-    said: Tensor
+    said: Tensor = field(init=False)
     """[batch, pos, d_vocab], its own output."""
-    put: Tensor
+    put: Tensor = field(init=False)
     """Known numbers that were put in its place."""
-    logits: Tensor
+    logits: Tensor = field(init=False)
     """What the model made of them."""
-    calls: list[Call]
+    calls: list[Call] = field(default_factory=list)
     """Calls of modules between the stream and the unembedding, in the order in which they ended."""
-    begun: dict[str, Tensor]
+    begun: dict[str, Tensor] = field(default_factory=dict)
     """Modules that had begun then and not ended, outermost first, and what each was given."""
 
-
-@dataclass
-class _Watch:
-    """Hooks of one pass, and what they saw."""
-
-    stream: Tensor | None = None
-    read: Tensor | None = None
-    said: Tensor | None = None
-    put: Tensor | None = None
-    calls: list[Call] = field(default_factory=list)
-    begun: dict[str, Tensor] = field(default_factory=dict)
+    @property
+    def between(self) -> bool:
+        """Whether a block has ended, and the unembedding not begun."""
+        return "stream" in vars(self) and "read" not in vars(self)
 
     def at_block(self, module: nn.Module, args: tuple, output: object) -> None:
         """A block ended; the last to do so before the unembedding is the one that the head reads."""
         first = output[0] if isinstance(output, tuple | list) else output
-        if self.read is None and isinstance(first, Tensor):
+        if "read" not in vars(self) and isinstance(first, Tensor):
             self.stream = first
             self.calls.clear()
             self.begun.clear()
 
     def at_start(self, path: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         given = _tensors(args, kwargs)
-        if self.stream is not None and self.read is None and len(given) == 1 and given[0].is_floating_point():
+        if self.between and len(given) == 1 and given[0].is_floating_point():
             self.begun[path] = given[0]
 
     def at_end(self, path: str, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
-        if self.stream is None or self.read is not None:
-            return
-        self.begun.pop(path, None)
-        given = _tensors(args, kwargs)
-        if len(given) == 1 and isinstance(output, Tensor) and given[0] is not output:
-            self.calls.append(Call(path, given[0], output))
+        if self.between:
+            self.begun.pop(path, None)
+            given = _tensors(args, kwargs)
+            if len(given) == 1 and isinstance(output, Tensor) and given[0] is not output:
+                self.calls.append(Call(path, given[0], output))
 
     def at_read(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self.read = _tensors(args, kwargs)[0]
@@ -95,7 +218,7 @@ def watch(model: TransformerLensModel) -> Pass:
             f"Expected a model with a head that turns its last residual stream into logits, got {name} without {what}; "
             "take its factors instead, which need no head."
         )
-    seen = _Watch()
+    seen = Pass()
     for path, module in root_of(model).named_modules():
         if path:
             module.register_forward_pre_hook(partial(seen.at_start, path), with_kwargs=True)
@@ -105,14 +228,14 @@ def watch(model: TransformerLensModel) -> Pass:
     unembed.register_forward_pre_hook(seen.at_read, with_kwargs=True)
     unembed.register_forward_hook(seen.at_said)
     try:
-        logits = probe_logits(model, probe_tokens(model))
+        seen.logits = probe_logits(model, probe_tokens(model))
     except Exception as error:
         why = str(error).splitlines()[0] if str(error) else ""
         raise ValueError(
             f"Expected a pass over a few tokens, from which the head of {name} is learnt, got {type(error).__name__}: "
             f"{why}; its stream cannot be read in words."
         ) from error
-    if seen.stream is None or seen.read is None or seen.said is None or seen.put is None:
+    if not {"stream", "read", "said"} <= vars(seen).keys():
         raise ValueError(
             f"Expected a pass through the last block and then the unembedding, got one of {name} in which they did not "
             "run in that order; its stream cannot be read in words."
@@ -128,7 +251,7 @@ def watch(model: TransformerLensModel) -> Pass:
             "Expected finite numbers in the last residual stream and the logits, got NaN or inf; load or train the "
             "model anew, or use a wider dtype."
         )
-    return Pass(seen.stream, seen.read, seen.said, seen.put, logits, seen.calls, seen.begun)
+    return seen
 
 
 def blocks(model: TransformerLensModel) -> list[nn.Module]:
@@ -150,17 +273,13 @@ def _tensors(args: tuple, kwargs: dict) -> list[Tensor]:
 def steps_to(model: TransformerLensModel, seen: Pass) -> tuple[float, tuple[Step, ...]] | None:
     """The steps from the stream to the unembedding, the last of which may be a module that ends in it (RoBERTa's)."""
     inside = next(path for path, module in root_of(model).named_modules() if module is unembed_of(model))
-    ends: list[tuple[Tensor, tuple[Step, ...]]] = [(seen.read, ())]
-    for path, given in seen.begun.items():
-        if inside.startswith(f"{path}."):
-            ends.append((given, (Step(path, 1.0, within=inside.removeprefix(f"{path}.")),)))
-    for target, last in ends:
+    around = [(path, given) for path, given in seen.begun.items() if inside.startswith(f"{path}.")]
+    ends = [(given, [Step(path, 1.0, within=inside.removeprefix(f"{path}."))]) for path, given in around]
+    for target, last in [(seen.read, []), *ends]:
         chain = _chain(seen, target, len(seen.calls))
         if chain is not None:
-            return chain[0], (
-                *(Step(call.path, factor, _is_norm(model, call.path)) for call, factor in chain[1]),
-                *last,
-            )
+            steps = [Step(call.path, factor, _is_norm(model, call.path)) for call, factor in chain[1]]
+            return chain[0], (*steps, *last)
     return None
 
 
@@ -188,9 +307,7 @@ def _ratio(target: Tensor, made: Tensor) -> float | None:
         return 1.0
     wide, other = target.double(), made.double()
     square = float((other * other).sum())
-    if not square:
-        return None
-    factor = float((wide * other).sum()) / square
+    factor = float((wide * other).sum()) / square if square else 0.0
     return factor if factor and close(other * factor, wide, like=target.dtype) else None
 
 

@@ -9,10 +9,15 @@ from torch import nn
 
 from tl_backward._support.types import TransformerLensModel
 from tl_backward._support.warnings import warn_user
-from tl_backward.model.loading._bridge import boot, process_bridge, transformer_bridge
 from tl_backward.model.loading._folder import read_folder
-from tl_backward.model.loading._hooked import has_hooked_transformer, hooked_transformer
 from tl_backward.model.loading._others import LoadingWarning, first_line, quiet_transformers
+from tl_backward.model.loading._wrapped import (
+    boot,
+    has_hooked_transformer,
+    hooked_transformer,
+    process_bridge,
+    transformer_bridge,
+)
 from tl_backward.model.loading.options import DTYPES, KINDS, Dtype, Kind, Processing, Wanted
 from tl_backward.model.loading.shipped import WEIGHTS, metrics, names, shipped_directory
 

@@ -2,13 +2,13 @@
 
 import json
 import re
-import warnings
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
 
+from tl_backward._support.warnings import warn_user
 from tl_backward.model.loading._others import LoadingWarning, first_line
 
 if TYPE_CHECKING:
@@ -131,14 +131,13 @@ def _check_weights(directory: Path, model: "PreTrainedModel", found: dict[str, C
     Raises:
         ValueError: tensors that are missing, of another shape, or of a part of the model that it has not as saved.
     """
-    missing = sorted(found["missing_keys"])
-    shapes = sorted(found["mismatched_keys"])
-    reshaped = [f"{name} {list(got)} instead of {list(wanted)}" for name, got, wanted in shapes]
-    unread = sorted(found["unexpected_keys"])
+    missing, unread = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    reshaped = [
+        f"{name} {list(got)} instead of {list(wanted)}" for name, got, wanted in sorted(found["mismatched_keys"])
+    ]
     modules = {name for part in (model, model.base_model) for name, _ in part.named_modules()} - {""}
-    meant = [name for name in unread if _belongs(name, modules)]
     kind = type(model).__name__
-    if missing or reshaped or meant:
+    if missing or reshaped or any(_belongs(name, modules) for name in unread):
         parts = [("lack", missing), ("have in another shape", reshaped), ("have unasked", unread)]
         said = ", ".join(f"{verb} {_several(names)}" for verb, names in parts if names)
         raise ValueError(
@@ -146,7 +145,7 @@ def _check_weights(directory: Path, model: "PreTrainedModel", found: dict[str, C
             f"files that {said}; copy or save the folder again, whole, or mend its config.json."
         )
     if unread:
-        warnings.warn(f"{kind} has no use for {_several(unread)} in {str(directory)!r}.", LoadingWarning, stacklevel=2)
+        warn_user(f"{kind} has no use for {_several(unread)} in {str(directory)!r}.", LoadingWarning)
 
 
 def _belongs(name: str, modules: Collection[str]) -> bool:
@@ -162,7 +161,6 @@ def _pattern(name: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
 
 
-def _several(names: Iterable[str]) -> str:
-    names = list(names)
+def _several(names: list[str]) -> str:
     shown = ", ".join(names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

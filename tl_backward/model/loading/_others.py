@@ -1,7 +1,10 @@
-"""What other libraries say while they load a model: cut to its gist, or kept quiet."""
+"""What other libraries say and do while they load a model: cut to its gist, kept quiet, and nothing is installed."""
 
-from collections.abc import Iterator
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 
 
 class LoadingWarning(UserWarning):
@@ -11,8 +14,7 @@ class LoadingWarning(UserWarning):
 def first_line(error: BaseException) -> str:
     """Cut another library's error to its gist: some list every model they know."""
     text = " ".join(str(error).split()) or type(error).__name__
-    if len(text) > 200:
-        text = text.split(". ")[0]
+    text = text if len(text) <= 200 else text.split(". ")[0]
     return text if len(text) <= 200 else f"{text[:199]}\u2026"
 
 
@@ -37,3 +39,59 @@ def quiet_transformers(*, reports: bool = True) -> Iterator[None]:
         logging.set_verbosity(spoken)
         if enabled:
             logging.enable_progress_bar()
+
+
+_LOCK = threading.Lock()
+_LOADS: dict[int, list[str]] = {}
+"""What each thread that loads was refused. Other threads' processes are none of our business."""
+_restore: list[Callable[[], None]] = []
+
+
+@contextmanager
+def no_installs() -> Iterator[list[str]]:
+    """While it lasts, this thread starts no process that installs a package; gives the commands that were refused.
+
+    TransformerLens (3.9 and 4.3) boots multimodal models with `pip install torchvision`: it takes every processor that
+    does not load for a missing torchvision and installs one, unpinned, in the running environment, which may replace
+    torch. Where that fails it goes on without a processor.
+    """
+    thread = threading.get_ident()
+    with _LOCK:
+        outermost = thread not in _LOADS
+        refused = _LOADS.setdefault(thread, [])
+        if outermost and len(_LOADS) == 1:
+            _restore.append(_guard())
+    try:
+        yield refused
+    finally:
+        if outermost:
+            with _LOCK:
+                del _LOADS[thread]
+                if not _LOADS:
+                    _restore.pop()()
+
+
+def _guard() -> Callable[[], None]:
+    """Look at every process before it starts; gives what undoes that."""
+    process, name = subprocess.Popen, "__init__"  # check_call, run and the others start theirs through it
+    start: Callable[..., None] = getattr(process, name)
+
+    @wraps(start)
+    def guarded(self: object, args: object, *more: object, **options: object) -> None:
+        refused = _LOADS.get(threading.get_ident())
+        if refused is not None and _installs(args):
+            refused.append(str(args))
+            raise ImportError(f"Expected a load that installs nothing, got the command {args!r}; run it yourself.")
+        start(self, args, *more, **options)
+
+    def restore() -> None:
+        if getattr(process, name) is guarded:  # else another has wrapped ours, which lets everything pass from now on
+            setattr(process, name, start)
+
+    setattr(process, name, guarded)
+    return restore
+
+
+def _installs(command: object) -> bool:
+    words = command.split() if isinstance(command, str) else command
+    return isinstance(words, list | tuple) and {"pip", "install"} <= {str(word) for word in words}

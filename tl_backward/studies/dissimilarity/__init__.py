@@ -4,10 +4,9 @@
 """
 
 from tl_backward.studies.dissimilarity.asymmetry import StitchingAsymmetry, activation_asymmetry
-from tl_backward.studies.dissimilarity.groups import GroupGap, group_gap
 from tl_backward.studies.dissimilarity.heuristics import Heuristics, heuristics
 from tl_backward.studies.dissimilarity.outliers import OutlierSearch, find_outliers, planted
-from tl_backward.studies.dissimilarity.seeds import over_seeds
+from tl_backward.studies.dissimilarity.statistics import GroupGap, group_gap, over_seeds
 from tl_backward.studies.dissimilarity.widths import WidthsAndDepths, widths_and_depths
 
 __all__ = [

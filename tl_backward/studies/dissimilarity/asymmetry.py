@@ -7,7 +7,7 @@ tail, but not the reverse.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import product
 
 import torch
 from jaxtyping import Float
@@ -16,16 +16,14 @@ from tqdm.auto import tqdm
 
 from tl_backward._support.bootstrap import Interval
 from tl_backward._support.deprecation import old_keywords
-from tl_backward._support.html import table, visible_text
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.html import frame_table, visible_text
+from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.dissimilarity.options import Fit, FitOptions, MapKind
 from tl_backward.dissimilarity.stitching import stitch
-from tl_backward.studies.dissimilarity.seeds import over_seeds
+from tl_backward.studies.dissimilarity.statistics import over_seeds
+from tl_backward.text.data import TextData
 from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import text_frame
-
-if TYPE_CHECKING:
-    import pandas
 
 CROSSED = ("A->B", "B->A")
 STITCHES = (*CROSSED, "A->A", "B->B", "A->A of another seed", "B->B of another seed")
@@ -70,23 +68,21 @@ class StitchingAsymmetry:
         a, b = map(visible_text, self.names)
         return f"StitchingAsymmetry(A={a}, B={b}; {n_seeds} seeds, {n_layers} layers, {self.map} maps by {self.fit})"
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a stitch or difference and layer: mean over seeds in nats a token, 95 % interval, seeds."""
-        rows = []
-        for quantity in (*STITCHES, *_DIFFERENCES):
-            found = self.interval(quantity)
-            for layer in range(self.penalties.shape[2]):
-                rows.append(
-                    {
-                        "quantity": self._named(quantity),
-                        "layer": layer,
-                        "mean_nats": float(found.mean[layer]),
-                        "low": float(found.low[layer]),
-                        "high": float(found.high[layer]),
-                        "n_seeds": int(found.n[layer]),
-                    }
-                )
-        return text_frame(rows)
+        intervals = {self._named(quantity): self.interval(quantity) for quantity in (*STITCHES, *_DIFFERENCES)}
+        return text_frame(
+            {
+                "quantity": name,
+                "layer": layer,
+                "mean_nats": float(found.mean[layer]),
+                "low": float(found.low[layer]),
+                "high": float(found.high[layer]),
+                "n_seeds": int(found.n[layer]),
+            }
+            for name, found in intervals.items()
+            for layer in range(self.penalties.shape[2])
+        )
 
     def _named(self, quantity: str) -> str:
         a, b = self.names
@@ -95,8 +91,7 @@ class StitchingAsymmetry:
 
     def _repr_html_(self) -> str:
         """The frame, as a static table."""
-        frame = self.to_frame().astype(object)
-        return table([str(name) for name in frame.columns], frame.values.tolist(), caption=repr(self), limit=60)
+        return frame_table(self.to_frame(), caption=repr(self), limit=60)
 
 
 _DIFFERENCES = ("difference", "excess_difference")
@@ -108,8 +103,8 @@ _DIFFERENCES = ("difference", "excess_difference")
 def activation_asymmetry(
     models_a: Sequence[TransformerLensModel],
     models_b: Sequence[TransformerLensModel],
-    data: object,
-    held_out_data: object,
+    data: TextData,
+    held_out_data: TextData,
     *,
     names: tuple[str, str] = ("solu", "gelu"),
     map: MapKind = "affine",
@@ -147,15 +142,13 @@ def activation_asymmetry(
              (next_a, models_a), (next_b, models_b))  # fmt: skip
     penalties = torch.full((len(STITCHES), n_seeds, len(layers)), torch.nan, dtype=torch.float64)
     n_tokens = 0
-    with tqdm(total=penalties.numel(), desc="stitches", unit="stitch", disable=not show_progress) as bar:
-        for kind, (heads, tails) in enumerate(pairs):
-            for seed, (head, tail) in enumerate(zip(heads, tails, strict=True)):
-                for layer in layers:
-                    found = stitch(
-                        head, layer, tail, layer, data, map=map, fit=fit, held_out=held_out_data,
-                        fit_options=fit_options, text_options=text_options, show_progress=False,
-                    )  # fmt: skip
-                    penalties[kind, seed, layer] = found.penalty.nats
-                    n_tokens = found.penalty.n_tokens
-                    bar.update()
+    places = list(product(range(len(pairs)), range(n_seeds), layers))
+    for kind, seed, layer in tqdm(places, desc="stitches", unit="stitch", disable=not show_progress):
+        head, tail = (models[seed] for models in pairs[kind])
+        found = stitch(
+            head, layer, tail, layer, data, map=map, fit=fit, held_out=held_out_data, fit_options=fit_options,
+            text_options=text_options, show_progress=False,
+        )  # fmt: skip
+        penalties[kind, seed, layer] = found.penalty.nats
+        n_tokens = found.penalty.n_tokens
     return StitchingAsymmetry(names, penalties, map, fit, n_tokens)

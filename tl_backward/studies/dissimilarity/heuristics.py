@@ -6,27 +6,24 @@ following a surface heuristic, and ask whether identity stitching and CKA tell t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import permutations, product
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_backward._support.html import table
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.html import frame_table
+from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.dissimilarity.measures import cka_debiased
-from tl_backward.dissimilarity.stitching.model import run_head, run_tail
 from tl_backward.model.checks import check_model
 from tl_backward.model.guard import rng_untouched
-from tl_backward.studies.dissimilarity.groups import GroupGap, group_gap
+from tl_backward.model.partial import logits_after, streams_after
+from tl_backward.studies.dissimilarity.statistics import GroupGap, group_gap
 from tl_backward.text.encoding import encode_continuation
 from tl_backward.text.prompts import encode_prompts
-from tl_backward.text.token_strings import vocabulary_size
-from tl_backward.zoo.cue_task import LABELS, CuedPrompts
-
-if TYPE_CHECKING:
-    import pandas
+from tl_backward.text.token_strings import text_frame, vocabulary_size
+from tl_backward.zoo.classification import LABELS, CuedPrompts
 
 MEASURES = (
     "1 - CKA, in distribution",
@@ -70,32 +67,22 @@ class Heuristics:
         apart = self.generalises[:, None] != self.generalises[None]
         return self.follows_head[apart].nanmean(0)
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a measure and layer: means within and between the kinds, the gap, its interval, and its control."""
-        import pandas
+        g = self.gaps
+        columns = {name: getattr(g, name) for name in ("within", "between", "gap", "low", "high")}
+        columns |= {"permuted_gap": g.permuted.mean(0), "p": g.p, "follows_head": self.crossover.expand_as(g.gap)}
+        return text_frame(
+            {
+                **{"measure": measure, "layer": layer},
+                **{name: float(values[m, layer]) for name, values in columns.items()},
+                "n_models": len(self.accuracy),
+            }
+            for m, measure in enumerate(MEASURES)
+            for layer in range(g.gap.shape[1])
+        )
 
-        g, rows = self.gaps, []
-        chance = g.permuted.mean(0)
-        for m, measure in enumerate(MEASURES):
-            for layer in range(g.gap.shape[1]):
-                rows.append(
-                    {
-                        "measure": measure,
-                        "layer": layer,
-                        "within": float(g.within[m, layer]),
-                        "between": float(g.between[m, layer]),
-                        "gap": float(g.gap[m, layer]),
-                        "low": float(g.low[m, layer]),
-                        "high": float(g.high[m, layer]),
-                        "permuted_gap": float(chance[m, layer]),
-                        "p": float(g.p[m, layer]),
-                        "follows_head": float(self.crossover[layer]),
-                        "n_models": len(self.accuracy),
-                    }
-                )
-        return pandas.DataFrame(rows)
-
-    def models_frame(self) -> "pandas.DataFrame":
+    def models_frame(self) -> DataFrame:
         """One row a model: its accuracies, and its kind."""
         import pandas
 
@@ -109,11 +96,8 @@ class Heuristics:
 
     def _repr_html_(self) -> str:
         """Both frames, as static tables."""
-        parts = []
-        for caption, frame in ((repr(self), self.models_frame()), ("Where the kinds part", self.to_frame())):
-            cells = frame.astype(object)
-            parts.append(table([str(name) for name in cells.columns], cells.values.tolist(), caption=caption, limit=60))
-        return "".join(parts)
+        frames = {repr(self): self.models_frame(), "Where the kinds part": self.to_frame()}
+        return "".join(frame_table(frame, caption=caption, limit=60) for caption, frame in frames.items())
 
 
 def heuristics(
@@ -155,18 +139,16 @@ def heuristics(
     own_in, own_out = ([_Own(model, prompts) for model in models] for prompts in (inside, outside))
     found = torch.full((n, n, len(MEASURES), n_layers), torch.nan, dtype=torch.float64)
     follows = torch.full((n, n, n_layers), torch.nan, dtype=torch.float64)
-    with tqdm(total=n * (n - 1), desc="pairs", unit="pair", disable=not show_progress) as bar:
-        for i, j in ((i, j) for i in range(n) for j in range(n) if i != j):
-            for layer in range(n_layers):
-                for place, own in enumerate((own_in, own_out)):
-                    found[i, j, place, layer] = 1 - cka_debiased(own[i].rows[layer], own[j].rows[layer])
-                stitched = inside.logits(models[j], layer, own_in[i].streams[layer])
-                found[i, j, 2, layer] = inside.loss(stitched) - inside.loss(own_in[j].logits)
-                said = outside.logits(models[j], layer, own_out[i].streams[layer]).argmax(1)
-                head, tail = own_out[i].logits.argmax(1), own_out[j].logits.argmax(1)
-                found[i, j, 3, layer] = (said != tail).double().mean()
-                follows[i, j, layer] = (said == head)[head != tail].double().mean()
-            bar.update()
+    places = list(product(permutations(range(n), 2), range(n_layers)))
+    for (i, j), layer in tqdm(places, desc="stitches", unit="stitch", disable=not show_progress):
+        for place, own in enumerate((own_in, own_out)):
+            found[i, j, place, layer] = 1 - cka_debiased(own[i].rows[layer], own[j].rows[layer])
+        stitched = inside.logits(models[j], layer, own_in[i].streams[layer])
+        found[i, j, 2, layer] = inside.loss(stitched) - inside.loss(own_in[j].logits)
+        said = outside.logits(models[j], layer, own_out[i].streams[layer]).argmax(1)
+        head, tail = own_out[i].logits.argmax(1), own_out[j].logits.argmax(1)
+        found[i, j, 3, layer] = (said != tail).double().mean()
+        follows[i, j, layer] = (said == head)[head != tail].double().mean()
     right_in, right_out = (
         torch.tensor([prompts.accuracy(own.logits) for own in each], dtype=torch.float64)
         for prompts, each in ((inside, own_in), (outside, own_out))
@@ -201,7 +183,7 @@ class _Prompts:
     ) -> Float[Tensor, "prompt answer"]:
         """The answers' logits of a model whose stream after a layer is `stream`."""
         with torch.no_grad(), rng_untouched(model):
-            return self.at_last(run_tail(model, self.tokens, layer, stream))[:, self._answers].double()
+            return self.at_last(logits_after(model, self.tokens, layer, stream))[:, self._answers].double()
 
     def loss(self, logits: Float[Tensor, "prompt answer"]) -> float:
         """Mean cross-entropy between the answers, in nats."""
@@ -218,7 +200,7 @@ class _Own:
     def __init__(self, model: TransformerLensModel, prompts: _Prompts) -> None:
         layers = list(range(model.cfg.n_layers))
         with torch.no_grad(), rng_untouched(model):
-            self.streams = {layer: each.clone() for layer, each in run_head(model, prompts.tokens, layers).items()}
+            self.streams = {layer: each.clone() for layer, each in streams_after(model, prompts.tokens, layers).items()}
         self.rows = [prompts.at_last(self.streams[layer]).double() for layer in layers]
         self.logits = prompts.logits(model, layers[-1], self.streams[layers[-1]])
 

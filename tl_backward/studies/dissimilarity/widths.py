@@ -6,26 +6,23 @@ nearly alike (block structure, Nguyen, Raghu and Kornblith 2021), and members th
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
-from typing import TYPE_CHECKING
+from itertools import combinations_with_replacement, product
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_backward._support.deprecation import old_keywords
-from tl_backward._support.html import table, visible_text
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.html import frame_table, visible_text
+from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.dissimilarity.comparison import compare
 from tl_backward.dissimilarity.options import RunOptions
-from tl_backward.studies.dissimilarity.seeds import over_seeds
-from tl_backward.studies.dissimilarity.streams import nearest_layer
+from tl_backward.studies.dissimilarity.outliers import nearest_layer
+from tl_backward.studies.dissimilarity.statistics import over_seeds
+from tl_backward.text.data import TextData
 from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import text_frame
-
-if TYPE_CHECKING:
-    import pandas
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -48,29 +45,31 @@ class WidthsAndDepths:
 
     def aligned(self, a: str, b: str, *, other_seed: bool = False) -> Float[Tensor, "seed"]:
         """Mean CKA at equal relative depth: each layer of the shallower member with the nearest of the other."""
-        grid = self._shallow_first(a, b, other_seed)
-        _, n, n_other = grid.shape
-        return torch.stack([grid[:, i, nearest_layer(i, n, n_other)] for i in range(n)]).mean(0)
+        grid, nearest = self._shallow_first(a, b, other_seed)
+        return grid[:, torch.arange(len(nearest)), nearest].mean(1)
 
     def best_matches(self, a: str, b: str, *, other_seed: bool = False) -> Float[Tensor, "seed"]:
         """How far in relative depth the best matches of the shallower member's layers lie from where they are expected.
 
         0 where every layer is most like that of its own relative depth.
         """
-        grid = self._shallow_first(a, b, other_seed)
-        _, n, n_other = grid.shape
-        nearest = torch.tensor([nearest_layer(i, n, n_other) for i in range(n)])
-        return (grid.argmax(2) - nearest).abs().double().mean(1) / n_other
+        grid, nearest = self._shallow_first(a, b, other_seed)
+        return (grid.argmax(2) - nearest).abs().double().mean(1) / grid.shape[2]
 
-    def _shallow_first(self, a: str, b: str, other_seed: bool) -> Float[Tensor, "seed shallow deep"]:
+    def _shallow_first(
+        self, a: str, b: str, other_seed: bool
+    ) -> tuple[Float[Tensor, "seed shallow deep"], Int[Tensor, "shallow"]]:
+        """CKA, and which layer of the deeper member is nearest to each of the other."""
         grid = (self.other_seed if other_seed else self.cka)[a, b]
-        return grid if grid.shape[1] <= grid.shape[2] else grid.mT
+        grid = grid if grid.shape[1] <= grid.shape[2] else grid.mT
+        _, n, n_other = grid.shape
+        return grid, torch.tensor([nearest_layer(i, n, n_other) for i in range(n)])
 
     def blocks(self, name: str) -> Float[Tensor, "seed"]:
         """Size of a member's largest block, as a share of its layers: consecutive layers all alike in pairs."""
         return torch.tensor([largest_block(grid, self.threshold) / len(grid) for grid in self.cka[name, name]])
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row a pair of members: CKA at equal relative depth, and how far best matches lie, mean and interval."""
         rows = []
         same = [(a, b, False) for a, b in self.cka if a != b]
@@ -93,17 +92,17 @@ class WidthsAndDepths:
             )
         return text_frame(rows)
 
-    def blocks_frame(self) -> "pandas.DataFrame":
+    def blocks_frame(self) -> DataFrame:
         """One row a member: its largest block, as a share of layers, and the mean CKA of neighbours and of the ends."""
         rows = []
         for name in self.names:
             grid = self.cka[name, name]
-            next_to = grid.diagonal(1, dim1=1, dim2=2).mean(1)
-            for quantity, values in (
-                ("largest block / layers", self.blocks(name)),
-                ("CKA of neighbouring layers", next_to),
-                ("CKA of first and last layer", grid[:, 0, -1]),
-            ):
+            quantities = {
+                "largest block / layers": self.blocks(name),
+                "CKA of neighbouring layers": grid.diagonal(1, dim1=1, dim2=2).mean(1),
+                "CKA of first and last layer": grid[:, 0, -1],
+            }
+            for quantity, values in quantities.items():
                 found = over_seeds(values)
                 bounds = {"mean": float(found.mean), "low": float(found.low), "high": float(found.high)}
                 rows.append({"model": name, "quantity": quantity, **bounds, "n_seeds": int(found.n)})
@@ -111,11 +110,8 @@ class WidthsAndDepths:
 
     def _repr_html_(self) -> str:
         """Both frames, as static tables."""
-        parts = []
-        for caption, frame in ((repr(self), self.to_frame()), ("Block structure", self.blocks_frame())):
-            cells = frame.astype(object)
-            parts.append(table([str(name) for name in cells.columns], cells.values.tolist(), caption=caption, limit=60))
-        return "".join(parts)
+        frames = {repr(self): self.to_frame(), "Block structure": self.blocks_frame()}
+        return "".join(frame_table(frame, caption=caption, limit=60) for caption, frame in frames.items())
 
 
 @old_keywords(
@@ -123,7 +119,7 @@ class WidthsAndDepths:
 )
 def widths_and_depths(
     families: Sequence[Mapping[str, TransformerLensModel]],
-    data: object,
+    data: TextData,
     *,
     threshold: float = 0.9,
     text_options: TextOptions = TextOptions(batch_size=32, exclude_first=True),
@@ -147,34 +143,23 @@ def widths_and_depths(
             f"{[list(each) for each in families]}; train every member for every seed."
         )
     names, n_samples = tuple(families[0]), 0
-    following = [*families[1:], families[0]] if len(families) > 1 else []
-    pairs = list(combinations_with_replacement(names, 2))
-    cka: dict[tuple[str, str], Tensor] = {}
-    other_seed: dict[tuple[str, str], Tensor] = {}
-    total = len(families) * len(pairs) * (2 if following else 1)
-    with tqdm(total=total, desc="compare", unit="pair", disable=not show_progress) as bar:
-
-        def grid(model_a: TransformerLensModel, model_b: TransformerLensModel) -> Tensor:
-            nonlocal n_samples
-            found = compare(
-                model_a, model_b, data, text_options=text_options, run_options=RunOptions(jackknife=0, permutations=0),
-                show_progress=False,
-            )  # fmt: skip
-            n_samples = found.n_samples
-            bar.update()
-            return found["cka"]
-
-        for a, b in pairs:
-            cka[a, b] = torch.stack([grid(family[a], family[b]) for family in families])
-        for a, b in pairs if following else ():
-            both = zip(families, following, strict=True)
-            other_seed[a, b] = torch.stack([grid(family[a], other[b]) for family, other in both])
-    return WidthsAndDepths(names, cka, other_seed, threshold, n_samples)
+    partners = [families, [*families[1:], families[0]]] if len(families) > 1 else [families]  # of one seed, of the next
+    grids: tuple[dict[tuple[str, str], Tensor], ...] = ({}, {})
+    pairs = list(product(range(len(partners)), combinations_with_replacement(names, 2)))
+    for which, (a, b) in tqdm(pairs, desc="compare", unit="pair", disable=not show_progress):
+        compared = [
+            compare(
+                family[a], other[b], data, text_options=text_options,
+                run_options=RunOptions(jackknife=0, permutations=0), show_progress=False,
+            )
+            for family, other in zip(families, partners[which], strict=True)
+        ]  # fmt: skip
+        grids[which][a, b] = torch.stack([each["cka"] for each in compared])
+        n_samples = compared[-1].n_samples
+    return WidthsAndDepths(names, *grids, threshold, n_samples)
 
 
 def largest_block(grid: Float[Tensor, "layer layer"], threshold: float) -> int:
     """How many consecutive layers, at most, are all alike in pairs by at least `threshold`."""
-    n = len(grid)
-    alike = grid >= threshold
-    sizes = [j - i for i in range(n) for j in range(i + 1, n + 1) if j - i == 1 or bool(alike[i:j, i:j].all())]
-    return max(sizes)
+    n, alike = len(grid), grid >= threshold
+    return max(j - i for i in range(n) for j in range(i + 1, n + 1) if j - i == 1 or bool(alike[i:j, i:j].all()))

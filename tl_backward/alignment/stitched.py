@@ -1,32 +1,34 @@
-"""StitchedModel: the head of one model, a map, and the tail of another, run and hooked like one of them."""
+"""StitchedModel: the first layers of one model, a map, and the last layers of another, run and hooked like a model."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Literal, TypeAlias, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tl_backward._support.checks import nearest
-from tl_backward._support.types import HookFn, NamesFilter, Tokenizer, TransformerLensModel
-from tl_backward.dissimilarity.stitching.maps import StitchMap
-from tl_backward.model.checks import model_kind
-from tl_backward.model.guard import visiting
-from tl_backward.model.inputs import without_cache
+from tl_backward._support.types import HookFn, NamesFilter, Prompts, Tokenizer, TransformerLensModel
+from tl_backward.model.partial import end_of, logits_after, streams_after
+from tl_backward.text.prompts import Batch, encode_prompts
 
 HookList: TypeAlias = Sequence[tuple[str | Callable[[str], bool], HookFn]]
-Input: TypeAlias = str | list[str] | Int[Tensor, "batch pos"] | Int[Tensor, "pos"]
 
 HEAD, TAIL = "head.", "tail."
 
 
 class StitchedModel(nn.Module):
-    """A runs up to `layer_a`, the map carries its residual stream over, B runs from `layer_b` + 1 on.
+    """A runs up to the end of `layer_a`, the map carries its residual stream over, B runs from block `layer_b` + 1 on.
 
-    Hook points are those of the parts that count, "head.blocks.0.hook_resid_post", "tail.ln_final.hook_normalized", and
-    the map's own "hook_stitch_in" and "hook_stitch_out"; `hooks`, `run_with_hooks` and `run_with_cache` take them as
-    TransformerLens's do, and hooks that were put on A or B themselves work too. The map alone is a submodule:
+    A layer is the index of its block and stands for the stream at its end, -1 for the embedding: `layer_a` = n - 1
+    where n blocks of A run (`cut_a`), and the first block of B that runs is number `layer_b` + 1 (`cut_b`). So
+    `zero_shot_stitch(a, 2, b, 2)`, which counts blocks, joins what `stitch(a, 1, b, 1)`, which names layers, joins.
+
+    Call it as a model: prompts or tokens of A's vocabulary -> logits over B's. Hook points are those of the parts that
+    count, "head.blocks.0.hook_resid_post", "tail.ln_final.hook_normalized", and the map's own "hook_stitch_in" and
+    "hook_stitch_out"; `hooks`, `run_with_hooks` and `run_with_cache` take them as TransformerLens's do, and hooks that
+    were put on A's or B's layers that take part work too. Gradients flow through both. The map alone is a submodule:
     `parameters()` are the map's, and `.train()` or `.to()` leave A and B as they are.
     """
 
@@ -36,7 +38,7 @@ class StitchedModel(nn.Module):
         layer_a: int,
         model_b: TransformerLensModel,
         layer_b: int,
-        map: StitchMap,
+        map: nn.Module,
     ) -> None:
         from transformer_lens.hook_points import HookPoint
 
@@ -49,18 +51,35 @@ class StitchedModel(nn.Module):
         self._hooked: dict[str, list[tuple[str, HookFn]]] = {HEAD: [], TAIL: []}
 
     def __repr__(self) -> str:
-        a, b = (type(model).__name__ for model in self._models)
-        return f"StitchedModel({a} up to layer {self.layer_a}, {self.map}, {b} after layer {self.layer_b})"
+        n_layers = self.model_b.cfg.n_layers
+        first = f"blocks 0-{self.layer_a} of A" if self.cut_a else "A's embedding"
+        last = f"blocks {self.cut_b}-{n_layers - 1} of B" if self.cut_b < n_layers else "B's unembedding"
+        return f"StitchedModel({first}, {self.map}, {last})"
 
     @property
     def model_a(self) -> TransformerLensModel:
-        """Whose head runs."""
+        """Embedding and first layers."""
         return self._models[0]
 
     @property
     def model_b(self) -> TransformerLensModel:
-        """Whose tail runs."""
+        """Last layers and unembedding."""
         return self._models[1]
+
+    @property
+    def cut_a(self) -> int:
+        """How many blocks of A run."""
+        return self.layer_a + 1
+
+    @property
+    def cut_b(self) -> int:
+        """The first block of B that runs."""
+        return self.layer_b + 1
+
+    @property
+    def kernel(self) -> Float[Tensor, "d_model_a d_model_b"] | None:
+        """W of the map xW from A's residual stream to B's; None for the identity."""
+        return cast(Tensor | None, self.map.weight)
 
     @property
     def cfg(self) -> object:
@@ -69,50 +88,74 @@ class StitchedModel(nn.Module):
 
     @property
     def tokenizer(self) -> object:
-        """Both models'."""
+        """The tail's."""
         return self.model_b.tokenizer
 
     def to_tokens(self, input: str | list[str], prepend_bos: bool | None = None) -> Int[Tensor, "batch pos"]:
-        """Token ids, as the tail's model makes them."""
-        options = {} if prepend_bos is None else {"prepend_bos": prepend_bos}
-        return cast(Callable[..., Tensor], self.model_b.to_tokens)(input, **options)
+        """Token ids, as the head's model makes them."""
+        return self.encode(input, prepend_bos=prepend_bos).tokens
+
+    def encode(self, prompts: Prompts, *, prepend_bos: bool | None = None) -> Batch:
+        """Prompts as tokens of A, which B must have room for; several texts are padded, and the padding masked.
+
+        Raises:
+            ValueError: more tokens than either model takes.
+        """
+        batch = encode_prompts(self.model_a, prompts, prepend_bos=prepend_bos)
+        if batch.tokens.shape[1] > self.model_b.cfg.n_ctx:
+            raise ValueError(
+                f"Expected at most n_ctx={self.model_b.cfg.n_ctx} tokens (model B's), got {batch.tokens.shape[1]}; "
+                "shorten the prompt."
+            )
+        return batch
 
     @property
     def hook_dict(self) -> Mapping[str, nn.Module]:
         """Every hook point whose activation the output depends on."""
-        found = {}
-        for name, point in self.model_a.hook_dict.items():
-            if not _after(name, self.layer_a) and _runs(self.model_a, name):
-                found[HEAD + name] = point
-        found |= {"hook_stitch_in": self.hook_stitch_in, "hook_stitch_out": self.hook_stitch_out}
-        for name, point in self.model_b.hook_dict.items():
-            if _after(name, self.layer_b) and _runs(self.model_b, name):
-                found[TAIL + name] = point
-        return found
+        a, b = self._models
+        last = end_of(self.layer_a)
+        head = {HEAD + n: p for n, p in a.hook_dict.items() if n == last or not _after(n, self.layer_a) and _runs(a, n)}
+        tail = {TAIL + n: p for n, p in b.hook_dict.items() if _after(n, self.layer_b) and _runs(b, n)}
+        return head | {"hook_stitch_in": self.hook_stitch_in, "hook_stitch_out": self.hook_stitch_out} | tail
 
-    def forward(self, input: Input, *, return_type: str | None = "logits") -> Tensor | None:
+    def forward(
+        self, input: Prompts, *, prepend_bos: bool | None = None, return_type: str | None = "logits"
+    ) -> Tensor | None:
         """Logits [batch, pos, d_vocab], or with return_type="loss" the mean next-token cross-entropy in nats."""
         if return_type not in ("logits", "loss", None):
             raise ValueError(f"Expected return_type 'logits', 'loss' or None, got {return_type!r}; choose one of them.")
-        tokens = self.to_tokens(input) if isinstance(input, str | list) else input
-        tokens = tokens[None] if tokens.ndim == 1 else tokens
-        logits = self.tail(tokens, self.head(tokens))
+        batch = self.encode(input, prepend_bos=prepend_bos)
+        logits = self.tail(batch.tokens, self.head(batch.tokens, batch.mask), batch.mask)
         if return_type == "loss":
-            return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten().to(logits.device))
+            real = (batch.real[:, 1:] & batch.real[:, :-1]).to(logits.device)
+            return nn.functional.cross_entropy(logits[:, :-1][real], batch.tokens[:, 1:].to(logits.device)[real])
         return logits if return_type == "logits" else None
 
-    def head(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_in"]:
+    def head(
+        self, tokens: Int[Tensor, "batch pos"], mask: Bool[Tensor, "batch pos"] | None = None
+    ) -> Float[Tensor, "batch pos d_in"]:
         """A's residual stream after `layer_a`."""
-        return run_head(self.model_a, tokens, [self.layer_a], self._hooked[HEAD])[self.layer_a]
+        layer = self.layer_a
+        return streams_after(self.model_a, tokens, [layer], mask=mask, hooks=self._hooked[HEAD])[layer]
+
+    def translated(self, batch: Batch) -> Float[Tensor, "batch pos d_out"]:
+        """A's residual stream after `layer_a`, in B's."""
+        return self._mapped(self.head(batch.tokens, batch.mask))
+
+    def _mapped(self, residual: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_out"]:
+        """The map of A's residual stream, where and in the precision that B is in."""
+        place = next(self.map.parameters(), residual)
+        return self.hook_stitch_out(self.map(self.hook_stitch_in(residual.to(place)))).to(self.model_b.W_U)
 
     def tail(
-        self, tokens: Int[Tensor, "batch pos"], residual: Float[Tensor, "batch pos d_in"]
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        residual: Float[Tensor, "batch pos d_in"],
+        mask: Bool[Tensor, "batch pos"] | None = None,
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """B's logits when the map of `residual` stands in its stream after `layer_b`."""
-        weight = self.model_b.W_U
-        mapped = self.map(self.hook_stitch_in(residual.to(_place(self.map, residual))))
-        stream = self.hook_stitch_out(mapped).to(weight)
-        return run_tail(self.model_b, tokens.to(weight.device), self.layer_b, stream, self._hooked[TAIL])
+        stream, hooks = self._mapped(residual), self._hooked[TAIL]
+        return logits_after(self.model_b, tokens, self.layer_b, stream, mask=mask, hooks=hooks)
 
     @contextmanager
     def hooks(self, fwd_hooks: HookList = (), bwd_hooks: HookList = ()) -> Iterator["StitchedModel"]:
@@ -123,7 +166,7 @@ class StitchedModel(nn.Module):
         """
         forward, backward = self._sorted(fwd_hooks), self._sorted(bwd_hooks)
         # The stream leaves A's last hook point before torch's backward hooks see it: hook_stitch_in is the same tensor.
-        last = self.model_a.hook_dict[f"blocks.{self.layer_a}.hook_resid_post"]
+        last = self.model_a.hook_dict[end_of(self.layer_a)]
         same = [pair for pair in backward[HEAD] if self.model_a.hook_dict[pair[0]] is last]
         backward[HEAD] = [pair for pair in backward[HEAD] if pair not in same]
         backward[""] += [("hook_stitch_in", hook) for _, hook in same]
@@ -143,14 +186,14 @@ class StitchedModel(nn.Module):
             yield self
 
     def run_with_hooks(
-        self, input: Input, *, fwd_hooks: HookList = (), bwd_hooks: HookList = (), return_type: str | None = "logits"
+        self, input: Prompts, *, fwd_hooks: HookList = (), bwd_hooks: HookList = (), return_type: str | None = "logits"
     ) -> Tensor | None:
         """One pass with hooks, which are gone after it (backward ones too: use `hooks` around a backward pass)."""
         with self.hooks(fwd_hooks, bwd_hooks):
             return self(input, return_type=return_type)
 
     def run_with_cache(
-        self, input: Input, *, names_filter: NamesFilter = None, return_type: str | None = "logits"
+        self, input: Prompts, *, names_filter: NamesFilter = None, return_type: str | None = "logits"
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """(output, activations by name) of one pass, detached."""
         cache: dict[str, Tensor] = {}
@@ -161,19 +204,15 @@ class StitchedModel(nn.Module):
 
             return hook
 
-        names = list(self.hook_dict)
-        if callable(names_filter):
-            chosen = [name for name in names if names_filter(name)]
-        else:
-            chosen = (
-                names if names_filter is None else [names_filter] if isinstance(names_filter, str) else names_filter
-            )
+        chosen = [names_filter] if isinstance(names_filter, str) else names_filter
+        if chosen is None or callable(chosen):
+            chosen = [name for name in self.hook_dict if chosen is None or chosen(name)]
         with self.hooks([(name, keep(name)) for name in chosen]):
             return self(input, return_type=return_type), cache
 
     @torch.no_grad()
     def generate(
-        self, input: Input, *, max_new_tokens: int = 20, temperature: float = 0.0, seed: int = 0
+        self, input: Prompts, *, max_new_tokens: int = 20, temperature: float = 0.0, seed: int = 0
     ) -> str | list[str] | Int[Tensor, "batch longer"]:
         """Continue text or tokens, greedily, or with a temperature above 0 by draws from a generator of their own.
 
@@ -183,12 +222,11 @@ class StitchedModel(nn.Module):
         Raises:
             ValueError: texts of different lengths.
         """
-        if isinstance(input, list) and len(lengths := {self.to_tokens(text).shape[1] for text in input}) > 1:
+        if isinstance(input, list | tuple) and len(lengths := {self.to_tokens(text).shape[1] for text in input}) > 1:
             raise ValueError(
                 f"Expected texts of one length in tokens, got {sorted(lengths)}; continue them one at a time."
             )
-        tokens = self.to_tokens(input) if isinstance(input, str | list) else input
-        tokens = tokens[None] if tokens.ndim == 1 else tokens
+        tokens = self.encode(input).tokens
         generator = torch.Generator(device=tokens.device).manual_seed(seed)
         end = getattr(self.tokenizer, "eos_token_id", None)
         n_ctx = min(model.cfg.n_ctx for model in self._models)
@@ -205,7 +243,7 @@ class StitchedModel(nn.Module):
             tokens = torch.cat([tokens, following[:, None]], 1)
             if bool(ended.all()):
                 break
-        if isinstance(input, Tensor):
+        if not isinstance(input, str | list | tuple):
             return tokens
         decode = cast(Tokenizer, self.tokenizer).decode
         # Of the whole row, as some tokenizers drop the space that a text starts with.
@@ -248,54 +286,3 @@ def _runs(model: TransformerLensModel, name: str) -> bool:
     """Whether the model's flags have a hook point on."""
     flag = _SWITCHED.get(name.rsplit(".", 1)[-1])
     return flag is None or bool(getattr(model.cfg, flag, False))
-
-
-def _place(map: StitchMap, like: Tensor) -> Tensor:
-    return next(map.parameters(), like)
-
-
-def run_head(
-    model: TransformerLensModel,
-    tokens: Int[Tensor, "batch pos"],
-    layers: Sequence[int],
-    hooked: Sequence[tuple[str, HookFn]] = (),
-) -> dict[int, Float[Tensor, "batch pos d_model"]]:
-    """A model's residual stream after each of some layers, as it leaves the user's hooks."""
-    found: dict[int, Tensor] = {}
-
-    def keep(layer: int) -> HookFn:
-        def hook(value: Tensor, hook: object) -> None:
-            found[layer] = value
-
-        return hook
-
-    ours = [(f"blocks.{layer}.hook_resid_post", keep(layer)) for layer in layers]
-    options = without_cache(model)
-    if max(layers) + 1 < model.cfg.n_layers:
-        options["stop_at_layer"] = max(layers) + 1
-    with visiting(model), model.hooks(fwd_hooks=[*hooked, *ours], bwd_hooks=[]):
-        model(tokens.to(model.W_U.device), return_type="logits", **options)
-    return found
-
-
-def run_tail(
-    model: TransformerLensModel,
-    tokens: Int[Tensor, "batch pos"],
-    layer: int,
-    stream: Float[Tensor, "batch pos d_model"],
-    hooked: Sequence[tuple[str, HookFn]] = (),
-) -> Float[Tensor, "batch pos d_vocab"]:
-    """A model's logits with `stream` in place of its own residual stream after a layer.
-
-    A HookedTransformer starts there; a TransformerBridge cannot, so that its first layers run to no effect.
-    """
-    if model_kind(model) == "HookedTransformer" and _kind_of_positions(model) != "shortformer":
-        with visiting(model), model.hooks(fwd_hooks=list(hooked), bwd_hooks=[]):
-            return model(stream, start_at_layer=layer + 1, return_type="logits")
-    replace = (f"blocks.{layer}.hook_resid_post", lambda value, hook: stream)
-    with visiting(model), model.hooks(fwd_hooks=[*hooked, replace], bwd_hooks=[]):
-        return model(tokens, return_type="logits", **without_cache(model))
-
-
-def _kind_of_positions(model: TransformerLensModel) -> str:
-    return str(getattr(model.cfg, "positional_embedding_type", ""))

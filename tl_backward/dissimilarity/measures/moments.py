@@ -1,5 +1,10 @@
-"""The sums of one layer and of one pair of layers, and what follows from them."""
+"""The sums of one layer and of one pair of layers, and what follows from them: axes, ranks, correlations, alignment.
 
+Whether a direction is there does not depend on the units of a column, and the rounding of X'X is a share of each
+column's own size: so columns are scaled to norm 1 before the eigendecomposition.
+"""
+
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -8,18 +13,69 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._support.warnings import warn_user
-from tl_backward.dissimilarity.axes import Axes, ScaledScatter, descending, rounding_noise
 from tl_backward.dissimilarity.measures._cka import Alignment, hsic1
+from tl_backward.dissimilarity.measures._matrices import descending, rounding_noise
+
+_POOR = 1000.0  # a direction below this many times the tolerance is known to three digits or fewer
+_USUAL = 1 / 16  # of the tolerance: what rounding usually makes of an eigenvalue that is 0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Rounding:
-    """What the sums of one layer can hold: how its rows were rounded, and how their products were."""
+class Axes:
+    """An orthonormal basis Q = XW of what centred samples X span, without the samples."""
 
-    rows: float
-    """eps of the rows' dtype: a direction that rounding them could have made is none."""
-    products: float
-    """eps of the products' dtype."""
+    whitener: Float[Tensor, "d rank"]
+    """W with W'X'XW = 1."""
+    factor: Float[Tensor, "rank d"]
+    """Q'X: X in these axes."""
+
+    @property
+    def rank(self) -> int:
+        """How many dimensions the samples span."""
+        return len(self.factor)
+
+    @cached_property
+    def principal(self) -> tuple[Float[Tensor, "rank rank"], Float[Tensor, "rank"]]:
+        """The turn to X's principal axes, and its singular values along them, largest first."""
+        turn, values, _ = torch.linalg.svd(self.factor, full_matrices=False)
+        return turn, values
+
+
+class ScaledScatter:
+    """The eigendecomposition of X'X of centred samples, each column scaled to norm 1 (0 for one that never varies)."""
+
+    def __init__(
+        self,
+        scatter: Float[Tensor, "d d"],
+        norms: Float[Tensor, "d"],
+        accumulated: Float[Tensor, "d"],
+        eps: float,
+    ) -> None:
+        self.norms = norms
+        self.inverse = torch.where(norms > 0, 1 / norms, 0.0)
+        self.shares, self.vectors = descending(scatter * self.inverse[:, None] * self.inverse)
+        self.tolerance = 4 * eps * max(1.0, float((accumulated * self.inverse.square()).sum()))
+        """What rounding may make of an eigenvalue that is 0: 4 d eps, more where what was added up was larger."""
+
+    def axes(self, least: float = 0.0) -> Axes:
+        """Those whose eigenvalue is above the tolerance, and above `least`."""
+        keep = self.shares > max(self.tolerance, least)
+        roots, vectors = self.shares[keep].sqrt(), self.vectors[:, keep]
+        return Axes(self.inverse[:, None] * vectors / roots, roots[:, None] * vectors.T * self.norms)
+
+    def doubts(self, least: float, most: int) -> tuple[int, int]:
+        """How many more directions there may be than the tolerance shows, and how many of those are poorly known.
+
+        Args:
+            least: eigenvalues that the rounding of the rows themselves makes; below it there is no direction to lose.
+            most: how many directions there can be.
+        """
+        seen = self.shares > max(self.tolerance, least)
+        poor = int((seen & (self.shares <= _POOR * self.tolerance)).sum())
+        if least < self.tolerance * 2**-10:  # a direction that the rows show may be anywhere below the tolerance
+            return max(0, min(most, int((self.norms > 0).sum())) - int(seen.sum())), poor
+        between = (self.shares <= self.tolerance) & (self.shares > max(least, _USUAL * self.tolerance))
+        return int(between.sum()), poor
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -38,7 +94,10 @@ class LayerSums:
     """sum |x|^4."""
     cubic: Float[Tensor, "d"]
     """sum |x|^2 x."""
-    rounding: Rounding
+    eps_rows: float
+    """eps of the rows' dtype: a direction that rounding them could have made is none."""
+    eps_products: float
+    """eps of their products' dtype."""
     accumulated: Float[Tensor, "d"]
     """The diagonal of the largest `within` that these sums were part of: their rounding is a share of it."""
     name: str = ""
@@ -51,7 +110,8 @@ class LayerSums:
         names = ("n", "sum", "square", "within", "quartic", "cubic")
         return LayerSums(
             shift=self.shift,
-            rounding=self.rounding,
+            eps_rows=self.eps_rows,
+            eps_products=self.eps_products,
             accumulated=self.accumulated,
             **{name: getattr(self, name) - getattr(other, name) for name in names},
         )
@@ -99,7 +159,7 @@ class LayerSums:
         """Norms of the columns, centred (0 where a column varies by no more than rounding) and as they are."""
         spread = self.spreads
         whole = spread + self.n * self.mean().square()
-        least = torch.maximum(16 * self.rounding.rows**2 * whole, 4 * self.rounding.products * self.accumulated)
+        least = torch.maximum(16 * self.eps_rows**2 * whole, 4 * self.eps_products * self.accumulated)
         return torch.where(spread > least, spread, 0.0).sqrt(), whole.sqrt()
 
     @cached_property
@@ -109,7 +169,7 @@ class LayerSums:
         For what weighs directions by their variance; without those that are only rounding.
         """
         values, vectors = descending(self.scatter())
-        keep = values > len(vectors) * self.rounding.products * values[0]
+        keep = values > len(vectors) * self.eps_products * values[0]
         return values[keep], vectors[:, keep]
 
     @cached_property
@@ -122,10 +182,10 @@ class LayerSums:
     def all_axes(self) -> Axes:
         """The same with directions that rounding the rows could have made."""
         self._check_rank()
-        norms = torch.where(self.spreads > 4 * self.rounding.products * self.accumulated, self.spreads, 0.0).sqrt()
+        norms = torch.where(self.spreads > 4 * self.eps_products * self.accumulated, self.spreads, 0.0).sqrt()
         if torch.equal(norms > 0, self.norms[0] > 0):
             return self._scaled.axes()
-        return ScaledScatter(self.scatter(), norms, self.accumulated, self.rounding.products).axes()
+        return ScaledScatter(self.scatter(), norms, self.accumulated, self.eps_products).axes()
 
     @cached_property
     def uncentred_axes(self) -> tuple[Float[Tensor, "more rank"], Float[Tensor, "rank d"]]:
@@ -136,18 +196,18 @@ class LayerSums:
         whole = self.norms[1]
         stacked = torch.cat([self.all_axes.factor, self.n**0.5 * self.mean()[None]])
         turn, shares, vh = torch.linalg.svd(torch.where(whole > 0, stacked / whole, 0.0), full_matrices=False)
-        noise = rounding_noise(self.rounding.rows, self.n, (whole > 0).double())
+        noise = rounding_noise(self.eps_rows, self.n, (whole > 0).double())
         keep = shares > noise + 8 * torch.finfo(shares.dtype).eps * len(whole) ** 0.5 * shares[0]
         return turn[:, keep], shares[keep, None] * vh[keep] * whole
 
     @cached_property
     def _scaled(self) -> ScaledScatter:
-        return ScaledScatter(self.scatter(), self.norms[0], self.accumulated, self.rounding.products)
+        return ScaledScatter(self.scatter(), self.norms[0], self.accumulated, self.eps_products)
 
     @cached_property
     def _least(self) -> float:
         """What rounding the rows makes of an eigenvalue of the scaled scatter that is 0."""
-        return rounding_noise(self.rounding.rows, self.n, (self.norms[1] * self._scaled.inverse).square()) ** 2
+        return rounding_noise(self.eps_rows, self.n, (self.norms[1] * self._scaled.inverse).square()) ** 2
 
     def _check_rank(self) -> None:
         """Warn once where directions may be lost in the rounding of the sums, or are known to few digits."""
@@ -264,6 +324,17 @@ class PairSums:
     def nuclear(self) -> Float[Tensor, ""]:
         """|X'Y|_* of the centred samples."""
         return torch.linalg.svdvals(self.scatter()).sum()
+
+    @cached_property
+    def unit_distance(self) -> Float[Tensor, ""]:
+        """Squared Procrustes distance of X / |X| and Y / |Y|, centred: 2 - 2 |X'Y|_* / (|X| |Y|)."""
+        return (2 - 2 * self.nuclear / math.sqrt(self.a.spread()) / math.sqrt(self.b.spread())).clamp(min=0)
+
+    @cached_property
+    def neuron_correlations(self) -> Float[Tensor, "d1 d2"]:
+        """Pearson's, of every neuron with every other; 0 for one that never varies."""
+        left, right = (torch.where(layer.norms[0] > 0, 1 / layer.norms[0], 0.0) for layer in (self.a, self.b))
+        return (left[:, None] * self.scatter() * right).clamp(-1, 1)
 
     def moved_cross(
         self, delta: Float[Tensor, "d1"], epsilon: Float[Tensor, "d2"]

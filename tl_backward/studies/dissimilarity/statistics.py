@@ -1,15 +1,36 @@
-"""Do two groups of models part? Dissimilarities within groups against those between, beside groups drawn at random."""
+"""Statistics over a handful of models: means over training seeds, and whether two groups of models part.
+
+The latter compares dissimilarities within groups with those between, beside groups drawn at random.
+"""
 
 import math
 from dataclasses import dataclass
 from itertools import combinations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from tl_backward._support.bootstrap import Interval
 
 MOST_EXACT = 20_000
 """Ways to split the models up to which all are taken; beyond, so many are drawn."""
+
+
+def over_seeds(values: Float[Tensor, "seed *cell"], *, level: float = 0.95) -> Interval:
+    """Mean over seeds and Student's t interval, mean +- t_{n-1} s / sqrt(n), cell by cell; NaNs are left out.
+
+    A percentile bootstrap, as `tl_backward._support.bootstrap` takes over examples, is too narrow for a handful of
+    seeds. Fewer than two have no interval: its bounds are NaN.
+    """
+    flat = values.detach().double().cpu()
+    there = ~flat.isnan()
+    n: Int[Tensor, "*cell"] = there.sum(0)
+    mean = flat.nan_to_num(0.0).sum(0) / n
+    squares = torch.where(there, flat - mean, 0.0).square().sum(0)
+    error = torch.where(n > 1, (squares / (n - 1).clamp(min=1) / n.clamp(min=1)).sqrt(), math.nan)
+    quantile = _students_t((1 + level) / 2, (n - 1).clamp(min=1))
+    return Interval(mean, mean - quantile * error, mean + quantile * error, n)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,28 +86,27 @@ def group_gap(
     left_out = torch.stack([_gap_without(dissimilarities.double(), group, every != one) for one in range(n)])
     error = ((left_out - left_out.nanmean(0)).square().nansum(0) * (n - 1) / n).sqrt()
     splits, exact = _splits(n, chosen, seed)
-    low_means, high_means = _means(cells, splits)
-    half = _t975(n - 1) * error
+    permuted_within, permuted_between = _means(cells, splits)
+    half = _students_t(0.975, torch.tensor(n - 1)) * error
     gap, shape = (between - within)[0], dissimilarities.shape[2:]
     return GroupGap(
         within[0].reshape(shape),
         between[0].reshape(shape),
         (gap - half).reshape(shape),
         (gap + half).reshape(shape),
-        (high_means - low_means).reshape(len(splits), *shape),
+        (permuted_between - permuted_within).reshape(len(splits), *shape),
         exact,
     )
 
 
 def _means(cells: Float[Tensor, "pair cell"], groups: Bool[Tensor, "split model"]) -> tuple[Tensor, Tensor]:
     """Means within and between groups, [split, cell]."""
-    same = groups[:, :, None] == groups[:, None, :]
-    apart = ~same
-    same = same & ~torch.eye(groups.shape[1], dtype=torch.bool)
-    filled = cells.clone()
-    filled[:: groups.shape[1] + 1] = 0  # the diagonal may be NaN
-    means = [mask.flatten(1).double() @ filled / mask.flatten(1).sum(1, keepdim=True) for mask in (same, apart)]
-    return means[0], means[1]
+    same, own = groups[:, :, None] == groups[:, None, :], torch.eye(groups.shape[1], dtype=torch.bool)
+    filled = cells.masked_fill(own.reshape(-1, 1), 0)  # the diagonal may be NaN
+    within, between = (
+        mask.flatten(1).double() @ filled / mask.flatten(1).sum(1, keepdim=True) for mask in (same & ~own, ~same)
+    )
+    return within, between
 
 
 def _gap_without(dissimilarities: Tensor, group: Tensor, kept: Tensor) -> Float[Tensor, "cell"]:
@@ -95,16 +115,14 @@ def _gap_without(dissimilarities: Tensor, group: Tensor, kept: Tensor) -> Float[
 
 
 def _splits(n: int, chosen: int, seed: int) -> tuple[Bool[Tensor, "split model"], bool]:
-    exact = math.comb(n, chosen) <= MOST_EXACT
-    if exact:
-        members = torch.tensor(list(combinations(range(n), chosen)))
-    else:
-        generator = torch.Generator().manual_seed(seed)
-        members = torch.stack([torch.randperm(n, generator=generator)[:chosen] for _ in range(2000)])
+    exact, generator = math.comb(n, chosen) <= MOST_EXACT, torch.Generator().manual_seed(seed)
+    drawn = (torch.randperm(n, generator=generator)[:chosen].tolist() for _ in range(2000))
+    members = torch.tensor(list(combinations(range(n), chosen) if exact else drawn))
     return torch.zeros(len(members), n, dtype=torch.bool).scatter_(1, members, True), exact
 
 
-def _t975(degrees: int) -> float:
+def _students_t(level: float, degrees: Int[Tensor, "*cell"]) -> Float[Tensor, "*cell"]:
+    """Quantiles of Student's t distribution."""
     from scipy.stats import t
 
-    return float(t.ppf(0.975, degrees))
+    return torch.as_tensor(t.ppf(level, degrees.numpy()), dtype=torch.float64)

@@ -1,13 +1,15 @@
-"""Whether a TransformerBridge's attention computes what the module of transformers inside it does.
+"""Where TransformerLens computes something else than the model that a TransformerBridge wraps.
 
 TransformerLens writes attention anew, and in some versions otherwise (3.9 turns Cohere's queries and keys by pairs of
-other dimensions): everything read of such a Bridge is then true of another model.
+other dimensions): everything read of such a Bridge is then true of another model. It also computes the queries, keys
+and values of a joint projection (GPT-2's c_attn, NeoX's query_key_value) with parts of its weight, in the place of the
+module that an adapter (PEFT) was put on: the model then answers as if it had none.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +17,10 @@ from torch import Tensor, nn
 from tl_backward._support.closeness import difference, tolerance
 from tl_backward._support.types import TransformerLensModel
 from tl_backward._support.warnings import warn_user
+from tl_backward.model.checks import AdapterWarning
+from tl_backward.model.guard import unobserved
 from tl_backward.model.modules import every_module
-from tl_backward.model.probe import unobserved
+from tl_backward.weights.account import DID_NOT_RUN, WeightSites
 
 _CACHES = ("past_key_values", "past_key_value", "layer_past")
 
@@ -25,8 +29,7 @@ class OtherModelWarning(UserWarning):
     """TransformerLens computes something else than the Hugging Face model inside a TransformerBridge."""
 
 
-@dataclass(frozen=True)
-class _Called:
+class _Called(NamedTuple):
     """What a module was given in a pass, and gave."""
 
     args: tuple
@@ -50,12 +53,11 @@ def warn_of_another_attention(model: TransformerLensModel, run: Callable[[], obj
             module.register_forward_hook(partial(_keep, seen), with_kwargs=True)
         run()
     for module, called in seen.items():
-        ours = called.output
         with unobserved(model):
             theirs = _inside(module, called)
-        if theirs is None or theirs.shape != ours.shape:
+        if theirs is None or theirs.shape != called.output.shape:
             continue
-        off = difference(ours, theirs)
+        off = difference(called.output, theirs)
         if off > tolerance(theirs.dtype):
             name = type(getattr(model, "original_model", model)).__name__
             warn_user(
@@ -85,8 +87,51 @@ def _first(output: object) -> Tensor | None:
 def _inside(module: nn.Module, called: _Called) -> Tensor | None:
     """What the module inside gives; None where it does not take what TransformerLens's was given."""
     given = {name: None if name in _CACHES else value for name, value in called.kwargs.items()}
-    inside = cast(nn.Module, module.original_component)
     try:
-        return _first(inside(*called.args, **given))
+        return _first(cast(nn.Module, module.original_component)(*called.args, **given))
     except Exception:  # whatever another library raises: there is then nothing to compare
         return None
+
+
+def warn_of_lost_adapters(modules: dict[str, nn.Module], sites: WeightSites) -> None:
+    """Say which adapters took no part in the pass that the sites come from, though they are switched on."""
+    lost = [(name, type(module)) for name, module in modules.items() if _is_lost(module, sites)]
+    if lost:
+        first, cls = lost[0]
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        warn_user(
+            f"Expected every adapter to take part in the pass, got none of {first!r} ({cls.__module__}."
+            f"{cls.__qualname__}){more}: TransformerLens computes with its base weight alone, so that what follows is "
+            "about the model without it; merge the adapters before you boot the model (peft_model.merge_and_unload()).",
+            AdapterWarning,
+        )
+
+
+def mark_adapted(modules: dict[str, nn.Module], sites: WeightSites) -> None:
+    """Note the weights beside which the model computes with an adapter, as it did in the pass the sites come from."""
+    base = {
+        id(parameter)
+        for module in modules.values()
+        if any(id(added) not in sites.unused for added in _added(module))
+        for parameter in module.get_submodule("base_layer").parameters()
+    }
+    adapted = [site for site in sites.values() if id(site.parameter) in base and site.kind != "bias"]
+    sites.add(*(replace(site, is_adapted=True) for site in adapted))
+
+
+def _is_lost(module: nn.Module, sites: WeightSites) -> bool:
+    """Whether a module has adapters that are switched on, none of which ran."""
+    is_off = getattr(module, "merged", False) or getattr(module, "disable_adapters", False)
+    ran = [] if is_off else [sites.unused.get(id(parameter)) != DID_NOT_RUN for parameter in _added(module)]
+    return bool(ran) and not any(ran)
+
+
+def _added(module: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters of those of a wrapped layer's adapters that are switched on."""
+    if "base_layer" not in module._modules:
+        return
+    active = getattr(module, "active_adapters", None)
+    for name, parameter in module.named_parameters():
+        steps = name.split(".")
+        if steps[0] != "base_layer" and (active is None or not set(steps).isdisjoint(active)):
+            yield parameter
