@@ -4,6 +4,7 @@ import json
 import math
 import warnings
 
+import plain
 import pytest
 import torch
 from launched import launched, launchers
@@ -646,16 +647,14 @@ BAD = {
     "max_tokens": (dict(max_tokens=0), ValueError, "max_tokens of at least 1"),
     "one text": (dict(data="w3 w4"), TypeError, "got one text; put the text into a list"),
     "all splits": (dict(data={"train": TEXTS}), TypeError, "choose a split"),
-    "no iterable": (dict(data=7), TypeError, "got int; pass something"),
     "empty": (dict(data=[]), ValueError, "the iterator is empty"),
     "empty tensor": (dict(data=torch.zeros(0, 4, dtype=torch.long)), ValueError, "the iterator is empty"),
     "empty iterator": (dict(data=iter(())), ValueError, "the iterator is empty"),
     "rows of something": (dict(data=[{"words": "w3"}]), TypeError, "name the column with text_key"),
     "mixed": (dict(data=["w3", torch.tensor([[3]])]), TypeError, "got both in turn"),
-    "float tokens": (dict(data=torch.rand(3, 4)), TypeError, "integer tokens"),
     "long tokens": (dict(data=torch.zeros(2, 99, dtype=torch.long)), ValueError, "at most 16 positions"),
     "large ids": (dict(data=torch.full((2, 4), 50)), ValueError, r"token ids in \[0, 50\), got 50 to 50"),
-    "mask of another shape": (dict(data=[(torch.ones(2, 4).long(), torch.ones(2, 3))]), ValueError, "attention mask of the tokens' shape"),
+    "mask of another shape": (dict(data=[(torch.ones(2, 4).long(), torch.ones(2, 3))]), ValueError, "attention_mask of the tokens' shape"),
     "mask function": (dict(mask=lambda tokens: tokens[0] > 0), ValueError, "one bool a token"),
     "two samples": (dict(data=["w3", "w4"], sample="last"), ValueError, "at least 4 samples, got 2"),
     "one sample": (dict(data=["w3"], sample="mean"), ValueError, "at least 4 samples, got 1"),
@@ -670,6 +669,22 @@ def test_bad_input(case):
     a, b = build(worlds()[0]), bridge("gpt2")
     with pytest.raises(error, match=message):
         compare(a, b, options.get("data", TEXTS), **given(**{k: v for k, v in options.items() if k != "data"}), **QUIET)
+
+
+def test_data_of_another_type_is_refused_in_words():
+    """As users without run-time type checks are told; these tests' own checks come first."""
+    script = """
+import torch
+from models import bridge
+from tl_backward.dissimilarity import compare
+for data in (7, torch.rand(3, 4)):
+    try:
+        compare(bridge("gpt2"), bridge("gpt2"), data, show_progress=False)
+    except TypeError as error:
+        print(str(error))
+"""
+    no_iterable, floats = plain.run(script).stdout.splitlines()
+    assert "got int; pass something" in no_iterable and "integer tokens" in floats
 
 
 def test_tokens_for_models_of_different_vocabularies():

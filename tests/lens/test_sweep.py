@@ -276,11 +276,11 @@ def test_from_its_checkpoint_it_goes_on_to_the_same_numbers(world, error, tmp_pa
             sweep(model, PROMPTS, TARGETS, checkpoint=path, **options | changes)
     with torch.no_grad():
         model.W_E[:, 0] += 1
-    with pytest.raises(ValueError, match="of other prompts, options or model"):
+    with pytest.raises(ValueError, match="differs in prompts, options or model"):
         sweep(model, PROMPTS, TARGETS, checkpoint=path, **options)
     with torch.no_grad():
         model.W_E[:, 0] -= 1
-    with pytest.raises(ValueError, match="of other prompts, options or model"):
+    with pytest.raises(ValueError, match="differs in prompts, options or model"):
         sweep(model, PROMPTS[::-1], TARGETS, checkpoint=path, **options)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="damaged or another's"):

@@ -12,13 +12,13 @@ _FROZEN: Any = getattr(package, "FrozenDict", None) or package.BeartypeHintOverr
 F = TypeVar("F", bound=Callable)
 
 
-def check_types(signature: F) -> F:
-    """Check a function's arguments and what it returns; of a Literal, only the values' type."""
+def check_types(signature: F, **conf: Any) -> F:
+    """Check a function's arguments and what it returns; of a Literal, only the values' type. `conf` is beartype's."""
     hints = list(getattr(signature, "__annotations__", {}).values())
     overrides = {each: type(get_args(each)[0]) for hint in hints for each in _literals(hint)}
     if not overrides:
-        return beartype(signature)
-    return beartype(conf=BeartypeConf(hint_overrides=_FROZEN(overrides)))(signature)
+        return beartype(conf=BeartypeConf(**conf))(signature)
+    return beartype(conf=BeartypeConf(hint_overrides=_FROZEN(overrides), **conf))(signature)
 
 
 def _literals(hint: Any) -> Iterator[Any]:  # an annotation has no type of its own

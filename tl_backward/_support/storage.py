@@ -169,9 +169,14 @@ def check_run(path: str | Path, saved: Mapping[str, object], asked: Mapping[str,
         if key not in saved or saved[key] != value:
             raise ValueError(
                 f"Expected the checkpoint of this run in {str(path)!r}, got one that differs in {key} "
-                f"({saved.get(key)!r:.60}, not {value!r:.60}); resume with what the interrupted run was given, or "
+                f"({_short(saved.get(key))}, not {_short(value)}); resume with what the interrupted run was given, or "
                 "choose another file."
             )
+
+
+def _short(value: object, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def _check_exists(path: str | Path) -> None:

@@ -4,6 +4,7 @@ A pass is watched at chosen tokens of hook points, in both TransformerLens versi
 """
 
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -22,6 +23,9 @@ from tl_backward.model.torch_hooks import as_shown, register_last
 from tl_backward.text.asked import sees_both_ways
 
 Heads: TypeAlias = Literal["flatten", "each"]
+
+_SCORES = 2**21
+"""Attention scores of a layer at a time on a CPU: fresh memory beyond 8 MiB costs more than the products."""
 
 
 class PlaceReader:
@@ -122,17 +126,30 @@ class PlaceReader:
             RuntimeError: a place did not run.
         """
         where = self._which if number is None else f"{self._which} in batch {number}"
-        if not sees_both_ways(self.model):
-            return self._read(tokens[:, : int(at.max()) + 1] if len(at) else tokens, text, at, where)
-        if lengths is None or bool((lengths == lengths[:1]).all()):
-            return self._read(tokens if lengths is None else tokens[:, : int(lengths[:1].sum())], text, at, where)
+        needed, alike = self._needed(tokens, text, at, lengths), sees_both_ways(self.model)
+        on_cpu = self.model.W_U.device.type == "cpu"
+        most = _SCORES // max(self.model.cfg.n_heads, 1) if on_cpu else sys.maxsize
+        passes = _passes(needed.tolist(), most, alike=alike)
+        if len(passes) == 1 and len(passes[0]) == len(tokens):
+            return self._read(tokens[:, : int(needed.max())], text, at, where)
         found: dict[Place, Tensor] = {}
-        for length in lengths[text].unique().tolist():
-            rows, mine = (lengths == length).nonzero().flatten(), (lengths[text] == length).nonzero().flatten()
-            row_of = torch.zeros_like(lengths).index_put_((rows,), torch.arange(len(rows)))
-            for place, value in self._read(tokens[rows, :length], row_of[text[mine]], at[mine], where).items():
+        for rows in passes:
+            row_of = torch.full((len(tokens),), -1).index_put_((torch.tensor(rows),), torch.arange(len(rows)))
+            mine = (row_of[text] >= 0).nonzero().flatten()
+            part = tokens[rows, : int(needed[rows].max())]
+            for place, value in self._read(part, row_of[text[mine]], at[mine], where).items():
                 found.setdefault(place, value.new_empty(len(text), value.shape[1]))[mine.to(value.device)] = value
         return found
+
+    def _needed(self, tokens: Tensor, text: Tensor, at: Tensor, lengths: Tensor | None) -> Int[Tensor, "batch"]:
+        """How many tokens of each row the model is given; none of a row that is not asked about."""
+        n, width = tokens.shape
+        if not len(text):
+            return torch.full((n,), width)
+        if not sees_both_ways(self.model):
+            return torch.zeros(n, dtype=torch.long).scatter_reduce(0, text, at + 1, "amax")
+        asked = torch.zeros(n, dtype=torch.bool).index_fill(0, text, True)
+        return torch.where(asked, width if lengths is None else lengths, 0)
 
     def _read(self, tokens: Tensor, text: Tensor, at: Tensor, where: str) -> dict[Place, Tensor]:
         with watch(self.model, self._watched, text, at) as seen:
@@ -155,6 +172,20 @@ class PlaceReader:
                 "overflow, or leave those texts out."
             )
         return value
+
+
+def _passes(needed: list[int], most: int, *, alike: bool) -> list[list[int]]:
+    """The rows of each forward pass, the shortest first: rows * width^2 at most `most`, of one width if `alike`."""
+    passes: list[list[int]] = []
+    width = 0
+    for row in sorted((row for row, length in enumerate(needed) if length), key=needed.__getitem__):
+        fits = passes and (len(passes[-1]) + 1) * needed[row] ** 2 <= most
+        if fits and (width == needed[row] or not alike):
+            passes[-1].append(row)
+        else:
+            passes.append([row])
+        width = needed[row]
+    return [sorted(rows) for rows in passes]
 
 
 @contextmanager

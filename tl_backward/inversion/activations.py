@@ -35,24 +35,29 @@ class Samples:
 
 
 def batches(
-    texts: Encoded, at: Int[Tensor, "text"] | None, batch_size: int, *, show_progress: bool = False
+    texts: Encoded,
+    at: Int[Tensor, "text"] | Int[Tensor, "text slot"] | None,
+    batch_size: int,
+    *,
+    show_progress: bool = False,
 ) -> Iterator[Samples]:
     """Texts in batches of which like widths are read; a bar after a second's wait.
 
-    `at` is one position a text, texts where it is negative are left out; None for every real token.
+    `at` is one or several positions a text, NOWHERE is passed over; None for every real token.
 
     Raises:
         ValueError: batch_size < 1.
     """
     check_at_least_one("batch_size", batch_size, f"{BATCH_SIZE} is the default")
-    needed = texts.lengths if at is None else at + 1
+    slots = None if at is None else at.reshape(len(at), -1)
+    needed = texts.lengths if slots is None else slots.amax(1) + 1
     order = needed.argsort(stable=True)
     order = order[needed[order] > 0]
     parts = order.split(batch_size) if len(order) else ()
     for index in tqdm(parts, desc="activations", unit="batch", disable=not show_progress, delay=1):
         part = texts.select(index)
-        text, where = part.mask.nonzero(as_tuple=True) if at is None else (torch.arange(len(index)), at[index])
-        yield Samples(index, part.tokens, part.lengths, text, where)
+        text, where = (part.mask if slots is None else slots[index] != NOWHERE).nonzero(as_tuple=True)
+        yield Samples(index, part.tokens, part.lengths, text, where if slots is None else slots[index][text, where])
 
 
 @typed

@@ -80,9 +80,23 @@ def enumerate_preimage(
     """
     scorer = Scorer(model, query, site, position, epsilon, text_options)
     domain, scores = scorer(inputs, show_progress=show_progress)
-    inside = (scores.distances <= scorer.closeness.epsilon).nonzero().flatten()
+    return exact_scored(scorer.query, scorer.closeness, domain, scores, valid, n_outside=n_outside, seed=seed)
+
+
+def exact_scored(
+    query: Query,
+    closeness: Closeness,
+    domain: Encoded,
+    scores: Scores,
+    valid: Valid | None,
+    *,
+    n_outside: int = N_OUTSIDE,
+    seed: int = 0,
+) -> Preimage:
+    """The exact preimage in a domain whose distances are known."""
+    inside = (scores.distances <= closeness.epsilon).nonzero().flatten()
     chosen = torch.cat([inside, _outside(len(domain), inside, n_outside, seed)])
-    return _exact(scorer.query, scorer.closeness, domain, chosen, scores[chosen], len(inside), valid)
+    return _exact(query, closeness, domain, chosen, scores[chosen], len(inside), valid)
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -10,7 +10,7 @@ from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion._old_calls import old_options
 from tl_backward.inversion.decoder import Decoder
-from tl_backward.inversion.enumeration import enumerate_preimage
+from tl_backward.inversion.enumeration import exact_scored
 from tl_backward.inversion.features import LEVEL, Feature, FeatureTable, common_features
 from tl_backward.inversion.options import (
     EPSILON,
@@ -22,8 +22,8 @@ from tl_backward.inversion.options import (
     check_text_options,
 )
 from tl_backward.inversion.positions import Position
-from tl_backward.inversion.preimage import Preimage, Valid, assemble, pool_preimage
-from tl_backward.inversion.query import QueryLike, read_query, score
+from tl_backward.inversion.preimage import Preimage, Valid, assemble, nearest_scored
+from tl_backward.inversion.query import Query, QueryLike, Scores, read_query, score
 from tl_backward.inversion.search import search_preimage
 from tl_backward.inversion.shipped import names
 from tl_backward.inversion.site_reading import SiteReading, read_preimage
@@ -136,12 +136,25 @@ def compare_sites(
     closeness, bos = Closeness.of(epsilon), text_options.prepend_bos
     check_text_options(text_options)
     rules = _as_list(positions)
-    if not rules:
-        raise ValueError("Expected at least one position, got an empty list; for example [-1].")
     reader = PlaceReader(model, sites)
     queries = [read_query(model, query, site, rule, prepend_bos=bos) for site in reader.places for rule in rules]
     texts = encode(model, inputs, prepend_bos=bos)
     every = score(reader, texts, queries, closeness, text_options.batch_size, show_progress=show_progress)
+    return _compared(queries, closeness, texts, every, features, exact=exact, valid=valid, level=level)
+
+
+def _compared(
+    queries: Sequence[Query],
+    closeness: Closeness,
+    texts: Encoded,
+    every: Sequence[Scores],
+    features: Mapping[str, Feature],
+    *,
+    exact: bool = False,
+    valid: Valid | None = None,
+    level: float = LEVEL,
+) -> SiteComparison:
+    """Queries beside each other within texts whose distances from each are known."""
     preimages = tuple(
         assemble(
             asked, closeness, texts, scores, "enumeration" if exact else "pool", valid=valid,
@@ -212,6 +225,7 @@ def invert(
         'enumeration'
     """
     closeness, read = Closeness.of(epsilon), replace(text_options, max_tokens=None)
+    check_text_options(read)
     way = options.method or _usual_way(model, sites, task, decoder)
     _check_way(way, task, decoder)
     known = list(decoder.sites) if sites is None and way == "decoder" and decoder is not None else None
@@ -219,26 +233,35 @@ def invert(
     pool = _encoded(model, task.draw(options.n_pool, options.seed), task, text_options)
     looked_through = task.domain if way == "enumerate" or task.is_small else None
     domain = None if looked_through is None else _encoded(model, looked_through(), task, text_options)
+    rules, bos = _as_list(positions), text_options.prepend_bos
+    asked = [read_query(model, query, site, rule, prepend_bos=bos) for site, rule in product(chosen, rules)]
+    beside: list[Query] = []
+    if compared:
+        tokens = asked[0].tokens
+        start = 1 if int(tokens[0]) == getattr(model.tokenizer, "bos_token_id", None) else 0
+        each = product(chosen, range(start, len(tokens)))
+        beside = [read_query(model, query, site, at, prepend_bos=bos) for site, at in each]
+    reader, size = PlaceReader(model, chosen), text_options.batch_size
+    # One pass over the pool serves every site, position and the comparison; one over the domain all exact preimages.
+    scored = score(reader, pool, [*asked, *beside], closeness, size, show_progress=show_progress)
+    exacts: list[Preimage | None] = [None] * len(asked)
+    if domain is not None:
+        every = score(reader, domain, asked, closeness, size, show_progress=show_progress)
+        pairs = zip(asked, every, strict=True)
+        exacts = [exact_scored(about, closeness, domain, scores, task.valid) for about, scores in pairs]
     readings: list[SiteReading] = []
-    for site, rule in product(chosen, _as_list(positions)):
-        near = pool_preimage(
-            model, query, site, rule, pool, n=options.n, epsilon=closeness, valid=task.valid, text_options=read,
-            show_progress=show_progress,
-        )  # fmt: skip
-        exact = None if domain is None else enumerate_preimage(
-            model, near.query, site, rule, domain, epsilon=closeness, valid=task.valid, text_options=read,
-            show_progress=show_progress,
-        )  # fmt: skip
+    for about, scores, exact in zip(asked, scored, exacts, strict=False):  # those of the comparison come behind
+        near = nearest_scored(about, closeness, pool, scores, options.n, task.valid)
         if way == "decoder" and decoder is not None:
             found = decoder.preimage(
-                near.query, n=options.n, epsilon=closeness, prior=pool, seed=options.seed, show_progress=show_progress
+                about, n=options.n, epsilon=closeness, prior=pool, seed=options.seed, show_progress=show_progress
             )
         elif way == "search":
             chains = min(_CHAINS, options.n)
             thin = max(1, chains * (_STEPS // 2) // options.n)
             walks = SearchOptions(chains, _STEPS, thin=thin, token_edits=task.edits)
             found = search_preimage(
-                model, near.query, site, rule, pool, search_options=walks, valid=task.valid, epsilon=closeness,
+                model, about, about.site, about.rule, pool, search_options=walks, valid=task.valid, epsilon=closeness,
                 seed=options.seed, text_options=read, show_progress=show_progress,
             )  # fmt: skip
         else:
@@ -246,16 +269,9 @@ def invert(
         readings.append(read_preimage(
             model, found, features=task.features, prior=pool.texts, retrieval=None if found is near else near,
             exact=None if found is exact else exact,
-            decoder=decoder if decoder is not None and site in decoder.sites else None,
+            decoder=decoder if decoder is not None and about.site in decoder.sites else None,
         ))  # fmt: skip
-    if not compared:
-        return Inversion(tuple(readings), None)
-    tokens = readings[0].preimage.query.tokens
-    start = 1 if int(tokens[0]) == getattr(model.tokenizer, "bos_token_id", None) else 0
-    comparison = compare_sites(
-        model, query, chosen, list(range(start, len(tokens))), inputs=pool, features=task.features, epsilon=closeness,
-        text_options=read, show_progress=show_progress,
-    )  # fmt: skip
+    comparison = _compared(beside, closeness, pool, scored[len(asked) :], task.features) if compared else None
     return Inversion(tuple(readings), comparison)
 
 
@@ -289,4 +305,7 @@ def _encoded(model: TransformerLensModel, inputs: Iterable[str], task: Task, opt
 
 
 def _as_list(positions: Position | Sequence[Position]) -> list[Position]:
-    return list(positions) if isinstance(positions, Sequence) and not isinstance(positions, str) else [positions]
+    rules = list(positions) if isinstance(positions, Sequence) and not isinstance(positions, str) else [positions]
+    if not rules:
+        raise ValueError("Expected at least one position, got an empty list; for example [-1].")
+    return rules

@@ -245,11 +245,17 @@ def pool_preimage(
     check_at_least_one("n", n, "200 is the default")
     scorer = Scorer(model, query, site, position, epsilon, text_options)
     texts, scores = scorer(pool, show_progress=show_progress)
-    share, nearest = scores.share_within(scorer.closeness.epsilon), scores.distances.argsort(stable=True)[:n]
+    return nearest_scored(scorer.query, scorer.closeness, texts, scores, n, valid)
+
+
+def nearest_scored(
+    query: Query, closeness: Closeness, texts: Encoded, scores: Scores, n: int, valid: Valid | None
+) -> Preimage:
+    """The `n` nearest of a pool whose distances are known."""
+    share, chosen = scores.share_within(closeness.epsilon), scores.distances.argsort(stable=True)[:n]
     return assemble(
-        scorer.query, scorer.closeness, texts.select(nearest), scores[nearest], "pool", valid=valid,
-        share_inside=share, chance=share,
-    )  # fmt: skip
+        query, closeness, texts.select(chosen), scores[chosen], "pool", valid=valid, share_inside=share, chance=share
+    )
 
 
 def assemble(

@@ -156,7 +156,9 @@ def score(
     n = len(texts)
     found = [Scores(torch.full((n,), torch.inf, dtype=torch.float64), torch.full((n,), NOWHERE)) for _ in queries]
     allowed = [None if closeness.match == "any" else find_positions(texts, query.rule) for query in queries]
-    for part in batches(texts, allowed[0] if len(queries) == 1 else None, batch_size, show_progress=show_progress):
+    slots = [at for at in allowed if at is not None]
+    where = torch.stack(slots, 1).unique(dim=1) if len(slots) == len(queries) else None
+    for part in batches(texts, where, batch_size, show_progress=show_progress):
         values = reader(part.tokens, part.text, part.at, lengths=part.lengths)
         for query, scores, at in zip(queries, found, allowed, strict=True):
             value = values[query.site]

@@ -17,6 +17,12 @@ _VISITORS: "WeakKeyDictionary[TransformerLensModel, int]" = WeakKeyDictionary()
 """Which thread is at work on a model: it put hooks on it, edits it, or runs it while neither may happen."""
 _FORKED: "WeakSet[TransformerLensModel]" = WeakSet()
 """Models whose visitor gives the global random state back already."""
+_HOOKS = tuple(
+    name
+    for name in vars(nn.Module())
+    if name.endswith(("forward_hooks", "forward_pre_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
+)
+"""Where a module holds the hooks of its forward pass."""
 
 
 def check_visitor(model: TransformerLensModel) -> None:
@@ -75,15 +81,15 @@ def hooks_off(modules: Iterable[nn.Module]) -> Iterator[None]:
     found = []
     try:
         for state in map(vars, modules):
-            hooks = {name: value for name, value in state.items() if _holds_hooks(name) and value}
+            hooks = {name: state[name] for name in _HOOKS if state.get(name)}
             found.append((state, hooks))
             state.update({name: OrderedDict() for name, value in hooks.items() if isinstance(value, dict)})
         yield
     finally:
         for state, hooks in found:
-            for name, value in state.items():
-                if _holds_hooks(name) and isinstance(value, dict):
-                    value.clear()
+            for name in _HOOKS:
+                if isinstance(state.get(name), dict):
+                    state[name].clear()
             state.update(hooks)
 
 
@@ -100,7 +106,3 @@ def unobserved(model: TransformerLensModel) -> Iterator[None]:
         finally:
             for state, training in modes:
                 state["training"] = training
-
-
-def _holds_hooks(name: str) -> bool:
-    return name.endswith(("forward_hooks", "forward_pre_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
