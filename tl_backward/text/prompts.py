@@ -318,7 +318,7 @@ def given_tokens(tokens: object, mask: object, name: str = "tokens", mask_name: 
     ids = torch.atleast_2d(ids)
     if mask is None:
         return Batch(ids, None)
-    real = torch.atleast_2d(torch.as_tensor(mask))
+    real = torch.atleast_2d(mask if isinstance(mask, Tensor) else torch.as_tensor(mask))
     if real.shape != ids.shape:
         raise ValueError(
             f"Expected {mask_name} of the tokens' shape {list(ids.shape)}, got {list(real.shape)}; one entry a token, "
