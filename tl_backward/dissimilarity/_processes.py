@@ -7,23 +7,23 @@ from torch import Tensor, distributed
 
 
 def several() -> bool:
-    """Whether this process is one of several that have met."""
+    """Whether torch.distributed is initialised with more than one process."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def process() -> tuple[int, int]:
-    """The process's number and how many there are.
+    """(rank, number of processes) of this process; (0, 1) for one alone.
 
     Raises:
-        RuntimeError: started by a launcher of several, but none of them has met the others.
+        RuntimeError: a launcher started several, but torch.distributed is not initialised.
     """
     if several():
         return distributed.get_rank(), distributed.get_world_size()
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
+    n_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if n_processes > 1:
         raise RuntimeError(
-            f"Expected torch.distributed to be initialised under a launcher of {world} processes, got none; create an "
-            "accelerate.Accelerator(), or call torch.distributed.init_process_group, before comparing."
+            f"Expected torch.distributed to be initialised under a launcher of {n_processes} processes, got none; "
+            "create an accelerate.Accelerator(), or call torch.distributed.init_process_group, before comparing."
         )
     return 0, 1
 
@@ -34,32 +34,32 @@ def sum_over(tensor: Tensor) -> Tensor:
 
 
 def greatest_of(value: float) -> float:
-    """The greatest of one number a process."""
+    """The largest, over all processes, of the number that each of them gives."""
     return float(_reduced(torch.tensor([value], dtype=torch.float64), distributed.ReduceOp.MAX))
 
 
 def gathered(tensor: Tensor) -> list[Tensor]:
-    """Every process's tensor, of one shape, by their numbers."""
-    carried = _carried(tensor)
-    every = [torch.empty_like(carried) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(every, carried)
+    """Every process's tensor, all of one shape, in order of rank."""
+    sent = _communicable(tensor)
+    every = [torch.empty_like(sent) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(every, sent)
     return [each.to(tensor.device) for each in every]
 
 
-def from_process(tensor: Tensor, number: int) -> Tensor:
-    """The tensor as one of the processes has it."""
-    carried = _carried(tensor).clone()
-    distributed.broadcast(carried, number)
-    return carried.to(tensor.device)
+def from_process(tensor: Tensor, rank: int) -> Tensor:
+    """The tensor as the process of that rank has it, on every process."""
+    sent = _communicable(tensor).clone()
+    distributed.broadcast(sent, rank)
+    return sent.to(tensor.device)
 
 
 def _reduced(tensor: Tensor, operation: distributed.ReduceOp.RedOpType) -> Tensor:
-    carried = _carried(tensor)
-    distributed.all_reduce(carried, operation)
-    return tensor if carried is tensor else tensor.copy_(carried)
+    sent = _communicable(tensor)
+    distributed.all_reduce(sent, operation)
+    return tensor if sent is tensor else tensor.copy_(sent)
 
 
-def _carried(tensor: Tensor) -> Tensor:
-    """The tensor where the backend can reach it: NCCL's on the GPU."""
+def _communicable(tensor: Tensor) -> Tensor:
+    """The tensor on a device that the backend communicates from: for NCCL, the GPU."""
     tensor = tensor.contiguous()
     return tensor.cuda() if distributed.get_backend() == "nccl" and tensor.device.type != "cuda" else tensor

@@ -6,26 +6,26 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-BUFFER = 200_000_000  # bytes of rows that are multiplied at once: adding up in float64 costs as much as few rows do
+BUFFER = 200_000_000  # bytes of rows multiplied at once: adding a product up in float64 costs as much as a few rows do
 ROWS = 4096  # and no more of them than this
 TILE = 768  # columns of A and of B that are multiplied at once: narrow layers are stacked, wide ones are cut
 BLOCK = 192  # only blocks on and above the diagonal of the symmetric sum xx' are multiplied
 
 
 def parts(widths: Sequence[int]) -> list[slice]:
-    """Each layer's columns where all layers stand side by side."""
+    """Each layer's columns in a matrix that holds all layers side by side."""
     ends = torch.tensor([0, *widths]).cumsum(0).tolist()
     return [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
 
 
 def matrices(flat: Tensor, widths: Sequence[int]) -> list[Tensor]:
-    """Views of each layer's square matrix in the vector that holds them all."""
+    """Views [width, width] of each layer's matrix in the flat vector that holds them all."""
     sizes = [width**2 for width in widths]
     return [part.view(width, width) for part, width in zip(flat.split(sizes), widths, strict=True)]
 
 
 def buffer_bytes(widths_a: Sequence[int], widths_b: Sequence[int], itemsize: int) -> int:
-    """Bytes of the rows that wait to be multiplied, and of one product."""
+    """Bytes of a `RowBuffer`: its rows, and one product of two tiles."""
     total = sum(widths_a) + sum(widths_b)
     return itemsize * (_buffer_rows(total, itemsize) * total + TILE * TILE)
 
@@ -36,17 +36,17 @@ def _buffer_rows(width: int, itemsize: int) -> int:
 
 def tiles(widths: Sequence[int]) -> list[slice]:
     """Runs of columns that are multiplied together: whole layers up to TILE columns, or parts of a wider one."""
-    found: list[slice] = []
+    runs: list[slice] = []
     for at in parts(widths):
-        if found and at.stop - found[-1].start <= TILE:
-            found[-1] = slice(found[-1].start, at.stop)
+        if runs and at.stop - runs[-1].start <= TILE:
+            runs[-1] = slice(runs[-1].start, at.stop)
         else:
-            found += [slice(start, min(start + TILE, at.stop)) for start in range(at.start, at.stop, TILE)]
-    return found
+            runs += [slice(start, min(start + TILE, at.stop)) for start in range(at.start, at.stop, TILE)]
+    return runs
 
 
 class _Side:
-    """The rows of one model: tiles, each contiguous, and where every layer is among them."""
+    """One model's buffered rows, a contiguous matrix a tile, and which columns of which tiles hold each layer."""
 
     def __init__(self, widths: Sequence[int], size: int, dtype: torch.dtype, device: torch.device) -> None:
         self.widths = widths
@@ -67,7 +67,7 @@ class _Side:
 
 @runtime_checkable
 class Sums(Protocol):
-    """What a buffer adds to."""
+    """The sums that a `RowBuffer` adds its products to, such as `CovarianceStatistics`."""
 
     shift_a: Tensor
     shift_b: Tensor
@@ -75,12 +75,11 @@ class Sums(Protocol):
     square_cross: Tensor
 
     def added(self, n: int) -> None:
-        """Count n more rows that are in the sums, those within a layer on and above the diagonal alone."""
-        ...
+        """Count n more rows; of each symmetric sum xx', only entries on and above the diagonal hold them."""
 
 
 class RowBuffer:
-    """Rows that wait, of both models."""
+    """A buffer of both models' rows, whose products are added to the sums whenever it is full."""
 
     def __init__(
         self, widths_a: Sequence[int], widths_b: Sequence[int], dtype: torch.dtype, device: torch.device
@@ -91,7 +90,7 @@ class RowBuffer:
         self.product = torch.empty(TILE * TILE, dtype=dtype, device=device)
 
     def add(self, sums: Sums, x: Sequence[Tensor], y: Sequence[Tensor]) -> None:
-        """Copy rows in, and multiply whenever the buffer is full."""
+        """Copy rows [sample, width], one tensor a layer, into the buffer; flush it whenever it is full."""
         done = 0
         while done < len(x[0]):
             take = min(len(x[0]) - done, self.size - self.filled)
@@ -120,7 +119,7 @@ class RowBuffer:
         into.squares[here, layer] = square
 
     def flush(self, sums: Sums) -> None:
-        """Multiply what is there and add it to the sums."""
+        """Add the products of the buffered rows to the sums, and empty the buffer."""
         n, self.filled = self.filled, 0
         if not n:
             return
@@ -159,6 +158,6 @@ class RowBuffer:
                     self._accumulate(squared[layer][place, across], rows, own.rows[other][:n, right])
 
     def _accumulate(self, into: Tensor, left: Tensor, right: Tensor) -> None:
-        """Add left'right, while the cache still holds it."""
+        """Add left'right to `into`: a product of one tile, which is still in the CPU's cache."""
         product = self.product[: into.numel()].view(into.shape)
         into.add_(torch.mm(left.T, right, out=product))

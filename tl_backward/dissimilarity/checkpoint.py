@@ -1,4 +1,4 @@
-"""Save what a run over data has gathered, and go on from there."""
+"""Checkpoints of a comparison: its sums and samples, saved while it reads the data and restored to resume it."""
 
 import json
 from collections.abc import Mapping
@@ -12,27 +12,27 @@ from tl_backward._support.storage import check_kind, check_run, joined, load_ten
 
 @runtime_checkable
 class Gathered(Protocol):
-    """Sums or samples that each batch of data adds to."""
+    """Sums or samples that are updated batch by batch, can be saved and restored, and are reduced over processes."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """What it holds."""
+        """Everything accumulated so far, by name."""
         ...
 
     def state(self) -> Mapping[str, object]:
-        """What describes it, as JSON."""
+        """Settings and counts beside the tensors, as JSON."""
         ...
 
     def restore(self, tensors: dict[str, Tensor], state: dict) -> None:
-        """Take over what the two gave."""
+        """Set everything from what `tensors` and `state` returned."""
         ...
 
     def reduce(self) -> None:
-        """Sum over all processes."""
+        """Combine all processes' into one, the same on each."""
         ...
 
 
 def save_checkpoint(path: str | Path, gathered: Mapping[str, Gathered], run: Mapping[str, object]) -> None:
-    """Write all of `gathered` and what the run is, atomically."""
+    """Write everything in `gathered` and the run's options, atomically."""
     tensors = joined(**{name: part.tensors() for name, part in gathered.items()})
     save_tensors(path, tensors, {"run": dict(run), "states": {name: part.state() for name, part in gathered.items()}})
 
@@ -40,7 +40,7 @@ def save_checkpoint(path: str | Path, gathered: Mapping[str, Gathered], run: Map
 def load_checkpoint(
     path: str | Path, gathered: Mapping[str, Gathered], run: Mapping[str, object], device: str
 ) -> dict[str, object]:
-    """Restore `gathered` in place; returns what the run was when it was saved.
+    """Restore `gathered` in place; returns the saved run's options and progress.
 
     Raises:
         ValueError: no such checkpoint, or one of a run with other options (the first that differs is named).

@@ -139,8 +139,8 @@ def classical_mds(distances: Float[Tensor, "_ _"], *, dimensions: int = 2) -> La
     shown = eigenvalues[:dimensions].clamp(min=0)
     points = vectors[:, :dimensions] * shown.sqrt()
     points = points * points.gather(0, points.abs().argmax(0, keepdim=True)).sign()
-    found = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
-    stress = float(torch.linalg.matrix_norm(found - values)) / (float(torch.linalg.matrix_norm(values)) or 1.0)
+    mapped = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+    stress = float(torch.linalg.matrix_norm(mapped - values)) / (float(torch.linalg.matrix_norm(values)) or 1.0)
     return LayerMap(points * scale, shown / total, float(-eigenvalues.clamp(max=0).sum()) / total, stress)
 
 
@@ -190,19 +190,19 @@ def model_distances(
         raise TypeError("Expected data that can be read for every pair of models, got an iterator; pass a list of it.")
     run_options = RunOptions(jackknife=0, permutations=0, max_memory=max_memory)
     pairs = list(combinations_with_replacement(models, 2))
-    found = {
+    comparisons = {
         (a, b): compare(
             models[a], models[b], data, hook=hook, layers_a=layers, layers_b=layers, measures=measure,
             text_options=text_options, run_options=run_options, show_progress=False,
         )
         for a, b in tqdm(pairs, desc="pairs of models", disable=not show_progress)
     }  # fmt: skip
-    blocks = {(b, a): each[measure].T for (a, b), each in found.items()}
-    blocks |= {pair: each[measure] for pair, each in found.items()}
+    blocks = {(b, a): each[measure].T for (a, b), each in comparisons.items()}
+    blocks |= {pair: each[measure] for pair, each in comparisons.items()}
     values = torch.cat([torch.cat([blocks[a, b] for b in models], dim=1) for a in models])
     values = ((values + values.T) / 2).fill_diagonal_(0)
-    points = [(name, label) for name in models for label in found[name, name].layers_a]
+    points = [(name, label) for name in models for label in comparisons[name, name].layers_a]
     names, labels = zip(*points, strict=True)
-    counts = [each.n_samples for each in found.values()]
-    aligned = tuple(sorted({each.aligned for each in found.values()}))
+    counts = [each.n_samples for each in comparisons.values()]
+    aligned = tuple(sorted({each.aligned for each in comparisons.values()}))
     return ModelDistances(measure, names, labels, values, aligned, (min(counts), max(counts)))

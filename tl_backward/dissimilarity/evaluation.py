@@ -1,4 +1,4 @@
-"""From what was gathered to a comparison: values, standard errors and nulls."""
+"""From accumulated sums and samples to a `Comparison`: values, jackknife standard errors and null means."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,13 +23,14 @@ FEWEST_SAMPLES = 4  # the unbiased HSIC divides by n - 3
 _CCA = ("cca", "cca_squared", "svcca", "pwcca", "pwcca_y")
 
 
-def evaluate(plan: Plan, found: Accumulated, show_progress: bool) -> Comparison:
+def evaluate(plan: Plan, accumulated: Accumulated, show_progress: bool) -> Comparison:
     """Every measure of every pair, its jackknife standard error, and its nulls.
 
     Raises:
         ValueError: fewer than 4 samples, or a layer that never varies.
     """
-    wanted, options, tally, sample, minibatch = plan.wanted, plan.options, found.tally, found.sample, found.minibatch
+    wanted, options, tally = plan.wanted, plan.options, accumulated.tally
+    sample, minibatch, sums = accumulated.sample, accumulated.minibatch, accumulated.sums
     if tally["samples"] < FEWEST_SAMPLES:
         raise ValueError(
             f"Expected at least {FEWEST_SAMPLES} samples, got {tally['samples']}; give more texts, or sample every "
@@ -37,7 +38,6 @@ def evaluate(plan: Plan, found: Accumulated, show_progress: bool) -> Comparison:
         )
     _check_varies(plan, sample)
     n_a, n_b = map(len, plan.labels)
-    sums = found.sums
     if plan.memory.route == "gram":
         sums = _from_rows(sample, n_a, plan.memory.n_groups)
     shape, rows = (len(wanted.names), n_a, n_b), {name: index for index, name in enumerate(wanted.names)}
@@ -103,7 +103,7 @@ def evaluate(plan: Plan, found: Accumulated, show_progress: bool) -> Comparison:
 def _grid(
     n_a: int, n_b: int, at: Callable[[int, int], list[float]], what: str = "", show: bool = False, repeats: int = 1
 ) -> Float[Tensor, "value layer_a layer_b"]:
-    """What each pair of layers gives."""
+    """The numbers that at(i, j) gives for every pair of layers, as a tensor."""
     pairs = list(product(range(n_a), range(n_b)))
     shown = tqdm(pairs, desc=what, unit="pair", disable=not show or len(pairs) * repeats < 50, leave=False)
     return torch.tensor([at(i, j) for i, j in shown], dtype=torch.float64).T.reshape(-1, n_a, n_b)
@@ -112,7 +112,7 @@ def _grid(
 def _from_sums(
     measures: Sequence[Measure], sums: GroupedStatistics, total: CovarianceStatistics, show: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Each measure's values, standard errors and nulls."""
+    """Each measure's values, jackknife standard errors and null means, [measure, layer_a, layer_b] each."""
 
     def grid(view: SumsView, functions: Sequence[Callable[[PairSums], float] | None], what: str) -> Tensor:
         def at(i: int, j: int) -> list[float]:
@@ -128,7 +128,7 @@ def _from_sums(
 
 
 def _from_sample(measure: Measure, sample: RowSample, n_a: int, n_groups: int, show: bool) -> tuple[Tensor, Tensor]:
-    """On the sample, and without each of at most `n_groups` groups of its batches."""
+    """A measure's values on the sample [layer_a, layer_b], and jackknife errors over `n_groups` groups of batches."""
     batches = sample.batch.unique()
     groups = batches.tensor_split(min(n_groups, len(batches))) if n_groups > 1 and len(batches) > 1 else ()
     rest = [~torch.isin(sample.batch, group).to(sample.layers[0].device) for group in groups]
@@ -144,7 +144,7 @@ def _from_sample(measure: Measure, sample: RowSample, n_a: int, n_groups: int, s
 def _permuted(
     name: str, wanted: Wanted, sample: RowSample, n_a: int, count: int, seed: int, show: bool
 ) -> Float[Tensor, "permutation layer_a layer_b"]:
-    """The measure with the samples of B in random orders."""
+    """A measure's values with B's samples in each of `count` random orders."""
     if name in FAST:
         first = sample.first(N_PERMUTED)
         rows = [layer[first.to(layer.device)] for layer in sample.layers]
@@ -156,7 +156,7 @@ def _permuted(
 
 
 def _of_rows(measure: Measure, a: Sequence[Tensor], b: Sequence[Tensor]) -> Float[Tensor, "layer_a layer_b"]:
-    """One measure of samples that are held, by their sums in float64 where it follows from those.
+    """A measure of every pair of layers [sample, d], by float64 sums where it is a function of sums.
 
     Without warnings of ranks: those of the value itself have been given.
     """
@@ -171,10 +171,10 @@ def _of_rows(measure: Measure, a: Sequence[Tensor], b: Sequence[Tensor]) -> Floa
 
 def _from_rows(sample: RowSample, n_a: int, n_groups: int) -> GroupedStatistics:
     """Sums over fewer samples than a layer is wide, of each layer's coordinates in the space that its samples span."""
-    n = len(sample)
     rows = [layer.double() for layer in sample.layers]
     narrow = [
-        torch.linalg.qr((layer - layer.mean(0)).T, mode="r").R.T if layer.shape[1] > n else layer for layer in rows
+        torch.linalg.qr((layer - layer.mean(0)).T, mode="r").R.T if layer.shape[1] > len(sample) else layer
+        for layer in rows
     ]
     widths = [layer.shape[1] for layer in narrow]
     empty = CovarianceStatistics(widths[:n_a], widths[n_a:], device=narrow[0].device)

@@ -1,4 +1,4 @@
-"""Read the data once through both models, and gather what the plan of a comparison asks for."""
+"""One pass of the data through both models, accumulating the sums and samples that a comparison needs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ COUNTS = (
 
 
 class Tally:
-    """Counts over the batches seen, additive over processes."""
+    """Counts of batches, texts and tokens, and each layer's sum |x|^2; additive over batches and processes."""
 
     def __init__(self, n_a: int, n_b: int) -> None:
         self.counts = torch.zeros(len(COUNTS), dtype=torch.float64)
@@ -43,13 +43,12 @@ class Tally:
         self.squares = torch.zeros(n_a + n_b, dtype=torch.float64)
 
     def update(self, pairs: PairedTokens, rows: Sequence[Float[Tensor, "sample _"]]) -> None:
-        """Add a batch with its activations: A's layers, then B's."""
-        by_characters = pairs.counts["texts"] if pairs.aligned == "characters" else 0
+        """Add a batch's counts and activations [sample, d]: A's layers, then B's."""
         counts = {
             "batches": 1,
             "samples": len(rows[0]),
             "pairs": len(pairs.text),
-            "by_characters": by_characters,
+            "by_characters": pairs.counts["texts"] if pairs.aligned == "characters" else 0,
             **pairs.counts,
         }
         self.counts += torch.tensor([counts[name] for name in COUNTS], dtype=torch.float64)
@@ -64,7 +63,7 @@ class Tally:
         return int(self.counts[COUNTS.index(name)])
 
     def share(self, some: str, of: str) -> float:
-        """One count over another."""
+        """The count named `some` as a share of the one named `of`."""
         return self[some] / max(1, self[of])
 
     def first_share(self) -> Float[Tensor, "layer"]:
@@ -86,7 +85,7 @@ class Tally:
         return {}
 
     def restore(self, tensors: dict[str, Tensor], state: dict) -> None:
-        """Take over what `tensors` gave."""
+        """Set the counts from what `tensors` returned."""
         self.counts, self.first, self.squares = (tensors[name].cpu() for name in ("counts", "first", "squares"))
 
 
@@ -110,34 +109,33 @@ class RowSample:
         return len(self.keys)
 
     def update(self, number: int, rows: Rows) -> None:
-        """Offer the samples of a batch: every layer's rows, those of A and then those of B."""
+        """Draw keys for a batch's samples and add those that stay: rows [sample, d] of A's layers, then of B's."""
         n = len(rows[0])
         self.n_seen += n
         generator = torch.Generator().manual_seed(self.seed * _MULTIPLIER + number)
         keys = torch.rand(n, generator=generator, dtype=torch.float64)
-        full = len(self) >= self.size
-        offered = (keys < self.keys.max()).nonzero().flatten() if full else torch.arange(n)
+        offered = (keys < self.keys.max()).nonzero().flatten() if len(self) >= self.size else torch.arange(n)
         if not len(offered):
             return
-        self._keep(
+        self._select(
             torch.cat([self.keys, keys[offered]]),
             torch.cat([self.batch, torch.full((len(offered),), number)]),
             [torch.cat([had, row[offered.to(row.device)].to(had)]) for had, row in zip(self.layers, rows, strict=True)],
         )
 
-    def _keep(self, keys: Tensor, batch: Tensor, layers: list[Tensor]) -> None:
-        """Keep the smallest keys, in the order (batch, key)."""
+    def _select(self, keys: Tensor, batch: Tensor, layers: list[Tensor]) -> None:
+        """Reduce to the samples with the smallest keys, in order of (batch, key)."""
         best = keys.argsort()[: self.size]
         best = best[batch[best].argsort(stable=True)]
         self.keys, self.batch = keys[best], batch[best]
         self.layers = [layer[best.to(layer.device)] for layer in layers]
 
     def first(self, size: int) -> Int[Tensor, "sample"]:
-        """Which rows a smaller sample would hold."""
+        """Indices of the rows that a smaller sample would have drawn."""
         return self.keys.argsort()[:size].sort().values
 
     def reduce(self) -> None:
-        """The sample of all processes together, on every one of them."""
+        """Replace the sample by that of all processes' data together, the same on each."""
         if not several():
             return
         self.n_seen = int(sum_over(torch.tensor([self.n_seen])))
@@ -150,7 +148,7 @@ class RowSample:
         keys, batch = every(self.keys, 2.0), every(self.batch, -1)
         real = keys < 1
         layers = [every(layer, 0)[real.to(layer.device)] for layer in self.layers]
-        self._keep(keys[real], batch[real], layers)
+        self._select(keys[real], batch[real], layers)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a checkpoint keeps."""
@@ -161,14 +159,14 @@ class RowSample:
         return {"size": self.size, "seed": self.seed, "n_seen": self.n_seen}
 
     def restore(self, tensors: dict[str, Tensor], state: dict) -> None:
-        """Take over what `tensors` and `state` gave."""
+        """Set the sample from what `tensors` and `state` returned."""
         self.keys, self.batch, self.n_seen = tensors["keys"].cpu(), tensors["batch"].cpu(), state["n_seen"]
         self.layers = [tensors[str(i)].to(layer) for i, layer in enumerate(self.layers)]
 
 
 @dataclass(frozen=True, eq=False)
 class Accumulated:
-    """What is known of the data, batch after batch."""
+    """All that a comparison accumulates: counts, a bounded sample, sums over samples, HSICs batch by batch."""
 
     tally: Tally
     sample: RowSample
@@ -177,7 +175,7 @@ class Accumulated:
 
     @property
     def parts(self) -> dict[str, Tally | RowSample | GroupedStatistics | MinibatchCKA]:
-        """Those that there are, by name."""
+        """The accumulators that this comparison uses, by name."""
         return {name: part for name, part in vars(self).items() if part is not None}
 
     def update(self, number: int, pairs: PairedTokens, a: list[Tensor], b: list[Tensor]) -> None:
@@ -189,40 +187,36 @@ class Accumulated:
                 part.update(number, a, b)
 
 
-def _nothing_yet(plan: Plan) -> Accumulated:
+def _empty_accumulators(plan: Plan) -> Accumulated:
     a, b = (list(reader.widths.values()) for reader in plan.readers)
-    sums = None
-    if plan.memory.route == "sums":
-        products = torch.float64 if plan.wanted.double else torch.float32
-        sums = GroupedStatistics(
-            CovarianceStatistics(a, b, device=plan.device, products=products), plan.memory.n_groups
-        )
+    products = torch.float64 if plan.wanted.double else torch.float32
+    sums = CovarianceStatistics(a, b, device=plan.device, products=products) if plan.memory.route == "sums" else None
     return Accumulated(
         Tally(len(a), len(b)),
         RowSample(a + b, size=plan.n_held, seed=plan.options.seed, dtype=plan.dtype, device=plan.device),
-        sums,
+        None if sums is None else GroupedStatistics(sums, plan.memory.n_groups),
         MinibatchCKA(len(a), len(b)) if plan.wanted.minibatch else None,
     )
 
 
 def gather(data: TextData, plan: Plan, show_progress: bool) -> Accumulated:
-    """Run both models over the data, from a checkpoint on if there is one; the same on every process.
+    """Run both models over the data, resuming from a checkpoint if there is one; every process gets the same totals.
 
     Raises:
         ValueError: NaN or inf (the hook point and the batch are named), or other data than the checkpoint's.
     """
-    found, (rank, world) = _nothing_yet(plan), process()
+    accumulated, (rank, n_processes) = _empty_accumulators(plan), process()
     models = (plan.readers[0].model, plan.readers[1].model)
     path = None
     if plan.options.checkpoint is not None:
-        path = Path(f"{plan.options.checkpoint}.{rank}of{world}" if world > 1 else plan.options.checkpoint)
+        path = Path(f"{plan.options.checkpoint}.{rank}of{n_processes}" if n_processes > 1 else plan.options.checkpoint)
     digest, seen, done, expected = "", 0, 0, ""
     if path is not None and path.exists():
-        saved = load_checkpoint(path, found.parts, _identity(plan), str(plan.device))
+        saved = load_checkpoint(path, accumulated.parts, _identity(plan), str(plan.device))
         done, expected = cast(int, saved["next_batch"]), cast(str, saved["digest"])
 
     def save(path: Path) -> None:
-        save_checkpoint(path, found.parts, _identity(plan) | {"next_batch": seen, "digest": digest})
+        save_checkpoint(path, accumulated.parts, _identity(plan) | {"next_batch": seen, "digest": digest})
 
     warned = False
     for number, item in enumerate(_batches(data, plan, show_progress)):
@@ -235,10 +229,10 @@ def gather(data: TextData, plan: Plan, show_progress: bool) -> Accumulated:
             )
         if number < done:
             continue
-        pairs = pair_batch(*models, number, item, plan.text, plan.sample) if number % world == rank else None
+        pairs = pair_batch(*models, number, item, plan.text, plan.sample) if number % n_processes == rank else None
         if pairs is not None and len(pairs.text):
             warned = warned or isinstance(item, list) and _begins_twice(models, pairs)
-            found.update(number, pairs, *_activations(plan, pairs))
+            accumulated.update(number, pairs, *_activations(plan, pairs))
         if path is not None and seen % SAVE_EVERY == 0:
             save(path)
     if seen < done:
@@ -250,9 +244,9 @@ def gather(data: TextData, plan: Plan, show_progress: bool) -> Accumulated:
         warn_user(f"The data ended after {seen} batches of the {plan.text.n_batches} asked for.")
     if path is not None and seen > done:
         save(path)
-    for part in found.parts.values():
+    for part in accumulated.parts.values():
         part.reduce()
-    return found
+    return accumulated
 
 
 def data_digest(before: str, item: list[str] | Batch) -> str:
@@ -267,16 +261,17 @@ def _batches(data: TextData, plan: Plan, show_progress: bool) -> tqdm:
 
 
 def _begins_twice(models: Models, pairs: PairedTokens) -> bool:
-    own = zip(models, (pairs.a, pairs.b), strict=True)
-    return any(warn_of_two_beginnings(model, batch.rows()) for model, batch in own)
+    return any(
+        warn_of_two_beginnings(model, batch.rows()) for model, batch in zip(models, (pairs.a, pairs.b), strict=True)
+    )
 
 
 def _activations(plan: Plan, pairs: PairedTokens) -> tuple[list[Tensor], list[Tensor]]:
-    """A's and B's at a batch's samples; one pass where both are the same places of the same model."""
+    """A's and B's activations at a batch's samples, [sample, d] a place; one pass for the same places of one model."""
     one, other = plan.readers
     a = _samples(one, pairs, "a", plan.sample.sample)
-    alone = one.model is other.model and one.places == other.places
-    b = a if alone else _samples(other, pairs, "b", plan.sample.sample)
+    same = one.model is other.model and one.places == other.places
+    b = a if same else _samples(other, pairs, "b", plan.sample.sample)
     return [row.to(plan.device) for row in a], [row.to(plan.device) for row in b]
 
 
@@ -286,12 +281,12 @@ def _samples(
     """Each place's activations at a batch's samples; see `PlaceReader`."""
     batch, at = (pairs.a, pairs.at_a) if side == "a" else (pairs.b, pairs.at_b)
     lengths = None if batch.mask is None else batch.mask.sum(1)
-    values = reader(batch.tokens, pairs.text, at, lengths=lengths, number=pairs.number).values()
-    return [_means(value, pairs.text) if sample == "mean" else value for value in values]
+    rows = list(reader(batch.tokens, pairs.text, at, lengths=lengths, number=pairs.number).values())
+    return [_means(each, pairs.text) for each in rows] if sample == "mean" else rows
 
 
 def _means(value: Tensor, text: Tensor) -> Tensor:
-    """The mean over each text's samples, in order of the texts."""
+    """Mean over each text's samples [text, d], in order of the texts."""
     _, index, counts = torch.unique(text.to(value.device), return_inverse=True, return_counts=True)
     total = torch.zeros(len(counts), value.shape[1], dtype=torch.float64, device=value.device)
     total.index_add_(0, index, value.double())
@@ -299,7 +294,7 @@ def _means(value: Tensor, text: Tensor) -> Tensor:
 
 
 def _identity(plan: Plan) -> dict[str, object]:
-    """What a checkpoint must agree with."""
+    """What must be the same in a run and in the checkpoint that it resumes from."""
     return {
         "points": [[f"{p.name}:{p.head}:{width}" for p, width in each.widths.items()] for each in plan.readers],
         "measures": plan.wanted.names,

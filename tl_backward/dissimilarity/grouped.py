@@ -1,7 +1,9 @@
-"""The same sums apart for groups of batches, for the jackknife: leave one group out, and see what changes."""
+"""`CovarianceStatistics` of groups of batches apart, so that a jackknife can leave out one group at a time."""
 
 import math
 from collections.abc import Iterator
+from functools import reduce
+from operator import iadd
 
 import torch
 from jaxtyping import Float
@@ -75,10 +77,7 @@ class GroupedStatistics:
         groups = [self.groups[number] for number in sorted(self.groups)]
         if len(groups) <= 1:
             return groups[0] if groups else self._latest
-        total = groups[0].copy()
-        for group in groups[1:]:
-            total += group
-        return total
+        return reduce(iadd, groups[1:], groups[0].copy())
 
     def left_out(self, total: CovarianceStatistics) -> "Iterator[SumsView]":
         """The sums without each group in turn; nothing where there are fewer than two groups."""
@@ -90,8 +89,11 @@ class GroupedStatistics:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a checkpoint keeps."""
-        groups = self.groups.items()
-        return {f"{number}.{name}": tensor for number, group in groups for name, tensor in group.tensors().items()}
+        return {
+            f"{number}.{name}": tensor
+            for number, group in self.groups.items()
+            for name, tensor in group.tensors().items()
+        }
 
     def state(self) -> dict[str, object]:
         """What a checkpoint keeps beside the tensors, and must find again."""
@@ -103,7 +105,7 @@ class GroupedStatistics:
         }
 
     def restore(self, tensors: dict[str, Tensor], state: dict) -> None:
-        """Take over what `tensors` and `state` gave."""
+        """Set the groups from what `tensors` and `state` returned."""
         self.level, self.n_batches = state["level"], state["n_batches"]
         self.groups = {}
         for number, saved in state["groups"].items():
@@ -126,7 +128,7 @@ def jackknife(values: Float[Tensor, "group *lead"]) -> Float[Tensor, "*lead"]:
 
 
 class SumsView:
-    """The sums of a total, or of a total without one group; what each layer gives is worked out once."""
+    """The sums over all samples, or over all but one group's; what follows from a layer's is computed once."""
 
     def __init__(self, total: CovarianceStatistics, without: CovarianceStatistics | None = None) -> None:
         self.total, self.without = total, without

@@ -93,13 +93,12 @@ class MinibatchCKA:
         both = both.unflatten(1, (self.n_a, self.n_b))
         if estimator == "minibatch_mean_of_ratios":
             ratios = _ratio(both, a, b)
-            left_out = (ratios.sum(0) - ratios) / max(1, len(ratios) - 1)
-            return ratios.mean(0), jackknife(left_out)
-        whole = _ratio(both.mean(0), a.mean(0), b.mean(0))
-        return whole, jackknife(_ratio(both.sum(0) - both, a.sum(0) - a, b.sum(0) - b))
+            return ratios.mean(0), jackknife((ratios.sum(0) - ratios) / max(1, len(ratios) - 1))
+        left_out = _ratio(both.sum(0) - both, a.sum(0) - a, b.sum(0) - b)
+        return _ratio(both.mean(0), a.mean(0), b.mean(0)), jackknife(left_out)
 
     def reduce(self) -> None:
-        """The batches of all processes, on every one of them."""
+        """Collect the HSICs of all processes' batches, on each of them."""
         if not several():
             return
         self.n_skipped = int(sum_over(torch.tensor([self.n_skipped])))
@@ -123,7 +122,7 @@ class MinibatchCKA:
         return {"numbers": list(self.hsic), "n_skipped": self.n_skipped}
 
     def restore(self, tensors: dict[str, Tensor], state: dict) -> None:
-        """Take over what `tensors` and `state` gave."""
+        """Set the HSICs from what `tensors` and `state` returned."""
         self.n_skipped = state["n_skipped"]
         self.hsic = dict(zip(state["numbers"], tensors["hsic"].cpu(), strict=True))
 
@@ -139,4 +138,4 @@ ESTIMATORS: dict[Estimator, str] = {
     "minibatch_ratio_of_means": "ratio of the batches' mean HSICs (Nguyen et al. 2021)",
     "minibatch_mean_of_ratios": "mean of the batches' own ratios (Brown et al. 2023)",
 }
-"""How CKA is estimated, in words."""
+"""Each estimator of CKA, in words."""

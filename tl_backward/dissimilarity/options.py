@@ -35,7 +35,7 @@ class SampleOptions:
         hook_b: hook point of model B, where it is another than A's.
 
     Raises:
-        ValueError: another word for one of them.
+        ValueError: a value of `sample`, `align` or `heads` that is not named above.
     """
 
     sample: Sample = "token"
@@ -131,4 +131,4 @@ class FitOptions:
 OLD_TEXT = {"batching": "text_options.batch_size"} | {
     field.name: f"text_options.{field.name}" for field in fields(TextOptions) if field.name != "batch_size"
 }
-"""How data became batches, as keywords that go with the next release."""
+"""Deprecated keyword -> the field of `text_options` that replaces it."""

@@ -1,7 +1,8 @@
-"""What a comparison will measure and from what, how much memory it will take, decided before it runs."""
+"""The plan of a comparison, made before it runs: measures, places, and whether sums or samples fit in memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Literal, TypeAlias
 
@@ -52,7 +53,7 @@ class Wanted:
         return any(measure.double for measure in self.additive.values())
 
     def n_held(self, options: RunOptions) -> int:
-        """How many samples to hold."""
+        """How many samples to keep in memory."""
         if self.sampled or (options.permutations and any(name not in FAST for name in self.names)):
             return options.sample_size
         return min(options.sample_size, N_PERMUTED)
@@ -105,7 +106,7 @@ class MemoryPlan:
 
     @property
     def bytes(self) -> int:
-        """All of it."""
+        """The total of `parts`."""
         return sum(self.parts.values())
 
     def __str__(self) -> str:
@@ -135,29 +136,20 @@ def plan_memory(
     Raises:
         ValueError: more than `options.max_memory` whichever way; the message says what would fit.
     """
-    rows = wanted.n_held(options)
-    rows = rows if n_samples is None else min(rows, n_samples)
+    rows = wanted.n_held(options) if n_samples is None else min(wanted.n_held(options), n_samples)
     held = {"bounded sample": 2 * rows * (sum(widths_a) + sum(widths_b)) * itemsize}
     if wanted.minibatch:
         held["Gram matrices of a batch, in tiles"] = 2 * TILE_BYTES
 
-    def batches(groups: int) -> MemoryPlan:
-        return MemoryPlan("batches", 0, held)
-
-    def sums(groups: int) -> MemoryPlan:
-        return _with_sums("sums", widths_a, widths_b, groups, itemsize, held)
-
-    def gram(groups: int) -> MemoryPlan:
-        n = n_samples or 0
-        narrow_a, narrow_b = ([min(width, n) for width in widths] for widths in (widths_a, widths_b))
-        stored = {"samples, and their coordinates": 2 * 8 * n * (sum(widths_a) + sum(widths_b))}
-        return _with_sums("gram", narrow_a, narrow_b, groups, 8, stored | held)
-
-    narrow = n_samples is not None and n_samples < max(*widths_a, *widths_b)
-    # In coordinates of what the samples span, which not every measure may be taken in.
+    routes = [partial(_with_sums, "sums", widths_a, widths_b, itemsize, held)]
+    # The Gram route takes coordinates of what the samples span, in which not every measure is the same.
     any_basis = all(measure.any_basis for measure in wanted.additive.values())
-    routes = [sums, gram] if narrow and any_basis else [sums]
-    best = min(routes, key=lambda route: route(options.jackknife).bytes) if wanted.additive else batches
+    if any_basis and n_samples is not None and n_samples < max(*widths_a, *widths_b):
+        narrow_a, narrow_b = ([min(width, n_samples) for width in widths] for widths in (widths_a, widths_b))
+        stored = {"samples, and their coordinates": 2 * 8 * n_samples * (sum(widths_a) + sum(widths_b))}
+        routes.append(partial(_with_sums, "gram", narrow_a, narrow_b, 8, stored | held))
+    cheapest = min(routes, key=lambda route: route(options.jackknife).bytes)
+    best = cheapest if wanted.additive else lambda groups: MemoryPlan("batches", 0, held)
     fewest = min(options.jackknife, FEWEST_GROUPS)
     plan = best(fewest)
     for groups in range(options.jackknife, fewest - 1, -1):
@@ -184,9 +176,9 @@ def _with_sums(
     route: Literal["sums", "gram"],
     widths_a: Sequence[int],
     widths_b: Sequence[int],
-    groups: int,
     itemsize: int,
     rest: dict[str, int],
+    groups: int,
 ) -> MemoryPlan:
     one = planned_bytes(widths_a, widths_b)
     parts = {"sums over all samples": one}
@@ -201,7 +193,7 @@ class Plan:
     """Everything about one comparison but its data."""
 
     readers: tuple[PlaceReader, PlaceReader]
-    """Of A's places and of B's."""
+    """Readers of A's and of B's activations."""
     labels: tuple[tuple[str, ...], tuple[str, ...]]
     """What A's and B's places are called."""
     wanted: Wanted
@@ -217,7 +209,7 @@ class Plan:
     """Where sums and samples are held."""
 
     def place(self, index: int) -> str:
-        """What messages call one of A's places, or of B's after them."""
+        """The name in messages of the place with this index, counted over A's places and then B's."""
         named = [(place, side) for side, reader in zip("AB", self.readers, strict=True) for place in reader.places]
         return f"{str(named[index][0])!r} of model {named[index][1]}"
 
@@ -232,7 +224,7 @@ def plan_comparison(
     sample: SampleOptions,
     options: RunOptions,
 ) -> Plan:
-    """Look everything up, and choose the route that takes less memory.
+    """Resolve measures and places, and choose the route that takes less memory.
 
     Raises:
         ValueError: an unknown measure, hook point or layer; more memory than allowed.
@@ -246,8 +238,9 @@ def plan_comparison(
     dtype = torch.promote_types(*(model.W_U.dtype for model in models))
     n_samples = None
     if process()[1] == 1:
-        widest = max(*a.widths.values(), *b.widths.values())
-        n_samples = _most_samples(models, data, text, sample.sample == "token", widest)
+        n_samples = _most_samples(
+            models, data, text, sample.sample == "token", max(*a.widths.values(), *b.widths.values())
+        )
     memory = plan_memory(
         list(a.widths.values()), list(b.widths.values()), wanted, options,
         itemsize=8 if wanted.double else dtype.itemsize, n_samples=n_samples,

@@ -1,4 +1,4 @@
-"""Comparison: what `compare` found, with what it was found on."""
+"""Comparison, the result of `compare`: each measure of each pair of layers, and the samples behind it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -108,7 +108,6 @@ class Comparison:
         """A static table a measure: layers of A down, of B across, standard errors beside the values."""
         parts = []
         for m, measure in enumerate(self.measures):
-            bound = float(self.values[m].abs().max())
             rows = [
                 [
                     Cell(f"{float(value):.3f} \N{PLUS-MINUS SIGN} {float(error):.3f}", value=float(value))
@@ -124,7 +123,7 @@ class Comparison:
                     row_names=list(self.layers_a),
                     caption=caption,
                     corner="A \N{RIGHTWARDS ARROW} B",
-                    bound=bound or 1.0,
+                    bound=float(self.values[m].abs().max()) or 1.0,
                 )
             )
         return "".join(parts)

@@ -10,6 +10,7 @@ mean that is large beside the spread leaves nothing of the digits.
 import json
 import math
 from collections.abc import Sequence
+from operator import iadd
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -29,7 +30,7 @@ _EPS: tuple[Eps, ...] = ("rows_a", "rows_b", "products")
 
 
 def _shapes(widths_a: Sequence[int], widths_b: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """The shape of everything that is held, by name: two shifts, then the sums."""
+    """The shape of each tensor, by name: two shifts, then the sums."""
     total_a, total_b, n_a, n_b = sum(widths_a), sum(widths_b), len(widths_a), len(widths_b)
     shapes: dict[str, tuple[int, ...]] = {"shift_a": (total_a,), "shift_b": (total_b,)}
     for side, widths in (("a", widths_a), ("b", widths_b)):
@@ -170,8 +171,9 @@ class CovarianceStatistics:
         double = self.products == torch.float64 or any(row.dtype == torch.float64 for row in (*x, *y))
         if self._rows is None or (double and self._rows.dtype == torch.float32):
             self.flush()
-            dtype = torch.float64 if double else torch.float32
-            self._rows = RowBuffer(self.widths_a, self.widths_b, dtype, self.sum_a.device)
+            self._rows = RowBuffer(
+                self.widths_a, self.widths_b, torch.float64 if double else torch.float32, self.sum_a.device
+            )
         self._note_precision(x, y, self._rows.dtype)
         if not self.n and not self.shift_a.any() and not self.shift_b.any():
             # Rounded to the inputs' dtype: the subtraction is then exact where a layer is far from zero.
@@ -185,12 +187,12 @@ class CovarianceStatistics:
             self.eps[name] = max(self.eps[name], *(torch.finfo(_readable(dtype)).eps for dtype in dtypes[name]))
 
     def added(self, n: int) -> None:
-        """Count n more samples that are in the sums: what a buffer of rows says once it has added them."""
+        """Count n more samples; a `RowBuffer` calls this once it has added their products to the sums."""
         self._n += n
         self._mirrored = False
 
     def flush(self) -> None:
-        """Add the rows that still wait to be multiplied: whoever reads the attributes themselves calls it first."""
+        """Add the products of rows still in the buffer; call it before reading the sums as attributes."""
         if self._rows is not None:
             self._rows.flush(self)
         if not self._mirrored:
@@ -230,7 +232,7 @@ class CovarianceStatistics:
         )
 
     def copy(self) -> "CovarianceStatistics":
-        """The same sums in memory of their own."""
+        """A copy of the sums, in memory of its own."""
         self.flush()
         twin = self._empty()
         twin._n = self.n
@@ -239,9 +241,7 @@ class CovarianceStatistics:
         return twin
 
     def __add__(self, other: "CovarianceStatistics") -> "CovarianceStatistics":
-        total = self.copy()
-        total += other
-        return total
+        return iadd(self.copy(), other)
 
     def __iadd__(self, other: "CovarianceStatistics") -> "CovarianceStatistics":
         if (self.widths_a, self.widths_b) != (other.widths_a, other.widths_b):
@@ -353,7 +353,7 @@ def _readable(dtype: torch.dtype) -> torch.dtype:
 
 
 def _saved_eps(metadata: dict) -> dict[Eps, float]:
-    """As saved; files of version 1 knew the products' precision alone."""
+    """The eps of rows and products as saved; files of version 1 hold that of the products alone."""
     if "eps" in metadata:
         return {name: float(metadata["eps"][name]) for name in _EPS}
     single = float(metadata["tolerance"]) > 1e-8

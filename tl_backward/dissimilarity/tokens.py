@@ -1,4 +1,4 @@
-"""What each model is given of a batch, and which of their tokens are the same sample.
+"""A batch tokenised for both models, and which of their tokens are the same sample.
 
 Two models with one tokenizer are paired token by token. With different ones, a token of A and a token of B are the same
 sample where they end at the same character: both have then read the same text. Rows are padded on the right;
@@ -25,7 +25,7 @@ from tl_backward.text.token_strings import one_vocabulary, reads_unknown, vocabu
 
 @dataclass(frozen=True)
 class PairedTokens:
-    """One batch as both models are given it, and its samples."""
+    """One batch tokenised for both models, and the pairs of tokens that are samples."""
 
     number: int
     a: Batch
@@ -75,9 +75,7 @@ def pair_batch(
         keep &= (pairs.at_a > 0) & (pairs.at_b > 0)
     if sample.sample == "last":
         at = keep.nonzero().flatten()
-        rows = pairs.text[at]
-        ends = torch.ones_like(rows, dtype=torch.bool)
-        ends[:-1] = rows[1:] != rows[:-1]
+        ends = pairs.text[at].diff(append=torch.tensor([-1])) != 0
         keep = torch.zeros_like(keep).index_fill_(0, at[ends], True)
     own = {f"tokens_{side}": int(real[:, text.exclude_first :].sum()) for side, real in (("a", real_a), ("b", real_b))}
     at_a, at_b = pairs.at_a[keep], pairs.at_b[keep]
@@ -114,9 +112,8 @@ def _of_texts(
         shared = [shared_ends(*each) for each in zip(*ends, strict=True)]
     else:
         shared = [[(k, k) for k in range(len(row))] for row in cut_a]
-    found = [(index, *at) for index, each in enumerate(shared) for at in each]
-    text, at_a, at_b = torch.tensor(found, dtype=torch.long).view(-1, 3).unbind(1)
-    beyond = [len(one) > limits[0] or len(other) > limits[1] for one, other in zip(rows_a, rows_b, strict=True)]
+    triples = [(index, *at) for index, each in enumerate(shared) for at in each]
+    text, at_a, at_b = torch.tensor(triples, dtype=torch.long).view(-1, 3).unbind(1)
     return PairedTokens(
         number=number,
         a=_padded(model_a, cut_a),
@@ -128,7 +125,9 @@ def _of_texts(
         counts={
             "texts": len(texts),
             "empty": len(item) - len(texts),
-            "truncated": sum(beyond),
+            "truncated": sum(
+                len(one) > limits[0] or len(other) > limits[1] for one, other in zip(rows_a, rows_b, strict=True)
+            ),
             "unknown_a": _unknown(model_a.tokenizer, texts, cut_a),
             "unknown_b": _unknown(model_b.tokenizer, texts, cut_b),
         },
@@ -158,7 +157,7 @@ def _of_tokens(
 
 
 def _padded(model: TransformerLensModel, rows: list[list[int]]) -> Batch:
-    """Rows of ids side by side, each from position 0."""
+    """Rows of ids as one batch, each from position 0 and padded on the right."""
     tokens, mask = side_by_side(rows, getattr(model.tokenizer, "pad_token_id", None) or 0)
     return Batch(tokens.to(model.W_U.device), mask)
 

@@ -26,9 +26,9 @@ _NEAR_ONE = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """What linear CKA in all its forms is made of, for the Gram matrices K and L of centred samples; float64.
+    """Inner products of the Gram matrices K and L of centred samples, from which all linear CKA follows; float64.
 
-    Of ratios alone: each side may be in a unit of its own.
+    Only their ratios are used, so each side may be in a unit of its own.
     """
 
     n: int
@@ -53,7 +53,7 @@ class Alignment:
         return (self.kl / (self.kk.sqrt() * self.ll.sqrt())).clamp(max=1)
 
     def hollow(self) -> Float[Tensor, ""]:
-        """The same after both diagonals are set to 0."""
+        """<K0, L0> / (|K0| |L0|), K0 and L0 being K and L with their diagonals set to 0."""
         own = self.kk - self.diagonals_k, self.ll - self.diagonals_l
         return normalised(self.kl - self.diagonals, *own, self.kk, self.ll)
 
@@ -134,8 +134,7 @@ def cka_angular(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample d2"]) ->
     if value < 1 - _NEAR_ONE:
         return torch.arccos(value)
     x, y = centred(in_range(x)), centred(in_range(y))
-    difference = gram_distance(x / _gram_norm(x).sqrt(), y / _gram_norm(y).sqrt())
-    return 2 * torch.arcsin(difference / 2)
+    return 2 * torch.arcsin(gram_distance(x / _gram_norm(x).sqrt(), y / _gram_norm(y).sqrt()) / 2)
 
 
 def _gram_norm(x: Tensor) -> Tensor:

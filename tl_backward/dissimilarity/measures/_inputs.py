@@ -1,4 +1,4 @@
-"""What every measure asks of its two matrices and of packages, and what it promises about the number it returns."""
+"""Common to all measures: checks of the two sample matrices, optional packages, the result's dtype and device."""
 
 import functools
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def measure(minimum: int) -> Callable[[Function[P]], Function[P]]:
 
 
 def required(package: str, title: str, measure: str, extra: str, instead: str = "") -> ModuleType:
-    """A package beyond the requirements that a measure rests on.
+    """Import an optional package that a measure needs.
 
     Raises:
         ImportError: it is not installed.
@@ -52,7 +52,7 @@ def required(package: str, title: str, measure: str, extra: str, instead: str = 
 
 
 def check_pair(x: object, y: object, minimum: int, name: str) -> tuple[Tensor, Tensor]:
-    """The two matrices, unless no measure can compare them.
+    """Check that x and y are sample matrices [sample, d] that a measure can compare; returns them.
 
     Raises:
         TypeError: not floating-point tensors.

@@ -104,7 +104,7 @@ def soft_match_transport(x: Float[Tensor, "sample d1"], y: Float[Tensor, "sample
 
 
 def one_to_one(correlation: Float[Tensor, "d1 d2"]) -> Float[Tensor, ""]:
-    """The mean correlation under the best matching."""
+    """The mean correlation under the best one-to-one matching of rows with columns."""
     return correlation[assignment(correlation)].mean()
 
 

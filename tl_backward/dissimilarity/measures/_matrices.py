@@ -39,7 +39,7 @@ class Products:
 
 
 def exact_is_cheap(x: Tensor, y: Tensor) -> bool:
-    """Whether float64 throughout is what to use: float64 inputs, or a product so small that it is free."""
+    """Whether to compute in float64 throughout: for float64 inputs, and for products too small to cost anything."""
     return x.dtype == torch.float64 or y.dtype == torch.float64 or x.shape[0] * x.shape[1] * y.shape[1] <= _SMALL
 
 
@@ -50,16 +50,16 @@ def centred(x: Float[Tensor, "sample d"]) -> Float[Tensor, "sample d"]:
 
 
 def in_range(x: Float[Tensor, "sample d"]) -> Float[Tensor, "sample d"]:
-    """X, where its fourth powers are float64 numbers; else X in a unit, a power of two, in which they are.
+    """X, divided by a power of two where its fourth powers would overflow or underflow float64.
 
-    For what no scale changes. Those of float32 numbers always are.
+    For measures that no scale changes. Fourth powers of float32 numbers never do.
     """
     most = float(x.abs().amax()) if x.dtype == torch.float64 else 1.0
     return x if 2.0**-100 < most < 2.0**100 else x / 2.0 ** math.floor(math.log2(most))
 
 
 def widened(x: Float[Tensor, "*lead some"], width: int) -> Float[Tensor, "*lead width"]:
-    """With columns of zeros behind."""
+    """X padded on the right with columns of zeros."""
     return torch.nn.functional.pad(x, (0, width - x.shape[-1]))
 
 

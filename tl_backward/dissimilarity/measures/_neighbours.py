@@ -189,14 +189,14 @@ def _nearest(x: Tensor, k: int, metric: Metric, center: bool, mean: Tensor) -> I
     tile = features.new_empty(min(n, _ROWS) * width)
     best = torch.empty(n, k, dtype=torch.int64, device=x.device)
     for start in range(0, n, _ROWS):
-        queries, found = features[start : start + _ROWS], []
+        queries, parts = features[start : start + _ROWS], []
         for left in range(0, n, width):
             candidates = features[left : left + width]
             scores = tile[: len(queries) * len(candidates)].view(len(queries), len(candidates))
             torch.mm(queries, candidates.T, out=scores).add_(bias[left : left + width])
             values, ids = scores.topk(min(wanted, len(candidates)), dim=1)
-            found.append((values, ids + left))
-        values, ids = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+            parts.append((values, ids + left))
+        values, ids = (torch.cat(tiles, dim=1) for tiles in zip(*parts, strict=True))
         values, order = values.topk(wanted, dim=1)
         ids = ids.gather(1, order)
         tied = (values[:, k:] == values[:, k - 1 : k]).any(1).nonzero()[:, 0]

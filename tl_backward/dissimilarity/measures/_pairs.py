@@ -85,10 +85,10 @@ class Distances:
             close = (out < sums.mul_(_CLOSE)).nonzero()
             for some in close.split(max(1, _ENTRIES // self.features.shape[1])):
                 i, j = some.unbind(1)
-                found = (self.features[rows][i] - self.features[columns][j]).square_().sum(1)
+                squared = (self.features[rows][i] - self.features[columns][j]).square_().sum(1)
                 if self.same is not None:
-                    found.masked_fill_(found <= self.same[rows][i] + self.same[columns][j], 0)
-                out[i, j] = found
+                    squared.masked_fill_(squared <= self.same[rows][i] + self.same[columns][j], 0)
+                out[i, j] = squared
         return out.sqrt_() if self.name == "euclidean" else out
 
 
@@ -182,11 +182,10 @@ def condensed(x: Float[Tensor, "sample d"], name: DistanceName) -> tuple[Float[T
     distance between distinct samples is computed once. Squared Euclidean ones have a unit in which none overflows.
     """
     distinct, index = torch.unique(x, dim=0, return_inverse=True)
-    n = x.shape[0]
-    once, near = _condensed(x if len(distinct) == n else distinct, name, x.dtype)
-    if len(distinct) == n:
+    n, m = len(x), len(distinct)
+    once, near = _condensed(x if m == n else distinct, name, x.dtype)
+    if m == n:
         return once, near
-    m = len(distinct)
     out = x.new_empty(n * (n - 1) // 2)
     done = 0
     for row in range(n - 1):

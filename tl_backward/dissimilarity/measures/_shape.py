@@ -121,7 +121,7 @@ def shape_partial(
 
 
 def mixed_sizes(values: Float[Tensor, " rank"], alpha: float) -> Float[Tensor, " rank"]:
-    """Singular values after partial whitening."""
+    """Singular values after partial whitening, alpha s + (1 - alpha)."""
     return alpha * values + 1 - alpha
 
 
@@ -131,7 +131,7 @@ def similarity(squared: Float[Tensor, ""]) -> Float[Tensor, ""]:
 
 
 def disparity(squared: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """One minus its square."""
+    """1 - c^2, c the inner product of unit vectors at this squared distance."""
     return squared / 2 * (2 - squared / 2)
 
 

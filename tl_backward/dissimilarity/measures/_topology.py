@@ -67,8 +67,7 @@ def _cross_bars(w: Float[Tensor, "sample sample"], v: Float[Tensor, "sample samp
     cone[2 * n, first] = cone[first, 2 * n] = 0
     cone.fill_diagonal_(0)
     gudhi = required("gudhi", "gudhi", "rtd", "topology")
-    complex_ = gudhi.RipsComplex(distance_matrix=cone.numpy(), max_edge_length=top)
-    tree = complex_.create_simplex_tree(max_dimension=1)
+    tree = gudhi.RipsComplex(distance_matrix=cone.numpy(), max_edge_length=top).create_simplex_tree(max_dimension=1)
     tree.collapse_edges()
     tree.expansion(2)
     tree.compute_persistence()

@@ -1,9 +1,8 @@
 """Measures as functions of the sums over samples: exact over any amount of data, without keeping a sample.
 
 Each is the formula of the measure of that name on tensors, with its options, and with what the formula needs
-(`PairSums`) taken from sums; `formula` makes those for which nothing else is to be done, as the registry says. Those of
-spans (correlations, prediction) rest on axes of columns scaled to norm 1; those that depend on variance stay
-in the layers' own units.
+(`PairSums`) taken from sums; `formula` makes those that need one attribute of it alone. Those of spans (correlations,
+prediction) rest on axes of columns scaled to norm 1; those that depend on variance stay in the layers' own units.
 """
 
 import math
@@ -26,7 +25,7 @@ PARTIAL = 0.5
 
 
 def formula(function: Callable[..., Float[Tensor, ""]], what: str) -> Callable[[PairSums], float]:
-    """A measure that is a function of one thing which tensors and sums both give: an attribute of `PairSums`."""
+    """The measure function(pair.what): of an attribute of `PairSums` that the measure on tensors computes from them."""
 
     def measure(pair: PairSums) -> float:
         return float(function(getattr(pair, what)))
@@ -130,27 +129,27 @@ def permutation_procrustes(pair: PairSums, center: bool = True) -> float:
 
 
 def biased_null(pair: PairSums) -> float:
-    """Of `cka_biased`: tr(K) tr(L) / ((n-1) |K| |L|), the mean over all pairings."""
+    """Mean of `cka_biased` over all pairings of the samples: tr(K) tr(L) / ((n-1) |K| |L|)."""
     scale = float(pair.a.gram_square.sqrt() * pair.b.gram_square.sqrt())
     return pair.a.spread() * pair.b.spread() / (pair.n - 1) / scale
 
 
 def debiased_null(pair: PairSums) -> float:
-    """Of `cka_debiased`."""
+    """Mean of `cka_debiased` over all pairings of the samples: 0."""
     return 0.0
 
 
 def cca_null(pair: PairSums, mean: Literal["rho2", "yanai"] = "rho2") -> float:
-    """Of squared correlations: max(rank X, rank Y) / (n-1), the trace of two projections' product over all pairings.
+    """Mean of `cca` of squared correlations over all pairings of the samples: max(rank X, rank Y) / (n-1).
 
-    "yanai": sqrt(rank X rank Y) / (n-1).
+    From the mean trace of two projections' product. "yanai": sqrt(rank X rank Y) / (n-1).
     """
     ranks = pair.core.shape
     return (max(ranks) if mean == "rho2" else math.sqrt(math.prod(ranks))) / (pair.n - 1)
 
 
 def regression_null(pair: PairSums, direction: Literal["x_to_y", "y_to_x"] = "x_to_y") -> float:
-    """Of `linear_regression`: the predictors' rank / (n-1)."""
+    """Mean of `linear_regression` over all pairings of the samples: the predictors' rank / (n-1)."""
     return (pair.a if direction == "x_to_y" else pair.b).axes.rank / (pair.n - 1)
 
 

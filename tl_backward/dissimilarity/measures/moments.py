@@ -58,7 +58,7 @@ class ScaledScatter:
         """What rounding may make of an eigenvalue that is 0: 4 d eps, more where what was added up was larger."""
 
     def axes(self, least: float = 0.0) -> Axes:
-        """Those whose eigenvalue is above the tolerance, and above `least`."""
+        """The axes whose eigenvalue is above the tolerance, and above `least`."""
         keep = self.shares > max(self.tolerance, least)
         roots, vectors = self.shares[keep].sqrt(), self.vectors[:, keep]
         return Axes(self.inverse[:, None] * vectors / roots, roots[:, None] * vectors.T * self.norms)
@@ -95,7 +95,7 @@ class LayerSums:
     cubic: Float[Tensor, "d"]
     """sum |x|^2 x."""
     eps_rows: float
-    """eps of the rows' dtype: a direction that rounding them could have made is none."""
+    """eps of the rows' dtype: directions that rounding them could have made do not count."""
     eps_products: float
     """eps of their products' dtype."""
     accumulated: Float[Tensor, "d"]
@@ -107,13 +107,17 @@ class LayerSums:
 
     def __sub__(self, other: "LayerSums") -> "LayerSums":
         """Without the samples of `other`, which has the same shift."""
-        names = ("n", "sum", "square", "within", "quartic", "cubic")
         return LayerSums(
             shift=self.shift,
             eps_rows=self.eps_rows,
             eps_products=self.eps_products,
             accumulated=self.accumulated,
-            **{name: getattr(self, name) - getattr(other, name) for name in names},
+            n=self.n - other.n,
+            sum=self.sum - other.sum,
+            square=self.square - other.square,
+            within=self.within - other.within,
+            quartic=self.quartic - other.quartic,
+            cubic=self.cubic - other.cubic,
         )
 
     def scatter(self) -> Float[Tensor, "d d"]:
@@ -146,8 +150,8 @@ class LayerSums:
     @property
     def own_hsic(self) -> float:
         """The unbiased HSIC of the layer with itself."""
-        found = hsic1(self.n, self.gram_square, self.centred_quartic, *[torch.tensor(self.spread())] * 2)
-        return float(found) / (self.n * (self.n - 3))
+        traces = [torch.tensor(self.spread())] * 2
+        return float(hsic1(self.n, self.gram_square, self.centred_quartic, *traces)) / (self.n * (self.n - 3))
 
     @cached_property
     def spreads(self) -> Float[Tensor, "d"]:
@@ -180,7 +184,7 @@ class LayerSums:
 
     @cached_property
     def all_axes(self) -> Axes:
-        """The same with directions that rounding the rows could have made."""
+        """As `axes`, with directions too that may be no more than rounding of the rows."""
         self._check_rank()
         norms = torch.where(self.spreads > 4 * self.eps_products * self.accumulated, self.spreads, 0.0).sqrt()
         if torch.equal(norms > 0, self.norms[0] > 0):

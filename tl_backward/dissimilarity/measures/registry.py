@@ -35,7 +35,7 @@ _UNIT, _SIGNED, _ANGLE, _NON_NEGATIVE = (0.0, 1.0), (-1.0, 1.0), (0.0, math.pi /
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Measure:
-    """A measure as the registry knows it; call it as `measure(x, y)`."""
+    """A measure with its range, invariances and streamed form; call it as `measure(x, y)`."""
 
     name: str
     """The name in the registry: the function's, or the function's and the option that sets it apart."""

@@ -30,17 +30,15 @@ class StitchMap(nn.Module):
             )
         self.kind = kind
         self.norm = nn.LayerNorm(d_in) if layer_norm else None
-        self.linear = None
-        if kind != "identity":
-            # Made without a draw from the global RNG: it is always set before it is used.
-            self.linear = nn.utils.skip_init(nn.Linear, d_in, d_out, bias=kind == "affine")
+        # Made without a draw from the global RNG: it is always set before it is used.
+        self.linear = None if kind == "identity" else nn.utils.skip_init(nn.Linear, d_in, d_out, bias=kind == "affine")
 
     def __repr__(self) -> str:
         shape = "" if self.linear is None else f", {self.linear.in_features} -> {self.linear.out_features}"
         return f"StitchMap({self.kind!r}{shape}{', after a LayerNorm' if self.norm is not None else ''})"
 
     def forward(self, x: Float[Tensor, "*lead d_in"]) -> Float[Tensor, "*lead d_out"]:
-        """Map activations of the front to the tail's."""
+        """Map the head's activations to the tail's."""
         x = x if self.norm is None else self.norm(x)
         return x if self.linear is None else self.linear(x)
 
@@ -51,14 +49,14 @@ class StitchMap(nn.Module):
 
     @torch.no_grad()
     def set(self, weight: Float[Tensor, "d_in d_out"], bias: Float[Tensor, "d_out"] | None = None) -> None:
-        """Take W, and b for an affine map."""
+        """Set W, and b for an affine map (None: zeros)."""
         linear = cast(nn.Linear, self.linear)
         linear.weight.copy_(weight.T)
         if linear.bias is not None:
             linear.bias.zero_() if bias is None else linear.bias.copy_(bias)
 
     def constrain(self) -> None:
-        """From now on keep an orthogonal map orthogonal while it is trained."""
+        """Parametrise an orthogonal map, so that training keeps it orthogonal."""
         if self.kind == "orthogonal" and self.linear is not None:
             weight = cast(Tensor, self.linear.weight).detach().clone()
             nn.utils.parametrizations.orthogonal(self.linear)
@@ -126,13 +124,15 @@ def fitted_stitches(
     normed: bool,
     show_progress: bool,
 ) -> list[list[StitchedModel]]:
-    """A model of each of A's layers and each of B's, with least-squares maps from one pass over the texts.
+    """Stitched models [layer of A][layer of B], with least-squares maps from one pass over the texts.
 
-    Maps are where the tail is, and in its precision, but at least in float32.
+    Maps are on the tail's device and in its dtype, but at least float32.
     """
-    sums = None
-    if kind != "identity":
-        sums = _residual_sums(model_a, layers_a, model_b, layers_b, batches, exclude_first, normed, show_progress)
+    sums = (
+        None
+        if kind == "identity"
+        else _residual_sums(model_a, layers_a, model_b, layers_b, batches, exclude_first, normed, show_progress)
+    )
     width_a, weight_b = model_a.W_U.shape[0], model_b.W_U
     dtype = torch.promote_types(weight_b.dtype, torch.float32)
 
@@ -167,18 +167,19 @@ def _residual_sums(
     sums.names["b"] = [f"layer {layer} of B" for layer in layers_b]
     reader_a = PlaceReader(model_a, "resid_post", layers=layers_a, which="model A")
     reader_b = PlaceReader(model_b, "resid_post", layers=layers_b, which="model B")
-    alone = model_a is model_b and reader_a.places == reader_b.places
+    same = model_a is model_b and reader_a.places == reader_b.places
+    readers = (reader_a,) if same else (reader_a, reader_b)
     for batch in tqdm(batches, desc="fit", unit="batch", disable=not show_progress or len(batches) < 20):
         mask = batch.mask.clone()
         mask[:, 0] &= not exclude_first
         text, at = mask.nonzero(as_tuple=True)
         lengths = batch.mask.sum(1)
-        heads = {p.layer: rows.to(device) for p, rows in reader_a(batch.tokens, text, at, lengths=lengths).items()}
-        own = heads
-        if not alone:
-            own = {p.layer: rows.to(device) for p, rows in reader_b(batch.tokens, text, at, lengths=lengths).items()}
-        x = [heads[layer] for layer in layers_a]
+        by_layer = [
+            {place.layer: rows.to(device) for place, rows in reader(batch.tokens, text, at, lengths=lengths).items()}
+            for reader in readers
+        ]
+        x = [by_layer[0][layer] for layer in layers_a]
         if normed:
             x = [torch.nn.functional.layer_norm(rows.double(), rows.shape[1:]).to(rows) for rows in x]
-        sums.update(x, [own[layer] for layer in layers_b])
+        sums.update(x, [by_layer[-1][layer] for layer in layers_b])
     return sums

@@ -25,11 +25,11 @@ Z95 = 1.959964  # of a normal distribution, for 95 %
 
 @dataclass(frozen=True, eq=False)
 class TextBatch:
-    """Rows from position 0 on, padded on the right."""
+    """A batch of texts as tokens, each row from position 0 on and padded on the right."""
 
     tokens: Int[Tensor, "text pos"]
     mask: Bool[Tensor, "text pos"]
-    """Which are real."""
+    """True at tokens of the text, False at padding."""
     n_bytes: Int[Tensor, "text"]
     """UTF-8 bytes of what the tokens after the first spell; 0 where there is no tokenizer."""
 
@@ -48,20 +48,20 @@ class TextBatch:
 def read_texts(
     model_a: TransformerLensModel, model_b: TransformerLensModel, data: TextData, options: TextOptions
 ) -> list[TextBatch]:
-    """All batches of the data, held as tokens.
+    """All batches of the data as tokens, in memory.
 
     Raises:
         ValueError: models that do not read the data as the same tokens.
     """
     options, alike = replace(options, exclude_first=False), SampleOptions(align="tokens")
-    found: list[TextBatch] = []
+    batches: list[TextBatch] = []
     warned = False
     for number, item in enumerate(islice(batches_of(data, options.batch_size, options.text_key), options.n_batches)):
         pairs = pair_batch(model_a, model_b, number, item, options, alike)
         if pairs is not None:
             warned = warned or isinstance(item, list) and warn_of_two_beginnings(model_a, pairs.a.rows())
-            found.append(TextBatch(pairs.a.tokens.cpu(), pairs.a.real.cpu(), _bytes(model_b, pairs.a)))
-    return found
+            batches.append(TextBatch(pairs.a.tokens.cpu(), pairs.a.real.cpu(), _bytes(model_b, pairs.a)))
+    return batches
 
 
 def _bytes(model: TransformerLensModel, batch: Batch) -> Int[Tensor, "text"]:
@@ -78,7 +78,7 @@ def fit_and_held_out_texts(
     held_out: float | TextData,
     options: TextOptions,
 ) -> tuple[list[TextBatch], list[TextBatch]]:
-    """Batches to fit on, and others to measure on: data of their own, or the last ones, a share of `held_out` of all.
+    """Batches to fit on, and batches to measure on: the data `held_out`, or of `data` the last, a share `held_out`.
 
     Raises:
         ValueError: fewer than two batches, or a share outside (0, 1).
@@ -104,9 +104,9 @@ class Penalty:
     """Loss of a stitched model minus its tail model's own, over the tokens of the texts it is measured on."""
 
     nats: float
-    """A token."""
+    """Per predicted token."""
     bits_per_byte: float
-    """A byte of text; NaN for tokens without a tokenizer."""
+    """Per byte of text; NaN for tokens without a tokenizer."""
     standard_error: float
     """Of `nats`, by the delete-one-text jackknife; NaN for a single text."""
     interval: tuple[float, float]
@@ -127,7 +127,7 @@ def penalty_of(
     tokens: Int[Tensor, "text"],
     n_bytes: Int[Tensor, "text"],
 ) -> Penalty:
-    """From each text's summed losses in nats, predicted tokens and bytes."""
+    """The penalty, from each text's summed losses in nats and its numbers of predicted tokens and of bytes."""
     more, count, size = (stitched - own).double(), tokens.double(), n_bytes.double()
     nats, error = _ratio(more, count)
     bits, bits_error = _ratio(more / math.log(2), size)
@@ -146,7 +146,7 @@ def penalty_of(
 
 
 def _ratio(more: Tensor, count: Tensor) -> tuple[float, float]:
-    """Sum over sum, and its delete-one jackknife standard error."""
+    """sum(more) / sum(count) over texts, and its delete-one-text jackknife standard error."""
     if not float(count.sum()):
         return math.nan, math.nan
     if len(more) < 2:
@@ -157,7 +157,7 @@ def _ratio(more: Tensor, count: Tensor) -> tuple[float, float]:
 
 
 def own_losses(model: TransformerLensModel, batches: Sequence[TextBatch]) -> Float[Tensor, "text"]:
-    """Each text's loss under a model as it is."""
+    """Each text's summed next-token loss, in nats, under a model without a stitch."""
     last = model.cfg.n_layers - 1
     losses = []
     with torch.no_grad(), rng_untouched(model):
@@ -186,8 +186,8 @@ def penalties(
     with torch.no_grad(), rng_untouched(first.model_a), rng_untouched(first.model_b):
         for batch in batches:
             streams = streams_after(first.model_a, batch.tokens, layers)
-            for row, found in zip(stitches, losses, strict=True):
-                for stitched, each in zip(row, found, strict=True):
+            for row, row_losses in zip(stitches, losses, strict=True):
+                for stitched, each in zip(row, row_losses, strict=True):
                     each.append(batch.losses(stitched.tail(batch.tokens, streams[stitched.layer_a])).cpu())
                     advance(1 / len(batches))
     tokens, sizes = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("n_predicted", "n_bytes"))

@@ -19,11 +19,11 @@ from tl_backward.model.guard import rng_untouched
 Descent = FitOptions  # its name in 0.1.0
 
 _SAME = ("steps", "warmup_steps", "learning_rate", "momentum", "clip", "seed", "save_every")
-"""What a run that goes on from a checkpoint must agree with."""
+"""Options that must be the same in a run and in the checkpoint that it resumes from."""
 
 
 def learning_rate(options: FitOptions, step: int) -> float:
-    """The learning rate of a step."""
+    """The learning rate at a step: a linear warm-up, then a cosine to zero."""
     if step < options.warmup_steps:
         return options.learning_rate * (step + 1) / options.warmup_steps
     done = (step - options.warmup_steps) / max(1, options.steps - options.warmup_steps)
@@ -31,7 +31,7 @@ def learning_rate(options: FitOptions, step: int) -> float:
 
 
 def batch_of(options: FitOptions, step: int, n_batches: int) -> int:
-    """Which batch a step takes: each once an epoch, in an order that (seed, epoch) gives."""
+    """The index of the batch that a step takes: each once per epoch, in an order that (seed, epoch) gives."""
     epoch, place = divmod(step, n_batches)
     generator = torch.Generator().manual_seed(options.seed * 1_000_003 + epoch)
     return int(torch.randperm(n_batches, generator=generator)[place])
@@ -95,14 +95,17 @@ def _identity(options: FitOptions) -> dict[str, int | float]:
 def _save(
     path: str | Path, map: torch.nn.Module, optimizer: torch.optim.SGD, options: FitOptions, losses: list[float]
 ) -> None:
-    momentum = {name: optimizer.state[parameter].get("momentum_buffer") for name, parameter in map.named_parameters()}
-    momentum = {name: tensor for name, tensor in momentum.items() if tensor is not None}
+    momentum = {
+        name: tensor
+        for name, parameter in map.named_parameters()
+        if (tensor := optimizer.state[parameter].get("momentum_buffer")) is not None
+    }
     state = {"options": _identity(options), "losses": losses, "map": repr(map)}
     save_tensors(path, joined(map=map.state_dict(), momentum=momentum), {"descent": state})
 
 
 def _resume(path: str | Path, map: torch.nn.Module, optimizer: torch.optim.SGD, options: FitOptions) -> list[float]:
-    """Take the map and the momentum from a checkpoint if there is one; returns the losses so far."""
+    """Restore the map and the optimizer's momentum from a checkpoint if there is one; returns the losses so far."""
     if not Path(path).exists():
         return []
     tensors, metadata = load_tensors(path, str(next(map.parameters()).device))

@@ -22,7 +22,7 @@ from tl_backward.model.checks import check_model
 from tl_backward.model.inputs import check_reads_text
 from tl_backward.text.data import TextData
 from tl_backward.text.options import TextOptions
-from tl_backward.text.token_strings import one_vocabulary
+from tl_backward.text.token_strings import one_vocabulary, text_frame
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -52,9 +52,7 @@ class Stitch:
 
     def to_frame(self) -> DataFrame:
         """One row: layers, map, penalty in nats and bits a byte with 95 % intervals, both losses."""
-        import pandas
-
-        return pandas.DataFrame([self._row()])
+        return text_frame([self._row()])
 
     def _row(self) -> dict[str, str | int | float]:
         p = self.penalty
@@ -122,9 +120,7 @@ class StitchingGrid:
         `baseline_nats` is the penalty of the tail model's own head, left at the layer nearest in relative depth to that
         of the foreign head, stitched to the same tail layer.
         """
-        import pandas
-
-        return pandas.DataFrame(
+        return text_frame(
             {
                 "direction": direction,
                 "head_layer": head,
@@ -145,7 +141,7 @@ class StitchingGrid:
         )
 
     def _baselines(self, direction: str, head: int) -> list[float]:
-        """Of each tail's layer: the penalty of its own model's head, left as deep as the head of that number."""
+        """Each tail layer's penalty with a head of the tail's own model, left at the relative depth of head `head`."""
         own = f"{direction[-1]}->{direction[-1]}"
         heads, tails = self.layers(direction)
         if own not in self.penalties:
@@ -182,7 +178,7 @@ OLD_FIT = OLD_TEXT | {
     "descent": "fit_options",
     **{name: f"fit_options.{name}" for name in ("ridge", "layer_norm", "checkpoint")},
 }
-"""How stitches were fitted, as keywords that go with the next release."""
+"""Deprecated keyword -> what replaces it."""
 
 
 @old_keywords(OLD_FIT, text_options=TextOptions, fit_options=FitOptions)
@@ -310,7 +306,7 @@ def stitching_grid(
     }
     own = {name: own_losses(model, held) for name, model in models.items()}
     directions = DIRECTIONS[: 4 if baselines else 2]
-    n_stitches, found = sum(len(layers[d[0]]) * len(layers[d[-1]]) for d in directions), {}
+    n_stitches, grids = sum(len(layers[d[0]]) * len(layers[d[-1]]) for d in directions), {}
     with tqdm(total=n_stitches, desc="stitches", unit="stitch", disable=not show_progress) as progress:
         for direction in directions:
             head, tail = direction.split("->")
@@ -319,9 +315,9 @@ def stitching_grid(
                 exclude_first=text_options.exclude_first, ridge=fit_options.ridge, normed=bool(fit_options.layer_norm),
                 show_progress=False,
             )  # fmt: skip
-            found[direction] = penalties(stitches, held, own[tail], progress.update)
+            grids[direction] = penalties(stitches, held, own[tail], progress.update)
     return StitchingGrid(
-        tuple(layers["A"]), tuple(layers["B"]), map, found, sum(len(batch.tokens) for batch in fitting)
+        tuple(layers["A"]), tuple(layers["B"]), map, grids, sum(len(batch.tokens) for batch in fitting)
     )
 
 
