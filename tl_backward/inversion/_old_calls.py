@@ -62,7 +62,7 @@ def old_order(
 
 
 def is_query(value: object) -> bool:
-    """Whether it is a text, its tokens or a `Query`, and no set of inputs.
+    """Whether a value is a query (a text, its tokens or a `Query`) and not a set of inputs.
 
     Raises:
         TypeError: one row of tokens, which may be either.
@@ -77,7 +77,7 @@ def is_query(value: object) -> bool:
 
 
 def is_site(value: object) -> bool:
-    """Whether it names a site, and is no set of inputs."""
+    """Whether a value names a site and is not a set of inputs."""
     return isinstance(value, str | Place) or (isinstance(value, tuple) and any(isinstance(i, int) for i in value))
 
 
@@ -85,7 +85,7 @@ class Site:
     """Now `Place(name, head=head)`."""
 
     def __new__(cls, name: str, head: int | None = None) -> Place:
-        """The place."""
+        """A `Place`, after a warning."""
         warn_user(
             "tl_backward.inversion.Site(name, head) is now Place(name, head=head); the old name goes with the next "
             "release.",

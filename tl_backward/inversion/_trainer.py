@@ -27,7 +27,7 @@ _TENSORS, _RUN, _STATE, _OLD = "checkpoint.safetensors", "run.json", "trainer_st
 
 @contextmanager
 def every_rng_untouched() -> Iterator[None]:
-    """Trainer seeds Python's, NumPy's and torch's global generators; give them back."""
+    """Restore Python's, NumPy's and torch's global random states on leaving: Trainer seeds all three."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
@@ -39,13 +39,13 @@ def every_rng_untouched() -> Iterator[None]:
 
 
 def latest_checkpoint(out: Path) -> Path | None:
-    """The checkpoint that a run goes on from."""
-    found = [path for path in out.glob(f"{_OLD}*") if path.name.removeprefix(_OLD).isdigit()]
-    return max(found, key=lambda path: int(path.name.removeprefix(_OLD)), default=None)
+    """The checkpoint in `out` with the most steps, from which a run resumes; None where there is none."""
+    whole = [path for path in out.glob(f"{_OLD}*") if path.name.removeprefix(_OLD).isdigit()]
+    return max(whole, key=lambda path: int(path.name.removeprefix(_OLD)), default=None)
 
 
 def read_run(checkpoint: Path) -> dict:
-    """What a run was when it was saved.
+    """The options, history and optimizer settings of a run, as its checkpoint has them.
 
     Raises:
         ValueError: a file that is missing, damaged or another's.
@@ -54,7 +54,7 @@ def read_run(checkpoint: Path) -> dict:
 
 
 def remove_checkpoints(out: Path) -> None:
-    """All of them, and what an interruption left of one."""
+    """Delete all checkpoints in `out`, those that an interruption left unfinished too."""
     for path in out.glob(f"{_OLD}*"):
         shutil.rmtree(path)
 
@@ -76,7 +76,7 @@ class DecoderTrainer(Trainer):
         stream.process, stream.n_processes = arguments.process_index, arguments.world_size
 
     def get_train_dataloader(self) -> DataLoader:
-        """The stream as it is: it knows its process, and its batches are whole."""
+        """The stream's batches as they are: it makes whole ones, of this process's own texts."""
         return DataLoader(_Batches(self.stream), batch_size=None)
 
     def training_step(
@@ -104,21 +104,20 @@ class DecoderTrainer(Trainer):
         partial = out / f"{_OLD}{self.state.global_step}.part"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        optimizer, scheduler = self._both()
+        optimizer, scheduler = self._optimizer_and_scheduler()
         states = optimizer.state_dict()
         moments = {
             f"{index}/{key}": torch.as_tensor(value)
             for index, state in states["state"].items()
             for key, value in state.items()
         }
-        network = network_tensors(cast(DecoderNetwork, self.model))
-        save_tensors(partial / _TENSORS, joined(network=network, optimizer=moments), {"format": "pt"})
+        tensors = joined(network=network_tensors(cast(DecoderNetwork, self.model)), optimizer=moments)
+        save_tensors(partial / _TENSORS, tensors, {"format": "pt"})
         scaler = getattr(self.accelerator, "scaler", None)
-        schedule = {k: v for k, v in scheduler.state_dict().items() if k != "lr_lambdas"}
         run = {
             **self.run(),
             "rates": [{key: group[key] for key in ("lr", "initial_lr")} for group in states["param_groups"]],
-            "schedule": schedule,
+            "schedule": {key: value for key, value in scheduler.state_dict().items() if key != "lr_lambdas"},
             "scaler": None if scaler is None else scaler.state_dict(),
             "losses": self.losses,
         }
@@ -138,21 +137,20 @@ class DecoderTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        optimizer, scheduler = self._both()
+        optimizer, scheduler = self._optimizer_and_scheduler()
         tensors, _ = load_tensors(Path(checkpoint) / _TENSORS)
         run, states = read_run(Path(checkpoint)), optimizer.state_dict()
-        found: dict[int, dict[str, Tensor]] = {}
+        moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in part_of(tensors, "optimizer").items():
             index, key = name.split("/")
-            found.setdefault(int(index), {})[key] = tensor
+            moments.setdefault(int(index), {})[key] = tensor
         groups = [group | saved for group, saved in zip(states["param_groups"], run["rates"], strict=True)]
-        optimizer.load_state_dict({"state": found, "param_groups": groups})
-        lambdas = scheduler.state_dict()["lr_lambdas"]
-        scheduler.load_state_dict({**run["schedule"], "lr_lambdas": lambdas})
+        optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        scheduler.load_state_dict(scheduler.state_dict() | run["schedule"])
         self.losses = list(run["losses"])
 
-    def _both(self) -> tuple[Optimizer, LRScheduler]:
-        """As they are once training has begun; DeepSpeed, which would keep its own, is not supported."""
+    def _optimizer_and_scheduler(self) -> tuple[Optimizer, LRScheduler]:
+        """The optimizer and scheduler of a training that has begun; DeepSpeed, which has its own, is not supported."""
         return cast(Optimizer, self.optimizer), cast(LRScheduler, self.lr_scheduler)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
@@ -166,7 +164,7 @@ class DecoderTrainer(Trainer):
 
 
 class _Batches(IterableDataset):
-    """A stream as torch's data loaders take it."""
+    """A `TrainingStream` as the data set of a torch DataLoader."""
 
     def __init__(self, stream: TrainingStream) -> None:
         self.stream = stream
@@ -176,7 +174,7 @@ class _Batches(IterableDataset):
 
 
 class Watching(TrainerCallback):
-    """Calls back after every step."""
+    """Calls `after` with the number of steps done, after every step."""
 
     def __init__(self, after: Callable[[int], None]) -> None:
         self.after = after

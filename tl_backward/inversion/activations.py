@@ -1,4 +1,4 @@
-"""Activations at places of many texts, in batches of like widths."""
+"""Activations at places in many texts, read in batches of texts of similar length."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ BATCH_SIZE = 256
 
 @dataclass(frozen=True)
 class Samples:
-    """Some tokens of a batch of texts."""
+    """Tokens of a batch of texts at which activations are read, one a sample."""
 
     index: Int[Tensor, "batch"]
     """Which texts the batch is of."""
@@ -41,7 +41,7 @@ def batches(
     *,
     show_progress: bool = False,
 ) -> Iterator[Samples]:
-    """Texts in batches of which like widths are read; a bar after a second's wait.
+    """Batches of texts of similar length, with the tokens to read in each; a progress bar after one second.
 
     `at` is one or several positions a text, NOWHERE is passed over; None for every real token.
 

@@ -51,7 +51,7 @@ class Decoder:
         sampling_options: SamplingOptions = SamplingOptions(),
         seed: int = 0,
     ) -> Encoded:
-        """Draw texts that the decoder takes for the query's, unverified.
+        """Draw texts from p(x | z) of the query's activation z, not verified by the probed model.
 
         Args:
             query: a text, its tokens, or a `Query`, which knows its site and position.

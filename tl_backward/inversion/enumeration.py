@@ -1,4 +1,4 @@
-"""The exact preimage over a finite domain: every input is looked at, once for a query or once for many."""
+"""The exact preimage over a finite domain: every input is run, once for each query or once for many queries."""
 
 from dataclasses import dataclass
 from typing import get_args
@@ -160,8 +160,7 @@ class ActivationIndex:
         values = torch.empty(n_samples, width, dtype=reader.dtype)
         for part in batches(texts, at, text_options.batch_size, show_progress=show_progress):
             rows = starts[part.index[part.text]] + (part.at if at is None else 0)
-            read = reader(part.tokens, part.text, part.at, lengths=part.lengths)
-            values[rows] = read[resolved].to(values)
+            values[rows] = reader(part.tokens, part.text, part.at, lengths=part.lengths)[resolved].to(values)
         return cls(model, texts, resolved, position, match, values, torch.linalg.vecdot(values, values), starts)
 
     def __repr__(self) -> str:
@@ -193,11 +192,12 @@ class ActivationIndex:
         near = self._may_be_within(asked.activation, closeness).nonzero().flatten()
         scores = self._scores(near, asked, metric)
         within = scores.distances <= epsilon
-        inside, own = near[within], scores[within]
+        inside = near[within]
         outside = _outside(len(self.texts), inside, n_outside, seed)
         others = self._scores(outside, asked, metric)
         some = Scores(
-            torch.cat([own.distances, others.distances]), torch.cat([own.best_positions, others.best_positions])
+            torch.cat([scores.distances[within], others.distances]),
+            torch.cat([scores.best_positions[within], others.best_positions]),
         )
         return _exact(asked, closeness, self.texts, torch.cat([inside, outside]), some, len(inside), valid)
 

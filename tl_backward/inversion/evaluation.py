@@ -85,7 +85,7 @@ def read_queries(
 
 def nearest_distances(queries: Queries, texts: Encoded) -> Float[Tensor, "query"]:
     """D(z, f(x)) of each query and its own text, the smallest over the text's positions (euclidean, relative)."""
-    found = torch.full((len(texts),), torch.inf, dtype=torch.float64)
+    smallest = torch.full((len(texts),), torch.inf, dtype=torch.float64)
     for part in batches(texts, None, BATCH_SIZE):
         values = queries.reader(part.tokens, part.text, part.at, lengths=part.lengths)
         which = part.index[part.text]
@@ -93,8 +93,8 @@ def nearest_distances(queries: Queries, texts: Encoded) -> Float[Tensor, "query"
             rows = (queries.sites[which] == number).nonzero()[:, 0]
             z = queries.activations[which[rows], : value.shape[1]].double()
             error = torch.linalg.vector_norm(value[rows].cpu().double() - z, dim=-1)
-            found.scatter_reduce_(0, which[rows], error / torch.linalg.vector_norm(z, dim=-1), "amin")
-    return found
+            smallest.scatter_reduce_(0, which[rows], error / torch.linalg.vector_norm(z, dim=-1), "amin")
+    return smallest
 
 
 def decoder_rates(
@@ -116,9 +116,10 @@ def decoder_rates(
     texts = encode_rows(reader.model, network.draw(many.activations, many.sites, start, seed=seed))
     group, shape = many.sites * len(names) + many.slots, (len(reader.places), len(names))
     inside = _means(nearest_distances(many, texts) <= epsilon, group, shape)
-    well_formed = chance = None
-    if valid is not None:
-        well_formed = _means(torch.tensor([bool(valid(text)) for text in texts.texts]), group, shape)
+    well_formed = (
+        None if valid is None else _means(torch.tensor([bool(valid(text)) for text in texts.texts]), group, shape)
+    )
+    chance = None
     if others is not None:
         index = torch.randint(len(others), group.shape, generator=torch.Generator().manual_seed(seed))
         chance = _means(nearest_distances(many, others.select(index)) <= epsilon, group, shape)
@@ -127,5 +128,5 @@ def decoder_rates(
 
 def _means(values: Tensor, group: Int[Tensor, "sample"], shape: tuple[int, int]) -> Float[Tensor, "site slot"]:
     n = shape[0] * shape[1]
-    sums = torch.bincount(group, weights=values.double(), minlength=n)
-    return (sums / torch.bincount(group, minlength=n)).reshape(shape)
+    total = torch.bincount(group, weights=values.double(), minlength=n)
+    return (total / torch.bincount(group, minlength=n)).reshape(shape)

@@ -213,8 +213,8 @@ def common_features(
         raise ValueError("Expected at least one feature, got none; pass {name: function of a text}.")
     texts = None if prior is None else list(prior)
     rows = [feature_consistency(preimage, f, prior=texts, name=name, level=level) for name, f in features.items()]
-    ranked = sorted(rows, key=lambda row: -math.inf if math.isnan(row.bits) else row.bits, reverse=True)
-    return FeatureTable(tuple(ranked), repr(preimage))
+    rows.sort(key=lambda row: -math.inf if math.isnan(row.bits) else row.bits, reverse=True)
+    return FeatureTable(tuple(rows), repr(preimage))
 
 
 def evaluate(feature: Feature, text: str, name: str) -> object:
@@ -270,8 +270,8 @@ def compare_with_exact(preimage: Preimage, exact: Preimage, features: Mapping[st
             f"Expected the enumerated preimage of the same question, got {exact!r} beside {preimage!r}; compute it "
             "with enumerate_preimage at the same site, position, epsilon, metric and match."
         )
-    sought, found = _inputs(exact), _inputs(preimage)
-    recall = len(sought & found) / len(sought) if sought else None
+    every, own = _inputs(exact), _inputs(preimage)
+    recall = len(every & own) / len(every) if every else None
     variation = {
         name: total_variation(marginal(preimage, feature, name), marginal(exact, feature, name))
         for name, feature in (features or {}).items()

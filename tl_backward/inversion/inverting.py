@@ -1,4 +1,4 @@
-"""One query asked at many sites and positions: what each of them knows, within one set of inputs or the best way."""
+"""Preimages of one query at many sites and positions, in one set of inputs or by whichever method fits best."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -74,10 +74,15 @@ class SiteComparison:
 
     def _repr_html_(self) -> str:
         """A static table: sites down, the share of the preimage that keeps each feature across, darker for more."""
-        rows = []
-        for preimage, features in zip(self.preimages, self.features, strict=True):
-            cells = [features[name].rate.cell for name in self._names]
-            rows.append([preimage.position, int(preimage.inside.sum()), preimage.diagnostics.share_inside, *cells])
+        rows = [
+            [
+                preimage.position,
+                int(preimage.inside.sum()),
+                preimage.diagnostics.share_inside,
+                *(features[name].rate.cell for name in self._names),
+            ]
+            for preimage, features in zip(self.preimages, self.features, strict=True)
+        ]
         first = self.preimages[0]
         caption = f"{first.query.text}: share of the preimage within {first.epsilon:g} that keeps the query's value"
         return table(
@@ -231,8 +236,8 @@ def invert(
     known = list(decoder.sites) if sites is None and way == "decoder" and decoder is not None else None
     chosen = resolve_places(model, known or sites or "resid_post")
     pool = _encoded(model, task.draw(options.n_pool, options.seed), task, text_options)
-    looked_through = task.domain if way == "enumerate" or task.is_small else None
-    domain = None if looked_through is None else _encoded(model, looked_through(), task, text_options)
+    all_inputs = task.domain if way == "enumerate" or task.is_small else None
+    domain = None if all_inputs is None else _encoded(model, all_inputs(), task, text_options)
     rules, bos = _as_list(positions), text_options.prepend_bos
     asked = [read_query(model, query, site, rule, prepend_bos=bos) for site, rule in product(chosen, rules)]
     beside: list[Query] = []
@@ -276,7 +281,7 @@ def invert(
 
 
 def _usual_way(model: TransformerLensModel, sites: Places | None, task: Task, decoder: Decoder | None) -> Way:
-    """The one that says most of these sites at little cost."""
+    """The method where none is given: the decoder if it knows the sites, else what the task's inputs allow."""
     asked = [] if sites is None else resolve_places(model, sites)
     if decoder is not None and all(site in decoder.sites for site in asked):
         return "decoder"
@@ -284,7 +289,7 @@ def _usual_way(model: TransformerLensModel, sites: Places | None, task: Task, de
 
 
 def _check_way(way: Way, task: Task, decoder: Decoder | None) -> None:
-    """Refuse early what no site could answer."""
+    """Refuse a method that needs a decoder, or a finite task, where there is none."""
     if way == "decoder" and decoder is None:
         raise ValueError(
             f"Expected a model whose decoder ships ({', '.join(names())}) or a decoder of your own with method "
@@ -298,7 +303,7 @@ def _check_way(way: Way, task: Task, decoder: Decoder | None) -> None:
 
 
 def _encoded(model: TransformerLensModel, inputs: Iterable[str], task: Task, options: TextOptions) -> Encoded:
-    """A task's own inputs whole, given texts cut."""
+    """A task's inputs as tokens; texts that the user gave are cut to `max_tokens`."""
     if task.given:
         return encode_starts(model, list(inputs), options.max_tokens, prepend_bos=options.prepend_bos)
     return encode(model, inputs, prepend_bos=options.prepend_bos)

@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, object]]:
         file.write(csv_text(["case", "site", "position", "method", "text", "distance", "inside", "weight"], []))
         for case in cases:
             print(f"\n{case.name}: {case.query!r}\n" + "  ".join(COLUMNS[1:]))
-            for where, found, cpu_seconds in _found(case, model, decoder, arguments):
+            for where, found, cpu_seconds in _preimages(case, model, decoder, arguments):
                 row = _row(case, where, found, arguments, cpu_seconds)
                 rows.append(row)
                 print(visible_text("  ".join(_shown(row[name]) for name in COLUMNS[1:])), flush=True)
@@ -145,10 +145,10 @@ def _case(name: str, model: TransformerLensModel, arguments: argparse.Namespace)
     return Case("texts", task.draw, task.features, query=query, positions={"END": -1}, heads={})
 
 
-def _found(
+def _preimages(
     case: Case, model: TransformerLensModel, decoder: Decoder | None, arguments: argparse.Namespace
 ) -> Iterator[tuple[str, Preimage, float]]:
-    """Each site, position and way: what the position is called, the preimage, CPU seconds."""
+    """The position's name, the preimage and CPU seconds, for each position, site and method."""
     pool = encode(model, case.draw(arguments.pool, arguments.seed))
     for name, sites in sites_of(case, model).items():
         chosen: list[PlaceLike] = arguments.site or sites

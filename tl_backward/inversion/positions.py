@@ -81,16 +81,16 @@ _BEYOND = torch.iinfo(torch.long).max // 2  # an index no text has
 def _asked(position: Callable[[str, list[str]], int | None], texts: Encoded, index: int) -> int:
     text = texts.text(index)
     try:
-        found = position(text, texts.strings(index))
+        given = position(text, texts.strings(index))
     except Exception as error:
         raise ValueError(
             f"Expected the position function to give an index, got {type(error).__name__}: {error} for text {index} "
             f"({text!r:.80}); give None where a text has no such position."
         ) from error
-    if found is None:
+    if given is None:
         return _BEYOND
-    if isinstance(found, bool) or not isinstance(found, int):
+    if isinstance(given, bool) or not isinstance(given, int):
         raise ValueError(
-            f"Expected the position function to give an index or None, got {found!r} for text {index} ({text!r:.80})."
+            f"Expected the position function to give an index or None, got {given!r} for text {index} ({text!r:.80})."
         )
-    return found
+    return given

@@ -195,8 +195,9 @@ def preimage_of(
     """
     scorer = Scorer(model, query, site, position, epsilon, text_options)
     encoded, scores = scorer(texts, show_progress=show_progress)
-    drawn = None if prior is None else scorer(prior, show_progress=show_progress)[1]
-    chance = None if drawn is None else drawn.share_within(scorer.closeness.epsilon)
+    chance = (
+        None if prior is None else scorer(prior, show_progress=show_progress)[1].share_within(scorer.closeness.epsilon)
+    )
     return assemble(
         scorer.query, scorer.closeness, encoded, scores, method, weights=weights, valid=valid, chance=chance
     )

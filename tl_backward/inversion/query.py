@@ -139,7 +139,7 @@ class Scores:
         return Scores(self.distances[chosen], self.best_positions[chosen])
 
     def share_within(self, epsilon: float) -> float:
-        """Of all texts that were scored."""
+        """Share of all scored texts with a distance of at most epsilon."""
         return float((self.distances <= epsilon).double().mean())
 
 
@@ -154,20 +154,20 @@ def score(
 ) -> list[Scores]:
     """Each text's distance from each query, and where, in one pass of the probed model over the texts."""
     n = len(texts)
-    found = [Scores(torch.full((n,), torch.inf, dtype=torch.float64), torch.full((n,), NOWHERE)) for _ in queries]
+    every = [Scores(torch.full((n,), torch.inf, dtype=torch.float64), torch.full((n,), NOWHERE)) for _ in queries]
     allowed = [None if closeness.match == "any" else find_positions(texts, query.rule) for query in queries]
     slots = [at for at in allowed if at is not None]
     where = torch.stack(slots, 1).unique(dim=1) if len(slots) == len(queries) else None
     for part in batches(texts, where, batch_size, show_progress=show_progress):
         values = reader(part.tokens, part.text, part.at, lengths=part.lengths)
-        for query, scores, at in zip(queries, found, allowed, strict=True):
+        for query, scores, at in zip(queries, every, allowed, strict=True):
             value = values[query.site]
             each = distances(value, query.activation.to(value), closeness.metric).cpu()
             if at is not None:
                 each = torch.where(part.at == at[part.index[part.text]], each, torch.inf)
             scores.distances[part.index], best = _smallest(part, each)
             scores.best_positions[part.index] = best if at is None else at[part.index]
-    return found
+    return every
 
 
 class Scorer:
@@ -204,5 +204,4 @@ def _smallest(part: Samples, each: Float[Tensor, "sample"]) -> tuple[Float[Tenso
         return each, part.at
     grid = torch.full(part.tokens.shape, torch.inf, dtype=each.dtype)
     grid[part.text, part.at] = each
-    best = grid.min(1)
-    return best.values, best.indices
+    return grid.min(1)

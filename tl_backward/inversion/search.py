@@ -205,7 +205,7 @@ def _pick(draw: float, n: int) -> int:
 
 
 class _Walk:
-    """The chains, and every text they have met: its log prior, its distance, and where that is."""
+    """The chains, and of every text scored so far its log prior, distance and the position of that distance."""
 
     def __init__(
         self,
@@ -228,7 +228,7 @@ class _Walk:
         """Put the chains at the query and the nearest valid texts, each once as long as there are enough."""
         n_chains, self.warmth = self.options.chains, _WARMEST if self.options.n_annealed else 1.0
         own = tuple(self.scorer.query.tokens.tolist())
-        self._meet([own])
+        self._score([own])
         starts = [own] if self.seen[own][0] > -math.inf else []
         for index in scores.distances.argsort(stable=True).tolist():
             row, distance = tuple(texts.row(index)), float(scores.distances[index])
@@ -249,16 +249,15 @@ class _Walk:
         """One proposal for each chain."""
         draws = torch.rand(len(self.rows), 5, generator=self.generator, dtype=torch.float64).tolist()
         moves = [self.edits.propose(row, own[:4]) for row, own in zip(self.rows, draws, strict=True)]
-        self._meet([move[0] for move in moves if move is not None])
+        self._score([move[0] for move in moves if move is not None])
+        self.proposed += len(moves)
         for chain, (move, own) in enumerate(zip(moves, draws, strict=True)):
-            self.proposed += 1
-            if move is None:
-                continue
-            row, way_back = move
-            gain = self._log_target(row) - self._log_target(self.rows[chain]) + way_back
-            if gain >= 0 or own[4] < math.exp(gain):
-                self.rows[chain] = row
-                self.accepted += 1
+            if move is not None:
+                row, way_back = move
+                gain = self._log_target(row) - self._log_target(self.rows[chain]) + way_back
+                if gain >= 0 or own[4] < math.exp(gain):
+                    self.rows[chain] = row
+                    self.accepted += 1
 
     def anneal(self, step: int, steps: int) -> None:
         """Cool down after a step of the burn-in, its last leaving the walk at tau."""
@@ -274,8 +273,8 @@ class _Walk:
         picked = torch.searchsorted(weights.cumsum(0), edges).clamp(max=len(self.rows) - 1)
         self.rows = [self.rows[index] for index in picked.tolist()]
 
-    def _meet(self, rows: Sequence[Row]) -> None:
-        """Score the texts that are new and not forbidden."""
+    def _score(self, rows: Sequence[Row]) -> None:
+        """Score texts that have not been scored, but for those whose prior is 0."""
         priors = {row: self._prior(row) for row in dict.fromkeys(rows) if row not in self.seen}
         self.seen.update({row: (-math.inf, math.inf, -1) for row, prior in priors.items() if prior == -math.inf})
         allowed = [row for row, prior in priors.items() if prior > -math.inf]
@@ -329,10 +328,10 @@ def _result(walk: _Walk, states: list[list[Row]], trace: Float[Tensor, "step cha
 
 
 def _independent(states: list[list[Row]]) -> float:
-    """The share of chains that say something of their own: those that stand still on one text say it once."""
-    visited = [set(rows) for rows in zip(*states, strict=True)]
-    still = [frozenset(rows) for rows in visited if len(rows) == 1]
-    return (len(visited) - len(still) + len(set(still))) / len(visited)
+    """Distinct chains as a share of all: chains that never leave one and the same text count once together."""
+    chains = [set(rows) for rows in zip(*states, strict=True)]
+    still = [frozenset(rows) for rows in chains if len(rows) == 1]
+    return (len(chains) - len(still) + len(set(still))) / len(chains)
 
 
 def _occurring(texts: Encoded, query: Query, start: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""One activation read: its preimage, some texts token by token, what they share, and what it stands beside."""
+"""SiteReading: an activation's preimage, its nearest texts token by token, common features, and baselines."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -88,7 +88,7 @@ def read_preimage(
     n_shown: int = N_SHOWN,
     level: float = LEVEL,
 ) -> SiteReading:
-    """Read a preimage for a page: its nearest texts token by token, the hypotheses, and what it is compared with.
+    """Prepare a preimage for a page: its nearest texts token by token, the hypotheses, and what it is compared with.
 
     Args:
         model: the probed model.

@@ -1,4 +1,4 @@
-"""A decoder on disk: safetensors and JSON, and what makes sure that it meets the model it was trained on."""
+"""A decoder on disk, as safetensors and JSON, and the check that a model is the one it was trained on."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ def network_tensors(network: DecoderNetwork) -> dict[str, Tensor]:
 
 
 def restore_network(network: DecoderNetwork, tensors: Mapping[str, Tensor]) -> None:
-    """Take over what `network_tensors` gave, in the network's own dtype.
+    """Set the network's tensors from what `network_tensors` returned, in the network's own dtype.
 
     Raises:
         ValueError: names or shapes that the network does not have.
@@ -54,7 +54,7 @@ def vocabulary_digest(model: TransformerLensModel) -> str:
 
 
 def probe(reader: PlaceReader, texts: Encoded) -> dict[str, Float[Tensor, "text _"]]:
-    """Every site's activations at the last token of some texts: what a model is known by."""
+    """Every site's activations [text, d] at the last token of some texts, to tell one model from another."""
     read = reader(texts.tokens, torch.arange(len(texts)), texts.lengths - 1, lengths=texts.lengths)
     return {str(site): value.float().cpu() for site, value in read.items()}
 
@@ -119,10 +119,9 @@ def check_same_model(
             f"Expected the tokenizer of {name!r}, which the decoder was trained on, got one with other tokens; load "
             "the model with its own tokenizer, or train a decoder for this one."
         )
-    reader = PlaceReader(model, list(sites))
-    found = probe(reader, encode_rows(model, description["probe"]))
+    own = probe(PlaceReader(model, list(sites)), encode_rows(model, description["probe"]))
     for site, expected in probed.items():
-        value = found[site]
+        value = own[site]
         if value.shape != expected.shape or (value - expected).norm() > _TOLERANCE * expected.norm():
             raise ValueError(
                 f"Expected the model {name!r} that the decoder was trained on, got one with other activations at "

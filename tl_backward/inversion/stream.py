@@ -19,12 +19,12 @@ from tl_backward.text.encoded import Encoded, encode
 CHUNK, BLOCK = 32, 4
 """Batches whose texts are sorted by length together, so that little is padded; batches that share a forward pass."""
 LAG = 2
-"""New shares hold from this many batches after the step that found them: one batch may be read ahead."""
+"""New shares hold from this many batches after the step that computed them: one batch may be read ahead."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What the batches consist of."""
+    """How training batches are drawn: their size, and how many sites and positions of each text."""
 
     batch_size: int = 64
     """Activations a batch, over all processes."""

@@ -41,19 +41,19 @@ class Task:
 
 def task_of(model_name: str) -> Task | None:
     """The task that a model of the zoo was trained on, or None; the facts models share one."""
-    kinds = {"facts": _facts, "counting": _counting, "addition": _addition}
-    make = kinds.get("facts" if model_name.startswith("facts") else model_name)
+    tasks = {"facts": _facts, "counting": _counting, "addition": _addition}
+    make = tasks.get("facts" if model_name.startswith("facts") else model_name)
     return None if make is None else make()
 
 
 def task_of_texts(texts: Sequence[str], name: str = "texts") -> Task:
-    """A task whose prior is a list of texts: drawn from without replacement, and again from the start when it ends."""
+    """A task whose prior is a list of texts, drawn without replacement; at most all of them."""
     draw = sampler(texts)
     return Task(name, draw, MappingProxyType(WORDS), domain=lambda: draw(len(texts), 0), given=True)
 
 
 def sampler(texts: Iterable[str]) -> Callable[[int, int], list[str]]:
-    """(n, seed) -> texts drawn without replacement; all of fewer."""
+    """A function (n, seed) -> n of the texts, drawn without replacement; all of them where n is larger."""
     pool = list(texts)
     return lambda n, seed: random.Random(seed).sample(pool, min(n, len(pool)))
 
@@ -71,7 +71,7 @@ WORDS: dict[str, Feature] = {
 def features_of(
     parse: Callable[[str], Parsed | None], asked: Mapping[str, Callable[[Parsed], object]]
 ) -> MappingProxyType[str, Feature]:
-    """`feature_of` each of some."""
+    """`feature_of` each named feature, of what `parse` gives for a text."""
     return MappingProxyType({name: feature_of(parse, feature) for name, feature in asked.items()})
 
 
@@ -97,7 +97,10 @@ def _addition() -> Task:
     asked: dict[str, Callable[[addition.Sum], object]] = {
         **{f"left {place}": lambda q, i=i: str(q.left)[i] for i, place in enumerate(PLACES)},
         **{f"right {place}": lambda q, i=i: str(q.right)[i] for i, place in enumerate(PLACES)},
-        **{f"sum of the {place}": lambda q, i=i: _digits(q, i) for i, place in enumerate(PLACES)},
+        **{
+            f"sum of the {place}": lambda q, i=i: int(str(q.left)[i]) + int(str(q.right)[i])
+            for i, place in enumerate(PLACES)
+        },
         "carry into the tens": lambda q: q.left % 10 + q.right % 10 >= 10,
         "carry into the hundreds": lambda q: q.left % 100 + q.right % 100 >= 100,
         "first digit of the sum": lambda q: str(q.left + q.right)[0],
@@ -116,10 +119,6 @@ def _addition() -> Task:
 
 
 PLACES = ("hundreds", "tens", "units")
-
-
-def _digits(asked: addition.Sum, place: int) -> int:
-    return int(str(asked.left)[place]) + int(str(asked.right)[place])
 
 
 def _facts() -> Task:

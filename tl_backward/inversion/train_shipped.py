@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _with(value: T, **changes: object) -> T:
-    """An option object with those of the changes that were asked for."""
+    """A copy of an option object with those changes that are not None."""
     return replace(value, **{name: change for name, change in changes.items() if change is not None})
 
 

@@ -34,7 +34,7 @@ from tl_backward.text.token_strings import vocabulary_size
 Precision: TypeAlias = Literal["no", "fp16", "bf16"]
 
 _LEAST_SHARE = 0.05
-"""Of a site that the decoder has mastered, before normalising."""
+"""The least weight of a site and position in drawing, before normalising: that of one decoded without error."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class _Run:
         )
         self.steps = budget // options.drawing.batch_size
         self.every = max(1, self.steps // max(1, options.n_evaluations))
-        self.found: list[dict[str, object]] = []
+        self.history: list[dict[str, object]] = []
         self.identity = {
             "model": options.name,
             "vocabulary": vocabulary_digest(model),
@@ -239,7 +239,7 @@ class _Run:
         with self.bar:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         self.network.eval()
-        description = {**self.identity, "steps": self.steps, "history": self.found, "final_loss": trainer.losses[-1]}
+        description = {**self.identity, "steps": self.steps, "history": self.history, "final_loss": trainer.losses[-1]}
         decoder = Decoder(self.model, self.network, tuple(self.reader.places), json.loads(json.dumps(description)))
         if keep and arguments.process_index == 0:
             decoder.save(out)
@@ -253,7 +253,7 @@ class _Run:
             rates = self._evaluate(step)
             recent = self.trainer.losses[-self.every :]
             loss = sum(recent) / len(recent)
-            self.found.append({"step": step, "loss": loss, "inside": rates.tolist()})
+            self.history.append({"step": step, "loss": loss, "inside": rates.tolist()})
             self.bar.set_postfix(loss=f"{loss:.3f}", inside=f"{rates.nanmean():.3f}")
             weights = (1 - rates.nan_to_num(0)).clamp(min=_LEAST_SHARE)
             if self.positions is None:  # any token: sites alone are rebalanced
@@ -264,26 +264,26 @@ class _Run:
         """Shares inside of samples for the first texts held out of training, measured by the first process for all."""
         from accelerate.utils import broadcast_object_list
 
-        found: list[object] = [None]
+        shares: list[object] = [None]
         if self.trainer.args.process_index == 0:
             o = self.options
             self.network.eval()
             texts = self.held_out.select(torch.arange(min(o.n_queries, len(self.held_out))))
             queries = read_queries(self.reader, texts, self.positions, self.network.mean.shape[1])
             rates = decoder_rates(self.network, queries, self.start, n=o.n_samples, epsilon=o.epsilon, seed=step)
-            found = [rates.inside.tolist()]
+            shares = [rates.inside.tolist()]
         self.network.train()
         if self.trainer.args.world_size > 1:
-            broadcast_object_list(found)
-        return torch.tensor(found[0], dtype=torch.float64)
+            broadcast_object_list(shares)
+        return torch.tensor(shares[0], dtype=torch.float64)
 
     def _state(self) -> dict[str, object]:
         shares = [{"first": each.first, "weights": each.weights.tolist()} for each in self.stream.history]
-        return {"identity": self.identity, "history": self.found, "shares": shares}
+        return {"identity": self.identity, "history": self.history, "shares": shares}
 
     def _resume(self, run: dict, checkpoint: Path) -> None:
         check_run(checkpoint, run["identity"], self.identity)
-        self.found = run["history"]
+        self.history = run["history"]
         self.stream.history = [
             Shares(each["first"], torch.tensor(each["weights"], dtype=torch.float64)) for each in run["shares"]
         ]
