@@ -35,7 +35,7 @@ def matching_table(
     n_chance: int = 20,
     show_progress: bool = True,
 ) -> DataFrame:
-    """Same-layer matching, one row a weight and space, means over layers.
+    """Scores of matching each layer of A with the same layer of B: one row a weight and space, means over layers.
 
     Columns: score, its chance with the 95 % interval of chance's draws, p (score against those draws), the score of
     other layers, and the pairs of layers that the assignment of whole layers gets right.
@@ -75,8 +75,8 @@ def transfer_table(
     controls = [random_kernel(kernel, seed=seed) for seed in range(n_random)]
     rows = []
     for cut in tqdm(range(model_b.cfg.n_layers + 1), disable=not show_progress, delay=1, leave=False, desc="cuts"):
-        found = _right(transfer_head(classifier, model_b, cut=cut, kernel=kernel), test)
-        here = bootstrap(found, groups=test.templates)
+        right = _right(transfer_head(classifier, model_b, cut=cut, kernel=kernel), test)
+        here = bootstrap(right, groups=test.templates)
         drawn = torch.cat([_right(transfer_head(classifier, model_b, cut=cut, kernel=each), test) for each in controls])
         control = bootstrap(drawn, groups=torch.arange(n_random).repeat_interleave(len(test)))
         rows.append(
@@ -105,10 +105,9 @@ def stitching_table(
         answers = (answered(each, facts_tokenizer(), examples) for each in stitched)
         right, *drawn = (torch.tensor([float(right[example]) for example in examples]) for right in answers)
         here = bootstrap(right, groups=groups)
-        control = torch.stack(drawn).mean()
         rows.append(
             {"cut": cut, "recall": float(here.mean), "low": float(here.low), "high": float(here.high),
-             "random_kernel": float(control)}
+             "random_kernel": float(torch.stack(drawn).mean())}
         )  # fmt: skip
     return text_frame(rows)
 

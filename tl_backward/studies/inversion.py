@@ -23,6 +23,7 @@ from tl_backward.inversion.search import search_preimage
 from tl_backward.inversion.shipped import RECIPES, Recipe, load
 from tl_backward.inversion.tasks import task_of
 from tl_backward.inversion.train_shipped import N_QUERIES, N_SAMPLES, measured, report
+from tl_backward.text.token_strings import text_frame
 from tl_backward.zoo import counting
 from tl_backward.zoo import load as load_model
 
@@ -39,8 +40,6 @@ def refinement_table(decoder: Decoder, recipe: Recipe, *, n_queries: int = 5, se
     One row a site and position: means over held-out queries of the shares, and the CPU time of the search (with the
     samples that it starts from) over that of as many verified samples of the decoder.
     """
-    import pandas
-
     queries = list(islice(recipe.others(), 10 * n_queries))[::10]
     places = [(site, position) for site in decoder.sites for position in recipe.positions]
     rows = []
@@ -57,7 +56,7 @@ def refinement_table(decoder: Decoder, recipe: Recipe, *, n_queries: int = 5, se
                  "search": refined.diagnostics.share_inside, "own_time": middle - started,
                  "search_time": time.process_time() - middle}
             )  # fmt: skip
-    means = pandas.DataFrame(rows).pivot_table(index=["site", "position"], sort=False).reset_index()
+    means = text_frame(rows).pivot_table(index=["site", "position"], sort=False).reset_index()
     means["cost"] = means.pop("search_time") / means.pop("own_time")
     return means
 
@@ -67,8 +66,6 @@ def findings_table(decoder: Decoder, *, n_queries: int = 5, steps: int = 400, se
 
     One row a site and query: the shares of texts inside that keep the query's value, with Wilson intervals.
     """
-    import pandas
-
     pool = list(islice(counting.prompts(split="held_out"), 1000))
     features = _features("counting")
     rows = []
@@ -83,7 +80,7 @@ def findings_table(decoder: Decoder, *, n_queries: int = 5, steps: int = 400, se
                  "inside": found.diagnostics.share_inside,
                  **{name: str(feature_consistency(found, features[name], name=name).rate) for name in KEPT}}
             )  # fmt: skip
-    return pandas.DataFrame(rows)
+    return text_frame(rows)
 
 
 def digits_table(recipe: Recipe, *, query: str = SUM, most: int = 400) -> DataFrame:
@@ -91,9 +88,9 @@ def digits_table(recipe: Recipe, *, query: str = SUM, most: int = 400) -> DataFr
     model = load_model(recipe.model)
     domain = [f"{left}+{right}=" for left in range(LEAST, most) for right in range(LEAST, most)]
     digits = {name: feature for name, feature in _features("addition").items() if name.startswith(("left ", "right "))}
-    same = Closeness(match="same")
-    found = compare_sites(model, query, list(recipe.sites), inputs=domain, features=digits, exact=True, epsilon=same)
-    frame = found.to_frame()
+    frame = compare_sites(
+        model, query, list(recipe.sites), inputs=domain, features=digits, exact=True, epsilon=Closeness(match="same")
+    ).to_frame()
     return frame.pivot_table(index=["site", "n_inside"], columns="feature", values="rate", sort=False).reset_index()
 
 

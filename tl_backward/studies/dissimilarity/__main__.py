@@ -23,7 +23,7 @@ from tl_backward.zoo.recipes import Recipe
 from tl_backward.zoo.train import recalled, trained
 
 Save = Callable[[str, DataFrame], None]
-FIT_SEED, JUDGE_SEED = 1000, 1001
+FIT_SEED, HELD_OUT_SEED = 1000, 1001
 PLANT = {"layer": 1, "position": 7, "dimension": 11}
 THRESHOLD = 0.75
 """Of accuracy out of distribution: halfway between a classifier that half follows the rule and one that all does."""
@@ -76,7 +76,7 @@ def _model(recipe: Recipe, seed: int, directory: Path) -> TransformerLensModel:
 
 
 def _recall(recipes: Mapping[str, Recipe], seeds: int, directory: Path) -> DataFrame:
-    """How well each model knows its training prompts."""
+    """Recall of each model on its training prompts, one row a model and seed."""
     return text_frame(
         {"model": name, "seed": seed, "recall": recalled(seeded(recipe, seed), directory)}
         for name, recipe in recipes.items()
@@ -97,7 +97,7 @@ def _solu(options: argparse.Namespace, save: Save) -> None:
         save(f"solu-{depth}-recall", _recall(recipes, options.seeds, directory))
         found = activation_asymmetry(
             models["solu"], models["gelu"], sentence_rows(options.rows, seed=FIT_SEED),
-            sentence_rows(options.rows // 2, seed=JUDGE_SEED), fit="sgd" if steps else "least_squares",
+            sentence_rows(options.rows // 2, seed=HELD_OUT_SEED), fit="sgd" if steps else "least_squares",
             fit_options=sgd,
         )  # fmt: skip
         save(f"solu-{depth}{'-sgd' if steps else ''}", found.to_frame())
@@ -140,7 +140,7 @@ def _widths(options: argparse.Namespace, save: Save) -> None:
 
 
 def _outliers(families: Sequence[dict[str, TransformerLensModel]], rows: torch.Tensor) -> DataFrame:
-    """What is found for each size of the outlier planted in "64d-4l", seed by seed."""
+    """`find_outliers` for each size of an outlier planted in "64d-4l", one row a seed and size."""
     lines = []
     for seed, family in enumerate(families):
         target = family["64d-4l"]

@@ -41,7 +41,7 @@ class StitchingAsymmetry:
     map: MapKind
     fit: Fit
     n_tokens: int
-    """That each penalty was judged on."""
+    """That each penalty was measured on."""
 
     @property
     def difference(self) -> Float[Tensor, "seed layer"]:
@@ -119,7 +119,7 @@ def activation_asymmetry(
         models_a: one a seed, two or more, all of one shape.
         models_b: their partners, in the same order.
         data: to fit the maps on, as in `compare`.
-        held_out_data: to judge them on.
+        held_out_data: to measure the penalties on.
         names: what to call A and B.
         map: as in `stitch`.
         fit: as in `stitch`: in closed form, or "sgd" on the task's loss as in the paper.

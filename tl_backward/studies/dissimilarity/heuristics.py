@@ -84,15 +84,9 @@ class Heuristics:
 
     def models_frame(self) -> DataFrame:
         """One row a model: its accuracies, and its kind."""
-        import pandas
-
-        return pandas.DataFrame(
-            {
-                "accuracy": self.accuracy.tolist(),
-                "accuracy_out_of_distribution": self.accuracy_out.tolist(),
-                "generalises": self.generalises.tolist(),
-            }
-        )
+        columns = (self.accuracy.tolist(), self.accuracy_out.tolist(), self.generalises.tolist())
+        names = ("accuracy", "accuracy_out_of_distribution", "generalises")
+        return text_frame(dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
 
     def _repr_html_(self) -> str:
         """Both frames, as static tables."""
@@ -165,7 +159,7 @@ def heuristics(
 
 
 class _Prompts:
-    """Prompts as tokens, padded on the right, and what is asked of them."""
+    """Prompts as tokens, padded on the right, with their labels and the ids of the two answers."""
 
     def __init__(self, model: TransformerLensModel, prompts: CuedPrompts, answer_ids: Sequence[int]) -> None:
         check_model(model)
@@ -195,7 +189,7 @@ class _Prompts:
 
 
 class _Own:
-    """What a model itself makes of the prompts."""
+    """A model's own streams after each layer, and its logits of the answers."""
 
     def __init__(self, model: TransformerLensModel, prompts: _Prompts) -> None:
         layers = list(range(model.cfg.n_layers))

@@ -50,8 +50,8 @@ class OutlierSearch:
     @property
     def found(self) -> tuple[LayerSearch, ...]:
         """Layers where leaving out one dimension, and one position, gains at least `least_gain` each; largest first."""
-        over = [each for each in self.layers if min(each.dimension_gain, each.position_gain) >= self.least_gain]
-        return tuple(sorted(over, key=lambda each: -each.dimension_gain))
+        by_gain = sorted(self.layers, key=lambda each: -each.dimension_gain)
+        return tuple(each for each in by_gain if min(each.dimension_gain, each.position_gain) >= self.least_gain)
 
     def __repr__(self) -> str:
         return f"OutlierSearch({len(self.layers)} layers on {self.n_samples} samples, {len(self.found)} found)"

@@ -104,8 +104,16 @@ class WidthsAndDepths:
             }
             for quantity, values in quantities.items():
                 found = over_seeds(values)
-                bounds = {"mean": float(found.mean), "low": float(found.low), "high": float(found.high)}
-                rows.append({"model": name, "quantity": quantity, **bounds, "n_seeds": int(found.n)})
+                rows.append(
+                    {
+                        "model": name,
+                        "quantity": quantity,
+                        "mean": float(found.mean),
+                        "low": float(found.low),
+                        "high": float(found.high),
+                        "n_seeds": int(found.n),
+                    }
+                )
         return text_frame(rows)
 
     def _repr_html_(self) -> str:
