@@ -134,7 +134,7 @@ def fine_tune(
     module = cast(nn.Module, tuned).requires_grad_(False)
     # A Bridge lists parameters through its blocks' wrapped layers; shared ones come once.
     stack = module.get_submodule("blocks").children()
-    blocks = list(dict.fromkeys(parameter.requires_grad_() for block in stack for parameter in block.parameters()))
+    blocks = dict.fromkeys(parameter.requires_grad_() for block in stack for parameter in block.parameters())
     optimizer = torch.optim.AdamW([*blocks, weight, bias], lr=learning_rate)
     classifier = Classifier(tuned, weight, bias)
     with torch.enable_grad():

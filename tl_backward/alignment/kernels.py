@@ -88,18 +88,18 @@ def gram(left: Tensor, right: Tensor, ids_left: Tensor, ids_right: Tensor, *, ce
         center: subtract each side's mean over its tokens, as a covariance does.
     """
     device = right.device
-    found = torch.zeros(len(left), len(right), dtype=torch.float64, device=device)
+    total = torch.zeros(len(left), len(right), dtype=torch.float64, device=device)
     means = [_mean(side, ids) if center else None for side, ids in ((left, ids_left), (right, ids_right))]
     for some_left, some_right in zip(ids_left.split(_TILE), ids_right.split(_TILE), strict=True):
         parts = [_columns(left, some_left, means[0]).to(device), _columns(right, some_right, means[1])]
-        found.addmm_(parts[0], parts[1].T)
-    return found
+        total.addmm_(parts[0], parts[1].T)
+    return total
 
 
 def fold_matrix(embedding: Embedding) -> Tensor:
-    """What folding makes of vectors [d_model, d_model] in float64: v -> v @ this, before they meet W_U."""
-    size = len(embedding.matrix)
-    return embedding.folded(torch.eye(size, dtype=torch.float64, device=embedding.matrix.device))
+    """F [d_model, d_model] in float64 with v @ F = `embedding.folded(v)`: final norm's weight and centring."""
+    matrix = embedding.matrix
+    return embedding.folded(torch.eye(len(matrix), dtype=torch.float64, device=matrix.device))
 
 
 def _columns(matrix: Tensor, ids: Tensor, mean: Tensor | None) -> Tensor:

@@ -17,6 +17,7 @@ from tl_backward.alignment.kernels import gram, random_rotation
 from tl_backward.alignment.vocabularies import TokenMap, shared_tokens
 from tl_backward.embedding_space.options import VectorOptions
 from tl_backward.embedding_space.vectors import Embedding, parameter_vectors
+from tl_backward.text.token_strings import text_frame
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -42,7 +43,7 @@ class SpaceMatch:
         return self.chance.quantile(torch.tensor([tail, 1 - tail], dtype=self.chance.dtype), dim=0)
 
     def p_value(self) -> Float[Tensor, "layer_a layer_b"]:
-        """Share of scores, the found one counted among the draws of chance, that reach the found one."""
+        """Share of the draws of chance, the score itself counted among them, that are at least the score."""
         return (1 + (self.chance >= self.score).sum(0)) / (1 + len(self.chance))
 
     def layer_assignment(self) -> list[tuple[int, int]]:
@@ -80,21 +81,18 @@ class ParameterMatch:
 
     def to_frame(self) -> DataFrame:
         """One row a space and pair of layers: score, chance with its 95 % interval, p, random assignment."""
-        import pandas
-
         rows = []
         for name, space in self.spaces().items():
             (low, high), p = space.chance_interval(), space.p_value()
             random = space.random_assignment.mean(0)
-            for i, layer_a in enumerate(self.layers_a):
-                for j, layer_b in enumerate(self.layers_b):
-                    rows.append(
-                        {"space": name, "layer_a": layer_a, "layer_b": layer_b, "score": float(space.score[i, j]),
-                         "chance": float(space.chance[:, i, j].mean()), "chance_low": float(low[i, j]),
-                         "chance_high": float(high[i, j]), "p": float(p[i, j]),
-                         "random_assignment": float(random[i, j])}
-                    )  # fmt: skip
-        return pandas.DataFrame(rows)
+            rows += [
+                {"space": name, "layer_a": layer_a, "layer_b": layer_b, "score": float(space.score[i, j]),
+                 "chance": float(space.chance[:, i, j].mean()), "chance_low": float(low[i, j]),
+                 "chance_high": float(high[i, j]), "p": float(p[i, j]), "random_assignment": float(random[i, j])}
+                for i, layer_a in enumerate(self.layers_a)
+                for j, layer_b in enumerate(self.layers_b)
+            ]  # fmt: skip
+        return text_frame(rows)
 
     def _repr_html_(self) -> str:
         """A static table of `to_frame`."""
@@ -167,9 +165,8 @@ def match_parameters(
         with tqdm(total=n_passes, disable=not show_progress, delay=1, leave=False, desc="matching") as progress:
             turns = [random_rotation(d_model, generator) for _ in range(n_chance)]
             embedding = _space(a.prepared, b.prepared, _over_tokens(a, b, tokens), turns, generator, progress)
-            feature = None
-            if same_width:
-                feature = _space(a.stored, b.stored, _over_features(d_model), turns, generator, progress)
+            features = _over_features(d_model)
+            feature = _space(a.stored, b.stored, features, turns, generator, progress) if same_width else None
     return ParameterMatch(weight, chosen_a, chosen_b, embedding, feature)
 
 
@@ -183,8 +180,8 @@ class _Side:
     """Such that @ W_U gives their scores."""
 
     @staticmethod
-    def of(model: TransformerLensModel, weight: str, layers: list[int], by: VectorOptions) -> "_Side":
-        embedding = Embedding.of(model, by.inverse, by.fold_ln)
+    def of(model: TransformerLensModel, weight: str, layers: list[int], options: VectorOptions) -> "_Side":
+        embedding = Embedding.of(model, options.inverse, options.fold_ln)
         vectors = [parameter_vectors(model, weight, layer) for layer in layers]
         prepared = [embedding.prepared(each).cpu() for each in vectors]
         return _Side(embedding, [each.vectors.cpu() for each in vectors], prepared)
@@ -227,18 +224,20 @@ def _space(
     assignment = torch.full((*shape, most), -1)
     similarity = torch.full((*shape, most), torch.nan, dtype=torch.float64)
     for i, part_a in enumerate(side_a):
-        read = _standardised(part_a.double(), within_a) @ between
+        vectors_a = _standardised(part_a.double(), within_a) @ between
         for j, part_b in enumerate(side_b):
-            found = read @ _standardised(part_b.double(), within_b).T
-            rows, columns = _assign(found)
+            similarities = vectors_a @ _standardised(part_b.double(), within_b).T
+            rows, columns = _assign(similarities)
             assignment[i, j, rows] = torch.tensor(columns)
-            similarity[i, j, rows] = found[rows, columns]
-            score[i, j] = found[rows, columns].mean()
+            similarity[i, j, rows] = similarities[rows, columns]
+            score[i, j] = similarities[rows, columns].mean()
             progress.update()
             for draw, turn in enumerate(turns):
-                rows, columns = (torch.randperm(n, generator=generator)[: min(found.shape)] for n in found.shape)
-                random[draw, i, j] = found[rows, columns].mean()
-                turned = read @ _standardised(part_b.double() @ turn, within_b).T
+                rows, columns = (
+                    torch.randperm(n, generator=generator)[: min(similarities.shape)] for n in similarities.shape
+                )
+                random[draw, i, j] = similarities[rows, columns].mean()
+                turned = vectors_a @ _standardised(part_b.double() @ turn, within_b).T
                 chance[draw, i, j] = turned[_assign(turned)].mean()
                 progress.update()
     return SpaceMatch(score, chance, random, assignment, similarity)

@@ -83,16 +83,16 @@ class StitchedModel(nn.Module):
 
     @property
     def cfg(self) -> object:
-        """The tail's configuration."""
+        """Model B's configuration."""
         return self.model_b.cfg
 
     @property
     def tokenizer(self) -> object:
-        """The tail's."""
+        """Model B's tokenizer."""
         return self.model_b.tokenizer
 
     def to_tokens(self, input: str | list[str], prepend_bos: bool | None = None) -> Int[Tensor, "batch pos"]:
-        """Token ids, as the head's model makes them."""
+        """Token ids of text, by model A's tokenizer."""
         return self.encode(input, prepend_bos=prepend_bos).tokens
 
     def encode(self, prompts: Prompts, *, prepend_bos: bool | None = None) -> Batch:
@@ -139,13 +139,13 @@ class StitchedModel(nn.Module):
         return streams_after(self.model_a, tokens, [layer], mask=mask, hooks=self._hooked[HEAD])[layer]
 
     def translated(self, batch: Batch) -> Float[Tensor, "batch pos d_out"]:
-        """A's residual stream after `layer_a`, in B's."""
+        """A's residual stream after `layer_a`, mapped into B's."""
         return self._mapped(self.head(batch.tokens, batch.mask))
 
     def _mapped(self, residual: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_out"]:
-        """The map of A's residual stream, where and in the precision that B is in."""
-        place = next(self.map.parameters(), residual)
-        return self.hook_stitch_out(self.map(self.hook_stitch_in(residual.to(place)))).to(self.model_b.W_U)
+        """The map applied to A's residual stream, on B's device and in B's dtype."""
+        like = next(self.map.parameters(), residual)
+        return self.hook_stitch_out(self.map(self.hook_stitch_in(residual.to(like)))).to(self.model_b.W_U)
 
     def tail(
         self,
@@ -248,13 +248,13 @@ class StitchedModel(nn.Module):
         decode = cast(Tokenizer, self.tokenizer).decode
         # Of the whole row, as some tokenizers drop the space that a text starts with.
         said = [decode(row.tolist()).removeprefix(decode(row[:start].tolist())) for row in tokens]
-        texts = [input] if isinstance(input, str) else input
-        continued = [text + more for text, more in zip(texts, said, strict=True)]
-        return continued[0] if isinstance(input, str) else continued
+        if isinstance(input, str):
+            return input + said[0]
+        return [text + more for text, more in zip(input, said, strict=True)]
 
     def _sorted(self, hooks: HookList) -> dict[str, list[tuple[str, HookFn]]]:
-        """Hooks by the part they are on, by that part's own names."""
-        found: dict[str, list[tuple[str, HookFn]]] = {HEAD: [], TAIL: [], "": []}
+        """Part (HEAD, TAIL or "" for the map) -> its hooks, each with the part's own name of the hook point."""
+        by_part: dict[str, list[tuple[str, HookFn]]] = {HEAD: [], TAIL: [], "": []}
         known = list(self.hook_dict)
         for where, hook in hooks:
             names = [where] if isinstance(where, str) else [name for name in known if where(name)]
@@ -265,8 +265,8 @@ class StitchedModel(nn.Module):
                         f"{nearest(name, known)}."
                     )
                 side = HEAD if name.startswith(HEAD) else TAIL if name.startswith(TAIL) else ""
-                found[side].append((name.removeprefix(side), hook))
-        return found
+                by_part[side].append((name.removeprefix(side), hook))
+        return by_part
 
 
 def _after(name: str, layer: int) -> bool:

@@ -24,7 +24,7 @@ class Kernel(nn.Module):
         return f"kernel {list(self.weight.shape)}"
 
     def forward(self, x: Float[Tensor, "*lead d_model_a"]) -> Float[Tensor, "*lead d_model_b"]:
-        """A's stream in B's."""
+        """Carry A's residual stream into B's."""
         return x @ self.weight
 
 

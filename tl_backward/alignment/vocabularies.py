@@ -33,7 +33,7 @@ class TokenMap:
 
     @property
     def is_identity(self) -> bool:
-        """Whether it is every id onto itself."""
+        """Whether both vocabularies have one size and every id is paired with itself."""
         return (
             self.d_vocab_a == self.d_vocab_b == len(self.ids_a)
             and torch.equal(self.ids_a, torch.arange(self.d_vocab_a, device=self.ids_a.device))
@@ -75,9 +75,9 @@ def token_map(model_a: TransformerLensModel, model_b: TransformerLensModel) -> T
 
 
 def shared_tokens(model_a: TransformerLensModel, model_b: TransformerLensModel, given: TokenMap | None) -> TokenMap:
-    """The map that is given, if it fits, or the identity, if the vocabularies are one; both models are checked.
+    """The given map, if it fits, or the identity, if both vocabularies are the same; both models are checked.
 
-    Two models without tokenizers are taken at their word where the sizes agree.
+    Where a model has no tokenizer, vocabularies of one size are taken to be the same.
 
     Raises:
         TypeError: no HookedTransformer or TransformerBridge.
@@ -98,8 +98,7 @@ def shared_tokens(model_a: TransformerLensModel, model_b: TransformerLensModel, 
             f"Expected models that share a vocabulary, got {sizes[0]} and {sizes[1]} tokens that differ; pass "
             "token_map=tl_backward.alignment.token_map(model_a, model_b) and look at its coverage."
         )
-    everything = torch.arange(sizes[0])
-    return TokenMap(everything, everything, *sizes)
+    return TokenMap(torch.arange(sizes[0]), torch.arange(sizes[1]), *sizes)
 
 
 def _texts(model: TransformerLensModel) -> list[str]:
@@ -114,7 +113,7 @@ def _texts(model: TransformerLensModel) -> list[str]:
 
 
 def _unique(texts: list[str]) -> dict[str, int]:
-    """The ids of texts that one id alone has."""
+    """Text -> id, of those texts that exactly one id has."""
     counts = Counter(texts)
     return {text: i for i, text in enumerate(texts) if text and counts[text] == 1}
 

@@ -1,4 +1,4 @@
-"""Parameters in words, whole: one weight with all that belongs to it, or an atlas of all of a model's."""
+"""Reports of parameters in words: of one weight with its coherence and pairs, or of all matrices of a model."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -29,7 +29,7 @@ class ParameterWords:
     """The result of `parameter_words`."""
 
     coherence: Coherence
-    """The vectors in words, and how much one thing each one's tokens are."""
+    """The vectors in words, and how alike the top tokens of each are."""
     head: int | None
     """The one head that was asked for."""
     related: RelatedPairs | None
@@ -71,9 +71,8 @@ def parameter_words(
         >>> words.pairs
         (HeadPairs(VO, layer 2, head 1, 5 largest pairs),)
     """
-    by, bars = vector_options, show_progress
     coherence = parameter_coherence(
-        model, weight, layer, head=head, k=k, vector_options=by, seed=seed, show_progress=bars
+        model, weight, layer, head=head, k=k, vector_options=vector_options, seed=seed, show_progress=show_progress
     )
     own, n_tokens = coherence.projection.weight, coherence.projection.n_tokens
     component, _, short = own.rpartition(".")
@@ -82,14 +81,23 @@ def parameter_words(
     if block is not None and short in PARTNERS and _has_partner(model, component, PARTNERS[short]):
         size = min(100, max(2, n_tokens // 4))
         related = related_pairs(
-            model, PARTNERS[short], block, head=head, k=size, vector_options=by, seed=seed, show_progress=False
+            model,
+            PARTNERS[short],
+            block,
+            head=head,
+            k=size,
+            vector_options=vector_options,
+            seed=seed,
+            show_progress=False,
         )
     if block is not None and short in CIRCUITS:
         heads = heads_of(model, CIRCUITS[short], block)
         if head is not None and heads:
             heads = [heads[check_head(head, len(heads))]]
         pairs = [
-            head_pairs(model, *place, k=min(n_pairs, n_tokens**2), vector_options=by, show_progress=bars)
+            head_pairs(
+                model, *place, k=min(n_pairs, n_tokens**2), vector_options=vector_options, show_progress=show_progress
+            )
             for place in heads
         ]
     return ParameterWords(coherence, head, related, tuple(pairs))
@@ -97,9 +105,9 @@ def parameter_words(
 
 def heads_of(model: TransformerLensModel, circuit: Circuit, layer: int) -> list[tuple[Circuit, int, int]]:
     """(circuit, layer, head) of each head of a block that has both matrices of the circuit; layers may differ."""
-    sites = (site for site in weight_sites(model).values() if site.layer == layer)
-    found = [site.name for site in sites if site.short_name in PAIRED_WEIGHTS[circuit]]
-    n_heads = query_heads(model, found[0]) if len(found) > 1 else 0
+    sites, wanted = weight_sites(model).values(), PAIRED_WEIGHTS[circuit]
+    both = [site.name for site in sites if site.layer == layer and site.short_name in wanted]
+    n_heads = query_heads(model, both[0]) if len(both) > 1 else 0
     return [(circuit, layer, head) for head in range(n_heads)]
 
 
@@ -165,16 +173,15 @@ def parameter_atlas(
     """
     chosen = check_layers(layers, model.cfg.n_layers)
     places = atlas_places(model, weights, chosen)
-    by = vector_options
     coherence = {
-        place: parameter_coherence(model, *place, k=k, vector_options=by, seed=seed, show_progress=False)
+        place: parameter_coherence(model, *place, k=k, vector_options=vector_options, seed=seed, show_progress=False)
         for place in tqdm(places, disable=not show_progress, delay=1, leave=False, desc="atlas")
     }
     omitted = left_out_of_atlas(model, places, chosen) if weights is None else ""
     circuits: dict[Circuit, None] = dict.fromkeys(CIRCUITS[short] for short, _ in places if short in CIRCUITS)
     heads = [place for circuit in circuits for layer in chosen for place in heads_of(model, circuit, layer)]
     pairs = [
-        head_pairs(model, *place, k=n_pairs, vector_options=by, show_progress=False)
+        head_pairs(model, *place, k=n_pairs, vector_options=vector_options, show_progress=False)
         for place in tqdm(heads if n_pairs else [], disable=not show_progress, delay=1, leave=False, desc="heads")
     ]
     return ParameterAtlas(coherence, tuple(chosen), tuple(pairs), omitted)
@@ -235,13 +242,13 @@ def left_out_of_atlas(model: TransformerLensModel, shown: Sequence[tuple[str, in
 
 
 def _routers(model: TransformerLensModel, sites: WeightSites, shown: Sequence[tuple[str, int]]) -> str:
-    """Which of the weights that are shown are experts' routers, whose names may be an MLP's elsewhere."""
+    """A sentence on which of the shown weights are experts' routers, though named as an MLP's; "" where none is."""
     mains = ((layer, block.main) for layer, block in blocks_of(model, sites, model.W_U.shape[0]).items())
     readers = [(sites[part.reader].short_name, layer) for layer, part in mains if part and part.kind == "experts"]
-    found = [f"{short} of layer {layer}" for short, layer in readers if (short, layer) in shown]
-    if not found:
-        return ""
-    return f" {found[0]} is the experts' router." if len(found) == 1 else f" {', '.join(found)} are experts' routers."
+    routers = [f"{short} of layer {layer}" for short, layer in readers if (short, layer) in shown]
+    if len(routers) < 2:
+        return f" {routers[0]} is the experts' router." if routers else ""
+    return f" {', '.join(routers)} are experts' routers."
 
 
 def _matrices(sites: WeightSites, layers: Sequence[int]) -> list[WeightSite]:
@@ -249,5 +256,5 @@ def _matrices(sites: WeightSites, layers: Sequence[int]) -> list[WeightSite]:
 
 
 def _listed(sites: Iterable[WeightSite]) -> str:
-    """Short names, experts' and layers' numbers aside."""
+    """Short names, each once, with experts' and layers' numbers written as *."""
     return ", ".join(dict.fromkeys(re.sub(r"\b\d+\b", "*", site.short_name) for site in sites))

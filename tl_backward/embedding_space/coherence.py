@@ -1,4 +1,4 @@
-"""How much one thing a parameter vector's tokens are, beside what Gaussian vectors give through the same embedding."""
+"""Coherence: how alike the top tokens of a parameter vector are, beside Gaussian vectors in the same embedding."""
 
 from dataclasses import dataclass
 

@@ -171,6 +171,6 @@ def _turn(model: TransformerLensModel, layer: int, position: int, factor: Tensor
 
 
 def _left_out(model: TransformerLensModel, circuit: str, layer: int) -> tuple[str, ...]:
-    """Short names of what the scores of a circuit leave out."""
+    """Short names of the biases (not zero) and norms that the scores of a circuit leave out."""
     named = (weight_sites(model).get(f"blocks.{layer}.attn.{name}") for name in _LEFT_OUT[circuit])
     return tuple(site.short_name for site in named if site is not None and bool((site.parameter != 0).any()))

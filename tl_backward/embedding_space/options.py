@@ -29,7 +29,7 @@ Inverse: TypeAlias = Literal["transpose", "pinv"]
 Source: TypeAlias = Literal["W_U", "W_E"]
 
 OLD_KEYWORDS = {name: f"vector_options.{name}" for name in ("inverse", "fold_ln", "tokens", "filters")}
-"""What functions took one by one before 0.2.0."""
+"""Deprecated keyword -> the field of `vector_options` that replaces it."""
 
 
 @dataclass(frozen=True)

@@ -319,5 +319,4 @@ def _activations(model: TransformerLensModel, batch: Batch, read_by: str, layer:
 
 def _recall(said: Tensor, named: Tensor) -> Tensor:
     """Share of each row of `said` [n, k] that is in the same row of `named` [n, m]."""
-    found = torch.stack([(named == ids[:, None]).any(1) for ids in said.unbind(1)], dim=1)
-    return found.float().mean(1)
+    return torch.stack([(named == ids[:, None]).any(1) for ids in said.unbind(1)], dim=1).float().mean(1)

@@ -209,7 +209,7 @@ def top_tokens(
 
 
 def check_choice(k: int, embedding: Embedding, mask: Tensor | None) -> None:
-    """Refuse more tokens than there are to choose from."""
+    """Check that there are at least k tokens to choose from, of the vocabulary or of those that a mask leaves."""
     n_tokens = embedding.matrix.shape[1] if mask is None else int(mask.sum())
     if mask is None:
         check_k(k, n_tokens)
@@ -220,7 +220,7 @@ def check_choice(k: int, embedding: Embedding, mask: Tensor | None) -> None:
 def _tensor_vectors(
     model: TransformerLensModel, tensor: Tensor, layer: int | None, head: int | None, side: Side | None
 ) -> ParameterVectors:
-    """A user's vectors, as if they were a weight's."""
+    """A tensor [..., d_model] that the user gave, as the vectors of a weight."""
     d_model = model.cfg.d_model
     if layer is not None or head is not None:
         raise ValueError(

@@ -31,7 +31,7 @@ _NORMS = ("ln1", "ln1_post", "ln2", "ln2_post", "ln_final")
 
 @dataclass(frozen=True)
 class ParameterVectors:
-    """Vectors [n, d_model] of one weight."""
+    """The vectors of one weight: its rows or columns on the side of the residual stream."""
 
     name: str
     """The weight's name, or what was given instead of one."""
@@ -150,7 +150,7 @@ def _role(model: TransformerLensModel, site: WeightSite) -> Role:
 
 
 def _role_of_matrix(model: TransformerLensModel, site: WeightSite) -> Role:
-    """Of a matrix that TransformerLens has no name for: by its block's parts, or by which of its sides is d_model wide.
+    """The role of a matrix without a TransformerLens name: from its block's parts, or from which side is d_model wide.
 
     Widths tell nothing where the component is as wide inside as the stream (an attention's heads together, a mixer that
     does not expand): what reads d_model numbers there may read others than the stream's.
@@ -227,7 +227,7 @@ class Embedding:
 
     @staticmethod
     def of(model: TransformerLensModel, inverse: Inverse, fold_ln: bool) -> "Embedding":
-        """The model's own."""
+        """The model's embedding E = W_U, with the inverse and the folding that are asked for."""
         check_reads_text(model)
         if model.W_U.is_floating_point() and not all_finite(model.W_U.detach()):
             raise ValueError("Expected finite weights, got NaN or inf in unembed.W_U; load or train the model anew.")
@@ -242,8 +242,7 @@ class Embedding:
             gram.addmm_(wide, wide.T)
         fold = plain.folded(torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
         # Directions that E does not span, but for rounding: centring leaves one.
-        noise = len(gram) * torch.finfo(matrix.dtype).eps
-        noise = max(noise**2, len(gram) * torch.finfo(gram.dtype).eps)
+        noise = max((len(gram) * torch.finfo(matrix.dtype).eps) ** 2, len(gram) * torch.finfo(gram.dtype).eps)
         return replace(plain, metric=torch.linalg.pinv(fold @ gram @ fold.T, hermitian=True, rtol=noise))
 
     def prepared(self, of: ParameterVectors) -> Tensor:
@@ -262,16 +261,16 @@ class Embedding:
     @staticmethod
     def of_inputs(model: TransformerLensModel, fold_ln: bool) -> "Embedding":
         """The embedding that the first layer reads, W_E^T; no final norm comes between."""
-        table = parameter_vectors(model, "W_E", None).vectors.T
-        return Embedding(table, model, fold_ln, None, fold_ln and _subtracts_mean(model), None)
+        matrix, center = parameter_vectors(model, "W_E", None).vectors.T, fold_ln and _subtracts_mean(model)
+        return Embedding(matrix, model, fold_ln, scale=None, center=center, metric=None)
 
     def factor(self, of: ParameterVectors) -> Tensor:
         """Scores of a few vectors over the whole vocabulary [d_vocab, n], in float32 at least."""
         vectors = self.prepared(of)
-        found = vectors.new_empty(self.matrix.shape[1], len(vectors))
-        for part, out in zip(self.matrix.split(_TILE, dim=1), found.split(_TILE), strict=True):
+        scores = vectors.new_empty(self.matrix.shape[1], len(vectors))
+        for part, out in zip(self.matrix.split(_TILE, dim=1), scores.split(_TILE), strict=True):
             torch.mm(part.T.to(vectors.dtype), vectors.T, out=out)
-        return found
+        return scores
 
     def tokens(self, ids: Tensor) -> Tensor:
         """Columns of E [..., d_model], in float32 at least."""
@@ -288,7 +287,7 @@ class Embedding:
         return self._centered(mean if self.scale is None else mean * self.scale.to(mean))
 
     def folded(self, vectors: Tensor) -> Tensor:
-        """What the final norm's weight and centring make of vectors before they meet W_U."""
+        """Vectors with the final norm's centring and weight applied, as the model does before W_U."""
         vectors = self._centered(vectors)
         return vectors if self.scale is None else vectors * self.scale.to(vectors)
 
