@@ -165,8 +165,9 @@ def match_parameters(
         with tqdm(total=n_passes, disable=not show_progress, delay=1, leave=False, desc="matching") as progress:
             turns = [random_rotation(d_model, generator) for _ in range(n_chance)]
             embedding = _space(a.prepared, b.prepared, _over_tokens(a, b, tokens), turns, generator, progress)
-            features = _over_features(d_model)
-            feature = _space(a.stored, b.stored, features, turns, generator, progress) if same_width else None
+            feature = (
+                _space(a.stored, b.stored, _over_features(d_model), turns, generator, progress) if same_width else None
+            )
     return ParameterMatch(weight, chosen_a, chosen_b, embedding, feature)
 
 
