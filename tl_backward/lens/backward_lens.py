@@ -181,7 +181,7 @@ def backward_lens(
     beside = None
     if untrained is not None:
         beside = backward_lens(
-            untrained.model(model),
+            next(untrained.models(model)),
             prompt,
             target,
             layers=chosen,

@@ -1,10 +1,11 @@
 """How the control beside a lens is made: the same architecture, which has learned nothing."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.model.controls import random_init
+from tl_backward.model.controls import random_inits
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class RandomInit:
         if self.n_draws < 1:
             raise ValueError(f"Expected n_draws of at least 1, got {self.n_draws}; leave the control out with None.")
 
-    def model(self, model: TransformerLensModel, draw: int = 0) -> TransformerLensModel:
-        """An untrained copy of `model`."""
-        return random_init(model, seed=self.seed + draw)
+    def models(self, model: TransformerLensModel, draws: Iterable[int] = (0,)) -> Iterator[TransformerLensModel]:
+        """An untrained copy of `model`, drawn anew in place for each of the draws."""
+        return random_inits(model, (self.seed + draw for draw in draws))
 
 
 Control: TypeAlias = Literal["random_init"] | RandomInit

@@ -150,13 +150,16 @@ def sweep(
             return trained
         old = dict(zip(trained.items.tolist(), trained.answers.tolist(), strict=True))
         parts = [trained]
-        for draw in range(draws.n_draws):
-            chosen = [item for item in items if item.index % draws.n_draws == draw and item.index in old]
-            if chosen and not parts[-1].interrupted:
-                chosen = [replace(item, answer=old[item.index]) for item in chosen]
-                beside = partial(_beside, trained, parts[1:])
-                fresh = draws.model(model, draw)
-                parts.append(run(fresh, chosen, bar, kept.done(draw), lambda part, b=beside: kept.save(b(part)), draw))
+        draw_of = {index: index % draws.n_draws for index in old if not trained.interrupted}
+        seen_by = {
+            draw: [replace(item, answer=old[item.index]) for item in items if draw_of.get(item.index) == draw]
+            for draw in sorted(set(draw_of.values()))
+        }
+        for draw, fresh in zip(seen_by, draws.models(model, seen_by), strict=True):
+            beside = partial(_beside, trained, parts[1:])
+            parts.append(run(fresh, seen_by[draw], bar, kept.done(draw), lambda of, b=beside: kept.save(b(of)), draw))
+            if parts[-1].interrupted:
+                break
     return _beside(trained, parts[1:-1], parts[-1]) if parts[1:] else trained
 
 

@@ -5,7 +5,7 @@ Fresh weights are what a model's own class makes from its configuration, before 
 
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from importlib import import_module
@@ -77,10 +77,19 @@ def random_init(model: TransformerLensModel, *, seed: int = 0) -> TransformerLen
     Warns:
         SameWeightsWarning: most matrices come out as those of `model`, which was drawn from the same seed.
     """
+    return next(random_inits(model, [seed]))
+
+
+def random_inits(model: TransformerLensModel, seeds: Iterable[int]) -> Iterator[TransformerLensModel]:
+    """One copy of `model`, with the fresh weights of each seed in turn: done with one before the next is drawn.
+
+    Raises, Warns: as `random_init`.
+    """
     clone = copied(model)
-    load_fresh(cast(nn.Module, clone), fresh_model(model, seed=seed))
-    check_alive(clone)
-    return clone
+    for seed in seeds:
+        load_fresh(cast(nn.Module, clone), fresh_model(model, seed=seed))
+        check_alive(clone)
+        yield clone
 
 
 class SameWeightsWarning(UserWarning):
