@@ -19,6 +19,7 @@ from tl_backward import alignment, dissimilarity, editing, embedding_space, inve
 from tl_backward.embedding_space import VectorOptions
 from tl_backward.lens import RandomInit
 from tl_backward.text.options import TextOptions
+from tl_backward.vocabulary.readout import TargetReadout
 from transformer_lens.model_bridge import TransformerBridge
 """
 MADE = {
@@ -28,7 +29,12 @@ MADE = {
     ),
 }
 SCRIPT = """
-assert_type(tlb.readout(model, model.W_E[:3], k=3, target=" c"), tlb.Readout)
+assert_type(tlb.readout(model, model.W_E[:3], k=3, target=" c"), TargetReadout)
+assert_type(tlb.readout(model, model.W_E[:3], target=" c").target_rank, torch.Tensor)
+assert_type(tlb.readout(model, model.W_E[:3], target=" c", answer=3).answer_rank, torch.Tensor)
+assert_type(tlb.readout(model, model.W_E[:3], answer=" c"), tlb.Readout)
+assert_type(tlb.backward_lens(model, "a b", " c").shift[1].target_rank, torch.Tensor)
+assert_type(tlb.backward_lens(model, "a b", " c").shift[1][0].target_rank_from_bottom, torch.Tensor)
 assert_type(tlb.backward_lens(model, "a b", " c"), tlb.BackwardLens)
 assert_type(tlb.backward_lens(model, "a b", " c", control="random_init").control.loss, torch.Tensor)
 assert_type(tlb.backward_lens(model, "a b", " c", control=RandomInit(seed=1)).control, tlb.BackwardLens)

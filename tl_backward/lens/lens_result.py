@@ -14,19 +14,19 @@ from tl_backward.gradients.cache import GradientCache
 from tl_backward.lens.expert_learning import ExpertLearning
 from tl_backward.lens.segments import Segments
 from tl_backward.text.token_strings import text_column, token_strings
-from tl_backward.vocabulary.readout import Readout
+from tl_backward.vocabulary.readout import RankedReadout
 
 Quantity: TypeAlias = Literal["norm", "target_rank", "answer_rank"]
 
 
-class LayerReadouts(dict[int, Readout]):
+class LayerReadouts(dict[int, RankedReadout]):
     """One Readout a layer; negative layers count from the model's end."""
 
-    def __init__(self, readouts: dict[int, Readout], n_layers: int) -> None:
+    def __init__(self, readouts: dict[int, RankedReadout], n_layers: int) -> None:
         super().__init__(readouts)
         self._n_layers = n_layers
 
-    def __missing__(self, layer: int) -> Readout:
+    def __missing__(self, layer: int) -> RankedReadout:
         if isinstance(layer, int) and layer < 0 and layer + self._n_layers in self:
             return self[layer + self._n_layers]
         raise KeyError(f"Expected one of the layers that were read, {list(self)}, got {layer!r}.")
@@ -65,14 +65,14 @@ class BackwardLens:
     """The model's own answer before any edit: its most likely next token (or the one that was given)."""
     answer_position: Int[Tensor, "*batch"]
     """Index of the token at which the (first) target token is asked for: the prompt's last, or its mask."""
-    imprint: dict[int, Readout]
+    imprint: dict[int, RankedReadout]
     """Per layer, the inputs x_i of W_in (and of W_gate, which reads the same) in words: [pos]; of experts or a mixer
     what the block reads of the stream."""
-    shift: dict[int, Readout]
+    shift: dict[int, RankedReadout]
     """Per layer, the VJPs delta_i of W_out in words, raw sign: [pos]; of experts or a mixer those of what it writes."""
-    attn_imprint: dict[int, Readout]
+    attn_imprint: dict[int, RankedReadout]
     """Per layer, the inputs of W_V: [pos]; empty unless `attention=True`. Averaged over heads that have their own."""
-    attn_shift: dict[int, Readout]
+    attn_shift: dict[int, RankedReadout]
     """Per layer, the VJPs of W_O, raw sign: [pos]; empty unless `attention=True`. Averaged likewise."""
     segments: Segments
     """Which tokens are first, subject, last and other."""
@@ -107,7 +107,7 @@ class BackwardLens:
             f"loss={self.loss.item():.4g}" + (f"; {short})" if (short := self.cache.left_out()) else ")")
         )
 
-    def readouts(self) -> dict[str, dict[int, Readout]]:
+    def readouts(self) -> dict[str, dict[int, RankedReadout]]:
         """Every readout by what it reads: "imprint", "shift", "attn_imprint", "attn_shift", where present."""
         names = ("imprint", "shift", "attn_imprint", "attn_shift")
         return {name: getattr(self, name) for name in names if getattr(self, name)}
@@ -215,7 +215,7 @@ class ControlledLens(BackwardLens):
     control: BackwardLens = field(kw_only=True)
 
 
-def _cell(read: Readout, towards_target: bool) -> Cell:
+def _cell(read: RankedReadout, towards_target: bool) -> Cell:
     """One place of a lens table."""
     if bool(read.is_zero):
         return Cell("—", title=("exactly zero: the loss does not depend on it",))
@@ -224,7 +224,7 @@ def _cell(read: Readout, towards_target: bool) -> Cell:
     ranks = [("target", read.target_rank), ("answer", read.answer_rank)]
     title = (
         f"norm {read.norm.item():.4g}",
-        *(f"{name} rank {int(rank)} of {read.d_vocab}" for name, rank in ranks if rank is not None),
+        *(f"{name} rank {int(rank)} of {read.d_vocab}" for name, rank in ranks),
         "top: " + ", ".join(map(visible_token, top)),
         "bottom: " + ", ".join(map(visible_token, bottom)),
     )

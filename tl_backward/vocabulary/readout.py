@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
-from typing import TypeAlias
+from typing import Self, TypeAlias, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -70,10 +70,11 @@ class Readout:
     @property
     def target_rank_from_bottom(self) -> Int[Tensor, "..."] | None:
         """The target's rank from the other end: 0 is the smallest logit; -1 stays for zero vectors."""
-        rank = self.target_rank
-        return None if rank is None else torch.where(self.is_zero, -1, self.d_vocab - 1 - rank)
+        if self.target_rank is None:
+            return None
+        return torch.where(self.is_zero, -1, self.d_vocab - 1 - self.target_rank)
 
-    def __getitem__(self, index: int | slice | Tensor | tuple[int | slice | Tensor, ...]) -> "Readout":
+    def __getitem__(self, index: int | slice | Tensor | tuple[int | slice | Tensor, ...]) -> Self:
         """Index the leading axes, as one would the vectors."""
         tensors = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **tensors)
@@ -107,6 +108,61 @@ class Readout:
         return table(columns, rows, row_names=[str(place) for place in frame.index], caption=repr(self))
 
 
+@dataclass(frozen=True, repr=False, eq=False)
+class TargetReadout(Readout):
+    """Vectors in words, with the rank of a target token."""
+
+    target_rank: Int[Tensor, "..."] = field(kw_only=True)
+
+    @property
+    def target_rank_from_bottom(self) -> Int[Tensor, "..."]:
+        """The target's rank from the other end: 0 is the smallest logit; -1 stays for zero vectors."""
+        return torch.where(self.is_zero, -1, self.d_vocab - 1 - self.target_rank)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class RankedReadout(TargetReadout):
+    """Vectors in words, with the ranks of a target and of an answer token."""
+
+    answer_rank: Int[Tensor, "..."] = field(kw_only=True)
+
+
+@overload
+def readout(
+    model: TransformerLensModel,
+    vectors: Float[Tensor, "*lead d_model"],
+    *,
+    k: int = 10,
+    ln: bool = True,
+    normalize: bool = False,
+    bias: bool = False,
+    target: TokenChoice,
+    answer: TokenChoice,
+) -> RankedReadout: ...
+@overload
+def readout(
+    model: TransformerLensModel,
+    vectors: Float[Tensor, "*lead d_model"],
+    *,
+    k: int = 10,
+    ln: bool = True,
+    normalize: bool = False,
+    bias: bool = False,
+    target: TokenChoice,
+    answer: None = None,
+) -> TargetReadout: ...
+@overload
+def readout(
+    model: TransformerLensModel,
+    vectors: Float[Tensor, "*lead d_model"],
+    *,
+    k: int = 10,
+    ln: bool = True,
+    normalize: bool = False,
+    bias: bool = False,
+    target: TokenChoice | None = None,
+    answer: TokenChoice | None = None,
+) -> Readout: ...
 @typed
 def readout(
     model: TransformerLensModel,
@@ -167,31 +223,32 @@ def readout(
     with torch.no_grad():
         norm = lengths(flat)
         is_zero = ~flat.bool().any(-1)
-        said = (~is_zero).nonzero().flatten()
+        nonzero = (~is_zero).nonzero().flatten()
         chosen = [_choice(model, token, lead) for token in (target, answer)]
-        wanted = [ids[said] for ids in chosen if ids is not None]
-        ids = torch.stack(wanted, -1) if wanted else torch.zeros(len(said), 0, dtype=torch.long, device=flat.device)
-        found = extremes(
-            head.pre(units(flat[said].to(head.dtype)) if normalize else flat[said], ln=ln),
+        wanted = [ids[nonzero] for ids in chosen if ids is not None]
+        ids = torch.stack(wanted, -1) if wanted else torch.zeros(len(nonzero), 0, dtype=torch.long, device=flat.device)
+        largest = extremes(
+            head.pre(units(flat[nonzero].to(head.dtype)) if normalize else flat[nonzero], ln=ln),
             head.product(),
             k,
             wanted=ids,
             offset=head.bias() if bias else None,
             transform=head.post,
         )
-    of_all, ranks = partial(placed, said, lead), iter(found.ranks.unbind(-1))
-    target_rank, answer_rank = (None if ids is None else of_all(next(ranks), -1) for ids in chosen)
-    return Readout(
-        top_ids=of_all(found.top[1], -1),
-        top_values=of_all(found.top[0], 0),
-        bottom_ids=of_all(found.bottom[1], -1),
-        bottom_values=of_all(found.bottom[0], 0),
+    of_all, ranks = partial(placed, nonzero, lead), iter(largest.ranks.unbind(-1))
+    named = zip(("target_rank", "answer_rank"), chosen, strict=True)
+    asked = {name: of_all(next(ranks), -1) for name, ids in named if ids is not None}
+    kind = Readout if target is None else TargetReadout if answer is None else RankedReadout
+    return kind(
+        top_ids=of_all(largest.top[1], -1),
+        top_values=of_all(largest.top[0], 0),
+        bottom_ids=of_all(largest.bottom[1], -1),
+        bottom_values=of_all(largest.bottom[0], 0),
         norm=norm.reshape(lead),
         is_zero=is_zero.reshape(lead),
         d_vocab=d_vocab,
-        target_rank=target_rank,
-        answer_rank=answer_rank,
         tokenizer=getattr(model, "tokenizer", None),
+        **asked,
     )
 
 
