@@ -325,8 +325,7 @@ def table(
 
 def frame_table(frame: "pandas.DataFrame", *, caption: str = "", limit: int = 18) -> str:
     """A frame without its index as a `table`."""
-    cells = frame.astype(object).values.tolist()
-    return table(list(map(str, frame.columns)), cells, caption=caption, limit=limit)
+    return table(list(map(str, frame.columns)), frame.astype(object).values.tolist(), caption=caption, limit=limit)
 
 
 def _header(name: str, attributes: str, limit: int) -> str:

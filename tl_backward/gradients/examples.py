@@ -108,8 +108,7 @@ def batching(options: TextOptions) -> tuple[int, bool | None]:
     Raises:
         ValueError: options that examples, all of which are captured whole, do not have.
     """
-    chosen = TextOptions(batch_size=options.batch_size, prepend_bos=options.prepend_bos)
-    if options != chosen:
+    if options != TextOptions(batch_size=options.batch_size, prepend_bos=options.prepend_bos):
         raise ValueError(
             f"Expected text_options with {' and '.join(BATCHING)} alone, got {options}; leave out the rest."
         )

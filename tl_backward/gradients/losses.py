@@ -169,8 +169,7 @@ class LogitDifference:
 
     def bind(self, model: Encoder, n_examples: int) -> "LogitDifference":
         """The same difference with both answers encoded by `model`."""
-        mask = mask_token(cast(TransformerLensModel, model))
-        return replace(self, ids=self._pairs(model, n_examples), mask=mask)
+        return replace(self, ids=self._pairs(model, n_examples), mask=mask_token(cast(TransformerLensModel, model)))
 
     def _pairs(self, model: Encoder | None, n_examples: int) -> tuple[tuple[int, int], ...]:
         answers, others = (_encode(each, model, n_examples) for each in (self.answer, self.other))
@@ -191,8 +190,7 @@ class LogitDifference:
         """Mean (or sum) over examples of logit(answer) - logit(other)."""
         values = []
         for example, (answer, other) in enumerate(self.ids or self._pairs(None, tokens.shape[0])):
-            real = _real_positions(tokens, attention_mask, example)
-            at = _select(tokens[example], real, self.positions, self.mask)
+            at = _select(tokens[example], _real_positions(tokens, attention_mask, example), self.positions, self.mask)
             values.append((logits[example, at, answer] - logits[example, at, other]).mean())
         stacked = torch.stack(values)
         return stacked.mean() if self.reduction == "mean" else stacked.sum()

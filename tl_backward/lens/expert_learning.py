@@ -126,8 +126,7 @@ class _Held:
         """[0 .. largest expert], each one's mean of values [row] over some of its rows; NaN where it has none."""
         experts = self.of_row[rows]
         n = int(self.experts[-1]) + 1
-        total = values.new_zeros(n).index_add_(0, experts, values[rows])
-        return total / torch.bincount(experts, minlength=n)
+        return values.new_zeros(n).index_add_(0, experts, values[rows]) / torch.bincount(experts, minlength=n)
 
 
 def _groups(part: Part, sites: WeightSites, factors: dict[str, GradientFactors]) -> list[list[_Held]]:
@@ -138,8 +137,7 @@ def _groups(part: Part, sites: WeightSites, factors: dict[str, GradientFactors])
         held = factors[site.name]
         if site.layout.experts:
             assert held.origin is not None and held.origin.expert is not None
-            every = torch.arange(held.n_experts)
-            found.setdefault(None, []).append(_Held(held, every, held.origin.expert.flatten()))
+            found.setdefault(None, []).append(_Held(held, torch.arange(held.n_experts), held.origin.expert.flatten()))
         else:
             number = re.search(r"expert[a-z]*[._](\d+)", site.name.removeprefix(part.component))
             if number is not None:

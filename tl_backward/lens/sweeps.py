@@ -279,8 +279,7 @@ class _Run:
             read = readout(model, vectors, k=k, target=target, answer=answer)
             for name, given in (("target_rank", targets), ("answer_rank", answers)):
                 ranks = getattr(read, name)
-                known = (ranks >= 0) & (given >= 0)[:, None]
-                found[name][:, columns] = torch.where(known, ranks.double(), torch.nan)
+                found[name][:, columns] = torch.where((ranks >= 0) & (given >= 0)[:, None], ranks.double(), torch.nan)
             found["top_ids"][:, columns, :k], found["bottom_ids"][:, columns, :k] = read.top_ids, read.bottom_ids
         kept = {*self.collect} | ({"top_ids", "bottom_ids"} if "top_tokens" in self.collect else set())
         return {name: value for name, value in found.items() if name in kept}

@@ -68,8 +68,7 @@ def check_checkpointing(model: TransformerLensModel) -> None:
     for module in every_module(model):
         state = vars(module)
         if state.get("gradient_checkpointing") and module.training:
-            how = getattr(state.get("_gradient_checkpointing_func"), "keywords", {})
-            if how.get("use_reentrant", False):
+            if getattr(state.get("_gradient_checkpointing_func"), "keywords", {}).get("use_reentrant", False):
                 raise RuntimeError(
                     f"Expected gradients that autograd can be asked for, got reentrant gradient checkpointing of "
                     f"{name_of(model, module)!r}; switch to gradient_checkpointing_enable("

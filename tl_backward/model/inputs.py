@@ -38,8 +38,7 @@ _NOT_GIVEN = {
 
 def main_input(model: TransformerLensModel) -> str:
     """What a model reads first of all: "input_ids", or the name of its image or sound where it reads no text."""
-    inner = getattr(model, "original_model", None)
-    name = getattr(inner, "main_input_name", "input_ids")
+    name = getattr(getattr(model, "original_model", None), "main_input_name", "input_ids")
     for flag, other in (("is_visual_model", "pixel_values"), ("is_audio_model", "input_values")):
         if getattr(model.cfg, flag, False):
             return name if name != "input_ids" else other

@@ -7,8 +7,7 @@ from tl_backward._support.types import TransformerLensModel
 
 def roots(model: nn.Module | TransformerLensModel) -> list[nn.Module]:
     """The model and, of a TransformerBridge, the Hugging Face model that it does not register as a child."""
-    found = (model, getattr(model, "original_model", None))
-    return [root for root in found if isinstance(root, nn.Module)]
+    return [root for root in (model, getattr(model, "original_model", None)) if isinstance(root, nn.Module)]
 
 
 def root_of(model: nn.Module | TransformerLensModel) -> nn.Module:

@@ -189,8 +189,7 @@ def _checked(model: TransformerLensModel, place: Place, which: str) -> Place:
     if not place.is_result:
         # Of all names of one hook point the shortest of TransformerLens's own.
         names = [name for name, point in known.items() if point is known[place.name]]
-        classical = [name for name in names if name.rpartition(".")[2] not in _PLAIN]
-        named = min(classical, key=len, default=place.name)
+        named = min([name for name in names if name.rpartition(".")[2] not in _PLAIN], key=len, default=place.name)
         place = Place(named, head=place.head, position=place.position)
     last = place.hook.rpartition(".")[2]
     if place.head is None:

@@ -49,8 +49,7 @@ def component_token(token: str, limit: int = 200) -> str:
     that follows, so an invisible U+2060 after each keeps it text; entities would show up in the hover boxes,
     which are not inner HTML.
     """
-    text = visible_token(token, limit)
-    return text.replace("<", "<\u2060").replace("&", "&\u2060")
+    return visible_token(token, limit).replace("<", "<\u2060").replace("&", "&\u2060")
 
 
 def circuitsvis(component: str, props: Mapping[str, object], static: str, style: str = CARD) -> Fragment:

@@ -51,8 +51,7 @@ def density(values: Float[Tensor, " value"], x: Float[Tensor, " point"]) -> Floa
     if len(values) < 2:
         return torch.full_like(x, torch.nan)
     low, high = values.quantile(torch.tensor([0.25, 0.75], dtype=values.dtype))
-    spreads = [float(values.std()), float(high - low) / 1.34]
-    spread = min([each for each in spreads if each > 0], default=0.0)
+    spread = min([each for each in [float(values.std()), float(high - low) / 1.34] if each > 0], default=0.0)
     bandwidth = max(0.9 * spread * len(values) ** -0.2, 1e-3 * float(x[-1] - x[0]))
     found = torch.zeros_like(x)
     for some in values.split(8192):

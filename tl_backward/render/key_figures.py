@@ -250,8 +250,7 @@ def token_gaps(tokenizer: Tokenizer | None, ids: Sequence[int], strings: Sequenc
         ids: the tokens.
         strings: what each is by itself.
     """
-    apart = cache(partial(_apart, tokenizer))
-    return [False, *map(apart, ids, ids[1:], strings, strings[1:])][: len(strings)]
+    return [False, *map(cache(partial(_apart, tokenizer)), ids, ids[1:], strings, strings[1:])][: len(strings)]
 
 
 def joined(strings: Sequence[str], gaps: Sequence[bool]) -> str:

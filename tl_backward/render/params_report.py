@@ -252,10 +252,8 @@ def _heads(found: Sequence[HeadPairs]) -> Fragment:
             Cell(first, sub=second, title=(f"score {score:.4g}",))
             for first, second, score in zip(pairs.first_tokens, pairs.second_tokens, scores, strict=True)
         ]
-        where = f"{pairs.layer}.{pairs.head}"
-        rows.append([pairs.circuit, where, Cell(f"{scores[0]:.4g}", value=scores[0]), *cells])
-    n_pairs = len(found[0].pairs.values)
-    columns = ["circuit", "layer.head", "best score", *[f"pair {i + 1}" for i in range(n_pairs)]]
+        rows.append([pairs.circuit, f"{pairs.layer}.{pairs.head}", Cell(f"{scores[0]:.4g}", value=scores[0]), *cells])
+    columns = ["circuit", "layer.head", "best score", *[f"pair {i + 1}" for i in range(len(found[0].pairs.values))]]
     return filter_table(columns, rows, caption="First token above, second below; scores on hover")
 
 

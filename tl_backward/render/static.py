@@ -22,11 +22,10 @@ def heat_image(values: Sequence[Sequence[Number]], *, bound: Number, label: str,
     block = max(1, pixels // width)
     # Each line of a PNG starts with its filter, 0 = none.
     lines = [(b"\0" + b"".join(bytes([_color(v / bound)]) * block for v in row)) * block for row in values]
-    header = struct.pack(">IIBBBBB", width * block, len(values) * block, 8, 3, 0, 0, 0)
     png = b"\x89PNG\r\n\x1a\n" + b"".join(
         _chunk(kind, data)
         for kind, data in (
-            (b"IHDR", header),
+            (b"IHDR", struct.pack(">IIBBBBB", width * block, len(values) * block, 8, 3, 0, 0, 0)),
             (b"PLTE", _palette()),
             (b"IDAT", zlib.compress(b"".join(lines), 9)),
             (b"IEND", b""),

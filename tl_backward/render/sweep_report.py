@@ -85,8 +85,7 @@ def sweep_report(sweep: Sweep, *, name: str = "") -> Page:
                 for short in shorts
                 if not frame[(frame["quantity"] == quantity) & frame["weight"].str.endswith(f".{short}")].empty
             ]
-            data = frame_block(frame[frame["quantity"] == quantity], f"{quantity}.csv")
-            page.section(title, "", *figures, data)
+            page.section(title, "", *figures, frame_block(frame[frame["quantity"] == quantity], f"{quantity}.csv"))
     if "top_ids" in sweep.values:
         for weight in sweep.weights:
             for end in ("top", "bottom"):

@@ -31,8 +31,7 @@ def extents_in_text(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list
     for before in dict.fromkeys(("", getattr(tokenizer, "bos_token", None) or "")):
         encoded = encode(before + text, return_offsets_mapping=True, add_special_tokens=False)
         plain = list(encoded["input_ids"])
-        starts = range(len(ids) - len(plain) + 1)
-        start = next((k for k in starts if list(ids[k : k + len(plain)]) == plain), None)
+        start = next((k for k in range(len(ids) - len(plain) + 1) if list(ids[k : k + len(plain)]) == plain), None)
         if start is None:
             continue
         own = [

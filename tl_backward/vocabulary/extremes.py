@@ -227,8 +227,7 @@ class _Best:
     def _wait(self, tile: Tensor, row: Tensor, columns: Tensor, first: int) -> None:
         """Keep of a row's entries at some columns [c, m] those beyond the k-th so far."""
         assert self._values is not None
-        places = (row[:, None] * tile.shape[1] + columns).flatten()
-        entries = tile.flatten().index_select(0, places).view_as(columns)
+        entries = tile.flatten().index_select(0, (row[:, None] * tile.shape[1] + columns).flatten()).view_as(columns)
         at = self._beyond(entries, self._values[:, -1].index_select(0, row)[:, None]).flatten().nonzero()[:, 0]
         rows = row.index_select(0, at // columns.shape[1])
         self._waiting.append((rows, entries.flatten()[at], columns.flatten()[at] + first))
@@ -248,8 +247,7 @@ class _Best:
         rows = rows[order]
         place = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
         shape = (len(self._values), int(counts.max()))
-        nothing = -torch.inf if self.largest else torch.inf
-        table = values.new_full(shape, nothing), ids.new_full(shape, -1)
+        table = values.new_full(shape, -torch.inf if self.largest else torch.inf), ids.new_full(shape, -1)
         table[0][rows, place], table[1][rows, place] = values[order], ids[order]
         values, ids = torch.cat([self._values, table[0]], 1), torch.cat([self._ids, table[1]], 1)
         # Stable, so that an entry that is infinite itself comes before the table's empty places.

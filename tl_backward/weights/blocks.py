@@ -46,8 +46,7 @@ class Block:
     @property
     def kind(self) -> str:
         """What the block is, in words: "attention, experts"."""
-        kinds = [part.kind for part in (self.mixing, self.main) if part is not None]
-        return ", ".join(dict.fromkeys(kinds))
+        return ", ".join(dict.fromkeys(part.kind for part in (self.mixing, self.main) if part is not None))
 
 
 def stack_name(sites: WeightSites) -> str:

@@ -270,8 +270,7 @@ class GradientFactors:
 
     def per_example(self) -> list["GradientFactors"]:
         """One GradientFactors per example of the batch; their gradients sum to this one's."""
-        n = self.deltas.shape[0] if self.origin is None else self.origin.shape[0]
-        return [self[i] for i in range(n)]
+        return [self[i] for i in range(self.deltas.shape[0] if self.origin is None else self.origin.shape[0])]
 
     def expert(self, index: int) -> "GradientFactors":
         """The factors of one expert's own matrix [d_in, d_out], of those that share this parameter.

@@ -97,8 +97,7 @@ def rotation(model: TransformerLensModel, layer: int, position: int) -> Tensor |
     if getattr(attn.cfg, "positional_embedding_type", None) != "rotary":
         return None
     basis = torch.eye(model.cfg.d_head, dtype=model.W_U.dtype, device=model.W_U.device)
-    turn = cast(Callable[..., Tensor], attn.apply_rotary)
-    return turn(basis[:, None, None], past_kv_pos_offset=position)[:, 0, 0]
+    return cast(Callable[..., Tensor], attn.apply_rotary)(basis[:, None, None], past_kv_pos_offset=position)[:, 0, 0]
 
 
 def _add(
@@ -157,8 +156,7 @@ def _position_ids(args: ModuleArgs, kwargs: ModuleKwargs, out: object) -> Tensor
     from transformer_lens.utilities.tensors import get_offset_position_ids
 
     mask = cast(Tensor, mask)
-    real = mask.bool()[:, offset : offset + tokens.shape[-1]]
-    return torch.where(real, get_offset_position_ids(offset, mask), -1)
+    return torch.where(mask.bool()[:, offset : offset + tokens.shape[-1]], get_offset_position_ids(offset, mask), -1)
 
 
 def _no_padding(ids: Tensor | None, delta: Tensor) -> tuple[Tensor, Tensor]:

@@ -119,8 +119,7 @@ def _product(call: _Call) -> list[Use]:
     left, right = (call.tensor(*place) for place in _FACTORS[call.name])
     uses: list[Use] = []
     if left is not None and right is not None and call.is_weight(left) != call.is_weight(right):
-        from_right = call.is_weight(right)
-        factors = (right, left, "in_out", _same) if from_right else (left, right, "out_in", _transposed)
+        factors = (right, left, "in_out", _same) if call.is_weight(right) else (left, right, "out_in", _transposed)
         uses = _matrix(call, *factors)
     bias = call.weight(0, "input") if call.name in ("addmm", "baddbmm") else None
     if bias is not None and bias.ndim == 1:
@@ -226,8 +225,7 @@ def _einsum(call: _Call) -> list[Use]:
     x_axes, y_axes = [of_x.index(c) for c in [*lead, *contracted]], [written.index(c) for c in [*lead, *out]]
     orientation: Orientation = "in_out" if of_weight.index(contracted[0]) < of_weight.index(out[0]) else "out_in"
     x_rows, y_rows = methodcaller("permute", x_axes), methodcaller("permute", y_axes)
-    blocks = "head" if heads else ""
-    return [Use(call.name, weight, "matrix", call.out, x, orientation, x_rows, y_rows, blocks)]
+    return [Use(call.name, weight, "matrix", call.out, x, orientation, x_rows, y_rows, "head" if heads else "")]
 
 
 _SYNONYMS = {

@@ -40,10 +40,9 @@ def _geometry(model: TransformerLensModel, way: Named) -> Geometry | None:
     if attention is None or way.name.rsplit(".", 1)[-1] not in _HEADED:
         return None
     source = _wrapped(attention) or attention
-    config = getattr(source, "config", None)
     n_heads = (
         _number(source, "num_heads", "num_attention_heads", "n_heads")
-        or _number(config, "num_attention_heads", "n_head", "num_heads")
+        or _number(getattr(source, "config", None), "num_attention_heads", "n_head", "num_heads")
         or int(model.cfg.n_heads)
     )
     d_head = _number(source, "head_dim", "attention_head_size", "key_value_proj_dim", "d_head")

@@ -63,5 +63,4 @@ def sentence_rows(n: int, *, seed: int, of: World | None = None) -> Int[Tensor, 
 
     The sentences are those of training; no two seeds order them alike.
     """
-    recipe = replace(SMALL, batch_size=n, data_seed=seed)
-    return next(FactsTask(of or small_world()).batches(recipe)).tokens
+    return next(FactsTask(of or small_world()).batches(replace(SMALL, batch_size=n, data_seed=seed))).tokens

@@ -317,8 +317,7 @@ _SMALL, _MODERATE, _LARGE = 2.0**-6, 64.0, 2.0**14
 def _known_numbers(output: Tensor) -> Tensor:
     """Numbers [batch, pos, d_vocab] for the unembedding to say: zeros, small ones, moderate ones and large ones."""
     put = torch.zeros_like(output)
-    n = output[0].numel()
-    ramp = torch.linspace(-1, 1, n, dtype=output.dtype, device=output.device).reshape(output[0].shape)
+    ramp = torch.linspace(-1, 1, output[0].numel(), dtype=output.dtype, device=output.device).reshape(output[0].shape)
     put[1], put[2], put[3] = ramp * _SMALL, ramp * _MODERATE, _LARGE
     return put
 

@@ -239,8 +239,7 @@ def _probe_tokens(model: "PreTrainedModel") -> Tensor | None:
     # Two fewer than there are positions, as RoBERTa's begin at the padding's.
     limits = [config[name] for name in ("max_position_embeddings", "n_positions") if isinstance(config.get(name), int)]
     length = max(1, min(_N_TOKENS, *(limit - 2 for limit in limits), len(ids)))
-    step = max(1, len(ids) // length)
-    return torch.tensor([ids[::step][:length]], device=model.device)
+    return torch.tensor([ids[:: max(1, len(ids) // length)][:length]], device=model.device)
 
 
 def _special_ids(config: Mapping) -> Iterator[int]:
