@@ -86,7 +86,7 @@ MOVED = {
 
 
 class _Moved(ModuleType):
-    """An old name: what it is asked for is looked up in the module that it became."""
+    """A module under its old name: attributes are looked up in the module that replaced it, with a warning."""
 
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):
@@ -102,6 +102,6 @@ class _Moved(ModuleType):
 
 
 def register() -> None:
-    """Let the old names be imported."""
+    """Register the old module names with the import system."""
     for old in MOVED:
         sys.modules.setdefault(f"tl_backward.{old}", _Moved(f"tl_backward.{old}", f"Now tl_backward.{MOVED[old]}."))

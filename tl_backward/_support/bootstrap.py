@@ -58,7 +58,7 @@ def bootstrap(
 
 
 def _counts(n: int, n_items: int, groups: Tensor | None, generator: torch.Generator) -> Float[Tensor, "n n_items"]:
-    """How often each item is drawn in each of `n` resamples."""
+    """Resampling counts [n, n_items]: how often each item is drawn in each of `n` bootstrap resamples."""
     if groups is None:
         drawn = torch.randint(n_items, (n, n_items), generator=generator)
         return _tally(drawn, n_items)

@@ -15,7 +15,7 @@ class UnknownWordsWarning(UserWarning):
 
 
 class LargeCaptureWarning(UserWarning):
-    """A capture that is about to hold much memory."""
+    """A capture whose factors will take much memory (from 4 GiB on)."""
 
 
 class NonFiniteError(ValueError):
@@ -180,7 +180,7 @@ def check_at_least_one(name: str, number: int, hint: str) -> None:
 
 
 def check_text(text: str) -> str:
-    """Text that a tokenizer can take.
+    """The text itself, once a tokenizer can take it: no unpaired surrogates.
 
     Raises:
         ValueError: half of a surrogate pair in it, as bytes that are not UTF-8 become on a command line.

@@ -1,4 +1,4 @@
-"""How far apart two computations of one thing are, and how far two right ones may be."""
+"""Relative differences between two computations of the same tensor, and the tolerance that rounding explains."""
 
 import torch
 from torch import Tensor
@@ -20,5 +20,5 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """The largest `difference` of two right implementations."""
+    """The largest `difference` that rounding alone makes between two correct implementations."""
     return 1e-3 if dtype in (torch.float32, torch.float64) else 0.1

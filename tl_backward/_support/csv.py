@@ -53,12 +53,12 @@ def frame_cells(frame: "DataFrame | Series") -> tuple[list[str], list[list[Any]]
 
 
 def filled(frame: Any) -> DataFrame:  # some rows of a frame are a Series too, to pandas' own types
-    """A frame of Python objects with None for NaN."""
+    """The frame with Python objects as values and None for NaN."""
     return frame.astype(object).where(frame.notna(), None)
 
 
 def finite(value: object) -> Any:
-    """The same for JSON, which has no NaN and no infinity: null."""
+    """Values with None for NaN and infinity, which JSON does not have."""
     if isinstance(value, Mapping):
         return {key: finite(each) for key, each in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):

@@ -115,7 +115,7 @@ def visible_token(token: str, limit: int | None = None) -> str:
 
 
 def _unambiguous(token: str, i: int) -> str:
-    """One of `_AMBIGUOUS`, such that it cannot be overlooked or taken for another."""
+    """A character of `_AMBIGUOUS`, escaped where it would be overlooked or mistaken for another."""
     char, after = token[i], token[i + 1 : i + 2]
     if char == " ":
         return SPACE if not i or after in ("", " ") or token[i - 1] == " " else " "
@@ -139,7 +139,7 @@ def token_html(token: str, limit: int | None = 40) -> str:
 
 
 def plain_number(value: AnyNumber) -> Number:
-    """A number that Python writes as one: NumPy's would be written as np.float64(1.5)."""
+    """A NumPy or Python number as a plain Python number, whose repr is 1.5 and not np.float64(1.5)."""
     return value.item() if isinstance(value, np.integer | np.floating) else value
 
 

@@ -1,4 +1,4 @@
-"""Euclidean norms of vectors of any size: their squares are never taken in the units that they come in."""
+"""Euclidean norms without overflow or underflow: vectors are scaled by their largest entry before squaring."""
 
 import torch
 from jaxtyping import Float
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def lengths(vectors: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead"]:
-    """|v| of each vector, in float32 at least, right wherever it can be written.
+    """Euclidean norm of each vector, in float32 at least, without overflow or underflow in between.
 
     Squares of 1e-25 or 1e25 are no float32 numbers, and a length of 65,520 is no float16 number.
     """
@@ -17,7 +17,7 @@ def lengths(vectors: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead"]:
 
 
 def units(vectors: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
-    """Vectors of norm 1, however small or large they were; zeros stay zeros."""
+    """Vectors scaled to norm 1, however small or large they were; zero vectors stay zero."""
     vectors = vectors / largest(vectors)
     norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors / torch.where(norms > 0, norms, torch.ones_like(norms))

@@ -1,4 +1,4 @@
-"""beartype, but which of a Literal's values is given is left to the function, whose own error names them all."""
+"""Type checks with beartype that leave a Literal's allowed values to the function, whose error names them all."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar, get_args, get_origin

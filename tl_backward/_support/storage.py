@@ -1,4 +1,4 @@
-"""All that is saved: tensors with metadata, and JSON; replaced only by whole files, refused when not what was saved.
+"""Saved files, tensors with metadata and JSON: replaced atomically, and refused where a checksum does not match.
 
 A file is refused as damaged or another's (`damaged`), as one of another kind (`check_kind`), or as the checkpoint of
 another run (`check_run`). Checksums (CRC-32) are against accidents, a `fingerprint` (SHA-256) tells two things apart.
@@ -78,12 +78,12 @@ def load_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tenso
 
 
 def joined(**parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of several parts in one file: "part/name"."""
+    """Tensors of several parts as one dictionary, with names "part/name"."""
     return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 
 def part_of(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
-    """One part's tensors by their own names, of those that `joined` gave."""
+    """One part's tensors by their own names, from a dictionary that `joined` made."""
     start = f"{part}/"
     return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
@@ -98,7 +98,7 @@ def save_json(path: str | Path, value: Mapping[str, object], beside: Iterable[st
 
 
 def load_json(path: str | Path, beside: Iterable[str] = ()) -> dict:
-    """What `save_json` was given, as JSON has it.
+    """Read a file of `save_json` and verify its checksums; values have JSON's types.
 
     Raises:
         ValueError: no such file, not one that `save_json` wrote, or one that no longer says the same; a file `beside`
@@ -145,12 +145,12 @@ def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 
 
 def damaged(path: str | Path, why: str) -> str:
-    """The error of a file that is not as it was saved."""
+    """The error raised for a file that differs from what was saved."""
     return f"Expected a file that tl_backward saved, got {str(path)!r}, damaged or another's ({why}); make it anew."
 
 
 def check_kind(path: str | Path, is_so: bool, writer: str) -> None:
-    """Refuse a whole file that something else than `writer` wrote, or another version of it.
+    """Refuse an intact file of another kind, or of another version of the format, than `writer` writes.
 
     Raises:
         ValueError: it is not so.
@@ -160,7 +160,7 @@ def check_kind(path: str | Path, is_so: bool, writer: str) -> None:
 
 
 def check_run(path: str | Path, saved: Mapping[str, object], asked: Mapping[str, object]) -> None:
-    """Refuse the checkpoint of a run that was given something else; what is asked is compared as JSON has it.
+    """Refuse the checkpoint of a run with other settings; settings are compared as JSON values.
 
     Raises:
         ValueError: the first thing that differs is named.
@@ -193,6 +193,6 @@ def _file_checksum(path: Path) -> str:
 
 
 def _json_checksum(value: object) -> str:
-    """Of what is said, whatever the layout."""
+    """CRC-32 of a JSON value, independent of whitespace and the order of keys."""
     said = json.loads(json.dumps(value))
     return f"{zlib.crc32(json.dumps(said, sort_keys=True).encode()):08x}"

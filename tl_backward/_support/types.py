@@ -22,7 +22,7 @@ def typed(function: F) -> F:
 
 
 def _checked(signature: F) -> F:
-    """beartype, which looks at one item of a list, drawn by Python's global generator: given back."""
+    """Check with beartype, and restore Python's global random state, which it draws from to sample list items."""
     check = check_types(signature)
 
     @wraps(signature)

@@ -1,4 +1,4 @@
-"""Warnings that point at the user's line, however deep in here they are noticed."""
+"""Warnings attributed to the user's line of code, however deep in this package they are raised."""
 
 import functools
 import sys
@@ -19,7 +19,7 @@ _BETWEEN = (
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the nearest line outside this package, so that Python says a thing once a place of the user's."""
+    """Warn at the nearest stack frame outside this package, so that Python shows a warning once for each line there."""
     level, frame = 1, sys._getframe()
     while frame is not None and frame.f_code.co_filename.startswith((_HERE, *_BETWEEN)):
         level, frame = level + 1, frame.f_back

@@ -1,4 +1,4 @@
-"""Activations at places, read over batches of tokens; they leave no trace in the model."""
+"""Activations at hook points, read over batches of tokens; the model is left unchanged."""
 
 from tl_backward.activations.reader import PlaceReader, forward, last_layer, watch
 

@@ -29,7 +29,7 @@ _SCORES = 2**21
 
 
 class PlaceReader:
-    """Reads places at chosen tokens of one batch after another; what one forward pass can be asked is checked once.
+    """Reads activations at places and chosen tokens, batch by batch; that the model has the places is checked once.
 
     Attributes:
         places: what is read, in order, each once.
@@ -103,7 +103,7 @@ class PlaceReader:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the activations."""
+        """Data type of the activations."""
         return self.model.W_U.dtype
 
     def __call__(
@@ -228,13 +228,13 @@ def watch(
 
 
 def _embedding(model: TransformerLensModel) -> nn.Module:
-    """What reads the tokens, also where TransformerLens has no name for it."""
+    """The module that embeds the tokens, also where TransformerLens has no name for it."""
     own = cast(nn.Module, model)._modules.get("embed")
     return cast(Any, model).original_model.get_input_embeddings() if own is None else own
 
 
 def forward(model: TransformerLensModel, tokens: Int[Tensor, "batch pos"], stop_at_layer: int | None) -> None:
-    """One pass for its hooks' sake: no gradients, no cache, no draw from the global RNG."""
+    """Run a forward pass for its hooks alone: no gradients, no key-value cache, the global RNG untouched."""
     options: dict[str, object] = {"return_type": "logits", **without_cache(model)}
     if stop_at_layer is not None and stop_at_layer < model.cfg.n_layers:
         options["stop_at_layer"] = stop_at_layer
@@ -244,7 +244,7 @@ def forward(model: TransformerLensModel, tokens: Int[Tensor, "batch pos"], stop_
 
 @contextmanager
 def _padding_at_the_end() -> Iterator[None]:
-    """Without transformers' advice to pass a mask: what is read here comes before any padding, which it cannot see."""
+    """Silence transformers' advice to pass a mask: tokens before right padding do not see it."""
     logger = logging.getLogger("transformers.modeling_utils")
     logger.addFilter(_is_no_such_advice)
     try:

@@ -63,13 +63,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _noting_once() -> Callable[..., None]:
-    """What shows warnings on standard error, each message once."""
+    """A `warnings.showwarning` that prints each message once to standard error."""
     note = cache(lambda said: print(f"note: {visible_text(said)}", file=sys.stderr))
     return lambda message, *about: note(str(message))
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says no control character, and asks `add_options` for a command's own once it is the one that runs.
+    """Argument parser that prints no control characters and adds a command's options only when that command runs.
 
     What options are generated from may be slow to import.
     """

@@ -1,4 +1,4 @@
-"""`tl-backward compare`."""
+"""The command `tl-backward compare`: two models' layers compared on the same texts."""
 
 import argparse
 import math
@@ -29,7 +29,7 @@ _EXAMPLES = """  two training runs, all layers against all layers:
 
 
 def add_commands(commands: Commands) -> None:
-    """`compare`."""
+    """Register the command `compare`."""
     add_command(
         commands, "compare", _compare, _add_options,
         help="whether two models compute the same thing, layer by layer",
@@ -106,7 +106,7 @@ def _compare(arguments: argparse.Namespace) -> Answer:
 
 
 def _lines(found: "Comparison") -> Iterator[str]:
-    """Every measure as text, layers of A down, of B across, and what limits the conclusions."""
+    """Lines of text: a table for each measure, layers of A by layers of B, and the caveats of the data."""
     from tl_backward.render.compare_report import caveats
 
     yield repr(found)

@@ -1,4 +1,4 @@
-"""`tl-backward edit` and `tl-backward edits`."""
+"""The commands `tl-backward edit` (make one edit) and `tl-backward edits` (compare ways to edit)."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -69,7 +69,7 @@ _EDITS_EXAMPLES = """  the table of the README: settings chosen on 40 edits, sco
 
 
 def add_commands(commands: Commands) -> None:
-    """`edit` and `edits`."""
+    """Register the commands `edit` and `edits`."""
     add_command(
         commands, "edit", _edit, _add_edit_options,
         help="write one new answer into the weights, and see what else it changes",
@@ -164,7 +164,7 @@ def _edit_lines(
     scores: "tuple[EditScores, EditScores] | None",
     saved: "Path | None",
 ) -> Iterator[str]:
-    """What an edit changes, and what else a reader of the probabilities has to know."""
+    """Lines of text: probabilities before and after the edit, its scores, and notes on how to interpret them."""
     yield f"{quoted(arguments.prompt)} -> {quoted(arguments.target)}: {how}"
     first, *others = encode_continuation(model, arguments.target)
     word = token_string(effect.tokenizer, first)
@@ -185,7 +185,7 @@ def _edit_lines(
 
 
 def _settle_method(arguments: argparse.Namespace) -> None:
-    """Refuse the other method's options, and set what was left open of this one's."""
+    """Refuse options of the method that was not chosen, and set defaults for those of the chosen one."""
     for method, options in _OF_METHOD.items():
         given = [f"--{name}" for name in options if getattr(arguments, name) is not None]
         if given and method != arguments.method:
@@ -199,7 +199,7 @@ def _settle_method(arguments: argparse.Namespace) -> None:
 
 
 def _chosen_grid(model: "TransformerLensModel", arguments: argparse.Namespace) -> "LayerGrid | None":
-    """The layer x scale grid on validation edits, where the layer is left to be chosen."""
+    """The layer x scale grid scored on validation edits; None where the layer was given or nothing is shifted."""
     if arguments.method != "shift" or arguments.layer is not None:
         return None
     scales = SCALES if arguments.scale is None else (arguments.scale,)
@@ -208,7 +208,7 @@ def _chosen_grid(model: "TransformerLensModel", arguments: argparse.Namespace) -
 
 
 def _made(model: "TransformerLensModel", arguments: argparse.Namespace, grid: "LayerGrid | None") -> tuple["Edit", str]:
-    """The edit that was asked for, and how it was made in words."""
+    """Make the edit; returns it with a description in words."""
     asked = (arguments.prompt, arguments.target)
     if arguments.method == "gradient":
         edit = gradient_edit(model, *asked, lr=arguments.lr, steps=arguments.steps)
@@ -222,12 +222,12 @@ def _made(model: "TransformerLensModel", arguments: argparse.Namespace, grid: "L
 
 
 def _short_names(edit: "Edit") -> str:
-    """What an edit writes to, without layers."""
+    """Names of the edited weights without their layers, joined by "and"."""
     return " and ".join(dict.fromkeys(name.rpartition(".")[2] for name in edit.updates))
 
 
 def _own_case(arguments: argparse.Namespace) -> "EditCase | None":
-    """What scores the edit, where it is one of the given cases'."""
+    """The given case with this prompt and target, whose prompts score the edit; None where there is none."""
     asked = (arguments.prompt, arguments.target)
     cases = () if arguments.cases is None else load_cases(arguments.cases)
     return next((case for case in cases if (case.prompt, case.target) == asked), None)
@@ -259,7 +259,7 @@ def _edits(arguments: argparse.Namespace) -> Answer:
 def _cases(
     arguments: argparse.Namespace, n_validation: int, n_test: int
 ) -> tuple[Sequence["EditCase"], Sequence["EditCase"]]:
-    """Edits to choose settings on, and others to score."""
+    """(validation, test): cases to choose settings on, and others to score."""
     if arguments.cases is None:
         if arguments.model not in zoo.names():
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Options of a command from what Python's users call: names, defaults and words stand in one place, its signature.
+"""Command-line options generated from Python signatures: names, types, defaults and help text are those of the API.
 
 An option class's attributes and a function's parameters become `--batch-size` and the like; help is their docstring.
 """
@@ -40,20 +40,20 @@ def add_options(
 
 
 def options_from(arguments: argparse.Namespace, options: Callable[..., T], **others: object) -> T:
-    """An option object of what was given on the command line, and of `others`."""
+    """Make an option object from the command line's arguments and `others`."""
     names = [name for name in inspect.signature(options).parameters if hasattr(arguments, name)]
     return options(**{name: getattr(arguments, name) for name in names} | others)
 
 
 def documented(source: Callable[..., object]) -> Mapping[str, str]:
-    """What a docstring's Args or Attributes say of each name, on one line."""
+    """Descriptions by name from a docstring's Args or Attributes section, each on one line."""
     found = re.search(r"^(?:Args|Attributes):\n(.*?)(?=^\S|\Z)", inspect.getdoc(source) or "", re.M | re.S)
     parts = re.split(r"^    (\w+): ", found[1] if found else "", flags=re.M)[1:]
     return {name: " ".join(text.split()).rstrip(".") for name, text in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def _argument(name: str, annotation: Any, default: object) -> dict[str, Any]:  # an annotation has no type of its own
-    """How argparse reads an option of a type."""
+    """Settings of argparse (type, choices, nargs) for an option of a type."""
     kinds = list(_members(annotation))
     if kinds == [bool]:
         return {"action": argparse.BooleanOptionalAction if default else "store_true"}
@@ -82,7 +82,7 @@ _READ: dict[object, dict[str, Any]] = {
 
 
 def _members(annotation: Any) -> Iterator[Any]:
-    """What a union is made of, None aside."""
+    """The members of a union without None; a list of itself for any other type."""
     if get_origin(annotation) in (Union, UnionType):
         for member in get_args(annotation):
             yield from _members(member)
@@ -101,5 +101,5 @@ def _shown(default: object) -> str:
 
 
 def several(text: str) -> list[str]:
-    """Names from text such as "cka,rsa"."""
+    """Parse names separated by commas, such as "cka,rsa"."""
     return [name for name in text.replace(",", " ").split() if name]

@@ -1,4 +1,4 @@
-"""`tl-backward invert`."""
+"""The command `tl-backward invert`: inputs that give nearly the same activation."""
 
 import argparse
 import re
@@ -30,7 +30,7 @@ _EXAMPLES = """  what does the counting model know at its last token, at every s
 
 
 def add_commands(commands: Commands) -> None:
-    """`invert`."""
+    """Register the command `invert`."""
     add_command(
         commands, "invert", _invert, _add_options,
         help="what an activation knows: the inputs that give nearly the same one",
@@ -112,7 +112,7 @@ def _invert(arguments: argparse.Namespace) -> Answer:
 
 
 def _decoder(arguments: argparse.Namespace, model: "TransformerLensModel", task: "Task") -> "Decoder | None":
-    """The one that was named, or ships for this model."""
+    """The decoder that was named, or that ships for this model; None for neither."""
     from tl_backward.inversion import load, names
 
     if arguments.decoder is not None:
@@ -124,7 +124,7 @@ def _decoder(arguments: argparse.Namespace, model: "TransformerLensModel", task:
 
 
 def _lines(readings: "Sequence[SiteReading]") -> Iterator[str]:
-    """A row a site and position: how much is inside, and which features those texts keep."""
+    """Lines of text: one for each site and position, the share of texts within epsilon and the features they share."""
     from tl_backward.render.invert_report import kept_features
 
     width = max(4, *(len(str(reading.preimage.site)) for reading in readings))

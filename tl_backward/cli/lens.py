@@ -1,4 +1,4 @@
-"""`tl-backward demo` and `tl-backward lens`."""
+"""The commands `tl-backward demo` and `tl-backward lens`: the Backward Lens report of one prompt."""
 
 import argparse
 import time
@@ -36,7 +36,7 @@ _JSON = "print the results as one JSON object; a page is then written only with 
 
 
 def add_commands(commands: Commands) -> None:
-    """`demo` and `lens`."""
+    """Register the commands `demo` and `lens`."""
     add_command(
         commands, "demo", _demo, lambda parser: None,
         help="the report of one edit on the model that ships (takes seconds, needs nothing)",
@@ -130,7 +130,7 @@ def _page(lens: "BackwardLens", model: "TransformerLensModel", name: str) -> "Pa
 
 
 def _with_edit(page: "Page", model: "TransformerLensModel", prompt: str, target: str) -> "Page":
-    """What comes of it: the target shifted in with one forward pass, at the setting that `edits` chooses."""
+    """Append the forward-pass shift of the target to the page, at the layer and scale that `edits` chooses."""
     from tl_backward.render.edit_report import add_edit
 
     effect = edit_effect(model, shift_edit(model, prompt, target, DEMO_LAYER, DEMO_SCALE), prompt, k=5)

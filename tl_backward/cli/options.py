@@ -1,4 +1,4 @@
-"""What all commands share: their options, how their answers are printed and where the page goes."""
+"""Shared by all commands: common options, how results are printed, and where the page is written."""
 
 import argparse
 import json
@@ -30,7 +30,7 @@ DEFAULT_OUT = "tl-backward-report.html"
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command found, in each of its forms; only what is wanted is made."""
+    """A command's result as text, JSON and page; each form is computed only when it is needed."""
 
     lines: Callable[[], Iterable[str]]
     """As text."""
@@ -55,7 +55,7 @@ def add_command(
     out: str = f"where to write the page (default: {DEFAULT_OUT})",
     paged: bool = True,
 ) -> None:
-    """One command: its own options and those of where its answer goes.
+    """Register a command with its own options and those for its output.
 
     Args:
         commands: what it is added to.
@@ -88,7 +88,7 @@ def add_command(
 
 
 def _run(answer: Callable[[argparse.Namespace], Answer], arguments: argparse.Namespace) -> None:
-    """Print what a command found as text or JSON; write the page where one is wanted, and open it."""
+    """Run a command, print its result as text or JSON, and write and open the page where one is wanted."""
     arguments.paged = bool(arguments.out or (arguments.paged and not arguments.json))
     out = check_out(arguments.out) if arguments.paged else None
     # Nothing that another library prints may end up among the results.
@@ -109,7 +109,7 @@ def _run(answer: Callable[[argparse.Namespace], Answer], arguments: argparse.Nam
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Which model, where and in which precision."""
+    """Add the options for the model, its device and its precision."""
     parser.add_argument(
         "--model",
         required=True,
@@ -127,7 +127,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
-    """On which device and in which precision."""
+    """Add the options for device and precision."""
     parser.add_argument("--device", default="cpu", metavar="NAME", help="PyTorch device, such as cuda (default: cpu)")
     parser.add_argument(
         "--dtype",
@@ -138,18 +138,18 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
 
 
 def load_asked(arguments: argparse.Namespace, side: str = "") -> "TransformerLensModel":
-    """The model that `add_model` asks for; `side` is the end of the names of the options of one of two."""
+    """Load the model named by the options of `add_model`; `side` is the suffix of those options ("_a", "_b")."""
     model, kind = (getattr(arguments, name + side) for name in ("model", "kind"))
     return load(model, kind=kind, device=arguments.device, dtype=arguments.dtype)
 
 
 def name_of(model: str) -> str:
-    """What a model is called: of a folder its last part."""
+    """A model's name for titles: the last part of a folder's path."""
     return Path(model).name or model
 
 
 def layers(text: str) -> list[int]:
-    """Layers from text such as "0,3", "4-7" or "-1"."""
+    """Parse layers such as "0,3", "4-7" or "-1"."""
     layers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-") if not part.strip().startswith("-") else (part, "", "")
@@ -163,7 +163,7 @@ def layers(text: str) -> list[int]:
 
 
 def numbers(text: str) -> list[float]:
-    """Numbers from text such as "0.5,1,2"."""
+    """Parse numbers separated by commas, such as "0.5,1,2"."""
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
@@ -171,14 +171,14 @@ def numbers(text: str) -> list[float]:
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1, from text."""
+    """Parse a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
 
 
 def check_out(out: str | None) -> Path:
-    """Where the page goes; refused before the work, not after it."""
+    """Path of the page; one that cannot be written is refused before the computation."""
     path = Path(out or DEFAULT_OUT)
     if path.is_dir():
         raise IsADirectoryError(
@@ -194,7 +194,7 @@ def check_out(out: str | None) -> Path:
 
 
 def size_of(path: Path) -> str:
-    """A file's size in words."""
+    """A file's size with its unit, kB or MB."""
     size = path.stat().st_size
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
@@ -205,19 +205,19 @@ def quoted(text: str) -> str:
 
 
 def say(*lines: str) -> None:
-    """Print lines of text: nothing in a token, a prompt or a file's name can command the terminal."""
+    """Print lines of text with control characters escaped, so that no token or file name controls the terminal."""
     for line in lines:
         print(visible_text(line))
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines of columns."""
+    """Format rows of cells as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _open_page(path: Path, no_open: bool) -> None:
-    """Open the page, unless there is no display, where a text browser would take the terminal over."""
+    """Open the page in a browser, unless there is no display: a text browser would take over the terminal."""
     has_display = sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
     if no_open or not has_display:
         return

@@ -1,4 +1,4 @@
-"""`tl-backward params`."""
+"""The command `tl-backward params`: weights in words."""
 
 import argparse
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ _EXAMPLES = """  the atlas of a model: all its matrices, the most coherent vecto
 
 
 def add_commands(commands: Commands) -> None:
-    """`params`."""
+    """Register the command `params`."""
     add_command(
         commands, "params", _params, _add_options,
         help="the weights themselves in words, without any data",
@@ -88,7 +88,7 @@ def _params(arguments: argparse.Namespace) -> Answer:
 
 
 def _vector_lines(found: "Coherence") -> Iterator[str]:
-    """The most coherent vectors of a weight."""
+    """Lines of text: the five most coherent vectors of a weight with their top tokens."""
     yield repr(found)
     names, words = found.projection.vector_names(), found.projection.top_tokens
     for i in found.order[:5].tolist():
@@ -96,7 +96,7 @@ def _vector_lines(found: "Coherence") -> Iterator[str]:
 
 
 def _atlas_lines(every: "ParameterAtlas", name: str) -> Iterator[str]:
-    """How to go on from the atlas."""
+    """Lines of text: how to print one weight's words, and which weights the atlas leaves out."""
     shown = list(every.coherence)
     short, of = next((place for place in shown if place[0] == "W_out"), shown[0])
     command = f"--weight {short} --layer {of}"

@@ -38,7 +38,7 @@ class LostUpdateWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Update:
-    """What is added to one weight: sum_i outer(x_i, v_i), in the orientation of y = x @ W."""
+    """An update of one weight: sum_i outer(x_i, v_i), in the orientation of y = x @ W."""
 
     x: Float[Tensor, "token d_in"]
     v: Float[Tensor, "token d_out"]
@@ -105,7 +105,7 @@ class Edit:
         return self
 
     def _put_on(self) -> None:
-        """Apply without a word about what was rounded away."""
+        """Apply without warnings about rounding."""
         if self.is_applied:
             raise RuntimeError("Expected an edit that is not applied, got one that is; revert() it first.")
         sites = editable(self.model, self.updates)
@@ -172,7 +172,7 @@ class Edit:
 
 @contextmanager
 def put_on(edit: Edit) -> Iterator[None]:
-    """Within the context the edit is applied, as part of making another: nobody is told what was rounded away."""
+    """Context in which the edit is applied while another is made, without warnings about rounding."""
     with visiting(edit.model):
         edit._put_on()
         try:
@@ -240,7 +240,7 @@ def editable(model: TransformerLensModel, updates: dict[str, Update]) -> WeightS
 
 
 def _share_written(site: WeightSite, before: Tensor, update: Update) -> float:
-    """<W_after - W_before, U> / <U, U>, of the update as it was meant."""
+    """Share of an update U that the weight took on after rounding: <W_after - W_before, U> / <U, U>."""
     wide = torch.promote_types(before.dtype, torch.float32)
     x, v = (side.to(before.device, wide) for side in (update.x, update.v))
     with torch.no_grad():
@@ -252,6 +252,6 @@ def _share_written(site: WeightSite, before: Tensor, update: Update) -> float:
 
 
 def _describe(model: TransformerLensModel) -> str:
-    """What must agree for an edit to fit another copy of a model."""
+    """Metadata that must agree for an edit to fit another copy of a model."""
     cfg = model.cfg
     return f"{cfg.n_layers} layers, d_model {cfg.d_model}, {cfg.n_heads} heads and d_vocab {vocabulary_size(model)}"

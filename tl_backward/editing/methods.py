@@ -1,4 +1,4 @@
-"""Ways to edit: the forward-pass shift of Katz et al. 2024, plain gradient steps, and the rank-one primitive."""
+"""Ways to edit: the forward-pass shift of Katz et al. 2024, plain gradient steps, and one rank-one update."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -112,7 +112,7 @@ def shift_edit(
 
 
 def _shifted(model: TransformerLensModel, layer: int) -> WeightSite:
-    """What a block writes to the stream with, once it is known that an edit can write it."""
+    """The site of the matrix with which a block writes to the residual stream, checked to be writable."""
     sites = weight_sites(model)
     usual = f"blocks.{layer}.mlp.{USUAL}"
     name = usual if usual in sites or usual in sites.missing else written_by(model, sites).get(layer, usual)
@@ -178,7 +178,7 @@ def gradient_edit(
 
 
 def _check_news(logits: Float[Tensor, "token d_vocab"], ids: Sequence[int], target: Target) -> None:
-    """Refuse a target that the model says already, at the places of its tokens."""
+    """Refuse a target that the model already predicts at the positions of its tokens."""
     if logits.argmax(-1).tolist() == list(ids):
         raise ValueError(
             f"Expected a target other than the model's answer, got {target!r}, which it says already; there is nothing "

@@ -219,7 +219,7 @@ def encode(
 def probabilities(
     model: TransformerLensModel, asked: Sequence[Encoded]
 ) -> tuple[Float[Tensor, "asked"], Bool[Tensor, "asked"]]:
-    """Of each answer: its probability, and whether each of its tokens is the most likely one.
+    """Probability of each answer, and whether each of its tokens is the most likely one: two tensors [answer].
 
     An answer of several tokens is teacher-forced; its probability is the geometric mean over its tokens.
     """
@@ -248,7 +248,7 @@ def probabilities(
 
 
 def _mean(values: Tensor) -> float:
-    """NaN of nothing."""
+    """Mean of the values; NaN where there are none."""
     return float(values.double().mean())
 
 

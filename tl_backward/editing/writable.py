@@ -23,7 +23,7 @@ _REMEDY = "choose a matrix of its own that the model uses as it is stored (gradi
 
 
 def check_writable(model: TransformerLensModel, names: Iterable[str]) -> WeightSites:
-    """The model's sites, once an edit of these weights is known to reach the model and to come off again.
+    """Check that an edit of these weights changes what the model computes and can be reverted; returns the sites.
 
     Raises:
         ValueError: no such weight, one that is tied, that is used as a function of its parameter, or that the model
@@ -50,7 +50,7 @@ def check_writable(model: TransformerLensModel, names: Iterable[str]) -> WeightS
 
 
 def check_widths(site: WeightSite, n_x: int, n_v: int) -> None:
-    """Refuse vectors that are not as wide as what a weight reads and writes.
+    """Refuse vectors whose widths differ from the weight's [d_in, d_out].
 
     Raises:
         ValueError: they are not.
@@ -64,7 +64,7 @@ def check_widths(site: WeightSite, n_x: int, n_v: int) -> None:
 
 
 def matrix_shape(site: WeightSite) -> tuple[int, int]:
-    """[d_in, d_out] of a weight, head axes flattened; a bias reads the number 1."""
+    """[d_in, d_out] of a weight, head axes flattened; [1, d] of a bias."""
     is_vector = site.kind in ("bias", "norm")
     return (1, torch.Size(site.layout.shape).numel()) if is_vector else site.layout.matrix_shape
 
@@ -122,13 +122,13 @@ def _first(parameter: nn.Parameter) -> Tensor:
 
 
 def _other(number: Tensor) -> Tensor:
-    """Another number: 1 for 0, and 0 for any other."""
+    """A number that differs from the given one: 1 for 0, and 0 for any other."""
     return (number == 0).to(number.dtype)
 
 
 @contextmanager
 def _without_hooks(model: TransformerLensModel) -> Iterator[None]:
-    """Within the context the hook points have no hooks: nobody sees the pass. Other modules' may make weights."""
+    """Context without hooks at hook points; those of other modules stay, since some compute weights."""
     states = [vars(point) for point in every_module(model) if is_hook_point(point)]
     kept = [(state, {name: state[name] for name in ("_forward_hooks", "_forward_pre_hooks")}) for state in states]
     for state, hooks in kept:

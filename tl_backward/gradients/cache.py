@@ -1,4 +1,4 @@
-"""GradientCache: what one backward pass said, addressed the way TransformerLens addresses activations."""
+"""GradientCache: the results of one backward pass, addressed the way TransformerLens addresses activations."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ V = TypeVar("V")
 
 
 class _WeightMap(Mapping[Key, V]):
-    """What is known of weights, by name; iterating gives full names in the model's order."""
+    """A mapping from weight names to values; iterating gives full names in the model's order."""
 
     def __init__(self, values: Mapping[str, V | partial[V]], short_names: dict[Key, str], n_layers: int) -> None:
         self._values, self._short_names, self._n_layers = dict(values), short_names, n_layers
@@ -33,7 +33,7 @@ class _WeightMap(Mapping[Key, V]):
         return cast(V, value() if isinstance(value, partial) else value)
 
     def _refusal(self, key: Key, name: Key) -> str:
-        """What to do about a key that names nothing captured; `name` is its full name if it has one."""
+        """The error message for a key that was not captured; `name` is its full name if it has one."""
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""One forward pass and one activation-only backward pass: every chosen weight's x and delta, and no trace left."""
+"""One forward and one activation-only backward pass: x and delta of every chosen weight; the model stays unchanged."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -148,7 +148,7 @@ def _captured(
     *,
     again: bool = False,
 ) -> GradientCache | None:
-    """What one pass gave; None where it used weights that `known` lacks and that it was not run `again` for."""
+    """The results of one pass; None where it used weights that `known` lacks and must run `again` with more sites."""
     none = isinstance(weights, list | tuple) and not weights
     sites = {} if none else select_sites(known, weights)
     announce(model, sites.values(), max(n * pos for n, pos in batch.shapes))
@@ -358,7 +358,7 @@ def factor_bytes(model: TransformerLensModel, sites: Iterable[WeightSite], n_tok
 
 
 def _widths(site: WeightSite) -> int:
-    """Numbers of x and delta of one token."""
+    """How many numbers x and delta of one token have: d_in + d_out."""
     if site.kind in ("bias", "norm"):
         return torch.Size(site.layout.shape).numel()
     return site.layout.shape[1] if site.kind == "embedding" else sum(site.layout.matrix_shape)

@@ -71,7 +71,7 @@ def encode_examples(
     prepend_bos: bool | None = None,
     inputs: Mapping[str, object] | None = None,
 ) -> list[Example]:
-    """Each prompt with what belongs to it; see `sweep` for the arguments. An error names the prompt."""
+    """Encode each prompt with its loss, subject, answer and inputs; arguments as of `sweep`, errors name the prompt."""
     if isinstance(prompts, str) or not prompts:
         raise ValueError(
             f"Expected a list of prompts or edit cases, got {'one text' if isinstance(prompts, str) else 'none'}; a "
@@ -188,7 +188,7 @@ def _encoded(
 
 
 def _asked(model: TransformerLensModel, loss: Loss, tokens: list[int]) -> int | None:
-    """Where a model that has a mask is asked: there, or at the one position that the loss names."""
+    """Index of the token at which a masked model predicts: the mask, or the loss's position; None for other models."""
     mask, positions = mask_token(model), getattr(loss, "positions", None)
     if mask is None:
         return None
@@ -207,7 +207,7 @@ def by_length(examples: Sequence[Example], batch_size: int) -> Iterator[list[Exa
 
 @dataclass(frozen=True)
 class Captured:
-    """A batch's factors, with what belongs to each example."""
+    """A batch's gradient factors, with each example's mask, loss and predicting token."""
 
     cache: GradientCache
     mask: Bool[Tensor, "batch pos"]

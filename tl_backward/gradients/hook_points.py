@@ -1,4 +1,4 @@
-"""extend: a HookPoint at exactly what each weight matrix reads and writes, in the model's own hook_dict.
+"""extend: HookPoints at the input and output of each weight matrix, in the model's own hook_dict.
 
 TransformerLens's hook points lie near the matrices, not at them: a user's hook on `hook_q` stands between W_Q and the
 gradient seen there, an unfolded LayerNorm's output has no point at all. After `extend(model)` the points
@@ -68,7 +68,7 @@ class _Input:
 
 @dataclass
 class _Route:
-    """The points of one weight that the operations of a pass tell."""
+    """The hook points of one weight whose input and output are found by watching torch's operations."""
 
     site: WeightSite
     entry: nn.Module | None
@@ -89,13 +89,13 @@ class _Forward:
 
 
 def _is_hooked(point: nn.Module | None) -> bool:
-    """Whether anyone's hook is on a point."""
+    """Whether any hook is registered on a point."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return point is not None and any(getattr(point, name) for name in hooks)
 
 
 class _Routing(Watch):
-    """A pass in which x and y of the routes' weights go through their points."""
+    """Torch function mode in which x and y of the routes' weights pass through their hook points."""
 
     def __init__(self, routes: list[_Route]) -> None:
         tensors, self._identities = watched(route.site for route in routes)
@@ -104,13 +104,13 @@ class _Routing(Watch):
         self._shape: tuple[int, ...] = ()
 
     def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
-        """Put what a point makes of x in x's place, then call the operation."""
+        """Replace x by its hook point's output, then call the operation."""
         if any(id(value) in self._known for value in (*args, *(kwargs or {}).values())):
             args, kwargs = self._enter(func, args, kwargs or {})
         return super().__torch_function__(func, types, args, kwargs)
 
     def _of(self, known: Known, kind: str) -> list[_Route]:
-        """The routes of a use: one, or those of the parts that share a parameter."""
+        """The routes of one use of a weight: one, or several where matrices share a parameter."""
         used = tuple(sorted(self._identities[root] for root in weights_of(known)))
         return [route for route in self._routes if route.site.used == used and route.site.kind == kind]
 
@@ -137,7 +137,7 @@ class _Routing(Watch):
         return None
 
     def _written(self, routes: list[_Route], y: Tensor) -> Tensor:
-        """What the points make of y, each of its own part of it."""
+        """The output y after its hook points, each applied to its own part."""
         layout = routes[0].site.layout
         if layout.part is None:
             return self._through(routes[0].exit, y)
@@ -151,7 +151,7 @@ class _Routing(Watch):
         return torch.stack(parts, -2).flatten(-3)
 
     def _through(self, point: nn.Module, value: Tensor) -> Tensor:
-        """What a point makes of a tensor, which it is shown as [batch, pos, d] where it is flat."""
+        """A tensor after a hook point, which is given [batch, pos, d] where the tensor is flat."""
         if value.ndim == 2 and len(self._shape) == 2 and len(value) == self._shape[0] * self._shape[1]:
             return point(value.unflatten(0, self._shape)).flatten(0, 1)
         return point(value)
@@ -264,7 +264,7 @@ def _new_point(model: TransformerLensModel, extension: _Extension, owner: str, a
 
 
 def _container(model: TransformerLensModel, owner: str) -> nn.Module:
-    """The module that TransformerLens knows under a dotted name; a Bridge's blocks are not where their names say."""
+    """The module with a dotted TransformerLens name; a Bridge's blocks are found by their hook points."""
     module = cast(nn.Module, model)
     for part in owner.split(".") if owner else ():
         module = cast(nn.ModuleList, module)[int(part)] if part.isdigit() else getattr(module, part)

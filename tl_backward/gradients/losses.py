@@ -69,7 +69,7 @@ def next_token_loss(
 
 @dataclass(frozen=True)
 class TargetLoss:
-    """Cross-entropy of a target after the prompt, which `bind` encodes for a model; made by `target_loss`."""
+    """Cross-entropy of a target after the prompt, in nats; `bind` encodes it for a model. Made by `target_loss`."""
 
     target: Target
     positions: Positions = None
@@ -156,7 +156,7 @@ def target_loss(
 
 @dataclass(frozen=True)
 class LogitDifference:
-    """logit(answer) - logit(other), which `bind` encodes for a model; made by `logit_difference`."""
+    """The metric logit(answer) - logit(other); `bind` encodes both for a model. Made by `logit_difference`."""
 
     answer: Target
     other: Target

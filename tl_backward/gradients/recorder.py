@@ -1,4 +1,4 @@
-"""The hooks of one capture: every x kept by reference, every y as the edge that its gradient flows through.
+"""The hooks of one capture: every x is held by reference, every y as the autograd edge of its gradient.
 
 Each delta is torch.autograd.grad(loss, edge of y), so the engine runs only the backward steps that lead to some y and
 never the matrix product that would form a weight's gradient.
@@ -32,7 +32,7 @@ NOT_IN_PLACE = "let what does so, a hook or an in-place activation of the model'
 
 @dataclass
 class _Written:
-    """One write of a y: the edge its gradient flows through (None off the tape), and how to tell that it still does."""
+    """One output y: the autograd edge of its gradient (None where none is recorded) and its version at the time."""
 
     edge: GradientEdge | None
     shape: torch.Size
@@ -45,7 +45,7 @@ class _Written:
 
     @property
     def is_stale(self) -> bool:
-        """Whether y was changed in place since, and its gradient lost."""
+        """Whether y was changed in place after it was recorded, so that its gradient is lost."""
         return self.alias is not None and self.alias._version != self.version
 
 
@@ -61,7 +61,7 @@ class _Multiplied:
 
 @dataclass(frozen=True)
 class Differentiated:
-    """What the backward pass of a capture gave."""
+    """The gradients of a capture's backward pass."""
 
     factors: dict[str, GradientFactors]
     parameters: dict[str, Tensor]
@@ -74,7 +74,7 @@ class Differentiated:
 
 @dataclass
 class Recorder:
-    """The hooks of one capture, and what they saw."""
+    """Registers the hooks of one capture and holds the inputs and outputs that they recorded."""
 
     model: TransformerLensModel
     handles: list[RemovableHandle] = field(default_factory=list)
@@ -117,13 +117,13 @@ class Recorder:
                 self.handles += register_last(read.module, keep, with_kwargs=True)
 
     def _seen(self, site: WeightSite) -> list[tuple[Tensor, int]]:
-        """The x of each call of a site, by whichever way the model took."""
+        """The x of each call of a site, from whichever of its two modules ran."""
         ways = [self.reads[id(read)] for read in (site.read, site.otherwise) if read is not None]
         return next((seen for seen in ways if seen), [])
 
     @contextmanager
     def watching(self, shapes: Shapes, asleep: Iterable[nn.Parameter] = ()) -> Iterator[None]:
-        """Within the context operations over [batch, pos] tokens are watched for the weights whose places they tell.
+        """Context in which operations over [batch, pos] tokens are watched for uses of the sites' weights.
 
         Args:
             shapes: of each sequence that the pass reads.
@@ -194,7 +194,7 @@ class Recorder:
                 self.uses[root,].append(_Multiplied(seen, _written(None, seen.use.weight), 0))
 
     def watch_hook_point(self, point: nn.Module) -> None:
-        """Record the gradient of the tensor at a HookPoint, all its readers' shares together.
+        """Record the gradient of the tensor at a HookPoint, summed over everything that reads it.
 
         TransformerLens's own bwd hooks see the same, but for a Bridge's input points (`q.hook_in`, `ln2.hook_in`),
         where they give the one reader's share.
@@ -326,7 +326,7 @@ class Recorder:
         return list(zip(read, wrote, strict=True))
 
     def _check_complete(self) -> set[int]:
-        """Refuse what did not run or was overwritten; returns the hook points (by identity) that were overwritten."""
+        """Refuse sites that did not run or were overwritten; returns ids of the hook points that were overwritten."""
         for site in self.sites:
             if site.write is None:
                 self._check_uses(site)

@@ -1,4 +1,4 @@
-"""The Backward Lens: one prompt's gradient in words, its parts of a prompt, and sweeps over data sets."""
+"""The Backward Lens: one prompt's gradient in words, the segments of a prompt, and sweeps over data sets."""
 
 from tl_backward.gradients.hook_points import METHODS
 from tl_backward.lens.backward_lens import backward_lens

@@ -218,7 +218,7 @@ def backward_lens(
 
 
 def _texts(prompt: Prompts, cache: GradientCache) -> Sequence[str] | None:
-    """The texts of the tokens that the logits belong to, where they came as such."""
+    """The prompts as texts; None where tokens were given or the logits belong to a decoder's tokens."""
     if isinstance(prompt, ARRAYS) or cache.prompt_tokens is not cache.tokens:
         return None
     return [prompt] if isinstance(prompt, str) else prompt

@@ -1,4 +1,4 @@
-"""How the control beside a lens is made: the same architecture, which has learned nothing."""
+"""Options of a lens's control: the same architecture with fresh, untrained weights."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ OLD_KEYWORDS = {"n_draws": "control.n_draws", "seed": "control.seed"}
 
 
 def control_of(control: Control | None) -> RandomInit | None:
-    """The control that was asked for.
+    """The control's options from the `control` argument; None for no control.
 
     Raises:
         ValueError: another name.

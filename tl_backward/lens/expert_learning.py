@@ -109,7 +109,7 @@ def expert_learning(
 
 @dataclass(frozen=True)
 class _Held:
-    """One matrix's factors and which experts' they are."""
+    """One matrix's factors, and the expert that each of their rows belongs to."""
 
     factors: GradientFactors
     experts: Tensor
@@ -130,7 +130,7 @@ class _Held:
 
 
 def _groups(part: Part, sites: WeightSites, factors: dict[str, GradientFactors]) -> list[list[_Held]]:
-    """The matrices that the same experts have, in the order in which they are used."""
+    """Factors of the experts' matrices, grouped by expert, in the order of their use."""
     found: dict[int | None, list[_Held]] = {}
     mine = sorted((sites[name] for name in part.weights if is_expert(sites[name])), key=lambda site: site.order)
     for site in mine:
@@ -148,7 +148,7 @@ def _groups(part: Part, sites: WeightSites, factors: dict[str, GradientFactors])
 
 
 def _n_tokens(group: list[_Held], mask: Tensor) -> Tensor:
-    """[0 .. largest expert], how many real tokens reached each; rows of unknown tokens count one by one."""
+    """Number of real tokens routed to each expert, [expert]; rows of unknown tokens count one by one."""
     n, places = int(group[0].experts[-1]) + 1, mask.numel()
     reached, unknown = torch.zeros(n, places, dtype=torch.bool), torch.zeros(n, dtype=torch.long)
     for held in group:

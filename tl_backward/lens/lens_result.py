@@ -1,4 +1,4 @@
-"""What a Backward Lens read: one Readout a layer of each side, which tokens are whose, and its control."""
+"""The result of a Backward Lens: a Readout for each layer and side, the prompt's segments, and the control."""
 
 from dataclasses import dataclass, field
 from itertools import product
@@ -20,7 +20,7 @@ Quantity: TypeAlias = Literal["norm", "target_rank", "answer_rank"]
 
 
 class LayerReadouts(dict[int, RankedReadout]):
-    """One Readout a layer; negative layers count from the model's end."""
+    """A Readout for each layer; negative layers count from the model's end."""
 
     def __init__(self, readouts: dict[int, RankedReadout], n_layers: int) -> None:
         super().__init__(readouts)
@@ -108,7 +108,7 @@ class BackwardLens:
         )
 
     def readouts(self) -> dict[str, dict[int, RankedReadout]]:
-        """Every readout by what it reads: "imprint", "shift", "attn_imprint", "attn_shift", where present."""
+        """The readouts by name: "imprint", "shift", "attn_imprint", "attn_shift", where present."""
         names = ("imprint", "shift", "attn_imprint", "attn_shift")
         return {name: getattr(self, name) for name in names if getattr(self, name)}
 
@@ -135,7 +135,7 @@ class BackwardLens:
         return rows[0] if len(rows) == 1 else pandas.concat(rows, ignore_index=True)
 
     def token_frame(self) -> DataFrame:
-        """The rows of `to_frame` that are of tokens."""
+        """The rows of `to_frame` without padding."""
         import pandas
 
         rows, real = [], self.mask.flatten().tolist()
@@ -210,13 +210,13 @@ class BackwardLens:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class ControlledLens(BackwardLens):
-    """A lens with its control beside it."""
+    """A Backward Lens with its control, the same lens of an untrained model."""
 
     control: BackwardLens = field(kw_only=True)
 
 
 def _cell(read: RankedReadout, towards_target: bool) -> Cell:
-    """One place of a lens table."""
+    """The table cell of one layer and token: its tokens, ranks and norm."""
     if bool(read.is_zero):
         return Cell("—", title=("exactly zero: the loss does not depend on it",))
     top, bottom = read.top_tokens, read.bottom_tokens

@@ -1,4 +1,4 @@
-"""Attention patterns of what a lens reads: kept from its own pass where their gradients are, or read in one more."""
+"""Attention patterns for a lens's report: recorded in its own pass with their gradients, or in one more pass."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -31,7 +31,7 @@ def pattern_name(layer: int) -> str:
 def keeping(
     model: TransformerLensModel, layers: Sequence[int], names_filter: NamesFilter, kept: dict[int, Tensor]
 ) -> HookList:
-    """Hooks that put into `kept` [batch, head, query, key] of each layer whose pattern a filter names."""
+    """Hooks that record each layer's attention pattern [batch, head, query, key] whose name a filter selects."""
 
     def keep(pattern: Tensor, hook: nn.Module, *, layer: int) -> None:
         kept[layer] = pattern.detach().float().cpu()

@@ -1,4 +1,4 @@
-"""What a Backward Lens reads of each block: the inputs of what reads the stream, the VJPs of what writes to it."""
+"""Which vectors a Backward Lens projects: inputs of weights that read the stream, VJPs of those that write to it."""
 
 from collections.abc import Container
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _SHIFTS = ("W_O", "W_out")  # write to it: their VJPs are
 
 
 def side_in_stream(name: str, writers: Container[str]) -> Side | None:
-    """Which of a weight's factors lies in the residual stream: it imprints its inputs, or shifts by its VJPs.
+    """Which of a weight's factors lies in the residual stream: "inputs" (imprint) or "deltas" (shift).
 
     Args:
         name: the weight's full name.
@@ -34,7 +34,7 @@ def side_in_stream(name: str, writers: Container[str]) -> Side | None:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a lens reads: for each readout and layer a weight's side, or the gradient at a hook point."""
+    """For each readout and layer, the vectors of a lens: a weight's inputs or VJPs, or the gradient at a hook point."""
 
     sides: dict[str, dict[int, Source]]
     weights: list[str]
@@ -52,7 +52,7 @@ class Reading:
 
 
 def what_to_read(model: TransformerLensModel, sites: WeightSites, layers: list[int], attention: bool) -> Reading:
-    """Which weights' inputs and VJPs say what each block reads of the stream and writes to it.
+    """Choose for each block the weights whose inputs and VJPs lie in the residual stream.
 
     Raises:
         ValueError: a layer without an MLP, experts or a mixer, unless its attention is to be read.
@@ -95,7 +95,7 @@ def _why_none(sites: WeightSites, layer: int) -> str:
 
 
 def vectors_read(cache: GradientCache, reading: Reading) -> list[Tensor]:
-    """What each readout reads, in order: [batch, pos, d_model]."""
+    """The vectors of each readout and layer, in order, each [batch, pos, d_model]."""
     vectors = []
     for layers in reading.sides.values():
         for side, name in layers.values():
@@ -115,7 +115,7 @@ def vectors_read(cache: GradientCache, reading: Reading) -> list[Tensor]:
 
 
 def with_points(names_filter: NamesFilter, points: list[str]) -> NamesFilter:
-    """A filter that also keeps some hook points."""
+    """`names_filter` with further hook points added."""
     if not points or names_filter is None:
         return names_filter
     if callable(names_filter):

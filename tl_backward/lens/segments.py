@@ -1,4 +1,4 @@
-"""The parts of a prompt: its segments of tokens, where its answer is asked for, and which token the old one is."""
+"""Segments of a prompt (first, subject, last, other, target), the predicting position, and the old answer's token."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def segment_tokens(
     *,
     n_forced: Sequence[int] | None = None,
 ) -> Segments:
-    """Segment each prompt.
+    """Assign each prompt's tokens to segments: codes [batch, pos].
 
     Args:
         mask: True at real tokens.
@@ -86,7 +86,7 @@ def answer_tokens(
     logits: Float[Tensor, "batch pos d_vocab"],
     asked: Int[Tensor, "batch"],
 ) -> Int[Tensor, "batch"]:
-    """The old answer's token of each example: as given, or the model's own most likely one at `asked`."""
+    """Token ids of each example's old answer [batch]: as given, or the model's most likely token at `asked`."""
     n, device = logits.shape[0], logits.device
     if isinstance(answer, ARRAYS):
         return predicted_tokens(model, as_ids(answer)).to(device).expand(n)

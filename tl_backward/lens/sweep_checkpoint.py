@@ -1,4 +1,4 @@
-"""What a sweep has done so far, in a file that it goes on from."""
+"""Checkpoint of a sweep: the prompts measured so far, in a file from which it is resumed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ _PROBED = 64  # numbers of a weight: training changes nearly all of them
 
 @dataclass
 class SweepCheckpoint:
-    """A file, if there is one to be, and what it held."""
+    """A sweep's checkpoint file (None for no file) and the sweep that was read from it."""
 
     path: str | Path | None
     run: str
@@ -27,7 +27,7 @@ class SweepCheckpoint:
 
     @classmethod
     def of(cls, path: str | Path | None, run: str, model: TransformerLensModel) -> "SweepCheckpoint":
-        """Read the file where it is.
+        """Read the checkpoint if the file exists.
 
         Raises:
             ValueError: it is damaged, or of another run.
@@ -39,19 +39,19 @@ class SweepCheckpoint:
         return cls(path, run, held)
 
     def done(self, draw: int | None) -> Sweep | None:
-        """What the file held of the model (None) or of a draw of the control."""
+        """Rows of the file that belong to the model (draw None) or to a draw of the control."""
         if self.held is None or draw is None:
             return None if self.held is None else replace(self.held, control=None, interrupted=False)
         return None if self.held.control is None else rows_of_draw(self.held.control, draw)
 
     def save(self, found: Sweep) -> None:
-        """Write what there is, atomically: a sweep that `load_sweep` reads."""
+        """Write the sweep so far, atomically, as a file that `load_sweep` reads."""
         if self.path is not None:
             found.save(self.path, run=self.run)
 
 
 def model_digest(model: TransformerLensModel) -> str:
-    """What tells a model from one with other weights: a fingerprint of up to 127 numbers of each."""
+    """Fingerprint of a model's weights, from up to 127 numbers of each."""
     parts: list[object] = [f"{model.cfg.n_heads} heads"]
     for name, weight in cast(nn.Module, model).named_parameters():
         few = weight.detach().flatten()[:: max(1, weight.numel() // _PROBED)]
@@ -60,12 +60,12 @@ def model_digest(model: TransformerLensModel) -> str:
 
 
 def run_digest(items: Sequence[Example], options: Mapping[str, object]) -> str:
-    """A fingerprint of everything that a sweep's numbers follow from but the losses' code; `options` name the model."""
+    """Fingerprint of a sweep's inputs: examples, model and options; the code of the losses is left out."""
     examples = [(e.index, e.tokens, e.n_forced, e.target, e.subject, e.answer, *_further(e)) for e in items]
     return fingerprint([options, examples])
 
 
 def _further(example: Example) -> list[object]:
-    """What an example has beside text, where it has anything."""
+    """An example's decoder tokens and further inputs, for the fingerprint; empty where it has none."""
     inputs = [(name, list(value.shape), fingerprint(value)) for name, value in sorted(example.inputs.items())]
     return [*inputs] if example.decoder is None else [example.decoder, *inputs]

@@ -1,4 +1,4 @@
-"""What a sweep over a data set found: a few numbers of each prompt, to be averaged, saved and merged."""
+"""The result of a sweep over a data set: a few numbers for each prompt, to be averaged, saved and merged."""
 
 import json
 from collections import Counter
@@ -83,7 +83,7 @@ class Sweep:
         return bootstrap(self.values[quantity], groups=groups, level=level, n_boot=n_boot, seed=seed)
 
     def to_frame(self, *, level: float = 0.95, n_boot: int = 1000, seed: int = 0) -> DataFrame:
-        """One row a quantity, weight and segment: mean, low, high, n, and the control's beside them."""
+        """A row for each quantity, weight and segment: mean, low, high, n, and the same of the control."""
         import pandas
 
         rows = []
@@ -119,7 +119,7 @@ class Sweep:
         return pandas.DataFrame({"item": self.items.tolist(), "loss": self.loss.tolist(), **words})
 
     def top_tokens(self, weight: str, end: Literal["top", "bottom"] = "bottom", n: int = 10) -> DataFrame:
-        """The tokens most often among the top or bottom k at the prompts' last tokens.
+        """The tokens that are most often among the top or bottom k at the prompts' last tokens, with counts.
 
         Args:
             weight: its full name.
@@ -178,7 +178,7 @@ def load_sweep(path: str | Path, *, tokenizer: Tokenizer | None = None) -> Sweep
 
 
 def load_sweep_of_run(path: str | Path, *, tokenizer: Tokenizer | None) -> tuple[Sweep, str]:
-    """The sweep in a file, and the run that it is a part of; errors as of `load_sweep`."""
+    """A saved sweep and the fingerprint of its run; errors as of `load_sweep`."""
     tensors, about = load_tensors(path)
     check_kind(path, about.get("format") == FORMAT, "Sweep.save")
     own = {"model": tensors, "control": part_of(tensors, "control")}
@@ -228,7 +228,7 @@ def merge(a: Sweep, b: Sweep) -> Sweep:
 
 
 def in_order(parts: Sequence[Sweep]) -> Sweep:
-    """The rows of several sweeps, by index; everything else as in the first."""
+    """Sweeps joined, rows sorted by index; all settings are those of the first."""
     columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in _COLUMNS}
     names = dict.fromkeys(name for part in parts for name in part.values)
     values = {name: torch.cat([part.values[name] for part in parts if part.values]) for name in names}
@@ -244,7 +244,7 @@ def in_order(parts: Sequence[Sweep]) -> Sweep:
 
 
 def rows_of_draw(control: Sweep, draw: int) -> Sweep:
-    """A control's prompts that saw one draw of fresh weights."""
+    """The rows of a control that were measured with one draw of fresh weights."""
     own = control.draws == draw
     n_draws = cast(int, control.about["n_draws"])
     return replace(

@@ -1,4 +1,4 @@
-"""Gradients over a data set: of each prompt's gradient a few numbers are kept, its factors dropped with their batch."""
+"""Gradients over a data set: norms, ranks and shares of each prompt's gradient; factors are freed batch by batch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -164,13 +164,13 @@ def sweep(
 
 
 def _beside(trained: Sweep, before: Sequence[Sweep], last: Sweep) -> Sweep:
-    """A sweep with what there is of its control."""
+    """A sweep with the parts of its control joined, if there are any."""
     return replace(trained, control=in_order([*before, last]), interrupted=last.interrupted)
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What every pass over items has in common."""
+    """Settings shared by the passes of a sweep over the model and over its controls."""
 
     weights: tuple[str, ...]
     collect: tuple[Collect, ...]
@@ -266,7 +266,7 @@ class _Run:
     def _words(
         self, model: TransformerLensModel, cache: GradientCache, asked: Tensor, targets: Tensor, answers: Tensor
     ) -> dict[str, Tensor]:
-        """Ranks and top tokens at each prompt's last token; NaN and -1 for weights that have no readout."""
+        """Ranks and top tokens at each prompt's predicting token; NaN and -1 for weights that have no readout."""
         readable = {i: side for i, name in enumerate(self.weights) if (side := self._side(cache, name)) is not None}
         ranks = asked.new_full((len(asked), len(self.weights)), torch.nan, dtype=torch.float64)
         ids = asked.new_full((*ranks.shape, self.k), -1)
@@ -285,7 +285,7 @@ class _Run:
         return {name: value for name, value in found.items() if name in kept}
 
     def _side(self, cache: GradientCache, name: str) -> Tensor | None:
-        """What of a weight's factors lies in the residual stream; heads with a part of their own are averaged."""
+        """The inputs or deltas of a weight that lie in the residual stream; separate parts of heads are averaged."""
         which = side_in_stream(name, self.shifts)
         if which is None or (cache.prompt_tokens is not cache.tokens and _reads_prompt(name)):
             return None
@@ -296,7 +296,7 @@ class _Run:
 
 
 def _by_place(factors: GradientFactors) -> Tensor | None:
-    """The VJPs of a token's rows in all its experts, together: each is a part of the one at what the experts write.
+    """Each token's VJP at the experts' output: the sum over its rows in all its experts, [batch, pos, d].
 
     None where it is not known which rows are whose.
     """
@@ -308,7 +308,7 @@ def _by_place(factors: GradientFactors) -> Tensor | None:
 
 
 def _prompt_segments(cache: GradientCache, subjects: Sequence[tuple[int, int] | None]) -> Tensor:
-    """The segments of what an encoder reads; its last token is the prompt's."""
+    """Segment codes of an encoder's tokens [batch, pos]; the last one is the prompt's last."""
     given = Batch(cache.prompt_tokens, cache.prompt_mask)
     return segment_tokens(given.real, given.last, subjects, n_forced=[0] * given.n_examples).codes
 

@@ -1,1 +1,1 @@
-"""All that touches a TransformerLens model: visits that leave no trace, passes, inputs, head, loading, fresh twins."""
+"""Access to a TransformerLens model: locks, hooks, partial passes, inputs, the head, loading and controls."""

@@ -1,4 +1,4 @@
-"""What a model must be before anything is asked of it: one of TransformerLens's, uncompiled, in memory."""
+"""Checks of a model before it is used: a TransformerLens model, uncompiled, with its weights in memory."""
 
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.model.modules import every_module, name_of
@@ -12,7 +12,7 @@ KNOWN_MODELS = ("HookedTransformer", "TransformerBridge")
 
 
 def model_kind(model: object) -> str:
-    """Which of TransformerLens's kinds a model is; a subclass counts as its parent.
+    """The model's class, "HookedTransformer" or "TransformerBridge"; a subclass counts as its parent.
 
     Raises:
         TypeError: `model` is neither a HookedTransformer nor a TransformerBridge.

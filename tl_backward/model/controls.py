@@ -1,4 +1,4 @@
-"""The control beside a finding: the same architecture with fresh weights; and whole copies of models.
+"""Control models: the same architecture with fresh weights; and deep copies of models.
 
 Fresh weights are what a model's own class makes from its configuration, before any training.
 """
@@ -46,7 +46,7 @@ def copied(model: TransformerLensModel) -> TransformerLensModel:
 
 
 def _deepcopied(model: TransformerLensModel, memo: dict[int, object]) -> TransformerLensModel:
-    """`deepcopy`, but of every module itself.
+    """`deepcopy` in which each module copies itself, not the layer that it wraps.
 
     TransformerBridge's components answer for the layer that they wrap, its `__deepcopy__` too (a parametrized layer has
     one), so that their copy would be a copy of the layer alone.
@@ -62,7 +62,7 @@ def _deepcopied(model: TransformerLensModel, memo: dict[int, object]) -> Transfo
 
 
 def random_init(model: TransformerLensModel, *, seed: int = 0) -> TransformerLensModel:
-    """A copy of `model` with fresh weights and no hooks: what a finding looks like before any training.
+    """A copy of `model` with freshly initialised weights and no hooks, the control for what training explains.
 
     The weights are those that the model's own class gives to a new model of its configuration: ``type(model)(cfg)`` of
     a HookedTransformer (cfg.init_mode, cfg.initializer_range; a folded model has no norm weights here either), and
@@ -93,7 +93,7 @@ def random_inits(model: TransformerLensModel, seeds: Iterable[int]) -> Iterator[
 
 
 class SameWeightsWarning(UserWarning):
-    """Fresh weights that are those of the model which they stand beside."""
+    """The fresh weights equal the model's own, so that it is no control."""
 
 
 class _BridgeConfig(Protocol):
@@ -175,7 +175,7 @@ def load_fresh(model: nn.Module, fresh: nn.Module) -> None:
 
 
 def _warn_of_same(pairs: list[tuple[Tensor, Tensor]], kind: str) -> None:
-    """Say when most matrices are drawn as the model's own are: it was made from the same seed, and never trained."""
+    """Warn when most fresh matrices equal the model's own: it has the same seed and was never trained."""
     matrices = list({id(own): (own, value) for own, value in pairs if own.ndim > 1}.values())
     same = sum(torch.equal(own.cpu(), value.to(own.dtype)) for own, value in matrices)
     if 2 * same > len(matrices):
@@ -187,7 +187,7 @@ def _warn_of_same(pairs: list[tuple[Tensor, Tensor]], kind: str) -> None:
 
 
 def _named(model: nn.Module, what: str) -> dict[str, Tensor]:
-    """Parameters or buffers by every name that they have: in the Hugging Face model, and in the Bridge."""
+    """Parameters or buffers by each of their names, in the Hugging Face model and in the Bridge."""
     return {
         prefix + name: value
         for prefix, root in _prefixed(model)
@@ -196,7 +196,7 @@ def _named(model: nn.Module, what: str) -> dict[str, Tensor]:
 
 
 def _saved(model: nn.Module) -> set[str]:
-    """Names, as of `_named`, of the buffers that a state dict has."""
+    """Names, as of `_named`, of the persistent buffers."""
     return {
         prefix + (f"{path}.{name}" if path else name)
         for prefix, root in _prefixed(model)
@@ -211,7 +211,7 @@ def _prefixed(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Within, every global generator that an initialiser draws from starts at `seed`; each is given back."""
+    """Context in which the global generators (Python, NumPy, torch) are seeded with `seed`, and restored after it."""
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         try:
@@ -225,7 +225,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def check_alive(model: TransformerLensModel) -> None:
-    """Refuse a model whose logits say the same of every token, or at every position.
+    """Refuse a model whose logits are equal for all tokens, or at all positions.
 
     A model that does not run on token ids alone (vision, audio) is not asked.
 

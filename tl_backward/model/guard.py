@@ -1,4 +1,4 @@
-"""A visit to a model: by one thread at a time, seen by nobody's hooks, and all is given back at its end."""
+"""Exclusive, unobserved use of a model: one thread at a time, hooks off, its state restored at the end."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -26,7 +26,7 @@ _HOOKS = tuple(
 
 
 def check_visitor(model: TransformerLensModel) -> None:
-    """Refuse a thread that comes to a model which another one is at work on.
+    """Refuse use of a model while another thread uses it.
 
     Raises:
         RuntimeError: it does.
@@ -40,7 +40,7 @@ def check_visitor(model: TransformerLensModel) -> None:
 
 @contextmanager
 def visiting(model: TransformerLensModel) -> Iterator[None]:
-    """Within the context the model is this thread's, which may visit it again.
+    """Context in which the model belongs to this thread (reentrant).
 
     Raises:
         RuntimeError: another thread's visit has not ended.
@@ -59,7 +59,7 @@ def visiting(model: TransformerLensModel) -> Iterator[None]:
 
 @contextmanager
 def rng_untouched(model: TransformerLensModel) -> Iterator[None]:
-    """A visit that gives back the numbers that dropout in a training-mode model draws."""
+    """Context with exclusive use of the model that restores the random state after dropout has drawn from it."""
     with visiting(model):
         if model in _FORKED:
             yield
@@ -77,7 +77,7 @@ def rng_untouched(model: TransformerLensModel) -> Iterator[None]:
 
 @contextmanager
 def hooks_off(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Within the context the modules have no hooks; those that are registered inside are of the context alone."""
+    """Context in which the modules have no hooks; hooks registered inside are removed at its end."""
     found = []
     try:
         for state in map(vars, modules):

@@ -1,4 +1,4 @@
-"""What a model's own forward pass takes: inputs beside tokens, by name, a decoder's beginning, and a few to try it."""
+"""Inputs of a model's forward pass: those beside tokens, by name, a decoder's start tokens, and a probe input."""
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -37,7 +37,7 @@ _NOT_GIVEN = {
 
 
 def main_input(model: TransformerLensModel) -> str:
-    """What a model reads first of all: "input_ids", or the name of its image or sound where it reads no text."""
+    """The name of a model's main input: "input_ids", or that of its image or sound where it reads no text."""
     name = getattr(getattr(model, "original_model", None), "main_input_name", "input_ids")
     for flag, other in (("is_visual_model", "pixel_values"), ("is_audio_model", "input_values")):
         if getattr(model.cfg, flag, False):
@@ -46,7 +46,7 @@ def main_input(model: TransformerLensModel) -> str:
 
 
 def check_text_model(model: TransformerLensModel) -> None:
-    """Refuse what is no TransformerLens model, as `check_model` does, and a model that reads no text."""
+    """Refuse anything but a TransformerLens model that reads text."""
     check_model(model)
     check_reads_text(model)
 
@@ -87,7 +87,7 @@ def _parameters(function: Callable) -> tuple[str, ...]:
 
 
 def check_inputs(model: TransformerLensModel, names: Iterable[str]) -> None:
-    """Refuse what is no input of a model's pass.
+    """Refuse inputs that the model's forward pass does not take.
 
     Raises:
         TypeError: the model does not take it, or it is given in another way.
@@ -175,7 +175,7 @@ def check_per_token(inputs: dict[str, object], tokens: Tensor) -> None:
 
 
 def main_output(output: object) -> Tensor:
-    """The tensor that stands for what a model said: its logits, or the first that it returns.
+    """The model's main output: its logits, or the first tensor that it returns.
 
     Raises:
         TypeError: it returns none.

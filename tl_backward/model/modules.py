@@ -1,4 +1,4 @@
-"""The modules of a model, quickly: every capture goes through them several times and seldom needs their names."""
+"""Fast traversal of a model's modules, which every capture goes through several times, mostly without names."""
 
 from torch import nn
 
@@ -11,7 +11,7 @@ def roots(model: nn.Module | TransformerLensModel) -> list[nn.Module]:
 
 
 def root_of(model: nn.Module | TransformerLensModel) -> nn.Module:
-    """The module whose forward a pass runs through, under whose names all others are found."""
+    """The module whose forward a pass calls, and under which all others are named."""
     return roots(model)[-1]
 
 

@@ -1,4 +1,4 @@
-"""Some of a model's layers: run up to the end of one, or on from one, with the hooks of those layers and no others.
+"""Partial forward passes: up to the end of a layer, or on from one, with the hooks of the layers that run.
 
 A layer is the index of its block and stands for the residual stream at its end (`resid_post`), -1 for the embedding
 that block 0 reads: n blocks have run at layer n - 1.
@@ -24,11 +24,11 @@ Hooks: TypeAlias = Sequence[tuple[str, HookFn]]
 
 
 class _Reached(Exception):
-    """The pass is where it was to end."""
+    """Raised by a hook to end a pass at the wanted layer."""
 
 
 def end_of(layer: int) -> str:
-    """The hook point at a layer's end."""
+    """Name of the hook point at a layer's output; for layer -1, before the first block."""
     return "blocks.0.hook_resid_pre" if layer < 0 else f"blocks.{layer}.hook_resid_post"
 
 
@@ -107,7 +107,7 @@ def _run(model: TransformerLensModel, tokens: Tensor, mask: Tensor | None, start
 
 @contextmanager
 def _entering(model: TransformerLensModel, block: int, stream: Tensor) -> Iterator[None]:
-    """Make a pass that starts at the tokens go on from `stream` at a block, or at the final norm after the last one.
+    """Context in which a pass from the tokens continues from `stream` at a block, or at the final norm after the last.
 
     TransformerLens 3's bridge knows no start_at_layer. As 4's does, the pass computes what lies before and discards it;
     here on copies of those modules without hooks, so that nobody sees it.
@@ -131,7 +131,7 @@ def _entering(model: TransformerLensModel, block: int, stream: Tensor) -> Iterat
 
 
 def _unheard(module: nn.Module) -> Callable[..., object]:
-    """A module's forward on a copy without hooks."""
+    """A forward function that runs a copy of the module without hooks."""
 
     def forward(*args: object, **kwargs: object) -> object:
         copy = without_hooks(module)

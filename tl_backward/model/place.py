@@ -80,7 +80,7 @@ Places: TypeAlias = PlaceLike | Sequence[PlaceLike]
 
 
 def resolve_place(model: TransformerLensModel, place: PlaceLike) -> Place:
-    """One place of a model by any of its names.
+    """Resolve one place of a model, given in any of its notations.
 
     Args:
         model: a HookedTransformer or TransformerBridge.
@@ -116,7 +116,7 @@ def resolve_places(
     layers: int | Sequence[int] | None = None,
     which: str = "the model",
 ) -> list[Place]:
-    """One place or several, in order and each once; a short name without a layer ("resid_post") is of every layer.
+    """Resolve one place or several, in order, without repeats; a name without a layer ("resid_post") means every layer.
 
     Args:
         model: a HookedTransformer or TransformerBridge.
@@ -149,7 +149,7 @@ def resolve_places(
 
 
 def _listed(places: Places) -> list[PlaceLike]:
-    """A tuple with a number in it is one place."""
+    """The places as a list; a tuple with a number in it is one place."""
     one = not isinstance(places, Sequence) or isinstance(places, str)
     if one or (isinstance(places, tuple) and any(isinstance(part, int) for part in places)):
         return [cast(PlaceLike, places)]
@@ -157,7 +157,7 @@ def _listed(places: Places) -> list[PlaceLike]:
 
 
 def _parsed(given: PlaceLike) -> Place:
-    """What was written, with whatever names the model gives its layers and heads."""
+    """Parse a place from its notation; names and indices are checked later."""
     if isinstance(given, Place):
         return given
     if isinstance(given, str):
@@ -179,7 +179,7 @@ def _unreadable(given: object) -> TypeError:
 
 
 def _checked(model: TransformerLensModel, place: Place, which: str) -> Place:
-    """A place that the model has, by the first of its names, its head counted from the first."""
+    """The place with its canonical hook name and a non-negative head; refused where the model has none."""
     known = model.hook_dict
     if place.read_at not in known:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What `deepcopy` leaves pointing at the original: functions that hold parts of it in their closures."""
+"""Repairs deep copies of models: functions whose closures still refer to the original are bound to the copy."""
 
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
@@ -33,7 +33,7 @@ _KEPT = (FunctionType, MethodType, partial, *_WEAK)
 
 
 class Rebinding:
-    """After ``clone = deepcopy(original, memo)``: what of the clone refers to the original is led to the clone.
+    """After ``clone = deepcopy(original, memo)``: references from the clone to the original are replaced.
 
     TransformerLens (encoder-decoder blocks, the hooks behind use_split_qkv_input and use_hook_mlp_in) and SAELens put
     functions in place that hold a module, its bound method or a weak reference to it in their closure. `deepcopy` takes
@@ -122,7 +122,7 @@ def _filled(cell: CellType) -> bool:
 
 
 def _behind(value: object) -> object:
-    """What a weak reference refers to; None where it is gone."""
+    """The object behind a weak reference; None where it is gone."""
     if isinstance(value, ref):
         return value()
     try:
@@ -132,7 +132,7 @@ def _behind(value: object) -> object:
 
 
 def _taken_apart(value: object) -> tuple[list[object], Callable[..., object]]:
-    """What a value that `deepcopy` takes as it is, or a container, holds, and what makes one like it of other parts."""
+    """The parts of a container or a value that `deepcopy` shares, and a function that rebuilds it from others."""
     if type(value) in _WEAK:
         return [_behind(value)], ref if type(value) is ref else proxy
     if isinstance(value, MethodType):
@@ -148,7 +148,7 @@ def _taken_apart(value: object) -> tuple[list[object], Callable[..., object]]:
 
 
 def _parts(value: object) -> Iterator[tuple[str, object]]:
-    """What an object holds, each with how it is written."""
+    """The objects that an object holds, each with the expression that reaches it."""
     if type(value) in _WEAK:
         yield "", _behind(value)
     elif isinstance(value, MethodType):
@@ -169,7 +169,7 @@ def _parts(value: object) -> Iterator[tuple[str, object]]:
 
 
 def _reaches(start: object, targets: set[int], stop: AbstractSet[int] = frozenset()) -> str:
-    """How one of `targets` is reached from `start`, "" where none is; what is in `stop` is not gone through."""
+    """The expression by which one of `targets` is reached from `start`, "" for none; `stop` is not entered."""
     seen = {id(start), *stop}
     waiting = [(start, "")]
     while waiting:

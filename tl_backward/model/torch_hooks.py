@@ -1,4 +1,4 @@
-"""What torch's hooks lack: to run last whatever comes later, to be left out, to see what TransformerLens's see."""
+"""Helpers for torch hooks: a hook that always runs last, copies without hooks, TransformerLens's tensor shapes."""
 
 from collections import OrderedDict
 from collections.abc import Callable

@@ -14,12 +14,12 @@ MOST_ROWS = 20_000  # of the data below the charts, about 1 MB
 
 
 def kept_patterns(view: PromptView) -> dict[int, Float[Tensor, "head query key"]]:
-    """Look up each layer's attention, where the lens kept it."""
+    """Each layer's attention pattern, where the lens recorded it."""
     return {layer: _real(view.row(each), view) for layer, each in view.lens.patterns.items()}
 
 
 def pattern_gradients(view: PromptView) -> dict[int, Float[Tensor, "head query key"]]:
-    """Look up the raw gradient with respect to each layer's attention, where the lens kept it."""
+    """Each layer's raw gradient with respect to its attention pattern, where the lens recorded it."""
     cache, names = view.lens.cache, {layer: pattern_name(layer) for layer in view.lens.layers}
     return {
         layer: _real(cache[name][view.example].float().cpu(), view) for layer, name in names.items() if name in cache
@@ -27,7 +27,7 @@ def pattern_gradients(view: PromptView) -> dict[int, Float[Tensor, "head query k
 
 
 def _real(of: Float[Tensor, "head query key"], view: PromptView) -> Float[Tensor, "head some some"]:
-    """Between real tokens alone."""
+    """Attention between real tokens, padding left out: [head, query, key]."""
     real = view.mask.cpu()
     return of[:, real][:, :, real]
 
@@ -76,7 +76,7 @@ def _box(view: PromptView, layer: int, pattern: Tensor, gradient: Tensor | None,
 
 
 def _rows(patterns: dict[int, Tensor], gradients: dict[int, Tensor]) -> list[list[int | float]]:
-    """Both as a table, without the keys that nothing attends to; it stops after MOST_ROWS."""
+    """Table rows of attention and gradient, without keys that nothing attends to; at most MOST_ROWS."""
     rows: list[list[int | float]] = []
     for layer, pattern in patterns.items():
         for head, query, key in pattern.nonzero()[: MOST_ROWS + 1 - len(rows)].tolist():

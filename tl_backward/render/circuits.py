@@ -30,14 +30,14 @@ CARD = "position:relative;background-color:#ffffff;color:#1a1a1a;color-scheme:li
 
 
 def floats(values: Real[Tensor, "x"] | Sequence[Number]) -> list[float]:
-    """Take numbers out of a tensor (of any type, on any device, with or without gradient) or a sequence."""
+    """A list of floats from a tensor (any dtype, device, with or without gradient) or a sequence."""
     if isinstance(values, Tensor):
         return values.detach().to("cpu", torch.float64).tolist()
     return [float(value) for value in values]
 
 
 def isolate(text: str) -> str:
-    """`text` that cannot reorder its neighbours, for places without markup (canvas, SVG)."""
+    """`text` isolated from its neighbours' writing direction, for places without markup (canvas, SVG)."""
     rtl = any(unicodedata.bidirectional(char) in ("R", "AL", "AN") for char in text)
     return f"\u2068{text}\u2069" if rtl else text
 

@@ -96,7 +96,7 @@ def compare_report(comparison: Comparison, *, stitches: StitchingGrid | None = N
 
 
 def _said(measure: str) -> str:
-    """One measure in words: what it is, its range, and what it cannot see."""
+    """A measure in words: its definition, range and invariances."""
     entry = measure_of(measure)
     low, high = entry.range
     bounds = f"[{low:.4g}, {high:.4g}]" if high < float("inf") else f"[{low:.4g}, no end)"
@@ -106,7 +106,7 @@ def _said(measure: str) -> str:
 
 
 def facts(comparison: Comparison) -> list[list[TableCell]]:
-    """What a reader must know to repeat a comparison, name and value."""
+    """Table rows (name, value) of the settings that are needed to repeat a comparison."""
     c = comparison
     words = {"token": "every token", "last": "each text's last token", "mean": "each text's mean"}[c.sample]
     return [
@@ -126,7 +126,7 @@ def facts(comparison: Comparison) -> list[list[TableCell]]:
 
 
 def caveats(comparison: Comparison) -> list[str]:
-    """What in the data limits what may be concluded; empty if nothing does."""
+    """Sentences about limits of the data; an empty list where there are none."""
     found = []
     share = max(float(each.max()) for each in comparison.first_share)
     if share > 0.5 and not comparison.first_excluded:
@@ -152,14 +152,14 @@ def measure_of(name: str) -> Measure:
 
 
 def unit_of(name: str) -> str:
-    """What a measure's numbers are in, and which way they point."""
+    """A measure's name with its unit and the value that means the same."""
     measure = measure_of(name)
     unit = "radians, " if measure.range[1] == math.pi / 2 else ""
     return f"{name} ({unit}{'1 = the same' if measure.kind == 'similarity' else '0 = the same'})"
 
 
 def best_partners(comparison: Comparison, measure: str) -> Int[Tensor, "layer_a"]:
-    """For each layer of A, which of B's is the most alike: the largest similarity or the smallest distance."""
+    """For each layer of A, the index of the most similar layer of B."""
     values = comparison[measure]
     unlike = -values if measure_of(measure).kind == "similarity" else values
     return unlike.nan_to_num(math.inf).argmin(1)
@@ -236,7 +236,7 @@ def comparison_map(comparison: Comparison, measure: str) -> Fragment:
 
 @dataclass(frozen=True)
 class Chance:
-    """What a measure gives, pair by pair of layers, where no sample corresponds to its partner."""
+    """A measure's null distribution for each pair of layers: its mean and deviation where samples do not correspond."""
 
     mean: Float[Tensor, "layer_a layer_b"]
     deviation: Float[Tensor, "layer_a layer_b"]
@@ -300,7 +300,7 @@ def comparison_curves(comparison: Comparison, measure: str) -> "plotly.graph_obj
 def _lines(
     name: str, partners: "range | list[int]", values: Tensor, errors: Tensor, chance: Chance | None
 ) -> list[Curve]:
-    """One partner a layer of A, with its band, and chance at the same pairs."""
+    """Curves of one partner for each layer of A, with a 95 % band, and chance at the same pairs."""
     at = torch.arange(len(values)), torch.tensor(list(partners))
     drawn = {name: (values[at], errors[at])}
     if chance is not None:

@@ -1,4 +1,4 @@
-"""What one edit does, as a page of its own or a part of another."""
+"""The effect of one edit, as a page of its own or as a section of another."""
 
 from collections.abc import Sequence
 

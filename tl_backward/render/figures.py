@@ -155,7 +155,7 @@ def _min_width(labels: Sequence[str]) -> int:
 
 
 def _label_height(labels: Sequence[str]) -> int:
-    """Pixels that slanted names take below the axis."""
+    """Pixels that slanted labels take below the axis."""
     return 16 + max((6 * len(visible_token(label, _LONGEST_LABEL)) for label in labels), default=0)
 
 
@@ -191,7 +191,7 @@ class Curve:
 
 
 def banded(name: str, values: Tensor, low: Numbers, high: Numbers, *, control_of: str | None = None) -> Curve:
-    """A curve with a band around it, or none where an edge is not known."""
+    """A curve with a band, which is left out where a bound is NaN."""
     known = not any(map(math.isnan, (*floats(low), *floats(high))))
     return Curve(name, values, control_of, low if known else None, high if known else None)
 

@@ -1,4 +1,4 @@
-"""A page of what activations know of a query: the inputs that give nearly the same ones, and what they share."""
+"""A page about an activation's preimage: inputs that give nearly the same activation, and the features they share."""
 
 import math
 from collections.abc import Sequence
@@ -93,7 +93,7 @@ def invert_report(
 
 
 def _ranked(comparison: SiteComparison) -> list[FeatureConsistency]:
-    """Each feature where most is known of it, the best known first."""
+    """Each feature at the site that retains it most, ranked."""
     best: dict[str, FeatureConsistency] = {}
     for row in (row for table in comparison.features for row in table.rows):
         known = best.setdefault(row.feature, row)
@@ -107,7 +107,7 @@ KEPT = 0.95
 
 
 def kept_features(features: FeatureTable | None) -> list[FeatureConsistency]:
-    """All that are kept, more often than by chance (interval above the prior's), the most telling first.
+    """Features retained more often than by chance (interval above the prior's), most informative first.
 
     Where none is, the one that is kept most.
     """
@@ -162,7 +162,7 @@ def _block(reading: SiteReading, *, is_open: bool) -> Fragment:
 
 
 def feature_map(comparison: SiteComparison, feature: str) -> Fragment:
-    """Make a heat map of the share of each preimage that keeps the query's value of one feature.
+    """Make a heat map of the share of each preimage that has the query's value of one feature.
 
     Sites are rows, in the order they were compared; the query's tokens are columns. On hover, the interval, the prior's
     share and how many inputs the share is of; a cell without any input within epsilon stays white.
@@ -217,7 +217,7 @@ def site_label(site: Place) -> str:
 def hypotheses(
     features: FeatureTable, *, retrieved: FeatureTable | None = None, exact: FeatureTable | None = None
 ) -> Fragment:
-    """Hypotheses ranked: the query's value, the share that keeps it, the prior's, bits, and what other ways say.
+    """Table of features ranked: the query's value, its share in the preimage and in the prior, bits, other estimates.
 
     Example:
         >>> counting, pool = tlb.zoo.load("counting"), list(tlb.zoo.counting.prompts(50))

@@ -1,4 +1,4 @@
-"""One prompt of a Backward Lens: its tokens, a few numbers beside their control, and all of it as plain data."""
+"""One prompt of a Backward Lens: its tokens, key figures beside the control's, and all values as plain data."""
 
 import math
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class PromptView:
         return self.row(self.lens.mask)
 
     def row(self, of: Any) -> Any:
-        """What a batch holds of each prompt, of this one."""
+        """The row of a batched value that is this prompt's."""
         return of[self.example] if self.lens.is_batch else of
 
     @property
@@ -70,7 +70,7 @@ class PromptView:
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """The model's."""
+        """The model's tokenizer; None where it has none."""
         return next(iter(self.lens.readouts()[self.of].values())).tokenizer
 
     @property
@@ -101,12 +101,12 @@ class PromptView:
 
     @property
     def followed(self) -> dict[str, Quantity]:
-        """`RANKS`, without the old answer's where the target is it."""
+        """`RANKS`, without the old answer's where it equals the target."""
         return {words: quantity for words, quantity in RANKS.items() if words == "target" or self.target != self.answer}
 
     @property
     def of(self) -> str:
-        """The readout that speaks for the lens: the MLPs' shift, or attention's where there are no MLPs."""
+        """Name of the main readout: the MLPs' shift, or attention's where there are no MLPs."""
         return "shift" if self.lens.shift else "attn_shift"
 
     @property
@@ -141,7 +141,7 @@ class PromptView:
 
     @property
     def asks(self) -> Asks:
-        """How the answer is asked for."""
+        """Whether the target is predicted at the last token, at a mask or at another position."""
         if self.ids[self.asked] == getattr(self.tokenizer, "mask_token_id", None):
             return "mask"
         return "last" if self.asked == len(self.tokens) - self.n_forced - 1 else "place"
@@ -254,7 +254,7 @@ def token_gaps(tokenizer: Tokenizer | None, ids: Sequence[int], strings: Sequenc
 
 
 def joined(strings: Sequence[str], gaps: Sequence[bool]) -> str:
-    """The text that tokens make."""
+    """Token strings joined to one text, with a space at each gap."""
     return "".join((" " if gap else "") + string for string, gap in zip(strings, gaps, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Two models' parameters matched: layers by layers as heat maps with the assignment drawn, and a page of them."""
+"""Matches of two models' parameters: heat maps of layers x layers with the assignment, and a page of them."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

@@ -224,7 +224,7 @@ def atlas_page(found: ParameterAtlas, *, n_vectors: int = 400, name: str = "") -
 
 
 def _map(found: ParameterAtlas) -> list[Fragment]:
-    """Share of coherent vectors, layers x weights."""
+    """Heat map and data of the share of coherent vectors, layers x weights."""
     layers, shorts = found.layers, found.weights
     shares = torch.full((len(layers), len(shorts)), torch.nan)
     rows = []
@@ -244,7 +244,7 @@ def _map(found: ParameterAtlas) -> list[Fragment]:
 
 
 def _heads(found: Sequence[HeadPairs]) -> Fragment:
-    """One row a head and circuit: its strongest pairs."""
+    """Table with a row for each head and circuit: its strongest token pairs."""
     rows: list[list[TableCell]] = []
     for pairs in found:
         scores = pairs.pairs.values.tolist()

@@ -1,4 +1,4 @@
-"""What the Backward Lens report says of each of its parts: what is shown, of which weights, the unit, the sign."""
+"""Headings and explanations of the Backward Lens report's sections: quantity, weights, unit and sign."""
 
 from collections.abc import Iterable
 from itertools import groupby
@@ -23,7 +23,7 @@ FOOTER = (
 
 
 def question(d_vocab: int) -> str:
-    """Say how the key figures are meant."""
+    """Text that explains the key figures."""
     return (
         "The loss is -log p(target | prompt), in nats. Its gradient is read as it is, and a training step "
         f"SUBTRACTS it. Ranks go from 0, the word with the largest logit, to {d_vocab - 1}, the one with the "
@@ -33,7 +33,7 @@ def question(d_vocab: int) -> str:
 
 
 def advice(*, has_control: bool, has_subject: bool, has_answer: bool, asks: Asks) -> str:
-    """Say what to look at, and what of it is a finding."""
+    """Text on what to look at, and what counts as evidence."""
     if not has_answer:
         return SAME
     if has_control and asks == "mask":
@@ -223,13 +223,13 @@ def _text(of: str, subject: str, kinds: set[str], old_answer: bool) -> str:
 
 
 def _kind(lens: BackwardLens, of: str, layer: int) -> str:
-    """What the part of a layer is that is read: its parts are named in the order attention or mixer, then the rest."""
+    """Kind of the component that a readout is of ("MLP", "experts", "attention", "mixer")."""
     parts = lens.kinds[layer].split(", ")
     return parts[-1] if of in ("imprint", "shift") else parts[0]
 
 
 def _named(lens: BackwardLens, of: str, layer: int) -> str:
-    """What is read in a layer, in words."""
+    """Description of the component that a readout is of."""
     kind, source = _kind(lens, of, layer), lens.sources[of][layer]
     short = source.rsplit(".", 1)[-1]
     if source not in lens.cache.factors:  # the gradient where several weights write together
@@ -249,7 +249,7 @@ def _listed(named: dict[int, str]) -> str:
 
 
 def _ranges(numbers: Iterable[int]) -> str:
-    """Numbers as runs: "0-3, 5"."""
+    """Numbers as ranges: "0-3, 5"."""
     by_run = groupby(enumerate(numbers), key=lambda each: each[1] - each[0])  # along a run, the difference stays
     runs = [[number for _, number in run] for _, run in by_run]
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

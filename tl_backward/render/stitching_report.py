@@ -114,7 +114,7 @@ def _curve(grid: StitchingGrid, direction: str, length: int, control_of: str | N
 
 
 def _nearest(step: int, of: int, among: int) -> int:
-    """Which of `among` layers lies nearest to layer `step` of `of` in relative depth (first with first, last, last)."""
+    """Index among `among` layers nearest in relative depth to layer `step` of `of` layers."""
     return round(step * (among - 1) / max(1, of - 1))
 
 

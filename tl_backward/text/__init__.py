@@ -1,1 +1,1 @@
-"""Text in, tokens out: prompts and batches, files and edit cases, subjects, and strings that show each token."""
+"""From text to tokens and back: prompts, batches, files, edit cases, subject spans and token strings."""

@@ -1,4 +1,4 @@
-"""Where a prompt's answer is asked for: after its last token, or at the mask of a model that sees both ways."""
+"""The position at which a prompt's answer is predicted: its last token, or the mask of a bidirectional model."""
 
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
@@ -17,7 +17,7 @@ _SEEN: "WeakKeyDictionary[TransformerLensModel, bool]" = WeakKeyDictionary()
 
 
 def mask_token(model: TransformerLensModel) -> int | None:
-    """The id of the mask that a model is asked at; None for a model that is asked after the last token.
+    """The mask token's id of a masked language model; None for a model that predicts after the last token.
 
     A model that sees both ways (BERT) would read the answer's place from what follows it; it was trained to fill in
     a mask. `NO_MASK` where its tokenizer has none.
@@ -32,7 +32,7 @@ def mask_token(model: TransformerLensModel) -> int | None:
 
 
 def asked_index(ids: Sequence[int], mask: int | None) -> int:
-    """Index, among a prompt's real tokens, of the one at which its answer is asked for.
+    """Index, among a prompt's real tokens, of the token at which its answer is predicted.
 
     Raises:
         ValueError: not one mask in a prompt for a model that is asked at its mask.
@@ -56,7 +56,7 @@ def asked_index(ids: Sequence[int], mask: int | None) -> int:
 
 
 def check_one_token(rows: Sequence[Sequence[int]], mask: int | None) -> None:
-    """Refuse targets of several tokens for a model that is asked at a mask.
+    """Refuse targets of several tokens for a masked language model.
 
     Raises:
         ValueError: one has several.

@@ -1,4 +1,4 @@
-"""What an edit is asked and scored on: one case an edit, built in Python or read from CounterFact, JSONL or CSV."""
+"""Edit cases: each an edit with the prompts that score it, built in Python or read from CounterFact, JSONL or CSV."""
 
 import csv
 import io
@@ -90,7 +90,7 @@ def load_cases(path: str | Path) -> list[EditCase]:
 
 
 def _table(path: Path) -> Iterator[tuple[str, object]]:
-    """A table's rows without their empty cells, each with where it stands."""
+    """A table's rows without empty cells, each with its location for error messages."""
     with io.StringIO(read_text(path), newline="") as file:
         reader = _CheckedRows(file, path.name)
         missing = {"prompt", "target"} - set(reader.fieldnames or ())
@@ -104,7 +104,7 @@ def _table(path: Path) -> Iterator[tuple[str, object]]:
 
 
 class _CheckedRows(csv.DictReader):
-    """Rows of a table that is well formed: every quote ends, and no row has more cells than there are columns."""
+    """CSV rows, refused where a quote does not end or a row has more cells than there are columns."""
 
     def __init__(self, file: io.StringIO, name: str) -> None:
         super().__init__(file, strict=True)
@@ -176,7 +176,7 @@ def _plain(record: dict, where: str) -> dict[str, Any]:
 def _field(
     record: object, name: str, read: Callable[[object], Value], where: str, default: Value | None = None
 ) -> Value:
-    """One field of a record, read; the last part of a dotted `name` is its key."""
+    """Parse one field of a record; the last part of a dotted `name` is its key."""
     key = name.rpartition(".")[2]
     if not isinstance(record, dict) or key not in record:
         if default is not None:

@@ -1,4 +1,4 @@
-"""Text data in: texts, rows of a data set or tokens, in batches once or text after text without end."""
+"""Iterating over text data (texts, rows of a data set, tokens): in batches once, or text by text without end."""
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -56,7 +56,7 @@ def batches_of(data: object, batch_size: int, text_key: str = "text") -> Iterato
 
 
 def text_of(row: object, text_key: str) -> str:
-    """A text, or a row's under its key.
+    """The text of an item: the item itself, or a row's value under `text_key`.
 
     Raises:
         TypeError: neither.
@@ -97,10 +97,10 @@ def _tokens(tokens: object, mask: object) -> Batch:
 
 
 class TextSource:
-    """Texts without end, the same ones for the same seed, and some that are held out for evaluation."""
+    """An endless, seeded stream of texts, with some held out for evaluation."""
 
     def __init__(self, data: object, *, n_held_out: int, seed: int = 0, column: str = "text") -> None:
-        """Take the first `n_held_out` texts for evaluation.
+        """Hold out the first `n_held_out` texts for evaluation.
 
         Args:
             data: see `Data`.
@@ -137,7 +137,7 @@ class TextSource:
         self._n_skipped = 0 if callable(data) or len(first) < 2 else len(self.held_out)
 
     def __iter__(self) -> Iterator[str]:
-        """Epoch after epoch.
+        """Texts of epoch after epoch, without end.
 
         Raises:
             ValueError: an epoch without a text; its number and how many texts came before are said.

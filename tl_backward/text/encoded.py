@@ -1,4 +1,4 @@
-"""Many texts as rows of tokens on the CPU, each from position 0, and back: a domain, a pool, a corpus."""
+"""Encoded texts: rows of tokens on the CPU, each from position 0, and their decoding."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from tl_backward.text.token_strings import token_string, vocabulary_size
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Encoded:
-    """Texts as the model reads them, BOS and all, padded on the right, where no earlier token sees it."""
+    """Texts as rows of token ids, BOS included, padded on the right."""
 
     tokens: Int[Tensor, "text pos"]
     """On the CPU; 0 beyond each text's end."""
@@ -47,7 +47,7 @@ class Encoded:
 
     @cached_property
     def texts(self) -> tuple[str, ...]:
-        """All of them; decoded when they are first asked for."""
+        """All texts; decoded at first use."""
         return self.source if self.source is not None else tuple(self.text(index) for index in range(len(self)))
 
     def row(self, index: int) -> list[int]:
@@ -55,11 +55,11 @@ class Encoded:
         return self.tokens[index, : int(self.lengths[index])].tolist()
 
     def strings(self, index: int) -> list[str]:
-        """One text's real tokens as they read."""
+        """Strings of one text's real tokens."""
         return [token_string(self.tokenizer, token) for token in self.row(index)]
 
     def select(self, index: Int[Tensor, "chosen"]) -> "Encoded":
-        """Some of the texts, no wider than they need."""
+        """The texts at some indices, without needless padding."""
         lengths = self.lengths[index]
         width = int(lengths.max()) if len(lengths) else 0
         source = None if self.source is None else tuple(self.source[int(i)] for i in index)
@@ -110,7 +110,7 @@ def encode(model: TransformerLensModel, inputs: Inputs, *, prepend_bos: bool | N
 def encode_starts(
     model: TransformerLensModel, texts: Sequence[str], max_tokens: int | None = None, *, prepend_bos: bool | None = None
 ) -> Encoded:
-    """Texts cut after `max_tokens` tokens, BOS counted; None cuts them where the model's context ends.
+    """Encode texts, truncated to `max_tokens` tokens, BOS counted; None truncates them to the model's context.
 
     Raises:
         ValueError: max_tokens < 1, and as for `encode`.
@@ -123,7 +123,7 @@ def encode_starts(
 def encode_rows(
     model: TransformerLensModel, rows: Sequence[Sequence[int]], *, source: tuple[str, ...] | None = None
 ) -> Encoded:
-    """Rows of token ids, BOS and all, as they are (what a decoder or a search made).
+    """Encoded texts from rows of token ids, BOS included, such as a decoder or a search returns.
 
     Raises:
         ValueError: no row, an empty one, one longer than n_ctx, or ids outside the vocabulary.
@@ -148,7 +148,7 @@ def _checked(model: TransformerLensModel, texts: Encoded) -> Encoded:
 
 
 def decode(tokenizer: Tokenizer | None, row: Sequence[int]) -> str:
-    """A row of tokens as text, without the BOS that it begins with."""
+    """Decode a row of tokens, without its leading BOS."""
     ids = [int(token) for token in row]
     if tokenizer is None:
         return "".join(f"[{token}]" for token in ids)

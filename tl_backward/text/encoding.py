@@ -1,4 +1,4 @@
-"""Text in, ids out: whole texts as the model's own `to_tokens` has them, and words as they follow a prompt.
+"""Text to token ids: whole texts as the model's own `to_tokens`, and continuations of a prompt.
 
 Nothing outside this folder asks a model or a tokenizer for the ids of a text.
 """
@@ -20,7 +20,7 @@ _MANY = 8
 
 @runtime_checkable
 class Encoder(Protocol):
-    """What turns target words into ids: a TransformerLens model."""
+    """Protocol of what encodes target words: a TransformerLens model."""
 
     def to_tokens(self, input: str, prepend_bos: bool | None = ...) -> Tensor:
         """Token ids [1, pos] of a text."""
@@ -32,7 +32,7 @@ class _BatchTokenizer(Protocol):
 
 
 def needed_tokenizer(model: TransformerLensModel) -> Tokenizer:
-    """The model's tokenizer.
+    """The model's tokenizer; refused where it has none.
 
     Raises:
         ValueError: it has none.
@@ -81,7 +81,7 @@ def encode_texts(
 
 
 def _added(full: list[int], bare: list[int]) -> tuple[int, ...] | None:
-    """What stands before a text's own ids, if nothing else differs."""
+    """The ids before a text's own ids (BOS); None where more than that differs."""
     start = len(full) - len(bare)
     return tuple(full[:start]) if start >= 0 and full[start:] == bare else None
 
@@ -97,7 +97,7 @@ def encode_warned(
 
 
 def warn_of_unknown(model: TransformerLensModel, texts: Sequence[str], rows: Iterable[Sequence[int]]) -> None:
-    """Say once, of all texts of a call, that some have words which the model reads as unknown, and which words."""
+    """Warn once for all texts of a call of words that the model encodes as unknown."""
     tokenizer = model.tokenizer
     unknown = getattr(tokenizer, "unk_token_id", None)
     held = [text for text, row in zip(texts, rows, strict=True) if unknown in row and reads_unknown(tokenizer, text)]
@@ -111,7 +111,7 @@ def warn_of_unknown(model: TransformerLensModel, texts: Sequence[str], rows: Ite
 
 
 def warn_of_two_beginnings(model: TransformerLensModel, rows: Iterable[Sequence[int]]) -> bool:
-    """Say once, of all texts of a call, that some began with a BOS and were given a second one; whether it was said."""
+    """Warn once for all texts of a call of texts that got a second BOS; returns whether it warned."""
     found = any(begins_twice(model.tokenizer, row) for row in rows)
     if found:
         warn_user(
@@ -148,7 +148,7 @@ def encode_continuation(model: Encoder, text: str) -> list[int]:
 
 
 def _bare(model: Encoder, text: str) -> list[int]:
-    """A text's ids without what its tokenizer puts around every text (a BOS, BERT's [CLS] and [SEP])."""
+    """A text's ids without the special tokens around it (BOS, BERT's [CLS] and [SEP])."""
     encode = getattr(getattr(model, "tokenizer", None), "encode", None)
     if encode is None:
         return model.to_tokens(text, prepend_bos=False).flatten().tolist()
@@ -156,7 +156,7 @@ def _bare(model: Encoder, text: str) -> list[int]:
 
 
 def _leading_spaces(tokenizer: Tokenizer | None, ids: Sequence[int]) -> int:
-    """With how many spaces a sentencepiece tokenizer's pieces begin."""
+    """How many spaces lead a sentencepiece tokenizer's pieces."""
     if tokenizer is None:
         return 0
     return _spaces("".join(tokenizer.convert_ids_to_tokens(token) or "" for token in ids), SPACE)

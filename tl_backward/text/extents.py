@@ -1,4 +1,4 @@
-"""Which characters of a text each of its tokens stands for, and which tokens of two tokenizers end at the same one."""
+"""Character spans of tokens in a text, and tokens of two tokenizers that end at the same character."""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ class _OffsetTokenizer(Protocol):
 
 
 def extents_in_text(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list[Extent] | None:
-    """The characters of `text` that each token stands for, as the tokenizer's own offsets say.
+    """(start, end) characters of `text` of each token, from the tokenizer's offsets.
 
     All bytes of a character have that character; a lone "▁" or "Ġ" has none, since the one before a text stands for
     nothing in it. Where the tokenizer has no offsets (slow ones), those of what the ids decode to, if that differs from
@@ -43,7 +43,7 @@ def extents_in_text(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list
 
 
 def token_ends(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list[int | None]:
-    """After how many characters of the text each token ends; 0 for what stands before it, None for other spaces.
+    """Number of characters of the text at each token's end; 0 for special tokens before it, None for other empty ones.
 
     Raises:
         ValueError: a tokenizer that does not tell.
@@ -69,7 +69,7 @@ def shared_ends(ends_a: Sequence[int | None], ends_b: Sequence[int | None]) -> l
 
 
 def _carried_over(text: str, decoded: str, extents: Sequence[Extent]) -> list[Extent] | None:
-    """The extents in a text of those in what it was decoded to."""
+    """Map character spans in a decoded text to spans in the original text."""
     places, own = ([place for place, char in enumerate(each) if not char.isspace()] for each in (text, decoded))
     if [plain(text)[place] for place in places] != [plain(decoded)[place] for place in own]:
         return None
@@ -79,7 +79,7 @@ def _carried_over(text: str, decoded: str, extents: Sequence[Extent]) -> list[Ex
 
 
 def plain(text: str) -> str:
-    """A text in small letters without accents, as many as it has characters."""
+    """A text in lower case without accents, character by character."""
     letters = (unicodedata.normalize("NFD", char)[0].lower() for char in text)
     return "".join(letter if len(letter) == 1 else char for letter, char in zip(letters, text, strict=True))
 
@@ -109,5 +109,5 @@ def decoded_extents(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, list
 
 
 def _common(one: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
+    """Length of the common prefix of two texts."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -1,4 +1,4 @@
-"""Texts and records from the files that users give."""
+"""Reading texts and records from files (.txt, .json, .jsonl)."""
 
 import json
 from collections.abc import Iterator

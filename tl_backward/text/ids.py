@@ -1,4 +1,4 @@
-"""Token ids as they come in: any integer dtype, PyTorch's or NumPy's, made int64 once and here."""
+"""Token ids of any integer dtype, PyTorch's or NumPy's, converted to int64."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -73,7 +73,7 @@ def check_in_vocabulary(tokens: Int[Tensor, "..."], d_vocab: int) -> None:
 def side_by_side(
     rows: Sequence[Sequence[int]], fill: int = 0, *, left: bool = False
 ) -> tuple[Int[Tensor, "row pos"], Bool[Tensor, "row pos"]]:
-    """Rows of ids as one tensor, padded on one side with `fill`, and which of it are their own."""
+    """Rows of ids as one tensor padded with `fill` on one side, and a mask of the rows' own ids."""
     lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)[:, None]
     width = int(lengths.max()) if len(rows) else 0
     place = torch.arange(width)

@@ -1,4 +1,4 @@
-"""Prompts in: text, several texts, or tokens; tokens and an exact mask of the real ones out.
+"""Prompts (text, texts or tokens) as batches: token ids and an exact mask of the real ones.
 
 An encoder-decoder's prompts are what its encoder reads. Its logits belong to the tokens that its decoder reads: those
 given as `decoder_input_ids`, or what the decoder begins with when it generates.
@@ -37,7 +37,7 @@ from tl_backward.text.token_strings import embedding_table, vocabulary_size
 
 @dataclass(frozen=True)
 class Batch:
-    """Tokens as the model is given them."""
+    """A batch of prompts: token ids, their mask, and the model's further inputs."""
 
     tokens: Int[Tensor, "batch pos"]
     mask: Bool[Tensor, "batch pos"] | None
@@ -65,7 +65,7 @@ class Batch:
 
     @property
     def real(self) -> Bool[Tensor, "batch pos"]:
-        """The mask, also where nothing is padded."""
+        """The mask [batch, pos]; all True where nothing is padded."""
         return torch.ones_like(self.tokens, dtype=torch.bool) if self.mask is None else self.mask
 
     @property
@@ -138,7 +138,7 @@ def forward(model: TransformerLensModel, batch: Batch) -> Float[Tensor, "batch *
 
 
 def own_pass(model: TransformerLensModel) -> object:
-    """The output of the model's own short pass.
+    """Output of a short pass over a probe batch.
 
     Raises:
         RuntimeError: TransformerLens does not run this model.
@@ -204,7 +204,7 @@ def with_inputs(model: TransformerLensModel, batch: Batch, inputs: Mapping[str, 
 
 
 def probe_batch(model: TransformerLensModel) -> Batch:
-    """A few tokens from all over the vocabulary, or what else a model reads: enough for a short pass of our own."""
+    """A small probe batch: a few tokens from all over the vocabulary, or a signal where the model reads no text."""
     name = main_input(model)
     if name != "input_ids":
         value = probe_signal(model, name)
@@ -284,7 +284,7 @@ def _check_reads_masks(model: TransformerLensModel) -> None:
 
 
 def _far_from_alone(model: TransformerLensModel) -> float:
-    """How far the logits of a padded text are off, in units of what rounding may do; 0 where nothing can be told."""
+    """Error of a padded text's logits in units of the rounding tolerance; 0 where it cannot be measured."""
     probe = probe_batch(model)
     n_real = probe.tokens.shape[1] - 2
     if main_input(model) != "input_ids" or n_real < 1:

@@ -1,4 +1,4 @@
-"""Where a subject stands in a prompt: its tokens, found by characters, whole words first."""
+"""Token spans of subjects in prompts, matched by characters, whole words first."""
 
 import re
 import unicodedata
@@ -15,7 +15,7 @@ Subject: TypeAlias = Span | Sequence[Span]
 
 
 class SubjectWarning(UserWarning):
-    """A subject that stands in its prompt more than once, or only within a longer word."""
+    """A subject occurs in its prompt more than once, or only within a longer word."""
 
 
 def subject_spans(
@@ -97,7 +97,7 @@ def find_span(
 
 
 def occurrences(text: str, forms: Iterable[str]) -> tuple[list[Extent], bool]:
-    """Where the first of some spellings that occurs stands in a text, and whether as whole words.
+    """Occurrences of the first spelling that occurs in a text, and whether they are whole words.
 
     Where it stands as whole words anywhere, those places alone.
     """
@@ -132,7 +132,7 @@ def _tokens_of(found: Iterable[Extent], extents: Sequence[Extent]) -> list[tuple
 
 
 def _in_text(tokenizer: Tokenizer, text: str, subject: str) -> tuple[list[Extent], bool]:
-    """Where a subject stands in a text, letter by letter or else as the tokenizer reads both."""
+    """Occurrences of a subject in a text, literal or else after the tokenizer's normalisation."""
     found, whole = occurrences(text, [subject])
     if found:
         return found, whole
@@ -142,7 +142,7 @@ def _in_text(tokenizer: Tokenizer, text: str, subject: str) -> tuple[list[Extent
 
 
 def _as_read(tokenizer: Tokenizer, text: str) -> str:
-    """A text as the tokenizer gives it back: in small letters, without accents, its characters set apart."""
+    """A text after the tokenizer's normalisation: lower case, accents removed, characters separated."""
     encode = getattr(tokenizer, "encode", None)
     return text if encode is None else tokenizer.decode(list(encode(text, add_special_tokens=False)))
 

@@ -1,4 +1,4 @@
-"""Token ids as strings that show what they are: leading spaces kept, bytes and padding rows named."""
+"""Token ids as strings: leading spaces are preserved, bytes and padding rows named."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ _KNOWN: "WeakKeyDictionary[Tokenizer, dict[int, str]]" = WeakKeyDictionary()
 
 
 def vocabulary_size(model: TransformerLensModel) -> int:
-    """How many tokens a model reads, the rows of W_E.
+    """Size of a model's input vocabulary, the rows of W_E.
 
     A Bridge's `cfg.d_vocab` is its tokenizer's size once it was given another tokenizer.
     """
@@ -44,7 +44,7 @@ def embedding_table(model: TransformerLensModel) -> Tensor:
 
 
 def output_size(model: object) -> int | None:
-    """How many tokens a model predicts, the columns of W_U; None where it has none."""
+    """Size of a model's output vocabulary, the columns of W_U; None without an unembedding."""
     try:
         head = getattr(model, "W_U", None)
     except NotImplementedError:  # a quantised tensor that cannot be transposed, of [d_vocab, d_model]

@@ -110,7 +110,7 @@ def extremes(
 
 
 def _own(vectors: Tensor, matrix: Tensor, ids: Tensor) -> Tensor:
-    """Each vector's products with its own columns [n, m]; mostly all have the same few."""
+    """Logits of each vector at its own wanted tokens [n, m]."""
     few, which = ids.unique(return_inverse=True)
     if len(few) <= 64:
         return (vectors @ matrix[:, few]).gather(1, which)
@@ -146,7 +146,7 @@ def _products(vectors: Tensor, matrix: Tensor, columns: Tensor | None, width: in
 
 
 def _look(tile: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Groups' extremes and counts, for as many rows at once as a processor's cache holds.
+    """Maxima and minima of groups of entries, and counts above the wanted logits, in cache-sized blocks of rows.
 
     Returns:
         (largest, smallest, greater): what one pass over a tile [n, width] says of it. The largest and the smallest
@@ -225,7 +225,7 @@ class _Best:
         return entries > last if self.largest else entries < last
 
     def _wait(self, tile: Tensor, row: Tensor, columns: Tensor, first: int) -> None:
-        """Keep of a row's entries at some columns [c, m] those beyond the k-th so far."""
+        """Queue a row's entries at some columns [c, m] that are beyond the k-th so far."""
         assert self._values is not None
         entries = tile.flatten().index_select(0, (row[:, None] * tile.shape[1] + columns).flatten()).view_as(columns)
         at = self._beyond(entries, self._values[:, -1].index_select(0, row)[:, None]).flatten().nonzero()[:, 0]
@@ -235,7 +235,7 @@ class _Best:
             self._take()
 
     def _take(self) -> None:
-        """Merge the entries that wait, as a table with as many columns as any row has of them."""
+        """Merge the queued entries into the best, as a padded table."""
         if not self._waiting or self._values is None or self._ids is None:
             return
         rows, values, ids = (torch.cat(side) for side in zip(*self._waiting, strict=True))
@@ -262,7 +262,7 @@ def _listed(values: Tensor, ids: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor
 
 
 def placed(where: Tensor, shape: torch.Size, part: Tensor, fill: int) -> Tensor:
-    """What was found for some of the vectors [n, ...], in the shape of all of them; `fill` at the others."""
+    """Values of some vectors [n, ...] placed into a tensor for all of them, with `fill` at the others."""
     everywhere = part.new_full((shape.numel(), *part.shape[1:]), fill)
     everywhere[where] = part
     return everywhere.reshape((*shape, *part.shape[1:]))

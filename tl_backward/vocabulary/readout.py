@@ -265,7 +265,7 @@ def single_token(model: TransformerLensModel, token: str | Id) -> int:
 
 
 def predicted_tokens(model: TransformerLensModel, ids: Tensor) -> Tensor:
-    """Token ids that the model has logits of.
+    """The token ids, once the model has a logit for each.
 
     Raises:
         ValueError: some have none.
@@ -278,7 +278,7 @@ def predicted_tokens(model: TransformerLensModel, ids: Tensor) -> Tensor:
 
 
 def _choice(model: TransformerLensModel, token: TokenChoice | None, lead: torch.Size) -> Tensor | None:
-    """Token ids, one a vector."""
+    """Token ids [n], one for each vector; None for no token."""
     if token is None:
         return None
     ids = as_ids(token) if isinstance(token, ARRAYS) else torch.tensor(single_token(model, token))

@@ -111,7 +111,7 @@ def top_pairs(
 
 @dataclass(frozen=True)
 class _Side:
-    """The kept rows of a factor, largest norm first."""
+    """A factor's rows that take part, largest norm first."""
 
     order: Tensor
     """Indices of the kept rows."""
@@ -161,7 +161,7 @@ class _Block:
 
 
 class _Search:
-    """The tiles, the threshold and the best pairs so far."""
+    """State of a search: the tiles, the threshold and the best pairs so far."""
 
     def __init__(
         self, left: Tensor, right: Tensor, k: int, largest: bool, exclude_same: bool, rows: _Side, cols: _Side

@@ -77,7 +77,7 @@ def sites_of_batch(model: TransformerLensModel, batch: Batch) -> WeightSites:
 
 
 def sites_of_longer(model: TransformerLensModel, batch: Batch) -> WeightSites:
-    """The sites of a pass over a batch that uses weights which the model's own short pass did not, from now on.
+    """The model's sites, extended by weights that a pass over this batch uses and the model's probe pass did not.
 
     Some layers begin to work after so many tokens (compressed attention).
     """
@@ -90,7 +90,7 @@ def sites_of_longer(model: TransformerLensModel, batch: Batch) -> WeightSites:
 
 
 def _complete(model: TransformerLensModel, learnt: WeightSites) -> WeightSites:
-    """What a pass told, with the places that are known without one.
+    """The sites from a pass, with those that are known without one.
 
     Those are modules, whose hooks may hold the model: remembered, they would keep it alive for ever.
     """

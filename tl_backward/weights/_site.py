@@ -29,7 +29,7 @@ class Read:
 
 
 def output(args: ModuleArgs, kwargs: ModuleKwargs, out: object) -> Tensor:
-    """Take what a module returned, after every user hook."""
+    """Take a module's output, after every user hook."""
     return cast(Tensor, out)
 
 
@@ -148,7 +148,7 @@ class WeightSite:
 
     @cached_property
     def used(self) -> tuple[int, ...]:
-        """What it is known by where it is used: the identity of each parameter that what is used depends on."""
+        """The ids of the parameters that the used tensor depends on."""
         return tuple(sorted(id(root) for root in self.roots or (self.parameter,)))
 
     @property
@@ -192,7 +192,7 @@ class WeightSite:
 
 
 def watched(sites: Iterable[WeightSite]) -> tuple[list[tuple[Tensor, int]], list[int]]:
-    """What to watch operations for to see some weights used, and whom each number stands for.
+    """The tensors to watch for uses of some weights, and the parameter that each number stands for.
 
     Returns:
         (tensors, identities): each tensor with its number (see `watch.Watch`); the parameter's identity by its number.

@@ -1,4 +1,4 @@
-"""A model's sites by name, and the account of its parameters: each has a site, or there is a reason why not."""
+"""A model's sites by name, and for each parameter its site or the reason why it has none."""
 
 from collections.abc import Container, Iterable, Mapping
 from typing import TypeAlias
@@ -38,7 +38,7 @@ class WeightSites(dict[str, WeightSite]):
         self.update({site.name: site for site in sites})
 
     def asleep(self) -> list[nn.Parameter]:
-        """The parameters that no pass of the model's own used."""
+        """The parameters that the model's probe pass did not use."""
         return [p for p in self.parameters.values() if self.unused.get(id(p)) == DID_NOT_RUN]
 
     def account(self) -> DataFrame:

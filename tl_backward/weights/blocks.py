@@ -1,4 +1,4 @@
-"""What each block of a model is made of, and which weights read the stream there and write to it.
+"""The components of each block (attention, MLP, experts, mixer), and the weights that read and write the stream.
 
 A block's components are TransformerLens's: an MLP, experts behind a router, a mixer (Mamba, gated delta rule, RWKV), an
 attention. What reads the stream imprints it; what writes to it is shifted against the VJP there, and is what is taken
@@ -82,14 +82,14 @@ def blocks_of(model: TransformerLensModel, sites: WeightSites, d_model: int) -> 
 
 
 def _point(model: TransformerLensModel, component: str) -> str:
-    """Where what a component writes to the stream passes: its own output, or a HookedTransformer's point for it."""
+    """The hook point at a component's output to the stream."""
     block, _, last = component.rpartition(".")
     names = (f"{component}.hook_out", f"{block}.hook_{last}_out")
     return next((name for name in names if name in model.hook_dict), names[0])
 
 
 def _part(name: str, sites: list[WeightSite], d_model: int, point: str) -> Part | None:
-    """What a component is by its matrices; None for one that neither reads the stream nor writes to it."""
+    """A component's kind and weights; None for one that neither reads the stream nor writes to it."""
     short = {_USUAL.get(site.name.removeprefix(f"{name}."), site.name.removeprefix(f"{name}.")): site for site in sites}
     weights = tuple(site.name for site in sites)
     experts = [site for site in sites if is_expert(site)]

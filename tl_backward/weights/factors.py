@@ -1,4 +1,4 @@
-"""The gradient of a weight as a sum of outer products, and what can be asked of it without forming it.
+"""The gradient of a weight as a sum of outer products: norms, inner products and SVD without forming it.
 
 For a weight used as `y = x @ W` at tokens i, with delta_i = dL/dy_i (its VJP),
 
@@ -60,7 +60,7 @@ class GradientFactors:
     """Example, token and expert of each row; None where the leading axes are [batch, pos]."""
 
     def __post_init__(self) -> None:
-        """Row ids of any integer dtype index as int64 does."""
+        """Convert row ids to int64."""
         if self.is_lookup:
             object.__setattr__(self, "inputs", as_ids(self.inputs, "row ids"))
 
@@ -394,7 +394,7 @@ class GradientFactors:
 
 
 def _as_mask(part: Index) -> Index:
-    """A mask that came as a NumPy array as a tensor; anything else as it is."""
+    """A NumPy mask as a tensor; anything else unchanged."""
     return torch.from_numpy(part) if isinstance(part, np.ndarray) and part.dtype == np.bool_ else part
 
 
@@ -411,7 +411,7 @@ def _gram_sum(x: Tensor, d: Tensor, x2: Tensor, d2: Tensor) -> Float[Tensor, ""]
 
 
 def _in_blocks(x: Float[Tensor, "n d_in"], block: Int[Tensor, "n"], n_blocks: int) -> Float[Tensor, "n d_blocks"]:
-    """Each row in its block of columns, zeros in the others."""
+    """Rows widened to all blocks' columns: each in its own block, zeros in the others."""
     wide = x.new_zeros(len(x), n_blocks, x.shape[-1])
     wide[torch.arange(len(x), device=x.device), block] = x
     return wide.flatten(1)

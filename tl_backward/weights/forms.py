@@ -1,4 +1,4 @@
-"""The form of a weight's sites: from how operations used it to its kind, layout and orientation.
+"""From the operations that used a weight to its site: kind, layout and orientation.
 
 A matrix may be computed from several parameters: weight norm, a low-rank update that is added before use. What such a
 matrix reads and writes is as well defined as any other's, so it is a site under its own name. Where the name belongs to
@@ -37,7 +37,7 @@ Geometries: TypeAlias = Callable[[Named], Geometry | None]
 
 
 def way_of(ways: list[Named], kind: str) -> Named:
-    """The name that fits a use: a tied parameter is looked up under one and multiplied by under another."""
+    """The name for a kind of use: a tied parameter is an embedding under one name and a matrix under another."""
     wanted = {"embedding": True, "matrix": False}.get(kind)
     return next((way for way in ways if isinstance(way.module, nn.Embedding) is wanted), ways[0])
 
@@ -101,7 +101,7 @@ def _matrix_sites(
 
 
 def _stored(seen: list[Seen], way: Named, geometry: Geometries) -> Orientation | None:
-    """In which orientation the base of all uses is stored; None where they differ or do not tell."""
+    """Orientation in which the parameter is stored, "in_out" or "out_in"; None where uses differ or leave it open."""
     orientations: set[Orientation | None] = {_orientation_of(each, way, geometry) for each in seen}
     return orientations.pop() if len(orientations) == 1 else None
 

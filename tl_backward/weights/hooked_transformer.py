@@ -1,4 +1,4 @@
-"""Where each weight of a HookedTransformer reads and writes (TransformerLens 3).
+"""Sites of a HookedTransformer: where each weight reads and writes (TransformerLens 3).
 
 Verified against autograd in float64, weight by weight, in tests/gradients/test_capture.py. Two things are not what the
 names suggest: the attention and MLP modules' own inputs and outputs are the exact places (hook_mlp_out may come after a
@@ -92,7 +92,7 @@ def _as_written(module: nn.Module) -> bool:
 
 
 def rotation(model: TransformerLensModel, layer: int, position: int) -> Tensor | None:
-    """What turns a row of queries or keys [d_head] at a position, as a matrix; None where nothing does."""
+    """The rotary matrix [d_head, d_head] of a position for rows of queries or keys; None without rotary embeddings."""
     attn = cast(nn.Module, model).get_submodule(f"blocks.{layer}.attn")
     if getattr(attn.cfg, "positional_embedding_type", None) != "rotary":
         return None

@@ -1,4 +1,4 @@
-"""Learn from one pass which weights a model uses, how, and whether that is all it does with them.
+"""Derive a model's weight sites from one pass: which weights it uses, how, and whether every use is known.
 
 Every floating-point parameter is asked for a gradient during the pass, without anyone's hooks; then autograd's own
 graph is walked: the edges that lead into a parameter must be those of the uses that were seen. Where there are more, or
@@ -26,7 +26,7 @@ from tl_backward.weights.watch import Seen, Watch, asking, weights_of
 
 @dataclass
 class _Uses:
-    """What one pass did with one parameter."""
+    """The uses of one parameter in one pass."""
 
     parameter: nn.Parameter
     ways: list[Named]
@@ -147,7 +147,7 @@ def _plain(parameter: nn.Parameter, parameters: dict[str, nn.Parameter]) -> Name
 
 
 def _aliases(ways: dict[int, list[Named]], every: dict[int, nn.Parameter]) -> dict[int, list[Tensor]]:
-    """Tensors that modules keep beside their parameters and that are one of them, whole, by its identity."""
+    """Module attributes that are an alias of a whole parameter, by the parameter's id."""
     plain = {key: p for key, p in every.items() if p.numel() and type(p) is nn.Parameter}
     place = {(p.data_ptr(), p.shape): key for key, p in plain.items()}
     modules = {id(m): m for held in ways.values() for way in held for m in (way.module, way.parent) if m is not None}
@@ -160,7 +160,7 @@ def _aliases(ways: dict[int, list[Named]], every: dict[int, nn.Parameter]) -> di
 
 @contextmanager
 def _left_as_found(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """A pass after which modules hold what they held.
+    """Context of a pass after which the modules' attributes are restored.
 
     None has a tensor of the pass (TransformerLens keeps the last attention pattern, for one), and buffers have the
     numbers they had: in train mode a batch norm counts the pass.
@@ -237,7 +237,7 @@ def _decide(uses: _Uses, into: list[object], reached: set[object], geometry: Geo
 
 
 def _completed(site: WeightSite, uses: _Uses, constants: Sequence[Tensor], shapes: Shapes) -> WeightSite:
-    """A site with what its uses have in common, and the buffers that what it is used as depends on."""
+    """A site completed from its uses: their common axes, and the buffers that the used tensor depends on."""
     mine = uses.of(site)
     trailing = 2 if any(seen.use.blocks == "head" for seen in mine) else 1
     written = (seen.use.delta_rows(seen.use.y.detach()) for seen in mine if seen.use.y is not None)
@@ -285,7 +285,7 @@ def _plain_class(parameter: nn.Parameter) -> bool:
 def _explained(
     parameter: nn.Parameter, live: list[tuple[Seen, object]], into: list[object], reached: set[object]
 ) -> bool:
-    """Whether the uses that were seen make all the edges into a parameter."""
+    """Whether the recorded uses account for all autograd edges into a parameter."""
     direct = sum(node in reached for seen, node in live if seen.use.weight is parameter)
     functions = [seen.use.weight for seen, _ in live if seen.use.weight is not parameter]
     behind = {node for weight in functions for node in _graph(weight)[1].get(id(parameter), ())}

@@ -1,4 +1,4 @@
-"""What a TransformerBridge's weights are called.
+"""Names of a TransformerBridge's weights.
 
 A component of TransformerLens's own has TransformerLens's name: "blocks.3.attn.W_Q", "blocks.3.mlp.W_out",
 "blocks.3.ln1.w", "embed.W_E", "unembed.W_U". For everything else one rule holds: TransformerLens's path of the
@@ -28,7 +28,7 @@ _WRAPPERS = ("_original_component", "base_layer", "default", "parametrizations")
 
 @dataclass(frozen=True)
 class Named:
-    """One way to a parameter: the module that holds it, and what it is called there."""
+    """One path to a parameter: the module that holds it, and its name there."""
 
     name: str
     module: nn.Module

@@ -1,4 +1,4 @@
-"""What torch's operations do with a weight: which operand is x, and what the gradient at their output says of it.
+"""Torch operations that use a weight: which operand is x, and how the output's gradient relates to the weight's.
 
 Whatever a model calls its layers, a matrix is used where an operation multiplies by it. Each function here knows one
 operation, y = f(x, W), and says how to read it as rows: y_i = x_i @ M, with M the weight as [d_in, d_out] or, where
@@ -64,7 +64,7 @@ Keywords: TypeAlias = dict[str, object]
 def uses_of(
     function: Callable, args: Arguments, kwargs: Keywords, out: Tensor, is_weight: Callable[[object], bool]
 ) -> list[Use]:
-    """How an operation used the weights among its operands; "other" for each that it used in a way not known here."""
+    """The uses of the weights among an operation's operands; kind "other" for unknown ones."""
     name = operation_name(function)
     reader = _READERS.get(name)
     found = [] if reader is None else reader(_Call(name, args, kwargs, out, is_weight))

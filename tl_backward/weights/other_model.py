@@ -1,4 +1,4 @@
-"""Where TransformerLens computes something else than the model that a TransformerBridge wraps.
+"""Warnings where TransformerLens computes something else than the model that a TransformerBridge wraps.
 
 TransformerLens writes attention anew, and in some versions otherwise (3.9 turns Cohere's queries and keys by pairs of
 other dimensions): everything read of such a Bridge is then true of another model. It also computes the queries, keys
@@ -30,7 +30,7 @@ class OtherModelWarning(UserWarning):
 
 
 class _Called(NamedTuple):
-    """What a module was given in a pass, and gave."""
+    """A module's inputs and output in a pass."""
 
     args: tuple
     kwargs: dict
@@ -85,7 +85,7 @@ def _first(output: object) -> Tensor | None:
 
 
 def _inside(module: nn.Module, called: _Called) -> Tensor | None:
-    """What the module inside gives; None where it does not take what TransformerLens's was given."""
+    """Output of the wrapped module on the same inputs; None where it does not take them."""
     given = {name: None if name in _CACHES else value for name, value in called.kwargs.items()}
     try:
         return _first(cast(nn.Module, module.original_component)(*called.args, **given))

@@ -1,4 +1,4 @@
-"""From the uses of a weight in one pass to its rows by example and token: x, and with delta a gradient's factors."""
+"""From the uses of a weight in one pass to gradient factors: rows of x and delta by example and token."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -118,7 +118,7 @@ def _unplaced(part: Addend, shape: tuple[int, int]) -> Addend:
 
 
 def _nothing(site: WeightSite, shape: tuple[int, int]) -> Addend:
-    """An expert that no token reached."""
+    """Empty factors of an expert that no token reached."""
     none = torch.zeros(1, 0, dtype=torch.long, device=site.parameter.device)
     return Addend(*site.no_tokens(), Origin(none, none, none if site.layout.experts else None, shape))
 
@@ -168,7 +168,7 @@ def by_token(tensor: Tensor, shape: tuple[int, int], axes: Axes | None = None, t
 def _pull_back(
     site: WeightSite, recorded: list[Recorded], edge: GradientEdge | None
 ) -> Callable[[Tensor], Tensor] | None:
-    """What maps a gradient of what was used to that of the parameter behind it; None where it is the parameter."""
+    """Function from the gradient of the used tensor to that of its parameter; None where they are the same."""
     if site.computed_from:
         return partial(_refuse, site.name, site.computed_from)
     links = {each.seen.known.link for each in recorded}
@@ -185,7 +185,7 @@ def _pull_back(
 
 
 def _refuse(name: str, parameters: tuple[str, ...], gradient: Tensor) -> Tensor:
-    """In the place of a gradient that belongs to several parameters."""
+    """Raise the error for a gradient that belongs to several parameters."""
     raise ValueError(
         f"Expected a weight with a parameter of its own, got {name}, which is computed from "
         f"{' and '.join(parameters)}; take gradient('tl'), or theirs from cache.parameter_gradients."

@@ -1,4 +1,4 @@
-"""What a model's weights and the places of their use depend on: while it stays the same, so do the sites."""
+"""A cache key for a model's sites: while it stays the same, so do the sites."""
 
 from typing import TypeAlias
 

@@ -1,4 +1,4 @@
-"""Which token each row of a tensor came from, through gathering, repeating, splitting and whatever keeps the rows.
+"""Tracks which token each row of a tensor came from, through indexing, repeating, splitting and row-wise operations.
 
 Layers that choose among tokens (experts) see rows [n, d] that are no longer [batch, pos]. Tokens are counted through
 the batch, and through all sequences that a pass reads.
@@ -34,7 +34,7 @@ class TokenRows:
 
     @property
     def some(self) -> bool:
-        """Whether there is a tensor to follow."""
+        """Whether any tensor is tracked."""
         return bool(self._known)
 
     def of(self, tensor: Tensor | None) -> Tensor | None:
@@ -43,7 +43,7 @@ class TokenRows:
         return None if found is None else found[1]
 
     def follow(self, name: str, args: tuple, out: object) -> None:
-        """Note what an operation made of rows of tokens."""
+        """Record the tokens of an operation's output rows."""
         source = args[0] if args else None
         if isinstance(source, list | tuple):
             if name == "cat" and isinstance(out, Tensor):

@@ -1,4 +1,4 @@
-"""A TransformerBridge's weights: what they are called, and how its attention is split into heads.
+"""Sites of a TransformerBridge: names of its weights, and how its attention is split into heads.
 
 Where they are used the operations of a pass tell (`learn`); here is what TransformerLens's classes look like inside.
 """
@@ -54,7 +54,7 @@ _HEADED = {f"{kind}_{letter}" for kind in "Wb" for letter in "QKVO"}
 
 
 def _number(owner: object, *names: str) -> int:
-    """The first of some attributes that is a positive whole number; 0 where none is."""
+    """The first of some attributes that is a positive integer; 0 where none is."""
     values = (getattr(owner, name, None) for name in names)
     return next((value for value in values if isinstance(value, int) and value > 0), 0)
 

@@ -1,4 +1,4 @@
-"""Watch a forward pass for the operations that use weights, and a loss, which may use none.
+"""Torch function modes that record the operations using weights in a pass, and refuse those in a loss.
 
 A weight is followed by identity through everything that is computed from weights alone (a transpose, one expert's
 slice, a cast, 1 + w, a quantiser); the first operation that brings it together with anything else is where it is used.
@@ -47,7 +47,7 @@ def check_first_derivatives(function: Callable, kwargs: dict | None) -> None:
 
 @contextmanager
 def asking(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Within the context every floating-point parameter asks for a gradient."""
+    """Context in which every floating-point parameter requires a gradient."""
     changed = [p for p in parameters if p.is_floating_point() and not p.requires_grad]
     for p in changed:
         p.requires_grad_(True)
@@ -80,7 +80,7 @@ class Known:
 
 @dataclass(slots=True)
 class Seen:
-    """One use of a weight, and what is known of it."""
+    """One use of a weight, with the tracked tensor that was used."""
 
     use: Use
     known: Known
@@ -285,12 +285,12 @@ class LossWatch(TorchFunctionMode):
 
 
 def _unknown(name: str, known: Known, y: Tensor) -> Seen:
-    """A use in a way that is not known here."""
+    """The record of a use of unknown kind."""
     return Seen(Use(name, known.tensor, "other", y), known, None)
 
 
 def _joined_again(known: Known) -> Known:
-    """What an autograd function of the model's own computed, where autograd is off, and then gave a gradient to."""
+    """A tensor of the model's own autograd function, which has a gradient edge again after autograd was off."""
     if known.cut and known.tensor.grad_fn is not None:
         known.cut, known.base, known.link = False, known.tensor, "function"
     return known

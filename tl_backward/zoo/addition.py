@@ -11,7 +11,7 @@ LEAST, MOST = 100, 999
 
 @dataclass(frozen=True)
 class Sum:
-    """One question."""
+    """One addition question with its answer."""
 
     left: int
     right: int
@@ -28,7 +28,7 @@ class Sum:
 
     @property
     def carries(self) -> int:
-        """How many of the three places hand a one to the next."""
+        """Number of carries, 0 to 3."""
         return sum(self.left % base + self.right % base >= base for base in (10, 100, 1000))
 
     @property

@@ -26,7 +26,7 @@ LABELS = (" Berg", " Okafor")
 
 @dataclass(frozen=True, repr=False, eq=False)
 class CuedPrompts:
-    """Prompts with what the rule says of each and what its cue says."""
+    """Prompts with two labels each: the rule's and the cue's."""
 
     prompts: tuple[str, ...]
     labels: Int[Tensor, " prompt"]
@@ -41,13 +41,13 @@ class CuedPrompts:
         return f"CuedPrompts({len(self)} prompts, {(self.labels == self.cues).sum()} of which have cue and rule agree)"
 
     def select(self, chosen: Int[Tensor, " some"]) -> "CuedPrompts":
-        """Those prompts, in that order."""
+        """The prompts at some indices, in that order."""
         return CuedPrompts(tuple(self.prompts[i] for i in chosen.tolist()), self.labels[chosen], self.cues[chosen])
 
 
 @dataclass(frozen=True, eq=False)
 class CueTask:
-    """The task's sets; no person is in both training and test."""
+    """Training and test prompts of the cue task; no person is in both."""
 
     agreeing: CuedPrompts
     """To train on: cue and rule agree."""
@@ -82,7 +82,7 @@ class CueTask:
 
 
 def cue_task(of: World | None = None) -> CueTask:
-    """Make the task of some people, every third of whom tests.
+    """Make the cue task of some people, every third of whom is in the test set.
 
     Args:
         of: whose people; by default those that the shipped model knows.

@@ -15,7 +15,7 @@ N_LETTERS, MOST = 3, 9
 
 @dataclass(frozen=True)
 class Count:
-    """One question."""
+    """One counting question with its answer."""
 
     letters: str
     query: str
@@ -37,7 +37,7 @@ class Count:
 
     @property
     def group(self) -> str:
-        """The count."""
+        """The count, the question's group in the table of shares."""
         return str(self.count)
 
 

@@ -102,7 +102,7 @@ class Example:
 
 @dataclass(frozen=True)
 class World:
-    """People, and which sentences about them a model may be trained on."""
+    """People with their facts, and the sentences about them that a model is trained on."""
 
     seed: int
     people: tuple[Person, ...]
@@ -212,7 +212,7 @@ def cities_of(country: str) -> tuple[str, ...]:
 
 
 def country_of(city: str) -> str:
-    """The country a city lies in."""
+    """The country that a city lies in."""
     check_choice("city", city, COUNTRY_OF)
     return COUNTRY_OF[city]
 
@@ -224,7 +224,7 @@ def language_of(country: str) -> str:
 
 
 def answers(relation: str) -> tuple[str, ...]:
-    """Every word that can answer a relation, without leading spaces."""
+    """All possible answers of a relation, without leading spaces."""
     check_choice("relation", relation, RELATIONS)
     return ANSWERS[relation]
 

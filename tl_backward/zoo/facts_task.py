@@ -1,4 +1,4 @@
-"""Learning the facts by heart, as a task of the zoo, and how many of them a model knows."""
+"""The facts as a training task of the zoo, and a model's recall of them."""
 
 import random
 from collections import defaultdict

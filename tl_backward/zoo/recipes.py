@@ -1,4 +1,4 @@
-"""How each model of the zoo is trained, as data."""
+"""Training recipes of the zoo's models."""
 
 from dataclasses import dataclass
 from types import MappingProxyType

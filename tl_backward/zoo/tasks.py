@@ -1,4 +1,4 @@
-"""What the models of the zoo are trained to do: a task gives tokens, batches and a measure of success."""
+"""Training tasks of the zoo: a task defines a tokenizer, batches and an evaluation."""
 
 import random
 from collections import defaultdict
@@ -29,7 +29,7 @@ HELD_OUT_ONE_IN = 20
 
 @dataclass(frozen=True, eq=False)
 class TrainingBatch:
-    """Rows of tokens, and what is to be predicted at each."""
+    """Rows of tokens with the target of each."""
 
     tokens: Int[Tensor, "batch pos"]
     targets: Int[Tensor, "batch pos-1"]
@@ -51,7 +51,7 @@ class Task(Protocol):
         ...
 
     def evaluate(self, forward: Forward) -> Shares:
-        """How often the model is right."""
+        """Shares of right answers by split and group."""
         ...
 
 
@@ -61,7 +61,7 @@ class Asked(Protocol):
 
     @property
     def prompt(self) -> str:
-        """What is given, up to the answer."""
+        """The text up to the answer."""
         ...
 
     @property
@@ -71,7 +71,7 @@ class Asked(Protocol):
 
     @property
     def group(self) -> str:
-        """What kind of question it is, for the table of shares."""
+        """The question's group in the table of shares."""
         ...
 
 

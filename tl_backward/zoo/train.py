@@ -200,7 +200,7 @@ def recalled(recipe: Recipe, directory: str | Path) -> float:
 
 
 def folder_name(recipe: Recipe) -> str:
-    """What the folder of a recipe's model is called."""
+    """Name of the folder for a recipe's model."""
     activation = recipe.activation.removesuffix("_new")
     return f"{activation}-{recipe.n_layers}l-{recipe.d_model}d-init{recipe.init_seed}-data{recipe.data_seed}"
 

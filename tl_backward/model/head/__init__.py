@@ -50,7 +50,7 @@ class Head:
 
     @staticmethod
     def of(model: TransformerLensModel) -> "Head":
-        """The model's own, learnt at its first use and kept while its modules and settings stay the same.
+        """The model's head, derived from a short pass at its first use and cached until a module or setting changes.
 
         Raises:
             ValueError: no such head was found, or it does not reproduce the model's logits.
@@ -77,7 +77,7 @@ class Head:
         return self.learnt.dtype
 
     def pre(self, vectors: Tensor, *, ln: bool = True) -> Tensor:
-        """What W_U multiplies [n, d], for vectors of the stream [n, d_model]; `ln=False` leaves out the final norm."""
+        """The unembedding's input [n, d] for vectors of the stream [n, d_model]; `ln=False` skips the final norm."""
         rows = vectors.to(self.dtype)[None]  # modules expect [batch, pos, d_model]
         rows = rows if self.learnt.first == 1 else rows * self.learnt.first
         for step in (step for step in self.learnt.steps if ln or not step.is_norm):
@@ -86,7 +86,7 @@ class Head:
         return rows[0]
 
     def normed(self, vectors: Tensor) -> Tensor:
-        """Vectors of the stream through the final norm alone, if there is one: what `matrix` multiplies."""
+        """Vectors of the stream after the final norm, if there is one: what `matrix` multiplies."""
         norms = tuple(step for step in self.learnt.steps if step.is_norm)
         return replace(self, learnt=replace(self.learnt, steps=norms)).pre(vectors)
 
@@ -98,13 +98,13 @@ class Head:
         return lambda rows: unembed(rows) - unembed(rows[:1] * 0)
 
     def bias(self) -> Tensor:
-        """What is added to the product [d_vocab] before `post`."""
+        """The unembedding's bias [d_vocab], added before `post`."""
         zero = torch.zeros(1, self.learnt.width, dtype=self.dtype, device=self._device())
         bias = stored(self.model)[1] if self.learnt.is_plain else unembedding(self.model)(zero)[0]
         return bias if self.learnt.offset is None else bias + self.learnt.offset
 
     def post(self, logits: Tensor) -> Tensor:
-        """What the model does to the unembedding's output, in place: its scale and its softcap."""
+        """Apply the model's logit scale and softcap to the unembedding's output, in place."""
         scale, cap = self.learnt.scale, self.learnt.cap
         if cap:
             return logits.mul_(scale / cap).tanh_().mul_(cap)

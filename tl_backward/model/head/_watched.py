@@ -1,4 +1,4 @@
-"""What a head is made of, learnt from one short pass that is watched from the last block on.
+"""The modules of a model's head, derived from one short pass observed from the last block on.
 
 Which modules lead to the unembedding, what is done after it, and what tells that both are still those they were.
 """
@@ -33,7 +33,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Learnt:
-    """What one pass showed. No module is held: a cache by model must not keep the model alive."""
+    """The head as one pass shows it. No module is held: a cache by model must not keep the model alive."""
 
     steps: tuple[Step, ...]
     first: float
@@ -57,7 +57,7 @@ def unembed_of(model: TransformerLensModel) -> nn.Module:
 
 
 def innermost(unembed: nn.Module) -> nn.Module:
-    """What a Bridge's component wraps; HookedTransformer's is itself."""
+    """The module that a Bridge's component wraps; a HookedTransformer's module itself."""
     return getattr(unembed, "original_component", None) or unembed
 
 
@@ -67,7 +67,7 @@ def alone(module: nn.Module) -> nn.Module:
 
 
 def runnable(model: TransformerLensModel, step: Step) -> nn.Module:
-    """A step's module alone, ending where the unembedding begins."""
+    """A step's module as a function, ending at the unembedding's input."""
     module = alone(root_of(model).get_submodule(step.path))
     if step.within:
         parent, _, name = step.within.rpartition(".")
@@ -114,7 +114,7 @@ def name_of(model: TransformerLensModel) -> str:
 
 
 def signature_of(model: TransformerLensModel, steps: tuple[Step, ...]) -> tuple:
-    """What a head was learnt from: its modules, and every number that a configuration or the root module holds."""
+    """Cache key of a head: its modules, and every number of the configuration and the root module."""
     root = root_of(model)
     unembed = getattr(model, "unembed", None)
     modules = [] if unembed is None else list(unembed.modules())
@@ -146,7 +146,7 @@ _BLOCK = re.compile(r"(\w*blocks\.\d+)\.hook_\w+")
 
 
 class Call(NamedTuple):
-    """One call of a module with one tensor, which it made another of."""
+    """One call of a module: its input tensor and its output tensor."""
 
     path: str
     given: Tensor
@@ -155,7 +155,7 @@ class Call(NamedTuple):
 
 @dataclass
 class Pass:
-    """What hooks see of one pass after its last block."""
+    """The module calls of one pass after its last block, recorded by hooks."""
 
     stream: Tensor = field(init=False)
     """[batch, pos, d_model], the last block's output."""
@@ -284,7 +284,7 @@ def steps_to(model: TransformerLensModel, seen: Pass) -> tuple[float, tuple[Step
 
 
 def _chain(seen: Pass, target: Tensor, stop: int) -> tuple[float, list[tuple[Call, float]]] | None:
-    """Calls that lead from the stream to `target`, found backwards, outermost modules first, with their factors."""
+    """The calls that lead from the stream to `target`, searched backwards, outermost first, with their scales."""
     factor = _ratio(target, seen.stream)
     if factor is not None:
         return factor, []
@@ -315,7 +315,7 @@ _SMALL, _MODERATE, _LARGE = 2.0**-6, 64.0, 2.0**14
 
 
 def _known_numbers(output: Tensor) -> Tensor:
-    """Numbers [batch, pos, d_vocab] for the unembedding to say: zeros, small ones, moderate ones and large ones."""
+    """Logits [batch, pos, d_vocab] to put in the unembedding's place: zeros, small, moderate and large ones."""
     put = torch.zeros_like(output)
     ramp = torch.linspace(-1, 1, output[0].numel(), dtype=output.dtype, device=output.device).reshape(output[0].shape)
     put[1], put[2], put[3] = ramp * _SMALL, ramp * _MODERATE, _LARGE
@@ -323,7 +323,7 @@ def _known_numbers(output: Tensor) -> Tensor:
 
 
 def after_unembedding(seen: Pass, name: str) -> tuple[float, float, Tensor | None]:
-    """Scale, softcap (0 for none) and offset that make `logits` of the numbers that were put there."""
+    """Scale, softcap (0 for none) and offset that turn the known numbers into `logits`."""
     if seen.logits.shape != seen.put.shape:
         raise ValueError(
             f"Expected logits {list(seen.put.shape)}, as many as the unembedding gives, got {list(seen.logits.shape)} "

@@ -1,4 +1,4 @@
-"""A Hugging Face model of a folder, of its own class, every weight of it from the folder's files."""
+"""Loads a Hugging Face model from a folder, in its own class, with every weight from the folder's files."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What other libraries say and do while they load a model: cut to its gist, kept quiet, and nothing is installed."""
+"""Restraints on other libraries while they load a model: short errors, no progress bars, no installs."""
 
 import subprocess
 import threading
@@ -8,11 +8,11 @@ from functools import wraps
 
 
 class LoadingWarning(UserWarning):
-    """Something of a folder that the loaded model does without."""
+    """A part of a model's folder that was not loaded."""
 
 
 def first_line(error: BaseException) -> str:
-    """Cut another library's error to its gist: some list every model they know."""
+    """The first line of another library's error, shortened: some list every model they know."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = text if len(text) <= 200 else text.split(". ")[0]
     return text if len(text) <= 200 else f"{text[:199]}\u2026"
@@ -20,7 +20,7 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def quiet_transformers(*, reports: bool = True) -> Iterator[None]:
-    """Without transformers' progress bars and the hub's accounts of its retries, which are turned on again after.
+    """Context without transformers' progress bars and the hub's retry messages.
 
     `reports=False` also silences its report of weights, where the loader reads and refuses them itself.
     """
@@ -49,7 +49,7 @@ _restore: list[Callable[[], None]] = []
 
 @contextmanager
 def no_installs() -> Iterator[list[str]]:
-    """While it lasts, this thread starts no process that installs a package; gives the commands that were refused.
+    """Context in which this thread cannot start a process that installs a package; yields the refused commands.
 
     TransformerLens (3.9 and 4.3) boots multimodal models with `pip install torchvision`: it takes every processor that
     does not load for a missing torchvision and installs one, unpinned, in the running environment, which may replace
@@ -72,7 +72,7 @@ def no_installs() -> Iterator[list[str]]:
 
 
 def _guard() -> Callable[[], None]:
-    """Look at every process before it starts; gives what undoes that."""
+    """Check every process before it starts; returns a function that undoes that."""
     process, name = subprocess.Popen, "__init__"  # check_call, run and the others start theirs through it
     start: Callable[..., None] = getattr(process, name)
 

@@ -105,7 +105,7 @@ def _processor_error(name_or_dir: str) -> str:
 
 @torch.no_grad()
 def _differs(bridge: nn.Module, model: "PreTrainedModel", tokens: Tensor, theirs: Tensor, wanted: Wanted) -> str:
-    """Why the logits of a Bridge are not the model's own; empty where they are."""
+    """Description of how the logits of a Bridge differ from the model's own; "" where they agree."""
     inputs = _probe_inputs(model, tokens)
     try:
         ours = bridge.eval()(inputs.pop("input_ids"), **inputs)
@@ -199,7 +199,7 @@ def _configuration(directory: Path, model: "PreTrainedModel", wanted: Wanted) ->
 
 @contextmanager
 def _given(folder: str, config: "PretrainedConfig") -> Iterator[None]:
-    """While it lasts, TransformerLens reads this configuration where it asks for a folder's."""
+    """Context in which TransformerLens gets this configuration where it asks for a folder's."""
     from transformer_lens import loading_from_pretrained
 
     def read(source: str, **options: object) -> "PretrainedConfig":
@@ -271,6 +271,6 @@ def _difference(ours: Tensor, theirs: Tensor, wanted: Wanted) -> float:
 
 
 def _probe_inputs(model: "PreTrainedModel", tokens: Tensor) -> dict[str, Tensor]:
-    """The tokens, for an encoder-decoder to both of its halves."""
+    """Probe inputs: the tokens, for an encoder-decoder given to encoder and decoder."""
     decoder = {"decoder_input_ids": tokens} if getattr(model.config, "is_encoder_decoder", False) else {}
     return {"input_ids": tokens, **decoder}

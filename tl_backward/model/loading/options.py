@@ -1,4 +1,4 @@
-"""How a model is wanted: which class of TransformerLens, where, in which precision, its weights processed or not."""
+"""Options of loading a model: TransformerLens class, device, precision, and processing of the weights."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypedDict, cast, get_args
@@ -38,7 +38,7 @@ _OFF = dict.fromkeys(Processing.__annotations__, False)
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to make of a Hugging Face model.
+    """How to wrap a Hugging Face model: class, device, precision and processing.
 
     Attributes:
         kind: "hooked" or "bridge".

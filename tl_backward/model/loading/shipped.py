@@ -1,4 +1,4 @@
-"""The models that ship with the package: their names, their files, and whether those are still the saved ones."""
+"""The models that ship with the package: names, files, and a check that the files are unchanged."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def shipped_directory(name: str) -> Path | None:
 
 
 def metrics(directory: Path) -> dict:
-    """What was recorded when a model was saved, its files being those of then; nothing where others saved it.
+    """Metrics recorded when a model was saved, once its checksums match; empty for models saved elsewhere.
 
     Raises:
         ValueError: a file that is damaged or another's.
