@@ -196,7 +196,7 @@ def watch(
 
     Values are what leaves the hook point after every user's hook, in TransformerLens's shape: [sample, ...].
     """
-    found: dict[str, Tensor] = {}
+    activations: dict[str, Tensor] = {}
     shape = (0, 0)
     aliases: dict[nn.Module, list[str]] = {}
     for name in names:
@@ -209,7 +209,7 @@ def watch(
                 return
             value = as_shown(module, output)
             if value.ndim >= 3 and tuple(value.shape[:2]) == shape and value[0, 0].numel() > 1:
-                found.update(dict.fromkeys(mine, value.detach()[text.to(value.device), at.to(value.device)]))
+                activations.update(dict.fromkeys(mine, value.detach()[text.to(value.device), at.to(value.device)]))
 
         return keep
 
@@ -224,7 +224,7 @@ def watch(
         for module, mine in aliases.items():
             for handle in register_last(module, keeper(module, mine), with_kwargs=True):
                 stack.callback(handle.remove)
-        yield found
+        yield activations
 
 
 def _embedding(model: TransformerLensModel) -> nn.Module:

@@ -87,39 +87,39 @@ def _compare(arguments: argparse.Namespace) -> Answer:
         "text_options": options_from(arguments, TextOptions),
         "show_progress": sys.stderr.isatty(),
     }
-    found = compare(
+    comparison = compare(
         a, b, texts, hook=arguments.hook, measures=arguments.measures,
         sample_options=options_from(arguments, SampleOptions), run_options=options_from(arguments, RunOptions), **both,
     )  # fmt: skip
     stitches = None if arguments.stitch is None else stitching_grid(a, b, texts, map=arguments.stitch, **both)
-    results = {"values": found} | ({} if stitches is None else {"stitches": stitches})
+    results = {"values": comparison} | ({} if stitches is None else {"stitches": stitches})
     models = (arguments.model_a, arguments.model_b)
     return Answer(
-        lambda: _lines(found),
+        lambda: _lines(comparison),
         lambda: {
             **{name: getattr(arguments, name) for name in ("model_a", "model_b")},
-            **{name: getattr(found, name) for name in ("n_samples", "aligned", "coverage")},
+            **{name: getattr(comparison, name) for name in ("n_samples", "aligned", "coverage")},
             **{name: filled(each.to_frame()).to_dict("records") for name, each in results.items()},
         },
-        lambda: compare_report(found, stitches=stitches, name=" and ".join(map(name_of, models))),
+        lambda: compare_report(comparison, stitches=stitches, name=" and ".join(map(name_of, models))),
     )
 
 
-def _lines(found: "Comparison") -> Iterator[str]:
+def _lines(comparison: "Comparison") -> Iterator[str]:
     """Lines of text: a table for each measure, layers of A by layers of B, and the caveats of the data."""
     from tl_backward.render.compare_report import caveats
 
-    yield repr(found)
-    width = max(7, *(len(name) + 1 for name in found.layers_b))
-    side = max(len(name) for name in (*found.layers_a, _CORNER))
-    frame = found.to_frame()
-    for measure in found.measures:
+    yield repr(comparison)
+    width = max(7, *(len(name) + 1 for name in comparison.layers_b))
+    side = max(len(name) for name in (*comparison.layers_a, _CORNER))
+    frame = comparison.to_frame()
+    for measure in comparison.measures:
         yield f"{measure}:"
-        yield f"{_CORNER:<{side}}" + "".join(f"{name:>{width}}" for name in found.layers_b)
-        for name, row in zip(found.layers_a, found[measure].tolist(), strict=True):
+        yield f"{_CORNER:<{side}}" + "".join(f"{name:>{width}}" for name in comparison.layers_b)
+        for name, row in zip(comparison.layers_a, comparison[measure].tolist(), strict=True):
             yield f"{name:<{side}}" + "".join(f"{value:>{width}.3f}" for value in row)
         of = frame[frame["measure"] == measure]
         mean, deviation = of[["permutation_mean", "permutation_deviation"]].mean().tolist()
         if not math.isnan(mean):
             yield f"by chance (samples paired at random): {mean:.3f}, deviation {deviation:.3f}"
-    yield from (f"note: {caveat}" for caveat in caveats(found))
+    yield from (f"note: {caveat}" for caveat in caveats(comparison))

@@ -246,13 +246,13 @@ def _edits(arguments: argparse.Namespace) -> Answer:
         lrs=arguments.lrs or LRS,
         steps=arguments.steps,
     )
-    found = compare_edits(model, test, methods)
-    columns, rows = found.table()
+    comparison = compare_edits(model, test, methods)
+    columns, rows = comparison.table()
     head = f"{len(test)} edits, settings chosen on {len(validation)} others; means with 95 % bootstrap intervals"
     return Answer(
         lambda: [head, *aligned([columns, *rows])],
-        lambda: {"model": arguments.model, "scores": found.to_frame().to_dict("records")},
-        lambda: comparison_report(found, name=name_of(arguments.model)),
+        lambda: {"model": arguments.model, "scores": comparison.to_frame().to_dict("records")},
+        lambda: comparison_report(comparison, name=name_of(arguments.model)),
     )
 
 

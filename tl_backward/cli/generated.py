@@ -30,12 +30,12 @@ def add_options(
     Raises:
         TypeError: an annotation that no text on a command line stands for.
     """
-    parameters, said = inspect.signature(source).parameters, {**documented(source), **words}
+    parameters, help_of = inspect.signature(source).parameters, {**documented(source), **words}
     for name in names or parameters:
         default = defaults.get(name, parameters[name].default)
         how = _argument(name, parameters[name].annotation, default)
         shown = default is not None and default is not inspect.Parameter.empty and "action" not in how
-        help = said[name].replace("%", "%%") + (f" (default: {_shown(default)})" if shown else "")
+        help = help_of[name].replace("%", "%%") + (f" (default: {_shown(default)})" if shown else "")
         parser.add_argument(f"--{name.replace('_', '-')}", default=default, help=help, **how)
 
 
@@ -47,8 +47,8 @@ def options_from(arguments: argparse.Namespace, options: Callable[..., T], **oth
 
 def documented(source: Callable[..., object]) -> Mapping[str, str]:
     """Descriptions by name from a docstring's Args or Attributes section, each on one line."""
-    found = re.search(r"^(?:Args|Attributes):\n(.*?)(?=^\S|\Z)", inspect.getdoc(source) or "", re.M | re.S)
-    parts = re.split(r"^    (\w+): ", found[1] if found else "", flags=re.M)[1:]
+    section = re.search(r"^(?:Args|Attributes):\n(.*?)(?=^\S|\Z)", inspect.getdoc(source) or "", re.M | re.S)
+    parts = re.split(r"^    (\w+): ", section[1] if section else "", flags=re.M)[1:]
     return {name: " ".join(text.split()).rstrip(".") for name, text in zip(parts[::2], parts[1::2], strict=True)}
 
 

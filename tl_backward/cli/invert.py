@@ -94,20 +94,20 @@ def _invert(arguments: argparse.Namespace) -> Answer:
             "texts such as the model reads."
         )
     model = load_asked(arguments)
-    found = invert(
+    inversion = invert(
         model, arguments.prompt, arguments.site, arguments.position or [-1], task,
         decoder=_decoder(arguments, model, task), options=options_from(arguments, InversionOptions),
         epsilon=options_from(arguments, Closeness), text_options=replace(TEXTS, max_tokens=arguments.max_tokens),
         compared=arguments.paged, show_progress=sys.stderr.isatty(),
     )  # fmt: skip
-    readings = found.readings
+    readings = inversion.readings
     return Answer(
         lambda: _lines(readings),
         lambda: {
             **{name: getattr(arguments, name) for name in ("model", "prompt", "epsilon", "metric")},
             "readings": [_as_json(reading) for reading in readings],
         },
-        lambda: invert_report(readings, comparison=found.comparison, name=name_of(arguments.model)),
+        lambda: invert_report(readings, comparison=inversion.comparison, name=name_of(arguments.model)),
     )
 
 

@@ -93,17 +93,17 @@ def _run(answer: Callable[[argparse.Namespace], Answer], arguments: argparse.Nam
     out = check_out(arguments.out) if arguments.paged else None
     # Nothing that another library prints may end up among the results.
     with redirect_stdout(sys.stderr):
-        found = answer(arguments)
-        lines = () if arguments.json else list(found.lines())
+        result = answer(arguments)
+        lines = () if arguments.json else list(result.lines())
     say(*lines)  # before the page, which takes longer
     path = None
-    if out is not None and found.page is not None:
+    if out is not None and result.page is not None:
         with redirect_stdout(sys.stderr):
-            path = found.page().save(out).resolve()
+            path = result.page().save(out).resolve()
     if arguments.json:
-        print(json.dumps(finite({**found.data(), "report": path and str(path)}), allow_nan=False))
+        print(json.dumps(finite({**result.data(), "report": path and str(path)}), allow_nan=False))
     else:
-        say(*([] if path is None else [f"report: {path} ({size_of(path)})"]), *found.last())
+        say(*([] if path is None else [f"report: {path} ({size_of(path)})"]), *result.last())
     if path is not None:
         _open_page(path, arguments.no_open)
 

@@ -73,26 +73,26 @@ def _params(arguments: argparse.Namespace) -> Answer:
         return Answer(lambda: _atlas_lines(every, name), dict, lambda: atlas_page(every, name=name))
     asked, how = (model, arguments.weight, layer), {"head": arguments.head, "k": arguments.k}
     words = parameter_words(*asked, **how, vector_options=vectors) if arguments.paged else None
-    found = parameter_coherence(*asked, **how, vector_options=vectors) if words is None else words.coherence
+    coherence = parameter_coherence(*asked, **how, vector_options=vectors) if words is None else words.coherence
     return Answer(
-        lambda: _vector_lines(found),
+        lambda: _vector_lines(coherence),
         lambda: {
             "model": arguments.model,
-            "weight": found.projection.weight,
-            "side": found.projection.side,
-            "gaussian_95": float(found.gaussian.quantile(0.95)),
-            "vectors": filled(found.to_frame()).to_dict("records"),
+            "weight": coherence.projection.weight,
+            "side": coherence.projection.side,
+            "gaussian_95": float(coherence.gaussian.quantile(0.95)),
+            "vectors": filled(coherence.to_frame()).to_dict("records"),
         },
         None if words is None else lambda: words_page(words, name=name),
     )
 
 
-def _vector_lines(found: "Coherence") -> Iterator[str]:
+def _vector_lines(coherence: "Coherence") -> Iterator[str]:
     """Lines of text: the five most coherent vectors of a weight with their top tokens."""
-    yield repr(found)
-    names, words = found.projection.vector_names(), found.projection.top_tokens
-    for i in found.order[:5].tolist():
-        yield f"  {names[i]:>12}  {float(found.score[i]):.3f}  {' '.join(map(quoted, words[i][:6]))}"
+    yield repr(coherence)
+    names, words = coherence.projection.vector_names(), coherence.projection.top_tokens
+    for i in coherence.order[:5].tolist():
+        yield f"  {names[i]:>12}  {float(coherence.score[i]):.3f}  {' '.join(map(quoted, words[i][:6]))}"
 
 
 def _atlas_lines(every: "ParameterAtlas", name: str) -> Iterator[str]:

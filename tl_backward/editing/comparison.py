@@ -64,9 +64,14 @@ class EditComparison:
 
     def to_frame(self, *, level: float = 0.95, n_boot: int = 1000, seed: int = 0) -> DataFrame:
         """One row a method and metric: mean, low, high, n."""
-        found = self.interval(level=level, n_boot=n_boot, seed=seed)
+        interval = self.interval(level=level, n_boot=n_boot, seed=seed)
         rows = [
-            (method, metric, *(float(each[m, i]) for each in (found.mean, found.low, found.high)), int(found.n[m, i]))
+            (
+                method,
+                metric,
+                *(float(each[m, i]) for each in (interval.mean, interval.low, interval.high)),
+                int(interval.n[m, i]),
+            )
             for m, method in enumerate(self.methods)
             for i, metric in enumerate(self.metrics)
         ]
@@ -74,10 +79,10 @@ class EditComparison:
 
     def table(self, metrics: Sequence[str] = SHOWN) -> tuple[list[str], list[list[str]]]:
         """Column names and rows of text, "mean (low to high)", one row a method."""
-        found = self.interval()
+        interval = self.interval()
 
         def shown(method: int, metric: int) -> str:
-            mean, low, high = (float(each[method, metric]) for each in (found.mean, found.low, found.high))
+            mean, low, high = (float(each[method, metric]) for each in (interval.mean, interval.low, interval.high))
             return "" if mean != mean else f"{mean:.2f} ({low:.2f} to {high:.2f})"
 
         places = [self.metrics.index(name) for name in metrics]
@@ -126,8 +131,8 @@ def compare_edits(
                 questions = ask(model, case)
                 for m, method in enumerate(methods.values()):
                     with method(model, case) or nullcontext():
-                        found = score(model, questions, n_tokens=n_tokens, seed=seed)
-                    scores[m, c] = torch.tensor([*(getattr(found, name) for name in _MEASURED), found.score])
+                        scored = score(model, questions, n_tokens=n_tokens, seed=seed)
+                    scores[m, c] = torch.tensor([*(getattr(scored, name) for name in _MEASURED), scored.score])
                     bar.update()
             except (ValueError, TypeError, IndexError) as error:
                 raise type(error)(f"Case {c} ({case.prompt!r}): {error}") from error
@@ -324,18 +329,18 @@ def find_layer(
             )
     cells = {f"layer {layer}, scale {scale:g}": (layer, scale) for scale in scales for layer in chosen}
     methods = {name: shift_method(*cell, scaling=scaling) for name, cell in cells.items()}
-    found = compare_edits(model, validation, methods, n_tokens=0, show_progress=show_progress)
+    comparison = compare_edits(model, validation, methods, n_tokens=0, show_progress=show_progress)
     shape = (len(scales), len(chosen))
     return LayerGrid(
-        scores=found.scores.nanmean(1).reshape(*shape, -1).permute(2, 1, 0),
-        metrics=found.metrics,
+        scores=comparison.scores.nanmean(1).reshape(*shape, -1).permute(2, 1, 0),
+        metrics=comparison.metrics,
         layers=tuple(chosen),
         scales=tuple(scales),
         probability=shift_probabilities(model, prompt, target, layers=chosen, scales=scales, scaling=scaling),
         before=float(probabilities(model, encode(model, [(prompt, target)]))[0][0]),
         n_validation=len(validation),
-        objective=found.objective.reshape(shape).T,
-        best=cells[found.best],
+        objective=comparison.objective.reshape(shape).T,
+        best=cells[comparison.best],
     )
 
 
@@ -356,9 +361,9 @@ def shift_probabilities(
         >>> bool(p[0, 1] > p[0, 0])
         True
     """
-    found, asked = [], encode(model, [(prompt, target)])
+    probability, asked = [], encode(model, [(prompt, target)])
     for layer in check_layers(layers, model.cfg.n_layers):
         for scale in scales:
             with shift_edit(model, prompt, target, layer, scale, scaling=scaling):
-                found.append(probabilities(model, asked)[0][0])
-    return torch.stack(found).reshape(-1, len(scales)).double().cpu()
+                probability.append(probabilities(model, asked)[0][0])
+    return torch.stack(probability).reshape(-1, len(scales)).double().cpu()

@@ -65,7 +65,7 @@ class Edit:
     written, less where the weight's data type rounded some of it away (bfloat16 keeps 8 bits of a number), more where
     it rounded up; 1 for an update of zeros. Empty until then."""
     _saved: dict[str, tuple[Tensor, str]] = field(default_factory=dict)
-    _visit: ExitStack = field(default_factory=ExitStack)
+    _exclusive: ExitStack = field(default_factory=ExitStack)
     """While it is a context: no other thread may use the model."""
 
     def __repr__(self) -> str:
@@ -151,16 +151,16 @@ class Edit:
         self._saved.clear()
 
     def __enter__(self) -> "Edit":
-        with ExitStack() as visit:
-            visit.enter_context(visiting(self.model))
+        with ExitStack() as exclusive:
+            exclusive.enter_context(visiting(self.model))
             self.apply()
-            self._visit = visit.pop_all()
+            self._exclusive = exclusive.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with self._visit:
+        with self._exclusive:
             if self.is_applied:
                 self.revert()
 
@@ -247,8 +247,8 @@ def _share_written(site: WeightSite, before: Tensor, update: Update) -> float:
         moved = site.layout.from_stored(site.parameter.to(wide) - before.to(wide))
         moved = moved.transpose(0, 1) if site.layout.heads == "out" and moved.ndim == 3 else moved
         asked = float(((x @ x.T) * (v @ v.T)).sum(dtype=torch.float64))
-        found = float(((x @ moved.reshape(x.shape[1], v.shape[1])) * v).sum(dtype=torch.float64))
-    return found / asked if asked > 0 else 1.0
+        written = float(((x @ moved.reshape(x.shape[1], v.shape[1])) * v).sum(dtype=torch.float64))
+    return written / asked if asked > 0 else 1.0
 
 
 def _describe(model: TransformerLensModel) -> str:

@@ -175,9 +175,9 @@ def ask(model: TransformerLensModel, case: EditCase, *, prepend_bos: bool | None
 def score(model: TransformerLensModel, questions: Questions, *, n_tokens: int = 100, seed: int = 0) -> EditScores:
     """Score the model as it is now, edited or not."""
     sizes = [len(group) for group in questions.groups]
-    found = probabilities(model, [each for group in questions.groups for each in group])
-    (edited_p, around_p, _, _), hits = (side.double().split(sizes) for side in found)
-    moved, kept = edited_p[::2] - edited_p[1::2], around_p[::2] - around_p[1::2]
+    answered = probabilities(model, [each for group in questions.groups for each in group])
+    (edited_p, around_p, _, _), hits = (side.double().split(sizes) for side in answered)
+    moved, unmoved = edited_p[::2] - edited_p[1::2], around_p[::2] - around_p[1::2]
     openings = questions.case.generation or (questions.case.prompt,)
     texts = sample(model, openings, n_tokens=n_tokens, seed=seed) if n_tokens else []
     return EditScores(
@@ -187,8 +187,8 @@ def score(model: TransformerLensModel, questions: Questions, *, n_tokens: int = 
         paraphrase=_mean(moved[1:] > 0),
         paraphrase_magnitude=_mean(moved[1:]),
         paraphrase_top1=_mean(hits[0][2::2]),
-        neighbourhood=_mean(kept > 0),
-        neighbourhood_magnitude=_mean(kept),
+        neighbourhood=_mean(unmoved > 0),
+        neighbourhood_magnitude=_mean(unmoved),
         neighbourhood_top1=_mean(hits[1][::2]),
         relations=_mean(hits[2]),
         portability=_mean(hits[3]),
@@ -240,10 +240,10 @@ def probabilities(
     means, right = [], []
     for each in asked:
         at = each.asked - spans[each.row][0]
-        said = log_probs[each.row][at : at + len(each.answer)]
-        wanted = torch.tensor(each.answer, device=said.device)
-        means.append(said.gather(1, wanted[:, None]).mean().exp())
-        right.append((said.argmax(-1) == wanted).all())
+        log_p = log_probs[each.row][at : at + len(each.answer)]
+        wanted = torch.tensor(each.answer, device=log_p.device)
+        means.append(log_p.gather(1, wanted[:, None]).mean().exp())
+        right.append((log_p.argmax(-1) == wanted).all())
     return torch.stack(means), torch.stack(right)
 
 
@@ -375,12 +375,12 @@ def edit_effect(
     batch = encode_prompts(model, prompt, prepend_bos=prepend_bos)
     at = asked_index(batch.rows()[0], mask_token(model))
 
-    def said() -> Tensor:
+    def next_token_probabilities() -> Tensor:
         with torch.no_grad():
             return forward(model, batch)[0, at].float().softmax(-1).cpu()
 
-    before = said()
+    before = next_token_probabilities()
     with edit:
-        after = said()
+        after = next_token_probabilities()
     tops = (side.topk(k).indices for side in (before, after))
     return EditEffect(prompt, before, after, next(tops), next(tops), getattr(model, "tokenizer", None))

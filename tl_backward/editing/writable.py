@@ -45,7 +45,7 @@ def check_writable(model: TransformerLensModel, names: Iterable[str]) -> WeightS
                 f"Expected a weight of its own, got {name}, which is tied to {', '.join(twins)}: an edit would change "
                 "both; untie them first (give one a copy of the parameter)."
             )
-    _check_kept(model, {name: sites[name].parameter for name in names})
+    _check_persistent(model, {name: sites[name].parameter for name in names})
     return sites
 
 
@@ -82,15 +82,15 @@ def _unwritable(site: WeightSite) -> str:
     return ""
 
 
-def _check_kept(model: TransformerLensModel, parameters: dict[str, nn.Parameter]) -> None:
+def _check_persistent(model: TransformerLensModel, parameters: dict[str, nn.Parameter]) -> None:
     """Refuse weights that a pass overwrites: one number of each is changed, looked for after a pass, and put back.
 
     Raises:
         ValueError: something (a forward pre-hook, an offloading library) makes one anew at each use.
     """
     now = stamp(model)
-    known, kept = _KEPT.get(model, (now, set()))
-    asked = {name: parameter for name, parameter in parameters.items() if known != now or name not in kept}
+    known, checked = _KEPT.get(model, (now, set()))
+    asked = {name: parameter for name, parameter in parameters.items() if known != now or name not in checked}
     if not asked:
         return
     with rng_untouched(model), torch.no_grad(), _without_hooks(model):
@@ -113,7 +113,7 @@ def _check_kept(model: TransformerLensModel, parameters: dict[str, nn.Parameter]
             f"Expected a weight that keeps what is written to it, got {lost[0]}, which each pass of the model makes "
             "anew (a forward pre-hook, an offloading library); take that off first, or edit what it is made from."
         )
-    _KEPT[model] = (now, (kept if known == now else set()) | set(asked))
+    _KEPT[model] = (now, (checked if known == now else set()) | set(asked))
 
 
 def _first(parameter: nn.Parameter) -> Tensor:
@@ -130,11 +130,11 @@ def _other(number: Tensor) -> Tensor:
 def _without_hooks(model: TransformerLensModel) -> Iterator[None]:
     """Context without hooks at hook points; those of other modules stay, since some compute weights."""
     states = [vars(point) for point in every_module(model) if is_hook_point(point)]
-    kept = [(state, {name: state[name] for name in ("_forward_hooks", "_forward_pre_hooks")}) for state in states]
-    for state, hooks in kept:
+    hooks_of = [(state, {name: state[name] for name in ("_forward_hooks", "_forward_pre_hooks")}) for state in states]
+    for state, hooks in hooks_of:
         state.update({name: type(value)() for name, value in hooks.items()})
     try:
         yield
     finally:
-        for state, hooks in kept:
+        for state, hooks in hooks_of:
             state.update(hooks)

@@ -172,21 +172,21 @@ def _captured(
         if len(idle) < len(sites):  # else it is said that none ran
             recorder.sites = [site for site in recorder.sites if site.name not in idle]
         sites = {site.name: site for site in recorder.sites}
-        found = recorder.differentiate(value, batch.shapes)
-    for name, each in found.factors.items():
+        backward = recorder.differentiate(value, batch.shapes)
+    for name, each in backward.factors.items():
         check_gradient(name, each.deltas)
-    kept = {name: found.points[id(point)] for name, point in points.items() if id(point) in found.points}
-    if points and isinstance(names_filter, str | list | tuple) and not kept:
-        raise RuntimeError(_no_point(points, found.overwritten))
+    at_points = {name: backward.points[id(point)] for name, point in points.items() if id(point) in backward.points}
+    if points and isinstance(names_filter, str | list | tuple) and not at_points:
+        raise RuntimeError(_no_point(points, backward.overwritten))
     silent = {
-        name: _OVERWRITTEN if id(point) in found.overwritten else recorder.why_missing(point)
+        name: _OVERWRITTEN if id(point) in backward.overwritten else recorder.why_missing(point)
         for name, point in points.items()
-        if id(point) not in found.points
+        if id(point) not in backward.points
     }
     shorts = {site.key: name for name, site in known.items()}
     # Of vectors, scalars and kernels; of biases and norms too, in the shape of the parameter.
-    gradients = found.parameters | {
-        name: partial(found.factors[name].gradient, "parameter")
+    gradients = backward.parameters | {
+        name: partial(backward.factors[name].gradient, "parameter")
         for name, site in sites.items()
         if site.kind in ("bias", "norm")
     }
@@ -198,11 +198,11 @@ def _captured(
         logits=logits.detach(),
         prompt_tokens=batch.tokens,
         prompt_mask=batch.mask,
-        factors=FactorMap(found.factors, shorts, model.cfg.n_layers),
+        factors=FactorMap(backward.factors, shorts, model.cfg.n_layers),
         parameter_gradients=GradientMap(gradients, shorts, model.cfg.n_layers),
         missing=known.missing | dict.fromkeys(idle, f"{DID_NOT_RUN}.") | silent,
         bound=loss,
-        _gradients=kept,
+        _gradients=at_points,
         _account=partial(account_rows, known, ran, frozenset(sites)),
     )
 

@@ -102,12 +102,12 @@ class TargetLoss:
 
         Several `positions` of a single-token target have one place each.
         """
-        found = []
+        places = []
         for example, ids in enumerate(self.ids or _encode(self.target, None, tokens.shape[0])):
             real = _real_positions(tokens, attention_mask, example)
             forced = len(ids) > 1
-            found.append(real[-len(ids) :] if forced else _select(tokens[example], real, self.positions, self.mask))
-        return found
+            places.append(real[-len(ids) :] if forced else _select(tokens[example], real, self.positions, self.mask))
+        return places
 
     def __call__(
         self,

@@ -129,10 +129,10 @@ class Recorder:
             shapes: of each sequence that the pass reads.
             asleep: parameters that have no site, since no pass of the model's own used them.
         """
-        found = {site.used: site for site in self.sites if site.write is None}
+        site_of = {site.used: site for site in self.sites if site.write is None}
         # A gradient that autograd gives whole, or pulls back through a function, needs a graph behind the parameter.
-        through = [site for site in found.values() if site.kind == "parameter" or site.is_function]
-        by_operation = [site for site in found.values() if site.by_operation]
+        through = [site for site in site_of.values() if site.kind == "parameter" or site.is_function]
+        by_operation = [site for site in site_of.values() if site.by_operation]
         tensors, keys = watched(by_operation)
         tensors += [(parameter, len(keys) + i) for i, parameter in enumerate(asleep)]
         wanted: dict[tuple[int, ...], set[str]] = {}
@@ -296,7 +296,7 @@ class Recorder:
 
     def _recorded(self, site: WeightSite, deltas: dict[int, Tensor]) -> list[Recorded]:
         """Each use of a site's weight that is of its kind, with the gradient at what it wrote."""
-        found = []
+        recorded = []
         for each in self.uses[site.used]:
             if each.seen.use.kind == "other" and not each.seen.known.cut:
                 raise RuntimeError(
@@ -305,8 +305,8 @@ class Recorder:
                     "changed how the model computes: choose others with weights=..."
                 )
             if each.seen.use.kind == site.kind and not each.seen.known.cut:
-                found.append(Recorded(each.seen, deltas[id(each.written)]))
-        return found
+                recorded.append(Recorded(each.seen, deltas[id(each.written)]))
+        return recorded
 
     def _calls(self, site: WeightSite, deltas: dict[int, Tensor]) -> list[tuple[Tensor | None, Tensor]]:
         """(x, delta) of every call of a site whose module's hooks tell."""

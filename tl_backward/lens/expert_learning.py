@@ -131,20 +131,20 @@ class _Held:
 
 def _groups(part: Part, sites: WeightSites, factors: dict[str, GradientFactors]) -> list[list[_Held]]:
     """Factors of the experts' matrices, grouped by expert, in the order of their use."""
-    found: dict[int | None, list[_Held]] = {}
+    groups: dict[int | None, list[_Held]] = {}
     mine = sorted((sites[name] for name in part.weights if is_expert(sites[name])), key=lambda site: site.order)
     for site in mine:
         held = factors[site.name]
         if site.layout.experts:
             assert held.origin is not None and held.origin.expert is not None
-            found.setdefault(None, []).append(_Held(held, torch.arange(held.n_experts), held.origin.expert.flatten()))
+            groups.setdefault(None, []).append(_Held(held, torch.arange(held.n_experts), held.origin.expert.flatten()))
         else:
             number = re.search(r"expert[a-z]*[._](\d+)", site.name.removeprefix(part.component))
             if number is not None:
                 expert = torch.tensor([int(number[1])])
                 of_row = expert.to(held.deltas.device).expand(held.n_tokens)
-                found.setdefault(int(number[1]), []).append(_Held(held, expert, of_row))
-    return list(found.values())
+                groups.setdefault(int(number[1]), []).append(_Held(held, expert, of_row))
+    return list(groups.values())
 
 
 def _n_tokens(group: list[_Held], mask: Tensor) -> Tensor:

@@ -29,12 +29,12 @@ def pattern_name(layer: int) -> str:
 
 
 def keeping(
-    model: TransformerLensModel, layers: Sequence[int], names_filter: NamesFilter, kept: dict[int, Tensor]
+    model: TransformerLensModel, layers: Sequence[int], names_filter: NamesFilter, patterns: dict[int, Tensor]
 ) -> HookList:
     """Hooks that record each layer's attention pattern [batch, head, query, key] whose name a filter selects."""
 
     def keep(pattern: Tensor, hook: nn.Module, *, layer: int) -> None:
-        kept[layer] = pattern.detach().float().cpu()
+        patterns[layer] = pattern.detach().float().cpu()
 
     def wanted(name: str) -> bool:
         if names_filter is None or callable(names_filter):
@@ -55,9 +55,9 @@ def attention_patterns(
 
     Hooks on the model take part.
     """
-    found: dict[int, Tensor] = {}
-    hooks = keeping(model, layers, None, found)
+    patterns: dict[int, Tensor] = {}
+    hooks = keeping(model, layers, None, patterns)
     if hooks:
         with torch.no_grad(), rng_untouched(model), user_hooks(model, hooks, ()):
             model(tokens[None], return_type="logits")
-    return {layer: found[layer][0] for layer in layers if layer in found}
+    return {layer: patterns[layer][0] for layer in layers if layer in patterns}

@@ -58,10 +58,10 @@ def what_to_read(model: TransformerLensModel, sites: WeightSites, layers: list[i
         ValueError: a layer without an MLP, experts or a mixer, unless its attention is to be read.
     """
     blocks = blocks_of(model, sites, Head.of(model).d_model)
-    found = Reading({}, [], [], {}, {})
+    reading = Reading({}, [], [], {}, {})
     for layer in layers:
         block = blocks.get(layer)
-        found.kinds[layer] = "" if block is None else block.kind
+        reading.kinds[layer] = "" if block is None else block.kind
         main = None if block is None else block.main
         if main is None and not attention:
             if any(blocks[other].main is not None for other in layers if other in blocks):
@@ -78,14 +78,14 @@ def what_to_read(model: TransformerLensModel, sites: WeightSites, layers: list[i
             written: Source = ("deltas", part.writer) if part.writer else ("point", part.point)
             read: Source = ("inputs", part.reader)
             for of, source in (("imprint", read), ("shift", written)):
-                found.sides.setdefault(f"{prefix}{of}", {})[layer] = source
-                (found.points if source[0] == "point" else found.weights).append(source[1])
+                reading.sides.setdefault(f"{prefix}{of}", {})[layer] = source
+                (reading.points if source[0] == "point" else reading.weights).append(source[1])
             if part.kind == "MLP":
-                found.weights.extend(name for name in (f"{part.component}.W_gate",) if name in sites)
+                reading.weights.extend(name for name in (f"{part.component}.W_gate",) if name in sites)
             elif part.kind == "experts":
-                found.weights.extend(part.weights)
-                found.experts[layer] = part
-    return found
+                reading.weights.extend(part.weights)
+                reading.experts[layer] = part
+    return reading
 
 
 def _why_none(sites: WeightSites, layer: int) -> str:
@@ -102,15 +102,15 @@ def vectors_read(cache: GradientCache, reading: Reading) -> list[Tensor]:
             if side == "point" and name not in cache:
                 why = cache.missing.get(name, "it was not kept.")
                 raise ValueError(f"Expected a gradient at {name}, where the block writes, but {why}")
-            found = cache[name] if side == "point" else getattr(cache.factors[name], side)
-            if found.shape[:2] != cache.tokens.shape:
+            read = cache[name] if side == "point" else getattr(cache.factors[name], side)
+            if read.shape[:2] != cache.tokens.shape:
                 raise ValueError(
-                    f"Expected one input a token for {name}, got {list(found.shape)} for tokens "
+                    f"Expected one input a token for {name}, got {list(read.shape)} for tokens "
                     f"{list(cache.tokens.shape)}: it is used several times in a pass, by a module that blocks share or "
                     "under split_qkv_input or ungroup_grouped_query_attention (turn these off); its factors are in "
                     "run_with_gradient_cache."
                 )
-            vectors.append(found.mean(2) if found.ndim == 4 else found)
+            vectors.append(read.mean(2) if read.ndim == 4 else read)
     return vectors
 
 

@@ -44,10 +44,10 @@ class SweepCheckpoint:
             return None if self.held is None else replace(self.held, control=None, interrupted=False)
         return None if self.held.control is None else rows_of_draw(self.held.control, draw)
 
-    def save(self, found: Sweep) -> None:
+    def save(self, sweep: Sweep) -> None:
         """Write the sweep so far, atomically, as a file that `load_sweep` reads."""
         if self.path is not None:
-            found.save(self.path, run=self.run)
+            sweep.save(self.path, run=self.run)
 
 
 def model_digest(model: TransformerLensModel) -> str:

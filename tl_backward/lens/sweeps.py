@@ -140,12 +140,12 @@ def sweep(
     about |= {"left_out": left_out} if left_out else {}
     named = None if untrained is None else "random_init"
     options = about | {"weights": names, "batch_size": batch_size, "control": named, "start": start}
-    kept = SweepCheckpoint.of(checkpoint, run_digest(items, options), model)
+    saved = SweepCheckpoint.of(checkpoint, run_digest(items, options), model)
     run = _Run(names, wanted, k, batch_size, about, stream_writers(model, sites))
     with tqdm(
         total=len(items) * (2 if untrained else 1), desc="sweep", unit="prompt", disable=not show_progress
     ) as bar:
-        trained = run(model, items, bar, kept.done(None), kept.save)
+        trained = run(model, items, bar, saved.done(None), saved.save)
         if untrained is None:
             return trained
         old = dict(zip(trained.items.tolist(), trained.answers.tolist(), strict=True))
@@ -157,7 +157,7 @@ def sweep(
         }
         for draw, fresh in zip(seen_by, draws.models(model, seen_by), strict=True):
             beside = partial(_beside, trained, parts[1:])
-            parts.append(run(fresh, seen_by[draw], bar, kept.done(draw), lambda of, b=beside: kept.save(b(of)), draw))
+            parts.append(run(fresh, seen_by[draw], bar, saved.done(draw), lambda of, b=beside: saved.save(b(of)), draw))
             if parts[-1].interrupted:
                 break
     return _beside(trained, parts[1:-1], parts[-1]) if parts[1:] else trained
@@ -195,7 +195,7 @@ class _Run:
         known = set() if done is None else {*done.items.tolist(), *done.skipped}
         bar.update(len(known))
 
-        def found(*, interrupted: bool = False) -> Sweep:
+        def so_far(*, interrupted: bool = False) -> Sweep:
             new = self._gathered(model, parts, skipped, interrupted, draw)
             return in_order([new] if done is None else [new, done])
 
@@ -214,13 +214,13 @@ class _Run:
                         left = [example for example in left if example.index != error.index]
                 bar.update(len(batch))
                 if number % SAVE_EVERY == 0:
-                    save(found())
+                    save(so_far())
         except KeyboardInterrupt:
-            save(stopped := found(interrupted=True))
+            save(stopped := so_far(interrupted=True))
             return stopped
         if left_to_do:
-            save(found())
-        return found()
+            save(so_far())
+        return so_far()
 
     def _gathered(
         self,
@@ -231,7 +231,7 @@ class _Run:
         draw: int,
     ) -> Sweep:
         indices = torch.tensor([example.index for batch, _ in parts for example in batch], dtype=torch.long)
-        columns = {name: torch.cat([found[name] for _, found in parts]) for name in (parts[0][1] if parts else ())}
+        columns = {name: torch.cat([rows[name] for _, rows in parts]) for name in (parts[0][1] if parts else ())}
         none = torch.zeros(0, dtype=torch.long)
         return Sweep(
             items=indices,
@@ -258,10 +258,10 @@ class _Run:
         encoder = cache.prompt_tokens is not cache.tokens
         codes = segment_tokens(captured.mask, asked, None if encoder else subjects, n_forced=forced).codes
         of_prompt = _prompt_segments(cache, subjects) if encoder else codes
-        found = {"loss": captured.losses, "targets": targets, "answers": answers}
-        found |= _gradient_quantities(cache, codes, of_prompt, self.collect)
-        found |= self._words(model, cache, asked, targets, answers)
-        return {name: value.cpu() for name, value in found.items()}
+        quantities = {"loss": captured.losses, "targets": targets, "answers": answers}
+        quantities |= _gradient_quantities(cache, codes, of_prompt, self.collect)
+        quantities |= self._words(model, cache, asked, targets, answers)
+        return {name: value.cpu() for name, value in quantities.items()}
 
     def _words(
         self, model: TransformerLensModel, cache: GradientCache, asked: Tensor, targets: Tensor, answers: Tensor
@@ -270,7 +270,7 @@ class _Run:
         readable = {i: side for i, name in enumerate(self.weights) if (side := self._side(cache, name)) is not None}
         ranks = asked.new_full((len(asked), len(self.weights)), torch.nan, dtype=torch.float64)
         ids = asked.new_full((*ranks.shape, self.k), -1)
-        found = {"target_rank": ranks, "answer_rank": ranks.clone(), "top_ids": ids, "bottom_ids": ids.clone()}
+        columns_of = {"target_rank": ranks, "answer_rank": ranks.clone(), "top_ids": ids, "bottom_ids": ids.clone()}
         if readable and {"target_rank", "answer_rank", "top_tokens"} & set(self.collect):
             batch, columns = torch.arange(len(asked), device=asked.device), list(readable)
             vectors = torch.stack([side[batch, asked] for side in readable.values()], 1)
@@ -279,10 +279,15 @@ class _Run:
             read = readout(model, vectors, k=k, target=target, answer=answer)
             for name, given in (("target_rank", targets), ("answer_rank", answers)):
                 ranks = getattr(read, name)
-                found[name][:, columns] = torch.where((ranks >= 0) & (given >= 0)[:, None], ranks.double(), torch.nan)
-            found["top_ids"][:, columns, :k], found["bottom_ids"][:, columns, :k] = read.top_ids, read.bottom_ids
-        kept = {*self.collect} | ({"top_ids", "bottom_ids"} if "top_tokens" in self.collect else set())
-        return {name: value for name, value in found.items() if name in kept}
+                columns_of[name][:, columns] = torch.where(
+                    (ranks >= 0) & (given >= 0)[:, None], ranks.double(), torch.nan
+                )
+            columns_of["top_ids"][:, columns, :k], columns_of["bottom_ids"][:, columns, :k] = (
+                read.top_ids,
+                read.bottom_ids,
+            )
+        wanted = {*self.collect} | ({"top_ids", "bottom_ids"} if "top_tokens" in self.collect else set())
+        return {name: value for name, value in columns_of.items() if name in wanted}
 
     def _side(self, cache: GradientCache, name: str) -> Tensor | None:
         """The inputs or deltas of a weight that lie in the residual stream; separate parts of heads are averaged."""
@@ -349,10 +354,10 @@ def _contributions(factors: GradientFactors) -> Tensor:
     """<outer(x_i, delta_i), dL/dW> of each row, dL/dW being its own example's."""
     if factors.origin is None:
         return factors.token_products().sum(-1, dtype=torch.float64)
-    found = torch.zeros(factors.origin.example.shape, dtype=torch.float64, device=factors.deltas.device)
+    contributions = torch.zeros(factors.origin.example.shape, dtype=torch.float64, device=factors.deltas.device)
     for example, own in enumerate(factors.per_example()):
-        found[factors.origin.example == example] = own.token_products().sum(-1, dtype=torch.float64).flatten()
-    return found
+        contributions[factors.origin.example == example] = own.token_products().sum(-1, dtype=torch.float64).flatten()
+    return contributions
 
 
 def _by_token(name: str, factors: GradientFactors, rows: Tensor, segments: Tensor) -> Tensor:

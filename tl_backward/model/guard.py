@@ -78,15 +78,15 @@ def rng_untouched(model: TransformerLensModel) -> Iterator[None]:
 @contextmanager
 def hooks_off(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Context in which the modules have no hooks; hooks registered inside are removed at its end."""
-    found = []
+    removed = []
     try:
         for state in map(vars, modules):
             hooks = {name: state[name] for name in _HOOKS if state.get(name)}
-            found.append((state, hooks))
+            removed.append((state, hooks))
             state.update({name: OrderedDict() for name, value in hooks.items() if isinstance(value, dict)})
         yield
     finally:
-        for state, hooks in found:
+        for state, hooks in removed:
             for name in _HOOKS:
                 if isinstance(state.get(name), dict):
                     state[name].clear()

@@ -68,11 +68,11 @@ def check_reads_text(model: TransformerLensModel) -> None:
 def own_inputs(model: TransformerLensModel) -> set[str]:
     """The inputs that a model's own forward pass names."""
     layer = root_of(model)
-    found = set(_named(layer))
+    names = set(_named(layer))
     for _ in range(2):  # what a head hands on by **kwargs its body names
         layer = getattr(layer, "base_model", None)
-        found.update(_named(layer) if isinstance(layer, nn.Module) else ())
-    return found
+        names.update(_named(layer) if isinstance(layer, nn.Module) else ())
+    return names
 
 
 def _named(layer: nn.Module) -> tuple[str, ...]:

@@ -20,17 +20,17 @@ def every_module(model: TransformerLensModel) -> list[nn.Module]:
 
     torch's `modules()` makes each module's name on the way, which for a small model takes as long as a pass.
     """
-    found: dict[nn.Module, None] = {}
+    modules: dict[nn.Module, None] = {}
     stack: list[nn.Module | None] = [*reversed(roots(model))]
     while stack:
         module = stack.pop()
-        if module is None or module in found:
+        if module is None or module in modules:
             continue
-        found[module] = None
+        modules[module] = None
         children = module._modules
         if children:
             stack.extend(reversed(children.values()))
-    return list(found)
+    return list(modules)
 
 
 def name_of(model: TransformerLensModel, module: nn.Module) -> str:

@@ -45,13 +45,13 @@ def streams_after(
 
     Nothing behind the last of them is computed.
     """
-    last, found = max(layers), {}
+    last, streams = max(layers), {}
     if start is not None and start[0] == last:
         return {last: start[1]}
 
     def keep(layer: int) -> HookFn:
         def hook(module: nn.Module, args: tuple, out: Tensor) -> None:
-            found[layer] = out
+            streams[layer] = out
             if layer == last:
                 raise _Reached
 
@@ -64,11 +64,11 @@ def streams_after(
                 stack.callback(handle.remove)
         with suppress(_Reached):
             _run(model, tokens, mask, start, hooks)
-    if last not in found:
+    if last not in streams:
         raise RuntimeError(
             f"Expected the pass to come by {end_of(last)}, but it never did; this architecture cannot be cut there."
         )
-    return found
+    return streams
 
 
 def logits_after(

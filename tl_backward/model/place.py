@@ -100,13 +100,13 @@ def resolve_place(model: TransformerLensModel, place: PlaceLike) -> Place:
         >>> str(resolve_place(model, ("result", 1, 0)))
         'blocks.1.attn.hook_result[0]'
     """
-    found = resolve_places(model, [place])
-    if len(found) > 1:
+    resolved = resolve_places(model, [place])
+    if len(resolved) > 1:
         raise ValueError(
-            f"Expected one place, got {str(place)!r}, which each of {len(found)} layers has; name one as "
+            f"Expected one place, got {str(place)!r}, which each of {len(resolved)} layers has; name one as "
             f"({str(place)!r}, 0), or by its full name."
         )
-    return found[0]
+    return resolved[0]
 
 
 def resolve_places(
@@ -131,21 +131,21 @@ def resolve_places(
     given = _listed(places)
     if not given:
         raise ValueError("Expected at least one place, got an empty list; for example [('resid_post', 0)].")
-    found = []
+    parsed = []
     for each in given:
         place = _parsed(each)
         if place.layer is None and place.hook.isidentifier() and place.hook not in model.hook_dict:
-            found += [replace(place, layer=layer) for layer in check_layers(layers, model.cfg.n_layers)]
+            parsed += [replace(place, layer=layer) for layer in check_layers(layers, model.cfg.n_layers)]
         elif layers is not None:
             raise ValueError(
                 f"Expected layers only with a short hook name such as 'resid_post', got layers={layers!r} beside "
                 f"{str(place)!r}; leave layers out of {which}."
             )
         elif place.layer is None or (isinstance(each, str) and "." in each):
-            found.append(place)
+            parsed.append(place)
         else:
-            found.append(replace(place, layer=check_layers(place.layer, model.cfg.n_layers)[0]))
-    return list(dict.fromkeys(_checked(model, place, which) for place in found))
+            parsed.append(replace(place, layer=check_layers(place.layer, model.cfg.n_layers)[0]))
+    return list(dict.fromkeys(_checked(model, place, which) for place in parsed))
 
 
 def _listed(places: Places) -> list[PlaceLike]:

@@ -105,11 +105,11 @@ class Rebinding:
     def _check(self, clone: nn.Module) -> None:
         names = {id(module): name for root in roots(clone) for name, module in root.named_modules()}
         for module in (module for root in roots(clone) for module in root.modules()):
-            found = _reaches(module, self.parts, stop=names.keys() | self.shared)
-            if found:
+            path = _reaches(module, self.parts, stop=names.keys() | self.shared)
+            if path:
                 raise ValueError(
                     "Expected a model whose copy computes with its own weights, got one whose "
-                    f"{(names[id(module)] + found).lstrip('.')} leads from the copy to the original; take off what "
+                    f"{(names[id(module)] + path).lstrip('.')} leads from the copy to the original; take off what "
                     "replaced it."
                 )
 

@@ -33,12 +33,12 @@ def coherence_figure(
         >>> len(tlb.render.coherence_figure({'W_out': found.score}, found.gaussian).data) > 1
         True
     """
-    kept = {name: values.detach().double().cpu() for name, values in {GAUSSIAN: gaussian, **scores}.items()}
-    kept = {name: values[values.isfinite()] for name, values in kept.items()}
-    everything = torch.cat(list(kept.values()))
+    finite = {name: values.detach().double().cpu() for name, values in {GAUSSIAN: gaussian, **scores}.items()}
+    finite = {name: values[values.isfinite()] for name, values in finite.items()}
+    everything = torch.cat(list(finite.values()))
     margin = 0.05 * float(everything.max() - everything.min()) or 0.01
     x = torch.linspace(float(everything.min()) - margin, float(everything.max()) + margin, _POINTS, dtype=torch.float64)
-    lines = [Curve(name, density(values, x)) for name, values in kept.items()]
+    lines = [Curve(name, density(values, x)) for name, values in finite.items()]
     figure = curves(lines, title=title, x_title="mean cosine of the top tokens", y_title="density", x=x.tolist())
     figure.update_traces(mode="lines")
     figure.data[0].update(fill="tozeroy", fillcolor="rgba(120,120,120,0.35)", line={"color": "#787878", "width": 1})
@@ -53,7 +53,7 @@ def density(values: Float[Tensor, " value"], x: Float[Tensor, " point"]) -> Floa
     low, high = values.quantile(torch.tensor([0.25, 0.75], dtype=values.dtype))
     spread = min([each for each in [float(values.std()), float(high - low) / 1.34] if each > 0], default=0.0)
     bandwidth = max(0.9 * spread * len(values) ** -0.2, 1e-3 * float(x[-1] - x[0]))
-    found = torch.zeros_like(x)
+    total = torch.zeros_like(x)
     for some in values.split(8192):
-        found += torch.exp(-0.5 * ((x - some[:, None]) / bandwidth).square()).sum(0)
-    return found / (len(values) * bandwidth * math.sqrt(2 * math.pi))
+        total += torch.exp(-0.5 * ((x - some[:, None]) / bandwidth).square()).sum(0)
+    return total / (len(values) * bandwidth * math.sqrt(2 * math.pi))

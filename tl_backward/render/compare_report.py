@@ -76,7 +76,7 @@ def compare_report(comparison: Comparison, *, stitches: StitchingGrid | None = N
         if len(comparison.layers_a) > 1:
             figures.append(figure_fragment(comparison_curves(comparison, measure)))
         data = frame_block(frame[frame["measure"] == measure], f"{measure}.csv")
-        words = f"{_said(measure)} Taken from {comparison.computed_from[m]}."
+        words = f"{_in_words(measure)} Taken from {comparison.computed_from[m]}."
         chance = chance_of(comparison, measure)
         if chance is not None:
             words += f" Chance (dashed): {chance.words}."
@@ -95,7 +95,7 @@ def compare_report(comparison: Comparison, *, stitches: StitchingGrid | None = N
     return page
 
 
-def _said(measure: str) -> str:
+def _in_words(measure: str) -> str:
     """A measure in words: its definition, range and invariances."""
     entry = measure_of(measure)
     low, high = entry.range

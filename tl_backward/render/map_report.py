@@ -32,7 +32,7 @@ def models_map(distances: ModelDistances) -> "plotly.graph_objects.Figure":
     """
     import plotly.graph_objects as go
 
-    found = distances.map()
+    plane = distances.map()
     figure = go.Figure()
     models = list(dict.fromkeys(distances.models))
     for index, model in enumerate(models):
@@ -40,8 +40,8 @@ def models_map(distances: ModelDistances) -> "plotly.graph_objects.Figure":
         labels = [plot_text(distances.layers[i]) for i in at]
         color = PALETTE[index % len(PALETTE)]
         figure.add_scatter(
-            x=found.points[at, 0].tolist(),
-            y=found.points[at, 1].tolist(),
+            x=plane.points[at, 0].tolist(),
+            y=plane.points[at, 1].tolist(),
             name=plot_text(model),
             mode="lines+markers+text" if len(at) > 1 else "markers+text",
             text=labels if len(at) > 1 else [plot_text(model)],
@@ -53,9 +53,9 @@ def models_map(distances: ModelDistances) -> "plotly.graph_objects.Figure":
             customdata=labels,
             hovertemplate=f"{plot_text(model)} %{{customdata}}<br>%{{x:.4g}}, %{{y:.4g}}<extra></extra>",
         )
-    shares = [f"{float(share):.0%}" for share in found.shares]
+    shares = [f"{float(share):.0%}" for share in plane.shares]
     axis = {"gridcolor": "#dddddd", "zeroline": False, "linecolor": "#888888", "showline": True, "automargin": True}
-    title = f"{distances.measure}: {sum(found.shares.tolist()):.0%} shown, stress {found.stress:.2f}"
+    title = f"{distances.measure}: {sum(plane.shares.tolist()):.0%} shown, stress {plane.stress:.2f}"
     figure.update_layout(
         plot_layout(title, 440 + 20 * len(models)),
         xaxis={**axis, "title": {"text": f"{plot_text(distances.measure)} ({shares[0]})"}},
@@ -76,10 +76,10 @@ def map_report(distances: ModelDistances, *, name: str = "") -> Page:
         True
     """
     page = Page(f"A map of models: {name}" if name else "A map of models", intro=_INTRO)
-    found = distances.map()
+    plane = distances.map()
     low, high = distances.n_samples
     words = (
-        f"The plane holds {sum(found.shares.tolist()):.0%} of the distances; {found.negative:.0%} fit no flat space of "
+        f"The plane holds {sum(plane.shares.tolist()):.0%} of the distances; {plane.negative:.0%} fit no flat space of "
         f"any dimension. Samples: {low if low == high else f'{low} to {high}, pair by pair'}, aligned by "
         f"{' and '.join(distances.aligned)}."
     )

@@ -121,12 +121,12 @@ def words_page(words: ParameterWords, *, name: str = "") -> Page:
         >>> tlb.render.words_page(words, name='facts').title
         'blocks.2.mlp.W_out in words: facts'
     """
-    found, related = words.coherence, words.related
-    title = found.projection.weight + (f", head {words.head}" if words.head is not None else "")
-    page = Page(f"{title} in words" + (f": {name}" if name else ""), intro=_intro(found), footer=_FOOTER)
-    figure = coherence_figure({title: found.score}, found.gaussian)
+    coherence, related = words.coherence, words.related
+    title = coherence.projection.weight + (f", head {words.head}" if words.head is not None else "")
+    page = Page(f"{title} in words" + (f": {name}" if name else ""), intro=_intro(coherence), footer=_FOOTER)
+    figure = coherence_figure({title: coherence.score}, coherence.gaussian)
     page.section("How coherent the vectors are", _COHERENCE, figure_fragment(figure))
-    page.section("Every vector in words", _GROUPS, group_table([found]), _data(found))
+    page.section("Every vector in words", _GROUPS, group_table([coherence]), _data(coherence))
     if related is not None:
         text = f"{_PAIRED} Here the {related.k} top tokens of {' and '.join(related.weights)}."
         page.section(

@@ -105,12 +105,12 @@ def _curve(grid: StitchingGrid, direction: str, length: int, control_of: str | N
     """Penalties down the diagonal in relative depth; `heads`, whose head's depths to take for a self-stitch."""
     n_heads, n_tails = map(len, grid.layers(direction))
     like = len(grid.layers_a if heads == "A" else grid.layers_b) if heads else n_heads
-    found = []
+    penalties = []
     for step in range(length):
         head, tail = _nearest(step, length, like), _nearest(step, length, n_tails)
-        found.append(grid.penalties[direction][_nearest(head, like, n_heads) if heads else head][tail])
-    values = torch.tensor([each.nats for each in found], dtype=torch.float64)
-    return banded(direction, values, *zip(*(each.interval for each in found), strict=True), control_of=control_of)
+        penalties.append(grid.penalties[direction][_nearest(head, like, n_heads) if heads else head][tail])
+    values = torch.tensor([each.nats for each in penalties], dtype=torch.float64)
+    return banded(direction, values, *zip(*(each.interval for each in penalties), strict=True), control_of=control_of)
 
 
 def _nearest(step: int, of: int, among: int) -> int:
@@ -138,8 +138,8 @@ def add_stitches(page: Page, grid: StitchingGrid) -> None:
     """Append a stitching grid to a page."""
     maps = [_map(grid, direction) for direction in grid.penalties]
     data = frame_block(grid.to_frame(), "stitches.csv")
-    judged = next(iter(grid.penalties.values()))[0][0].n_texts
-    page.section(_GRIDS[0].format(grid.map), _GRIDS[1].format(judged, grid.n_fit_texts), beside(*maps), data)
+    n_texts = next(iter(grid.penalties.values()))[0][0].n_texts
+    page.section(_GRIDS[0].format(grid.map), _GRIDS[1].format(n_texts, grid.n_fit_texts), beside(*maps), data)
     if max(len(grid.layers_a), len(grid.layers_b)) > 1:
         page.section("", _CURVES, figure_fragment(stitching_curves(grid)))
 

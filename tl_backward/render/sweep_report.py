@@ -53,10 +53,10 @@ def sweep_curves(sweep: Sweep, quantity: Quantity, *, weight: str = "W_out") -> 
     lines = []
     sides = {"": sweep} | ({} if sweep.control is None else {", untrained control": sweep.control})
     for end, side in sides.items():
-        found = side.interval(quantity)
+        interval = side.interval(quantity)
         for s, segment in enumerate(NAMES if quantity in BY_SEGMENT else ("",)):
             low, mean, high = (
-                (each[places, s] if segment else each[places]) for each in (found.low, found.mean, found.high)
+                (each[places, s] if segment else each[places]) for each in (interval.low, interval.mean, interval.high)
             )
             if not mean.isnan().all():
                 name = segment or "model"

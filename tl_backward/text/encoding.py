@@ -37,13 +37,13 @@ def needed_tokenizer(model: TransformerLensModel) -> Tokenizer:
     Raises:
         ValueError: it has none.
     """
-    found = getattr(model, "tokenizer", None)
-    if found is None:
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
         raise ValueError(
             "Expected a model with a tokenizer, got text for one without; pass token ids (an integer tensor "
             "[batch, pos]) or set model.tokenizer."
         )
-    return found
+    return tokenizer
 
 
 def encode_texts(
@@ -112,13 +112,13 @@ def warn_of_unknown(model: TransformerLensModel, texts: Sequence[str], rows: Ite
 
 def warn_of_two_beginnings(model: TransformerLensModel, rows: Iterable[Sequence[int]]) -> bool:
     """Warn once for all texts of a call of texts that got a second BOS; returns whether it warned."""
-    found = any(begins_twice(model.tokenizer, row) for row in rows)
-    if found:
+    doubled = any(begins_twice(model.tokenizer, row) for row in rows)
+    if doubled:
         warn_user(
             f"A text begins with the tokenizer's BOS ({getattr(model.tokenizer, 'bos_token', '')!r}) and was given a "
             "second one; leave it out of the text, or pass prepend_bos=False."
         )
-    return found
+    return doubled
 
 
 def encode_continuation(model: Encoder, text: str) -> list[int]:

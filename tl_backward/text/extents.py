@@ -93,19 +93,19 @@ def decoded_extents(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, list
     special = set(getattr(tokenizer, "all_special_ids", ()))
     own = [int(token) for token in ids if token not in special]
     text = tokenizer.decode(own) if own else ""
-    found: list[Extent] = []
+    extents: list[Extent] = []
     n = start = 0
     for token in ids:
         if token in special:
-            found.append((start, start))
+            extents.append((start, start))
             continue
         n += 1
         part = tokenizer.decode(own[:n])
         same = max(start, _common(part, text))
         begun = same < len(text) and bool(part[same:]) and not part[same:].strip(_INCOMPLETE)
-        found.append((start, same + begun))
+        extents.append((start, same + begun))
         start = same
-    return text, found
+    return text, extents
 
 
 def _common(one: str, other: str) -> int:

@@ -79,13 +79,13 @@ def find_span(
         )
     extents = None if text is None else extents_in_text(tokenizer, ids, text)
     if text is not None and extents is not None:
-        found, whole = _in_text(tokenizer, text, subject)
+        places, whole = _in_text(tokenizer, text, subject)
     elif text is not None and not occurrences(plain(text), [plain(subject)])[0]:
-        found, whole, extents = [], False, []
+        places, whole, extents = [], False, []
     else:
         decoded, extents = decoded_extents(tokenizer, ids)
-        found, whole = occurrences(decoded, [subject, _as_read(tokenizer, subject)])
-    spans = _tokens_of(found, extents)
+        places, whole = occurrences(decoded, [subject, _as_read(tokenizer, subject)])
+    spans = _tokens_of(places, extents)
     if not spans:
         reads = tokenizer.decode(list(ids)) if text is None else text
         raise ValueError(f"Expected the subject to occur in {where}, got {subject!r}; there it reads {reads!r}.")
@@ -105,10 +105,10 @@ def occurrences(text: str, forms: Iterable[str]) -> tuple[list[Extent], bool]:
         pattern = r"\s+".join(map(re.escape, form.split()))
         if not pattern:
             continue
-        found = [match.span(1) for match in re.finditer(f"(?=({pattern}))", text)]
-        whole = [(start, end) for start, end in found if not _joined(text, start) and not _joined(text, end)]
-        if whole or found:
-            return whole or found, bool(whole)
+        places = [match.span(1) for match in re.finditer(f"(?=({pattern}))", text)]
+        whole = [(start, end) for start, end in places if not _joined(text, start) and not _joined(text, end)]
+        if whole or places:
+            return whole or places, bool(whole)
     return [], False
 
 
@@ -122,23 +122,23 @@ def _in_word(char: str) -> bool:
     return (char.isalnum() and not wide) or char == "_" or unicodedata.category(char).startswith("M")
 
 
-def _tokens_of(found: Iterable[Extent], extents: Sequence[Extent]) -> list[tuple[int, int]]:
+def _tokens_of(places: Iterable[Extent], extents: Sequence[Extent]) -> list[tuple[int, int]]:
     """The tokens that share a character with each place."""
     touched = (
         [k for k, (first, last) in enumerate(extents) if first < min(end, last) and last > start]
-        for start, end in found
+        for start, end in places
     )
     return list(dict.fromkeys((own[0], own[-1] + 1) for own in touched if own))
 
 
 def _in_text(tokenizer: Tokenizer, text: str, subject: str) -> tuple[list[Extent], bool]:
     """Occurrences of a subject in a text, literal or else after the tokenizer's normalisation."""
-    found, whole = occurrences(text, [subject])
-    if found:
-        return found, whole
+    places, whole = occurrences(text, [subject])
+    if places:
+        return places, whole
     read = _as_read(tokenizer, subject)
-    found, whole = occurrences(plain(text), [plain(subject)])
-    return [place for place in found if _as_read(tokenizer, text[slice(*place)]) == read], whole
+    places, whole = occurrences(plain(text), [plain(subject)])
+    return [place for place in places if _as_read(tokenizer, text[slice(*place)]) == read], whole
 
 
 def _as_read(tokenizer: Tokenizer, text: str) -> str:

@@ -122,7 +122,7 @@ def _copies(matrix: Tensor, wanted: Tensor, offset: Tensor | None) -> list[tuple
 
     Their logits are equal, but the wanted one, which is computed apart, may differ from theirs by a rounding error.
     """
-    found = []
+    copies = []
     for token in wanted.unique().tolist():
         same = (matrix[0] == matrix[0, token]).nonzero()[:, 0]  # mostly itself alone
         for row in range(1, len(matrix)):
@@ -132,8 +132,8 @@ def _copies(matrix: Tensor, wanted: Tensor, offset: Tensor | None) -> list[tuple
         if offset is not None:
             same = same[offset[same] == offset[token]]
         if len(same) > 1:
-            found.append((token, same[same != token]))
-    return found
+            copies.append((token, same[same != token]))
+    return copies
 
 
 def _products(vectors: Tensor, matrix: Tensor, columns: Tensor | None, width: int, buffer: Tensor) -> Iterator[Tensor]:

@@ -126,15 +126,15 @@ class _Side:
             raise ValueError(
                 f"Expected a mask of {len(factor)} booleans for {name}, got {list(mask.shape)}; give one a row of it."
             )
-        kept = torch.arange(len(factor), device=factor.device)
-        kept = kept if mask is None else kept[mask.to(factor.device)]
+        rows = torch.arange(len(factor), device=factor.device)
+        rows = rows if mask is None else rows[mask.to(factor.device)]
         norms = _norms(factor)
         if not torch.isfinite(norms).all():
             raise ValueError(f"Expected finite factors, got NaN or inf in {name}; look upstream for an overflow.")
-        norms, order = norms[kept].sort(descending=True, stable=True)
+        norms, order = norms[rows].sort(descending=True, stable=True)
         place = torch.full((len(factor),), -1, device=factor.device)
-        place[kept[order]] = torch.arange(len(kept), device=factor.device)
-        return _Side(kept[order], norms, place)
+        place[rows[order]] = torch.arange(len(rows), device=factor.device)
+        return _Side(rows[order], norms, place)
 
     def blocks(self, factor: Tensor, size: int) -> "list[_Block]":
         """Consecutive parts of `order`."""
@@ -175,9 +175,9 @@ class _Search:
         self.rounding = 2 * (d + 8) * limits.eps + _reduced_precision(self.dtype)
         self.underflow = 2 * d * limits.tiny
         self.slack = 1 + 4 * (d + 8) * torch.finfo(torch.float64).eps
-        self.found: list[tuple[Tensor, Tensor]] = []
+        self.best: list[tuple[Tensor, Tensor]] = []
         """Values and indices (row * n_cols + col) of the pairs that may be among the best."""
-        self.n_found = 0
+        self.n_best = 0
         self.threshold, self.last = -torch.inf, -1
         """The k-th best value so far and its index; nothing that is worse can matter."""
 
@@ -195,7 +195,7 @@ class _Search:
                 self._take(torch.mm(l_part, r_part.T, out=product), rows, cols)
                 computed += 1
         self._prune()
-        values, indices = self.found[0]
+        values, indices = self.best[0]
         rows, cols = indices // len(self.right), indices % len(self.right)
         return TopPairs((values * self.sign).to(self.dtype), rows, cols, self.sign > 0, n_tiles, n_tiles - computed)
 
@@ -228,9 +228,9 @@ class _Search:
         row, col = self.rows.order[rows.places][high[i]], self.cols.order[cols.places][j]
         values, indices = self._exact(row, col), row * len(self.right) + col
         better = (values > self.threshold) | ((values == self.threshold) & (indices < self.last))
-        self.found.append((values[better], indices[better]))
-        self.n_found += len(self.found[-1][0])
-        if self.n_found > 2 * self.k or self.n_found >= self.k and self.threshold == -torch.inf:
+        self.best.append((values[better], indices[better]))
+        self.n_best += len(self.best[-1][0])
+        if self.n_best > 2 * self.k or self.n_best >= self.k and self.threshold == -torch.inf:
             self._prune()
 
     def _blank_same(self, tile: Tensor, rows: slice, cols: slice) -> None:
@@ -251,10 +251,10 @@ class _Search:
 
     def _prune(self) -> None:
         """Keep the k best, best first, and raise the threshold."""
-        values, indices = (torch.cat(part) for part in zip(*self.found, strict=True))
+        values, indices = (torch.cat(part) for part in zip(*self.best, strict=True))
         by_index = indices.argsort()
         best = by_index[values[by_index].argsort(descending=True, stable=True)][: self.k]
-        self.found, self.n_found = [(values[best], indices[best])], len(best)
+        self.best, self.n_best = [(values[best], indices[best])], len(best)
         if len(best) == self.k:
             self.threshold, self.last = values[best[-1]].item(), int(indices[best[-1]])
 

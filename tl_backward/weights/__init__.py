@@ -81,12 +81,12 @@ def sites_of_longer(model: TransformerLensModel, batch: Batch) -> WeightSites:
 
     Some layers begin to work after so many tokens (compressed attention).
     """
-    short, found = weight_sites(model), _collect(model, batch)
-    unclear = [site for name, site in found.items() if name in short and site.axes is None]
-    found.add(*(replace(site, axes=short[site.name].axes) for site in unclear))
+    short, sites = weight_sites(model), _collect(model, batch)
+    unclear = [site for name, site in sites.items() if name in short and site.axes is None]
+    sites.add(*(replace(site, axes=short[site.name].axes) for site in unclear))
     if set(batch.inputs) <= set(probe_batch(model).inputs):
-        _LEARNT[model] = (stamp(model), found)
-    return _complete(model, found)
+        _LEARNT[model] = (stamp(model), sites)
+    return _complete(model, sites)
 
 
 def _complete(model: TransformerLensModel, learnt: WeightSites) -> WeightSites:
@@ -153,8 +153,8 @@ def select_sites(sites: WeightSites, weights: Weights = None) -> dict[str, Weigh
         )
     chosen = {}
     for name in wanted:
-        found = {full: site for full, site in sites.items() if full == name or site.short_name == name}
-        if not found:
+        named = {full: site for full, site in sites.items() if full == name or site.short_name == name}
+        if not named:
             reasons = (why for full, why in sites.missing.items() if full == name or full.endswith("." + name))
             reason = next(reasons, None)
             if reason:
@@ -163,7 +163,7 @@ def select_sites(sites: WeightSites, weights: Weights = None) -> dict[str, Weigh
             of_stacks = [short for short in shorts if short.endswith(f".{name}")]  # "decoder_blocks.W_out"
             close = ", ".join(map(repr, of_stacks[:3])) or nearest(name, [*sites, *shorts])
             raise ValueError(f"Expected the name of a weight, got {name!r}; the nearest are {close}.")
-        chosen |= found
+        chosen |= named
     if not chosen:
         raise ValueError("Expected at least one weight, got an empty list; pass weights=None for all matrices.")
     return {name: site for name, site in sites.items() if name in chosen}

@@ -75,9 +75,9 @@ def account_rows(
         regions.setdefault(storage_of(site.parameter), []).append((site.parameter, name))
     rows = []
     for parameter, tensor in sites.parameters.items():
-        found = names.get(id(tensor)) or _overlapping(tensor, regions.get(storage_of(tensor), ()))
-        chosen = [name for name in found if taken is None or name in taken]
-        reason = sites.unused.get(id(tensor), DID_NOT_RUN) if not found else "" if chosen else NOT_ASKED
+        captured = names.get(id(tensor)) or _overlapping(tensor, regions.get(storage_of(tensor), ()))
+        chosen = [name for name in captured if taken is None or name in taken]
+        reason = sites.unused.get(id(tensor), DID_NOT_RUN) if not captured else "" if chosen else NOT_ASKED
         rows.append((parameter, tensor.numel(), tensor.numel() if chosen else 0, tuple(chosen), reason))
     return rows
 

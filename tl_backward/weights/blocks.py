@@ -70,15 +70,15 @@ def blocks_of(model: TransformerLensModel, sites: WeightSites, d_model: int) -> 
             layer = grouped.setdefault(site.layer, {})
             if len(parts) > 3:
                 layer.setdefault(".".join(parts[:3]), []).append(site)
-    found = {}
+    blocks = {}
     for layer, components in sorted(grouped.items()):
         every = [_part(name, held, d_model, _point(model, name)) for name, held in components.items()]
         parts = [part for part in every if part is not None]
         token_wise = [part for part in parts if part.kind in ("MLP", "experts")]
         mixing = [part for part in parts if part.kind in ("attention", "mixer")]
         mixers = [part for part in mixing if part.kind == "mixer"]
-        found[layer] = Block(layer, next(iter(token_wise[-1:] or mixers), None), next(iter(mixing), None))
-    return found
+        blocks[layer] = Block(layer, next(iter(token_wise[-1:] or mixers), None), next(iter(mixing), None))
+    return blocks
 
 
 def _point(model: TransformerLensModel, component: str) -> str:

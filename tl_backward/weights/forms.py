@@ -168,13 +168,13 @@ def joint_sites(
             roots = weights_of(use.known)
             if len(roots) > 1 and roots[0] == number:
                 uses.setdefault(roots, []).append(use)
-    found: dict[int, WeightSite] = {}
+    sites: dict[int, WeightSite] = {}
     for roots, used in uses.items():
         site = _joint(roots, used, every, ways, geometry)
-        if site is not None and site[0] not in found:
+        if site is not None and site[0] not in sites:
             named, one = site
-            found[-1 - len(found) if named is None else named] = one
-    return found
+            sites[-1 - len(sites) if named is None else named] = one
+    return sites
 
 
 def _joint(

@@ -102,7 +102,7 @@ def learn(
         stack.enter_context(torch.enable_grad())
         stack.enter_context(asking(list(every.values())))
         stack.enter_context(hooks_off([module for module in modules if is_hook_point(module)]))
-        stack.enter_context(_left_as_found(modules))
+        stack.enter_context(_state_restored(modules))
         with Watch(watched, report, shapes):
             outputs = run()
         reached, edges = _graph(outputs)
@@ -119,11 +119,11 @@ def learn(
                 if _explained(used.parameter, used.live(), into, reached):
                     sites.add(replace(whole, order=used.first))
                     continue
-            found = _decide(used, into, reached, geometry)
-            if isinstance(found, str):
-                sites.unused[id(used.parameter)] = found
+            decided = _decide(used, into, reached, geometry)
+            if isinstance(decided, str):
+                sites.unused[id(used.parameter)] = decided
             else:
-                sites.add(*(site for site in found if site.name not in sites))
+                sites.add(*(site for site in decided if site.name not in sites))
         sites.add(*(site for number, site in joint.items() if number < 0 and site.name not in sites))
         sites.add(*(_completed(site, uses[id(site.parameter)], constants, shapes) for site in sites.values()))
         sites.add(*(replace(site, placed=False) for site in _misplaced(sites, uses, outputs, shapes)))
@@ -137,8 +137,8 @@ def learn(
 
 def _constants(modules: Sequence[nn.Module]) -> list[Tensor]:
     """Numbers that modules keep beside their parameters: masks of pruning, a spectral norm's vectors."""
-    found = (buffer for module in modules for buffer in module._buffers.values() if buffer is not None)
-    return list({id(buffer): buffer for buffer in found if buffer.is_floating_point()}.values())
+    buffers = (buffer for module in modules for buffer in module._buffers.values() if buffer is not None)
+    return list({id(buffer): buffer for buffer in buffers if buffer.is_floating_point()}.values())
 
 
 def _plain(parameter: nn.Parameter, parameters: dict[str, nn.Parameter]) -> Named:
@@ -151,27 +151,27 @@ def _aliases(ways: dict[int, list[Named]], every: dict[int, nn.Parameter]) -> di
     plain = {key: p for key, p in every.items() if p.numel() and type(p) is nn.Parameter}
     place = {(p.data_ptr(), p.shape): key for key, p in plain.items()}
     modules = {id(m): m for held in ways.values() for way in held for m in (way.module, way.parent) if m is not None}
-    found: dict[int, list[Tensor]] = {}
+    aliases: dict[int, list[Tensor]] = {}
     for value in (value for module in modules.values() for value in vars(module).values() if type(value) is Tensor):
         if (value.data_ptr(), value.shape) in place:
-            found.setdefault(place[value.data_ptr(), value.shape], []).append(value)
-    return found
+            aliases.setdefault(place[value.data_ptr(), value.shape], []).append(value)
+    return aliases
 
 
 @contextmanager
-def _left_as_found(modules: Sequence[nn.Module]) -> Iterator[None]:
+def _state_restored(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Context of a pass after which the modules' attributes are restored.
 
     None has a tensor of the pass (TransformerLens keeps the last attention pattern, for one), and buffers have the
     numbers they had: in train mode a batch norm counts the pass.
     """
-    kept = [(vars(module), dict(vars(module))) for module in modules]
+    states = [(vars(module), dict(vars(module))) for module in modules]
     buffers = [b for module in modules if module.training for b in module._buffers.values() if b is not None]
     numbers = [(buffer, buffer.clone()) for buffer in buffers if not buffer.is_meta]
     try:
         yield
     finally:
-        for state, before in kept:
+        for state, before in states:
             for name in [name for name, value in state.items() if isinstance(value, Tensor | tuple) or value is None]:
                 if name not in before:
                     del state[name]
@@ -225,15 +225,15 @@ def _decide(uses: _Uses, into: list[object], reached: set[object], geometry: Geo
     whole = [WeightSite(ways[0].name, "parameter", parameter, Layout(tuple(parameter.shape)), aliases=aliases)]
     if not through_alias and not _explained(parameter, live, into, reached):
         return whole
-    found: list[WeightSite] = []
+    sites: list[WeightSite] = []
     for kind in dict.fromkeys(seen.use.kind for seen, _ in live):
         mine = [seen for seen, _ in live if seen.use.kind == kind]
         site = None if kind == "other" else site_of(parameter, mine[0].use.kind, mine, way_of(ways, kind), geometry)
         if site is None:
             return whole
-        found += [replace(each, aliases=aliases, order=uses.first) for each in site]
+        sites += [replace(each, aliases=aliases, order=uses.first) for each in site]
     # One name for two kinds of use: tied, with no second module that would name the other one.
-    return found if len({site.name for site in found}) == len(found) else whole
+    return sites if len({site.name for site in sites}) == len(sites) else whole
 
 
 def _completed(site: WeightSite, uses: _Uses, constants: Sequence[Tensor], shapes: Shapes) -> WeightSite:
@@ -263,8 +263,8 @@ def _misplaced(sites: WeightSites, uses: dict[int, _Uses], outputs: object, shap
     wrong: dict[str, WeightSite] = {}
     for example in range(2):  # of two, each tells of itself and of the others
         losses = [out[example].float().square().sum() for out in outs]
-        found = torch.autograd.grad(losses, list(ys.values()), allow_unused=True, retain_graph=True)
-        arrived = dict(zip(ys, found, strict=True))
+        gradients = torch.autograd.grad(losses, list(ys.values()), allow_unused=True, retain_graph=True)
+        arrived = dict(zip(ys, gradients, strict=True))
         for site, seen, y in wrote:
             gradient = arrived.get(id(y))
             if gradient is None or site.name in wrong or (site.kind == "embedding" and len(gradient) == 1):

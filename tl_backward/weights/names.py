@@ -65,12 +65,12 @@ def components(model: TransformerLensModel) -> dict[int, str]:
         for end, point in module._modules.items()
         if end in ("hook_in", "hook_out")
     }
-    found: dict[int, str] = {}
+    components: dict[int, str] = {}
     for name, point in model.hook_dict.items():
         module, end = owner.get(id(point), (0, ""))
         if end and name.endswith(f".{end}"):
-            found.setdefault(module, name.removesuffix(f".{end}"))
-    return found
+            components.setdefault(module, name.removesuffix(f".{end}"))
+    return components
 
 
 def _walk(

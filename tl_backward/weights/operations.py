@@ -67,18 +67,18 @@ def uses_of(
     """The uses of the weights among an operation's operands; kind "other" for unknown ones."""
     name = operation_name(function)
     reader = _READERS.get(name)
-    found = [] if reader is None else reader(_Call(name, args, kwargs, out, is_weight))
-    known = {id(use.weight) for use in found}
+    uses = [] if reader is None else reader(_Call(name, args, kwargs, out, is_weight))
+    known = {id(use.weight) for use in uses}
     rest = [each for each in operands(args, kwargs) if is_weight(each) and id(each) not in known]
-    return found + [Use(name, each, "other", out) for each in rest]
+    return uses + [Use(name, each, "other", out) for each in rest]
 
 
 def operands(args: Arguments, kwargs: Keywords) -> list[Tensor]:
     """The tensors among an operation's arguments, lists of them included."""
-    found: list[object] = []
+    values: list[object] = []
     for value in (*args, *kwargs.values()) if kwargs else args:
-        found += cast(Sequence[object], value) if type(value) in (list, tuple) else (value,)
-    return [each for each in found if isinstance(each, Tensor)]
+        values += cast(Sequence[object], value) if type(value) in (list, tuple) else (value,)
+    return [each for each in values if isinstance(each, Tensor)]
 
 
 def operation_name(function: Callable) -> str:

@@ -80,8 +80,8 @@ def _keep(seen: dict[nn.Module, _Called], module: nn.Module, args: tuple, kwargs
 
 
 def _first(output: object) -> Tensor | None:
-    found = output[0] if isinstance(output, tuple | list) and output else output
-    return found if isinstance(found, Tensor) else None
+    first = output[0] if isinstance(output, tuple | list) and output else output
+    return first if isinstance(first, Tensor) else None
 
 
 def _inside(module: nn.Module, called: _Called) -> Tensor | None:

@@ -128,8 +128,8 @@ def axes_of(lead: tuple[int, ...], shapes: Shapes) -> Axes | None:
     batch = shapes[0][0]
     if lead.count(batch) != 1:
         return None
-    found = {lead.index(pos) for _, pos in shapes if lead.count(pos) == 1} - {lead.index(batch)}
-    return (len(lead), lead.index(batch), found.pop() if len(found) == 1 else -1) if len(found) < 2 else None
+    axes = {lead.index(pos) for _, pos in shapes if lead.count(pos) == 1} - {lead.index(batch)}
+    return (len(lead), lead.index(batch), axes.pop() if len(axes) == 1 else -1) if len(axes) < 2 else None
 
 
 def examples_of(site: WeightSite, seen: Seen, gradient: Tensor, shapes: Shapes) -> Tensor | None:

@@ -39,8 +39,8 @@ class TokenRows:
 
     def of(self, tensor: Tensor | None) -> Tensor | None:
         """The token of each row; None where rows were never gathered."""
-        found = None if tensor is None else self._known.get(id(tensor))
-        return None if found is None else found[1]
+        entry = None if tensor is None else self._known.get(id(tensor))
+        return None if entry is None else entry[1]
 
     def follow(self, name: str, args: tuple, out: object) -> None:
         """Record the tokens of an operation's output rows."""

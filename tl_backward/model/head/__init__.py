@@ -159,7 +159,7 @@ def _learn(model: TransformerLensModel) -> Learnt:
     check_reads_text(model)
     with unobserved(model):
         seen = watch(model)
-        stream, read, said = seen.stream, seen.read, seen.said
+        stream, read, unembedded = seen.stream, seen.read, seen.unembedded
         chain = steps_to(model, seen)
         if chain is None:
             raise ValueError(
@@ -173,16 +173,16 @@ def _learn(model: TransformerLensModel) -> Learnt:
             first=first,
             d_model=stream.shape[-1],
             width=read.shape[-1],
-            d_vocab=said.shape[-1],
+            d_vocab=unembedded.shape[-1],
             dtype=read.dtype,
-            is_plain=may_be_plain(model) and _multiplies(stored(model), read, said),
+            is_plain=may_be_plain(model) and _multiplies(stored(model), read, unembedded),
             scale=scale,
             cap=cap,
             offset=offset,
             signature=signature_of(model, steps),
         )
         rows = Head(model, learnt).pre(stream.flatten(0, -2))
-        if not close(rows, read.flatten(0, -2)) or not close(unembedding(model)(rows), said.flatten(0, -2)):
+        if not close(rows, read.flatten(0, -2)) or not close(unembedding(model)(rows), unembedded.flatten(0, -2)):
             raise ValueError(
                 f"Expected {' and '.join(step.path for step in steps) or 'the unembedding'} to give the same numbers "
                 f"when run alone, got others in {name_of(model)}; its stream cannot be read in words."
@@ -190,9 +190,9 @@ def _learn(model: TransformerLensModel) -> Learnt:
     return learnt
 
 
-def _multiplies(plain: tuple[Tensor, Tensor], read: Tensor, said: Tensor) -> bool:
+def _multiplies(plain: tuple[Tensor, Tensor], read: Tensor, unembedded: Tensor) -> bool:
     weight, bias = plain
-    return read.shape[-1] == weight.shape[0] and close(read @ weight + bias, said)
+    return read.shape[-1] == weight.shape[0] and close(read @ weight + bias, unembedded)
 
 
 def _is_affine(function: Callable[[Tensor], Tensor], zero: Tensor, at_zero: Tensor) -> bool:

@@ -161,7 +161,7 @@ class Pass:
     """[batch, pos, d_model], the last block's output."""
     read: Tensor = field(init=False)
     """[batch, pos, d], the unembedding's input."""
-    said: Tensor = field(init=False)
+    unembedded: Tensor = field(init=False)
     """[batch, pos, d_vocab], its own output."""
     put: Tensor = field(init=False)
     """Known numbers that were put in its place."""
@@ -200,8 +200,8 @@ class Pass:
     def at_read(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self.read = _tensors(args, kwargs)[0]
 
-    def at_said(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        self.said, self.put = output, _known_numbers(output)
+    def at_unembedded(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        self.unembedded, self.put = output, _known_numbers(output)
         return self.put.clone()
 
 
@@ -211,9 +211,9 @@ def watch(model: TransformerLensModel) -> Pass:
     Raises:
         ValueError: no unembedding or no stream, a pass that fails, or one that does not come from one stream.
     """
-    name, unembed, found = name_of(model), getattr(model, "unembed", None), blocks(model)
-    if not isinstance(unembed, nn.Module) or not found:
-        what = "an unembedding" if found else "blocks that write to a stream"
+    name, unembed, every_block = name_of(model), getattr(model, "unembed", None), blocks(model)
+    if not isinstance(unembed, nn.Module) or not every_block:
+        what = "an unembedding" if every_block else "blocks that write to a stream"
         raise ValueError(
             f"Expected a model with a head that turns its last residual stream into logits, got {name} without {what}; "
             "take its factors instead, which need no head."
@@ -223,10 +223,10 @@ def watch(model: TransformerLensModel) -> Pass:
         if path:
             module.register_forward_pre_hook(partial(seen.at_start, path), with_kwargs=True)
             module.register_forward_hook(partial(seen.at_end, path), with_kwargs=True)
-    for block in found:
+    for block in every_block:
         block.register_forward_hook(seen.at_block)
     unembed.register_forward_pre_hook(seen.at_read, with_kwargs=True)
-    unembed.register_forward_hook(seen.at_said)
+    unembed.register_forward_hook(seen.at_unembedded)
     try:
         seen.logits = probe_logits(model, probe_tokens(model))
     except Exception as error:
@@ -235,7 +235,7 @@ def watch(model: TransformerLensModel) -> Pass:
             f"Expected a pass over a few tokens, from which the head of {name} is learnt, got {type(error).__name__}: "
             f"{why}; its stream cannot be read in words."
         ) from error
-    if not {"stream", "read", "said"} <= vars(seen).keys():
+    if not {"stream", "read", "unembedded"} <= vars(seen).keys():
         raise ValueError(
             f"Expected a pass through the last block and then the unembedding, got one of {name} in which they did not "
             "run in that order; its stream cannot be read in words."
@@ -246,7 +246,7 @@ def watch(model: TransformerLensModel) -> Pass:
             f"{list(seen.read.shape)} in {name}, whose head mixes several streams first; take factors, which need no "
             "head."
         )
-    if not all(torch.isfinite(part).all() for part in (seen.stream, seen.read, seen.said)):
+    if not all(torch.isfinite(part).all() for part in (seen.stream, seen.read, seen.unembedded)):
         raise ValueError(
             "Expected finite numbers in the last residual stream and the logits, got NaN or inf; load or train the "
             "model anew, or use a wider dtype."
@@ -293,9 +293,9 @@ def _chain(seen: Pass, target: Tensor, stop: int) -> tuple[float, list[tuple[Cal
         factor = _ratio(target, call.made)
         if factor is None or _ratio(call.given, call.made) is not None:
             continue
-        found = _chain(seen, call.given, index)
-        if found is not None:
-            return found[0], [*found[1], (call, factor)]
+        chain = _chain(seen, call.given, index)
+        if chain is not None:
+            return chain[0], [*chain[1], (call, factor)]
     return None
 
 
@@ -329,15 +329,15 @@ def after_unembedding(seen: Pass, name: str) -> tuple[float, float, Tensor | Non
             f"Expected logits {list(seen.put.shape)}, as many as the unembedding gives, got {list(seen.logits.shape)} "
             f"of {name}; its stream cannot be read in words."
         )
-    logits, wide, said = seen.logits, seen.put.double(), seen.logits.double()
-    offset = said[0, 0]
-    large = (said[3] - offset).flatten()[0]
+    logits, wide, exact = seen.logits, seen.put.double(), seen.logits.double()
+    offset = exact[0, 0]
+    large = (exact[3] - offset).flatten()[0]
     scale, cap = float(large / _LARGE), 0.0
-    if not close(wide * scale + offset, said, like=logits.dtype):
+    if not close(wide * scale + offset, exact, like=logits.dtype):
         cap = float(large)  # what a large number is capped to
-        slope = (said[1] / cap).atanh() * cap
+        slope = (exact[1] / cap).atanh() * cap
         scale = float((slope * wide[1]).sum() / (wide[1] * wide[1]).sum())
-        if cap <= 0 or offset.any() or not close(cap * (wide * scale / cap).tanh(), said, like=logits.dtype):
+        if cap <= 0 or offset.any() or not close(cap * (wide * scale / cap).tanh(), exact, like=logits.dtype):
             raise ValueError(
                 f"Expected logits that are the unembedding's output but for a scale and a softcap, got more of {name}; "
                 "its stream cannot be read in words."

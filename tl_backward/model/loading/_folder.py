@@ -49,8 +49,8 @@ def read_folder(directory: Path, dtype: torch.dtype) -> "tuple[PreTrainedModel, 
             f"{_reason(error)}; copy or save the folder again, whole."
         ) from error
     _check_numbers(directory, config)  # of files that are whole by now
-    model, found = cast("tuple[PreTrainedModel, dict[str, Collection]]", loaded)
-    _check_weights(directory, model, found)
+    model, report = cast("tuple[PreTrainedModel, dict[str, Collection]]", loaded)
+    _check_weights(directory, model, report)
     return model.eval(), tokenizer
 
 
@@ -125,24 +125,24 @@ def _weight_files(directory: Path) -> list[Path]:
     return [directory / name for name in dict.fromkeys(names)]
 
 
-def _check_weights(directory: Path, model: "PreTrainedModel", found: dict[str, Collection]) -> None:
+def _check_weights(directory: Path, model: "PreTrainedModel", report: dict[str, Collection]) -> None:
     """Refuse what transformers filled with random numbers; it has set aside what a class may lack or leave unread.
 
     Raises:
         ValueError: tensors that are missing, of another shape, or of a part of the model that it has not as saved.
     """
-    missing, unread = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    missing, unread = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     reshaped = [
-        f"{name} {list(got)} instead of {list(wanted)}" for name, got, wanted in sorted(found["mismatched_keys"])
+        f"{name} {list(got)} instead of {list(wanted)}" for name, got, wanted in sorted(report["mismatched_keys"])
     ]
     modules = {name for part in (model, model.base_model) for name, _ in part.named_modules()} - {""}
     kind = type(model).__name__
     if missing or reshaped or any(_belongs(name, modules) for name in unread):
         parts = [("lack", missing), ("have in another shape", reshaped), ("have unasked", unread)]
-        said = ", ".join(f"{verb} {_several(names)}" for verb, names in parts if names)
+        problems = ", ".join(f"{verb} {_several(names)}" for verb, names in parts if names)
         raise ValueError(
             f"Expected files in {str(directory)!r} with the weights of the {kind} that its config.json describes, got "
-            f"files that {said}; copy or save the folder again, whole, or mend its config.json."
+            f"files that {problems}; copy or save the folder again, whole, or mend its config.json."
         )
     if unread:
         warn_user(f"{kind} has no use for {_several(unread)} in {str(directory)!r}.", LoadingWarning)
