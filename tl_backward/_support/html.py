@@ -355,8 +355,7 @@ def lens_table(
     `value_label` names what the colour shows, its unit and, if `signed`, which sign convention.
     """
     bound = scale_bound(cell.value for row in cells for cell in row) if bound is None else bound
-    names = [visible_token(token) for token in columns]
-    shown = table(names, cells, row_names=rows, caption=caption, corner=corner, bound=bound)
+    shown = table(list(map(visible_token, columns)), cells, row_names=rows, caption=caption, corner=corner, bound=bound)
     coloured = any(cell.value is not None for row in cells for cell in row)
     return (legend(value_label or "colour", bound, signed=signed, ends=PALE) if coloured else "") + shown
 

@@ -128,8 +128,7 @@ def _lines(readings: "Sequence[SiteReading]") -> Iterator[str]:
     from tl_backward.render.invert_report import kept_features
 
     width = max(4, *(len(str(reading.preimage.site)) for reading in readings))
-    head = f"{'site':<{width}} {'position':>8} {'method':>11} {'inside':>13} {'chance':>8}"
-    yield f"{head}  kept inside (share, prior's)"
+    yield f"{'site':<{width}} {'position':>8} {'method':>11} {'inside':>13} {'chance':>8}  kept inside (share, prior's)"
     for reading in readings:
         p, d = reading.preimage, reading.preimage.diagnostics
         chance = "" if d.chance is None else f"{d.chance:.2g}"

@@ -135,8 +135,14 @@ def _with_edit(page: "Page", model: "TransformerLensModel", prompt: str, target:
 
     effect = edit_effect(model, shift_edit(model, prompt, target, DEMO_LAYER, DEMO_SCALE), prompt, k=5)
     cells = shift_probabilities(model, prompt, target)
-    how = f"W_out of layer {DEMO_LAYER} with scale {DEMO_SCALE:g}"
-    add_edit(page, effect, how=how, cells=cells, layers=range(model.cfg.n_layers), scales=SCALES)
+    add_edit(
+        page,
+        effect,
+        how=f"W_out of layer {DEMO_LAYER} with scale {DEMO_SCALE:g}",
+        cells=cells,
+        layers=range(model.cfg.n_layers),
+        scales=SCALES,
+    )
     return page
 
 

@@ -229,8 +229,11 @@ def _detail(comparison: Comparison, m: int, i: int, j: int) -> str:
 def comparison_map(comparison: Comparison, measure: str) -> Fragment:
     """The heat map as a fragment, with a small picture in its place where scripts do not run."""
     rows = comparison[measure].flip(0).tolist()  # the last layer on top, as in the figure
-    label = f"{unit_of(measure)}: layers of A upwards, layers of B to the right"
-    picture = heat_image(rows, bound=_bound(comparison, measure), label=label)
+    picture = heat_image(
+        rows,
+        bound=_bound(comparison, measure),
+        label=f"{unit_of(measure)}: layers of A upwards, layers of B to the right",
+    )
     return figure_fragment(comparison_heatmap(comparison, measure), static=f"<div>{picture}</div>")
 
 

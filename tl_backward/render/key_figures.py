@@ -176,8 +176,9 @@ def _figures(view: PromptView) -> dict[str, str]:
     ranks = {words: view.stacked(quantity)[:, view.asked] for words, quantity in view.followed.items()}
     for words, by_layer in ranks.items():
         rank = by_layer[view.last]
-        said = "none: a zero VJP" if rank.isnan() else f"{int(rank)} of {bottom}"
-        figures[f"{words}'s rank in layer {last}'s shift"] = said
+        figures[f"{words}'s rank in layer {last}'s shift"] = (
+            "none: a zero VJP" if rank.isnan() else f"{int(rank)} of {bottom}"
+        )
     at_ends = {f"target among the lowest {words_kept}": ranks["target"] > bottom - near}
     if "old answer" in ranks:
         at_ends[f"old answer among the highest {words_kept}"] = ranks["old answer"] < near

@@ -99,18 +99,20 @@ def params_report(
         >>> page.save('values.html').name
         'values.html'
     """
-    words = parameter_words(
-        model,
-        weight,
-        layer,
-        head=head,
-        k=k,
-        n_pairs=n_pairs,
-        vector_options=vector_options,
-        seed=seed,
-        show_progress=show_progress,
+    return words_page(
+        parameter_words(
+            model,
+            weight,
+            layer,
+            head=head,
+            k=k,
+            n_pairs=n_pairs,
+            vector_options=vector_options,
+            seed=seed,
+            show_progress=show_progress,
+        ),
+        name=name,
     )
-    return words_page(words, name=name)
 
 
 def words_page(words: ParameterWords, *, name: str = "") -> Page:
@@ -134,8 +136,7 @@ def words_page(words: ParameterWords, *, name: str = "") -> Page:
         )
     for pairs in words.pairs:
         text = _PAIRS[pairs.circuit] + (f" Without {', '.join(pairs.left_out)}." if pairs.left_out else "")
-        drawn = beside(pair_list(pairs), pair_picture(pairs))
-        page.section(f"{pairs.circuit} pairs of head {pairs.head}", text, drawn)
+        page.section(f"{pairs.circuit} pairs of head {pairs.head}", text, beside(pair_list(pairs), pair_picture(pairs)))
     return page
 
 
@@ -180,17 +181,20 @@ def atlas(
         >>> page.title
         'Atlas of facts'
     """
-    found = parameter_atlas(
-        model,
-        weights=weights,
-        layers=layers,
-        k=k,
-        n_pairs=n_pairs,
-        vector_options=vector_options,
-        seed=seed,
-        show_progress=show_progress,
+    return atlas_page(
+        parameter_atlas(
+            model,
+            weights=weights,
+            layers=layers,
+            k=k,
+            n_pairs=n_pairs,
+            vector_options=vector_options,
+            seed=seed,
+            show_progress=show_progress,
+        ),
+        n_vectors=n_vectors,
+        name=name,
     )
-    return atlas_page(found, n_vectors=n_vectors, name=name)
 
 
 def atlas_page(found: ParameterAtlas, *, n_vectors: int = 400, name: str = "") -> Page:
@@ -239,8 +243,10 @@ def _map(found: ParameterAtlas) -> list[Fragment]:
         value_title="share",
         column_title="weight",
     )
-    columns = ["weight", "layer", "vectors", "median coherence", "share above"]
-    return [figure_fragment(figure), data_block(columns, rows, filename="coherence.csv")]
+    return [
+        figure_fragment(figure),
+        data_block(["weight", "layer", "vectors", "median coherence", "share above"], rows, filename="coherence.csv"),
+    ]
 
 
 def _heads(found: Sequence[HeadPairs]) -> Fragment:

@@ -145,6 +145,9 @@ def add_stitches(page: Page, grid: StitchingGrid) -> None:
 
 
 def _map(grid: StitchingGrid, direction: str) -> Fragment:
-    rows = grid.nats(direction).flip(0).tolist()
-    picture = heat_image(rows, bound=_bound(grid), label=f"{direction}: {_VALUE}, heads upwards, tails to the right")
+    picture = heat_image(
+        grid.nats(direction).flip(0).tolist(),
+        bound=_bound(grid),
+        label=f"{direction}: {_VALUE}, heads upwards, tails to the right",
+    )
     return figure_fragment(stitching_heatmap(grid, direction), static=f"<div>{picture}</div>")

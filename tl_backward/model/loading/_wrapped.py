@@ -88,8 +88,9 @@ def boot(name_or_dir: str, options: dict[str, object]) -> nn.Module:
 def process_bridge(bridge: nn.Module, wanted: Wanted) -> nn.Module:
     """In compatibility mode, its weights processed, where that is asked for."""
     if wanted.processing is not None:
-        enable = cast(Callable[..., None], bridge.enable_compatibility_mode)
-        enable(no_processing=not any(wanted.options.values()), **wanted.options)
+        cast(Callable[..., None], bridge.enable_compatibility_mode)(
+            no_processing=not any(wanted.options.values()), **wanted.options
+        )
     return bridge
 
 
