@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
-from typing import Self, TypeAlias, overload
+from typing import TypeAlias, TypeVar, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +21,7 @@ from tl_backward.text.token_strings import token_strings
 from tl_backward.vocabulary.extremes import extremes, placed
 
 TokenChoice: TypeAlias = str | Id | Ids
+Same = TypeVar("Same", bound="Readout")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -74,7 +75,7 @@ class Readout:
             return None
         return torch.where(self.is_zero, -1, self.d_vocab - 1 - self.target_rank)
 
-    def __getitem__(self, index: int | slice | Tensor | tuple[int | slice | Tensor, ...]) -> Self:
+    def __getitem__(self: Same, index: int | slice | Tensor | tuple[int | slice | Tensor, ...]) -> Same:
         """Index the leading axes, as one would the vectors."""
         tensors = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **tensors)
