@@ -29,7 +29,8 @@ def _jaxtyped(*functions: Any, typechecker: Any) -> Any:
     if not functions:
         return lambda function: _jaxtyped(function, typechecker=typechecker)
     (function,) = functions
-    if inspect.isfunction(function) and not any(map(_is_of_arrays, _parts(function.__annotations__.values()))):
+    by_hook = inspect.isfunction(function) and not (typechecker.__module__ or "").startswith("tl_backward")
+    if by_hook and not any(map(_is_of_arrays, _parts(function.__annotations__.values()))):
         return _MODULE.check_types(function, violation_type=jaxtyping.TypeCheckError)
     return _ALL_CALLS(function, typechecker=typechecker)
 

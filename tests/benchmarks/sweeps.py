@@ -85,7 +85,7 @@ def _similarity(model, a, b):
     parts = []
     for side in (a, b):
         examples = encode_examples(model, side, ["7"] * len(side))
-        batches = [_captured(model, batch, (name,)) for batch in by_length(examples, 8)]
+        batches = [_captured(model, batch, (name,)) for batch in by_length(model, examples, 8)]
         whole = batches[0]
         for batch in batches[1:]:
             whole = whole.joined(batch)

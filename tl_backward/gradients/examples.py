@@ -26,6 +26,10 @@ from tl_backward.text.subjects import Span, find_span
 
 BATCHING = ("batch_size", "prepend_bos")
 """The fields of `TextOptions` that say how examples are encoded and captured."""
+EXAMPLES = TextOptions(batch_size=64)
+"""Batches of examples where none are given; of long ones, or of a large model, fewer fit a pass (`by_length`)."""
+_NUMBERS = 80_000_000
+"""What a pass may hold, about: 8 prompts of 32 tokens of GPT-2 (320 MB), beyond which larger batches gain little."""
 
 Losses: TypeAlias = Loss | Sequence[str | Id | Loss] | None
 Each = TypeVar("Each")
@@ -53,6 +57,11 @@ class Example:
     """What the decoder of an encoder-decoder reads, whose end a longer target's tokens are instead."""
     inputs: dict[str, Tensor] = field(default_factory=dict)
     """The model's own further inputs for this prompt, [1, ...]."""
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens the model reads."""
+        return len(self.tokens) + len(self.decoder or ())
 
     @property
     def answered(self) -> list[int]:
@@ -199,10 +208,20 @@ def _first_token(model: TransformerLensModel, text: str | Id) -> int:
     return (target_loss(text).bind(model, 1).ids or ((-1,),))[0][0]
 
 
-def by_length(examples: Sequence[Example], batch_size: int) -> Iterator[list[Example]]:
-    """Batches of examples of like lengths, so that little is padded."""
-    ordered = sorted(examples, key=lambda example: len(example.tokens))
-    yield from (ordered[first : first + batch_size] for first in range(0, len(ordered), batch_size))
+def by_length(model: TransformerLensModel, examples: Sequence[Example], batch_size: int) -> Iterator[list[Example]]:
+    """Batches of at most `batch_size` examples of like lengths, so that little is padded, and that fit a pass.
+
+    A token takes about 3 d_vocab + 16 n_layers d_model numbers, forwards and backwards.
+    """
+    most = _NUMBERS // (3 * model.cfg.d_vocab + 16 * model.cfg.n_layers * model.cfg.d_model)
+    batch: list[Example] = []
+    for example in sorted(examples, key=lambda each: each.n_tokens):
+        if batch and (len(batch) == batch_size or (len(batch) + 1) * example.n_tokens > most):
+            yield batch
+            batch = []
+        batch.append(example)
+    if batch:
+        yield batch
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,15 @@ from tqdm.auto import tqdm
 
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.types import DataFrame, TransformerLensModel
-from tl_backward.gradients.examples import BATCHING, Example, batching, by_length, capture_batch, encode_examples
+from tl_backward.gradients.examples import (
+    BATCHING,
+    EXAMPLES,
+    Example,
+    batching,
+    by_length,
+    capture_batch,
+    encode_examples,
+)
 from tl_backward.gradients.gram import ExampleRows, inner_products
 from tl_backward.gradients.losses import Loss, next_token_loss
 from tl_backward.model.inputs import check_text_model, has_decoder
@@ -116,7 +124,7 @@ def gradient_similarity(
     weights: str | Sequence[str] | None = None,
     metric: Metric = "inner",
     max_bytes: int = MAX_FACTOR_BYTES,
-    text_options: TextOptions = TextOptions(),
+    text_options: TextOptions = EXAMPLES,
     show_progress: bool = True,
 ) -> GradientSimilarity:
     """Inner products or cosines between the gradients of examples, without forming any.
@@ -135,7 +143,7 @@ def gradient_similarity(
             experts' down projection or its mixer's out projection.
         metric: "inner" or "cosine".
         max_bytes: of factors of A held at a time; where A needs more, B is captured once for each part of A.
-        text_options: its batch_size (examples a pass) and prepend_bos; the others have no use here.
+        text_options: its batch_size (examples a pass at most) and prepend_bos; the others have no use here.
         show_progress: show a bar.
 
     Raises:
@@ -167,7 +175,7 @@ def gradient_similarity(
             if within:  # each pair once
                 inner[:, part.indices[:, None], part.indices] = part.products(part)
                 left = [example for example in left if example.index not in part.indices.tolist()]
-            for batch in by_length(left, batch_size):
+            for batch in by_length(model, left, batch_size):
                 other = _captured(model, batch, names)
                 norms_b[:, other.indices] = other.norms
                 inner[:, part.indices[:, None], other.indices] = found = part.products(other)
@@ -210,7 +218,7 @@ def _parts(
 ) -> Iterator[_Part]:
     """The examples' factors, as many at a time as fit into `max_bytes` (at least one batch)."""
     held: list[_Part] = []
-    for batch in by_length(examples, batch_size):
+    for batch in by_length(model, examples, batch_size):
         found = _captured(model, batch, names)
         if held and sum(part.n_bytes for part in held) + found.n_bytes > max_bytes:
             yield _Part.joined(held)

@@ -16,6 +16,7 @@ from tl_backward._support.types import TransformerLensModel
 from tl_backward.gradients.cache import GradientCache
 from tl_backward.gradients.examples import (
     BATCHING,
+    EXAMPLES,
     Example,
     Losses,
     batching,
@@ -63,7 +64,7 @@ def sweep(
     weights: str | Sequence[str] | None = None,
     k: int = 5,
     control: Control | None = "random_init",
-    text_options: TextOptions = TextOptions(),
+    text_options: TextOptions = EXAMPLES,
     start: int = 0,
     checkpoint: str | Path | None = None,
     show_progress: bool = True,
@@ -97,8 +98,8 @@ def sweep(
             W_out, and where a block has none its experts' down projection or its mixer's out projection.
         k: how many tokens `top_tokens` keeps at either end.
         control: "random_init", or a `RandomInit` that says how many draws and from which seed; None for no control.
-        text_options: its batch_size (prompts a pass; they are sorted by length, so that little is padded) and
-            prepend_bos; the others have no use here.
+        text_options: its batch_size (prompts a pass at most, fewer of long ones; they are sorted by length, so that
+            little is padded) and prepend_bos; the others have no use here.
         start: index of the first prompt, for parts of one data set that are to be merged.
         checkpoint: a file that is saved every 20 batches; a run that finds its own goes on from it, to the same numbers
             bit for bit. `load_sweep` reads it too.
@@ -200,7 +201,9 @@ class _Run:
             return in_order([new] if done is None else [new, done])
 
         left_to_do = [
-            batch for batch in by_length(items, self.batch_size) if not known.issuperset(item.index for item in batch)
+            batch
+            for batch in by_length(model, items, self.batch_size)
+            if not known.issuperset(item.index for item in batch)
         ]
         try:
             for number, batch in enumerate(left_to_do, 1):
