@@ -17,6 +17,7 @@ from tests.benchmarks import (
     imports,
     inversion,
     lens,
+    similarity,
     sweeps,
     top_pairs,
 )
@@ -35,6 +36,7 @@ def main() -> None:
         experts,
         lens,
         sweeps,
+        similarity,
         edits,
         top_pairs,
         dissimilarity,

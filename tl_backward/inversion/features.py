@@ -175,7 +175,7 @@ def feature_consistency(
     wanted = evaluate(feature, preimage.query.text, called)
     hits = torch.zeros(len(preimage), dtype=torch.float64)
     for index in preimage.weights.nonzero().flatten().tolist():
-        hits[index] = float(evaluate(feature, preimage.inputs.text(index), called) == wanted)
+        hits[index] = float(evaluate(feature, preimage.texts[index], called) == wanted)
     n = math.inf if preimage.method == "enumeration" else preimage.diagnostics.effective_sample_size
     rate = _rate(hits, preimage.weights, n, level)
     if prior is None:

@@ -62,7 +62,8 @@ class Encoded:
         """The texts at some indices, without needless padding."""
         lengths = self.lengths[index]
         width = int(lengths.max()) if len(lengths) else 0
-        source = None if self.source is None else tuple(self.source[int(i)] for i in index)
+        known = vars(self).get("texts", self.source)  # decoded once, however often they are chosen from
+        source = None if known is None else tuple(known[int(i)] for i in index)
         return Encoded(self.tokens[index, :width], lengths, self.tokenizer, source)
 
 

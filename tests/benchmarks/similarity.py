@@ -1,0 +1,156 @@
+"""Similarity of gradients: against dense ones, against `torch.func.vmap(grad)`, and how it grows with the examples."""
+
+import math
+import random
+import time
+
+import torch
+
+import tl_backward as tlb
+from tests.benchmarks.measure import gpt2_shape, interleaved, peak_memory, row
+from tests.benchmarks.sweeps import N_TOKENS, one_thread, words
+from tl_backward.gradients.examples import by_length, encode_examples
+from tl_backward.gradients.similarity import _captured, _Part, gradient_similarity
+
+N = 64
+
+
+def main() -> None:
+    """Print the rows."""
+    with one_thread():
+        for shape in ((256, 64, 128), *_drawn()):
+            _against_vmap(*shape)
+        _exponent()
+        model = gpt2_shape()
+        texts = words(model)
+        _products(model, texts(N), texts(N))
+
+
+def _drawn() -> list[tuple[int, int, int]]:
+    """Two more shapes, others at each run, so that nothing is tuned to one."""
+    drawn = random.Random(time.time_ns())
+    return [(drawn.randrange(100, 300), drawn.randrange(40, 100), 16 * drawn.randrange(6, 13)) for _ in range(2)]
+
+
+def _small(d_model: int):
+    """4 layers, 512 words, random weights."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    torch.manual_seed(0)
+    sizes = dict(n_layers=4, d_model=d_model, n_ctx=128, d_head=32, n_heads=4, d_vocab=512, act_fn="gelu_new")
+    return HookedTransformer(HookedTransformerConfig(**sizes, normalization_type="LN")).eval()
+
+
+def _texts(model, n: int, n_tokens: int) -> tuple[list[str], torch.Tensor]:
+    words(model)
+    tokens = torch.randint(1, 512, (n, n_tokens), generator=torch.Generator().manual_seed(1))
+    return [" ".join(map(str, each)) for each in tokens.tolist()], tokens
+
+
+def _against_vmap(n: int, n_tokens: int, d_model: int) -> None:
+    """The Gram of all W_out of 4 layers over n texts, forwards and backwards included."""
+    model = _small(d_model)
+    texts, tokens = _texts(model, n, n_tokens)
+    own = {name: value for name, value in model.named_parameters() if name.endswith("mlp.W_out")}
+    found = {}
+
+    def loss(parameters, ids):
+        logits = torch.func.functional_call(model, parameters, (ids[None],), {"return_type": "logits"})
+        return tlb.next_token_loss(logits, ids[None])
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0), chunk_size=16)
+
+    def dense():
+        gradients = each({name: value.detach() for name, value in own.items()}, tokens)
+        rows = torch.cat([value.flatten(1) for value in gradients.values()], 1)
+        found["dense"] = rows @ rows.T
+
+    def ours():
+        found["ours"] = gradient_similarity(model, texts, weights="W_out", show_progress=False).matrix
+
+    times = interleaved({"dense": dense, "ours": ours}, rounds=3)
+    worst = float((found["ours"] - found["dense"]).abs().max() / found["dense"].abs().max())
+    assert worst < 1e-5, worst
+    label = f"Gram of {n} texts x {n_tokens}, 4 layers of {d_model}: vmap(grad) / ours"
+    detail = f"{times['dense']:.2f} s, {times['ours']:.2f} s; values differ by {worst:.0e}"
+    row(label, times["dense"] / times["ours"], ">= 1.0", detail)
+    factors = 4 * 4 * n * n_tokens * (4 * d_model + d_model)
+    above = (peak_memory(ours) - factors) / 2**20
+    row("its peak memory above the factors, of 64 MiB", above / 64, "<= 1.0", f"{above:.0f} MiB")
+
+
+def _exponent() -> None:
+    """Of the time in the number of texts, products alone."""
+    model, seconds = _small(128), []
+    sizes = (250, 1000, 4000)
+    for n in sizes:
+        texts, _ = _texts(model, n, 8)
+        examples = encode_examples(model, texts, tlb.next_token_loss)
+        part = _Part.joined(
+            [_captured(model, batch, ("blocks.2.mlp.W_out",)) for batch in by_length(model, examples, 64)]
+        )
+        seconds.append(interleaved({"ours": lambda part=part: part.products(part)}, rounds=1)["ours"])
+    exponent = math.log(seconds[-1] / seconds[0]) / math.log(sizes[-1] / sizes[0])
+    detail = ", ".join(f"{n}: {each:.2f} s" for n, each in zip(sizes, seconds, strict=True))
+    row("exponent in N of the products, 250 to 4,000 texts of 8 tokens", exponent, "<= 2.0", detail)
+
+
+def _products(model, a, b):
+    """One layer of GPT-2's shape, from the same factors: their own products against dense gradients'."""
+    name = "blocks.5.mlp.W_out"
+    one, two = (
+        _Part.joined(
+            [
+                _captured(model, batch, (name,))
+                for batch in by_length(model, encode_examples(model, side, ["7"] * len(side)), 8)
+            ]
+        )
+        for side in (a, b)
+    )
+    found = {}
+
+    def factors():
+        found["factors"] = one.products(two)[0]
+
+    def dense():
+        sides = []
+        for part in (one, two):
+            x, d = (each.view(N, N_TOKENS, -1) for each in (part.rows[0].inputs, part.rows[0].deltas))
+            sides.append(torch.bmm(x.transpose(1, 2), d).flatten(1))
+        found["dense"] = sides[0] @ sides[1].T
+
+    times = interleaved({"factors": factors, "dense": dense}, rounds=5)
+    worst = float((found["factors"] - found["dense"]).abs().max() / found["dense"].abs().max())
+    memory = {"factors": peak_memory(factors), "dense": peak_memory(dense)}
+    ratio = times["dense"] / times["factors"]
+    detail = f"{times['dense']:.2f} s, {times['factors']:.2f} s, {N} x {N} examples; values differ by {worst:.0e}"
+    row("similarity: dense gradients of one layer / factors, products alone", ratio, "", detail)
+    detail = f"{memory['factors'] / 1e6:.0f} MB against {memory['dense'] / 1e6:.0f} MB"
+    row("similarity: peak memory, factors / dense", memory["factors"] / memory["dense"], "<= 0.10", detail)
+    _whole(model, a, b, name)
+
+
+def _whole(model, a, b, name):
+    """From texts to the matrix: all 12 layers by factors, one layer by a backward pass an example."""
+    pairs_a, pairs_b = ([(text, "7") for text in side] for side in (a, b))
+    parameter = tlb.weight_sites(model)[name].parameter
+    few = 4  # dense gradients are as many times as costly as there are examples: the others are not run
+
+    def dense():
+        rows = []
+        for text in a[:few]:
+            logits = model(model.to_tokens(text))[0, -1].log_softmax(-1)
+            rows.append(torch.autograd.grad(-logits[7], parameter)[0].flatten())
+        return torch.stack(rows) @ torch.stack(rows).T
+
+    start = time.process_time()
+    gradient_similarity(model, pairs_a, pairs_b, show_progress=False)  # long enough to be run once
+    all_layers = time.process_time() - start
+    dense_all = interleaved({"dense": dense}, rounds=3)["dense"] * 2 * N / few
+    each = all_layers / model.cfg.n_layers
+    detail = f"{dense_all:.1f} s (from {few} examples) against {each:.2f} s a layer ({all_layers:.1f} s for 12)"
+    row("similarity: dense route of one layer / factors, per layer, with passes", dense_all / each, ">= 10", detail)
+
+
+if __name__ == "__main__":
+    main()
