@@ -6,7 +6,7 @@ import math
 import plain
 import pytest
 import torch
-from models import build, randomise, worlds
+from models import HAS_HOOKED_TRANSFORMER, bridge, build, hooked, randomise, worlds
 from shared import shared, stories
 
 import tl_backward as tlb
@@ -17,11 +17,20 @@ from tl_backward.lens.control import RandomInit
 from tl_backward.lens.segments import NAMES
 from tl_backward.lens.sweep_result import load_sweep, merge
 from tl_backward.lens.sweeps import sweep
+from tl_backward.model import controls
 from tl_backward.model.controls import random_init
 from tl_backward.text.cases import EditCase
 from tl_backward.text.options import TextOptions
 
 every_world = pytest.mark.parametrize("world", worlds())
+
+
+def local_attention():
+    if not HAS_HOOKED_TRANSFORMER:
+        pytest.skip("TransformerLens 4 has no HookedTransformer")
+    return hooked(use_local_attn=True, window_size=4, attn_types=["global", "local"])
+
+
 PROMPTS = ["w5 w6 w7 w8", "w9 w4", "w6 w6 w3 w11 w12 w13 w5", "w8 w7 w6", "w21 w22 w23 w24 w25"]
 TARGETS = ["w9", "w10", "w3", "w30", "w31"]
 SUBJECTS = ["w6 w7", None, "w11 w12", "w8", (1, 3)]
@@ -195,6 +204,44 @@ def test_what_is_not_finite_is_skipped_by_index(world, where):
     assert list(found.skipped) == [2] and "finite" in found.skipped[2] and found.items.tolist() == [0, 1, 3, 4]
     for name, values in expected.values.items():
         torch.testing.assert_close(found.values[name], values[[0, 1, 3, 4]], equal_nan=True)
+
+
+@every_world
+def test_interrupted_while_a_control_is_drawn_it_returns_what_it_has(world, monkeypatch):
+    model, original, drawn = build(world), controls.fresh_model, []
+
+    def interrupted(*arguments, **options):
+        drawn.append(1)
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(controls, "fresh_model", interrupted)
+    found = sweep(model, PROMPTS, TARGETS, control=RandomInit(3), show_progress=False)
+    assert found.interrupted and len(found.items) == len(PROMPTS)
+    assert found.control.draws.tolist() == [0] * len(found.control.items) and len(found.control.items)
+
+
+@pytest.mark.parametrize("make", [lambda: bridge("gemma2"), local_attention], ids=["sliding", "local"])
+def test_short_prompts_beside_long_ones_where_attention_is_local(make):
+    """Padding as wide as the window would see nothing, and its NaN reach the real tokens."""
+    model = make()
+    prompts = ["w5", "w5 w6", "w3 w4 w5 w6 w7 w8 w9 w10 w11 w12 w13 w3 w4"]
+    whole, single = (
+        sweep(
+            model,
+            prompts,
+            ["w7"] * 3,
+            control=None,
+            text_options=TextOptions(batch_size=size),
+            show_progress=False,
+        )
+        for size in (64, 1)
+    )
+    assert not whole.skipped
+    torch.testing.assert_close(whole.loss, single.loss)
+    for name, values in single.values.items():
+        torch.testing.assert_close(whole.values[name], values, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 @every_world

@@ -12,7 +12,7 @@ from models import BRIDGED, HAS_HOOKED_TRANSFORMER, HOOKED, TOKENS, bridge, buil
 from torch.nn.utils import parametrizations, parametrize
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_backward.model.controls import SameWeightsWarning, check_alive, copied, random_init
+from tl_backward.model.controls import SameWeightsWarning, check_alive, copied, random_init, random_inits
 
 _SMALL = dict(vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40)
 _GROUPED = dict(**_SMALL, num_key_value_heads=2, max_position_embeddings=16, head_dim=6)
@@ -268,6 +268,11 @@ def test_fresh_weights_that_are_the_models_own_are_warned_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error", SameWeightsWarning)
         random_init(model, seed=1)
+        next(random_inits(model, [2, 0]))
+    with pytest.warns(SameWeightsWarning):  # the second draw is the model's own, whatever the first was
+        list(random_inits(model, [2, 0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SameWeightsWarning)
         with torch.no_grad():
             for parameter in inner.parameters():
                 parameter.mul_(1.01)

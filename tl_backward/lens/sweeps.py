@@ -156,12 +156,17 @@ def sweep(
             draw: [replace(item, answer=old[item.index]) for item in items if draw_of.get(item.index) == draw]
             for draw in sorted(set(draw_of.values()))
         }
-        for draw, fresh in zip(seen_by, draws.models(model, seen_by), strict=True):
-            beside = partial(_beside, trained, parts[1:])
-            parts.append(run(fresh, seen_by[draw], bar, saved.done(draw), lambda of, b=beside: saved.save(b(of)), draw))
-            if parts[-1].interrupted:
-                break
-    return _beside(trained, parts[1:-1], parts[-1]) if parts[1:] else trained
+        try:
+            for draw, fresh in zip(seen_by, draws.models(model, seen_by), strict=True):
+                beside = partial(_beside, trained, parts[1:])
+                parts.append(
+                    run(fresh, seen_by[draw], bar, saved.done(draw), lambda of, b=beside: saved.save(b(of)), draw)
+                )
+                if parts[-1].interrupted:
+                    break
+        except KeyboardInterrupt:  # while weights were drawn
+            parts[-1] = replace(parts[-1], interrupted=True)
+    return _beside(trained, parts[1:-1], parts[-1]) if parts[1:] else parts[0]
 
 
 def _beside(trained: Sweep, before: Sequence[Sweep], last: Sweep) -> Sweep:

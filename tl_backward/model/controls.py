@@ -87,7 +87,7 @@ def random_inits(model: TransformerLensModel, seeds: Iterable[int]) -> Iterator[
     """
     clone = copied(model)
     for seed in seeds:
-        load_fresh(cast(nn.Module, clone), fresh_model(model, seed=seed))
+        load_fresh(cast(nn.Module, clone), fresh_model(model, seed=seed), beside=cast(nn.Module, model))
         check_alive(clone)
         yield clone
 
@@ -148,8 +148,10 @@ def _bridged(model: TransformerLensModel, inner: nn.Module) -> nn.Module:
     return bridge
 
 
-def load_fresh(model: nn.Module, fresh: nn.Module) -> None:
+def load_fresh(model: nn.Module, fresh: nn.Module, *, beside: nn.Module) -> None:
     """Write the parameters, and the buffers that are saved with them, of `fresh` into `model`, each by its name.
+
+    `beside` is the model that they are to differ from, whose copy `model` is.
 
     Raises:
         ValueError: a parameter of `model` has none of its name and shape in `fresh`.
@@ -165,7 +167,8 @@ def load_fresh(model: nn.Module, fresh: nn.Module) -> None:
                 "added to it (adapters, quantisation, parametrizations, SAEs, pruning), or no control."
             )
     pairs = [(parameters[name], drawn[name]) for name in parameters]
-    _warn_of_same(pairs, kind)
+    trained = _named(beside, "parameters")
+    _warn_of_same([(trained[name], drawn[name]) for name in parameters], kind)
     buffers, saved = _named(model, "buffers"), _saved(fresh)
     state = {name: value for name, value in _named(fresh, "buffers").items() if name in saved and name in buffers}
     pairs += [(buffers[name], value) for name, value in state.items() if buffers[name].shape == value.shape]

@@ -86,7 +86,7 @@ def hooks_off(modules: Iterable[nn.Module]) -> Iterator[None]:
             state.update({name: OrderedDict() for name, value in hooks.items() if isinstance(value, dict)})
         yield
     finally:
-        for state, hooks in removed:
+        for state, hooks in reversed(removed):  # a module that is named twice gets its own back last
             for name in _HOOKS:
                 if isinstance(state.get(name), dict):
                     state[name].clear()

@@ -1,10 +1,12 @@
 """Inputs of a model's forward pass: those beside tokens, by name, a decoder's start tokens, and a probe input."""
 
+import sys
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from importlib.metadata import version
 from inspect import Parameter, signature
 from math import prod
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +45,18 @@ def main_input(model: TransformerLensModel) -> str:
         if getattr(model.cfg, flag, False):
             return name if name != "input_ids" else other
     return "input_ids"
+
+
+def attention_window(model: TransformerLensModel) -> int:
+    """How many tokens, itself included, a token's local attention sees; `sys.maxsize` where no layer's is local."""
+    if model_kind(model) == "HookedTransformer":
+        cfg = cast(Any, model.cfg)
+        local = [cfg.window_size] if cfg.use_local_attn else []
+    else:
+        config = getattr(cast(Any, model).original_model, "config", None)
+        configs = [config, getattr(config, "text_config", None)]
+        local = [getattr(each, name, None) for each in configs for name in ("sliding_window", "window_size")]
+    return min((each for each in local if isinstance(each, int) and each > 0), default=sys.maxsize)
 
 
 def check_text_model(model: TransformerLensModel) -> None:
