@@ -47,7 +47,7 @@ DEFAULT_SCALE, DEFAULT_LR = 0.8, 0.005
 _OF_METHOD = {"shift": ("layer", "scale", "scaling"), "gradient": ("lr", "steps")}
 _UNSET = dict.fromkeys([*_OF_METHOD["shift"], *_OF_METHOD["gradient"]])
 _WORDS = {
-    "layer": "of the shift (default: chosen on the validation edits, with the scale)",
+    "layer": "of the shift (default: chosen with the scale, by trying every layer and scale on every validation edit)",
     "scale": f"of the shift (default: {DEFAULT_SCALE}, or chosen with the layer)",
     "scaling": "of the shift: unit-normalised factors, or the paper's raw ones (default: unit)",
     "lr": f"of the gradient steps (default: {DEFAULT_LR})",

@@ -142,7 +142,8 @@ def caveats(comparison: Comparison) -> list[str]:
             "vocabulary."
         )
     if comparison.n_truncated:
-        found.append(f"{comparison.n_truncated} texts were cut, where the shorter context or max_tokens ends.")
+        texts = "1 text was" if comparison.n_truncated == 1 else f"{comparison.n_truncated} texts were"
+        found.append(f"{texts} cut, where the shorter context or max_tokens ends.")
     return found
 
 
