@@ -5,6 +5,7 @@ import torch
 from models import build, worlds
 
 import tl_backward as tlb
+from tl_backward.gradients.examples import Example, by_length
 from tl_backward.gradients.similarity import gradient_similarity
 from tl_backward.text.cases import EditCase
 from tl_backward.text.options import TextOptions
@@ -134,3 +135,20 @@ def test_cases_losses_and_what_is_refused():
         gradient_similarity(model, TEXTS, max_bytes=0)
     with pytest.raises(ValueError, match="Prompt 1: Expected a finite loss"):
         gradient_similarity(model, [("w5", "w6"), ("w5", lambda logits, tokens: logits.sum() * float("nan"))])
+
+
+def test_batches_hold_each_example_once_and_fit_a_pass(monkeypatch):
+    model = build(worlds()[0])
+    drawn = torch.randint(1, 15, (70,), generator=torch.Generator().manual_seed(0)).tolist()
+    given = [Example(index, [5] * length, 0, tlb.next_token_loss, -1) for index, length in enumerate(drawn)]
+    for size, fits in ((64, 10**9), (64, 40), (3, 40), (64, 1)):
+        cost = 3 * model.cfg.d_vocab + 16 * model.cfg.n_layers * model.cfg.d_model
+        monkeypatch.setattr("tl_backward.gradients.examples._NUMBERS", fits * cost)
+        batches = list(by_length(model, given, size))
+        assert sorted(each.index for batch in batches for each in batch) == list(range(70))
+        lengths = [[len(each.tokens) for each in batch] for batch in batches]
+        assert sum(lengths, []) == sorted(drawn)
+        for batch in lengths:
+            assert len(batch) <= size and (len(batch) <= 8 or len(batch) * max(batch) <= fits)
+        for batch, after in zip(lengths, lengths[1:], strict=False):  # no batch could have been longer
+            assert len(batch) == size or (len(batch) >= 8 and (len(batch) + 1) * after[0] > fits)

@@ -28,8 +28,8 @@ BATCHING = ("batch_size", "prepend_bos")
 """The fields of `TextOptions` that say how examples are encoded and captured."""
 EXAMPLES = TextOptions(batch_size=64)
 """Batches of examples where none are given; of long ones, or of a large model, fewer fit a pass (`by_length`)."""
-_NUMBERS = 80_000_000
-"""What a pass may hold, about: 8 prompts of 32 tokens of GPT-2 (320 MB), beyond which larger batches gain little."""
+_NUMBERS, _LEAST = 16_000_000, 8
+"""What a pass holds at most, about (64 MB), beyond which larger batches gain nothing; but 8 examples always may."""
 
 Losses: TypeAlias = Loss | Sequence[str | Id | Loss] | None
 Each = TypeVar("Each")
@@ -218,7 +218,7 @@ def by_length(model: TransformerLensModel, examples: Sequence[Example], batch_si
     most = _NUMBERS // (3 * model.cfg.d_vocab + 16 * model.cfg.n_layers * model.cfg.d_model)
     batch: list[Example] = []
     for example in sorted(examples, key=lambda each: each.n_tokens):
-        full = len(batch) == batch_size or (len(batch) + 1) * example.n_tokens > most
+        full = len(batch) == batch_size or (len(batch) >= _LEAST and (len(batch) + 1) * example.n_tokens > most)
         if batch and (full or example.n_tokens - batch[0].n_tokens >= window):
             yield batch
             batch = []
