@@ -1,10 +1,13 @@
 """One query at many sites and positions: the way that is taken, what stands beside it, and what is refused."""
 
+from itertools import product
+
 import pytest
+from models import worlds
 
 from inversion.tiny import cached
 from tl_backward import inversion
-from tl_backward.inversion import Closeness, InversionOptions, invert, pool_preimage, task_of_texts
+from tl_backward.inversion import Closeness, InversionOptions, enumerate_preimage, invert, pool_preimage, task_of_texts
 from tl_backward.text.options import TextOptions
 
 QUIET = {"show_progress": False}
@@ -27,6 +30,33 @@ def test_given_texts_are_a_pool_at_every_site_and_position():
     sites = {str(p.site) for p in found.comparison.preimages}
     assert len(sites) == model.cfg.n_layers and len(found.comparison.preimages) == model.cfg.n_layers * 3
     assert repr(found).startswith(f"Inversion({len(asked)} readings, first SiteReading(Preimage(")
+
+
+@pytest.mark.parametrize("kind", worlds())
+@pytest.mark.parametrize("match", ["any", "same"])
+@pytest.mark.parametrize("method", ["pool", "enumerate"])
+def test_together_is_one_by_one(kind, match, method, monkeypatch):
+    """However the pool is cut into batches and passes; a position twice, by token, by a function, of no text but one."""
+    model, near = cached(kind), Closeness(0.6, "euclidean", match)
+    texts = [*TEXTS, "w9", "w5 w6", "w7 w8 w9 w5 w6 w7", "w6 w5 w9 w6"]
+    rules, task = [-1, "w6", 2, lambda text, strings: 1, -1], task_of_texts(texts)
+    places = [("resid_post", 0), ("z", 1, 0), ("resid_mid", 1)]
+    monkeypatch.setattr("tl_backward.activations.reader._SCORES", 40)
+    monkeypatch.setattr("tl_backward.inversion.query._HELD", 1)
+    options = InversionOptions(method, n=100)
+    found = invert(model, QUERY, places, rules, task, options=options, epsilon=near, **QUIET)
+    monkeypatch.undo()
+    assert len(found.readings) == len(places) * len(rules)
+    for one, (place, rule) in zip(found.readings, product(places, rules), strict=True):
+        p = one.preimage
+        if method == "pool":
+            alone = pool_preimage(model, QUERY, place, rule, list(task.draw(2000, 0)), n=100, epsilon=near, **QUIET)
+        else:
+            alone = enumerate_preimage(model, QUERY, place, rule, list(task.domain()), epsilon=near, **QUIET)
+        assert p.site == alone.site and p.position == alone.position
+        mine, theirs = (dict(zip(each.texts, each.distances.tolist(), strict=True)) for each in (p, alone))
+        assert mine == pytest.approx(theirs, rel=1e-9, abs=1e-12) and mine.keys() == set(texts)
+        assert p.diagnostics.share_inside == alone.diagnostics.share_inside
 
 
 @pytest.mark.parametrize(("method", "named"), [("enumerate", "enumeration"), ("search", "search")])

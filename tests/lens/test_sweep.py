@@ -12,6 +12,8 @@ from shared import shared, stories
 import tl_backward as tlb
 from tl_backward._support.bootstrap import bootstrap
 from tl_backward._support.storage import save_tensors
+from tl_backward.editing.scores import ask as ask_of
+from tl_backward.editing.scores import score
 from tl_backward.lens import sweeps
 from tl_backward.lens.control import RandomInit
 from tl_backward.lens.segments import NAMES
@@ -224,7 +226,7 @@ def test_interrupted_while_a_control_is_drawn_it_returns_what_it_has(world, monk
 
 @pytest.mark.parametrize("make", [lambda: bridge("gemma2"), local_attention], ids=["sliding", "local"])
 def test_short_prompts_beside_long_ones_where_attention_is_local(make):
-    """Padding as wide as the window would see nothing, and its NaN reach the real tokens."""
+    """In float64 padding as wide as the window would be NaN, and reach the real tokens."""
     model = make()
     prompts = ["w5", "w5 w6", "w3 w4 w5 w6 w7 w8 w9 w10 w11 w12 w13 w3 w4"]
     whole, single = (
@@ -242,6 +244,23 @@ def test_short_prompts_beside_long_ones_where_attention_is_local(make):
     torch.testing.assert_close(whole.loss, single.loss)
     for name, values in single.values.items():
         torch.testing.assert_close(whole.values[name], values, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+def test_more_padding_than_a_window_is_refused_in_float64_alone():
+    prompts = ["w5", "w3 w4 w5 w6 w7 w8 w9 w10 w11 w12 w13 w3 w4"]
+    case = EditCase("w5", "w7", "w8", paraphrases=(prompts[1],))
+    for ask in (
+        lambda model: tlb.run_with_gradient_cache(model, prompts, tlb.next_token_loss),
+        lambda model: score(model, ask_of(model, case), n_tokens=0),
+    ):
+        with pytest.raises(
+            ValueError, match=r"lengths differ by at most 7 tokens in float64, .* window is 8 .*got 1[12]"
+        ):
+            ask(bridge("gemma2"))
+    model = bridge("gemma2", dtype=torch.float32)
+    both, _ = tlb.run_with_gradient_cache(model, prompts, tlb.target_loss("w7"))
+    single = [tlb.run_with_gradient_cache(model, prompt, tlb.target_loss("w7"))[0] for prompt in prompts]
+    torch.testing.assert_close(both, torch.stack(single).mean())
 
 
 @every_world

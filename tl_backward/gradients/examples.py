@@ -16,7 +16,7 @@ from tl_backward._support.types import TransformerLensModel
 from tl_backward.gradients.cache import GradientCache
 from tl_backward.gradients.capture import run_with_gradient_cache
 from tl_backward.gradients.losses import Loss, TargetLoss, takes_mask, target_loss
-from tl_backward.model.inputs import DECODER, PER_TOKEN, attention_window, check_inputs
+from tl_backward.model.inputs import DECODER, PER_TOKEN, check_inputs, padding_limit
 from tl_backward.text.asked import asked_index, mask_token
 from tl_backward.text.cases import EditCase
 from tl_backward.text.ids import Id, is_id
@@ -211,15 +211,14 @@ def _first_token(model: TransformerLensModel, text: str | Id) -> int:
 def by_length(model: TransformerLensModel, examples: Sequence[Example], batch_size: int) -> Iterator[list[Example]]:
     """Batches of at most `batch_size` examples of like lengths, so that little is padded, and that fit a pass.
 
-    A token takes about 3 d_vocab + 16 n_layers d_model numbers, forwards and backwards. Where attention is local,
-    padding as wide as its window would see nothing, and its NaN would reach the real tokens.
+    A token takes about 3 d_vocab + 16 n_layers d_model numbers, forwards and backwards.
     """
-    window = attention_window(model)
+    most_padding = padding_limit(model)
     most = _NUMBERS // (3 * model.cfg.d_vocab + 16 * model.cfg.n_layers * model.cfg.d_model)
     batch: list[Example] = []
     for example in sorted(examples, key=lambda each: each.n_tokens):
         full = len(batch) == batch_size or (len(batch) >= _LEAST and (len(batch) + 1) * example.n_tokens > most)
-        if batch and (full or example.n_tokens - batch[0].n_tokens >= window):
+        if batch and (full or example.n_tokens - batch[0].n_tokens > most_padding):
             yield batch
             batch = []
         batch.append(example)

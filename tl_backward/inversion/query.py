@@ -21,6 +21,9 @@ from tl_backward.text.options import TextOptions
 
 QueryLike: TypeAlias = str | Int[Tensor, "pos"]
 
+_HELD = 2**26
+"""Numbers of all places' activations that a batch of texts holds (256 MB in float32)."""
+
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Query:
@@ -158,7 +161,9 @@ def score(
     allowed = [None if closeness.match == "any" else find_positions(texts, query.rule) for query in queries]
     slots = [at for at in allowed if at is not None]
     where = torch.stack(slots, 1).unique(dim=1) if len(slots) == len(queries) else None
-    for part in batches(texts, where, batch_size, show_progress=show_progress):
+    per_text = (texts.tokens if where is None else where).shape[1] * sum(reader.widths.values())
+    fitting = min(batch_size, max(1, _HELD // max(1, per_text)))
+    for part in batches(texts, where, fitting, show_progress=show_progress):
         values = reader(part.tokens, part.text, part.at, lengths=part.lengths)
         for query, scores, at in zip(queries, every, allowed, strict=True):
             value = values[query.site]

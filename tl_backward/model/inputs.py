@@ -6,7 +6,6 @@ from functools import lru_cache
 from importlib.metadata import version
 from inspect import Parameter, signature
 from math import prod
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,16 +46,18 @@ def main_input(model: TransformerLensModel) -> str:
     return "input_ids"
 
 
-def attention_window(model: TransformerLensModel) -> int:
-    """How many tokens, itself included, a token's local attention sees; `sys.maxsize` where no layer's is local."""
-    if model_kind(model) == "HookedTransformer":
-        cfg = cast(Any, model.cfg)
-        local = [cfg.window_size] if cfg.use_local_attn else []
-    else:
-        config = getattr(cast(Any, model).original_model, "config", None)
-        configs = [config, getattr(config, "text_config", None)]
-        local = [getattr(each, name, None) for each in configs for name in ("sliding_window", "window_size")]
-    return min((each for each in local if isinstance(each, int) and each > 0), default=sys.maxsize)
+def padding_limit(model: TransformerLensModel) -> int:
+    """How many tokens of padding behind a text leave its own values as they are; `sys.maxsize` where any number does.
+
+    In float64 transformers' eager attention makes NaN of a token that sees nothing, as padding does once it is as wide
+    as a sliding window, and 0 times it reaches the text (findings/padding_in_float64_is_nan.sh).
+    """
+    inner = getattr(model, "original_model", None)
+    if getattr(inner, "dtype", None) != torch.float64:
+        return sys.maxsize
+    config = getattr(inner, "config", None)
+    windows = [getattr(each, "sliding_window", None) for each in (config, getattr(config, "text_config", None))]
+    return min((each for each in windows if isinstance(each, int) and each > 0), default=sys.maxsize) - 1
 
 
 def check_text_model(model: TransformerLensModel) -> None:

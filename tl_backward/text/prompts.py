@@ -27,6 +27,7 @@ from tl_backward.model.inputs import (
     main_input,
     main_output,
     own_inputs,
+    padding_limit,
     probe_signal,
     without_cache,
 )
@@ -257,8 +258,24 @@ def pad(model: TransformerLensModel, rows: list[list[int]]) -> Batch:
     tokens, mask = side_by_side(rows, getattr(tokenizer, "pad_token_id", None) or 0, left=left)
     if not mask.all():
         _check_reads_masks(model)
+        _check_padding(model, mask)
     device = embedding_table(model).device
     return Batch(tokens.to(device), None if mask.all() else mask.to(device))
+
+
+def _check_padding(model: TransformerLensModel, mask: Bool[Tensor, "batch pos"]) -> None:
+    """Refuse more padding than leaves the texts' own values as they are.
+
+    Raises:
+        ValueError: there is more (`padding_limit`).
+    """
+    most, limit = int((~mask).sum(1).max()), padding_limit(model)
+    if most > limit:
+        raise ValueError(
+            f"Expected texts whose lengths differ by at most {limit} tokens in float64, where this model's attention "
+            f"window is {limit + 1} and more padding is NaN, got {most}; give one text at a time, or load the model "
+            "in float32."
+        )
 
 
 _READS_MASKS: "WeakKeyDictionary[TransformerLensModel, float]" = WeakKeyDictionary()
