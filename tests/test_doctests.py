@@ -10,11 +10,15 @@ from models import worlds
 import tl_backward as tlb
 from tl_backward import alignment, dissimilarity, editing, embedding_space, inversion, render, zoo
 
+# By the last name where it has several.
 FUNCTIONS = {
-    f"{module.__name__}.{name}": getattr(module, name)
-    for module in (tlb, alignment, dissimilarity, editing, embedding_space, inversion, render, zoo)
-    for name in module.__all__
-    if inspect.isfunction(getattr(module, name))
+    name: function
+    for function, name in {
+        getattr(module, name): f"{module.__name__}.{name}"
+        for module in (tlb, alignment, dissimilarity, editing, embedding_space, inversion, render, zoo)
+        for name in module.__all__
+        if inspect.isfunction(getattr(module, name))
+    }.items()
 }
 # Shown by the notebooks, whose runs are longer than an example should be.
 WITHOUT = {

@@ -25,7 +25,7 @@ def dense(side):
 
 
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
-@pytest.mark.parametrize("shape", [(5, 7, 9, 4, 3), (40, 33, 17, 31, 60), (1, 1, 5, 5, 1), (13, 2, 64, 90, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(5, 7, 9, 4, 3), (12, 9, 17, 31, 40), (1, 1, 5, 5, 1), (13, 2, 64, 90, 5)], ids=str)
 @pytest.mark.parametrize("way", [gram._by_entries, gram._by_tokens, inner_products])
 def test_are_those_of_the_formed_gradients(way, shape, dtype, monkeypatch):
     monkeypatch.setattr(gram, "_TILE", (7, 11))
