@@ -1,6 +1,8 @@
 """The model Protocol and the run-time checks of public tensor functions."""
 
+import inspect
 import random
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import wraps
@@ -8,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast, runti
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Integer, jaxtyped
+from jaxtyping import Float, Int, Integer, TypeCheckError, jaxtyped
 from torch import Tensor, nn
 
 from tl_backward._support.literals import check_types
@@ -18,7 +20,42 @@ F = TypeVar("F", bound=Callable)
 
 def typed(function: F) -> F:
     """Check a public function's tensor shapes and dtypes on every call (jaxtyping + beartype)."""
-    return jaxtyped(typechecker=_checked)(function)
+    check = jaxtyped(typechecker=_checked)(function)
+
+    @wraps(function)
+    def checked(*args: object, **kwargs: object) -> object:
+        try:
+            return check(*args, **kwargs)
+        except TypeCheckError as error:
+            said = _SAID.search(str(error))
+            if said is None:  # of another function that this one calls, in a sentence already
+                raise
+            given = inspect.signature(function).bind(*args, **kwargs).arguments.get(said["name"] or "")
+        raise TypeCheckError(_sentence(function, said, given)) from None
+
+    return cast(F, checked)
+
+
+_SAID = re.compile(
+    r"Type-check error .*?typechecking (?:parameter '(?P<name>\w+)'|.*?)\.\s"
+    r"Actual value: (?P<got>.*?)\sExpected type: (?P<hint>.*?)\.\n-{5,}"
+    r"(?:.*?each jaxtyping axis annotation are as follows\.\s(?P<axes>.*))?",
+    re.DOTALL,
+)
+"""jaxtyping's own message, which goes on with all arguments, a whole model among them."""
+
+
+def _sentence(function: Callable, said: re.Match[str], given: object) -> str:
+    """What was expected of an argument, or of what is returned, and what came."""
+    hint = re.sub(r"<class '(?:[a-z]\w*\.)*(.*?)'>(?= \||$)", r"\1", said["hint"]).replace("typing.", "")
+    got = said["got"] if len(said["got"]) <= 80 and "\n" not in said["got"] else f"{type(given).__name__}"
+    known = dict(line.split("=", 1) for line in (said["axes"] or "").splitlines() if "=" in line)
+    sizes = [
+        f"{name} = {size.removeprefix('torch.Size')}" for name, size in known.items() if re.search(rf"\b{name}\b", hint)
+    ]
+    axes = f" where {', '.join(sizes)}" if sizes else ""
+    what = f"{said['name']} of {function.__name__}" if said["name"] else f"what {function.__name__} returns"
+    return f"Expected {what} to be {hint}{axes}, got {got}; see help({function.__module__}.{function.__qualname__})."
 
 
 def _checked(signature: F) -> F:
