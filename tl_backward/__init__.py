@@ -51,13 +51,19 @@ __version__ = "0.2.0"
 
 _moved.register()
 
-_LAZY = ("alignment", "dissimilarity", "inversion", "render")  # whole capabilities, loaded when they are first used
+# Whole capabilities, loaded when they are first used.
+_LAZY = ("alignment", "dissimilarity", "inversion", "render", "studies")
+_ROOMS = ("editing", "embedding_space", "gradients", "lens", "model", "text", "vocabulary", "weights")
 
 
 def __getattr__(name: str) -> ModuleType:
     if name in _LAZY:
         return importlib.import_module(f"tl_backward.{name}")
     raise AttributeError(f"module 'tl_backward' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_LAZY, *_ROOMS, "__version__"})
 
 
 __all__ = [

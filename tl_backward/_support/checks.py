@@ -4,6 +4,7 @@ An error is one sentence: what was expected, what came, what to do.
 """
 
 import difflib
+import inspect
 import math
 from collections.abc import Iterable, Sequence
 
@@ -31,6 +32,7 @@ def nearest(word: str, names: Iterable[str], n: int = 3) -> str:
     known = list(dict.fromkeys(names))
     last = word.rpartition(".")[2].lower()
     same = [name for name in known if last and name.rpartition(".")[2].lower() == last]
+    same += [name for name in known if last and name not in same and name.lower().startswith(f"{last}_")]
     close = [*same, *(name for name in difflib.get_close_matches(word, known, n=n, cutoff=0.4) if name not in same)][:n]
     return ", ".join(repr(name) for name in close) if close else "nothing similar"
 
@@ -39,11 +41,22 @@ def check_callable_loss(loss: object) -> None:
     """Refuse a loss that cannot be called, most often a target that was meant to be one.
 
     Raises:
-        TypeError: not a callable.
+        TypeError: not a callable, or one that does not take logits and tokens.
     """
     if not callable(loss):
         hint = f"; use target_loss({loss!r})" if isinstance(loss, str | int) else ""
         raise TypeError(f"Expected a loss(logits, tokens) -> scalar, got {type(loss).__name__}{hint}.")
+    try:
+        signature = inspect.signature(loss)
+    except ValueError:  # of a function that is not Python's
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        raise TypeError(
+            f"Expected a loss(logits, tokens) -> scalar, got one of {signature}; let it take both, and a default for "
+            "what else it takes."
+        ) from None
 
 
 def check_grad_enabled() -> None:

@@ -85,7 +85,7 @@ class HeadPairs:
 @typed
 def head_pairs(
     model: TransformerLensModel,
-    circuit: Circuit,
+    circuit: Circuit | Literal["OV"],
     layer: int,
     head: int,
     *,
@@ -103,7 +103,7 @@ def head_pairs(
 
     Args:
         model: a HookedTransformer or TransformerBridge.
-        circuit: "VO" or "QK".
+        circuit: "VO" (or "OV", as it is also called) or "QK".
         layer: the block; negative counts from the end.
         head: the (query) head; negative counts from the end.
         k: how many pairs.
@@ -121,6 +121,7 @@ def head_pairs(
         HeadPairs(VO, layer 3, head 1, 20 largest pairs)
     """
     check_model(model)
+    circuit = "VO" if circuit == "OV" else circuit
     offset, source = pair_options.offset, pair_options.source
     _check_options(circuit, offset, model.cfg.n_ctx)
     layer = check_layers(layer, model.cfg.n_layers)[0]

@@ -63,7 +63,7 @@ class FactorMap(_WeightMap[GradientFactors]):
         in_layers = [other for other in self._short_names if isinstance(other, tuple)]
         layers = [layer for each, layer in in_layers if each == short]
         if layers and isinstance(key, str):
-            return f"several layers have one, say which: [{short!r}, {layers[-1]}]"
+            return f"several layers have one, add the layer: [{short!r}, {layers[-1]}]"
         if layers:
             return f"layers {min(layers)} to {max(layers)} have one, not all need be captured (weights=...)"
         captured = dict.fromkeys(other[0] for other in in_layers if self._short_names[other] in self._values)
@@ -136,6 +136,10 @@ class GradientCache(Mapping[Key, Tensor]):
         else:
             name = key if key in self._gradients else get_act_name(key)
         if name not in self._gradients:
+            if key in self.factors:
+                raise KeyError(
+                    f"Expected a hook point, got the weight {key!r}, whose factors are cache.factors[{key!r}]."
+                )
             raise KeyError(
                 f"Expected a hook point whose gradient was kept, got {key!r}; kept nearest to it: "
                 f"{nearest(name, self._gradients)} (choose with names_filter=...)."

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_backward._support.html import TableCell
+from tl_backward._support.types import typed
 from tl_backward.dissimilarity import Comparison, Measure, StitchingGrid, get_measure
 from tl_backward.render.figures import Curve, banded, curves, figure_fragment, heatmap
 from tl_backward.render.page import Fragment, Page, beside
@@ -53,6 +54,7 @@ Z95 = 1.959964  # of a normal distribution, for 95 %
 _ROUNDING = 1e-3  # of the scale: a negative value this small does not make it signed
 
 
+@typed
 def compare_report(comparison: Comparison, *, stitches: StitchingGrid | None = None, name: str = "") -> Page:
     """Make a page of a comparison: what the samples were, then a heat map and curves with chance for every measure.
 

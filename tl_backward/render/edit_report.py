@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._support.html import visible_text, visible_token
+from tl_backward._support.types import typed
 from tl_backward.editing import EditComparison, EditEffect, EditScores, LayerGrid
 from tl_backward.render.figures import figure_fragment, heatmap
 from tl_backward.render.page import Page
@@ -145,6 +146,7 @@ def add_comparison(page: Page, comparison: EditComparison) -> None:
     )
 
 
+@typed
 def comparison_report(comparison: EditComparison, *, name: str = "") -> Page:
     """Make a page of several methods' scores on the same edits.
 

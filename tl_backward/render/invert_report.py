@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from tl_backward._support import html
 from tl_backward._support.csv import finite
 from tl_backward._support.html import Cell, TableCell, escape, visible_text
+from tl_backward._support.types import typed
 from tl_backward.inversion import FeatureTable, Place, Preimage, SiteComparison
 from tl_backward.inversion.features import FeatureConsistency, Rate
 from tl_backward.inversion.site_reading import SiteReading
@@ -52,6 +53,7 @@ MAP = (
 KEEPS = "share of the preimage that keeps it"
 
 
+@typed
 def invert_report(
     readings: SiteReading | Sequence[SiteReading], *, comparison: SiteComparison | None = None, name: str = ""
 ) -> Page:

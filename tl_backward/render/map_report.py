@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from tl_backward._support.types import typed
 from tl_backward.dissimilarity import ModelDistances
 from tl_backward.render.figures import PALETTE, figure_fragment, heatmap, plot_layout, plot_text
 from tl_backward.render.page import Page, beside
@@ -66,6 +67,7 @@ def models_map(distances: ModelDistances) -> "plotly.graph_objects.Figure":
     return figure
 
 
+@typed
 def map_report(distances: ModelDistances, *, name: str = "") -> Page:
     """Make a page of the map, the distances as a heat map, and all of them as data.
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tl_backward._support.types import typed
 from tl_backward.alignment import ParameterMatch
 from tl_backward.render.figures import Curve, curves, figure_fragment, heatmap
 from tl_backward.render.page import Page, beside
@@ -91,6 +92,7 @@ def match_curves(match: ParameterMatch) -> "plotly.graph_objects.Figure":
     )
 
 
+@typed
 def match_report(matches: ParameterMatch | Sequence[ParameterMatch], *, name: str = "") -> Page:
     """Make a page of one or more weights' matches: heat maps, curves with chance, and the numbers.
 

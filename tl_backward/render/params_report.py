@@ -6,7 +6,7 @@ import torch
 
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, TableCell, frame_table, visible_token
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.embedding_space import (
     Coherence,
     HeadPairs,
@@ -115,6 +115,7 @@ def params_report(
     )
 
 
+@typed
 def words_page(words: ParameterWords, *, name: str = "") -> Page:
     """Make the page of a weight in words from what `parameter_words` read.
 
@@ -197,6 +198,7 @@ def atlas(
     )
 
 
+@typed
 def atlas_page(found: ParameterAtlas, *, n_vectors: int = 400, name: str = "") -> Page:
     """Make the page of all of a model's weights in words from what `parameter_atlas` read.
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from tl_backward._support.html import escape, token_html, visible_text, visible_token
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.lens.lens_result import BackwardLens
 from tl_backward.lens.patterns import attention_patterns
 from tl_backward.render import report_texts
@@ -23,6 +23,7 @@ _MANY = 20  # tokens that still fit into a table, and next to each other into tw
 _LONGEST = 2000  # characters of the prompt in the question, all of it on hover
 
 
+@typed
 def lens_report(
     lens: BackwardLens, model: TransformerLensModel | None = None, *, example: int = 0, name: str = ""
 ) -> Page:

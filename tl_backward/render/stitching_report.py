@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tl_backward._support.types import typed
 from tl_backward.dissimilarity import StitchingGrid
 from tl_backward.render.figures import Curve, banded, curves, figure_fragment, heatmap
 from tl_backward.render.page import Fragment, Page, beside
@@ -118,6 +119,7 @@ def _nearest(step: int, of: int, among: int) -> int:
     return round(step * (among - 1) / max(1, of - 1))
 
 
+@typed
 def stitching_report(grid: StitchingGrid, *, name: str = "") -> Page:
     """Make a page of a stitching grid: both directions beside each model stitched to itself, curves, and the data.
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tl_backward._support.html import Cell, frame_table, visible_text
+from tl_backward._support.types import typed
 from tl_backward.gradients.similarity import GradientSimilarity
 from tl_backward.lens.segments import NAMES
 from tl_backward.lens.sweep_result import BY_SEGMENT, Quantity, Sweep
@@ -66,6 +67,7 @@ def sweep_curves(sweep: Sweep, quantity: Quantity, *, weight: str = "W_out") -> 
     return curves(lines, title=f"{title}: {weight}", x_title="layer", y_title=y_title, x=x)
 
 
+@typed
 def sweep_report(sweep: Sweep, *, name: str = "") -> Page:
     """Make a page of everything a sweep collected: curves by layer with the control, and its tokens, each with data.
 
@@ -125,6 +127,7 @@ def similarity_heatmap(similarity: GradientSimilarity) -> "plotly.graph_objects.
     )
 
 
+@typed
 def similarity_report(similarity: GradientSimilarity, *, k: int = 20, name: str = "") -> Page:
     """Make a page of a gradient similarity: the matrix, and the pairs most and least alike.
 

@@ -10,7 +10,7 @@ here is tensors only: no model, no autograd. The sign is that of the raw gradien
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
 import torch
@@ -68,6 +68,17 @@ class GradientFactors:
         return (
             f"GradientFactors(inputs={list(self.inputs.shape)}, deltas={list(self.deltas.shape)}, "
             f"gradient={list(self.layout.shape)}, dtype={self.deltas.dtype}, device={self.deltas.device})"
+        )
+
+    def __array__(self, *args: object, **kwargs: object) -> NoReturn:
+        """Refuse to be one array.
+
+        Raises:
+            TypeError: always; it says what to take.
+        """
+        raise TypeError(
+            "Expected an array to be made of one tensor, got factors, which are two; take .inputs, .deltas or "
+            ".gradient()."
         )
 
     # --- shape ---------------------------------------------------------------------------------------------

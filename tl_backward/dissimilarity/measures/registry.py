@@ -253,7 +253,7 @@ ADDITIVE = MappingProxyType({measure.name: measure for measure in _ALL if measur
 
 
 def get_measure(name: str) -> Measure:
-    """The measure of that name.
+    """The measure of that name, in upper or lower case.
 
     Raises:
         ValueError: no measure has it; the message names the nearest.
@@ -264,12 +264,12 @@ def get_measure(name: str) -> Measure:
         >>> round(float(cka.function(x, 3 * x)), 6)  # a scale does not matter
         1.0
     """
-    if name not in _BY_NAME:
+    if name.lower() not in _BY_NAME:
         raise ValueError(
             f"Expected the name of a measure, got {name!r}; the nearest are {nearest(str(name), _BY_NAME)}, and "
             "list_measures() shows all."
         )
-    return _BY_NAME[name]
+    return _BY_NAME[name.lower()]
 
 
 def list_names() -> list[str]:
