@@ -354,6 +354,16 @@ def test_from_its_checkpoint_it_goes_on_to_the_same_numbers(world, error, tmp_pa
 
 
 @every_world
+def test_one_target_for_all(world):
+    model = build(world)
+    each, one = (sweep(model, PROMPTS, losses, show_progress=False) for losses in (["w9"] * len(PROMPTS), "w9"))
+    by_id = sweep(model, PROMPTS, int(model.to_tokens("w9")[0, -1]), control=None, show_progress=False)
+    for name, values in each.values.items():
+        assert torch.equal(values.nan_to_num(), one.values[name].nan_to_num())
+        assert torch.equal(values.nan_to_num(), by_id.values[name].nan_to_num())
+
+
+@every_world
 def test_losses_of_ones_own_and_longer_targets(world):
     model = build(world)
     found = sweep(model, PROMPTS, tlb.next_token_loss, control=None, show_progress=False)

@@ -31,7 +31,7 @@ EXAMPLES = TextOptions(batch_size=64)
 _NUMBERS, _LEAST = 16_000_000, 8
 """What a pass holds at most, about (64 MB), beyond which larger batches gain nothing; but 8 examples always may."""
 
-Losses: TypeAlias = Loss | Sequence[str | Id | Loss] | None
+Losses: TypeAlias = str | Id | Loss | Sequence[str | Id | Loss] | None
 Each = TypeVar("Each")
 
 
@@ -95,9 +95,11 @@ def encode_examples(
         losses = [case.target for case in cases]
     if losses is None:
         raise ValueError("Expected one target or loss a prompt, got none; pass losses=[...] or edit cases.")
+    if callable(losses) or isinstance(losses, str) or is_id(losses):
+        losses = [cast("str | Id | Loss", losses)] * len(prompts)
     texts, n = [prompt.prompt if isinstance(prompt, EditCase) else prompt for prompt in prompts], len(prompts)
     columns = (
-        [losses] * n if callable(losses) else _one_each("losses", losses, n),
+        _one_each("losses", cast("Sequence[str | Id | Loss]", losses), n),
         [None] * n if subjects is None else _one_each("subjects", subjects, n),
         [None] * n if answers is None else _one_each("answers", answers, n),
         _inputs_of_each(model, inputs or {}, n),

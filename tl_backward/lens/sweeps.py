@@ -89,8 +89,8 @@ def sweep(
     Args:
         model: a HookedTransformer or TransformerBridge.
         prompts: texts, or edit cases, which bring their targets, subjects and old answers along.
-        losses: one target a prompt (text or token id), one loss a prompt, or one loss for all, such as
-            `next_token_loss`. A loss that is no `target_loss` is taken of each prompt alone and has no target's rank.
+        losses: one target (text or token id) or loss a prompt, or one for all, such as `next_token_loss`. A loss that
+            is no `target_loss` is taken of each prompt alone and has no target's rank.
         subjects: one a prompt, as text, (start, end) token span, or None.
         answers: one old answer a prompt; None for the model's own most likely next tokens, which its control keeps.
         collect: what to keep of each prompt.
