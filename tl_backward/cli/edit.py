@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from tl_backward.render.page import Page
     from tl_backward.text.cases import EditCase
 
-DEFAULT_SCALE, DEFAULT_LR = 0.8, 0.005
+DEFAULT_SCALE, DEFAULT_LR = 0.75, 0.005
 _OF_METHOD = {"shift": ("layer", "scale", "scaling"), "gradient": ("lr", "steps")}
 _UNSET = dict.fromkeys([*_OF_METHOD["shift"], *_OF_METHOD["gradient"]])
 _WORDS = {
