@@ -8,15 +8,20 @@ from tests.benchmarks.measure import interleaved, row
 from tests.benchmarks.sweeps import one_thread
 from tl_backward import zoo
 from tl_backward.inversion import shipped
-from tl_backward.inversion.stream import Drawing
+from tl_backward.inversion.stream import BLOCK, Drawing
 from tl_backward.inversion.training import TrainingOptions, train
+from tl_backward.text.encoded import encode
 
 N_STEPS, N_SAMPLES, WARM = 100, 1000, 20
 RECIPE = shipped.RECIPES["counting"]
 
 
 def training() -> None:
-    """CPU seconds of further steps: two budgets' difference, so that neither start nor evaluation counts."""
+    """CPU seconds of further steps: two budgets' difference, so that neither start nor evaluation counts.
+
+    A bare loop over batches that are there already does not read the probed model, which is part of training: the second
+    row adds bare passes over as many texts, in the same batches.
+    """
     model, batch_size = zoo.load("counting"), Drawing().batch_size
     options = TrainingOptions(n_evaluations=1, n_queries=2, n_samples=1)
     made = {}
@@ -42,9 +47,19 @@ def training() -> None:
             schedule.step()
             optimizer.zero_grad()
 
+    per_batch = batch_size // options.drawing.pairs
+    texts = encode(model, list(islice(RECIPE.data()(1), N_STEPS * per_batch)))
+    blocks = [texts.select(part).tokens for part in texts.lengths.argsort(stable=True).split(BLOCK * per_batch)]
+
+    def read():
+        with torch.no_grad():
+            for tokens in blocks:
+                model(tokens, stop_at_layer=2)
+
     with one_thread():
         times = interleaved(
             {
+                "read": read,
                 "ours, long": lambda: ours(WARM + N_STEPS),
                 "ours, short": lambda: ours(WARM),
                 "bare, long": lambda: bare(WARM + N_STEPS),
@@ -54,8 +69,12 @@ def training() -> None:
         )
     seconds = {who: times[f"{who}, long"] - times[f"{who}, short"] for who in ("ours", "bare")}
     per_second = {who: N_STEPS * batch_size / value for who, value in seconds.items()}
+    share = times["read"] / seconds["bare"]
     detail = ", ".join(f"{who} {value:.0f} samples/s" for who, value in per_second.items())
-    row("decoder training / bare loop of the same decoder", seconds["bare"] / seconds["ours"], ">= 0.90", detail)
+    detail += f"; bare passes of the probed model are {share:.0%} of the bare loop"
+    row("decoder training / bare loop of the same decoder", seconds["bare"] / seconds["ours"], ">= 0.85", detail)
+    both = (seconds["bare"] + times["read"]) / seconds["ours"]
+    row("decoder training / bare loop and bare passes of the probed model", both, ">= 0.95", "")
 
 
 def _stream(model, options):
@@ -93,7 +112,7 @@ def sampling() -> None:
     with one_thread():
         times = interleaved({"ours": ours, "bare": bare}, rounds=7)
     detail = ", ".join(f"{who} {N_SAMPLES / seconds:.0f} samples/s" for who, seconds in times.items())
-    row("samples drawn and verified / bare generate()", times["bare"] / times["ours"], ">= 0.80", detail)
+    row("samples drawn and verified / bare generate()", times["bare"] / times["ours"], ">= 0.85", detail)
 
 
 def main() -> None:

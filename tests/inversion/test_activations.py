@@ -174,3 +174,32 @@ def test_a_causal_model_is_given_no_more_than_what_is_read():
     with model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda value, hook: widths.append(value.shape))]):
         reader(part.tokens, part.text, part.at, lengths=part.lengths)
     assert [tuple(shape[:2]) for shape in widths] == [(3, 3)]
+
+
+@every_world
+@pytest.mark.parametrize("sites", [("resid_mid", 1), [("z", 1), ("mlp_out", 0), ("resid_mid", 1)]])
+def test_the_last_mlp_does_not_run_where_nothing_is_left_to_read(world, sites):
+    model = build(world)
+    before, whole = state(model), collect(model, TOKENS, [("resid_mid", 1), ("z", 1), *SITES, ("mlp_out", 1)], **QUIET)
+    with model.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", boom)]):
+        found = collect(model, TOKENS, sites, **QUIET)
+        with pytest.raises(Boom):
+            collect(model, TOKENS, [("resid_mid", 1), ("mlp_out", 1)], **QUIET)
+    assert all(torch.equal(value, whole[site]) for site, value in found.items())
+    assert_same(before, state(model))
+
+
+@every_world
+def test_a_pass_holds_few_tokens_and_one_text_at_least(world, monkeypatch):
+    model, widths = build(world), []
+    texts = encode_rows(model, ROWS)
+    (part,) = batches(texts, None, 10)
+    reader = PlaceReader(model, ("resid_post", 0))
+    whole = reader(part.tokens, part.text, part.at, lengths=part.lengths)
+    monkeypatch.setattr("tl_backward.activations.reader._NUMBERS", 0)
+    monkeypatch.setattr("tl_backward.activations.reader._TOKENS", 6)
+    with model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda x, hook: widths.append(tuple(x.shape[:2])))]):
+        found = reader(part.tokens, part.text, part.at, lengths=part.lengths)
+    assert widths == [(2, 2), (1, 3), (1, 5), (1, 7)]
+    for place, values in whole.items():
+        torch.testing.assert_close(found[place], values, atol=1e-12, rtol=1e-10)

@@ -47,6 +47,8 @@ def test_batches_of_tokens_padded_on_either_side(world):
     assert encode(model, torch.tensor(rows[0])[None]).texts == ("w5 w6 w7",)
     assert encode_rows(model, rows).texts == ("w5 w6 w7", "w3", "w9 w9 w8 w7")
     assert encode(model, texts) is texts
+    decoded = encode_rows(model, rows)
+    assert decoded.texts == tuple(decode(model.tokenizer, row) for row in rows) == tuple(map(decoded.text, range(3)))
 
 
 def test_texts_from_an_iterator_and_without_a_tokenizer():

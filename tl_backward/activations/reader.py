@@ -6,7 +6,7 @@ A pass is watched at chosen tokens of hook points, in both TransformerLens versi
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias, cast
 
@@ -26,6 +26,8 @@ Heads: TypeAlias = Literal["flatten", "each"]
 
 _SCORES = 2**21
 """Attention scores of a layer at a time on a CPU: fresh memory beyond 8 MiB costs more than the products."""
+_NUMBERS, _TOKENS = 3 * 2**18, 512
+"""Numbers of an MLP's hidden layer at a time on a CPU, for the same reason, but at least that many tokens."""
 
 
 class PlaceReader:
@@ -127,9 +129,11 @@ class PlaceReader:
         """
         where = self._which if number is None else f"{self._which} in batch {number}"
         needed, alike = self._needed(tokens, text, at, lengths), sees_both_ways(self.model)
-        on_cpu = self.model.W_U.device.type == "cpu"
-        most = _SCORES // max(self.model.cfg.n_heads, 1) if on_cpu else sys.maxsize
-        passes = _passes(needed.tolist(), most, alike=alike)
+        scores = tokens_held = sys.maxsize
+        if self.model.W_U.device.type == "cpu":
+            scores = _SCORES // max(self.model.cfg.n_heads, 1)
+            tokens_held = max(_TOKENS, _NUMBERS // (4 * self.model.cfg.d_model))
+        passes = _passes(needed.tolist(), scores, tokens_held, alike=alike)
         if len(passes) == 1 and len(passes[0]) == len(tokens):
             return self._read(tokens[:, : int(needed.max())], text, at, where)
         found: dict[Place, Tensor] = {}
@@ -174,12 +178,15 @@ class PlaceReader:
         return value
 
 
-def _passes(needed: list[int], most: int, *, alike: bool) -> list[list[int]]:
-    """The rows of each forward pass, the shortest first: rows * width^2 at most `most`, of one width if `alike`."""
+def _passes(needed: list[int], scores: int, tokens: int, *, alike: bool) -> list[list[int]]:
+    """The rows of each forward pass, the shortest first, of one width if `alike`.
+
+    Of rows * width at most `tokens`, and of rows * width^2 at most `scores`, but a row at least.
+    """
     passes: list[list[int]] = []
     width = 0
     for row in sorted((row for row, length in enumerate(needed) if length), key=needed.__getitem__):
-        fits = passes and (len(passes[-1]) + 1) * needed[row] ** 2 <= most
+        fits = passes and (len(passes[-1]) + 1) * needed[row] <= min(tokens, scores / needed[row])
         if fits and (width == needed[row] or not alike):
             passes[-1].append(row)
         else:
@@ -188,13 +195,18 @@ def _passes(needed: list[int], most: int, *, alike: bool) -> list[list[int]]:
     return [sorted(rows) for rows in passes]
 
 
+class _AllRead(Exception):
+    """What is left of a forward pass holds nothing that is read."""
+
+
 @contextmanager
 def watch(
     model: TransformerLensModel, names: Sequence[str], text: Int[Tensor, "sample"], at: Int[Tensor, "sample"]
 ) -> Iterator[dict[str, Tensor]]:
     """Within the context, a forward pass leaves its activations at the tokens [text, at] in the dict it gives.
 
-    Values are what leaves the hook point after every user's hook, in TransformerLens's shape: [sample, ...].
+    Values are what leaves the hook point after every user's hook, in TransformerLens's shape: [sample, ...]. The pass
+    ends where the last block's MLP would run, if nothing is left to read.
     """
     activations: dict[str, Tensor] = {}
     shape = (0, 0)
@@ -218,8 +230,16 @@ def watch(
         tokens = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         shape = tuple(tokens.shape[:2])
 
-    with ExitStack() as stack:
+    def stop(_: nn.Module, args: tuple) -> None:
+        if activations.keys() == set(names):
+            raise _AllRead
+
+    last = last_layer(names)
+    mlp = None if last is None else getattr(cast(Any, model).blocks[last - 1], "mlp", None)
+    with suppress(_AllRead), ExitStack() as stack:
         stack.enter_context(rng_untouched(model))
+        if mlp is not None:
+            stack.callback(mlp.register_forward_pre_hook(stop).remove)
         stack.callback(_embedding(model).register_forward_pre_hook(remember, with_kwargs=True).remove)
         for module, mine in aliases.items():
             for handle in register_last(module, keeper(module, mine), with_kwargs=True):

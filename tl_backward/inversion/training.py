@@ -217,9 +217,10 @@ class _Run:
             output_dir=str(out), max_steps=self.steps, learning_rate=o.learning_rate, lr_scheduler_type="cosine",
             warmup_steps=max(1, round(o.warmup * self.steps)), weight_decay=o.weight_decay, max_grad_norm=o.clip,
             adam_beta2=0.98, seed=o.drawing.seed, save_strategy="steps" if keep else "no", save_steps=o.save_every,
-            logging_strategy="no", report_to=[], disable_tqdm=True, ignore_data_skip=True, remove_unused_columns=False,
-            optim="adamw_torch_fused", use_cpu=self.network.mean.device.type == "cpu",
-            ddp_find_unused_parameters=False, fp16=o.mixed_precision == "fp16", bf16=o.mixed_precision == "bf16",
+            logging_strategy="no", logging_nan_inf_filter=False, report_to=[], disable_tqdm=True,
+            ignore_data_skip=True, remove_unused_columns=False, optim="adamw_torch_fused",
+            use_cpu=self.network.mean.device.type == "cpu", ddp_find_unused_parameters=False,
+            fp16=o.mixed_precision == "fp16", bf16=o.mixed_precision == "bf16",
         )  # fmt: skip
         checkpoint = _trainer.latest_checkpoint(out)
         if checkpoint is not None:

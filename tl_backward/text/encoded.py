@@ -48,7 +48,10 @@ class Encoded:
     @cached_property
     def texts(self) -> tuple[str, ...]:
         """All texts; decoded at first use."""
-        return self.source if self.source is not None else tuple(self.text(index) for index in range(len(self)))
+        if self.source is not None:
+            return self.source
+        rows = zip(self.tokens.tolist(), self.lengths.tolist(), strict=True)
+        return tuple(decode_rows(self.tokenizer, [row[:length] for row, length in rows]))
 
     def row(self, index: int) -> list[int]:
         """One text's real tokens."""
@@ -63,7 +66,7 @@ class Encoded:
         lengths = self.lengths[index]
         width = int(lengths.max()) if len(lengths) else 0
         known = vars(self).get("texts", self.source)  # decoded once, however often they are chosen from
-        source = None if known is None else tuple(known[int(i)] for i in index)
+        source = None if known is None else tuple(known[i] for i in index.tolist())
         return Encoded(self.tokens[index, :width], lengths, self.tokenizer, source)
 
 
@@ -150,8 +153,12 @@ def _checked(model: TransformerLensModel, texts: Encoded) -> Encoded:
 
 def decode(tokenizer: Tokenizer | None, row: Sequence[int]) -> str:
     """Decode a row of tokens, without its leading BOS."""
-    ids = [int(token) for token in row]
+    return decode_rows(tokenizer, [[int(token) for token in row]])[0]
+
+
+def decode_rows(tokenizer: Tokenizer | None, rows: Sequence[list[int]]) -> list[str]:
+    """Decode rows of tokens, each without its leading BOS, which a tokenizer takes long to name."""
     if tokenizer is None:
-        return "".join(f"[{token}]" for token in ids)
-    start = 1 if ids and ids[0] == getattr(tokenizer, "bos_token_id", None) else 0
-    return tokenizer.decode(ids[start:])
+        return ["".join(f"[{token}]" for token in row) for row in rows]
+    bos = getattr(tokenizer, "bos_token_id", None)
+    return [tokenizer.decode(row[1:] if row[:1] == [bos] else row) for row in rows]

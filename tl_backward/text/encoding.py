@@ -12,7 +12,7 @@ from torch import Tensor
 from tl_backward._support.checks import UnknownWordsWarning, check_text, nearest
 from tl_backward._support.types import Tokenizer, TransformerLensModel
 from tl_backward._support.warnings import warn_user
-from tl_backward.text.token_strings import SPACE, begins_twice, is_space, reads_unknown, token_string, unknown_words
+from tl_backward.text.token_strings import SPACE, is_space, reads_unknown, token_string, unknown_words
 
 _MANY = 8
 """Texts from which on a tokenizer is asked for all of them in one go."""
@@ -112,7 +112,8 @@ def warn_of_unknown(model: TransformerLensModel, texts: Sequence[str], rows: Ite
 
 def warn_of_two_beginnings(model: TransformerLensModel, rows: Iterable[Sequence[int]]) -> bool:
     """Warn once for all texts of a call of texts that got a second BOS; returns whether it warned."""
-    doubled = any(begins_twice(model.tokenizer, row) for row in rows)
+    bos = getattr(model.tokenizer, "bos_token_id", None)
+    doubled = bos is not None and any(list(row[:2]) == [bos, bos] for row in rows)
     if doubled:
         warn_user(
             f"A text begins with the tokenizer's BOS ({getattr(model.tokenizer, 'bos_token', '')!r}) and was given a "

@@ -1,7 +1,7 @@
 """Token ids as strings: leading spaces are preserved, bytes and padding rows named."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import cast
 from weakref import WeakKeyDictionary
@@ -174,12 +174,6 @@ def unknown_words(tokenizer: Tokenizer | None, text: str) -> list[str]:
         for word in dict.fromkeys(text.split())
         if all(reads_unknown(tokenizer, form) for form in (word, f" {word}"))
     ]
-
-
-def begins_twice(tokenizer: Tokenizer | None, ids: Sequence[int]) -> bool:
-    """Whether tokens begin with two BOS: a text that began with its own got another."""
-    bos = getattr(tokenizer, "bos_token_id", None)
-    return bos is not None and list(ids[:2]) == [bos, bos]
 
 
 def text_frame(rows: Iterable[Mapping[str, object]]) -> DataFrame:
