@@ -3,14 +3,16 @@
 import math
 import random
 import time
+from functools import partial
 
 import torch
 
 import tl_backward as tlb
 from tests.benchmarks.measure import gpt2_shape, interleaved, peak_memory, row
 from tests.benchmarks.sweeps import N_TOKENS, one_thread, words
-from tl_backward.gradients.examples import by_length, encode_examples
-from tl_backward.gradients.similarity import _captured, _Part, gradient_similarity
+from tl_backward.gradients.examples import encode_examples
+from tl_backward.gradients.gram import inner_products
+from tl_backward.gradients.similarity import _parts, gradient_similarity
 
 N = 64
 SHAPE = (256, 64, 128)
@@ -91,6 +93,11 @@ def _peak() -> None:
     row("peak memory of that above the factors / 64 MiB", above / 64, "<= 1.0", detail)
 
 
+def _part(model, examples, name: str, batch_size: int):
+    """The factors of one weight of all examples."""
+    return next(_parts(model, examples, (name,), batch_size, 1 << 40))
+
+
 def _exponent() -> None:
     """Of the time in the number of texts, products alone."""
     model, seconds = _small(128), []
@@ -98,10 +105,9 @@ def _exponent() -> None:
     for n in sizes:
         texts, _ = _texts(model, n, 8)
         examples = encode_examples(model, texts, tlb.next_token_loss)
-        part = _Part.joined(
-            [_captured(model, batch, ("blocks.2.mlp.W_out",)) for batch in by_length(model, examples, 64)]
-        )
-        seconds.append(interleaved({"ours": lambda part=part: part.products(part)}, rounds=1)["ours"])
+        out, part = torch.zeros(1, n, n, dtype=torch.float64), _part(model, examples, "blocks.2.mlp.W_out", 64)
+        products = partial(part.write_products, part, out, mirrored=True)
+        seconds.append(interleaved({"ours": products}, rounds=1)["ours"])
     exponent = math.log(seconds[-1] / seconds[0]) / math.log(sizes[-1] / sizes[0])
     detail = ", ".join(f"{n}: {each:.2f} s" for n, each in zip(sizes, seconds, strict=True))
     row("exponent in N of the products, 250 to 4,000 texts of 8 tokens", exponent, "<= 2.0", detail)
@@ -110,24 +116,16 @@ def _exponent() -> None:
 def _products(model, a, b):
     """One layer of GPT-2's shape, from the same factors: their own products against dense gradients'."""
     name = "blocks.5.mlp.W_out"
-    one, two = (
-        _Part.joined(
-            [
-                _captured(model, batch, (name,))
-                for batch in by_length(model, encode_examples(model, side, ["7"] * len(side)), 8)
-            ]
-        )
-        for side in (a, b)
-    )
+    one, two = (_part(model, encode_examples(model, side, ["7"] * len(side)), name, 8).rows[0] for side in (a, b))
     found = {}
 
     def factors():
-        found["factors"] = one.products(two)[0]
+        found["factors"] = inner_products(one, two)
 
     def dense():
         sides = []
         for part in (one, two):
-            x, d = (each.view(N, N_TOKENS, -1) for each in (part.rows[0].inputs, part.rows[0].deltas))
+            x, d = (each.view(N, N_TOKENS, -1) for each in (part.inputs, part.deltas))
             sides.append(torch.bmm(x.transpose(1, 2), d).flatten(1))
         found["dense"] = sides[0] @ sides[1].T
 

@@ -62,5 +62,18 @@ def test_the_cheaper_way_is_taken(monkeypatch):
 def test_examples_in_any_order_lie_beside_each_other():
     found = ExampleRows.of(torch.arange(4.0)[:, None], torch.ones(4, 1), torch.tensor([2, 0, 2, 0]), n_examples=4)
     assert found.inputs.flatten().tolist() == [1, 3, 0, 2] and found.counts.tolist() == [2, 0, 2, 0]
-    both = ExampleRows.joined([found, found])
-    assert both.counts.tolist() == [2, 0, 2, 0] * 2 and both.n_bytes == 2 * found.n_bytes
+    assert found.row_bytes == 8
+
+
+def test_examples_are_written_behind_each_other_and_taken_apart():
+    generator = torch.Generator().manual_seed(0)
+    one, two = (rows(4, 3, 5, 6, torch.float32, generator) for _ in range(2))
+    n = len(one.deltas) + len(two.deltas)
+    room = one.room(n + 1)
+    assert room.has_room(one) and not one.room(len(one.deltas) - 1).has_room(one)
+    first = room.followed_by(one)
+    assert first.has_room(two) and not first.followed_by(two).has_room(two)
+    both = first.followed_by(two)
+    assert both.inputs.data_ptr() == room.inputs.data_ptr() and both[:8].inputs.data_ptr() == room.inputs.data_ptr()
+    assert torch.equal(dense(both[:8]), torch.cat([dense(one), dense(two)]))
+    assert torch.equal(dense(both[3:6]), torch.cat([dense(one)[3:], dense(two)[:2]]))

@@ -40,7 +40,7 @@ def dense(model, examples, weights):
 
 
 @every_world
-@pytest.mark.parametrize("max_bytes", [1 << 30, 1])
+@pytest.mark.parametrize("max_bytes", [1 << 30, 8000, 1])
 @pytest.mark.parametrize("within", [False, True])
 def test_inner_products_are_those_of_the_dense_gradients(world, within, max_bytes):
     model = build(world)
@@ -87,8 +87,8 @@ def test_cosines_and_ranked_pairs(world):
 
 
 def test_many_tiles_give_the_same(monkeypatch):
-    """Tokens cut into tiles of a row or three; symmetric and not."""
-    from tl_backward.gradients import gram
+    """Examples and tokens cut into tiles of one or three; symmetric and not."""
+    from tl_backward.gradients import gram, similarity
 
     model = build(worlds()[-1])
     options = dict(weights=["W_out", "embed.W_E"], show_progress=False)
@@ -96,6 +96,7 @@ def test_many_tiles_give_the_same(monkeypatch):
     for rows in (1, 3, 7):
         monkeypatch.setattr(gram, "_TILE", (rows, 2 * rows))
         monkeypatch.setattr(gram, "_BLOCK_BYTES", rows * 8 * 23)
+        monkeypatch.setattr(similarity, "_TILE", rows)
         tiled = [gradient_similarity(model, TEXTS, other, **options).inner for other in (None, PAIRS)]
         for one, two in zip(whole, tiled, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-13)
@@ -142,7 +143,7 @@ def test_batches_hold_each_example_once_and_fit_a_pass(monkeypatch):
     drawn = torch.randint(1, 15, (70,), generator=torch.Generator().manual_seed(0)).tolist()
     given = [Example(index, [5] * length, 0, tlb.next_token_loss, -1) for index, length in enumerate(drawn)]
     for size, fits in ((64, 10**9), (64, 40), (3, 40), (64, 1)):
-        cost = 3 * model.cfg.d_vocab + 16 * model.cfg.n_layers * model.cfg.d_model
+        cost = 3 * model.cfg.d_vocab + 32 * model.cfg.n_layers * model.cfg.d_model
         monkeypatch.setattr("tl_backward.gradients.examples._NUMBERS", fits * cost)
         batches = list(by_length(model, given, size))
         assert sorted(each.index for batch in batches for each in batch) == list(range(70))

@@ -213,10 +213,10 @@ def _first_token(model: TransformerLensModel, text: str | Id) -> int:
 def by_length(model: TransformerLensModel, examples: Sequence[Example], batch_size: int) -> Iterator[list[Example]]:
     """Batches of at most `batch_size` examples of like lengths, so that little is padded, and that fit a pass.
 
-    A token takes about 3 d_vocab + 16 n_layers d_model numbers, forwards and backwards.
+    A token takes about 3 d_vocab + 32 n_layers d_model numbers, forwards and backwards.
     """
     most_padding = padding_limit(model)
-    most = _NUMBERS // (3 * model.cfg.d_vocab + 16 * model.cfg.n_layers * model.cfg.d_model)
+    most = _NUMBERS // (3 * model.cfg.d_vocab + 32 * model.cfg.n_layers * model.cfg.d_model)
     batch: list[Example] = []
     for example in sorted(examples, key=lambda each: each.n_tokens):
         full = len(batch) == batch_size or (len(batch) >= _LEAST and (len(batch) + 1) * example.n_tokens > most)

@@ -5,14 +5,14 @@
   They are formed for all examples at once, but only some rows of the weight at a time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-_BLOCK_BYTES = 24 << 20  # of the gradients' entries that are formed at a time
+_BLOCK_BYTES = 12 << 20  # of the gradients' entries that are formed at a time
 _TILE = (1024, 2048)  # tokens of a and of b whose products are held at a time
 _MAX_SUMMED = 1 << 16  # entries that one float32 product sums, before float64 takes over
 _FIXED_COST = 32  # of a pair of tokens: multiplying its two products and summing, in multiplications
@@ -36,18 +36,33 @@ class ExampleRows:
             inputs, deltas = inputs[order], deltas[order]
         return cls(inputs, deltas, torch.bincount(owners, minlength=n_examples))
 
-    @classmethod
-    def joined(cls, parts: Sequence["ExampleRows"]) -> "ExampleRows":
-        """The examples of all, in their order."""
-        if len(parts) == 1:
-            return parts[0]
-        columns = ([part.inputs for part in parts], [part.deltas for part in parts], [part.counts for part in parts])
-        return cls(*map(torch.cat, columns))
+    def __getitem__(self, examples: slice) -> "ExampleRows":
+        """Some of the examples, without copying."""
+        kept = self.counts[examples]
+        start = int(self.counts[: examples.start].sum()) if examples.start else 0
+        rows = slice(start, start + int(kept.sum()))
+        return ExampleRows(self.inputs[rows], self.deltas[rows], kept)
+
+    def room(self, n: int) -> "ExampleRows":
+        """No examples yet, and memory for n rows like these."""
+        inputs, deltas = (side.new_empty(n, *side.shape[1:]) for side in (self.inputs, self.deltas))
+        return ExampleRows(inputs, deltas, self.counts[:0])
+
+    def has_room(self, other: "ExampleRows") -> bool:
+        """Whether another's rows fit behind these."""
+        return int(self.counts.sum()) + len(other.deltas) <= len(self.deltas)
+
+    def followed_by(self, other: "ExampleRows") -> "ExampleRows":
+        """These examples, and others whose rows are written behind these into the same memory."""
+        start = int(self.counts.sum())
+        for mine, its in ((self.inputs, other.inputs), (self.deltas, other.deltas)):
+            mine[start : start + len(its)] = its
+        return ExampleRows(self.inputs, self.deltas, torch.cat([self.counts, other.counts]))
 
     @property
-    def n_bytes(self) -> int:
-        """What the factors take."""
-        return self.inputs.nbytes + self.deltas.nbytes
+    def row_bytes(self) -> int:
+        """What the factors of one row take."""
+        return sum(side.shape[1:].numel() * side.itemsize for side in (self.inputs, self.deltas))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -98,10 +113,14 @@ def _n_by_entries(a: ExampleRows, b: ExampleRows) -> int:
 def _by_entries(a: ExampleRows, b: ExampleRows) -> Float[Tensor, "a b"]:
     total = torch.zeros(len(a.counts), len(b.counts), dtype=torch.float64, device=a.deltas.device)
     for rows, columns in _blocks(a, b):
-        one = a.gradients(rows, columns)
-        two = one if a is b else b.gradients(rows, columns)
-        total += one @ two.T
+        total += _block(a, b, rows, columns)
     return total
+
+
+def _block(a: ExampleRows, b: ExampleRows, rows: slice, columns: slice) -> Float[Tensor, "a b"]:
+    """What some entries add: in a function of its own, so that they are gone when the next ones are formed."""
+    one = a.gradients(rows, columns)
+    return one @ (one if a is b else b.gradients(rows, columns)).T
 
 
 def _blocks(a: ExampleRows, b: ExampleRows) -> Iterator[tuple[slice, slice]]:
@@ -120,9 +139,9 @@ def _by_tokens(a: ExampleRows, b: ExampleRows) -> Float[Tensor, "a b"]:
     total = torch.zeros(len(a.counts), len(b.counts), dtype=torch.float64, device=a.deltas.device)
     symmetric = a is b
     owner_a, owner_b = a.owners(), b.owners()
-    for rows in _steps(len(owner_a), _TILE[0]):
+    for rows in steps(len(owner_a), _TILE[0]):
         # Of a symmetric matrix, what lies left of the diagonal stands right of it too, in its mirror image.
-        for columns in _steps(len(owner_b), _TILE[1], start=rows.start if symmetric else 0):
+        for columns in steps(len(owner_b), _TILE[1], start=rows.start if symmetric else 0):
             products = a.deltas[rows].to(a.dtype) @ b.deltas[columns].to(a.dtype).T
             x, x2 = a.inputs[rows], b.inputs[columns]
             products *= x.to(a.dtype) @ x2.to(a.dtype).T if x.is_floating_point() else x[:, None] == x2
@@ -140,5 +159,6 @@ def _summed(rows: Tensor, owners: Int[Tensor, "n"]) -> Tensor:
     return rows.new_zeros(last - first + 1, rows.shape[1]).index_add_(0, owners - first, rows)
 
 
-def _steps(n: int, step: int, start: int = 0) -> Iterator[slice]:
+def steps(n: int, step: int, start: int = 0) -> Iterator[slice]:
+    """Slices of at most `step` that make up [start, n)."""
     return (slice(first, min(first + step, n)) for first in range(start, n, step))

@@ -5,7 +5,7 @@ Hessian): <dL_a/dW, dL_b/dW>, straight from the factors, sum over their tokens i
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -24,7 +24,7 @@ from tl_backward.gradients.examples import (
     capture_batch,
     encode_examples,
 )
-from tl_backward.gradients.gram import ExampleRows, inner_products
+from tl_backward.gradients.gram import ExampleRows, inner_products, steps
 from tl_backward.gradients.losses import Loss, next_token_loss
 from tl_backward.model.inputs import check_text_model, has_decoder
 from tl_backward.text.asked import mask_token
@@ -40,6 +40,8 @@ Examples: TypeAlias = Sequence[str] | Sequence[tuple[str, str | Loss]] | Sequenc
 MAX_FACTOR_BYTES = 1 << 30
 """Of factors held at once, unless told otherwise."""
 _HTML_PAIRS = 20
+_TILE = 2048
+"""Examples of either side whose products are held at a time."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -65,12 +67,15 @@ class GradientSimilarity:
     @property
     def matrix(self) -> Float[Tensor, "a b"]:
         """Over all chosen weights together: inner products, or cosines between the concatenated gradients."""
-        squares = self.norms_a.square().sum(0)[:, None] * self.norms_b.square().sum(0)
-        return self._in_metric(self.inner.sum(0), squares.sqrt())
+        norms = (each.square().sum(0).sqrt() for each in (self.norms_a, self.norms_b))
+        return self._in_metric(self.inner.sum(0), *norms)
 
-    def _in_metric(self, inner: Tensor, norms: Tensor) -> Tensor:
-        """Inner products, or the cosines that they make of gradients whose norms have the products `norms`."""
-        return inner if self.metric == "inner" else torch.where(norms > 0, inner / norms, 0.0)
+    def _in_metric(self, inner: Tensor, norms_a: Tensor, norms_b: Tensor) -> Tensor:
+        """Inner products, or the cosines that they make of gradients of these norms."""
+        if self.metric == "inner":
+            return inner
+        norms = norms_a[:, None] * norms_b
+        return torch.where(norms > 0, inner / norms, 0.0)
 
     def __repr__(self) -> str:
         return (
@@ -83,7 +88,7 @@ class GradientSimilarity:
         if weight not in self.weights:
             raise KeyError(f"Expected one of {list(self.weights)}, got {weight!r}.")
         at = self.weights.index(weight)
-        return self._in_metric(self.inner[at], self.norms_a[at][:, None] * self.norms_b[at])
+        return self._in_metric(self.inner[at], self.norms_a[at], self.norms_b[at])
 
     def pairs(self, k: int = 10, *, largest: bool = True) -> DataFrame:
         """The k pairs whose gradients are most (or, with `largest=False`, least) alike, best first.
@@ -142,7 +147,8 @@ def gradient_similarity(
             apart in the result. None for the matrix that each block writes with: W_out, and where a block has none its
             experts' down projection or its mixer's out projection.
         metric: "inner" or "cosine".
-        max_bytes: of factors of A held at a time; where A needs more, B is captured once for each part of A.
+        max_bytes: of factors of A held at a time; where A needs more, B is captured once for each part of A. Beside them
+            are held the result, 8 bytes a weight and pair, and some 100 MB of a pass or of products.
         text_options: its batch_size (examples a pass at most) and prepend_bos; the others have no use here.
         show_progress: show a bar.
 
@@ -173,15 +179,16 @@ def gradient_similarity(
         for part in _parts(model, a, names, batch_size, max_bytes):
             norms_a[:, part.indices] = part.norms
             if within:  # each pair once
-                inner[:, part.indices[:, None], part.indices] = part.products(part)
-                left = [example for example in left if example.index not in part.indices.tolist()]
+                part.write_products(part, inner, mirrored=True)
+                done = set(part.indices.tolist())
+                left = [example for example in left if example.index not in done]
             for batch in by_length(model, left, batch_size):
                 other = _captured(model, batch, names)
                 norms_b[:, other.indices] = other.norms
-                inner[:, part.indices[:, None], other.indices] = found = part.products(other)
-                if within:
-                    inner[:, other.indices[:, None], part.indices] = found.transpose(1, 2)
+                part.write_products(other, inner, mirrored=within)
+                del other  # nothing is held twice, here or while the next part is captured
             bar.update(len(part.indices))
+            del part
     return GradientSimilarity(inner, norms_a, norms_a if within else norms_b, names, names_a, names_b, metric, within)
 
 
@@ -194,38 +201,56 @@ class _Part:
     rows: list[ExampleRows]
     """Of each weight."""
 
-    @property
-    def n_bytes(self) -> int:
-        """What the factors take."""
-        return sum(each.n_bytes for each in self.rows)
+    def write_products(self, other: "_Part", out: Float[Tensor, "weight a b"], *, mirrored: bool) -> None:
+        """Inner products of every pair of examples, a tile at a time: little is held beside what they are written to.
 
-    @classmethod
-    def joined(cls, parts: "list[_Part]") -> "_Part":
-        """The examples of all; their factors leave them weight by weight, so that no second copy of all is held."""
-        rows = []
-        for _ in parts[0].rows[:]:
-            rows.append(ExampleRows.joined([part.rows.pop(0) for part in parts]))
-        indices, norms = torch.cat([part.indices for part in parts]), torch.cat([part.norms for part in parts], 1)
-        return cls(indices, norms, rows)
-
-    def products(self, other: "_Part") -> Float[Tensor, "weight a b"]:
-        """Inner products of every pair of examples, weight by weight."""
-        return torch.stack([inner_products(one, two).cpu() for one, two in zip(self.rows, other.rows, strict=True)])
+        Those of a part with itself are taken once for each pair. `mirrored` writes them for (b, a) too.
+        """
+        for found, one, two in zip(out, self.rows, other.rows, strict=True):
+            for i in steps(len(one.counts), _TILE):
+                for j in steps(len(two.counts), _TILE, start=i.start if self is other else 0):
+                    mine = one[i]
+                    tile = inner_products(mine, mine if self is other and i == j else two[j]).cpu()
+                    rows, columns = self.indices[i], other.indices[j]
+                    found[rows[:, None], columns] = tile
+                    if mirrored:
+                        found[columns[:, None], rows] = tile.T
 
 
 def _parts(
     model: TransformerLensModel, examples: Sequence[Example], names: tuple[str, ...], batch_size: int, max_bytes: int
 ) -> Iterator[_Part]:
-    """The examples' factors, as many at a time as fit into `max_bytes` (at least one batch)."""
+    """The examples' factors, as many at a time as fit into `max_bytes` (at least one batch).
+
+    They are written into memory made for all of them: batches joined at the end would be held twice.
+    """
     held: list[_Part] = []
+    rows: list[ExampleRows] = []
+    n_left = sum(example.n_tokens for example in examples)
     for batch in by_length(model, examples, batch_size):
-        found = _captured(model, batch, names)
-        if held and sum(part.n_bytes for part in held) + found.n_bytes > max_bytes:
-            yield _Part.joined(held)
+        found, n = _captured(model, batch, names), sum(example.n_tokens for example in batch)
+        if held and not all(one.has_room(two) for one, two in zip(rows, found.rows, strict=True)):
+            yield _joined(held, rows)
             held = []
-        held.append(found)
+        if not held:
+            # A token has a row, or one for each expert that it goes to.
+            each = [max(1, -(-len(two.deltas) // n)) for two in found.rows]
+            n_bytes = sum(k * two.row_bytes for k, two in zip(each, found.rows, strict=True))
+            fit = min(n_left, max_bytes // n_bytes)
+            rows = []  # the last ones leave before others come
+            rows = [two.room(max(k * fit, len(two.deltas))) for k, two in zip(each, found.rows, strict=True)]
+        rows = [one.followed_by(two) for one, two in zip(rows, found.rows, strict=True)]
+        held.append(replace(found, rows=[]))
+        n_left -= n
+        del found
     if held:
-        yield _Part.joined(held)
+        yield _joined(held, rows)
+
+
+def _joined(parts: list[_Part], rows: list[ExampleRows]) -> _Part:
+    """The examples of all parts, whose rows lie in `rows`."""
+    indices, norms = torch.cat([part.indices for part in parts]), torch.cat([part.norms for part in parts], 1)
+    return _Part(indices, norms, [each[: len(each.counts)] for each in rows])
 
 
 def _captured(model: TransformerLensModel, batch: list[Example], names: tuple[str, ...]) -> _Part:
