@@ -5,7 +5,7 @@ PYTEST_FLAGS ?= -q -n 2
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-tl4 test-lowest coverage test-long test-browser architectures format lint docs dist bench venv venv-tl4 clean
+.PHONY: help demo test test-tl4 test-lowest coverage test-long test-browser architectures format lint docs dist bench bench-peers venv venv-tl4 clean
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -92,5 +92,17 @@ dist: .venv/.installed  ## wheel and sdist, checked; the demo runs from the whee
 bench: .venv/.installed  ## speed and memory, as ratios within one run, set beside those of the last (tests/benchmarks/history.csv)
 	.venv/bin/python -m tests.benchmarks
 
+bench-peers: .venv-peers/.installed  ## the same beside other packages at the same job, which are installed in .venv-peers
+	.venv-peers/bin/python -m tests.benchmarks peers
+
+# Of those that ask for torchvision or torchaudio, which break transformers beside a torch for CPUs, what they need is named.
+.venv-peers/.installed: pyproject.toml constraints.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(@D)/bin/pip install -q --disable-pip-version-check -c constraints.txt -e . opacus einops einconv opt-einsum
+	$(@D)/bin/pip install -q --disable-pip-version-check -c constraints.txt --no-deps kronfluence
+	rm -rf $(@D)/lib/python3*/site-packages/tests  # kronfluence's, which would be taken for ours
+	touch $@
+
 clean:  ## remove the environments and caches
-	rm -rf .venv .venv-tl4 .venv-lowest .coverage* site build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache report.html
+	rm -rf .venv .venv-tl4 .venv-lowest .venv-peers .coverage* site build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache report.html

@@ -1,8 +1,9 @@
-"""The file that `make bench` keeps."""
+"""The file that `make bench` keeps, and the intervals that it prints."""
 
 import csv
 
 from benchmarks.history import FIELDS, FILE, History
+from benchmarks.measure import Ratio, Seconds, row
 
 
 def test_a_step_back_shows(tmp_path):
@@ -28,3 +29,12 @@ def test_what_is_kept_reads():
     with FILE.open(newline="") as rows:
         reader = csv.DictReader(rows)
         assert tuple(reader.fieldnames) == FIELDS and all(float(row["ratio"]) > 0 for row in reader)
+
+
+def test_a_ratio_of_medians_has_the_quartiles_of_its_rounds(capsys):
+    one, two = Seconds([4.0, 2.0, 3.0]), Seconds([2.0, 2.0, 2.0])
+    assert (one, two, two / 4) == (3.0, 2.0, 0.5) and type(two / 4) is type(Seconds([1.0]) / one) is float
+    ratio = one / two
+    assert isinstance(ratio, Ratio) and (ratio, ratio.low, ratio.high) == (1.5, 1.25, 1.75)
+    row("what", ratio, ">= 1", "detail")
+    assert capsys.readouterr().out.split() == ["what", "1.500", "1.250..1.750", ">=", "1", "detail"]

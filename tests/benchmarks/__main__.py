@@ -17,6 +17,8 @@ from tests.benchmarks import (
     imports,
     inversion,
     lens,
+    peers,
+    same,
     similarity,
     sweeps,
     top_pairs,
@@ -26,7 +28,7 @@ from tests.benchmarks.measure import KEPT
 
 
 def main() -> None:
-    """Print the table, or the parts of it that are named."""
+    """Print the table, or the parts of it that are named, after a row that says how far two equal times differ."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     torch.set_num_threads(1)
     modules = (
@@ -43,11 +45,13 @@ def main() -> None:
         compare,
         enumeration,
         inversion,
+        peers,
     )
     parts = {module.__name__.rpartition(".")[2]: module for module in modules}
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}; medians of CPU time")
-    print(f"{'what':<62} {'ratio':>7}  {'goal':<9} detail")
+    print(f"{'what':<62} {'ratio':>7} {'of rounds':<14} {'goal':<9} detail")
     KEPT.append(History())
+    same.main()
     for name in sys.argv[1:] or parts:
         parts[name].main()
 

@@ -4,7 +4,6 @@ Each version runs in a process of its own, and the two take turns.
 """
 
 import os
-import statistics
 import subprocess
 import sys
 import tarfile
@@ -23,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 def main() -> None:
     """Print the rows, or what they lack."""
-    from tests.benchmarks.measure import row  # the processes below know no tests
+    from tests.benchmarks.measure import Seconds, row  # the processes below know no tests
 
     unpacked = subprocess.run(["git", "-C", str(ROOT), "archive", EARLIER, "tl_backward"], capture_output=True)
     if unpacked.returncode:
@@ -49,9 +48,8 @@ def main() -> None:
                 for index in range(rounds):
                     for side in (0, 1) if index % 2 else (1, 0):
                         times[side].append((ours, earlier)[side].seconds())
-            medians = [1000 * statistics.median(each) for each in times]
-            ratio, detail = medians[0] / medians[1], f"{medians[0]:.1f} ms, {medians[1]:.1f} ms"
-            row(f"{label} / the same by {EARLIER}", ratio, goal, detail)
+            mine, its = map(Seconds, times)
+            row(f"{label} / the same by {EARLIER}", mine / its, goal, f"{1000 * mine:.1f} ms, {1000 * its:.1f} ms")
 
 
 class _Version:

@@ -10,9 +10,37 @@ from pathlib import Path
 import torch
 
 
+class Ratio(float):
+    """A ratio of medians, and the quartiles of the ratios within each round."""
+
+    low: float
+    high: float
+
+
+class Seconds(float):
+    """The median of some rounds; a quotient of two knows how far the rounds agree."""
+
+    rounds: list[float]
+
+    def __new__(cls, rounds: list[float]) -> "Seconds":
+        """Of what each round took."""
+        self = super().__new__(cls, statistics.median(rounds))
+        self.rounds = rounds
+        return self
+
+    def __truediv__(self, other: float) -> float:
+        """The ratio of the medians."""
+        ratio = Ratio(float(self) / float(other))
+        if not isinstance(other, Seconds) or not 1 < len(self.rounds) == len(other.rounds):
+            return float(ratio)
+        each = [mine / its for mine, its in zip(self.rounds, other.rounds, strict=True)]
+        ratio.low, _, ratio.high = statistics.quantiles(each, n=4, method="inclusive")
+        return ratio
+
+
 def interleaved(
     alternatives: dict[str, Callable[[], object]], rounds: int = 7, clock: Callable[[], float] = time.process_time
-) -> dict[str, float]:
+) -> dict[str, Seconds]:
     """Median seconds of each alternative, after one warm-up, one call of each a round.
 
     CPU time, not wall time: the machine is shared and its clock says more about the neighbours. Pass another `clock` for
@@ -27,7 +55,7 @@ def interleaved(
             call()
             if round_:
                 times[name].append(clock() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return {name: Seconds(values) for name, values in times.items()}
 
 
 def peak_memory(call: Callable[[], object]) -> int:
@@ -56,9 +84,13 @@ KEPT = []
 
 
 def row(what: str, ratio: float, bound: str, detail: str) -> None:
-    """Print one line of the table, with what it is of the last one that was kept."""
+    """Print one line of the table, with what it is of the last one that was kept.
+
+    A target is met where the interval, of the rounds' own ratios, reaches it.
+    """
     since = " ".join(history.add(what, ratio) for history in KEPT)
-    print(f"{what:<62} {ratio:7.3f}  {bound:<9} {detail} {since}".rstrip(), flush=True)
+    interval = f"{ratio.low:.3f}..{ratio.high:.3f}" if isinstance(ratio, Ratio) else ""
+    print(f"{what:<62} {ratio:7.3f} {interval:<14} {bound:<9} {detail} {since}".rstrip(), flush=True)
 
 
 def word_tokenizer(d_vocab: int):

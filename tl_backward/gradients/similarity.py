@@ -147,8 +147,8 @@ def gradient_similarity(
             apart in the result. None for the matrix that each block writes with: W_out, and where a block has none its
             experts' down projection or its mixer's out projection.
         metric: "inner" or "cosine".
-        max_bytes: of factors of A held at a time; where A needs more, B is captured once for each part of A. Beside them
-            are held the result, 8 bytes a weight and pair, and some 100 MB of a pass or of products.
+        max_bytes: of factors of A held at a time; where A needs more, B is captured once for each part of A. Beside
+            them are held the result, 8 bytes a weight and pair, and some 100 MB of a pass or of products.
         text_options: its batch_size (examples a pass at most) and prepend_bos; the others have no use here.
         show_progress: show a bar.
 
