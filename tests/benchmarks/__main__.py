@@ -9,6 +9,7 @@ import torch
 from tests.benchmarks import (
     capture,
     compare,
+    cores,
     dissimilarity,
     earlier,
     edits,
@@ -46,6 +47,7 @@ def main() -> None:
         enumeration,
         inversion,
         peers,
+        cores,
     )
     parts = {module.__name__.rpartition(".")[2]: module for module in modules}
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}; medians of CPU time")
