@@ -29,7 +29,7 @@ BATCHING = ("batch_size", "prepend_bos")
 EXAMPLES = TextOptions(batch_size=64)
 """Batches of examples where none are given; of long ones, or of a large model, fewer fit a pass (`by_length`)."""
 _NUMBERS, _LEAST = 16_000_000, 8
-"""What a pass holds at most, about (64 MB), beyond which larger batches gain nothing; but 8 examples always may."""
+"""What a pass holds at most, about (60 to 110 MB), beyond which larger ones gain nothing; but 8 examples always may."""
 
 Losses: TypeAlias = str | Id | Loss | Sequence[str | Id | Loss] | None
 Each = TypeVar("Each")

@@ -40,7 +40,7 @@ Examples: TypeAlias = Sequence[str] | Sequence[tuple[str, str | Loss]] | Sequenc
 MAX_FACTOR_BYTES = 1 << 30
 """Of factors held at once, unless told otherwise."""
 _HTML_PAIRS = 20
-_TILE = 2048
+_TILE = 1024
 """Examples of either side whose products are held at a time."""
 
 
@@ -148,7 +148,7 @@ def gradient_similarity(
             experts' down projection or its mixer's out projection.
         metric: "inner" or "cosine".
         max_bytes: of factors of A held at a time; where A needs more, B is captured once for each part of A. Beside
-            them are held the result, 8 bytes a weight and pair, and some 100 MB of a pass or of products.
+            them are held the result, 8 bytes a weight and pair, and up to 250 MB of a pass or of products.
         text_options: its batch_size (examples a pass at most) and prepend_bos; the others have no use here.
         show_progress: show a bar.
 
