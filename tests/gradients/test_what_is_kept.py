@@ -300,3 +300,42 @@ def test_hook_points_come_and_go(world):
     tlb.unextend(model)
     turn("use_attn_result")(model)
     assert captured() == plain
+
+
+@every_world
+def test_a_hook_that_a_hook_adds_in_the_pass(world):
+    """Gradients at a hook point are those after all its hooks, those of this pass too."""
+    first, later = (
+        ("hook_embed", "blocks.1.hook_resid_pre") if world == "hooked" else ("embed.hook_out", "blocks.1.hook_in")
+    )
+    model = built(world)
+
+    def add(tensor, hook):
+        model.hook_dict[later].add_hook(scale)
+
+    options = {"weights": [], "names_filter": [later]}
+    found = tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss, fwd_hooks=[(first, add)], **options)[1]
+    model.reset_hooks()
+    for again in range(2):
+        expected = tlb.run_with_gradient_cache(
+            model, TOKENS, tlb.next_token_loss, fwd_hooks=[(later, scale)], **options
+        )[1]
+        assert torch.equal(found[later], expected[later]), again
+
+
+@every_world
+def test_parameters_have_their_class_again(world):
+    model, struck = built(world), []
+
+    def strike(*args, **kwargs):
+        struck.append({type(parameter) for parameter in model.parameters()})
+        raise RuntimeError("struck")
+
+    point = "blocks.1.hook_resid_pre" if world == "hooked" else "blocks.1.hook_in"
+    tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss)
+    for loss, hooks in ((strike, []), (tlb.next_token_loss, [(point, strike)])):
+        with pytest.raises(RuntimeError, match="struck"):
+            tlb.run_with_gradient_cache(model, TOKENS, loss, fwd_hooks=hooks)
+        assert {type(parameter) for parameter in model.parameters()} == {nn.Parameter}
+        assert not any("forward" in vars(point) for point in model.hook_dict.values())
+    assert len(struck) == 2
