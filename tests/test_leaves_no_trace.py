@@ -121,7 +121,7 @@ SENTENCES = {
         lambda m: run(m, attention_mask=torch.ones(1, 3, dtype=torch.long)), ValueError, "only together with tokens"),
     "a readout's layer": (lambda m: tlb.backward_lens(m, "w5", "w6").shift[7], KeyError, r"\[0, 1\], got 7"),
     "a captured layer": (lambda m: run(m)[1].factors["W_out", 7], KeyError, "layers 0 to 1 have one"),
-    "no layer": (lambda m: run(m)[1].factors["W_out"], KeyError, r"several layers have one, say which: \['W_out', 1\]"),
+    "no layer": (lambda m: run(m)[1].factors["W_out"], KeyError, r"several layers have one, add the layer: \['W_out', 1\]"),
     "not asked for": (lambda m: run(m)[1].factors["W_E"], KeyError, r"not asked for \(weights=\['embed.W_E'\]\)"),
     "a captured name": (lambda m: run(m)[1].factors["W_ot", 1], KeyError, "nearest to it: .*'W_out'"),
     "layer out of range": (lambda m: tlb.backward_lens(m, "w5", "w6", layers=[5]), IndexError, r"in \[-2, 2\), got 5"),

@@ -48,7 +48,7 @@ tlb.shift_edit(model, "a", " b", 1).apply()
 editing.compare_edits(model, [], {})
 assert_type(tlb.project_parameter(model, "W_in", layer=0, k=3).top_tokens, list[list[str]])
 tlb.head_pairs(model, "VO", layer=0, head=0, k=5, vector_options=VectorOptions(fold_ln=True))
-tlb.head_pairs(model, "OV", layer=0, head=0)  # pyright: ignore[reportArgumentType]
+tlb.head_pairs(model, "KV", layer=0, head=0)  # pyright: ignore[reportArgumentType]
 tlb.run_with_gradient_cache(model, "a", tlb.next_token_loss, weights=3)  # pyright: ignore[reportArgumentType]
 VectorOptions(inverse="inverse")  # pyright: ignore[reportArgumentType]
 tlb.sweep(model, ["a"], [" b"], control=RandomInit(n_draws=2), text_options=TextOptions(batch_size=2))

@@ -231,8 +231,8 @@ def test_what_is_left_out_is_named(world):
 def test_bad_input(world):
     model = hooked() if world == "hooked" else bridge()
     n_heads = model.cfg.n_heads
-    with pytest.raises(ValueError, match="Expected circuit to be 'VO' or 'QK', got 'OV'"):
-        tlb.head_pairs(model, "OV", 0, 0)
+    with pytest.raises(ValueError, match="Expected circuit to be 'VO' or 'QK', got 'KV'"):
+        tlb.head_pairs(model, "KV", 0, 0)
     with pytest.raises(ValueError, match="Expected source to be 'W_U' or 'W_E', got 'W_pos'"):
         tlb.head_pairs(model, "VO", 0, 0, pair_options=PairOptions(source="W_pos"))
     with pytest.raises(IndexError, match=rf"Expected head in \[-{n_heads}, {n_heads}\), got -{n_heads + 1}"):

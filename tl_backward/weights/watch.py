@@ -317,7 +317,10 @@ class _Marked(Tensor):
     """A plain tensor, for as long as it is watched."""
 
     @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):  # noqa: D102
+    def __torch_function__(
+        cls, func: Callable, types: Iterable[type], args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        """Have the watch look at an operation of the tensor."""
         return _ask(func, types, args, kwargs)
 
 
@@ -325,7 +328,10 @@ class _MarkedParameter(nn.Parameter):
     """A parameter, for as long as it is watched."""
 
     @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):  # noqa: D102
+    def __torch_function__(
+        cls, func: Callable, types: Iterable[type], args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        """Have the watch look at an operation of the tensor."""
         return _ask(func, types, args, kwargs)
 
 
