@@ -89,7 +89,7 @@ class _Forward:
 
 
 def _is_hooked(point: nn.Module | None) -> bool:
-    """Whether a hook is registered on a point, or it has a forward of its own."""
+    """Whether anything would be done with what passes a point: a hook is registered on it, or it has its own forward."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return point is not None and ("forward" in vars(point) or any(getattr(point, name) for name in hooks))
 
