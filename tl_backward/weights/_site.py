@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, TypeAlias, cast
-from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -21,21 +20,10 @@ Calls: TypeAlias = list[tuple[Tensor | None, Tensor]]
 
 
 @dataclass(frozen=True)
-class _Watched:
-    """A module, weakly: its hooks may hold the model, which what is kept of its sites must not keep alive."""
-
-    of: ref[nn.Module]
-
-    @property
-    def module(self) -> nn.Module:
-        """The module, for as long as the model lives."""
-        return cast(nn.Module, self.of())
-
-
-@dataclass(frozen=True)
-class Read(_Watched):
+class Read:
     """Where x is read: a module, and how its input or output gives x once every user hook has run."""
 
+    module: nn.Module
     take: Callable[[ModuleArgs, ModuleKwargs, object], Tensor]
     """(args, kwargs, output) of the module's call -> x."""
 
@@ -70,9 +58,10 @@ first_input = Argument()
 
 
 @dataclass(frozen=True)
-class Write(_Watched):
+class Write:
     """Where y is written: a module's first input or its output, before any user hook."""
 
+    module: nn.Module
     at: Literal["input", "output"]
 
 
@@ -122,8 +111,6 @@ class WeightSite:
     the model's own short pass showed them; None where their sizes did not tell."""
     placed: bool = True
     """Whether a gradient of one example alone was seen to arrive at that example's rows alone."""
-    direct: bool = False
-    """Whether operations used the parameter itself or a plain view of it, nothing that is computed from it."""
     gathered: bool = False
     """Whether its rows are tokens that were chosen, so that each must be followed."""
     order: int = 0

@@ -5,12 +5,11 @@ attention. What reads the stream imprints it; what writes to it is shifted again
 where nobody chose any weights.
 """
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.model.points import hook_points
 from tl_backward.weights import WeightSite, WeightSites, select_sites
 
 PartKind: TypeAlias = Literal["MLP", "experts", "mixer", "attention"]
@@ -63,7 +62,7 @@ def blocks_of(model: TransformerLensModel, sites: WeightSites, d_model: int) -> 
         sites: its weights.
         d_model: the width of the stream.
     """
-    stack, points = stack_name(sites), hook_points(model)
+    stack = stack_name(sites)
     grouped: dict[int, dict[str, list[WeightSite]]] = {}
     for site in sites.values():
         parts = site.name.split(".")
@@ -73,7 +72,7 @@ def blocks_of(model: TransformerLensModel, sites: WeightSites, d_model: int) -> 
                 layer.setdefault(".".join(parts[:3]), []).append(site)
     blocks = {}
     for layer, components in sorted(grouped.items()):
-        every = [_part(name, held, d_model, _point(points, name)) for name, held in components.items()]
+        every = [_part(name, held, d_model, _point(model, name)) for name, held in components.items()]
         parts = [part for part in every if part is not None]
         token_wise = [part for part in parts if part.kind in ("MLP", "experts")]
         mixing = [part for part in parts if part.kind in ("attention", "mixer")]
@@ -82,11 +81,11 @@ def blocks_of(model: TransformerLensModel, sites: WeightSites, d_model: int) -> 
     return blocks
 
 
-def _point(points: Container[str], component: str) -> str:
+def _point(model: TransformerLensModel, component: str) -> str:
     """The hook point at a component's output to the stream."""
     block, _, last = component.rpartition(".")
     names = (f"{component}.hook_out", f"{block}.hook_{last}_out")
-    return next((name for name in names if name in points), names[0])
+    return next((name for name in names if name in model.hook_dict), names[0])
 
 
 def _part(name: str, sites: list[WeightSite], d_model: int, point: str) -> Part | None:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from inspect import getattr_static
-from threading import local
 from types import TracebackType
 from typing import Literal, TypeAlias, cast
 
@@ -98,8 +97,6 @@ class Watch(TorchFunctionMode):
         report: called with the uses of one operation; may return what its output is to be replaced with.
         shapes: [batch, pos] of the tokens whose rows are followed where they are gathered, of each sequence that the
             pass reads (an encoder's and a decoder's); () to follow none.
-        by_class: whether the weights and their views may be told by a class of their own, so that torch asks about the
-            operations alone that have one of them: about all of them, python takes longer than a small model's pass.
     """
 
     def __init__(
@@ -107,8 +104,6 @@ class Watch(TorchFunctionMode):
         weights: Iterable[tuple[Tensor, int]],
         report: Callable[[list[Seen]], Tensor | None],
         shapes: Shapes,
-        *,
-        by_class: bool = False,
     ) -> None:
         super().__init__()
         self._known = {id(tensor): Known(tensor, (number,), tensor) for tensor, number in weights}
@@ -119,62 +114,20 @@ class Watch(TorchFunctionMode):
         self._used_bases: set[int] = set()
         """What was used of weights, by identity: changed in place after that it is no longer what was used."""
         self._rows = TokenRows(shapes) if shapes else None
-        self._by_class = by_class and not shapes and all(type(each.tensor) in _MARKED for each in self._known.values())
 
     def __enter__(self) -> "Watch":
         """Operations are watched; what torch.compile made runs as it was written, for it would be compiled anew."""
         self._grad = torch.is_grad_enabled()
         if "torch._dynamo" in sys.modules:
             self._stance.enter_context(torch.compiler.set_stance("force_eager"))
-        # Inside another watch's pass both must be asked.
-        self._by_class = self._by_class and _RUNNING.watch is None
-        if not self._by_class:
-            return super().__enter__()
-        _RUNNING.watch = self
-        try:
-            self._mark()
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-        return self
+        return super().__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Operations are no longer watched."""
-        if self._by_class:
-            self._unmark()
-            _RUNNING.watch = None
-        else:
-            super().__exit__(kind, error, traceback)
+        super().__exit__(kind, error, traceback)
         self._stance.close()
-
-    def _mark(self) -> None:
-        for known in self._known.values():
-            known.tensor.__class__ = _MARKED.get(type(known.tensor), type(known.tensor))
-
-    def _unmark(self) -> None:
-        for known in self._known.values():
-            known.tensor.__class__ = _PLAIN.get(type(known.tensor), type(known.tensor))
-
-    def _know(self, known: Known) -> None:
-        """Follow a tensor that depends on weights alone."""
-        self._known[id(known.tensor)] = known
-        if self._by_class:
-            known.tensor.__class__ = _MARKED.get(type(known.tensor), type(known.tensor))
-
-    def of_marked(self, func: Callable, types: Iterable[type], args: tuple, kwargs: dict | None) -> object:
-        """An operation that has a marked tensor, and perhaps others with classes of their own."""
-        if all(each in _PLAIN for each in types):
-            with torch._C.DisableTorchFunctionSubclass():
-                return self.__torch_function__(func, types, args, kwargs)
-        self._unmark()
-        super().__enter__()
-        try:
-            return func(*args, **(kwargs or {}))
-        finally:
-            super().__exit__(None, None, None)
-            self._mark()
 
     def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
         """Call the operation, and look at what it did."""
@@ -221,7 +174,7 @@ class Watch(TorchFunctionMode):
         if not isinstance(out, Tensor):
             return self._tell([_unknown(name, each, outputs[0]) for each in weights], out)
         seen = []
-        for use in uses_of(func, args, kwargs, out, self._is_weight, tensors):
+        for use in uses_of(func, args, kwargs, out, self._is_weight):
             known = self._known[id(use.weight)]
             if known.picked is not None:
                 if use.kind == "matrix" and use.block is not None and not known.altered:
@@ -271,7 +224,7 @@ class Watch(TorchFunctionMode):
         altered = any(each.altered for each in weights)
         view = all(each.base is first.base for each in weights) and _shares_storage(out, first.base)
         if view or (picked is not None and len(weights) == 1 and _is_same_or_turned(out, first.tensor)):
-            self._know(Known(out, roots, first.base, first.link, picked, altered, cut))
+            self._known[id(out)] = Known(out, roots, first.base, first.link, picked, altered, cut)
             return
         plain = len(weights) == 1 and name in _CASTS and out.shape == first.tensor.shape and first.link != "function"
         base, link = out, cast(Link, "function")
@@ -279,7 +232,7 @@ class Watch(TorchFunctionMode):
             link = "cast"
         elif plain and first.base.ndim > 1 and same_layout(first.tensor, first.base.mT):
             base, link = out.mT, "cast"  # a copy of the weight turned is the weight, turned
-        self._know(Known(out, roots, base, link, picked, picked is not None, cut))
+        self._known[id(out)] = Known(out, roots, base, link, picked, picked is not None, cut)
 
     def _picked(self, name: str, args: tuple, kwargs: dict, chosen: Tensor, out: object) -> object:
         """Rows or slices of a weight that were chosen by data."""
@@ -290,62 +243,19 @@ class Watch(TorchFunctionMode):
         whole = whole and known.picked is None and same_layout(known.tensor, known.base)
         whole = whole and (name == "__getitem__" or (args[1] if len(args) > 1 else kwargs.get("dim")) == 0)
         if _shares_storage(chosen, known.base):  # one slice, chosen by a number that is a tensor
-            self._know(Known(chosen, known.roots, known.base, known.link, cut=known.cut))
+            self._known[id(chosen)] = Known(chosen, known.roots, known.base, known.link, cut=known.cut)
             return out
         ids = cast(Tensor, index)
         if whole and known.base.ndim == 2:
             use = Use(name, known.tensor, "embedding", chosen, ids)
             return self._tell([Seen(use, known, self._token(use))], out)
         if whole and ids.ndim == 1:
-            self._know(Known(chosen, known.roots, known.base, known.link, ids, cut=known.cut))
+            self._known[id(chosen)] = Known(chosen, known.roots, known.base, known.link, ids, cut=known.cut)
             return out
         return self._tell([_unknown(name, known, chosen)], out)
 
     def _token(self, use: Use) -> Tensor | None:
         return None if self._rows is None else self._rows.of(use.x)
-
-
-def _ask(func: Callable, types: Iterable[type], args: tuple, kwargs: dict | None) -> object:
-    """What torch calls in place of an operation that has a marked tensor."""
-    if _RUNNING.watch is not None:
-        return _RUNNING.watch.of_marked(func, types, args, kwargs)
-    with torch._C.DisableTorchFunctionSubclass():
-        return func(*args, **(kwargs or {}))
-
-
-class _Marked(Tensor):
-    """A plain tensor, for as long as it is watched."""
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Callable, types: Iterable[type], args: tuple = (), kwargs: dict | None = None
-    ) -> object:
-        """Have the watch look at an operation of the tensor."""
-        return _ask(func, types, args, kwargs)
-
-
-class _MarkedParameter(nn.Parameter):
-    """A parameter, for as long as it is watched."""
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Callable, types: Iterable[type], args: tuple = (), kwargs: dict | None = None
-    ) -> object:
-        """Have the watch look at an operation of the tensor."""
-        return _ask(func, types, args, kwargs)
-
-
-_MARKED: dict[type, type] = {Tensor: _Marked, nn.Parameter: _MarkedParameter}
-_PLAIN = {marked: plain for plain, marked in _MARKED.items()}
-
-
-class _Running(local):
-    """The watch by class of each thread."""
-
-    watch: Watch | None = None
-
-
-_RUNNING = _Running()
 
 
 class LossWatch(TorchFunctionMode):
@@ -388,7 +298,7 @@ def _joined_again(known: Known) -> Known:
 
 def weights_of(known: Known) -> tuple[int, ...]:
     """The numbers of the weights that a tensor depends on, constants left out."""
-    return known.roots if min(known.roots) >= 0 else tuple(root for root in known.roots if root >= 0)
+    return tuple(root for root in known.roots if root >= 0)
 
 
 def _in_place(name: str) -> bool:
