@@ -1,5 +1,7 @@
 """What is easily mistaken gets one sentence that says what to write instead, or is understood."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -55,7 +57,14 @@ def test_losses_that_take_more(model):
         def __call__(self, logits, tokens, *, scale=1.0):
             return scale * logits.sum()
 
-    for loss in (Summed(), lambda *args: args[0].sum(), lambda logits, tokens=None, k=3: logits.sum()):
+    @functools.wraps(lambda logits: None)
+    def wrapped(*args):
+        return args[0].sum()
+
+    def masked(logits, tokens, attention_mask):
+        return logits.sum()
+
+    for loss in (Summed(), wrapped, masked, lambda *args: args[0].sum(), lambda logits, tokens=None, k=3: logits.sum()):
         tlb.run_with_gradient_cache(model, PROMPT, loss, weights="W_out", names_filter=[])
 
 
@@ -80,3 +89,10 @@ def test_dir_is_what_there_is_to_use():
     names = dir(tlb)
     assert {*tlb.__all__} <= {*names} and "importlib" not in names and "ModuleType" not in names
     assert all(hasattr(tlb, name) for name in names)
+
+
+def test_an_edit_of_one_prompt_by_known_factors(model):
+    with pytest.raises(ValueError, match="Expected scaling among 'unit', 'raw', got 'norm'; choose one of them"):
+        tlb.shift_edit(model, PROMPT, TARGET, layer=2, scaling="norm")
+    with pytest.raises(TypeError):
+        tlb.shift_edit(model, [PROMPT, PROMPT], TARGET, layer=2)

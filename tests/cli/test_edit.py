@@ -159,3 +159,10 @@ def test_a_model_of_ones_own_needs_cases_to_choose_on(capsys, tmp_path):
     out = tmp_path / "a.html"
     code, said, _ = run(capsys, *ask, "--layer", "3", "--scale", "20", "--out", out)
     assert code == 0 and out.is_file() and "layer 3, scale 20" in said
+
+
+def test_a_scale_is_taken_as_it_is_given_and_raw_factors_need_one(capsys):
+    code, said, _ = run(capsys, *EDIT, "--layer", "2", "--scale", "0", "--json")
+    assert code == 0 and json.loads(said)["edit"]["scale"] == 0
+    code, _, problem = run(capsys, *EDIT, "--layer", "2", "--scaling", "raw")
+    assert code == 1 and "Expected --scale with raw factors" in problem

@@ -144,8 +144,13 @@ def test_batches_do_not_matter_and_parts_merge_into_one_run(world, tmp_path):
             text_options=TextOptions(batch_size=1),
             **options,
         )
-        for a, b in ((0, 3), (3, 5))
+        for a, b in ((0, 3), (3, 4), (4, 5))
     ]
+    assert merge(parts[0]) is parts[0]
+    with pytest.raises(TypeError, match="Expected the sweeps of the parts, got nothing; load"):
+        merge()
+    with pytest.raises(TypeError):
+        merge(parts[0], "part-1.safetensors")
     for found in (merge(*parts), merge(*parts[::-1]), load_sweep(whole.save(tmp_path / "a.safetensors"))):
         for one, two in ((found, whole), (found.control, whole.control)):
             assert one.items.tolist() == two.items.tolist() and one.draws.tolist() == two.draws.tolist()

@@ -46,12 +46,15 @@ def check_callable_loss(loss: object) -> None:
     if not callable(loss):
         hint = f"; use target_loss({loss!r})" if isinstance(loss, str | int) else ""
         raise TypeError(f"Expected a loss(logits, tokens) -> scalar, got {type(loss).__name__}{hint}.")
-    try:
-        signature = inspect.signature(loss)
-    except ValueError:  # of a function that is not Python's
+    if hasattr(loss, "bind"):  # what it binds to is called in its place
         return
     try:
-        signature.bind(None, None)
+        signature = inspect.signature(loss, follow_wrapped=False)
+    except (TypeError, ValueError):  # of a function that is not Python's
+        return
+    mask = {name: None for name in signature.parameters if name == "attention_mask"}
+    try:
+        signature.bind(None, None, **mask)
     except TypeError:
         raise TypeError(
             f"Expected a loss(logits, tokens) -> scalar, got one of {signature}; let it take both, and a default for "

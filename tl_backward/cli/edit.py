@@ -48,7 +48,7 @@ _OF_METHOD = {"shift": ("layer", "scale", "scaling"), "gradient": ("lr", "steps"
 _UNSET = dict.fromkeys([*_OF_METHOD["shift"], *_OF_METHOD["gradient"]])
 _WORDS = {
     "layer": "of the shift (default: chosen with the scale, by trying every layer and scale on every validation edit)",
-    "scale": f"of the shift (default: {DEFAULT_SCALE}, or chosen with the layer)",
+    "scale": f"of the shift (default: {DEFAULT_SCALE}, as chosen on facts, or chosen with the layer)",
     "scaling": "of the shift: unit-normalised factors, or the paper's raw ones (default: unit)",
     "lr": f"of the gradient steps (default: {DEFAULT_LR})",
     "steps": "gradient steps (default: 1)",
@@ -133,7 +133,7 @@ def _edit(arguments: argparse.Namespace) -> Answer:
     def page() -> "Page":
         from tl_backward.render.edit_report import edit_report
 
-        scales = sorted({*SCALES, arguments.scale or DEFAULT_SCALE})
+        scales = sorted({*SCALES, _scale(arguments)})
         own = (
             grid is None and arguments.method == "shift" and arguments.scaling == "unit"
         )  # where no grid has the cells already
@@ -195,7 +195,9 @@ def _settle_method(arguments: argparse.Namespace) -> None:
             )
     arguments.scaling = arguments.scaling or "unit"
     arguments.lr = DEFAULT_LR if arguments.lr is None else arguments.lr
-    arguments.steps = arguments.steps or 1
+    arguments.steps = 1 if arguments.steps is None else arguments.steps
+    if arguments.scaling == "raw" and arguments.layer is not None and arguments.scale is None:
+        raise ValueError("Expected --scale with raw factors, whose size every model has its own, got none; name one.")
 
 
 def _chosen_grid(model: "TransformerLensModel", arguments: argparse.Namespace) -> "LayerGrid | None":
@@ -214,11 +216,15 @@ def _made(model: "TransformerLensModel", arguments: argparse.Namespace, grid: "L
         edit = gradient_edit(model, *asked, lr=arguments.lr, steps=arguments.steps)
         steps = "one gradient step" if arguments.steps == 1 else f"{arguments.steps} gradient steps"
         return edit, f"{steps} on every {_short_names(edit)}, learning rate {arguments.lr:g}"
-    layer, scale = grid.best if grid is not None else (arguments.layer, arguments.scale or DEFAULT_SCALE)
+    layer, scale = grid.best if grid is not None else (arguments.layer, _scale(arguments))
     edit = shift_edit(model, *asked, layer, scale, scaling=arguments.scaling)
     chosen = "" if grid is None else f", chosen on {grid.n_validation} other edits"
     what = f"{_short_names(edit)} in layer {layer}"
     return edit, f"the shift of {what}, scale {scale:g} ({arguments.scaling} factors){chosen}"
+
+
+def _scale(arguments: argparse.Namespace) -> float:
+    return DEFAULT_SCALE if arguments.scale is None else arguments.scale
 
 
 def _short_names(edit: "Edit") -> str:

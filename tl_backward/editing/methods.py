@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward._support.checks import check_layers
+from tl_backward._support.checks import check_choice, check_layers
 from tl_backward._support.lengths import units
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.editing.edit import Edit, Update, editable, put_on
@@ -94,6 +94,9 @@ def shift_edit(
         'Anna Berg lives in the city of Oslo'
     """
     check_text_model(model)
+    check_choice("scaling", scaling, get_args(Scaling))
+    if isinstance(prompt, list | tuple):
+        raise TypeError(f"Expected one prompt, got {len(prompt)}; an edit a prompt.")
     (index,) = check_layers(layer, model.cfg.n_layers)
     loss = target_loss(target).bind(model, 1)
     batch = extend(model, encode_prompts(model, prompt, prepend_bos=prepend_bos), loss.continuation)

@@ -44,7 +44,7 @@ def keeping(
     return [
         (pattern_name(layer), partial(keep, layer=layer))
         for layer in layers
-        if pattern_name(layer) in model.hook_dict and wanted(pattern_name(layer))
+        if wanted(pattern_name(layer)) and pattern_name(layer) in model.hook_dict
     ]
 
 

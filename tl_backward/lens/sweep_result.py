@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Literal, TypeAlias, cast, get_args
 
@@ -197,10 +198,11 @@ def load_sweep_of_run(path: str | Path, *, tokenizer: Tokenizer | None) -> tuple
     return replace(sides["model"], control=sides.get("control")), about.get("run", "")
 
 
-def merge(a: Sweep, b: Sweep) -> Sweep:
-    """Two sweeps over parts of one data set, as one run over both would have given it.
+def merge(*sweeps: Sweep) -> Sweep:
+    """Sweeps over parts of one data set, as one run over all would have given it.
 
     Raises:
+        TypeError: no sweeps, or something else.
         ValueError: run on other models, weights or with other options, or with prompts of the same index.
 
     Example:
@@ -209,6 +211,13 @@ def merge(a: Sweep, b: Sweep) -> Sweep:
         >>> tlb.merge(*parts).items.tolist()
         [0, 1, 2, 3]
     """
+    if not sweeps or not all(isinstance(sweep, Sweep) for sweep in sweeps):
+        got = ", ".join(type(sweep).__name__ for sweep in sweeps) or "nothing"
+        raise TypeError(f"Expected the sweeps of the parts, got {got}; load saved ones with load_sweep(path).")
+    return reduce(_merged, sweeps)
+
+
+def _merged(a: Sweep, b: Sweep) -> Sweep:
     if a.about.get("model") != b.about.get("model"):
         raise ValueError(
             f"Expected two sweeps of one model, got two whose weights differ (digests {a.about.get('model')} and "
@@ -223,7 +232,7 @@ def merge(a: Sweep, b: Sweep) -> Sweep:
             f"Expected sweeps over different prompts, got {len(shared)} of the same index (the first is {shared[0]}); "
             "give the second part's first index with sweep(..., start=...)."
         )
-    control = None if a.control is None or b.control is None else merge(a.control, b.control)
+    control = None if a.control is None or b.control is None else _merged(a.control, b.control)
     return replace(in_order([a, b]), control=control)
 
 

@@ -5,7 +5,7 @@ attention. What reads the stream imprints it; what writes to it is shifted again
 where nobody chose any weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -70,9 +70,9 @@ def blocks_of(model: TransformerLensModel, sites: WeightSites, d_model: int) -> 
             layer = grouped.setdefault(site.layer, {})
             if len(parts) > 3:
                 layer.setdefault(".".join(parts[:3]), []).append(site)
-    blocks = {}
+    blocks, points = {}, model.hook_dict  # which a Bridge collects anew each time
     for layer, components in sorted(grouped.items()):
-        every = [_part(name, held, d_model, _point(model, name)) for name, held in components.items()]
+        every = [_part(name, held, d_model, _point(points, name)) for name, held in components.items()]
         parts = [part for part in every if part is not None]
         token_wise = [part for part in parts if part.kind in ("MLP", "experts")]
         mixing = [part for part in parts if part.kind in ("attention", "mixer")]
@@ -81,11 +81,11 @@ def blocks_of(model: TransformerLensModel, sites: WeightSites, d_model: int) -> 
     return blocks
 
 
-def _point(model: TransformerLensModel, component: str) -> str:
+def _point(points: Collection[str], component: str) -> str:
     """The hook point at a component's output to the stream."""
     block, _, last = component.rpartition(".")
     names = (f"{component}.hook_out", f"{block}.hook_{last}_out")
-    return next((name for name in names if name in model.hook_dict), names[0])
+    return next((name for name in names if name in points), names[0])
 
 
 def _part(name: str, sites: list[WeightSite], d_model: int, point: str) -> Part | None:
