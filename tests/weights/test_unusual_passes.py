@@ -162,3 +162,50 @@ def test_the_oracle_sees_hooks():
     _, plain = autograd(model)
     _, hooked = autograd(model, hooks=[("blocks.0.hook_resid_post", lambda x, hook: x * 2)])
     assert any(not torch.equal(plain[key], hooked[key]) for key in plain if plain[key] is not None)
+
+
+class Switched(nn.Module):
+    """A linear layer that uses its weight, or twice it, as a flag says."""
+
+    def __init__(self, linear, flag):
+        super().__init__()
+        self.weight = linear.weight
+        if isinstance(flag, torch.Tensor):
+            self.register_buffer("doubled", flag)
+        else:
+            self.doubled = flag
+
+    def forward(self, x):
+        return nn.functional.linear(x, 2 * self.weight if self.doubled else self.weight)
+
+
+@pytest.mark.parametrize("flag", [False, torch.tensor(0)], ids=["attribute", "buffer"])
+def test_a_module_that_begins_to_use_a_function_of_its_weight(flag):
+    model = bridge("llama")
+    component = model.blocks[0].get_submodule("mlp.in")
+    component._modules["_original_component"] = switched = Switched(component.original_component, flag)
+    for doubled in (False, True, False, True):
+        if isinstance(flag, torch.Tensor):
+            switched.doubled.fill_(doubled)
+        else:
+            switched.doubled = doubled
+        sites, _ = holds(model)
+        assert "blocks.0.mlp.W_in" in sites
+
+
+def test_a_class_that_is_patched(monkeypatch):
+    model = bridge("llama")
+    holds(model)
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: nn.functional.linear(x, 3 * self.weight, self.bias))
+    holds(model)
+    monkeypatch.undo()
+    holds(model)
+
+
+def test_parameters_cut_in_place():
+    model = bridge("llama")
+    holds(model)
+    for name in ("mlp.gate", "mlp.in", "mlp.out"):
+        weight = model.blocks[0].get_submodule(name).original_component.weight
+        weight.data = weight.data[:, :30] if name == "mlp.out" else weight.data[:30]
+    holds(model)

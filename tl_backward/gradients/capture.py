@@ -148,7 +148,7 @@ def _captured(
     *,
     again: bool = False,
 ) -> GradientCache | None:
-    """The results of one pass; None where it used weights that `known` lacks and must run `again` with more sites."""
+    """The results of one pass; None where it used weights that `known` lacks, or otherwise, and must run `again`."""
     none = isinstance(weights, list | tuple) and not weights
     sites = {} if none else select_sites(known, weights)
     announce(model, sites.values(), max(n * pos for n, pos in batch.shapes))
@@ -166,7 +166,7 @@ def _captured(
             recorder.watch_hook_point(point)
         with recorder.watching(batch.shapes, () if again else known.asleep()):
             value, logits = _forward(model, batch, loss, known)
-        if recorder.woken:
+        if recorder.woken and not again:
             return None
         idle = recorder.idle() if weights is None or callable(weights) else []
         if len(idle) < len(sites):  # else it is said that none ran

@@ -88,7 +88,7 @@ class Recorder:
     silent: dict[int, str] = field(default_factory=dict)
     """Why no gradient could be asked for at hook points that ran."""
     woken: bool = False
-    """Whether the pass used a weight that none of the model's own did."""
+    """Whether the pass used a weight that none of the model's own did, or used one otherwise than all of those did."""
     uses: dict[tuple[int, ...], list[_Multiplied]] = field(default_factory=dict)
     """What operations did with each parameter, or what is computed from several, by their identities."""
 
@@ -138,11 +138,14 @@ class Recorder:
         wanted: dict[tuple[int, ...], set[str]] = {}
         for site in self.sites:
             wanted.setdefault(site.used, set()).add(site.kind)
+        as_stored = {
+            (site.used, site.kind) for site in self.sites if not (site.is_function or site.computed_from or site.write)
+        }
 
         def report(seen: list[Seen]) -> Tensor | None:
             awake = [each for each in seen if all(root < len(keys) for root in weights_of(each.known))]
             self.woken = self.woken or len(awake) < len(seen)
-            return self._used(awake, keys, wanted, shapes)
+            return self._used(awake, keys, wanted, as_stored, shapes)
 
         with asking([root for site in through for root in site.roots or (site.parameter,)]):
             self.asked = {site.name: get_gradient_edge(site.parameter) for site in through}
@@ -153,7 +156,12 @@ class Recorder:
                 yield
 
     def _used(
-        self, seen: list[Seen], keys: list[int], wanted: dict[tuple[int, ...], set[str]], shapes: Shapes
+        self,
+        seen: list[Seen],
+        keys: list[int],
+        wanted: dict[tuple[int, ...], set[str]],
+        as_stored: set[tuple[tuple[int, ...], str]],
+        shapes: Shapes,
     ) -> Tensor | None:
         check_visitor(self.model)
         written: _Written | None = None
@@ -169,6 +177,8 @@ class Recorder:
                     use.y = None
                     self.uses[key].append(_Multiplied(each, _written(None, use.weight), 0))
                 continue
+            if each.known.link == "function" and (key, use.kind) in as_stored:
+                self.woken = True  # a flag or a patch has changed how the model computes since it was learnt
             if written is None:
                 y = use.y
                 if use.kind == "embedding" and self._is_of_positions(y, shapes):

@@ -180,7 +180,11 @@ def _pull_back(
             f"Expected {site.name} to be used as one function of its parameter, as in a pass of the model's own, got "
             "several; a user's hook may have changed how the model computes: choose others with weights=..."
         )
-    assert edge is not None
+    if edge is None:
+        raise RuntimeError(
+            f"Expected {site.name} to be used as it is stored, as in a pass of the model's own, got a function of it; "
+            "a user's hook may have changed how the model computes: choose others with weights=..."
+        )
     return partial(_through, base, edge)
 
 

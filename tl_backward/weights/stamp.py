@@ -19,7 +19,8 @@ def stamp(model: TransformerLensModel) -> Stamp:
         parameters = state["_parameters"]
         if parameters:
             seen.append(state["training"])
-            seen += [(id(parameter), parameter.dtype) for parameter in parameters.values() if parameter is not None]
+            present = [parameter for parameter in parameters.values() if parameter is not None]
+            seen += [(id(parameter), parameter.dtype, parameter.shape) for parameter in present]
             seen += map(id, state["_buffers"].values())  # what pruning masks is replaced with each step of it
         if (state["_forward_hooks"] or state["_forward_pre_hooks"]) and not is_hook_point(module):
             hooks = (*state["_forward_hooks"].values(), *state["_forward_pre_hooks"].values())
