@@ -3,6 +3,7 @@
 import functools
 
 import numpy as np
+import plain
 import pytest
 import torch
 
@@ -91,8 +92,43 @@ def test_dir_is_what_there_is_to_use():
     assert all(hasattr(tlb, name) for name in names)
 
 
-def test_an_edit_of_one_prompt_by_known_factors(model):
+def test_an_edit_by_known_factors(model):
     with pytest.raises(ValueError, match="Expected scaling among 'unit', 'raw', got 'norm'; choose one of them"):
         tlb.shift_edit(model, PROMPT, TARGET, layer=2, scaling="norm")
-    with pytest.raises(TypeError):
-        tlb.shift_edit(model, [PROMPT, PROMPT], TARGET, layer=2)
+
+
+# What the tests' own type checks would speak of first.
+SCRIPT = """
+import tl_backward as tlb
+
+model = tlb.zoo.load("facts")
+prompt, target = "Anna Berg lives in the city of", " Oslo"
+cache = tlb.run_with_gradient_cache(model, prompt, tlb.target_loss(target))[1]
+sweep = tlb.sweep(model, [prompt], target, control=None, show_progress=False)
+
+
+def said(call):
+    try:
+        call()
+    except (KeyError, TypeError, ValueError) as error:
+        print(type(error).__name__, error.args[0])
+
+
+for key in (3, None, (3, "W_out"), ("W_out",)):
+    for asked in (cache, cache.factors, cache.parameter_gradients):
+        said(lambda: asked[key])
+        assert key not in asked
+said(lambda: tlb.dissimilarity.compare(model, model, [prompt], measures=["cka", 3]))
+said(lambda: tlb.shift_edit(model, [prompt, prompt], target, layer=2))
+said(lambda: tlb.merge(sweep, "part-1.safetensors"))
+"""
+
+
+def test_what_types_alone_would_refuse():
+    done = plain.run(SCRIPT)
+    assert done.returncode == 0, done.stderr
+    *keys, measure, prompts, parts = done.stdout.splitlines()
+    assert len(keys) == 12 and all(line.startswith("KeyError Expected a name or (name, layer), got ") for line in keys)
+    assert measure.startswith("ValueError Expected the name of a measure, got '3'; the nearest are ")
+    assert prompts == "TypeError Expected one prompt, got 2; an edit a prompt."
+    assert parts.startswith("TypeError Expected the sweeps of the parts, got Sweep, str; load saved ones")

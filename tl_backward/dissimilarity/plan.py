@@ -66,7 +66,7 @@ def find_measures(measures: str | Sequence[str], options: RunOptions) -> Wanted:
         ImportError: a measure's package is not installed.
         ValueError: an unknown measure (the nearest are named), or more samples than a measure takes.
     """
-    names = tuple(name.lower() for name in ((measures,) if isinstance(measures, str) else measures))
+    names = tuple(str(name).lower() for name in ((measures,) if isinstance(measures, str) else measures))
     if not names:
         raise ValueError("Expected at least one measure, got none; for example measures=('cka',).")
     additive, sampled = {}, {}

@@ -25,6 +25,7 @@ class _WeightMap(Mapping[Key, V]):
         self._values, self._short_names, self._n_layers = dict(values), short_names, n_layers
 
     def __getitem__(self, key: Key) -> V:
+        _check_key(key, ("W_out", 3))
         full = (key[0], key[1] + self._n_layers) if isinstance(key, tuple) and len(key) == 2 and key[1] < 0 else key
         name = self._short_names.get(full, full)
         if name not in self._values:
@@ -45,6 +46,16 @@ class _WeightMap(Mapping[Key, V]):
     def __repr__(self) -> str:
         first = ", ".join(list(self._values)[:3])
         return f"{type(self).__name__}({len(self)} weights: {first}{', ...' if len(self) > 3 else ''})"
+
+
+def _check_key(key: object, example: Key) -> None:
+    """Refuse what is no name, nor a name with a layer.
+
+    Raises:
+        KeyError: it is something else.
+    """
+    if not isinstance(key, str) and not (isinstance(key, tuple) and len(key) > 1 and isinstance(key[0], str)):
+        raise KeyError(f"Expected a name or (name, layer), got {key!r:.80}; for example {example}.")
 
 
 class FactorMap(_WeightMap[GradientFactors]):
@@ -128,9 +139,8 @@ class GradientCache(Mapping[Key, Tensor]):
     def __getitem__(self, key: Key) -> Tensor:
         from transformer_lens.utilities.components_utils import get_act_name
 
+        _check_key(key, ("resid_post", 3))
         if isinstance(key, tuple):
-            if len(key) < 2:
-                raise KeyError(f"Expected a name or (name, layer), got {key!r}; for example ('resid_post', 3).")
             name, layer, *rest = key
             name = get_act_name(name, layer + self.factors._n_layers if layer < 0 else layer, *rest)
         else:
