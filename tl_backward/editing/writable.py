@@ -3,21 +3,16 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import cast
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.model.guard import rng_untouched
-from tl_backward.model.modules import every_module
+from tl_backward.model.modules import every_module, is_hook_point
+from tl_backward.model.stamp import kept
 from tl_backward.text.prompts import forward, probe_batch
 from tl_backward.weights import WeightSite, WeightSites, select_sites, weight_sites
-from tl_backward.weights.names import is_hook_point
-from tl_backward.weights.stamp import Stamp, stamp
-
-_KEPT: "WeakKeyDictionary[TransformerLensModel, tuple[Stamp, set[str]]]" = WeakKeyDictionary()
-"""Which weights of a model were seen to keep what is written to them, and what the model was like then."""
 
 _REMEDY = "choose a matrix of its own that the model uses as it is stored (gradient_edit(..., weights='W_O'), say)"
 
@@ -88,9 +83,8 @@ def _check_persistent(model: TransformerLensModel, parameters: dict[str, nn.Para
     Raises:
         ValueError: something (a forward pre-hook, an offloading library) makes one anew at each use.
     """
-    now = stamp(model)
-    known, checked = _KEPT.get(model, (now, set()))
-    asked = {name: parameter for name, parameter in parameters.items() if known != now or name not in checked}
+    checked: set[str] = kept(model).setdefault("persistent", set())
+    asked = {name: parameter for name, parameter in parameters.items() if name not in checked}
     if not asked:
         return
     with rng_untouched(model), torch.no_grad(), _without_hooks(model):
@@ -113,7 +107,7 @@ def _check_persistent(model: TransformerLensModel, parameters: dict[str, nn.Para
             f"Expected a weight that keeps what is written to it, got {lost[0]}, which each pass of the model makes "
             "anew (a forward pre-hook, an offloading library); take that off first, or edit what it is made from."
         )
-    _KEPT[model] = (now, (checked if known == now else set()) | set(asked))
+    checked.update(asked)
 
 
 def _first(parameter: nn.Parameter) -> Tensor:

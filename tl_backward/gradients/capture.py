@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import TypeAlias
 
@@ -20,11 +20,13 @@ from tl_backward._support.checks import (
 )
 from tl_backward._support.types import HookFn, NamesFilter, Prompts, TransformerLensModel, Weights
 from tl_backward.gradients.cache import FactorMap, GradientCache, GradientMap
-from tl_backward.gradients.losses import Loss, next_token_loss, takes_mask
+from tl_backward.gradients.losses import OWN_LOSSES, Loss, next_token_loss, takes_mask
 from tl_backward.gradients.recorder import NOT_IN_PLACE, Recorder
-from tl_backward.model.checks import check_checkpointing, check_model
+from tl_backward.model.checks import check_checkpointing, check_model, model_kind
 from tl_backward.model.guard import rng_untouched
 from tl_backward.model.inputs import check_inputs, main_input
+from tl_backward.model.points import hook_points
+from tl_backward.model.stamp import unchanged
 from tl_backward.text.asked import mask_token
 from tl_backward.text.prompts import Batch, encode_prompts, extend, forward, with_inputs
 from tl_backward.weights import WeightSite, WeightSites, select_sites, sites_of_batch, sites_of_longer
@@ -105,6 +107,33 @@ def run_with_gradient_cache(
         >>> cache["resid_post", 2].shape
         torch.Size([1, 8, 128])
     """
+    model_kind(model)  # refuses what is of none
+    # A loss of the user's own may do anything when it is bound.
+    with nullcontext() if hasattr(loss, "bind") and type(loss) not in OWN_LOSSES else unchanged(model):
+        batch, loss, known = _prepared(
+            model, prompts, loss, inputs, prepend_bos=prepend_bos, attention_mask=attention_mask
+        )
+        every = {} if names_filter == [] else hook_points(model)
+    points = _chosen_points(every, names_filter)
+    named = isinstance(names_filter, str | list | tuple)
+    capture = partial(_captured, model, batch, loss, weights, points, named, (fwd_hooks, bwd_hooks))
+    cache = capture(known)
+    if cache is None:
+        cache = capture(sites_of_longer(model, batch), again=True)
+    assert cache is not None
+    return cache.loss, cache
+
+
+def _prepared(
+    model: TransformerLensModel,
+    prompts: Prompts | None,
+    loss: Loss,
+    inputs: dict[str, object],
+    *,
+    prepend_bos: bool | None,
+    attention_mask: Tensor | None,
+) -> tuple[Batch, Loss, WeightSites]:
+    """What a pass reads, its loss, bound to that, and the weights that it is known to use."""
     check_model(model)
     check_grad_enabled()
     check_checkpointing(model)
@@ -129,12 +158,7 @@ def run_with_gradient_cache(
     if bind is not None:
         loss = bind(model, batch.n_examples)
         batch = extend(model, batch, getattr(loss, "continuation", ()))
-    capture = partial(_captured, model, batch, loss, weights, names_filter, (fwd_hooks, bwd_hooks))
-    cache = capture(sites_of_batch(model, batch))
-    if cache is None:
-        cache = capture(sites_of_longer(model, batch), again=True)
-    assert cache is not None
-    return cache.loss, cache
+    return batch, loss, sites_of_batch(model, batch)
 
 
 def _captured(
@@ -142,7 +166,8 @@ def _captured(
     batch: Batch,
     loss: Loss,
     weights: Weights,
-    names_filter: NamesFilter,
+    points: dict[str, nn.Module],
+    named: bool,
     hooks: tuple[HookList, HookList],
     known: WeightSites,
     *,
@@ -156,14 +181,12 @@ def _captured(
     with ExitStack() as stack:
         stack.enter_context(rng_untouched(model))
         stack.enter_context(user_hooks(model, *hooks))
-        stack.callback(recorder.detach)
+        stack.callback(recorder.hooks.remove)
         for site in sites.values():
             recorder.watch(site)
-        points = _hook_points(model, names_filter)
         if not sites and (weights is None or not points):
             raise ValueError(_nothing_to_capture(known, none))
-        for point in {id(point): point for point in points.values()}.values():
-            recorder.watch_hook_point(point)
+        recorder.watch_hook_points(points.values())
         with recorder.watching(batch.shapes, () if again else known.asleep()):
             value, logits = _forward(model, batch, loss, known)
         if recorder.woken and not again:
@@ -176,7 +199,7 @@ def _captured(
     for name, each in backward.factors.items():
         check_gradient(name, each.deltas)
     at_points = {name: backward.points[id(point)] for name, point in points.items() if id(point) in backward.points}
-    if points and isinstance(names_filter, str | list | tuple) and not at_points:
+    if points and named and not at_points:
         raise RuntimeError(_no_point(points, backward.overwritten))
     silent = {
         name: _OVERWRITTEN if id(point) in backward.overwritten else recorder.why_missing(point)
@@ -306,8 +329,8 @@ def user_hooks(model: TransformerLensModel, fwd_hooks: HookList, bwd_hooks: Hook
         yield
 
 
-def _hook_points(model: TransformerLensModel, names_filter: NamesFilter) -> dict[str, nn.Module]:
-    """The hook points that `names_filter` keeps, under all their names."""
+def _chosen_points(points: dict[str, nn.Module], names_filter: NamesFilter) -> dict[str, nn.Module]:
+    """Those of a model's hook points that `names_filter` keeps, under all their names."""
     if isinstance(names_filter, list | tuple) and not names_filter:
         return {}
     several = isinstance(names_filter, list | tuple) and all(isinstance(name, str) for name in names_filter)
@@ -316,7 +339,6 @@ def _hook_points(model: TransformerLensModel, names_filter: NamesFilter) -> dict
             f"Expected names_filter to be None, a name, a list of names or a predicate, got {names_filter!r}; for "
             "example names_filter=['blocks.0.hook_resid_post'], [] for none."
         )
-    points = dict(model.hook_dict)
     if names_filter is None:
         return points
     if callable(names_filter):
@@ -342,19 +364,22 @@ def factor_bytes(model: TransformerLensModel, sites: Iterable[WeightSite], n_tok
     Inputs that several weights share are counted for each: an upper bound where experts see as many tokens as they are
     chosen for.
     """
-    own = getattr(getattr(model, "original_model", None), "config", None)
-    configs = (getattr(own, "text_config", None), own, model.cfg)
-    names = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_k", "top_k")
-    chosen = (getattr(config, name, None) for config in configs for name in names)
-    per_token = next((value for value in chosen if isinstance(value, int) and value > 0), 1)
     total = 0
     for site in sites:
         if site.kind == "parameter":
             total += site.parameter.nbytes
         else:
-            rows = n_tokens * (per_token if site.layout.experts else 1)
+            rows = n_tokens * (_experts_per_token(model) if site.layout.experts else 1)
             total += rows * _widths(site) * site.parameter.element_size()
     return total
+
+
+def _experts_per_token(model: TransformerLensModel) -> int:
+    own = getattr(getattr(model, "original_model", None), "config", None)
+    configs = (getattr(own, "text_config", None), own, model.cfg)
+    names = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_k", "top_k")
+    chosen = (getattr(config, name, None) for config in configs for name in names)
+    return next((value for value in chosen if isinstance(value, int) and value > 0), 1)
 
 
 def _widths(site: WeightSite) -> int:

@@ -89,9 +89,9 @@ class _Forward:
 
 
 def _is_hooked(point: nn.Module | None) -> bool:
-    """Whether any hook is registered on a point."""
+    """Whether a hook is registered on a point, or it has a forward of its own."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return point is not None and any(getattr(point, name) for name in hooks)
+    return point is not None and ("forward" in vars(point) or any(getattr(point, name) for name in hooks))
 
 
 class _Routing(Watch):
@@ -115,10 +115,11 @@ class _Routing(Watch):
         return [route for route in self._routes if route.site.used == used and route.site.kind == kind]
 
     def _enter(self, func: Callable, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        others = [value for value in operands(args, kwargs) if id(value) not in self._known]
+        tensors = operands(args, kwargs)
+        others = [value for value in tensors if id(value) not in self._known]
         if not others:
             return args, kwargs
-        for use in uses_of(func, args, kwargs, others[0], self._is_weight):
+        for use in uses_of(func, args, kwargs, others[0], self._is_weight, tensors):
             if use.kind == "embedding" and use.x is not None and use.x.ndim == 2 and not self._shape:
                 self._shape = tuple(use.x.shape)
             if use.kind == "matrix" and use.x is not None:

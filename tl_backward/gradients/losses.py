@@ -196,6 +196,10 @@ class LogitDifference:
         return stacked.mean() if self.reduction == "mean" else stacked.sum()
 
 
+OWN_LOSSES = (TargetLoss, LogitDifference)
+"""Losses whose `bind` leaves the model as it is."""
+
+
 def logit_difference(
     answer: Target, other: Target, positions: Id | Sequence[Id] | Ids | None = None, reduction: Reduction = "mean"
 ) -> LogitDifference:

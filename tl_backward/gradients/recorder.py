@@ -7,20 +7,20 @@ Hooks are bound methods and partials, not closures: a run-time type checker deco
 defined, which costs more than a pass of a small model.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
+from threading import get_ident
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.utils.hooks import RemovableHandle
 
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.model.guard import check_visitor
-from tl_backward.model.torch_hooks import as_shown, register_last
+from tl_backward.model.torch_hooks import Hooks, as_shown
 from tl_backward.weights import Read, WeightSite, watched
 from tl_backward.weights.factors import GradientFactors
 from tl_backward.weights.rows import Recorded, factors_of
@@ -77,7 +77,9 @@ class Recorder:
     """Registers the hooks of one capture and holds the inputs and outputs that they recorded."""
 
     model: TransformerLensModel
-    handles: list[RemovableHandle] = field(default_factory=list)
+    hooks: Hooks = field(default_factory=Hooks)
+    thread: int = field(default_factory=get_ident)
+    """Which thread's pass is recorded."""
     sites: list[WeightSite] = field(default_factory=list)
     reads: dict[int, list[tuple[Tensor, int]]] = field(default_factory=dict)
     writes: dict[tuple[int, str], list[_Written]] = field(default_factory=dict)
@@ -92,10 +94,9 @@ class Recorder:
     uses: dict[tuple[int, ...], list[_Multiplied]] = field(default_factory=dict)
     """What operations did with each parameter, or what is computed from several, by their identities."""
 
-    def detach(self) -> None:
-        """Remove every hook."""
-        for handle in self.handles:
-            handle.remove()
+    def _check_thread(self) -> None:
+        if get_ident() != self.thread:
+            check_visitor(self.model)
 
     def watch(self, site: WeightSite) -> None:
         """Record the site's x and y on every call; a bias shares its matrix's y."""
@@ -107,14 +108,13 @@ class Recorder:
         if key not in self.writes:
             written = self.writes[key] = []
             if site.write.at == "input":
-                handle = module.register_forward_pre_hook(partial(self._enters, written), prepend=True)
+                self.hooks.first_in(module, partial(self._enters, written))
             else:
-                handle = module.register_forward_hook(partial(self._leaves, written), prepend=True)
-            self.handles.append(handle)
+                self.hooks.first_out(module, partial(self._leaves, written))
         for read in (site.read, site.otherwise):
             if read is not None and id(read) not in self.reads:  # a gate reads what its W_in does
                 keep = partial(self._keep_input, read, self.reads.setdefault(id(read), []))
-                self.handles += register_last(read.module, keep, with_kwargs=True)
+                self.hooks.last(read.module, keep, with_kwargs=True)
 
     def _seen(self, site: WeightSite) -> list[tuple[Tensor, int]]:
         """The x of each call of a site, from whichever of its two modules ran."""
@@ -122,7 +122,7 @@ class Recorder:
         return next((seen for seen in ways if seen), [])
 
     @contextmanager
-    def watching(self, shapes: Shapes, asleep: Iterable[nn.Parameter] = ()) -> Iterator[None]:
+    def watching(self, shapes: Shapes, asleep: Sequence[nn.Parameter] = ()) -> Iterator[None]:
         """Context in which operations over [batch, pos] tokens are watched for uses of the sites' weights.
 
         Args:
@@ -143,8 +143,10 @@ class Recorder:
         }
 
         def report(seen: list[Seen]) -> Tensor | None:
-            awake = [each for each in seen if all(root < len(keys) for root in weights_of(each.known))]
-            self.woken = self.woken or len(awake) < len(seen)
+            awake = seen
+            if asleep:
+                awake = [each for each in seen if all(root < len(keys) for root in weights_of(each.known))]
+                self.woken = self.woken or len(awake) < len(seen)
             return self._used(awake, keys, wanted, as_stored, shapes)
 
         with asking([root for site in through for root in site.roots or (site.parameter,)]):
@@ -163,7 +165,7 @@ class Recorder:
         as_stored: set[tuple[tuple[int, ...], str]],
         shapes: Shapes,
     ) -> Tensor | None:
-        check_visitor(self.model)
+        self._check_thread()
         written: _Written | None = None
         replacement: Tensor | None = None
         for each in seen:
@@ -203,14 +205,17 @@ class Recorder:
             if (root,) in self.uses:
                 self.uses[root,].append(_Multiplied(seen, _written(None, seen.use.weight), 0))
 
-    def watch_hook_point(self, point: nn.Module) -> None:
-        """Record the gradient of the tensor at a HookPoint, summed over everything that reads it.
+    def watch_hook_points(self, points: Iterable[nn.Module]) -> None:
+        """Record the gradient of the tensor at each HookPoint, summed over everything that reads it.
 
         TransformerLens's own bwd hooks see the same, but for a Bridge's input points (`q.hook_in`, `ln2.hook_in`),
         where they give the one reader's share.
         """
-        self.points[id(point)], self.converters[id(point)] = [], point
-        self.handles += register_last(point, partial(self._keep_edge, self.points[id(point)]), with_kwargs=True)
+        self.converters = {id(point): point for point in points}
+        self.points = {key: [] for key in self.converters}
+        keep = partial(self._keep_edge, self.points)
+        for point in self.converters.values():
+            self.hooks.passing(point, keep)
 
     def why_missing(self, point: nn.Module) -> str:
         """Why there is no gradient at a hook point that was watched."""
@@ -225,8 +230,9 @@ class Recorder:
     def _leaves(
         self, written: list[_Written], module: nn.Module, args: tuple, output: Tensor, *, private: bool = True
     ) -> Tensor | None:
-        check_visitor(self.model)
-        entry, replacement = _trace(output, private=private)
+        self._check_thread()
+        with _unwatched(output):
+            entry, replacement = _trace(output, private=private)
         written.append(entry)
         return replacement
 
@@ -239,20 +245,22 @@ class Recorder:
         kwargs: dict,
         output: object,
     ) -> None:
-        check_visitor(self.model)
+        self._check_thread()
         x = read.take(args, kwargs, output)
-        seen.append((x, x._version))
+        with _unwatched(x):
+            seen.append((x, x._version))
 
     def _keep_edge(
-        self, written: list[_Written], module: nn.Module, args: tuple, kwargs: dict, output: object
+        self, points: dict[int, list[_Written]], module: nn.Module, args: tuple, output: object
     ) -> Tensor | None:
-        if not isinstance(output, Tensor) or not output.is_floating_point():
-            self.silent[id(module)] = "what passes there is no floating-point tensor."
-        elif not torch.is_grad_enabled():
-            self.silent[id(module)] = _BESIDE
-        else:
-            return self._leaves(written, module, args, output, private=False)
-        check_visitor(self.model)
+        with _unwatched(output):
+            if not isinstance(output, Tensor) or not output.is_floating_point():
+                self.silent[id(module)] = "what passes there is no floating-point tensor."
+            elif not torch.is_grad_enabled():
+                self.silent[id(module)] = _BESIDE
+            else:
+                return self._leaves(points[id(module)], module, args, output, private=False)
+        self._check_thread()
         return None
 
     def differentiate(self, loss: Tensor, shapes: Shapes) -> Differentiated:
@@ -271,15 +279,16 @@ class Recorder:
         every = chain(*self.writes.values(), *multiplied, *self.points.values())
         entries = list({id(entry): entry for entry in every}.values())
         whole = [site for site in self.sites if site.kind == "parameter"]
-        edges = [entry.edge for entry in entries if entry.edge is not None]
-        edges += [self.asked[site.name] for site in whole]
+        wanted = (*(entry.edge for entry in entries), *(self.asked[site.name] for site in whole))
+        edges = [edge for edge in dict.fromkeys(wanted) if edge is not None]  # one tensor passes several hook points
         through = any(site.is_function for site in self.sites)
-        gradients = iter(torch.autograd.grad(loss, edges, allow_unused=True, retain_graph=through) if edges else ())
-        deltas = {id(entry): _delta(entry, None if entry.edge is None else next(gradients)) for entry in entries}
-        parameters = {
-            site.name: torch.zeros_like(site.parameter) if gradient is None else gradient
-            for site, gradient in zip(whole, gradients, strict=True)
-        }
+        found = torch.autograd.grad(loss, edges, allow_unused=True, retain_graph=through) if edges else ()
+        gradients: dict[GradientEdge | None, Tensor | None] = {None: None, **dict(zip(edges, found, strict=True))}
+        deltas = {id(entry): _delta(entry, gradients[entry.edge]) for entry in entries}
+        parameters = {}
+        for site in whole:
+            gradient = gradients[self.asked[site.name]]
+            parameters[site.name] = torch.zeros_like(site.parameter) if gradient is None else gradient
         factors: dict[str, GradientFactors] = {}
         for site in self.sites:
             if site.by_operation:
@@ -289,7 +298,7 @@ class Recorder:
         at: dict[int, Tensor] = {}
         for key, entered in self.points.items():
             parts = [deltas[id(entry)] for entry in entered]
-            if parts and key not in overwritten and len({part.shape for part in parts}) == 1:
+            if parts and key not in overwritten and (len(parts) == 1 or len({part.shape for part in parts}) == 1):
                 # ln1 runs for q, k and v
                 at[key] = as_shown(self.converters[key], parts[0] if len(parts) == 1 else torch.stack(parts).sum(0))
         return Differentiated(factors, parameters, at, overwritten)
@@ -330,7 +339,7 @@ class Recorder:
             )
         # Under autocast the product sees a rounded x.
         read = [
-            x.to(delta.dtype) if x is not None and x.is_floating_point() else x
+            x if x is None or x.dtype == delta.dtype or not x.is_floating_point() else x.to(delta.dtype)
             for x, delta in zip(read, wrote, strict=True)
         ]
         return list(zip(read, wrote, strict=True))
@@ -394,6 +403,11 @@ def _overwritten(site: WeightSite) -> str:
 _BESIDE = "no gradient flows through it: TransformerLens computes it beside the model's own path, with autograd off."
 
 
+def _unwatched(value: object) -> AbstractContextManager[object]:
+    """A context for looking at a plain tensor, in which no function mode is asked about every look."""
+    return torch._C.DisableTorchFunction() if type(value) is Tensor else nullcontext()
+
+
 def _trace(y: Tensor, *, private: bool) -> tuple[_Written, Tensor | None]:
     """The edge that dL/dy flows through, and what must replace y where nothing upstream of it is differentiable.
 
@@ -407,11 +421,19 @@ def _trace(y: Tensor, *, private: bool) -> tuple[_Written, Tensor | None]:
         return _written(get_gradient_edge(leaf), y), leaf.clone()  # a clone may be changed in place
     base = y._base if y._is_view() else None
     if base is None:
-        return _written(get_gradient_edge(y), y), None
+        return _written(_edge(y), y), None
     whole = base.numel() == y.numel() and base.is_contiguous() and y.is_contiguous() and base.requires_grad
     if private and whole:
         return _written(get_gradient_edge(base), y), None
-    return _written(get_gradient_edge(y), y, y.detach()), None
+    return _written(_edge(y), y, y.detach()), None
+
+
+def _edge(y: Tensor) -> GradientEdge:
+    """`get_gradient_edge` of an output of torch's own, without what that does for others."""
+    node = y.grad_fn
+    if node is None or isinstance(node, torch._C._FunctionBase):
+        return get_gradient_edge(y)
+    return GradientEdge(node, y.output_nr)
 
 
 def _written(edge: GradientEdge | None, y: Tensor, alias: Tensor | None = None) -> _Written:
@@ -422,4 +444,4 @@ def _delta(entry: _Written, gradient: Tensor | None) -> Tensor:
     """dL/dy in y's shape; zeros, without memory of their own, where the loss does not depend on y."""
     if gradient is None:
         return torch.zeros((), dtype=entry.dtype, device=entry.device).expand(entry.shape)
-    return gradient.reshape(entry.shape)
+    return gradient if gradient.shape == entry.shape else gradient.reshape(entry.shape)

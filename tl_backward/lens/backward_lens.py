@@ -28,7 +28,9 @@ from tl_backward.lens.lens_result import BackwardLens, ControlledLens, LayerRead
 from tl_backward.lens.patterns import keeping
 from tl_backward.lens.reading import vectors_read, what_to_read, with_points
 from tl_backward.lens.segments import Answer, answer_position, answer_tokens, segment_tokens
+from tl_backward.model.checks import model_kind
 from tl_backward.model.inputs import check_text_model
+from tl_backward.model.stamp import unchanged
 from tl_backward.text.ids import ARRAYS
 from tl_backward.text.subjects import Subject, subject_spans
 from tl_backward.text.token_strings import output_size, token_string, token_strings
@@ -128,12 +130,14 @@ def backward_lens(
         >>> lens.shift[3].bottom_tokens[lens.answer_position][0], lens.shift[3].top_tokens[lens.answer_position][0]
         (' Oslo', ' Graz')
     """
-    check_text_model(model)
-    chosen = check_layers(layers, model.cfg.n_layers)
-    check_k(k, output_size(model) or model.cfg.d_vocab)
-    untrained = control_of(control)
-    sites = weight_sites(model)
-    reading = what_to_read(model, sites, chosen, attention)
+    model_kind(model)  # refuses what is of none
+    with unchanged(model):
+        check_text_model(model)
+        chosen = check_layers(layers, model.cfg.n_layers)
+        check_k(k, output_size(model) or model.cfg.d_vocab)
+        untrained = control_of(control)
+        sites = weight_sites(model)
+        reading = what_to_read(model, sites, chosen, attention)
     patterns: dict[int, Tensor] = {}
     _, cache = run_with_gradient_cache(
         model,

@@ -2,6 +2,7 @@
 
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.model.modules import every_module, name_of
+from tl_backward.model.stamp import once
 
 
 class AdapterWarning(UserWarning):
@@ -39,6 +40,11 @@ def check_model(model: TransformerLensModel) -> None:
         ValueError: parameters on the meta device, whose numbers are elsewhere or nowhere.
     """
     model_kind(model)
+    _check_usable(model)
+
+
+@once
+def _check_usable(model: TransformerLensModel) -> None:
     for module in every_module(model):
         state = vars(module)
         for key, parameter in state["_parameters"].items():
@@ -59,6 +65,7 @@ def check_model(model: TransformerLensModel) -> None:
             )
 
 
+@once
 def check_checkpointing(model: TransformerLensModel) -> None:
     """Refuse reentrant gradient checkpointing, through which `torch.autograd.grad` cannot go.
 

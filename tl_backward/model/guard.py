@@ -11,6 +11,7 @@ from torch import nn
 
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.model.modules import every_module
+from tl_backward.model.torch_hooks import Passing
 
 _LOCK = Lock()
 _VISITORS: "WeakKeyDictionary[TransformerLensModel, int]" = WeakKeyDictionary()
@@ -82,6 +83,8 @@ def hooks_off(modules: Iterable[nn.Module]) -> Iterator[None]:
     try:
         for state in map(vars, modules):
             hooks = {name: state[name] for name in _HOOKS if state.get(name)}
+            if type(state.get("forward")) is Passing:
+                hooks["forward"] = state.pop("forward")
             removed.append((state, hooks))
             state.update({name: OrderedDict() for name, value in hooks.items() if isinstance(value, dict)})
         yield

@@ -38,3 +38,8 @@ def name_of(model: TransformerLensModel, module: nn.Module) -> str:
     named = zip(("", "original_model"), roots(model), strict=False)
     names = (name for prefix, root in named for name, each in root.named_modules(prefix=prefix) if each is module)
     return next(names, "")
+
+
+def is_hook_point(module: nn.Module) -> bool:
+    """Whether a module is one of TransformerLens's HookPoints."""
+    return type(module).__name__ == "HookPoint"

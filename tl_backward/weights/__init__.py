@@ -5,8 +5,8 @@ known by name (`hooked_transformer`); a TransformerBridge's, and whatever else t
 that use them in one pass (`watch`, `operations`, `learn`).
 """
 
+from copy import copy
 from dataclasses import replace
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -16,20 +16,17 @@ from tl_backward._support.checks import nearest
 from tl_backward._support.types import Prompts, TransformerLensModel, Weights
 from tl_backward.model.checks import check_checkpointing, model_kind
 from tl_backward.model.guard import rng_untouched
+from tl_backward.model.stamp import kept
 from tl_backward.text.prompts import Batch, encode_prompts, forward, own_pass, probe_batch, with_inputs
 from tl_backward.weights import hooked_transformer, transformer_bridge
 from tl_backward.weights._site import Calls, Read, WeightSite, Write, layer_of, watched
 from tl_backward.weights.account import WeightSites
 from tl_backward.weights.other_model import warn_of_another_attention
-from tl_backward.weights.stamp import Stamp, stamp
 
 __all__ = [
     "Calls", "Read", "WeightSite", "WeightSites", "Write", "layer_of", "rotation", "select_sites", "watched",
     "weight_sites",
 ]  # fmt: skip
-
-_LEARNT: "WeakKeyDictionary[TransformerLensModel, tuple[Stamp, WeightSites]]" = WeakKeyDictionary()
-"""What each model's own short pass told of its weights, and what the model was like then."""
 
 
 def weight_sites(model: TransformerLensModel, tokens: Prompts | None = None, **inputs: object) -> WeightSites:
@@ -63,17 +60,13 @@ def weight_sites(model: TransformerLensModel, tokens: Prompts | None = None, **i
     model_kind(model)  # refuses what is of none
     if tokens is not None or inputs:
         given = probe_batch(model) if tokens is None else encode_prompts(model, tokens)
-        return _complete(model, _collect(model, with_inputs(model, given, inputs)))
-    now, known = stamp(model), _LEARNT.get(model)
-    if known is None or known[0] != now:
-        known = _LEARNT[model] = (now, _collect(model))
-    return _complete(model, known[1])
+        return _collect(model, with_inputs(model, given, inputs))
+    return copy(_own_sites(model))
 
 
 def sites_of_batch(model: TransformerLensModel, batch: Batch) -> WeightSites:
     """The sites of one pass over a batch: looked at anew where it has inputs that the model's own short pass lacks."""
-    own = set(batch.inputs) <= set(probe_batch(model).inputs)
-    return weight_sites(model) if own else _complete(model, _collect(model, batch))
+    return _own_sites(model) if _is_own(model, batch) else _collect(model, batch)
 
 
 def sites_of_longer(model: TransformerLensModel, batch: Batch) -> WeightSites:
@@ -81,21 +74,25 @@ def sites_of_longer(model: TransformerLensModel, batch: Batch) -> WeightSites:
 
     Some layers begin to work after so many tokens (compressed attention).
     """
-    short, sites = weight_sites(model), _collect(model, batch)
+    short, sites = _own_sites(model), _collect(model, batch)
     unclear = [site for name, site in sites.items() if name in short and site.axes is None]
     sites.add(*(replace(site, axes=short[site.name].axes) for site in unclear))
-    if set(batch.inputs) <= set(probe_batch(model).inputs):
-        _LEARNT[model] = (stamp(model), sites)
-    return _complete(model, sites)
+    if _is_own(model, batch):
+        kept(model)["sites"] = sites
+    return sites
 
 
-def _complete(model: TransformerLensModel, learnt: WeightSites) -> WeightSites:
-    """The sites from a pass, with those that are known without one.
+def _own_sites(model: TransformerLensModel) -> WeightSites:
+    """What the model's own short pass tells of its weights."""
+    known = kept(model)
+    if "sites" not in known:
+        known["sites"] = _collect(model)
+    return known["sites"]
 
-    Those are modules, whose hooks may hold the model: remembered, they would keep it alive for ever.
-    """
-    hooked = model_kind(model) == "HookedTransformer"
-    return hooked_transformer.with_known_places(model, learnt) if hooked else learnt
+
+def _is_own(model: TransformerLensModel, batch: Batch) -> bool:
+    """Whether a batch has no inputs that the model's own short pass lacks."""
+    return not batch.inputs or set(batch.inputs) <= set(probe_batch(model).inputs)
 
 
 def _collect(model: TransformerLensModel, batch: Batch | None = None) -> WeightSites:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, TypeAlias, cast
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,21 @@ Calls: TypeAlias = list[tuple[Tensor | None, Tensor]]
 
 
 @dataclass(frozen=True)
-class Read:
+class _Watched:
+    """A module, weakly: its hooks may hold the model, which what is kept of its sites must not keep alive."""
+
+    of: ref[nn.Module]
+
+    @property
+    def module(self) -> nn.Module:
+        """The module, for as long as the model lives."""
+        return cast(nn.Module, self.of())
+
+
+@dataclass(frozen=True)
+class Read(_Watched):
     """Where x is read: a module, and how its input or output gives x once every user hook has run."""
 
-    module: nn.Module
     take: Callable[[ModuleArgs, ModuleKwargs, object], Tensor]
     """(args, kwargs, output) of the module's call -> x."""
 
@@ -58,10 +70,9 @@ first_input = Argument()
 
 
 @dataclass(frozen=True)
-class Write:
+class Write(_Watched):
     """Where y is written: a module's first input or its output, before any user hook."""
 
-    module: nn.Module
     at: Literal["input", "output"]
 
 

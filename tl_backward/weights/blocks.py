@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from tl_backward._support.types import TransformerLensModel
+from tl_backward.model.points import hook_points
 from tl_backward.weights import WeightSite, WeightSites, select_sites
 
 PartKind: TypeAlias = Literal["MLP", "experts", "mixer", "attention"]
@@ -62,7 +63,7 @@ def blocks_of(model: TransformerLensModel, sites: WeightSites, d_model: int) -> 
         sites: its weights.
         d_model: the width of the stream.
     """
-    stack = stack_name(sites)
+    stack, points = stack_name(sites), hook_points(model)
     grouped: dict[int, dict[str, list[WeightSite]]] = {}
     for site in sites.values():
         parts = site.name.split(".")

@@ -10,6 +10,7 @@ is computed (a parametrization, pruning), the operations of a pass tell.
 from collections import Counter
 from collections.abc import Callable
 from typing import Literal, cast
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -36,28 +37,17 @@ from tl_backward.weights.token_rows import Shapes
 
 
 def collect(model: TransformerLensModel, run: Callable[[], object], shapes: Shapes) -> WeightSites:
-    """The weights of a HookedTransformer that have no known place, as one pass used them."""
+    """Every weight of a HookedTransformer, by its state-dict name: those of no known place as one pass used them."""
     root = cast(nn.Module, model)
-    parameters = dict(root.named_parameters())
-    known = frozenset(id(site.parameter) for site in _known_places(root).values())
-    if all(id(parameter) in known for parameter in parameters.values()):
-        return WeightSites(parameters)
-    ways, modules = named_weights(root, {}), every_module(model)
-    return learn(parameters, ways, run, shapes, modules, lambda way: None, known)
-
-
-def with_known_places(model: TransformerLensModel, learnt: WeightSites) -> WeightSites:
-    """Every weight of a HookedTransformer, by its state-dict name: those of known places beside what a pass told."""
-    places = _known_places(cast(nn.Module, model))
-    known = {id(site.parameter) for site in places.values()}
-    sites = WeightSites(learnt.parameters)
-    sites.update({**learnt, **places})
-    sites.unused = learnt.unused
-    sites.missing = {
-        name: why
-        for name, why in learnt.missing.items()
-        if name not in places and id(learnt.parameters.get(name)) not in known
-    }
+    parameters, places = dict(root.named_parameters()), _known_places(root)
+    known = frozenset(id(site.parameter) for site in places.values())
+    sites = WeightSites(parameters)
+    if not all(id(parameter) in known for parameter in parameters.values()):
+        ways, modules = named_weights(root, {}), every_module(model)
+        sites = learn(parameters, ways, run, shapes, modules, lambda way: None, known)
+        told = {name: why for name, why in sites.missing.items() if id(parameters.get(name)) not in known}
+        sites.missing = {name: why for name, why in told.items() if name not in places}
+    sites.update(places)
     return sites
 
 
@@ -73,8 +63,8 @@ def _known_places(root: nn.Module) -> WeightSites:
     _norm(sites, "ln_final", root._modules.get("ln_final"))
     unembed = root.get_submodule("unembed")
     if _as_written(unembed):
-        written = Write(unembed.get_submodule("hook_out"), "input")
-        _add(sites, "unembed.W_U", unembed, written, Read(unembed.get_submodule("hook_in"), output))
+        written = Write(ref(unembed.get_submodule("hook_out")), "input")
+        _add(sites, "unembed.W_U", unembed, written, Read(ref(unembed.get_submodule("hook_in")), output))
         _add(sites, "unembed.b_U", unembed, written)
     # What two blocks share is left to the operations: a module's hooks do not tell whose turn it is.
     uses = Counter((id(site.parameter), site.kind) for site in sites.values())
@@ -126,8 +116,8 @@ def _norm(sites: WeightSites, name: str, norm: nn.Module | None) -> None:
     """A norm's scale and shift; folded norms have neither."""
     if norm is None or "w" not in norm._parameters or not _as_written(norm):
         return
-    written = Write(norm, "output")
-    _add(sites, f"{name}.w", norm, written, Read(norm.get_submodule("hook_normalized"), output))
+    written = Write(ref(norm), "output")
+    _add(sites, f"{name}.w", norm, written, Read(ref(norm.get_submodule("hook_normalized")), output))
     if "b" in norm._parameters:
         _add(sites, f"{name}.b", norm, written)
 
@@ -136,13 +126,13 @@ def _embeddings(sites: WeightSites, root: nn.Module) -> None:
     embed, positions = root._modules.get("embed"), root._modules.get("pos_embed")
     if embed is not None and _as_written(embed):
         inner = embed._modules.get("ln")  # Bloom normalises what it looked up before anyone sees it
-        write = Write(embed, "output") if inner is None else Write(inner, "input")
-        _add(sites, "embed.W_E", embed, write, Read(embed, first_input))
+        write = Write(ref(embed), "output") if inner is None else Write(ref(inner), "input")
+        _add(sites, "embed.W_E", embed, write, Read(ref(embed), first_input))
         _norm(sites, "embed.ln", inner)
     used = getattr(root.cfg, "positional_embedding_type", "standard") in ("standard", "shortformer")
     # With ALiBi TransformerLens keeps a table that it never reads.
     if positions is not None and used and _as_written(positions):
-        read, write = Read(positions, _position_ids), Write(positions, "output")
+        read, write = Read(ref(positions), _position_ids), Write(ref(positions), "output")
         _add(sites, "pos_embed.W_pos", positions, write, read, combine=_no_padding)
 
 
@@ -167,15 +157,15 @@ def _no_padding(ids: Tensor | None, delta: Tensor) -> tuple[Tensor, Tensor]:
 
 def _attention(sites: WeightSites, name: str, attn: nn.Module) -> None:
     for index, (letter, argument) in enumerate(zip("QKV", ("query_input", "key_input", "value_input"), strict=True)):
-        written = Write(attn.get_submodule(f"hook_{letter.lower()}"), "input")
+        written = Write(ref(attn.get_submodule(f"hook_{letter.lower()}")), "input")
         shared = "_" if f"_W_{letter}" in attn._parameters else ""  # grouped-query attention stores _W_K and _W_V
-        read = Read(attn, Argument(index, argument))
+        read = Read(ref(attn), Argument(index, argument))
         _add(sites, f"{name}.W_{letter}", attn, written, read, heads="out", attribute=f"{shared}W_{letter}")
         _add(sites, f"{name}.b_{letter}", attn, written, attribute=f"{shared}b_{letter}")
     per_head = bool(getattr(attn.cfg, "use_attn_result", False))
-    result = Write(attn.get_submodule("hook_result"), "input") if per_head else Write(attn, "output")
-    _add(sites, f"{name}.W_O", attn, result, Read(attn.get_submodule("hook_z"), output), heads="in")
-    _add(sites, f"{name}.b_O", attn, Write(attn, "output"))
+    result = Write(ref(attn.get_submodule("hook_result")), "input") if per_head else Write(ref(attn), "output")
+    _add(sites, f"{name}.W_O", attn, result, Read(ref(attn.get_submodule("hook_z")), output), heads="in")
+    _add(sites, f"{name}.b_O", attn, Write(ref(attn), "output"))
     for norm in ("q_norm", "k_norm"):
         _norm(sites, f"{name}.{norm}", attn._modules.get(norm))
 
@@ -183,14 +173,14 @@ def _attention(sites: WeightSites, name: str, attn: nn.Module) -> None:
 def _mlp(sites: WeightSites, name: str, mlp: nn.Module) -> None:
     if "W_in" not in mlp._parameters:  # experts, whose rows the operations tell
         return
-    gated, read = "W_gate" in mlp._parameters, Read(mlp, first_input)
+    gated, read = "W_gate" in mlp._parameters, Read(ref(mlp), first_input)
     pre, post = mlp.get_submodule("hook_pre"), mlp.get_submodule("hook_post")
     if gated:
-        _add(sites, f"{name}.W_gate", mlp, Write(pre, "input"), read)
+        _add(sites, f"{name}.W_gate", mlp, Write(ref(pre), "input"), read)
     if not gated or "ln" not in mlp._modules:
         linear, added = (mlp.get_submodule("hook_pre_linear"), post) if gated else (pre, pre)
-        _add(sites, f"{name}.W_in", mlp, Write(linear, "input"), read)
-        _add(sites, f"{name}.b_in", mlp, Write(added, "input"))  # TL adds b_in after the gate
-    _add(sites, f"{name}.W_out", mlp, Write(mlp, "output"), Read(post, output))
-    _add(sites, f"{name}.b_out", mlp, Write(mlp, "output"))
+        _add(sites, f"{name}.W_in", mlp, Write(ref(linear), "input"), read)
+        _add(sites, f"{name}.b_in", mlp, Write(ref(added), "input"))  # TL adds b_in after the gate
+    _add(sites, f"{name}.W_out", mlp, Write(ref(mlp), "output"), Read(ref(post), output))
+    _add(sites, f"{name}.b_out", mlp, Write(ref(mlp), "output"))
     _norm(sites, f"{name}.ln", mlp._modules.get("ln"))

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from tl_backward.model.guard import hooks_off
+from tl_backward.model.modules import is_hook_point
 from tl_backward.weights._site import WeightSite
 from tl_backward.weights.account import DID_NOT_RUN, NO_GRAD, NOT_FLOAT, QUANTISED, WeightSites, account_rows
 from tl_backward.weights.forms import Geometries, joint_sites, site_of, way_of
 from tl_backward.weights.layout import Layout
-from tl_backward.weights.names import Named, is_hook_point
+from tl_backward.weights.names import Named
 from tl_backward.weights.rows import axes_of, examples_of
 from tl_backward.weights.token_rows import Shapes
 from tl_backward.weights.watch import Seen, Watch, asking, weights_of

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.model.modules import every_module
+from tl_backward.model.modules import every_module, is_hook_point
 
 _LETTERS = {"q": "Q", "k": "K", "v": "V", "o": "O", "dense_in": "in", "dense_gate": "gate", "dense_out": "out"}
 _WRAPPERS = ("_original_component", "base_layer", "default", "parametrizations")
@@ -96,11 +96,6 @@ def _walk(
             yield from _walk(
                 child, path, below if step in _WRAPPERS else (*below, step), chain, known, above | {id(module)}
             )
-
-
-def is_hook_point(module: nn.Module) -> bool:
-    """Whether a module is one of TransformerLens's HookPoints."""
-    return type(module).__name__ == "HookPoint"
 
 
 def _name(path: str, below: tuple[str, ...], module: nn.Module, attribute: str) -> str:

@@ -62,15 +62,19 @@ Keywords: TypeAlias = dict[str, object]
 
 
 def uses_of(
-    function: Callable, args: Arguments, kwargs: Keywords, out: Tensor, is_weight: Callable[[object], bool]
+    function: Callable,
+    args: Arguments,
+    kwargs: Keywords,
+    out: Tensor,
+    is_weight: Callable[[object], bool],
+    tensors: Sequence[Tensor],
 ) -> list[Use]:
-    """The uses of the weights among an operation's operands; kind "other" for unknown ones."""
+    """The uses of the weights among an operation's operands, `tensors`; kind "other" for unknown ones."""
     name = operation_name(function)
     reader = _READERS.get(name)
     uses = [] if reader is None else reader(_Call(name, args, kwargs, out, is_weight))
     known = {id(use.weight) for use in uses}
-    rest = [each for each in operands(args, kwargs) if is_weight(each) and id(each) not in known]
-    return uses + [Use(name, each, "other", out) for each in rest]
+    return uses + [Use(name, each, "other", out) for each in tensors if id(each) not in known and is_weight(each)]
 
 
 def operands(args: Arguments, kwargs: Keywords) -> list[Tensor]:

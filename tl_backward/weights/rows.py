@@ -71,7 +71,7 @@ def _part(site: WeightSite, recorded: Recorded, shape: tuple[int, int], shapes: 
         with torch.no_grad():
             x = use.x_rows(x)
         # Under autocast the product sees a rounded x.
-        x = x.to(delta.dtype)
+        x = x if x.dtype == delta.dtype else x.to(delta.dtype)
     if site.kind in ("bias", "norm"):
         both = by_token(delta if x is None or site.kind == "bias" else x * delta, shape, site.axes)
         both = both if both.ndim == 3 else both.flatten(2, -2).sum(2)
@@ -88,8 +88,8 @@ def _part(site: WeightSite, recorded: Recorded, shape: tuple[int, int], shapes: 
         block = torch.full((len(x),), number, device=x.device)
     if block is not None or (x.ndim == 2 and recorded.seen.token is not None):
         return _rows(x, delta, block, recorded.seen, shapes)
-    x, delta = (by_token(side, shape, site.axes).flatten(1, -2) for side in (x, delta))
-    return Addend(x, delta)
+    x, delta = (by_token(side, shape, site.axes) for side in (x, delta))
+    return Addend(x if x.ndim == 3 else x.flatten(1, -2), delta if delta.ndim == 3 else delta.flatten(1, -2))
 
 
 def _rows(x: Tensor, delta: Tensor, block: Tensor | None, seen: Seen, shapes: Shapes) -> Addend:
@@ -148,6 +148,8 @@ def by_token(tensor: Tensor, shape: tuple[int, int], axes: Axes | None = None, t
     """
     batch, pos = shape
     lead = tensor.shape[:-trailing]
+    if lead == shape and axes in (None, (2, 0, 1)):
+        return tensor
     if axes is not None and len(lead) == axes[0] and lead[axes[1]] == batch:
         if axes[2] == -1:
             tensor = tensor.movedim(axes[1], 0)
@@ -156,7 +158,7 @@ def by_token(tensor: Tensor, shape: tuple[int, int], axes: Axes | None = None, t
             return tensor.movedim((axes[1], axes[2]), (0, 1))
     if len(lead) < 2:
         known = len(lead) == 1 and lead[0] == batch * pos
-        return tensor.unflatten(0, shape) if known else tensor[(None,) * (2 - len(lead))]
+        return tensor.reshape(*shape, *tensor.shape[1:]) if known else tensor[(None,) * (2 - len(lead))]
     if tuple(lead[:2]) == shape:
         return tensor
     if len(lead) >= 3 and lead[0] == batch and lead[2] == pos:

@@ -131,7 +131,8 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
         """Call the operation, and look at what it did."""
-        check_first_derivatives(func, kwargs)
+        if func is torch.autograd.grad:
+            check_first_derivatives(func, kwargs)
         out = func(*args, **kwargs) if kwargs else func(*args)
         if type(out) in _NO_TENSOR:  # a shape, a data type: half of all calls
             return out
@@ -174,7 +175,7 @@ class Watch(TorchFunctionMode):
         if not isinstance(out, Tensor):
             return self._tell([_unknown(name, each, outputs[0]) for each in weights], out)
         seen = []
-        for use in uses_of(func, args, kwargs, out, self._is_weight):
+        for use in uses_of(func, args, kwargs, out, self._is_weight, tensors):
             known = self._known[id(use.weight)]
             if known.picked is not None:
                 if use.kind == "matrix" and use.block is not None and not known.altered:
@@ -298,7 +299,7 @@ def _joined_again(known: Known) -> Known:
 
 def weights_of(known: Known) -> tuple[int, ...]:
     """The numbers of the weights that a tensor depends on, constants left out."""
-    return tuple(root for root in known.roots if root >= 0)
+    return known.roots if min(known.roots) >= 0 else tuple(root for root in known.roots if root >= 0)
 
 
 def _in_place(name: str) -> bool:

@@ -9,8 +9,8 @@ from models import build, worlds
 from torch import nn
 
 import tl_backward as tlb
+from tl_backward.model.stamp import Stamp as stamp
 from tl_backward.weights import weight_sites
-from tl_backward.weights.stamp import stamp
 
 every_world = pytest.mark.parametrize("world", worlds())
 
