@@ -8,7 +8,7 @@ defined, which costs more than a pass of a small model.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from tl_backward._support.types import TransformerLensModel
+from tl_backward.gradients.edges import Written, delta_at, trace, unwatched, written_at
 from tl_backward.model.guard import check_visitor
 from tl_backward.model.torch_hooks import Hooks, as_shown
 from tl_backward.weights import Read, WeightSite, watched
@@ -30,31 +31,12 @@ from tl_backward.weights.watch import Seen, Watch, asking, weights_of
 NOT_IN_PLACE = "let what does so, a hook or an in-place activation of the model's own, return a new tensor."
 
 
-@dataclass
-class _Written:
-    """One output y: the autograd edge of its gradient (None where none is recorded) and its version at the time."""
-
-    edge: GradientEdge | None
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-    alias: Tensor | None
-    """Y, detached, where an in-place change of it would silently cut the edge off; else it is not kept."""
-    version: int
-    """Its version then."""
-
-    @property
-    def is_stale(self) -> bool:
-        """Whether y was changed in place after it was recorded, so that its gradient is lost."""
-        return self.alias is not None and self.alias._version != self.version
-
-
 @dataclass(frozen=True)
 class _Multiplied:
     """One use of a weight by an operation."""
 
     seen: Seen
-    written: _Written
+    written: Written
     version: int
     """x's version when the operation read it."""
 
@@ -80,10 +62,12 @@ class Recorder:
     hooks: Hooks = field(default_factory=Hooks)
     thread: int = field(default_factory=get_ident)
     """Which thread's pass is recorded."""
+    own: bool = True
+    """Whether the pass is one of ours, in which tensors may be replaced to give them a gradient; else the user's."""
     sites: list[WeightSite] = field(default_factory=list)
     reads: dict[int, list[tuple[Tensor, int]]] = field(default_factory=dict)
-    writes: dict[tuple[int, str], list[_Written]] = field(default_factory=dict)
-    points: dict[int, list[_Written]] = field(default_factory=dict)
+    writes: dict[tuple[int, str], list[Written]] = field(default_factory=dict)
+    points: dict[int, list[Written]] = field(default_factory=dict)
     converters: dict[int, nn.Module] = field(default_factory=dict)
     asked: dict[str, GradientEdge] = field(default_factory=dict)
     """Where the gradient of each weight arrives that autograd gives whole, or pulls back through a function."""
@@ -166,7 +150,7 @@ class Recorder:
         shapes: Shapes,
     ) -> Tensor | None:
         self._check_thread()
-        written: _Written | None = None
+        written: Written | None = None
         replacement: Tensor | None = None
         for each in seen:
             use = each.use
@@ -177,17 +161,17 @@ class Recorder:
             if use.y is None or use.kind not in wanted[key] or each.known.cut:
                 if use.kind == "other" or each.known.cut:
                     use.y = None
-                    self.uses[key].append(_Multiplied(each, _written(None, use.weight), 0))
+                    self.uses[key].append(_Multiplied(each, written_at(None, use.weight), 0))
                 continue
             if each.known.link == "function" and (key, use.kind) in as_stored:
                 self.woken = True  # a flag or a patch has changed how the model computes since it was learnt
             if written is None:
                 y = use.y
-                if use.kind == "embedding" and self._is_of_positions(y, shapes):
+                if self.own and use.kind == "embedding" and self._is_of_positions(y, shapes):
                     # Positions are looked up once for the batch, which their sum with the tokens spreads them over:
                     # spread before it, each example has a gradient of its own there.
                     y = replacement = y.expand(shapes[0][0], -1, -1)
-                written, traced = _trace(y, private=True)
+                written, traced = trace(y, private=True, replace=self.own)
                 replacement = replacement if traced is None else traced
             # In the use's place: y itself, which nothing needs but its edge, would be kept for nothing.
             use.y = None
@@ -203,7 +187,7 @@ class Recorder:
         seen.use.kind, seen.use.y = "other", None
         for root in roots:
             if (root,) in self.uses:
-                self.uses[root,].append(_Multiplied(seen, _written(None, seen.use.weight), 0))
+                self.uses[root,].append(_Multiplied(seen, written_at(None, seen.use.weight), 0))
 
     def watch_hook_points(self, points: Iterable[nn.Module]) -> None:
         """Record the gradient of the tensor at each HookPoint, summed over everything that reads it.
@@ -223,16 +207,16 @@ class Recorder:
             return "it ran several times with tensors of different shapes, whose gradients do not add up."
         return self.silent.get(id(point), "it did not run in this pass.")
 
-    def _enters(self, written: list[_Written], module: nn.Module, args: tuple) -> tuple | None:
+    def _enters(self, written: list[Written], module: nn.Module, args: tuple) -> tuple | None:
         replacement = self._leaves(written, module, args, args[0])
         return None if replacement is None else (replacement, *args[1:])
 
     def _leaves(
-        self, written: list[_Written], module: nn.Module, args: tuple, output: Tensor, *, private: bool = True
+        self, written: list[Written], module: nn.Module, args: tuple, output: Tensor, *, private: bool = True
     ) -> Tensor | None:
         self._check_thread()
-        with _unwatched(output):
-            entry, replacement = _trace(output, private=private)
+        with unwatched(output):
+            entry, replacement = trace(output, private=private, replace=self.own)
         written.append(entry)
         return replacement
 
@@ -247,13 +231,13 @@ class Recorder:
     ) -> None:
         self._check_thread()
         x = read.take(args, kwargs, output)
-        with _unwatched(x):
+        with unwatched(x):
             seen.append((x, x._version))
 
     def _keep_edge(
-        self, points: dict[int, list[_Written]], module: nn.Module, args: tuple, output: object
+        self, points: dict[int, list[Written]], module: nn.Module, args: tuple, output: object
     ) -> Tensor | None:
-        with _unwatched(output):
+        with unwatched(output):
             if not isinstance(output, Tensor) or not output.is_floating_point():
                 self.silent[id(module)] = "what passes there is no floating-point tensor."
             elif not torch.is_grad_enabled():
@@ -274,27 +258,20 @@ class Recorder:
         self.points = {key: list(entered) for key, entered in self.points.items()}
         self.writes = {key: list(entered) for key, entered in self.writes.items()}
         self.reads = {key: list(seen) for key, seen in self.reads.items()}
-        overwritten = self._check_complete()
-        multiplied = [[each.written for each in used] for used in self.uses.values()]
-        every = chain(*self.writes.values(), *multiplied, *self.points.values())
-        entries = list({id(entry): entry for entry in every}.values())
+        overwritten = self.check_complete()
+        entries = self.entries()
         whole = [site for site in self.sites if site.kind == "parameter"]
         wanted = (*(entry.edge for entry in entries), *(self.asked[site.name] for site in whole))
         edges = [edge for edge in dict.fromkeys(wanted) if edge is not None]  # one tensor passes several hook points
         through = any(site.is_function for site in self.sites)
         found = torch.autograd.grad(loss, edges, allow_unused=True, retain_graph=through) if edges else ()
         gradients: dict[GradientEdge | None, Tensor | None] = {None: None, **dict(zip(edges, found, strict=True))}
-        deltas = {id(entry): _delta(entry, gradients[entry.edge]) for entry in entries}
+        deltas = {id(entry): delta_at(entry, gradients[entry.edge]) for entry in entries}
         parameters = {}
         for site in whole:
             gradient = gradients[self.asked[site.name]]
             parameters[site.name] = torch.zeros_like(site.parameter) if gradient is None else gradient
-        factors: dict[str, GradientFactors] = {}
-        for site in self.sites:
-            if site.by_operation:
-                factors[site.name] = factors_of(site, self._recorded(site, deltas), shapes, self.asked.get(site.name))
-            elif site.kind != "parameter":
-                factors[site.name] = site.factors(self._calls(site, deltas))
+        factors = {site.name: self.factors(site, deltas, shapes) for site in self.sites if site.kind != "parameter"}
         at: dict[int, Tensor] = {}
         for key, entered in self.points.items():
             parts = [deltas[id(entry)] for entry in entered]
@@ -302,6 +279,18 @@ class Recorder:
                 # ln1 runs for q, k and v
                 at[key] = as_shown(self.converters[key], parts[0] if len(parts) == 1 else torch.stack(parts).sum(0))
         return Differentiated(factors, parameters, at, overwritten)
+
+    def entries(self) -> list[Written]:
+        """Every y that the pass wrote and whose gradient is wanted, once."""
+        multiplied = [[each.written for each in used] for used in self.uses.values()]
+        every = chain(*self.writes.values(), *multiplied, *self.points.values())
+        return list({id(entry): entry for entry in every}.values())
+
+    def factors(self, site: WeightSite, deltas: dict[int, Tensor], shapes: Shapes) -> GradientFactors:
+        """The factors of a site, from the gradient at each entry, by its identity."""
+        if site.by_operation:
+            return factors_of(site, self._recorded(site, deltas), shapes, self.asked.get(site.name))
+        return site.factors(self._calls(site, deltas))
 
     def idle(self) -> list[str]:
         """Sites that the pass did not use."""
@@ -344,7 +333,7 @@ class Recorder:
         ]
         return list(zip(read, wrote, strict=True))
 
-    def _check_complete(self) -> set[int]:
+    def check_complete(self) -> set[int]:
         """Refuse sites that did not run or were overwritten; returns ids of the hook points that were overwritten."""
         for site in self.sites:
             if site.write is None:
@@ -401,47 +390,3 @@ def _overwritten(site: WeightSite) -> str:
 
 
 _BESIDE = "no gradient flows through it: TransformerLens computes it beside the model's own path, with autograd off."
-
-
-def _unwatched(value: object) -> AbstractContextManager[object]:
-    """A context for looking at a plain tensor, in which no function mode is asked about every look."""
-    return torch._C.DisableTorchFunction() if type(value) is Tensor else nullcontext()
-
-
-def _trace(y: Tensor, *, private: bool) -> tuple[_Written, Tensor | None]:
-    """The edge that dL/dy flows through, and what must replace y where nothing upstream of it is differentiable.
-
-    In-place changes of a view re-write its history, and an edge of the view itself would silently get no gradient; a
-    matrix product's output is often such a view, of a whole buffer that nobody else sees (`private`), whose edge stays.
-    """
-    if not torch.is_grad_enabled():
-        return _written(None, y), None
-    if not y.requires_grad:
-        leaf = y.detach().requires_grad_()
-        return _written(get_gradient_edge(leaf), y), leaf.clone()  # a clone may be changed in place
-    base = y._base if y._is_view() else None
-    if base is None:
-        return _written(_edge(y), y), None
-    whole = base.numel() == y.numel() and base.is_contiguous() and y.is_contiguous() and base.requires_grad
-    if private and whole:
-        return _written(get_gradient_edge(base), y), None
-    return _written(_edge(y), y, y.detach()), None
-
-
-def _edge(y: Tensor) -> GradientEdge:
-    """`get_gradient_edge` of an output of torch's own, without what that does for others."""
-    node = y.grad_fn
-    if node is None or isinstance(node, torch._C._FunctionBase):
-        return get_gradient_edge(y)
-    return GradientEdge(node, y.output_nr)
-
-
-def _written(edge: GradientEdge | None, y: Tensor, alias: Tensor | None = None) -> _Written:
-    return _Written(edge, y.shape, y.dtype, y.device, alias, 0 if alias is None else alias._version)
-
-
-def _delta(entry: _Written, gradient: Tensor | None) -> Tensor:
-    """dL/dy in y's shape; zeros, without memory of their own, where the loss does not depend on y."""
-    if gradient is None:
-        return torch.zeros((), dtype=entry.dtype, device=entry.device).expand(entry.shape)
-    return gradient if gradient.shape == entry.shape else gradient.reshape(entry.shape)
