@@ -336,57 +336,50 @@ class Recorder:
     def check_complete(self) -> set[int]:
         """Refuse sites that did not run or were overwritten; returns ids of the hook points that were overwritten."""
         for site in self.sites:
-            if site.write is None:
-                self._check_uses(site)
-                continue
-            if not self.writes[id(site.write.module), site.write.at] and not site.may_be_silent:
-                raise RuntimeError(_never_ran(site))
-            for x, version in self._seen(site):
-                if x._version != version:
-                    raise RuntimeError(_overwritten(site))
-        overwritten = next((entry for entry in chain(*self.writes.values()) if entry.is_stale), None)
-        if overwritten is not None:
-            raise RuntimeError(
-                f"Expected a tensor of shape {list(overwritten.shape)} to stay as it was written, but it was "
-                f"changed in place later in the forward pass; {NOT_IN_PLACE}"
-            )
+            if not (self.has_run(site) or site.kind == "parameter" or site.may_be_silent):
+                raise RuntimeError(
+                    f"Expected {site.name} to run in the forward pass, but it never did; a user's hook or the model's "
+                    "flags bypass it, or it is called in a way that is not known here. Choose others with weights=..."
+                )
+            self.check_site(site)
         return {key for key, entered in self.points.items() if any(entry.is_stale for entry in entered)}
 
-    def _check_uses(self, site: WeightSite) -> None:
-        used = [each for each in self.uses[site.used] if each.seen.use.kind == site.kind]
-        if site.kind == "parameter" or site.may_be_silent:
-            return
-        if not used and not any(each.seen.use.kind == "other" for each in self.uses[site.used]):
-            raise RuntimeError(_never_ran(site))
-        if used and all(each.written.edge is None for each in used):
+    def has_run(self, site: WeightSite) -> bool:
+        """Whether the pass used a weight."""
+        if site.write is not None:
+            return bool(self.writes[id(site.write.module), site.write.at])
+        return any(each.seen.use.kind in (site.kind, "other") for each in self.uses[site.used])
+
+    def check_site(self, site: WeightSite) -> None:
+        """Refuse a weight that ran where autograd was off, or whose x or y was changed in place after that.
+
+        Raises:
+            RuntimeError: so it is.
+        """
+        if site.write is None:
+            used = [each for each in self.uses[site.used] if each.seen.use.kind == site.kind]
+            if site.kind == "parameter" or site.may_be_silent:
+                return
+            written = [each.written for each in used]
+            seen = [(x, each.version) for each in used if (x := each.seen.use.x) is not None]
+        else:
+            written, seen = self.writes[id(site.write.module), site.write.at], self._seen(site)
+        if written and all(entry.edge is None for entry in written):
             raise RuntimeError(
                 f"Expected {site.name} to run where autograd is on, but it ran inside torch.no_grad(), as reentrant "
                 "gradient checkpointing does; switch that off (gradient_checkpointing_disable(), use_reentrant=False "
                 "or model.eval()) or choose others with weights=...."
             )
-        for each in used:
-            x = each.seen.use.x
-            if x is not None and x._version != each.version:
-                raise RuntimeError(_overwritten(site))
-            if each.written.is_stale:
-                raise RuntimeError(
-                    f"Expected what {site.name} wrote to stay as it was, but it was changed in place later in the "
-                    f"forward pass; {NOT_IN_PLACE}"
-                )
-
-
-def _never_ran(site: WeightSite) -> str:
-    return (
-        f"Expected {site.name} to run in the forward pass, but it never did; a user's hook or the model's flags bypass "
-        "it, or it is called in a way that is not known here. Choose others with weights=..."
-    )
-
-
-def _overwritten(site: WeightSite) -> str:
-    return (
-        f"Expected the input of {site.name} to stay as it was read, but it was overwritten in place later in the "
-        f"forward pass; {NOT_IN_PLACE}"
-    )
+        if any(x._version != version for x, version in seen):
+            raise RuntimeError(
+                f"Expected the input of {site.name} to stay as it was read, but it was overwritten in place later in "
+                f"the forward pass; {NOT_IN_PLACE}"
+            )
+        if any(entry.is_stale for entry in written):
+            raise RuntimeError(
+                f"Expected what {site.name} wrote to stay as it was, but it was changed in place later in the forward "
+                f"pass; {NOT_IN_PLACE}"
+            )
 
 
 _BESIDE = "no gradient flows through it: TransformerLens computes it beside the model's own path, with autograd off."
