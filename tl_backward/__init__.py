@@ -46,13 +46,14 @@ if TYPE_CHECKING:
     from tl_backward import dissimilarity as dissimilarity
     from tl_backward import inversion as inversion
     from tl_backward import render as render
+    from tl_backward import training as training
 
 __version__ = "0.2.0"
 
 _moved.register()
 
 # Whole capabilities, loaded when they are first used.
-_LAZY = ("alignment", "dissimilarity", "inversion", "render", "studies")
+_LAZY = ("alignment", "dissimilarity", "inversion", "render", "studies", "training")
 _ROOMS = ("editing", "embedding_space", "gradients", "lens", "model", "text", "vocabulary", "weights")
 
 

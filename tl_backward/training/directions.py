@@ -1,0 +1,79 @@
+"""The leading directions of a sum of gradients or of a change, with the words that they read and write."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_backward._support.types import TransformerLensModel
+from tl_backward.lens.reading import side_in_stream
+from tl_backward.training.sketch import Approximation
+from tl_backward.vocabulary.readout import Readout, readout
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Directions:
+    """sum_j S_j outer(U_j, V_j), a change of a weight as it is added to it: an input along U_j comes to write V_j."""
+
+    U: Float[Tensor, "d_in r"]
+    """Unit vectors on the side of the inputs, signed so that most inputs point along them."""
+    S: Float[Tensor, " r"]
+    """How much of each, largest first."""
+    V: Float[Tensor, "d_out r"]
+    """Unit vectors on the side of the outputs."""
+    norm: float
+    """Of the whole change (Frobenius)."""
+    error: float
+    """Of what these directions leave out: exact where the sum is kept whole, else estimated (`training.sketch`)."""
+    spectrum: Float[Tensor, " s"]
+    """Singular values that are known."""
+    imprint: Readout | None
+    """U in words, where the weight reads the residual stream."""
+    shift: Readout | None
+    """V in words, where it writes to it."""
+
+    def __repr__(self) -> str:
+        words = [
+            f"{of} {', '.join(map(repr, side.top_tokens[0][:3]))}"
+            for of, side in (("imprint", self.imprint), ("shift", self.shift))
+            if side is not None and len(self.S)
+        ]
+        said = f"; the first: {'; '.join(words)}" if words else ""
+        return f"Directions({len(self.S)} of norm {self.norm:.3g}, {self.share:.0%} of its square{said})"
+
+    @property
+    def share(self) -> float:
+        """Share of the squared norm that the directions hold; 0 for a change of nothing."""
+        kept = float(self.S.square().sum())
+        return kept / (kept + self.error**2) if kept > 0 else 0.0
+
+
+def directions_of(
+    model: TransformerLensModel,
+    name: str,
+    change: Approximation,
+    along: Tensor | None,
+    k: int,
+) -> Directions:
+    """Sign and read the directions of a change; `along` is where most inputs point."""
+    u, v = change.U, change.V
+    # A singular pair has no sign of its own: u is the one that inputs lie along, so that v is what they come to write.
+    pointing = u.abs().pow(2).mul(u.sign()).sum(0) if along is None else along.to(u) @ u
+    sign = torch.where(pointing < 0, -1.0, 1.0).to(u)
+    u, v = u * sign, v * sign
+    side = side_in_stream(name, ())
+    words = None
+    if side is not None and change.S.numel():
+        vectors = (u if side == "inputs" else v).T
+        words = readout(model, vectors.to(next(iter(model.parameters())).dtype), k=k)
+    return Directions(
+        U=u,
+        S=change.S,
+        V=v,
+        norm=change.norm,
+        error=change.error,
+        spectrum=change.spectrum,
+        imprint=words if side == "inputs" else None,
+        shift=words if side == "deltas" else None,
+    )

@@ -1,0 +1,190 @@
+"""A training's own passes, listened to: x and delta of each watched weight, from its forward and its backward.
+
+Nothing is computed twice and nothing is replaced: in a forward pass each x is kept by reference and each y's node of
+the graph told to hand over dL/dy when the training's own backward comes through it. What is kept of a pass holds no
+graph, so that one without a backward is freed with its logits.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from threading import get_ident
+from typing import cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Variable
+from torch.utils.hooks import RemovableHandle
+
+from tl_backward._support.types import TransformerLensModel
+from tl_backward.gradients.edges import Written, delta_at
+from tl_backward.gradients.recorder import Recorder
+from tl_backward.model.modules import root_of
+from tl_backward.weights import WeightSite
+from tl_backward.weights.factors import GradientFactors
+from tl_backward.weights.token_rows import Shapes
+
+_TOKENS = ("input_ids", "decoder_input_ids", "tokens", "input")
+"""Arguments of a model's forward that are tokens."""
+
+
+@dataclass
+class Pass:
+    """One forward pass of the training: what was recorded of it, without its graph."""
+
+    recorder: Recorder
+    tokens: Tensor | None
+    """[batch, pos] of the last sequence that is read, a decoder's; None where the pass reads none."""
+    shapes: Shapes
+    deltas: dict[int, Tensor] = field(default_factory=dict)
+    """dL/dy by its entry, of the backward that runs."""
+    entries: list[Written] = field(default_factory=list)
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens it read."""
+        return max((batch * pos for batch, pos in self.shapes), default=0)
+
+    def factors(self, site: WeightSite) -> GradientFactors:
+        """A weight's factors, once the backward pass is done."""
+        deltas = {id(entry): delta_at(entry, self.deltas.get(id(entry))) for entry in self.entries}
+        return self.recorder.factors(site, deltas, self.shapes)
+
+
+Finish = Callable[[list[Pass]], None]
+"""Called at the end of each backward with the passes that it went through."""
+
+_WATCHED: "WeakKeyDictionary[nn.Module, int]" = WeakKeyDictionary()
+"""Models that are watched."""
+
+
+class Passes:
+    """Hooks on the module that a pass calls, for as long as a training is watched."""
+
+    def __init__(self, model: TransformerLensModel, sites: list[WeightSite], finish: Finish) -> None:
+        self.model, self.sites, self._finish = model, sites, finish
+        self._running: tuple[ExitStack, Pass] | None = None
+        self._handles: list[RemovableHandle] = []
+        self._fired: dict[int, Pass] = {}
+        self.pending = 0
+        """Tokens of passes whose backward has not come."""
+        self.left_out: dict[str, str] = {}
+        """Why, by the weight's name."""
+
+    def open(self) -> None:
+        """Begin to listen.
+
+        Raises:
+            ValueError: the model is watched already.
+        """
+        root = root_of(self.model)
+        if root in _WATCHED:
+            raise ValueError("Expected a model that nobody watches, got one that is watched already; leave that first.")
+        _WATCHED[root] = get_ident()
+        self._handles = [
+            root.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True),
+            root.register_forward_hook(self._leave, always_call=True),
+        ]
+
+    def close(self) -> None:
+        """Take every hook off."""
+        _WATCHED.pop(root_of(self.model), None)
+        for handle in self._handles:
+            handle.remove()
+        self._stop()
+        self._fired.clear()
+
+    def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self._stop()  # a pass that was broken off
+        if not torch.is_grad_enabled() or _WATCHED.get(module) != get_ident():
+            return
+        given = (*args, *(kwargs.get(name) for name in _TOKENS))
+        read = [each for each in given if isinstance(each, Tensor) and _is_tokens(each)]
+        rows = [each if each.ndim == 2 else each[None] for each in read]
+        shapes = cast(Shapes, tuple(tuple(each.shape) for each in rows))
+        recorder = Recorder(self.model, own=False)
+        seen = Pass(recorder, rows[-1].detach() if rows else None, shapes)
+        stack = ExitStack()
+        stack.callback(recorder.hooks.remove)
+        self._running = (stack, seen)
+        for site in self.sites:
+            recorder.watch(site)
+        stack.enter_context(recorder.watching(shapes or ((1, 1),)))
+
+    def _stop(self) -> Pass | None:
+        if self._running is None:
+            return None
+        stack, seen = self._running
+        self._running = None
+        stack.close()
+        return seen
+
+    def _leave(self, module: nn.Module, args: tuple, output: object) -> None:
+        seen = self._stop()
+        if seen is None:
+            return
+        recorder = seen.recorder
+        self._check(recorder)
+        seen.entries = recorder.entries()
+        armed = False
+        for entry in seen.entries:
+            edge, entry.edge = entry.edge, None  # the node holds the hook, which must not hold the node
+            if edge is not None:
+                edge.node.register_prehook(partial(self._fire, seen, id(entry), edge.output_nr))
+                armed = True
+        _forget_graph(recorder)
+        if armed:
+            self.pending += seen.n_tokens
+
+    def _check(self, recorder: Recorder) -> None:
+        """Let go of weights that this pass did not use, and for good of those whose rows cannot be told."""
+        for site in list(recorder.sites):
+            if not recorder.has_run(site):
+                recorder.sites.remove(site)
+                continue
+            try:
+                recorder.check_site(site)
+            except RuntimeError as error:
+                recorder.sites.remove(site)
+                self.sites.remove(site)
+                self.left_out[site.name] = _frozen(site) or str(error)
+
+    def _fire(self, seen: Pass, entry: int, output: int, gradients: tuple[Tensor | None, ...]) -> None:
+        gradient = gradients[output]
+        if gradient is None or not self._handles:
+            return
+        if not self._fired:
+            Variable._execution_engine.queue_callback(self._end)
+        self._fired[id(seen)] = seen
+        seen.deltas[entry] = gradient.detach()
+
+    def _end(self) -> None:
+        fired = list(self._fired.values())
+        self._fired.clear()
+        self.pending = 0
+        try:
+            self._finish(fired)
+        finally:
+            for seen in fired:
+                seen.deltas.clear()
+
+
+def _frozen(site: WeightSite) -> str:
+    frozen = not site.parameter.requires_grad
+    return "it is frozen, and so is all that its input is computed from: no gradient passes there." if frozen else ""
+
+
+def _is_tokens(value: Tensor) -> bool:
+    return value.dtype in (torch.int64, torch.int32) and value.ndim in (1, 2)
+
+
+def _forget_graph(recorder: Recorder) -> None:
+    """Keep each x without what it was computed by; its version is counted on."""
+    for key, seen in recorder.reads.items():
+        recorder.reads[key] = [(x.detach(), version) for x, version in seen]
+    for used in recorder.uses.values():
+        for each in used:
+            use = each.seen.use
+            use.x, use.y = (None if use.x is None else use.x.detach()), None

@@ -1,0 +1,125 @@
+"""What is kept of one watched weight: the sum of its gradients, their norms, and the tokens that contributed most."""
+
+import heapq
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tl_backward.training.sketch import Sketch
+from tl_backward.weights import WeightSite
+from tl_backward.weights.factors import GradientFactors
+
+
+class Contribution(NamedTuple):
+    """One token of one example that wrote to a weight, ordered by how much."""
+
+    norm: float
+    """|x_i| |delta_i|: the norm of its own term of the gradient, in nats a unit of the weight."""
+    step: int
+    """The backward pass, counted from 0."""
+    example: int
+    """Its place in the batch."""
+    position: int
+    """The token's place in its text; of a whole example -1."""
+    ids: tuple[int, ...]
+    """The text's tokens; () where the pass reads none."""
+
+
+@dataclass
+class Record:
+    """The running summary of one weight; sums are of raw gradients, a descent step subtracts them."""
+
+    site: WeightSite
+    rank: int
+    n_examples: int
+    """How many contributions of tokens are kept, and how many of examples."""
+    seed: int
+    total: Sketch = field(init=False)
+    """The gradients, weighted as they were added, as [d_in, d_out] matrices."""
+    start: Sketch = field(init=False)
+    """The weight itself when the watch began."""
+    norms: list[float] = field(default_factory=list)
+    """Of each gradient that was added, before it was weighted."""
+    steps: list[int] = field(default_factory=list)
+    """The step of each."""
+    mean_input: Tensor | None = None
+    """Sum over tokens of |delta_i| x_i: which way most inputs point, which gives directions their sign."""
+    tokens: list[Contribution] = field(default_factory=list)
+    examples: list[Contribution] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Sketch the weight as it is."""
+        shape = matrix_shape(self.site)
+        self.total, self.start = (Sketch(shape, self.rank, self.seed) for _ in range(2))
+        with torch.no_grad():
+            self.start.add(as_matrix(self.site, self.site.parameter.detach()).double())
+
+    def add(self, stored: Tensor, step: int, scale: float = 1.0) -> None:
+        """Add a gradient in the parameter's layout."""
+        self.note(stored, step)
+        self.total.add(as_matrix(self.site, stored), scale)
+
+    def note(self, stored: Tensor, step: int) -> None:
+        """Note the norm of a gradient that is added otherwise."""
+        self.norms.append(float(torch.linalg.vector_norm(as_matrix(self.site, stored), dtype=torch.float32)))
+        self.steps.append(step)
+
+    def add_factors(self, factors: GradientFactors, scale: float) -> None:
+        """Add a gradient by its factors."""
+        if _is_plain(factors):
+            self.total.add_product(*_rows(factors), scale)
+        else:
+            self.total.add(_from_tl(self.site, factors.gradient()), scale)
+
+    def see(self, factors: GradientFactors, step: int, ids: list[list[int]], scale: float = 1.0) -> None:
+        """Note which tokens and examples contributed most to a gradient, and which way their inputs point."""
+        if not _is_plain(factors):
+            return
+        x, d = _rows(factors)
+        weights = torch.linalg.vector_norm(d.detach(), dim=-1)
+        pointed = weights.to(x.dtype) @ x.detach()
+        self.mean_input = pointed if self.mean_input is None else self.mean_input + pointed
+        norms = scale * factors.token_norms()
+        values, places = norms.flatten().topk(min(self.n_examples, norms.numel()))
+        floor = self.tokens[0].norm if len(self.tokens) == self.n_examples else 0.0
+        for value, place in zip(values.tolist(), places.tolist(), strict=True):
+            if value <= floor:
+                break
+            example, position = divmod(place, norms.shape[1])
+            text = tuple(ids[example]) if example < len(ids) else ()
+            self._keep(self.tokens, Contribution(value, step, example, position, text))
+        for example, value in enumerate(norms.sum(1).tolist()):
+            text = tuple(ids[example]) if example < len(ids) else ()
+            self._keep(self.examples, Contribution(value, step, example, -1, text))
+
+    def _keep(self, heap: list[Contribution], new: Contribution) -> None:
+        if new.norm > 0:
+            (heapq.heappush if len(heap) < self.n_examples else heapq.heappushpop)(heap, new)
+
+
+def matrix_shape(site: WeightSite) -> tuple[int, int]:
+    """[d_in, d_out] of a weight; of experts all their matrices, one above the other."""
+    d_in, d_out = site.layout.matrix_shape
+    return (site.layout.shape[0] * d_in, d_out) if site.layout.experts else (d_in, d_out)
+
+
+def as_matrix(site: WeightSite, stored: Tensor) -> Tensor:
+    """A tensor in the parameter's own layout as the [d_in, d_out] matrix of the weight."""
+    return _from_tl(site, site.layout.from_stored(stored))
+
+
+def _from_tl(site: WeightSite, full: Tensor) -> Tensor:
+    """From TransformerLens's shape."""
+    return (full.transpose(0, 1) if site.layout.heads == "out" else full).reshape(matrix_shape(site))
+
+
+def _is_plain(factors: GradientFactors) -> bool:
+    """Whether rows are [batch, pos] tokens, each with one x and one delta."""
+    return factors.origin is None and not factors.per_head and not factors.is_lookup
+
+
+def _rows(factors: GradientFactors) -> tuple[Tensor, Tensor]:
+    """Both sides of all tokens, [token, d_in] and [token, d_out]."""
+    return factors.inputs.flatten(0, 1), factors.deltas.flatten(0, 1)

@@ -1,0 +1,161 @@
+"""What a watch saw: of each weight what its gradients asked for and what was really written, in words."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from tl_backward._support.checks import nearest
+from tl_backward._support.html import frame_table, visible_token
+from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel
+from tl_backward.text.token_strings import token_string, token_strings
+from tl_backward.training.directions import Directions, directions_of
+from tl_backward.training.record import Contribution, Record, as_matrix
+from tl_backward.training.sketch import Sketch
+from tl_backward.weights import layer_of
+
+Of: TypeAlias = Literal["gradient", "written"]
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class WatchResult:
+    """What a training wrote. `gradient` is what plain gradient descent along its gradients would have written."""
+
+    weights: tuple[str, ...]
+    """Full names, in the model's order."""
+    gradient: Mapping[str, Directions]
+    """Minus the summed gradients of each weight."""
+    written: Mapping[str, Directions]
+    """The weight now, minus the weight when the watch began: what any optimizer made of them."""
+    norms: Mapping[str, Tensor]
+    """Of each gradient [step]: of each backward, or as the optimizer read it."""
+    tokens: Mapping[str, tuple[Contribution, ...]]
+    """The tokens that contributed most, largest first."""
+    examples: Mapping[str, tuple[Contribution, ...]]
+    """The same of whole examples: the sum of their tokens' norms."""
+    sums: Mapping[str, Sketch]
+    """The summed gradients as they are kept."""
+    steps: int
+    """Backward passes that were seen."""
+    missing: Mapping[str, str]
+    """What was not watched, or not wholly, and why."""
+    about: Mapping[str, object]
+    """The options, and what was summed."""
+    tokenizer: Tokenizer | None = None
+
+    def __repr__(self) -> str:
+        left = f", {len(self.missing)} missing" if self.missing else ""
+        return f"WatchResult({self.steps} backward passes, {len(self.weights)} weights{left}: {self.summary()})"
+
+    @property
+    def layers(self) -> list[int | None]:
+        """The layer of each weight."""
+        return [layer_of(name) for name in self.weights]
+
+    def summary(self) -> str:
+        """One sentence: where most was written, in which words, by which token."""
+        sizes = {name: self.written[name].norm ** 2 for name in self.weights}
+        total = sum(sizes.values())
+        if total == 0:
+            return f"{self.steps} backward passes wrote nothing: no watched weight has changed."
+        name = max(sizes, key=sizes.__getitem__)
+        change = self.written[name]
+        said = f"{self.steps} backward passes wrote most into {name} ({sizes[name] / total:.0%} of the squared change)"
+        side = change.shift or change.imprint
+        if side is not None and len(change.S):
+            share = float(change.S[0] ** 2) / change.norm**2
+            words = ", ".join(visible_token(token) for token in side.top_tokens[0][:3])
+            verb = "writes" if change.shift is not None else "reads"
+            said += f", whose first direction ({min(share, 1.0):.0%} of it) {verb} {words}"
+        first = next(iter(self.tokens[name]), None)
+        if first is not None and first.ids and self.tokenizer is not None:
+            token = token_string(self.tokenizer, first.ids[first.position])
+            said += f"; the token that contributed most is {visible_token(token)}"
+        return said + "."
+
+    def to_frame(self, of: Of = "written") -> DataFrame:
+        """A row a weight and direction: its size, its share of the weight's squared change, and its words."""
+        import pandas
+
+        rows = []
+        for name in self.weights:
+            each = self._of(of)[name]
+            for j, size in enumerate(each.S.tolist()):
+                words = {
+                    side: None if read is None else read.top_tokens[j]
+                    for side, read in (("imprint", each.imprint), ("shift", each.shift))
+                }
+                share = min(1.0, size**2 / each.norm**2) if each.norm else 0.0
+                rows.append(
+                    {"weight": name, "layer": layer_of(name), "direction": j, "size": size, "share": share, **words}
+                )
+        return pandas.DataFrame(rows)
+
+    def contributions(self, weight: str, of: Literal["tokens", "examples"] = "tokens") -> DataFrame:
+        """A row a token or example, largest first: its norm, when and where it was, and its text."""
+        import pandas
+
+        if weight not in self.weights:
+            raise ValueError(
+                f"Expected a weight that was watched, got {weight!r}; the nearest are {nearest(weight, self.weights)}."
+            )
+        rows = []
+        for each in getattr(self, of)[weight]:
+            texts = token_strings(self.tokenizer, torch.tensor(each.ids)) if each.ids else []
+            word = {"token": texts[each.position]} if of == "tokens" and texts else {}
+            rows.append(
+                {
+                    "norm": each.norm,
+                    "step": each.step,
+                    "example": each.example,
+                    **({"position": each.position} if of == "tokens" else {}),
+                    **word,
+                    "text": "".join(texts),
+                }
+            )
+        return pandas.DataFrame(rows)
+
+    def _of(self, of: Of) -> Mapping[str, Directions]:
+        if of not in ("gradient", "written"):
+            raise ValueError(f"Expected of='gradient' or 'written', got {of!r}.")
+        return self.gradient if of == "gradient" else self.written
+
+    def _repr_html_(self) -> str:
+        """The first direction of each weight, as a static table."""
+        frame = self.to_frame()
+        return frame_table(frame.query("direction == 0"), caption=self.summary())
+
+
+def result_of(
+    model: TransformerLensModel,
+    records: Mapping[str, Record],
+    missing: Mapping[str, str],
+    steps: int,
+    k: int,
+    about: dict[str, object],
+) -> WatchResult:
+    """Freeze what is kept, and read its directions."""
+    gradient, written = {}, {}
+    for name, record in records.items():
+        now = Sketch(record.total.shape, record.rank, record.seed)
+        with torch.no_grad():
+            now.add(as_matrix(record.site, record.site.parameter.detach()).double())
+        change, summed = now.plus(record.start, -1.0).approximation(), record.total.approximation()
+        along = None if record.mean_input is None else record.mean_input.double().cpu()
+        written[name] = directions_of(model, name, change, along, k)
+        gradient[name] = directions_of(model, name, summed._replace(V=-summed.V), along, k)
+    return WatchResult(
+        weights=tuple(records),
+        gradient=gradient,
+        written=written,
+        norms={name: torch.tensor(record.norms, dtype=torch.float64) for name, record in records.items()},
+        tokens={name: tuple(sorted(record.tokens, reverse=True)) for name, record in records.items()},
+        examples={name: tuple(sorted(record.examples, reverse=True)) for name, record in records.items()},
+        sums={name: record.total.copied() for name, record in records.items()},
+        steps=steps,
+        missing=dict(missing),
+        about=about,
+        tokenizer=model.tokenizer,
+    )

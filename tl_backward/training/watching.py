@@ -1,0 +1,261 @@
+"""Watch a training: what its own passes write into each weight, kept in little memory."""
+
+import warnings
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from tl_backward._support.checks import check_k
+from tl_backward._support.types import TransformerLensModel, Weights, typed
+from tl_backward.model.checks import check_model
+from tl_backward.text.token_strings import output_size
+from tl_backward.training.passes import Pass, Passes
+from tl_backward.training.record import Record
+from tl_backward.training.result import WatchResult, result_of
+from tl_backward.training.saving import load_records, save_records
+from tl_backward.weights import WeightSite, select_sites, weight_sites
+
+
+class UnwatchedWarning(UserWarning):
+    """Something of a training could not be watched; the training itself goes on as it would have."""
+
+
+@runtime_checkable
+class Scaler(Protocol):
+    """What multiplies a loss: `torch.amp.GradScaler`."""
+
+    def get_scale(self) -> float:
+        """By how much."""
+        ...
+
+
+class TrainingWatch:
+    """A watch of one training: a context around its loop. Made by `watch`."""
+
+    def __init__(
+        self,
+        model: TransformerLensModel,
+        sites: list[WeightSite],
+        *,
+        every: int,
+        k: int,
+        rank: int,
+        n_examples: int,
+        optimizer: torch.optim.Optimizer | None,
+        scaler: Scaler | None,
+        seed: int,
+        resume: str | Path | None,
+    ) -> None:
+        self.model, self.k, self.every = model, k, every
+        self._optimizer, self._scaler = optimizer, scaler
+        self._options = {"rank": rank, "n_examples": n_examples, "seed": seed}
+        self.steps = 0
+        """Backward passes that were seen."""
+        self.records = {site.name: Record(site, rank, n_examples, seed) for site in sites}
+        if resume is not None:
+            self.steps = load_records(resume, self.records, self._about())
+        self._passes = Passes(model, list(sites), self._finish)
+        self._handles: list[RemovableHandle] = []
+        self._by_factors: dict[str, bool] = {}
+        self._lost: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"TrainingWatch({len(self.records)} weights, {self.steps} backward passes)"
+
+    def __enter__(self) -> "TrainingWatch":
+        """Begin to watch."""
+        self._passes.open()
+        for record in self.records.values():
+            if self._optimizer is None and record.site.parameter.requires_grad:
+                handle = record.site.parameter.register_hook(partial(self._arrived, record))
+                self._handles.append(handle)
+        if self._optimizer is not None:
+            self._handles.append(self._optimizer.register_step_pre_hook(self._before_step))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Take everything off; what was seen is kept."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._passes.close()
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """What is not watched, or not wholly, and why."""
+        return self._passes.left_out | self._lost
+
+    def result(self) -> WatchResult:
+        """What was written until now; may be asked for inside the loop.
+
+        Raises:
+            ValueError: no backward pass was seen.
+        """
+        if not self.steps:
+            raise ValueError(
+                "Expected a loop with a backward pass inside the watch, got none; call the model (or the Hugging Face "
+                "model in it) and loss.backward() within `with watch(model) as w:`."
+            )
+        return result_of(self.model, self.records, self.missing, self.steps, self.k, self._about())
+
+    def save(self, path: str | Path) -> Path:
+        """Write the running state, with which `watch(..., resume=path)` goes on to the same bits; atomically."""
+        return save_records(path, self.records, self.steps, self._about())
+
+    def _about(self) -> dict[str, object]:
+        summed = (
+            "gradients of each backward pass"
+            if self._optimizer is None
+            else "learning rate times what the optimizer read"
+        )
+        return {**self._options, "every": self.every, "summed": summed}
+
+    def _scale(self) -> float:
+        return 1.0 if self._scaler is None else 1.0 / self._scaler.get_scale()
+
+    def _routed(self, record: Record) -> bool:
+        """Whether a gradient costs less by its factors than by the dense one that the training forms."""
+        site = record.site
+        return not site.parameter.requires_grad or (
+            self._optimizer is None and record.total.by_products(self._passes.pending) and not site.layout.experts
+        )
+
+    def _arrived(self, record: Record, gradient: Tensor) -> None:
+        """The training's own gradient of a weight, before it is accumulated."""
+        name, scale = record.site.name, self._scale()
+        try:
+            self._by_factors[name] = self._routed(record) and name not in self.missing
+            if self._by_factors[name]:
+                record.note(scale * gradient if scale != 1 else gradient, self.steps)
+            else:
+                record.add(scale * gradient if scale != 1 else gradient, self.steps)
+        except Exception as error:  # the training must go on
+            self._lose(record, error)
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+        for record in self.records.values():
+            parameter = record.site.parameter
+            if parameter.grad is None or id(parameter) not in rates:
+                continue
+            try:
+                record.add(parameter.grad, max(0, self.steps - 1), rates[id(parameter)])
+            except Exception as error:
+                self._lose(record, error)
+
+    def _finish(self, passes: list[Pass]) -> None:
+        """At the end of a backward: the factors of the passes that it went through."""
+        watched, scale = self.steps % self.every == 0, self._scale()
+        for seen in passes:
+            ids = [] if seen.tokens is None else seen.tokens.tolist()
+            for site in list(seen.recorder.sites):
+                record = self.records[site.name]
+                by_factors = self._by_factors.get(site.name, not site.parameter.requires_grad)
+                if not (watched or by_factors):
+                    continue
+                try:
+                    factors = seen.factors(site)
+                    if by_factors:
+                        record.add_factors(factors, scale)
+                    if watched:
+                        record.see(factors, self.steps, ids, scale)
+                except Exception as error:
+                    self._lose(record, error)
+        self._by_factors.clear()
+        self.steps += 1
+
+    def _lose(self, record: Record, error: Exception) -> None:
+        name = record.site.name
+        if name not in self._lost:
+            self._lost[name] = f"from backward pass {self.steps} on: {error}"
+            warnings.warn(f"{name} is no longer watched: {error}", UnwatchedWarning, stacklevel=2)
+
+
+@typed
+def watch(
+    model: TransformerLensModel,
+    weights: Weights = None,
+    *,
+    every: int = 1,
+    k: int = 10,
+    rank: int = 8,
+    n_examples: int = 20,
+    optimizer: torch.optim.Optimizer | None = None,
+    scaler: Scaler | None = None,
+    seed: int = 0,
+    resume: str | Path | None = None,
+) -> TrainingWatch:
+    """Watch a training: what its own forward and backward passes write into each weight.
+
+    A context around any loop that calls `model`, or the Hugging Face model inside a TransformerBridge, and
+    `loss.backward()`. Nothing is computed twice, nothing is replaced: losses, gradients, parameters and the random
+    state are those of the loop without it, to the bit. Of each weight is kept: the norm of every gradient; a sketch of
+    their sum (`training.sketch`), from which its leading directions come; a sketch of the weight when the watch began,
+    so that what was really written since, by whatever optimizer, is known too; the tokens and examples that contributed
+    most, each by the norm |x_i| |delta_i| of its own term.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge.
+        weights: as in `run_with_gradient_cache`; None for all matrices of the blocks that are trained.
+        every: look at the tokens of every n-th backward; sums and norms have all.
+        k: words for each direction.
+        rank: how many directions are kept of each weight.
+        n_examples: how many tokens, and how many examples, are kept of each weight.
+        optimizer: where given, gradients are summed as it reads them (accumulated, clipped, unscaled), times the
+            learning rate of the moment: what plain gradient descent writes. Else each backward's gradient counts once.
+        scaler: multiplies the loss; its factor is divided out.
+        seed: of the sketches.
+        resume: what `TrainingWatch.save` wrote; the watch goes on from there.
+
+    Raises:
+        ValueError: an unknown weight, or one that is computed from parameters; nothing to watch; a model that is
+            watched already; the state of another watch.
+
+    Example:
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> tokens = model.to_tokens("Anna Berg lives in the city of Oslo")
+        >>> with tlb.training.watch(model, "W_out", optimizer=optimizer) as w:
+        ...     model(tokens, return_type="loss").backward()
+        ...     optimizer.step()
+        >>> w.result().weights[0]
+        'blocks.0.mlp.W_out'
+    """
+    check_model(model)
+    check_k(k, output_size(model) or model.cfg.d_vocab)
+    for name, value in (("every", every), ("rank", rank), ("n_examples", n_examples)):
+        if value < 1:
+            raise ValueError(f"Expected {name} of at least 1, got {value}.")
+    known = weight_sites(model)
+    chosen = select_sites(known, weights)
+    sites = [site for site in chosen.values() if weights is not None or site.parameter.requires_grad]
+    computed = [site.name for site in sites if site.is_function or site.computed_from or site.kind != "matrix"]
+    if computed and weights is not None:
+        raise ValueError(
+            f"Expected matrices that are used as they are stored, got {computed[0]}; watch its parameters instead "
+            "(of an adapter its two matrices)."
+        )
+    sites = [site for site in sites if site.name not in computed]
+    if not sites:
+        raise ValueError(
+            "Expected a weight that is trained, got a model all of whose matrices are frozen or computed; "
+            "requires_grad_(True) what you train, or name weights=... ."
+        )
+    return TrainingWatch(
+        model,
+        sites,
+        every=every,
+        k=k,
+        rank=rank,
+        n_examples=n_examples,
+        optimizer=optimizer,
+        scaler=scaler,
+        seed=seed,
+        resume=resume,
+    )
