@@ -8,7 +8,7 @@ graph, so that one without a backward is freed with its logits.
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from threading import get_ident
 from typing import cast
 from weakref import WeakKeyDictionary
@@ -49,8 +49,11 @@ class Pass:
 
     def factors(self, site: WeightSite) -> GradientFactors:
         """A weight's factors, once the backward pass is done."""
-        deltas = {id(entry): delta_at(entry, self.deltas.get(id(entry))) for entry in self.entries}
-        return self.recorder.factors(site, deltas, self.shapes)
+        return self.recorder.factors(site, self._every_delta, self.shapes)
+
+    @cached_property
+    def _every_delta(self) -> dict[int, Tensor]:
+        return {id(entry): delta_at(entry, self.deltas.get(id(entry))) for entry in self.entries}
 
 
 Finish = Callable[[list[Pass]], None]
@@ -169,6 +172,7 @@ class Passes:
         finally:
             for seen in fired:
                 seen.deltas.clear()
+                vars(seen).pop("_every_delta", None)
 
 
 def _frozen(site: WeightSite) -> str:

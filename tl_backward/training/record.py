@@ -1,30 +1,14 @@
 """What is kept of one watched weight: the sum of its gradients, their norms, and the tokens that contributed most."""
 
-import heapq
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from tl_backward.training.largest import Largest
 from tl_backward.training.sketch import Sketch
 from tl_backward.weights import WeightSite
 from tl_backward.weights.factors import GradientFactors
-
-
-class Contribution(NamedTuple):
-    """One token of one example that wrote to a weight, ordered by how much."""
-
-    norm: float
-    """|x_i| |delta_i|: the norm of its own term of the gradient, in nats a unit of the weight."""
-    step: int
-    """The backward pass, counted from 0."""
-    example: int
-    """Its place in the batch."""
-    position: int
-    """The token's place in its text; of a whole example -1."""
-    ids: tuple[int, ...]
-    """The text's tokens; () where the pass reads none."""
 
 
 @dataclass
@@ -33,8 +17,6 @@ class Record:
 
     site: WeightSite
     rank: int
-    n_examples: int
-    """How many contributions of tokens are kept, and how many of examples."""
     seed: int
     total: Sketch = field(init=False)
     """The gradients, weighted as they were added, as [d_in, d_out] matrices."""
@@ -46,8 +28,8 @@ class Record:
     """The step of each."""
     mean_input: Tensor | None = None
     """Sum over tokens of |delta_i| x_i: which way most inputs point, which gives directions their sign."""
-    tokens: list[Contribution] = field(default_factory=list)
-    examples: list[Contribution] = field(default_factory=list)
+    tokens: Largest = field(default_factory=list)
+    examples: Largest = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Sketch the weight as it is."""
@@ -73,30 +55,16 @@ class Record:
         else:
             self.total.add(_from_tl(self.site, factors.gradient()), scale)
 
-    def see(self, factors: GradientFactors, step: int, ids: list[list[int]], scale: float = 1.0) -> None:
-        """Note which tokens and examples contributed most to a gradient, and which way their inputs point."""
+    def see(self, factors: GradientFactors) -> Tensor | None:
+        """|x_i| |delta_i| of each token, [batch, pos]; notes which way inputs point. None where rows are no tokens."""
         if not _is_plain(factors):
-            return
-        x, d = _rows(factors)
-        weights = torch.linalg.vector_norm(d.detach(), dim=-1)
-        pointed = weights.to(x.dtype) @ x.detach()
-        self.mean_input = pointed if self.mean_input is None else self.mean_input + pointed
-        norms = scale * factors.token_norms()
-        values, places = norms.flatten().topk(min(self.n_examples, norms.numel()))
-        floor = self.tokens[0].norm if len(self.tokens) == self.n_examples else 0.0
-        for value, place in zip(values.tolist(), places.tolist(), strict=True):
-            if value <= floor:
-                break
-            example, position = divmod(place, norms.shape[1])
-            text = tuple(ids[example]) if example < len(ids) else ()
-            self._keep(self.tokens, Contribution(value, step, example, position, text))
-        for example, value in enumerate(norms.sum(1).tolist()):
-            text = tuple(ids[example]) if example < len(ids) else ()
-            self._keep(self.examples, Contribution(value, step, example, -1, text))
-
-    def _keep(self, heap: list[Contribution], new: Contribution) -> None:
-        if new.norm > 0:
-            (heapq.heappush if len(heap) < self.n_examples else heapq.heappushpop)(heap, new)
+            return None
+        x, d = (side.detach().to(torch.promote_types(side.dtype, torch.float32)) for side in _rows(factors))
+        written = torch.linalg.vector_norm(d, dim=-1)
+        if self.mean_input is None:
+            self.mean_input = x.new_zeros(x.shape[-1])
+        self.mean_input.addmv_(x.T, written.to(x.dtype))
+        return (torch.linalg.vector_norm(x, dim=-1) * written).unflatten(0, factors.deltas.shape[:2])
 
 
 def matrix_shape(site: WeightSite) -> tuple[int, int]:

@@ -12,7 +12,8 @@ from tl_backward._support.html import frame_table, visible_token
 from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel
 from tl_backward.text.token_strings import token_string, token_strings
 from tl_backward.training.directions import Directions, directions_of
-from tl_backward.training.record import Contribution, Record, as_matrix
+from tl_backward.training.largest import Contribution
+from tl_backward.training.record import Record, as_matrix
 from tl_backward.training.sketch import Sketch
 from tl_backward.weights import layer_of
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from tl_backward._support.storage import check_kind, check_run, joined, load_tensors, part_of, save_tensors
-from tl_backward.training.record import Contribution, Record
+from tl_backward.training.largest import Contribution
+from tl_backward.training.record import Record
 
 FORMAT = "tl_backward training watch 1"
 

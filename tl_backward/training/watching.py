@@ -14,6 +14,7 @@ from tl_backward._support.checks import check_k
 from tl_backward._support.types import TransformerLensModel, Weights, typed
 from tl_backward.model.checks import check_model
 from tl_backward.text.token_strings import output_size
+from tl_backward.training.largest import keep_largest
 from tl_backward.training.passes import Pass, Passes
 from tl_backward.training.record import Record
 from tl_backward.training.result import WatchResult, result_of
@@ -52,11 +53,11 @@ class TrainingWatch:
         resume: str | Path | None,
     ) -> None:
         self.model, self.k, self.every = model, k, every
-        self._optimizer, self._scaler = optimizer, scaler
+        self._optimizer, self._scaler, self._n_examples = optimizer, scaler, n_examples
         self._options = {"rank": rank, "n_examples": n_examples, "seed": seed}
         self.steps = 0
         """Backward passes that were seen."""
-        self.records = {site.name: Record(site, rank, n_examples, seed) for site in sites}
+        self.records = {site.name: Record(site, rank, seed) for site in sites}
         if resume is not None:
             self.steps = load_records(resume, self.records, self._about())
         self._passes = Passes(model, list(sites), self._finish)
@@ -155,6 +156,7 @@ class TrainingWatch:
         watched, scale = self.steps % self.every == 0, self._scale()
         for seen in passes:
             ids = [] if seen.tokens is None else seen.tokens.tolist()
+            noted: dict[str, Tensor] = {}
             for site in list(seen.recorder.sites):
                 record = self.records[site.name]
                 by_factors = self._by_factors.get(site.name, not site.parameter.requires_grad)
@@ -164,10 +166,13 @@ class TrainingWatch:
                     factors = seen.factors(site)
                     if by_factors:
                         record.add_factors(factors, scale)
-                    if watched:
-                        record.see(factors, self.steps, ids, scale)
+                    norms = record.see(factors) if watched else None
+                    if norms is not None:
+                        noted[site.name] = norms if scale == 1 else scale * norms
                 except Exception as error:
                     self._lose(record, error)
+            heaps = [(self.records[name].tokens, self.records[name].examples) for name in noted]
+            keep_largest(heaps, list(noted.values()), self._n_examples, self.steps, ids)
         self._by_factors.clear()
         self.steps += 1
 
