@@ -8,11 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._support.checks import check_k, nearest
-from tl_backward._support.html import frame_table
 from tl_backward._support.types import DataFrame, TransformerLensModel, Weights, typed
 from tl_backward.model.checks import check_model
 from tl_backward.text.token_strings import output_size
-from tl_backward.training.directions import Directions, directions_of
+from tl_backward.training.directions import Directions, directions_of, first_directions
 from tl_backward.training.record import as_matrix, matrix_shape
 from tl_backward.training.result import WatchResult
 from tl_backward.training.sketch import Approximation
@@ -99,8 +98,7 @@ class Difference:
 
     def _repr_html_(self) -> str:
         """The first direction of each weight, as a static table."""
-        frame = self.to_frame()
-        return frame_table(frame.query("direction == 0") if len(frame) else frame, caption=self.summary())
+        return first_directions(self.to_frame(), self.summary())
 
 
 def _share(each: Directions, j: int) -> float:

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.html import frame_table, visible_token
+from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.lens.reading import side_in_stream
 from tl_backward.training.sketch import Approximation
 from tl_backward.vocabulary.readout import Readout, readout
@@ -77,3 +78,14 @@ def directions_of(
         imprint=words if side == "inputs" else None,
         shift=words if side == "deltas" else None,
     )
+
+
+def first_directions(frame: DataFrame, caption: str) -> str:
+    """The first direction of each weight, from a frame with lists of words, as a static table."""
+    first = frame[[each == 0 for each in frame["direction"]]] if len(frame) else frame
+    words = {
+        side: ["" if each is None else ", ".join(map(visible_token, each[:5])) for each in first[side]]
+        for side in ("imprint", "shift")
+        if side in first
+    }
+    return frame_table(first.assign(**words), caption=caption)

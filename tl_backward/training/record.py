@@ -45,7 +45,8 @@ class Record:
 
     def note(self, stored: Tensor, step: int) -> None:
         """Note the norm of a gradient that is added otherwise."""
-        self.norms.append(float(torch.linalg.vector_norm(as_matrix(self.site, stored), dtype=torch.float32)))
+        dtype = torch.promote_types(stored.dtype, torch.float32)
+        self.norms.append(float(torch.linalg.vector_norm(as_matrix(self.site, stored.detach()), dtype=dtype)))
         self.steps.append(step)
 
     def add_factors(self, factors: GradientFactors, scale: float) -> None:

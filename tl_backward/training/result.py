@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from tl_backward._support.checks import nearest
-from tl_backward._support.html import frame_table, visible_token
+from tl_backward._support.html import visible_token
 from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel
 from tl_backward.text.token_strings import token_string, token_strings
-from tl_backward.training.directions import Directions, directions_of
+from tl_backward.training.directions import Directions, directions_of, first_directions
 from tl_backward.training.largest import Contribution
 from tl_backward.training.record import Record, as_matrix
 from tl_backward.training.sketch import Sketch
@@ -125,8 +125,7 @@ class WatchResult:
 
     def _repr_html_(self) -> str:
         """The first direction of each weight, as a static table."""
-        frame = self.to_frame()
-        return frame_table(frame.query("direction == 0"), caption=self.summary())
+        return first_directions(self.to_frame(), self.summary())
 
 
 def result_of(

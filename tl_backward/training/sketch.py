@@ -174,7 +174,7 @@ class Sketch:
         if not kept:
             return torch.zeros(self.shape, dtype=torch.float64)
         if "whole" in kept:
-            return kept["whole"]
+            return kept["whole"].clone()
         q, x = self._factored(kept)
         return q @ x
 

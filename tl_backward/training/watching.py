@@ -62,6 +62,7 @@ class TrainingWatch:
             self.steps = load_records(resume, self.records, self._about())
         self._passes = Passes(model, list(sites), self._finish)
         self._handles: list[RemovableHandle] = []
+        self._bare: list[Tensor] = []
         self._by_factors: dict[str, bool] = {}
         self._lost: dict[str, str] = {}
 
@@ -73,8 +74,10 @@ class TrainingWatch:
         self._passes.open()
         for record in self.records.values():
             if self._optimizer is None and record.site.parameter.requires_grad:
-                handle = record.site.parameter.register_hook(partial(self._arrived, record))
-                self._handles.append(handle)
+                parameter = record.site.parameter
+                if parameter._backward_hooks is None:
+                    self._bare.append(parameter)
+                self._handles.append(parameter.register_hook(partial(self._arrived, record)))
         if self._optimizer is not None:
             self._handles.append(self._optimizer.register_step_pre_hook(self._before_step))
         return self
@@ -86,6 +89,10 @@ class TrainingWatch:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        for parameter in self._bare:
+            if not parameter._backward_hooks:
+                parameter._backward_hooks = None  # torch leaves an empty table
+        self._bare.clear()
         self._passes.close()
 
     @property
