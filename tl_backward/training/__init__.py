@@ -1,7 +1,31 @@
 """What a training wrote: watch it, compare with what really changed."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from tl_backward.training.difference import Difference, difference, explained
+from tl_backward.training.files import load_watch, merge
 from tl_backward.training.result import WatchResult
 from tl_backward.training.watching import TrainingWatch, UnwatchedWarning, watch
 
-__all__ = ["Difference", "TrainingWatch", "UnwatchedWarning", "WatchResult", "difference", "explained", "watch"]
+if TYPE_CHECKING:
+    from tl_backward.training.callback import WatchCallback
+
+__all__ = [
+    "Difference",
+    "TrainingWatch",
+    "UnwatchedWarning",
+    "WatchCallback",
+    "WatchResult",
+    "difference",
+    "explained",
+    "load_watch",
+    "merge",
+    "watch",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "WatchCallback":  # whose base class takes a second to import
+        return import_module("tl_backward.training.callback").WatchCallback
+    raise AttributeError(f"module 'tl_backward.training' has no attribute {name!r}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import torch
@@ -117,6 +118,12 @@ class WatchResult:
                 }
             )
         return pandas.DataFrame(rows)
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything but the tokenizer as safetensors, atomically; `training.load_watch` reads it."""
+        from tl_backward.training.files import save_result
+
+        return save_result(self, path)
 
     def _of(self, of: Of) -> Mapping[str, Directions]:
         if of not in ("gradient", "written"):
