@@ -23,6 +23,7 @@ from tests.benchmarks import (
     similarity,
     sweeps,
     top_pairs,
+    training,
 )
 from tests.benchmarks.history import History
 from tests.benchmarks.measure import KEPT
@@ -46,6 +47,7 @@ def main() -> None:
         compare,
         enumeration,
         inversion,
+        training,
         peers,
         cores,
     )

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from tl_backward.training.difference import Difference, difference, explained
+from tl_backward.training.changes import Difference, difference, explained
 from tl_backward.training.files import load_watch, merge
 from tl_backward.training.result import WatchResult
 from tl_backward.training.watching import TrainingWatch, UnwatchedWarning, watch
