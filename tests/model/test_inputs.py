@@ -441,10 +441,11 @@ def test_a_sweep_of_experts_is_by_token():
 IMAGE = noise(2, 3, 8, 8)
 SENTENCES = {
     "an unknown name": ("GPT2LMHeadModel", tokens(5), dict(posiotion_ids=IMAGE), TypeError,
-        "Expected an input that the model takes, got 'posiotion_ids'; the nearest are 'position_ids', 'token_type_ids', "
-        "'attention_mask'."),
+        "Expected a keyword of run_with_gradient_cache or an input of the model, got 'posiotion_ids'; the nearest are "
+        "'position_ids', 'token_type_ids', 'attention_mask'."),
     "an image for a model of text": ("GPT2LMHeadModel", tokens(5), dict(pixel_values=IMAGE), TypeError,
-        "Expected an input that the model takes, got 'pixel_values'; the nearest are nothing similar."),
+        "Expected a keyword of run_with_gradient_cache or an input of the model, got 'pixel_values'; known are "
+        "model, prompts, loss, weights, names_filter, fwd_hooks, bwd_hooks, prepend_bos, attention_mask, position_ids, token_type_ids."),
     "labels": ("GPT2LMHeadModel", tokens(5), dict(labels=tokens(5)), TypeError,
         "Expected an input that the model reads, got 'labels'; pass a loss."),
     "a cache": ("GPT2LMHeadModel", tokens(5), dict(use_cache=True), TypeError,
@@ -461,7 +462,7 @@ SENTENCES = {
         "Expected a model that reads text, got one that reads pixel_values, whose gradients are captured by "
         "run_with_gradient_cache(model, None, loss, pixel_values=...)."),
     "a sound for an image": ("ViTModel", None, dict(input_values=IMAGE), TypeError,
-        "Expected an input that the model takes, got 'input_values'; the nearest are 'pixel_values'."),
+        "Expected a keyword of run_with_gradient_cache or an input of the model, got 'input_values'; the nearest are 'pixel_values'."),
     "a decoder of fewer prompts": ("BartForConditionalGeneration", tokens(5), dict(decoder_input_ids=tokens(3)[:1]), ValueError,
         "Expected decoder_input_ids for each of the 2 prompts, got 1 rows; give one row a prompt."),
     "a decoder of floats": ("BartForConditionalGeneration", tokens(5), dict(decoder_input_ids=IMAGE), TypeError,
@@ -540,7 +541,8 @@ def test_a_towers_stream_is_not_read_in_words():
         (dict(pixel_values="image"), TypeError, "Expected pixel_values as a tensor with a row for each prompt, got str."),
         (dict(position_ids=torch.arange(3)[None]), ValueError, "Expected inputs that do not depend on how prompts are padded to "
             "batches, got position_ids; capture such prompts one by one with run_with_gradient_cache."),
-        (dict(pixels=IMAGE), TypeError, "Expected an input that the model takes, got 'pixels'; the nearest are 'pixel_values'."),
+        (dict(pixels=IMAGE), TypeError, "Expected a keyword of sweep or an input of the model, got 'pixels'; "
+            "the nearest are 'pixel_values'."),
     ],
 )  # fmt: skip
 def test_a_sweep_says_what_it_cannot_batch(inputs, error, sentence):
@@ -572,7 +574,9 @@ def test_editing_says_that_logits_are_the_decoders():
 
 @pytest.mark.skipif(not HAS_HOOKED_TRANSFORMER, reason="TransformerLens 4 has no HookedTransformer")
 def test_a_hooked_transformer_reads_tokens_alone():
-    sentence = "Expected prompts alone for a HookedTransformer, which reads tokens, got 'pixel_values' too."
+    sentence = (
+        "Expected a keyword of run_with_gradient_cache or an input of the model, got 'pixel_values'; known are model, "
+    )
     with pytest.raises(TypeError, match=re.escape(sentence)):
         tlb.run_with_gradient_cache(hooked(), tokens(5), square, pixel_values=IMAGE)
 

@@ -6,7 +6,9 @@ An error is one sentence: what was expected, what came, what to do.
 import difflib
 import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import index
+from typing import SupportsIndex, TypeGuard, cast
 
 import torch
 
@@ -27,14 +29,48 @@ class NonFiniteError(ValueError):
         self.index = index
 
 
-def nearest(word: str, names: Iterable[str], n: int = 3) -> str:
-    """The `n` names most like `word`, quoted, for the end of an error message."""
+class UnknownInputError(TypeError):
+    """A keyword that a function hands to the model, which takes no input of that `name`; `known` are those it takes."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        takes = f"the nearest are {nearest(name, known)}" if known else "a HookedTransformer reads tokens alone"
+        super().__init__(f"Expected an input that the model takes, got {name!r}; {takes}.")
+        self.name, self.known = name, known
+
+
+def is_integer(value: object) -> TypeGuard[SupportsIndex]:
+    """Whether something is one integer, of whatever type; True and False are none."""
+    try:
+        return not isinstance(value, bool) and index(cast(SupportsIndex, value)) is not None
+    except (TypeError, ValueError):  # no number at all; of a tensor, several or no integer
+        return False
+
+
+def short(value: object) -> str:
+    """What a value is, for the end of an error message: itself if that is short, else its type and shape."""
+    shape = getattr(value, "shape", None)
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(shape, tuple):
+        return (
+            f"{type(value).__name__} of {f'{dtype} ' if (dtype := getattr(value, 'dtype', None)) else ''}{list(shape)}"
+        )
+    if not isinstance(value, str | int | float | bool | list | tuple | dict | type(None)):
+        return type(value).__name__
+    text = repr(value)
+    return (
+        text if len(text) <= 60 and "HookPoint" not in text else f"{type(value).__name__} {text[:56]}…".splitlines()[0]
+    )
+
+
+def nearest(word: str, names: Iterable[str], n: int = 3, *, form: Callable[[str], str] = repr) -> str:
+    """The `n` names most like `word`, quoted or in another form, for the end of an error message."""
     known = list(dict.fromkeys(names))
     last = word.rpartition(".")[2].lower()
     same = [name for name in known if last and name.rpartition(".")[2].lower() == last]
     same += [name for name in known if last and name not in same and name.lower().startswith(f"{last}_")]
     close = [*same, *(name for name in difflib.get_close_matches(word, known, n=n, cutoff=0.4) if name not in same)][:n]
-    return ", ".join(repr(name) for name in close) if close else "nothing similar"
+    return ", ".join(map(form, close)) if close else "nothing similar"
 
 
 def check_callable_loss(loss: object) -> None:
@@ -129,12 +165,17 @@ def check_layers(layers: int | Sequence[int] | None, n_layers: int) -> list[int]
 
     Raises:
         IndexError: a layer is out of range.
+        TypeError: no integers; those of a list, a range, a NumPy array or a tensor are taken.
     """
     if layers is None:
         return list(range(n_layers))
-    wanted = [layers] if isinstance(layers, int) else list(layers)
-    if not all(isinstance(layer, int) for layer in wanted):
-        raise TypeError(f"Expected layers as an integer or a list of integers, got {layers!r}; for example [0, -1].")
+    several = isinstance(layers, Iterable) and getattr(layers, "ndim", 1)
+    given: list[object] = list(cast(Iterable, layers)) if several else [layers]
+    wanted = [index(layer) for layer in given if is_integer(layer)]
+    if len(wanted) < len(given):
+        raise TypeError(
+            f"Expected layers as an integer or a list of integers, got {short(layers)}; for example [0, -1]."
+        )
     if not wanted:
         raise ValueError("Expected at least one layer, got an empty list; pass layers=None for all of them.")
     return [_check_index("layers", layer, n_layers, "layers") for layer in wanted]
@@ -169,7 +210,15 @@ def _check_index(what: str, index: int, n: int, those: str) -> int:
 
 
 def check_k(k: int, d_vocab: int) -> int:
-    """A number of top tokens between 1 and the size of the vocabulary."""
+    """A number of top tokens between 1 and the size of the vocabulary.
+
+    Raises:
+        TypeError: no integer.
+        ValueError: too few, or more than there are.
+    """
+    if not is_integer(k):
+        raise TypeError(f"Expected k, how many tokens, as an integer, got {short(k)}; for example k=10.")
+    k = index(k)
     if not 1 <= k <= d_vocab:
         raise ValueError(f"Expected 1 <= k <= {d_vocab} (the vocabulary), got k={k}; choose a smaller k.")
     return k

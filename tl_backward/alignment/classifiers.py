@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tqdm.auto import trange
 
 from tl_backward._support.bootstrap import Interval, bootstrap
+from tl_backward._support.public import public
 from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.alignment.stitched import StitchedModel
 from tl_backward.alignment.stitching import zero_shot_stitch
@@ -83,6 +84,7 @@ class Classifier:
         return Head.of(self.model).normed(stream[rows, batch.last.to(stream.device)]) @ self.weight + self.bias
 
 
+@public
 @typed
 def fine_tune(
     model: TransformerLensModel,
@@ -150,6 +152,7 @@ def fine_tune(
     return Classifier(tuned, weight.detach(), bias.detach())
 
 
+@public
 @typed
 def transfer_head(
     classifier: Classifier,

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_backward._support.public import public
 from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.alignment.vocabularies import TokenMap, shared_tokens
 from tl_backward.embedding_space.vectors import Embedding
@@ -11,6 +12,7 @@ from tl_backward.embedding_space.vectors import Embedding
 _TILE = 4096  # tokens taken to float64 at once
 
 
+@public
 @typed
 def translation(
     model_a: TransformerLensModel,
@@ -52,6 +54,7 @@ def translation(
         return (fold_a.to(own.device) @ cross @ fold_b.T @ inverse).to(b.matrix)
 
 
+@public
 @typed
 def random_kernel(
     kernel: Float[Tensor, "d_model_a d_model_b"], *, seed: int = 0

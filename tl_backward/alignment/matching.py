@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from tl_backward._support.checks import check_layers
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import frame_table
+from tl_backward._support.public import public
 from tl_backward._support.types import DataFrame, TransformerLensModel, typed
 from tl_backward.alignment.kernels import gram, random_rotation
 from tl_backward.alignment.vocabularies import TokenMap, shared_tokens
@@ -99,6 +100,7 @@ class ParameterMatch:
         return frame_table(self.to_frame(), caption=repr(self))
 
 
+@public
 @old_keywords({name: f"vector_options.{name}" for name in ("inverse", "fold_ln")}, vector_options=VectorOptions)
 @typed
 def match_parameters(

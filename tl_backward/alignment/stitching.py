@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tl_backward._support.checks import all_finite
+from tl_backward._support.public import public
 from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.alignment.kernels import translation
 from tl_backward.alignment.stitched import StitchedModel
@@ -28,6 +29,7 @@ class Kernel(nn.Module):
         return x @ self.weight
 
 
+@public
 @typed
 def zero_shot_stitch(
     model_a: TransformerLensModel,

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tl_backward._support.public import public
 from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.model.checks import check_model, check_one_device, model_kind
 from tl_backward.model.inputs import check_reads_text
@@ -50,6 +51,7 @@ class TokenMap:
         return f"TokenMap({len(self.ids_a)} tokens: {share_a:.1%} of A's vocabulary, {share_b:.1%} of B's)"
 
 
+@public
 @typed
 def token_map(model_a: TransformerLensModel, model_b: TransformerLensModel) -> TokenMap:
     """Pair the tokens of two vocabularies that have the same text, leading space included.

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from tl_backward._support.deprecation import old_keywords
+from tl_backward._support.public import public
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.dissimilarity.evaluation import evaluate
 from tl_backward.dissimilarity.gather import gather
@@ -23,6 +24,7 @@ _OLD = {
 }
 
 
+@public
 @old_keywords(
     OLD_TEXT | _OLD,
     text_options=TextOptions,

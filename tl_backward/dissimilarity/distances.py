@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, scale_bound, table
+from tl_backward._support.public import public
 from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.dissimilarity.comparison import compare
 from tl_backward.dissimilarity.measures.registry import get_measure, list_measures
@@ -93,6 +94,7 @@ class LayerMap:
         return f"LayerMap({n} points, {d} dimensions with {float(self.shares.sum()):.0%}; stress {self.stress:.3f})"
 
 
+@public
 def classical_mds(distances: Float[Tensor, "_ _"], *, dimensions: int = 2) -> LayerMap:
     """Classical multidimensional scaling: eigenvectors of -1/2 J D^2 J, J = I - 11'/n, times the roots of eigenvalues.
 
@@ -144,6 +146,7 @@ def classical_mds(distances: Float[Tensor, "_ _"], *, dimensions: int = 2) -> La
     return LayerMap(points * scale, shown / total, float(-eigenvalues.clamp(max=0).sum()) / total, stress)
 
 
+@public
 @old_keywords(OLD_TEXT, text_options=TextOptions)
 def model_distances(
     models: Mapping[str, TransformerLensModel],

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from tl_backward._support.bootstrap import Interval, bootstrap
 from tl_backward._support.checks import check_layers
 from tl_backward._support.html import Cell, table, visible_text
+from tl_backward._support.public import public
 from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.editing.edit import Edit
 from tl_backward.editing.methods import Scaling, gradient_edit, shift_edit
@@ -93,6 +94,7 @@ class EditComparison:
         return table(*self.table(), caption=repr(self))
 
 
+@public
 def compare_edits(
     model: TransformerLensModel,
     cases: Sequence[EditCase],
@@ -139,6 +141,7 @@ def compare_edits(
     return EditComparison(scores, tuple(methods), tuple(METRICS))
 
 
+@public
 def edit_methods(
     layer: int,
     scale: float,
@@ -170,6 +173,7 @@ def edit_methods(
     }
 
 
+@public
 def shift_method(layer: int, scale: float, *, scaling: Scaling = "unit") -> Method:
     """`shift_edit` of a case's prompt and target.
 
@@ -181,6 +185,7 @@ def shift_method(layer: int, scale: float, *, scaling: Scaling = "unit") -> Meth
     return lambda model, case: shift_edit(model, case.prompt, case.target, layer, scale, scaling=scaling)
 
 
+@public
 def gradient_method(lr: float, *, steps: int = 1, weights: str | Sequence[str] | None = None) -> Method:
     """`gradient_edit` of a case's prompt and target.
 
@@ -192,6 +197,7 @@ def gradient_method(lr: float, *, steps: int = 1, weights: str | Sequence[str] |
     return lambda model, case: gradient_edit(model, case.prompt, case.target, weights=weights, lr=lr, steps=steps)
 
 
+@public
 def tuned_methods(
     model: TransformerLensModel,
     validation: Sequence[EditCase],
@@ -280,6 +286,7 @@ class LayerGrid:
         return table(columns, cells, row_names=rows, caption=repr(self))
 
 
+@public
 def find_layer(
     model: TransformerLensModel,
     prompt: str,
@@ -344,6 +351,7 @@ def find_layer(
     )
 
 
+@public
 def shift_probabilities(
     model: TransformerLensModel,
     prompt: str,

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._support.checks import all_finite
+from tl_backward._support.public import public
 from tl_backward._support.storage import check_kind, fingerprint, load_tensors, save_tensors
 from tl_backward._support.types import TransformerLensModel
 from tl_backward._support.warnings import warn_user
@@ -181,6 +182,7 @@ def put_on(edit: Edit) -> Iterator[None]:
             edit.revert()
 
 
+@public
 def load_edit(model: TransformerLensModel, path: str | Path) -> Edit:
     """Read an edit for `model`; it is not applied yet.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tl_backward._support.checks import check_choice, check_layers
 from tl_backward._support.lengths import units
+from tl_backward._support.public import public
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.editing.edit import Edit, Update, editable, put_on
 from tl_backward.editing.writable import check_writable
@@ -25,6 +26,7 @@ from tl_backward.weights.rows import weight_inputs
 Scaling: TypeAlias = Literal["unit", "raw"]
 
 
+@public
 def rank_one_edit(
     model: TransformerLensModel,
     weight: str,
@@ -51,6 +53,7 @@ def rank_one_edit(
     return Edit(model, updates, {"method": "rank_one", "scale": scale})
 
 
+@public
 def shift_edit(
     model: TransformerLensModel,
     prompt: str,
@@ -124,6 +127,7 @@ def _shifted(model: TransformerLensModel, layer: int) -> WeightSite:
     return site
 
 
+@public
 def gradient_edit(
     model: TransformerLensModel,
     prompt: str,

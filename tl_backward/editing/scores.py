@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tl_backward._support.checks import check_k
 from tl_backward._support.html import Cell, TableCell, table
+from tl_backward._support.public import public
 from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel
 from tl_backward.editing.edit import Edit
 from tl_backward.model.inputs import check_text_model
@@ -85,6 +86,7 @@ class EditScores:
         return table(["metric", "value", "meaning"], self.to_frame().astype(object).values.tolist())
 
 
+@public
 def evaluate_edit(
     model: TransformerLensModel,
     edit: Edit | None,
@@ -354,6 +356,7 @@ class EditEffect:
         ]
 
 
+@public
 def edit_effect(
     model: TransformerLensModel, edit: Edit, prompt: str, *, k: int = 10, prepend_bos: bool | None = None
 ) -> EditEffect:

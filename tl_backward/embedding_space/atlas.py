@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tqdm.auto import tqdm
 
 from tl_backward._support.checks import check_head, check_layers
+from tl_backward._support.public import public
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.embedding_space.coherence import Coherence, parameter_coherence
 from tl_backward.embedding_space.heads import Circuit, HeadPairs, head_pairs
@@ -38,6 +39,7 @@ class ParameterWords:
     """The strongest pairs of each head that the weight is part of."""
 
 
+@public
 def parameter_words(
     model: TransformerLensModel,
     weight: str,
@@ -135,6 +137,7 @@ class ParameterAtlas:
         return list(dict.fromkeys(short for short, _ in self.coherence))
 
 
+@public
 def parameter_atlas(
     model: TransformerLensModel,
     *,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, table
+from tl_backward._support.public import public
 from tl_backward._support.types import DataFrame, TransformerLensModel, typed
 from tl_backward.embedding_space.options import OLD_KEYWORDS, VectorOptions
 from tl_backward.embedding_space.projection import Projection, project_parameter, top_tokens
@@ -71,6 +72,7 @@ class Coherence:
         return table(columns, rows, row_names=shown.vector_names(), caption=repr(self), corner="vector")
 
 
+@public
 @old_keywords(OLD_KEYWORDS, vector_options=VectorOptions)
 @typed
 def parameter_coherence(

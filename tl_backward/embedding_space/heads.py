@@ -9,6 +9,7 @@ from torch import Tensor
 from tl_backward._support.checks import check_head, check_layers
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, table
+from tl_backward._support.public import public
 from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel, typed
 from tl_backward.embedding_space.options import OLD_KEYWORDS, PairOptions, VectorOptions
 from tl_backward.embedding_space.vectors import PAIRED_WEIGHTS, Embedding, parameter_vectors, query_heads
@@ -81,6 +82,7 @@ class HeadPairs:
         return table([*self.sides, "score"], rows, row_names=list(map(str, range(len(rows)))), caption=caption)
 
 
+@public
 @old_keywords(OLD_KEYWORDS | _OLD_PAIRS, vector_options=VectorOptions, pair_options=PairOptions)
 @typed
 def head_pairs(

@@ -13,6 +13,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from tl_backward._support.checks import nearest
+from tl_backward._support.public import public
 from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.text.ids import ARRAYS, Id, Ids, as_ids
 from tl_backward.text.token_strings import token_string
@@ -99,6 +100,7 @@ def is_alphanumeric(text: str) -> bool:
 _BY_TEXT: dict[str, Callable[[str], bool]] = {"ascii": is_ascii, "alphanumeric": is_alphanumeric}
 
 
+@public
 @typed
 def token_mask(
     model: TransformerLensModel, *, tokens: TokenList | None = None, filters: Filters = ()

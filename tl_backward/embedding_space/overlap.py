@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tl_backward._support.checks import check_head, check_layers
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import table, visible_token
+from tl_backward._support.public import public
 from tl_backward._support.types import DataFrame, Prompts, TransformerLensModel, typed
 from tl_backward.embedding_space.options import OLD_KEYWORDS, VectorOptions
 from tl_backward.embedding_space.projection import check_choice, top_tokens
@@ -94,6 +95,7 @@ class RelatedPairs:
 _CONDITIONS = ("aligned", "shuffled", "gaussian")
 
 
+@public
 @old_keywords(OLD_KEYWORDS, vector_options=VectorOptions)
 @typed
 def related_pairs(
@@ -222,6 +224,7 @@ class ActivationOverlap:
         return table(["place", "token", "aligned", "shuffled"], [means, *rows], caption=caption)
 
 
+@public
 @old_keywords(OLD_KEYWORDS, vector_options=VectorOptions)
 @typed
 def parameter_activation_overlap(

@@ -12,6 +12,7 @@ from tl_backward._support.checks import all_finite, check_k
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, table, visible_token
 from tl_backward._support.lengths import lengths
+from tl_backward._support.public import public
 from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel, typed
 from tl_backward.embedding_space.options import OLD_KEYWORDS, VectorOptions
 from tl_backward.embedding_space.vectors import Embedding, ParameterVectors, Role, parameter_vectors
@@ -117,6 +118,7 @@ class Projection:
         return table(columns, rows, row_names=shown.vector_names(), caption=caption, corner="vector")
 
 
+@public
 @old_keywords(OLD_KEYWORDS, vector_options=VectorOptions)
 @typed
 def project_parameter(

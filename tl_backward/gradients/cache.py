@@ -1,5 +1,6 @@
 """GradientCache: the results of one backward pass, addressed the way TransformerLens addresses activations."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -8,7 +9,7 @@ from typing import TypeVar, cast
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_backward._support.checks import nearest
+from tl_backward._support.checks import is_integer, nearest
 from tl_backward._support.types import DataFrame
 from tl_backward.gradients.losses import Loss
 from tl_backward.weights.account import Row, account_frame, left_out
@@ -33,6 +34,10 @@ class _WeightMap(Mapping[Key, V]):
         value = self._values[str(name)]
         return cast(V, value() if isinstance(value, partial) else value)
 
+    def short_names(self) -> set[str]:
+        """The names that are asked for with a layer: "W_out"."""
+        return {name[0] for name in self._short_names if isinstance(name, tuple)}
+
     def _refusal(self, key: Key, name: Key) -> str:
         """The error message for a key that was not captured; `name` is its full name if it has one."""
         raise NotImplementedError
@@ -56,6 +61,8 @@ def _check_key(key: object, example: Key) -> None:
     """
     if not isinstance(key, str) and not (isinstance(key, tuple) and len(key) > 1 and isinstance(key[0], str)):
         raise KeyError(f"Expected a name or (name, layer), got {key!r:.80}; for example {example}.")
+    if isinstance(key, tuple) and not is_integer(key[1]):
+        raise KeyError(f"Expected a layer as an integer, got {key[1]!r:.60}; for example {(key[0], example[1])}.")
 
 
 class FactorMap(_WeightMap[GradientFactors]):
@@ -78,7 +85,10 @@ class FactorMap(_WeightMap[GradientFactors]):
         if layers:
             return f"layers {min(layers)} to {max(layers)} have one, not all need be captured (weights=...)"
         captured = dict.fromkeys(other[0] for other in in_layers if self._short_names[other] in self._values)
-        return f"captured nearest to it: {nearest(str(short), [*captured, *self._values])} (choose with weights=...)"
+        close = nearest(str(short), [*captured, *self._values])
+        if isinstance(key, tuple):  # as it is asked for
+            close = nearest(str(short), captured, form=lambda other: repr((other, *key[1:])))
+        return f"captured nearest to it: {close} (choose with weights=...)"
 
 
 class GradientMap(_WeightMap[Tensor]):
@@ -146,15 +156,22 @@ class GradientCache(Mapping[Key, Tensor]):
         else:
             name = key if key in self._gradients else get_act_name(key)
         if name not in self._gradients:
-            if key in self.factors:
+            if key in self.factors or (isinstance(key, tuple) and key[0] in self.factors.short_names()):
                 raise KeyError(
                     f"Expected a hook point, got the weight {key!r}, whose factors are cache.factors[{key!r}]."
                 )
-            raise KeyError(
-                f"Expected a hook point whose gradient was kept, got {key!r}; kept nearest to it: "
-                f"{nearest(name, self._gradients)} (choose with names_filter=...)."
-            )
+            raise KeyError(f"Expected a hook point whose gradient was kept, got {key!r}; {self._near(key, name)}.")
         return self._gradients[name]
+
+    def _near(self, key: Key, name: str) -> str:
+        """What was kept like a key that was not: the same in other layers, or other names in that layer."""
+        layer = re.compile(r"(?<=\.)\d+(?=\.)")
+        same = [layer.search(other) for other in self._gradients if layer.sub("", other) == layer.sub("", name)]
+        layers = sorted(int(match[0]) for match in same if match is not None)
+        if isinstance(key, tuple) and layers:
+            return f"kept in layers {', '.join(map(str, layers))} (choose with names_filter=...)"
+        own = [other for other in self._gradients if layer.findall(other)[:1] == layer.findall(name)[:1]]
+        return f"kept nearest to it: {nearest(name, own or self._gradients)} (choose with names_filter=...)"
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._gradients)

@@ -18,6 +18,7 @@ from tl_backward._support.checks import (
     check_loss,
     nearest,
 )
+from tl_backward._support.public import public
 from tl_backward._support.types import HookFn, NamesFilter, Prompts, TransformerLensModel, Weights
 from tl_backward.gradients.cache import FactorMap, GradientCache, GradientMap
 from tl_backward.gradients.losses import OWN_LOSSES, Loss, next_token_loss, takes_mask
@@ -39,6 +40,7 @@ NOTICE_BYTES = 4 * 2**30
 """From how many bytes of factors on a capture says so."""
 
 
+@public
 def run_with_gradient_cache(
     model: TransformerLensModel,
     prompts: Prompts | None,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tl_backward._support.public import public
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.gradients.capture import run_with_gradient_cache
 from tl_backward.model.checks import check_model, model_kind
@@ -158,6 +159,7 @@ class _Routing(Watch):
         return point(value)
 
 
+@public
 def extend(model: TransformerLensModel) -> TransformerLensModel:
     """Add two HookPoints per weight matrix, and our functions as methods, to a model in place; returns it.
 
@@ -197,6 +199,7 @@ def extend(model: TransformerLensModel) -> TransformerLensModel:
     return model
 
 
+@public
 def unextend(model: TransformerLensModel) -> TransformerLensModel:
     """Take off what `extend` put on, with any hooks on its points; nothing where it was never extended.
 

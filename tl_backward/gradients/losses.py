@@ -8,12 +8,15 @@ that name their target in words (`target_loss(" Oslo")`) learn its ids from the 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
-from typing import Literal, TypeAlias, cast
+from typing import Literal, TypeAlias, cast, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
+from tl_backward._support.checks import check_choice, short
+from tl_backward._support.public import public
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.text.asked import asked_index, check_one_token, mask_token
 from tl_backward.text.encoding import Encoder, encode_continuation
@@ -34,6 +37,7 @@ def takes_mask(loss: Loss) -> bool:
         return False
 
 
+@public
 def next_token_loss(
     logits: Float[Tensor, "batch pos d_vocab"],
     tokens: Integer[Tensor, "batch pos"],
@@ -78,6 +82,10 @@ class TargetLoss:
     """The target's token ids, one tuple an example (or one for all), once bound to a model."""
     mask: int | None = None
     """The mask token at which that model is asked; None where it is asked after the last token."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no target."""
+        _check(self.target, self.reduction)
 
     def bind(self, model: Encoder, n_examples: int) -> "TargetLoss":
         """The same loss with the target encoded by `model`, one row an example."""
@@ -130,6 +138,7 @@ class TargetLoss:
         return stacked.mean() if self.reduction == "mean" else stacked.sum()
 
 
+@public
 def target_loss(
     target: Target, positions: Id | Sequence[Id] | Ids | None = None, reduction: Reduction = "mean"
 ) -> TargetLoss:
@@ -167,6 +176,11 @@ class LogitDifference:
     mask: int | None = None
     """The mask token at which that model is asked; None where it is asked after the last token."""
 
+    def __post_init__(self) -> None:
+        """Refuse what is no answer."""
+        for each in (self.answer, self.other):
+            _check(each, self.reduction)
+
     def bind(self, model: Encoder, n_examples: int) -> "LogitDifference":
         """The same difference with both answers encoded by `model`."""
         return replace(self, ids=self._pairs(model, n_examples), mask=mask_token(cast(TransformerLensModel, model)))
@@ -200,6 +214,7 @@ OWN_LOSSES = (TargetLoss, LogitDifference)
 """Losses whose `bind` leaves the model as it is."""
 
 
+@public
 def logit_difference(
     answer: Target, other: Target, positions: Id | Sequence[Id] | Ids | None = None, reduction: Reduction = "mean"
 ) -> LogitDifference:
@@ -217,6 +232,25 @@ def logit_difference(
     return LogitDifference(answer=answer, other=other, positions=_positions(positions), reduction=reduction)
 
 
+def _check(target: Target, reduction: Reduction) -> None:
+    """Refuse a target whose type no model could make sense of.
+
+    Raises:
+        TypeError: it is no text, id, or list of either.
+        ValueError: an empty list, or another reduction.
+    """
+    check_choice("reduction", reduction, get_args(Reduction))
+    if isinstance(target, str | Tensor | np.ndarray) or is_id(target):
+        return
+    if not isinstance(target, Sequence):
+        raise TypeError(f"Expected a target as text, a token id, or a list of either, got {short(target)}.")
+    if not len(target):
+        raise ValueError("Expected a target of at least one token, got an empty list; give text or ids.")
+    kinds = {str if isinstance(item, str) else int if is_id(item) else type(item) for item in target}
+    if len(kinds) > 1 or not kinds <= {str, int, list, tuple, Tensor, np.ndarray}:
+        raise TypeError(f"Expected targets that are all text, ids, or lists of ids, got {short(target)}.")
+
+
 def _encode(target: Target, model: Encoder | None, n_examples: int) -> tuple[tuple[int, ...], ...]:
     """Token ids of the target, one row for each of `n_examples` examples."""
     if isinstance(target, ARRAYS):
@@ -226,9 +260,8 @@ def _encode(target: Target, model: Encoder | None, n_examples: int) -> tuple[tup
         rows = [[one_id(target)]]
     elif isinstance(target, str):
         rows = [_words(target, model)]
-    elif not isinstance(target, Sequence):
-        raise TypeError(f"Expected a target as text, a token id, or a list of either, got {type(target).__name__}.")
     else:
+        target = cast("Sequence[str] | Sequence[Id] | Sequence[Sequence[int]]", target)  # as `_check` has found
         words = [item for item in target if isinstance(item, str)]
         if words and len(words) == len(target):
             rows = [_words(word, model) for word in words]

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_backward._support.deprecation import old_keywords
+from tl_backward._support.public import public
 from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.gradients.examples import (
     BATCHING,
@@ -120,6 +121,7 @@ class GradientSimilarity:
         return frame_table(self.pairs(_HTML_PAIRS), caption=repr(self))
 
 
+@public
 @old_keywords({name: f"text_options.{name}" for name in BATCHING}, text_options=TextOptions)
 def gradient_similarity(
     model: TransformerLensModel,

@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_backward._support.checks import check_at_least_one
+from tl_backward._support.public import public
 from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion.positions import NOWHERE, find_positions
@@ -60,6 +61,7 @@ def batches(
         yield Samples(index, part.tokens, part.lengths, text, where if slots is None else slots[index][text, where])
 
 
+@public
 @typed
 def collect(
     model: TransformerLensModel,

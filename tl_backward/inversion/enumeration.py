@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_backward._support.checks import check_choice
+from tl_backward._support.public import public
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion._old_calls import is_query, is_site, old_options, old_order
@@ -31,6 +32,7 @@ MAX_MEMORY = 2_000_000_000
 N_OUTSIDE = 100
 
 
+@public
 @old_order("inputs", "site", "position", "query", "epsilon", is_new=is_query)
 @old_options
 def enumerate_preimage(

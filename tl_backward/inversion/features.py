@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._support.html import Cell, table, visible_text
+from tl_backward._support.public import public
 from tl_backward._support.types import DataFrame
 from tl_backward.inversion.preimage import Preimage
 from tl_backward.text.token_strings import text_frame
@@ -142,6 +143,7 @@ class FeatureTable:
         )  # fmt: skip
 
 
+@public
 def feature_consistency(
     preimage: Preimage,
     feature: Feature,
@@ -185,6 +187,7 @@ def feature_consistency(
     return FeatureConsistency(called, wanted, rate, _rate(drawn, shares, float(len(drawn)), level))
 
 
+@public
 def common_features(
     preimage: Preimage,
     features: Mapping[str, Feature],
@@ -256,6 +259,7 @@ def _inward(rate: Rate) -> float:
     return min(max(rate.value, edge), 1 - edge)
 
 
+@public
 def compare_with_exact(preimage: Preimage, exact: Preimage, features: Mapping[str, Feature] | None = None) -> Preimage:
     """The same preimage with its recall, and each feature's total variation, in the diagnostics.
 

@@ -6,6 +6,7 @@ from functools import cache
 from itertools import product
 
 from tl_backward._support.html import table
+from tl_backward._support.public import public
 from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion._old_calls import old_options
@@ -92,6 +93,7 @@ class SiteComparison:
         )  # fmt: skip
 
 
+@public
 @old_options
 def compare_sites(
     model: TransformerLensModel,
@@ -185,6 +187,7 @@ class Inversion:
         return f"Inversion({len(self.readings)} readings, first {self.readings[0]!r})"
 
 
+@public
 def invert(
     model: TransformerLensModel,
     query: QueryLike,

@@ -9,6 +9,7 @@ from torch import Tensor
 from tl_backward._support.bootstrap import bootstrap
 from tl_backward._support.checks import check_at_least_one
 from tl_backward._support.html import table
+from tl_backward._support.public import public
 from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.inversion.activations import collect_at
 from tl_backward.inversion.preimage import Preimage
@@ -81,6 +82,7 @@ class PatchCheck:
         return table(list(frame), frame.to_numpy().tolist(), row_names=list(frame.index), caption=caption)
 
 
+@public
 def verify_by_patching(
     model: TransformerLensModel,
     preimage: Preimage,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tl_backward._support.checks import check_at_least_one
 from tl_backward._support.html import Cell, TableCell, table
+from tl_backward._support.public import public
 from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.inversion._old_calls import is_query, old_options, old_order
 from tl_backward.inversion.options import EPSILON, TEXTS, Closeness, Match, Metric
@@ -149,6 +150,7 @@ class Preimage:
         return Cell(self.inputs.text(index)), float(self.distances[index]), int(self.best_positions[index])
 
 
+@public
 @old_order("texts", "query", "site", "position", is_new=is_query)
 @old_options
 def preimage_of(
@@ -203,6 +205,7 @@ def preimage_of(
     )
 
 
+@public
 @old_order("pool", "query", "site", "position", is_new=is_query)
 @old_options
 def pool_preimage(

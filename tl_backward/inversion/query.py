@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tl_backward._support.checks import check_choice
 from tl_backward._support.lengths import largest, lengths
+from tl_backward._support.public import public
 from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion.activations import Samples, batches, collect_at
@@ -44,6 +45,7 @@ class Query:
         return f"Query({self.text!r:.60}, {self.site}, position {self.position})"
 
 
+@public
 def read_query(
     model: TransformerLensModel,
     query: "QueryLike | Query",
@@ -85,6 +87,7 @@ def read_query(
     return Query(texts.text(0), torch.tensor(texts.row(0)), resolved, at, position, value)
 
 
+@public
 @typed
 def distances(
     values: Float[Tensor, "*sample d"], query: Float[Tensor, "d"], metric: Metric = "euclidean"

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_backward._support.public import public
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion._old_calls import old_options
 from tl_backward.inversion.options import EDITS, EPSILON, TEXTS, Closeness, Edit, SearchOptions
@@ -43,6 +44,7 @@ Proposals: TypeAlias = Inputs | Callable[[int, int], Inputs] | Sampler
 Row = tuple[int, ...]
 
 
+@public
 @old_options
 def search_preimage(
     model: TransformerLensModel,

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
+from tl_backward._support.public import public
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion.decoder import Decoder, load_from
 from tl_backward.inversion.network import DecoderConfig
@@ -101,6 +102,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in WEIGHTS.glob(f"*/{DESCRIPTION}")))
 
 
+@public
 def load(
     name_or_dir: str | Path,
     *,

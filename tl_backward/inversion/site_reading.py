@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._support.checks import check_at_least_one
+from tl_backward._support.public import public
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.inversion.activations import collect
 from tl_backward.inversion.features import LEVEL, Feature, FeatureTable, common_features, compare_with_exact
@@ -76,6 +77,7 @@ class SiteReading:
         return f"SiteReading({self.preimage!r}{', beside ' + ' and '.join(beside) if beside else ''})"
 
 
+@public
 def read_preimage(
     model: TransformerLensModel,
     preimage: Preimage,

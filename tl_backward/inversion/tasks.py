@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from tl_backward._support.public import public
 from tl_backward.inversion.features import Feature, Parsed, feature_of
 from tl_backward.inversion.options import EDITS, Edit
 from tl_backward.inversion.shipped import RECIPES, facts_by_prompt
@@ -39,6 +40,7 @@ class Task:
         return 0 < self.domain_size <= SMALL_DOMAIN
 
 
+@public
 def task_of(model_name: str) -> Task | None:
     """The task that a model of the zoo was trained on, or None; the facts models share one."""
     tasks = {"facts": _facts, "counting": _counting, "addition": _addition}
@@ -46,6 +48,7 @@ def task_of(model_name: str) -> Task | None:
     return None if make is None else make()
 
 
+@public
 def task_of_texts(texts: Sequence[str], name: str = "texts") -> Task:
     """A task whose prior is a list of texts, drawn without replacement; at most all of them."""
     draw = sampler(texts)

@@ -15,6 +15,7 @@ from transformers import GPT2LMHeadModel
 
 from tl_backward._support.checks import check_choice
 from tl_backward._support.deprecation import old_keywords
+from tl_backward._support.public import public
 from tl_backward._support.storage import check_run
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.activations import PlaceReader
@@ -76,6 +77,7 @@ class TrainingOptions:
             check_choice("mixed_precision", self.mixed_precision, get_args(Precision))
 
 
+@public
 @old_keywords({"name": "options.name"}, options=TrainingOptions)
 def train(
     model: TransformerLensModel,

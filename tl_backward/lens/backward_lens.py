@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tl_backward._support.checks import check_k, check_layers
 from tl_backward._support.deprecation import old_keywords
+from tl_backward._support.public import public
 from tl_backward._support.types import NamesFilter, Prompts, TransformerLensModel
 from tl_backward.gradients.cache import GradientCache
 from tl_backward.gradients.capture import HookList, run_with_gradient_cache
@@ -76,6 +77,7 @@ def backward_lens(
     position: int | None = None,
     **inputs: object,
 ) -> ControlledLens: ...
+@public
 @old_keywords({"seed": OLD_KEYWORDS["seed"]}, control=RandomInit)
 def backward_lens(
     model: TransformerLensModel,

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_backward._support.html import Cell, lens_table, visible_token
+from tl_backward._support.public import public
 from tl_backward._support.types import DataFrame
 from tl_backward.gradients.cache import GradientCache
 from tl_backward.lens.expert_learning import ExpertLearning
@@ -32,6 +33,7 @@ class LayerReadouts(dict[int, RankedReadout]):
         raise KeyError(f"Expected one of the layers that were read, {list(self)}, got {layer!r}.")
 
 
+@public
 @dataclass(frozen=True, repr=False, eq=False)
 class BackwardLens:
     """The result of `backward_lens`. For a list of prompts every [pos] below is [batch, pos].

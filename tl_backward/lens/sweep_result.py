@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tl_backward._support.bootstrap import Interval, bootstrap
 from tl_backward._support.checks import nearest
+from tl_backward._support.public import public
 from tl_backward._support.storage import check_kind, joined, load_tensors, part_of, save_tensors
 from tl_backward._support.types import DataFrame, Tokenizer
 from tl_backward.lens.segments import NAMES
@@ -28,6 +29,7 @@ FORMAT = "tl_backward sweep 1"
 _COLUMNS = ("items", "loss", "targets", "answers", "draws")
 
 
+@public
 @dataclass(frozen=True, repr=False, eq=False)
 class Sweep:
     """The result of `sweep`: one row a prompt that was measured, in the data set's order."""
@@ -169,6 +171,7 @@ class Sweep:
 _BOUNDS = ("mean", "low", "high")
 
 
+@public
 def load_sweep(path: str | Path, *, tokenizer: Tokenizer | None = None) -> Sweep:
     """Read what `Sweep.save` wrote; `tokenizer` puts its tokens in words.
 
@@ -198,6 +201,7 @@ def load_sweep_of_run(path: str | Path, *, tokenizer: Tokenizer | None) -> tuple
     return replace(sides["model"], control=sides.get("control")), about.get("run", "")
 
 
+@public
 def merge(*sweeps: Sweep) -> Sweep:
     """Sweeps over parts of one data set, as one run over all would have given it.
 

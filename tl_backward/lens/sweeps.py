@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from tl_backward._support.checks import NonFiniteError, check_k, nearest
 from tl_backward._support.deprecation import old_keywords
+from tl_backward._support.public import public
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.gradients.cache import GradientCache
 from tl_backward.gradients.examples import (
@@ -50,6 +51,7 @@ SAVE_EVERY = 20
 """Batches between checkpoints."""
 
 
+@public
 @old_keywords(
     OLD_KEYWORDS | {name: f"text_options.{name}" for name in BATCHING}, control=RandomInit, text_options=TextOptions
 )

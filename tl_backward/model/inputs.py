@@ -10,7 +10,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from tl_backward._support.checks import nearest
+from tl_backward._support.checks import UnknownInputError
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.model.checks import check_model, model_kind
 from tl_backward.model.modules import every_module, root_of
@@ -113,11 +113,9 @@ def check_inputs(model: TransformerLensModel, names: Iterable[str]) -> None:
         if name in _NOT_GIVEN:
             raise TypeError(f"Expected an input that the model reads, got {name!r}; {_NOT_GIVEN[name]}.")
         if hooked:
-            raise TypeError(f"Expected prompts alone for a HookedTransformer, which reads tokens, got {name!r} too.")
+            raise UnknownInputError(name, ())
         if name not in known and not (name == DECODER[1] and DECODER[0] in known):
-            raise TypeError(
-                f"Expected an input that the model takes, got {name!r}; the nearest are {nearest(name, sorted(known))}."
-            )
+            raise UnknownInputError(name, sorted(known))
 
 
 def without_cache(model: TransformerLensModel) -> dict[str, object]:

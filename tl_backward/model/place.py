@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias, cast
 
 from tl_backward._support.checks import check_head, check_layers, nearest
+from tl_backward._support.public import public
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.model.checks import check_model
 
@@ -79,6 +80,7 @@ PlaceLike: TypeAlias = (
 Places: TypeAlias = PlaceLike | Sequence[PlaceLike]
 
 
+@public
 def resolve_place(model: TransformerLensModel, place: PlaceLike) -> Place:
     """Resolve one place of a model, given in any of its notations.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tl_backward._support.public import public
 from tl_backward.text.files import read_records, read_text
 from tl_backward.text.subjects import occurrences
 
@@ -59,6 +60,7 @@ class EditCase:
         return f"EditCase({self.prompt!r}: {self.answer or '?'!r} -> {self.target!r}{counts})"
 
 
+@public
 def load_cases(path: str | Path) -> list[EditCase]:
     """Read edit cases from a file.
 

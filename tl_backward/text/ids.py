@@ -53,7 +53,8 @@ def one_id(value: object, what: str = "a token id") -> int:
         TypeError: it is no integer (a float, even a whole one; True; text).
     """
     if not is_id(value):
-        raise TypeError(f"Expected {what} as an integer, got {value!r:.60}; ids come from model.to_tokens(text).")
+        hint = "; ids come from model.to_tokens(text)" if " id" in what else ""
+        raise TypeError(f"Expected {what} as an integer, got {value!r:.60}{hint}.")
     return index(cast(SupportsIndex, value))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from tl_backward._support.checks import check_k
 from tl_backward._support.html import Cell, table
 from tl_backward._support.lengths import lengths, units
+from tl_backward._support.public import public
 from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel, typed
 from tl_backward.model.checks import check_model
 from tl_backward.model.head import Head
@@ -24,6 +25,7 @@ TokenChoice: TypeAlias = str | Id | Ids
 Same = TypeVar("Same", bound="Readout")
 
 
+@public
 @dataclass(frozen=True, repr=False, eq=False)
 class Readout:
     """Vectors in words. `...` are the leading axes of the vectors that were read, usually [pos] or [batch, pos].
@@ -164,6 +166,7 @@ def readout(
     target: TokenChoice | None = None,
     answer: TokenChoice | None = None,
 ) -> Readout: ...
+@public
 @typed
 def readout(
     model: TransformerLensModel,

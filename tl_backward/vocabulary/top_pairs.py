@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_backward._support.html import frame_table
+from tl_backward._support.public import public
 from tl_backward._support.types import DataFrame, typed
 
 Mask: TypeAlias = tuple[Bool[Tensor, "n_rows"] | None, Bool[Tensor, "n_cols"] | None]
@@ -65,6 +66,7 @@ class TopPairs:
         return frame_table(self.to_frame().head(20), caption=repr(self))
 
 
+@public
 @typed
 def top_pairs(
     left: Float[Tensor, "..."],

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._support.checks import nearest
+from tl_backward._support.public import public
 from tl_backward._support.types import Prompts, TransformerLensModel, Weights
 from tl_backward.model.checks import check_checkpointing, model_kind
 from tl_backward.model.guard import rng_untouched
@@ -29,6 +30,7 @@ __all__ = [
 ]  # fmt: skip
 
 
+@public
 def weight_sites(model: TransformerLensModel, tokens: Prompts | None = None, **inputs: object) -> WeightSites:
     """Every weight of `model` that a gradient can be captured for, by TransformerLens's name for it.
 

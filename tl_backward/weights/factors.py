@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from tl_backward._support.lengths import lengths
+from tl_backward._support.public import public
 from tl_backward.text.ids import Id, Ids, as_ids, is_id, is_integers, one_id
 from tl_backward.weights.layout import Layout, Origin
 
@@ -38,6 +39,7 @@ class SVD(NamedTuple):
     V: Float[Tensor, "d_out k"]
 
 
+@public
 @dataclass(frozen=True, repr=False, eq=False)
 class GradientFactors:
     """One weight's gradient, sum over tokens of outer(inputs, deltas); raw sign, a descent step subtracts it.
@@ -174,8 +176,13 @@ class GradientFactors:
         at least.
 
         Args:
-            k: how many components; None for all min(n_tokens, d_in, d_out).
+            k: how many components, at most all; None for all min(n_tokens, d_in, d_out).
+
+        Raises:
+            ValueError: k < 1.
         """
+        if k is not None and not k >= 1:
+            raise ValueError(f"Expected at least one component, got k={k}; leave k out for all.")
         x, d, rows = self._thin()
         q_x, r_x = torch.linalg.qr(x.T)
         q_d, r_d = torch.linalg.qr(d.T)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from tl_backward._support.public import public
 from tl_backward._support.storage import damaged
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.model.loading import Kind, has_hooked_transformer
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import transformers
 
 
+@public
 def load(name_or_dir: str | Path, *, kind: Kind | None = None, fold_ln: bool = False) -> TransformerLensModel:
     """Load a model on CPU in float32, with its tokenizer: `tl_backward.load` of a model of the zoo.
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._support.checks import nearest
+from tl_backward._support.public import public
 from tl_backward.dissimilarity import measures
 from tl_backward.dissimilarity.measures import additive as sums
 from tl_backward.dissimilarity.measures._cka import Alignment
@@ -252,6 +253,7 @@ ADDITIVE = MappingProxyType({measure.name: measure for measure in _ALL if measur
 """Those with a streamed evaluation, by name: `compare` takes these over all samples, all others on a bounded sample."""
 
 
+@public
 def get_measure(name: str) -> Measure:
     """The measure of that name, in upper or lower case.
 

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from tl_backward._support.checks import check_choice, check_layers
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, table
+from tl_backward._support.public import public
 from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.alignment.stitched import StitchedModel
 from tl_backward.dissimilarity.options import OLD_TEXT, Fit, FitOptions, MapKind
@@ -181,6 +182,7 @@ OLD_FIT = OLD_TEXT | {
 """Deprecated keyword -> what replaces it."""
 
 
+@public
 @old_keywords(OLD_FIT, text_options=TextOptions, fit_options=FitOptions)
 def stitch(
     model_a: TransformerLensModel,
@@ -253,6 +255,7 @@ def stitch(
     )
 
 
+@public
 @old_keywords(OLD_FIT, text_options=TextOptions, fit_options=FitOptions)
 def stitching_grid(
     model_a: TransformerLensModel,

@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from tl_backward._support.public import public
 from tl_backward._support.types import TransformerLensModel
 from tl_backward._support.warnings import warn_user
 from tl_backward.model.loading._folder import read_folder
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 
+@public
 def load(
     name_or_dir: str | os.PathLike[str],
     *,
