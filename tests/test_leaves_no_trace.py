@@ -261,7 +261,9 @@ for tokens, options in [
 @every_world
 def test_unknown_words_of_a_prompt_are_announced(world):
     model = build(world)
-    with pytest.warns(UserWarning, match="The text 'w5 zzz' has words that are not in the model's vocabulary"):
+    with pytest.warns(
+        UserWarning, match="A text has words that are not in the model's vocabulary and are read as unknown: 'zzz'"
+    ):
         run(model, "w5 zzz")
 
 

@@ -231,7 +231,10 @@ def test_what_is_left_out_is_named(world):
 def test_bad_input(world):
     model = hooked() if world == "hooked" else bridge()
     n_heads = model.cfg.n_heads
-    with pytest.raises(ValueError, match="Expected circuit to be 'VO' or 'QK', got 'KV'"):
+    with pytest.raises(
+        ValueError,
+        match="Expected circuit to be 'VO' or 'QK', the two matrices of a head, got 'KV'; those are an MLP's",
+    ):
         tlb.head_pairs(model, "KV", 0, 0)
     with pytest.raises(ValueError, match="Expected source to be 'W_U' or 'W_E', got 'W_pos'"):
         tlb.head_pairs(model, "VO", 0, 0, pair_options=PairOptions(source="W_pos"))

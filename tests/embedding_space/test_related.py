@@ -130,10 +130,13 @@ def test_frame_and_html(world):
 @every_world
 def test_bad_input(world):
     model = build(world)
-    with pytest.raises(ValueError, match="Expected kind to be one of KV, GV, VO, QK, got 'VK'"):
+    with pytest.raises(
+        ValueError,
+        match="Expected kind to be KV or GV .what a neuron of an MLP reads and writes., VO or QK .*, got 'VK'",
+    ):
         related_pairs(model, "VK", 0)
     with pytest.raises(
-        ValueError, match="Expected no head for 'blocks.0.mlp.W_in', whose pairs are neurons, got head=1"
+        ValueError, match="Expected no head for 'blocks.0.mlp.W_in' of an MLP, whose pairs are neurons, got head=1"
     ):
         related_pairs(model, "KV", 0, head=1)
     with pytest.raises(IndexError, match="Expected head in"):

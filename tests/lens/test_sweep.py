@@ -430,7 +430,11 @@ def test_top_tokens_are_counted():
 @pytest.mark.parametrize(
     "arguments, options, message",
     [
-        ((["w5 w6"], ["w9", "w8"]), {}, "Expected losses for each of the 1 prompts"),
+        (
+            (["w5 w6"], ["w9", "w8"]),
+            {},
+            "Expected a target or loss for each of the 1 prompts, got a list of 2; pair them, or give one",
+        ),
         ((["w5 w6", "w7"], ["w9", "w8"]), {"subjects": ["w5", "w6"]}, "Prompt 1: Expected the subject to occur"),
         ((["w5 w6", "w7"], ["w9", "w8"]), {"subjects": [None, (1, 5)]}, "Prompt 1: Expected a subject span within"),
         ((["w5 w6", "w7"], ["w9", "nonsense"]), {}, "Prompt 1: Expected a target in the model's vocabulary"),

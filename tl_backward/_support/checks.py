@@ -17,6 +17,10 @@ class UnknownWordsWarning(UserWarning):
     """A text has words that the model's tokenizer reads as unknown: what follows is about them too."""
 
 
+class TrailingSpaceWarning(UserWarning):
+    """A prompt ends in a space, which most tokenizers make the beginning of the next word's token."""
+
+
 class LargeCaptureWarning(UserWarning):
     """A capture whose factors will take much memory (from 4 GiB on)."""
 

@@ -5,7 +5,6 @@ import inspect
 import random
 import re
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from typing import Any, TypeVar, cast, get_type_hints
 
 from beartype.door import is_bearable
@@ -13,11 +12,11 @@ from beartype.roar import BeartypeException
 from jaxtyping import TypeCheckError
 
 from tl_backward._support.checks import UnknownInputError, nearest, short
+from tl_backward._support.warnings import SAID
 
 T = TypeVar("T", bound=Callable)
 
 _RAW = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
-_INSIDE: ContextVar[bool] = ContextVar("inside a public function", default=False)
 _NO_SUCH_KEYWORD = re.compile(r"\(\) got (?:an unexpected keyword argument|multiple values for .*?argument) '(\w+)'")
 
 
@@ -51,9 +50,9 @@ def public(thing: T) -> T:
 def _speaking(function: Callable) -> Callable:
     @functools.wraps(function)
     def called(*args: object, **kwargs: object) -> object:
-        if _INSIDE.get():
+        if SAID.get() is not None:
             return function(*args, **kwargs)
-        outermost = _INSIDE.set(True)
+        outermost = SAID.set(set())
         try:
             return function(*args, **kwargs)
         except _RAW as error:
@@ -62,7 +61,7 @@ def _speaking(function: Callable) -> Callable:
                 raise
             raise TypeError(sentence) from error
         finally:
-            _INSIDE.reset(outermost)
+            SAID.reset(outermost)
 
     return called
 

@@ -13,17 +13,30 @@ import torch
 from jaxtyping import Float, Int, Integer, TypeCheckError, jaxtyped
 from torch import Tensor, nn
 
+from tl_backward._support.arrays import tensor_of, tensor_parameters
 from tl_backward._support.literals import check_types
 
 F = TypeVar("F", bound=Callable)
 
 
 def typed(function: F) -> F:
-    """Check a public function's tensor shapes and dtypes on every call (jaxtyping + beartype)."""
-    check = jaxtyped(typechecker=_checked)(function)
+    """Check a public function's tensor shapes and dtypes on every call (jaxtyping + beartype).
+
+    Where it takes a tensor, lists of numbers, NumPy arrays and pandas columns are made one.
+    """
+    check, tensors = jaxtyped(typechecker=_checked)(function), tensor_parameters(function)
+    names = tuple(inspect.signature(function).parameters)
 
     @wraps(function)
     def checked(*args: object, **kwargs: object) -> object:
+        args = (
+            tuple(
+                tensor_of(value, floats=tensors[name]) if name in tensors else value
+                for name, value in zip(names, args, strict=False)
+            )
+            + args[len(names) :]
+        )
+        kwargs |= {name: tensor_of(kwargs[name], floats=tensors[name]) for name in tensors if name in kwargs}
         try:
             return check(*args, **kwargs)
         except TypeCheckError as error:

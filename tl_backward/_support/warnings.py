@@ -3,6 +3,7 @@
 import functools
 import sys
 import warnings
+from contextvars import ContextVar
 from pathlib import Path
 
 import beartype
@@ -18,8 +19,20 @@ _BETWEEN = (
 """What may stand between two functions of ours."""
 
 
+SAID: ContextVar[set[str] | None] = ContextVar("warnings of the call of a public function", default=None)
+"""What has been warned of since a public function was called from outside; None outside one."""
+
+
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the nearest stack frame outside this package, so that Python shows a warning once for each line there."""
+    """Warn at the nearest stack frame outside this package, so that Python shows a warning once for each line there.
+
+    Within one call of a public function the same is said once, however often it is met.
+    """
+    said = SAID.get()
+    if said is not None:
+        if message in said:
+            return
+        said.add(message)
     level, frame = 1, sys._getframe()
     while frame is not None and frame.f_code.co_filename.startswith((_HERE, *_BETWEEN)):
         level, frame = level + 1, frame.f_back

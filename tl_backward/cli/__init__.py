@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, NoReturn
 
 import tl_backward
-from tl_backward._support.checks import UnknownWordsWarning
+from tl_backward._support.checks import TrailingSpaceWarning, UnknownWordsWarning
 from tl_backward._support.html import visible_text
 from tl_backward.cli import compare, edit, invert, lens, params
 from tl_backward.model.loading import LoadingWarning
@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", UnknownWordsWarning)
+            warnings.simplefilter("always", TrailingSpaceWarning)
             warnings.simplefilter("always", LoadingWarning)
             warnings.showwarning = _noting_once()
             arguments.run(arguments)

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, scale_bound, table
 from tl_backward._support.public import public
-from tl_backward._support.types import DataFrame, TransformerLensModel
+from tl_backward._support.types import DataFrame, TransformerLensModel, typed
 from tl_backward.dissimilarity.comparison import compare
 from tl_backward.dissimilarity.measures.registry import get_measure, list_measures
 from tl_backward.dissimilarity.options import OLD_TEXT, RunOptions
@@ -95,6 +95,7 @@ class LayerMap:
 
 
 @public
+@typed
 def classical_mds(distances: Float[Tensor, "_ _"], *, dimensions: int = 2) -> LayerMap:
     """Classical multidimensional scaling: eigenvectors of -1/2 J D^2 J, J = I - 11'/n, times the roots of eigenvalues.
 

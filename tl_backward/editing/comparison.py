@@ -15,12 +15,14 @@ from tl_backward._support.checks import check_layers
 from tl_backward._support.html import Cell, table, visible_text
 from tl_backward._support.public import public
 from tl_backward._support.types import DataFrame, TransformerLensModel
+from tl_backward._support.warnings import warn_user
 from tl_backward.editing.edit import Edit
 from tl_backward.editing.methods import Scaling, gradient_edit, shift_edit
 from tl_backward.editing.scores import METRICS, EditScores, ask, encode, probabilities, score
 from tl_backward.model.inputs import check_text_model
 from tl_backward.text.cases import EditCase
-from tl_backward.text.token_strings import text_frame
+from tl_backward.text.tables import Cases, cases_of
+from tl_backward.text.token_strings import reads_unknown, text_frame, unknown_words
 
 Method: TypeAlias = Callable[[TransformerLensModel, EditCase], Edit | None]
 """Makes the edit of a case; None for no edit."""
@@ -97,7 +99,7 @@ class EditComparison:
 @public
 def compare_edits(
     model: TransformerLensModel,
-    cases: Sequence[EditCase],
+    cases: Cases,
     methods: Mapping[str, Method],
     *,
     n_tokens: int = 100,
@@ -108,7 +110,8 @@ def compare_edits(
 
     Args:
         model: a HookedTransformer or TransformerBridge.
-        cases: apart from those that any setting of the methods was chosen on (`find_layer`).
+        cases: a list, a table or a file of edit cases (as in `sweep`), apart from those that any setting of the methods
+            was chosen on (`find_layer`).
         methods: how each is called -> what makes its edit, as `edit_methods` gives them.
         n_tokens: sampled for the entropy, as in `evaluate_edit`; 0 leaves it out.
         seed: of the sampling.
@@ -124,6 +127,7 @@ def compare_edits(
         'shift'
     """
     check_text_model(model)
+    cases = cases_of(cases)
     if not cases or not methods:
         raise ValueError(f"Expected at least one case and one method, got {len(cases)} and {len(methods)}; give both.")
     scores = torch.full((len(methods), len(cases), len(_MEASURED) + 1), torch.nan, dtype=torch.float64)
@@ -200,7 +204,7 @@ def gradient_method(lr: float, *, steps: int = 1, weights: str | Sequence[str] |
 @public
 def tuned_methods(
     model: TransformerLensModel,
-    validation: Sequence[EditCase],
+    validation: Cases,
     *,
     layers: int | Sequence[int] | None = None,
     scales: Sequence[float] = SCALES,
@@ -228,6 +232,7 @@ def tuned_methods(
         >>> len(methods)
         4
     """
+    validation = cases_of(validation)
     cells = [(layer, scale) for scale in scales for layer in check_layers(layers, model.cfg.n_layers)]
     families = [
         {f"forward-pass shift (layer {layer}, scale {scale:g})": shift_method(layer, scale) for layer, scale in cells},
@@ -292,7 +297,7 @@ def find_layer(
     prompt: str,
     target: str,
     *,
-    validation: Sequence[EditCase],
+    validation: Cases,
     layers: int | Sequence[int] | None = None,
     scales: Sequence[float] = SCALES,
     scaling: Scaling = "unit",
@@ -324,7 +329,7 @@ def find_layer(
         True
     """
     check_text_model(model)
-    chosen = check_layers(layers, model.cfg.n_layers)
+    chosen, validation = check_layers(layers, model.cfg.n_layers), cases_of(validation)
     if not validation or not scales:
         raise ValueError(
             f"Expected at least one validation edit and one scale, got {len(validation)} and {len(scales)}; give both."
@@ -334,6 +339,7 @@ def find_layer(
             raise ValueError(
                 f"Expected validation edits apart from this one, got its prompt in case {index}; leave that out."
             )
+    _check_known(model, validation)
     cells = {f"layer {layer}, scale {scale:g}": (layer, scale) for scale in scales for layer in chosen}
     methods = {name: shift_method(*cell, scaling=scaling) for name, cell in cells.items()}
     comparison = compare_edits(model, validation, methods, n_tokens=0, show_progress=show_progress)
@@ -349,6 +355,27 @@ def find_layer(
         objective=comparison.objective.reshape(shape).T,
         best=cells[comparison.best],
     )
+
+
+def _check_known(model: TransformerLensModel, cases: Sequence[EditCase]) -> None:
+    """Refuse edits of which a model can read none, and warn of those that it knows none of: they teach it nothing.
+
+    Raises:
+        ValueError: every prompt has words that the model reads as unknown.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    if all(reads_unknown(tokenizer, case.prompt) for case in cases):
+        words = ", ".join(map(repr, unknown_words(tokenizer, cases[0].prompt)[:4]))
+        raise ValueError(
+            f"Expected validation edits of facts that the model knows, got {len(cases)} with words that it reads as "
+            f"unknown ({words}); take some of its own, as tlb.zoo.edit_cases('validation') of \"facts\"."
+        )
+    asked = [(case.prompt, case.answer) for case in cases if case.answer]
+    if asked and not probabilities(model, encode(model, asked))[1].any():
+        warn_user(
+            f"The model gives none of the {len(asked)} validation edits' old answers: what is chosen on facts that it "
+            "does not know says little about one that it knows."
+        )
 
 
 @public

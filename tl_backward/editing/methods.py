@@ -7,10 +7,10 @@ from typing import Literal, TypeAlias, get_args
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward._support.checks import check_choice, check_layers
+from tl_backward._support.checks import check_choice, check_layers, short
 from tl_backward._support.lengths import units
 from tl_backward._support.public import public
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.editing.edit import Edit, Update, editable, put_on
 from tl_backward.editing.writable import check_writable
 from tl_backward.gradients.capture import run_with_gradient_cache
@@ -27,6 +27,7 @@ Scaling: TypeAlias = Literal["unit", "raw"]
 
 
 @public
+@typed
 def rank_one_edit(
     model: TransformerLensModel,
     weight: str,
@@ -36,6 +37,8 @@ def rank_one_edit(
     scale: float = 1.0,
 ) -> Edit:
     """The primitive: W += scale * outer(x, v) for a weight used as y = x @ W, by its full name.
+
+    Lists and NumPy arrays are taken for vectors.
 
     Raises:
         ValueError: no such weight, vectors of the wrong width, or a tied weight.
@@ -48,6 +51,8 @@ def rank_one_edit(
         True
     """
     check_model(model)
+    if not isinstance(weight, str):
+        raise TypeError(f"Expected a weight by its full name, got {short(weight)}; for example 'blocks.2.mlp.W_out'.")
     updates = {weight: Update(x[None].detach(), scale * v[None].detach())}
     editable(model, updates)
     return Edit(model, updates, {"method": "rank_one", "scale": scale})

@@ -7,7 +7,7 @@ still writes is told by the entropy of the n-grams of sampled continuations.
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -26,6 +26,7 @@ from tl_backward.text.cases import EditCase
 from tl_backward.text.encoding import encode_continuation
 from tl_backward.text.ids import Id, one_id
 from tl_backward.text.prompts import encode_prompts, forward, pad
+from tl_backward.text.tables import cases_of
 from tl_backward.text.token_strings import output_size, text_column, token_string
 
 _ROWS = 128  # prompts a pass
@@ -90,7 +91,7 @@ class EditScores:
 def evaluate_edit(
     model: TransformerLensModel,
     edit: Edit | None,
-    case: EditCase,
+    case: EditCase | Mapping[str, object],
     *,
     n_tokens: int = 100,
     seed: int = 0,
@@ -101,7 +102,8 @@ def evaluate_edit(
     Args:
         model: the model that the edit is of.
         edit: is applied for the scoring, unless it is applied already, and left as it was; None for the unedited model.
-        case: the prompts and answers; an empty true answer is the unedited model's own.
+        case: the prompts and answers, or a dictionary with the fields of one; an empty true answer is the unedited
+            model's own.
         n_tokens: sampled after each opening for the entropy (up to the context's length); 0 for none.
         seed: of the sampling.
         prepend_bos: as in `model.to_tokens`.
@@ -117,6 +119,8 @@ def evaluate_edit(
         1.0
     """
     check_text_model(model)
+    if isinstance(case, Mapping):
+        (case,) = cases_of([case])
     if not isinstance(case, EditCase) or not isinstance(edit, Edit | None):
         raise TypeError(
             f"Expected an edit (or None), then an edit case, got {type(edit).__name__} and {type(case).__name__}; give "

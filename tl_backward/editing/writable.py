@@ -26,7 +26,10 @@ def check_writable(model: TransformerLensModel, names: Iterable[str]) -> WeightS
     """
     names, sites = list(names), weight_sites(model)
     for name in names:
-        site = select_sites(sites, name)[name]
+        chosen = select_sites(sites, name)
+        if name not in chosen:
+            raise ValueError(f"Expected the full name of a weight, got {name!r}; such are {', '.join([*chosen][:3])}.")
+        site = chosen[name]
         refused = _unwritable(site)
         if refused:
             raise ValueError(f"Expected a weight that an edit can write, got {name}, which is {refused}; {_REMEDY}.")

@@ -1,18 +1,18 @@
 """What an attention head does to tokens: its strongest pairs, over all V x V of them (Dar et al. 2022, sec. 3)."""
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor
 
-from tl_backward._support.checks import check_head, check_layers
+from tl_backward._support.checks import check_head, check_layers, short
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, table
 from tl_backward._support.public import public
 from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel, typed
 from tl_backward.embedding_space.options import OLD_KEYWORDS, PairOptions, VectorOptions
-from tl_backward.embedding_space.vectors import PAIRED_WEIGHTS, Embedding, parameter_vectors, query_heads
+from tl_backward.embedding_space.vectors import PAIRED_WEIGHTS, Embedding, pair_name, parameter_vectors, query_heads
 from tl_backward.model.checks import check_model
 from tl_backward.text.token_strings import text_column, token_strings
 from tl_backward.vocabulary.top_pairs import TopPairs, top_pairs
@@ -123,7 +123,7 @@ def head_pairs(
         HeadPairs(VO, layer 3, head 1, 20 largest pairs)
     """
     check_model(model)
-    circuit = "VO" if circuit == "OV" else circuit
+    circuit = cast(Circuit, pair_name(circuit))  # checked next
     offset, source = pair_options.offset, pair_options.source
     _check_options(circuit, offset, model.cfg.n_ctx)
     layer = check_layers(layer, model.cfg.n_layers)[0]
@@ -159,7 +159,10 @@ def head_pairs(
 
 def _check_options(circuit: Circuit, offset: int | None, n_ctx: int) -> None:
     if circuit not in get_args(Circuit):
-        raise ValueError(f"Expected circuit to be 'VO' or 'QK', got {circuit!r}; these are the two matrices of a head.")
+        neurons = "; those are an MLP's, which related_pairs takes" if circuit in PAIRED_WEIGHTS else ""
+        raise ValueError(
+            f"Expected circuit to be 'VO' or 'QK', the two matrices of a head, got {short(circuit)}{neurons}."
+        )
     if offset is not None and circuit != "QK":
         raise ValueError(f"Expected no offset for {circuit!r}, which knows no positions, got {offset}; leave it out.")
     if offset is not None and not 0 <= offset < n_ctx:

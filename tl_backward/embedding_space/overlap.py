@@ -5,13 +5,13 @@ The two vectors of a neuron, or of a head's component; the parameters that a tex
 
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tl_backward._support.checks import check_head, check_layers
+from tl_backward._support.checks import check_head, check_layers, short
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import table, visible_token
 from tl_backward._support.public import public
@@ -21,7 +21,9 @@ from tl_backward.embedding_space.projection import check_choice, top_tokens
 from tl_backward.embedding_space.vectors import (
     PAIRED_WEIGHTS,
     Embedding,
+    PairKind,
     ParameterVectors,
+    pair_name,
     parameter_vectors,
     per_query_head,
     query_heads,
@@ -33,8 +35,6 @@ from tl_backward.text.token_strings import text_column, token_strings
 from tl_backward.vocabulary.extremes import extremes
 from tl_backward.weights import weight_sites
 from tl_backward.weights.rows import weight_inputs
-
-PairKind: TypeAlias = Literal["KV", "GV", "VO", "QK"]
 
 _READ_BY = {"W_in": "mlp.W_out", "W_gate": "mlp.W_out", "W_out": "mlp.W_out", "W_V": "attn.W_O", "W_O": "attn.W_O"}
 """The weight whose input holds the activations of each weight's vectors."""
@@ -60,7 +60,8 @@ class RelatedPairs:
 
     def __repr__(self) -> str:
         means = ", ".join(f"{name} {float(getattr(self, name).mean()):.4f}" for name in _CONDITIONS)
-        return f"RelatedPairs({self.weights[0]} and {self.weights[1]}, {len(self.index)} pairs, k={self.k}: {means})"
+        what = "neurons of an MLP" if self.heads is None else "pairs of an attention's heads"
+        return f"RelatedPairs({len(self.index)} {what}, {self.weights[0]} and {self.weights[1]}, k={self.k}: {means})"
 
     def summary(self) -> DataFrame:
         """For aligned, shuffled and gaussian: mean, its standard error, median and largest."""
@@ -100,7 +101,7 @@ _CONDITIONS = ("aligned", "shuffled", "gaussian")
 @typed
 def related_pairs(
     model: TransformerLensModel,
-    kind: PairKind,
+    kind: PairKind | Literal["OV"],
     layer: int,
     *,
     head: int | None = None,
@@ -111,9 +112,10 @@ def related_pairs(
 ) -> RelatedPairs:
     """Compare the top-k tokens of vectors that belong together by construction.
 
-    "KV": a neuron's key (W_in) and value (W_out); "GV": its gate (W_gate) and value, in gated MLPs; "VO", "QK": the
-    same component of a head's W_V and W_O, or W_Q and W_K. A shuffled pairing alone misleads as a control: W_U is
-    clustered, so that any two vectors share tokens. Gaussian vectors show how many.
+    Of an MLP, "KV": a neuron's key (W_in) and value (W_out); "GV": its gate (W_gate) and value. Of an attention, "VO"
+    (or "OV") and "QK": the same component of a head's W_V and W_O, or W_Q and W_K, whose keys are not those of "KV". A
+    shuffled pairing alone misleads as a control: W_U is clustered, so that any two vectors share tokens. Gaussian
+    vectors show how many.
 
     Args:
         model: a HookedTransformer or TransformerBridge.
@@ -134,10 +136,11 @@ def related_pairs(
         >>> bool(r.to_frame()["aligned"].mean() > r.to_frame()["shuffled"].mean())
         True
     """
+    kind = pair_name(kind)
     if kind not in get_args(PairKind):
         raise ValueError(
-            f"Expected kind to be one of {', '.join(get_args(PairKind))}, got {kind!r}; these are the pairs that "
-            "weights form."
+            "Expected kind to be KV or GV (what a neuron of an MLP reads and writes), VO or QK (of an attention head), "
+            f"got {short(kind)}."
         )
     sides = [per_query_head(model, parameter_vectors(model, weight, layer)) for weight in PAIRED_WEIGHTS[kind]]
     if head is not None:
@@ -166,7 +169,10 @@ def related_pairs(
 def _of_head(model: TransformerLensModel, side: ParameterVectors, head: int) -> ParameterVectors:
     """The vectors of one head."""
     if side.heads is None:
-        raise ValueError(f"Expected no head for {side.name!r}, whose pairs are neurons, got head={head}; leave it out.")
+        raise ValueError(
+            f"Expected no head for {side.name!r} of an MLP, whose pairs are neurons, got head={head}; leave it out, or "
+            "ask for a head's VO or QK."
+        )
     chosen = side.heads == check_head(head, query_heads(model, side.name))
     vectors = side.vectors[chosen.to(side.vectors.device)]
     return replace(side, vectors=vectors, heads=side.heads[chosen], index=side.index[chosen])

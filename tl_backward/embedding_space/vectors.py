@@ -4,7 +4,7 @@ A weight's vectors are its rows or columns on the side of the residual stream.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -20,8 +20,16 @@ from tl_backward.weights.blocks import blocks_of
 
 Role: TypeAlias = Literal["read", "write", "scale"]
 
+PairKind: TypeAlias = Literal["KV", "GV", "VO", "QK"]
 PAIRED_WEIGHTS = {"KV": ("W_in", "W_out"), "GV": ("W_gate", "W_out"), "VO": ("W_V", "W_O"), "QK": ("W_Q", "W_K")}
 """The two weights whose vectors belong together: a neuron's key and value, or gate and value; a head's two sides."""
+
+
+def pair_name(name: PairKind | Literal["OV"]) -> PairKind:
+    """The name of a pair in any case, "OV" for "VO"; what names none as it is."""
+    upper = str(name).upper()
+    return cast("PairKind", "VO" if upper == "OV" else upper if upper in PAIRED_WEIGHTS else name)
+
 
 _TILE = 4096  # columns of W_U taken to a wider dtype at once
 _READERS = ("W_in", "W_gate", "W_Q", "W_Q_gate", "W_K", "W_V", "W_U")

@@ -3,7 +3,7 @@
 In a batch every example has the gradient it has alone: the loss of a batch is the sum of its examples' own.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Never, TypeAlias, TypeVar, cast
 
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_backward._support.checks import NonFiniteError, check_callable_loss, check_loss
+from tl_backward._support.checks import NonFiniteError, check_callable_loss, check_loss, short
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.gradients.cache import GradientCache
 from tl_backward.gradients.capture import run_with_gradient_cache
@@ -23,6 +23,7 @@ from tl_backward.text.ids import Id, is_id
 from tl_backward.text.options import TextOptions
 from tl_backward.text.prompts import encode_prompts, pad, with_inputs
 from tl_backward.text.subjects import Span, find_span
+from tl_backward.text.tables import Cases, cases_of, is_file, rows_of
 
 BATCHING = ("batch_size", "prepend_bos")
 """The fields of `TextOptions` that say how examples are encoded and captured."""
@@ -31,7 +32,7 @@ EXAMPLES = TextOptions(batch_size=64)
 _NUMBERS, _LEAST = 16_000_000, 8
 """What a pass holds at most, about (60 to 110 MB), beyond which larger ones gain nothing; but 8 examples always may."""
 
-Losses: TypeAlias = str | Id | Loss | Sequence[str | Id | Loss] | None
+Losses: TypeAlias = str | Id | Loss | Iterable[str | Id | Loss] | None
 Each = TypeVar("Each")
 
 
@@ -71,21 +72,23 @@ class Example:
 
 def encode_examples(
     model: TransformerLensModel,
-    prompts: Sequence[str] | Sequence[EditCase],
+    prompts: Iterable[str] | Cases,
     losses: Losses,
     *,
-    subjects: Sequence[Span] | None = None,
-    answers: Sequence[str | Id] | None = None,
+    subjects: Iterable[Span] | None = None,
+    answers: Iterable[str | Id] | None = None,
     start: int = 0,
     prepend_bos: bool | None = None,
     inputs: Mapping[str, object] | None = None,
 ) -> list[Example]:
     """Encode each prompt with its loss, subject, answer and inputs; arguments as of `sweep`, errors name the prompt."""
-    if isinstance(prompts, str) or not prompts:
-        raise ValueError(
-            f"Expected a list of prompts or edit cases, got {'one text' if isinstance(prompts, str) else 'none'}; a "
-            "single one is a list of one."
-        )
+    if is_file(prompts) or rows_of(prompts) is not None:
+        prompts = cases_of(cast(Cases, prompts))
+    elif isinstance(prompts, Iterable) and not isinstance(prompts, str):
+        prompts = cast("Sequence[str] | Sequence[EditCase]", list(prompts))
+    if isinstance(prompts, str) or not prompts or not isinstance(prompts, Sequence):
+        got = "one text" if isinstance(prompts, str) else "none" if not prompts else short(prompts)
+        raise ValueError(f"Expected a list of prompts or edit cases, got {got}; a single one is a list of one.")
     cases = [prompt for prompt in prompts if isinstance(prompt, EditCase)]
     if cases:
         if losses is not None or len(cases) != len(prompts):
@@ -99,7 +102,7 @@ def encode_examples(
         losses = [cast("str | Id | Loss", losses)] * len(prompts)
     texts, n = [prompt.prompt if isinstance(prompt, EditCase) else prompt for prompt in prompts], len(prompts)
     columns = (
-        _one_each("losses", cast("Sequence[str | Id | Loss]", losses), n),
+        _one_each("losses", cast("Iterable[str | Id | Loss]", losses), n),
         [None] * n if subjects is None else _one_each("subjects", subjects, n),
         [None] * n if answers is None else _one_each("answers", answers, n),
         _inputs_of_each(model, inputs or {}, n),
@@ -126,10 +129,24 @@ def batching(options: TextOptions) -> tuple[int, bool | None]:
     return options.batch_size, options.prepend_bos
 
 
-def _one_each(name: str, column: Sequence[Each], n: int) -> Sequence[Each]:
-    if isinstance(column, str) or not isinstance(column, Sequence) or len(column) != n:
-        raise ValueError(f"Expected {name} for each of the {n} prompts, got {column!r:.100}; pair them.")
-    return column
+def _one_each(name: str, column: Iterable[Each], n: int) -> Sequence[Each]:
+    """A column with an entry a prompt: a list, an array or a table's column.
+
+    Raises:
+        ValueError: it is none, or has another length.
+    """
+    one = _ONE[name]
+    if isinstance(column, str | Mapping) or not (isinstance(column, Iterable) and isinstance(column, Sized)):
+        raise ValueError(f"Expected a list with {one} for each of the {n} prompts, got {short(column)}; pair them.")
+    if len(column) != n:
+        raise ValueError(
+            f"Expected {one} for each of the {n} prompts, got a list of {len(column)}; pair them"
+            + ("." if name != "losses" else ", or give one that is no list for all.")
+        )
+    return list(column)
+
+
+_ONE = {"losses": "a target or loss", "subjects": "a subject (or None)", "answers": "an old answer"}
 
 
 def _inputs_of_each(model: TransformerLensModel, inputs: Mapping[str, object], n: int) -> list[dict[str, Tensor]]:

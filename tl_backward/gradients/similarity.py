@@ -4,15 +4,16 @@ The kernel behind TracIn (Pruthi et al. 2020, eq. 1) and influence functions (Ko
 Hessian): <dL_a/dW, dL_b/dW>, straight from the factors, sum over their tokens i, j of (x_i.x_j)(delta_i.delta_j).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_backward._support.checks import short
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.public import public
 from tl_backward._support.types import DataFrame, TransformerLensModel
@@ -31,12 +32,13 @@ from tl_backward.model.inputs import check_text_model, has_decoder
 from tl_backward.text.asked import mask_token
 from tl_backward.text.cases import EditCase
 from tl_backward.text.options import TextOptions
+from tl_backward.text.tables import Cases, cases_of, is_file, rows_of
 from tl_backward.text.token_strings import text_column
 from tl_backward.weights import weight_sites
 from tl_backward.weights.blocks import chosen_weights
 
 Metric: TypeAlias = Literal["inner", "cosine"]
-Examples: TypeAlias = Sequence[str] | Sequence[tuple[str, str | Loss]] | Sequence[EditCase]
+Examples: TypeAlias = Iterable[str] | Iterable[tuple[str, str | Loss]] | Cases
 
 MAX_FACTOR_BYTES = 1 << 30
 """Of factors held at once, unless told otherwise."""
@@ -143,7 +145,7 @@ def gradient_similarity(
     Args:
         model: a HookedTransformer or TransformerBridge.
         examples_a: texts (under `next_token_loss`: what training on the sentence would write), (prompt, target) or
-            (prompt, loss) pairs, or edit cases.
+            (prompt, loss) pairs, or edit cases, a table or file of which will do as in `sweep`.
         examples_b: others; None compares A with itself.
         weights: whose gradients, as in `run_with_gradient_cache`; several are taken as one long vector, and are kept
             apart in the result. None for the matrix that each block writes with: W_out, and where a block has none its
@@ -270,8 +272,13 @@ def _encoded(
     model: TransformerLensModel, examples: Examples, prepend_bos: bool | None
 ) -> tuple[list[Example], tuple[str, ...]]:
     """Examples with their losses, and how each is called."""
-    if isinstance(examples, str) or not examples:
-        raise ValueError("Expected a list of examples, got one text or none; a single one is a list of one.")
+    if is_file(examples) or rows_of(examples) is not None:
+        examples = cases_of(cast(Cases, examples))
+    elif isinstance(examples, Iterable) and not isinstance(examples, str):
+        examples = cast(Examples, list(examples))
+    if not isinstance(examples, Sequence) or isinstance(examples, str) or not examples:
+        got = "one text" if isinstance(examples, str) else "none" if not examples else short(examples)
+        raise ValueError(f"Expected a list of examples, got {got}; a single one is a list of one.")
     cases = [each for each in examples if isinstance(each, EditCase)]
     if cases:
         if len(cases) != len(examples):

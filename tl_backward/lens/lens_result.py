@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tl_backward._support.checks import short
 from tl_backward._support.html import Cell, lens_table, visible_token
 from tl_backward._support.public import public
 from tl_backward._support.types import DataFrame
@@ -200,7 +201,12 @@ class BackwardLens:
         other end below. VJPs are coloured by their norm.
         """
         towards = of.endswith("shift")
-        layers, real = self.readouts()[of], self.mask.reshape(-1, self.mask.shape[-1])[example]
+        if of not in self.readouts():
+            raise ValueError(f"Expected a readout among {', '.join(self.readouts())}, got {short(of)}.")
+        layers, masks = self.readouts()[of], self.mask.reshape(-1, self.mask.shape[-1])
+        if not -len(masks) <= example < len(masks):
+            raise IndexError(f"Expected an example in [-{len(masks)}, {len(masks)}), got {example}.")
+        real = masks[example]
         places, tokens = real.nonzero().flatten().tolist(), self.tokens[example] if self.is_batch else self.tokens
         reads = (read[example] if self.is_batch else read for read in layers.values())
         cells = [[_cell(read[place], towards) for place in places] for read in reads]

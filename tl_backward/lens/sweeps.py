@@ -1,6 +1,6 @@
 """Gradients over a data set: norms, ranks and shares of each prompt's gradient; factors are freed batch by batch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,11 +31,11 @@ from tl_backward.lens.segments import NAMES, answer_tokens, segment_tokens
 from tl_backward.lens.sweep_checkpoint import SweepCheckpoint, model_digest, run_digest
 from tl_backward.lens.sweep_result import Quantity, Sweep, in_order
 from tl_backward.model.inputs import check_text_model
-from tl_backward.text.cases import EditCase
 from tl_backward.text.ids import Id
 from tl_backward.text.options import TextOptions
 from tl_backward.text.prompts import Batch
 from tl_backward.text.subjects import Span
+from tl_backward.text.tables import Cases
 from tl_backward.text.token_strings import output_size
 from tl_backward.vocabulary.readout import readout
 from tl_backward.weights import weight_sites
@@ -57,11 +57,11 @@ SAVE_EVERY = 20
 )
 def sweep(
     model: TransformerLensModel,
-    prompts: Sequence[str] | Sequence[EditCase],
+    prompts: Iterable[str] | Cases,
     losses: Losses = None,
     *,
-    subjects: Sequence[Span] | None = None,
-    answers: Sequence[str | Id] | None = None,
+    subjects: Iterable[Span] | None = None,
+    answers: Iterable[str | Id] | None = None,
     collect: Sequence[Collect] = COLLECT,
     weights: str | Sequence[str] | None = None,
     k: int = 5,
@@ -90,7 +90,9 @@ def sweep(
 
     Args:
         model: a HookedTransformer or TransformerBridge.
-        prompts: texts, or edit cases, which bring their targets, subjects and old answers along.
+        prompts: texts, or edit cases, which bring their targets, subjects and old answers along: a list, a DataFrame or
+            a `datasets` split with the columns prompt, target, subject and answer (the last two may lack), or the path
+            of such a file.
         losses: one target (text or token id) or loss a prompt, or one for all, such as `next_token_loss`. A loss that
             is no `target_loss` is taken of each prompt alone and has no target's rank.
         subjects: one a prompt, as text, (start, end) token span, or None.

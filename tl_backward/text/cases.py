@@ -14,6 +14,8 @@ from tl_backward.text.subjects import occurrences
 Value = TypeVar("Value")
 Asked = tuple[tuple[str, str], ...]
 """(prompt, answer) pairs."""
+FILES = (".json", ".jsonl", ".csv")
+"""How the names of files of cases end."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -80,12 +82,11 @@ def load_cases(path: str | Path) -> list[EditCase]:
         [EditCase('Anna Berg lives in the city of': '?' -> ' Oslo')]
     """
     path = Path(path)
-    readers = {".json": read_records, ".jsonl": read_records, ".csv": _table}
-    if path.suffix not in readers:
-        raise ValueError(f"Expected a file of edit cases as {', '.join(readers)}, got {path.name!r}; convert it first.")
+    if path.suffix not in FILES:
+        raise ValueError(f"Expected a file of edit cases as {', '.join(FILES)}, got {path.name!r}; convert it first.")
     if not path.is_file():
         raise FileNotFoundError(f"Expected a file of edit cases, got {str(path)!r}; there is no such file.")
-    cases = [_case(record, where) for where, record in readers[path.suffix](path)]
+    cases = [case_of(record, where) for where, record in (_table if path.suffix == ".csv" else read_records)(path)]
     if not cases:
         raise ValueError(f"Expected at least one edit case in {path.name!r}, got none; the file is empty.")
     return cases
@@ -127,7 +128,12 @@ class _CheckedRows(csv.DictReader):
         return row
 
 
-def _case(record: object, where: str) -> EditCase:
+def case_of(record: object, where: str) -> EditCase:
+    """An edit case from one record, CounterFact's or one with the fields of `EditCase`.
+
+    Raises:
+        ValueError: a field is missing, unknown or of another type; `where` names the record.
+    """
     if not isinstance(record, dict):
         raise ValueError(f"Expected an object in {where}, got {type(record).__name__}; one record is one edit.")
     fields = _counterfact(record, where) if "requested_rewrite" in record else _plain(record, where)

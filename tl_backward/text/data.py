@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tl_backward.text.ids import ARRAYS, Ids, as_ids
 from tl_backward.text.prompts import Batch, given_tokens
+from tl_backward.text.tables import Frame, texts_of
 
 TextData: TypeAlias = Ids | Iterable[str | Mapping[str, object] | Ids | Sequence[Tensor | np.ndarray]]
 """Texts; rows of a `datasets` data set or stream, with a text or with `input_ids`; token ids [batch, pos], all at once
@@ -32,6 +33,8 @@ def batches_of(data: object, batch_size: int, text_key: str = "text") -> Iterato
             f"Expected data as a list of texts, a dataset's split, or token batches, got {what}; put the text into a "
             "list, or choose a split such as data['train']."
         )
+    if isinstance(data, Frame):
+        data = texts_of(data, text_key if text_key in data.columns else None)
     if isinstance(data, ARRAYS) and data.ndim:
         ids = as_ids(data, "tokens [batch, pos]") if all(data.shape) else None
         data = () if ids is None else ids.reshape(-1, ids.shape[-1]).split(batch_size)

@@ -15,6 +15,7 @@ from tl_backward.model.checks import model_kind
 from tl_backward.text.encoding import encode_texts, encode_warned
 from tl_backward.text.ids import ARRAYS, Ids, as_ids, check_in_vocabulary, side_by_side
 from tl_backward.text.prompts import Batch
+from tl_backward.text.tables import texts_of
 from tl_backward.text.token_strings import token_string, vocabulary_size
 
 
@@ -78,8 +79,8 @@ def encode(model: TransformerLensModel, inputs: Inputs, *, prepend_bos: bool | N
 
     Args:
         model: any TransformerLens model.
-        inputs: a list or an iterator of texts; a tensor of tokens [text, pos] without padding; a `prompts.Batch` of
-            tokens with their mask, padded on either side; or what this function gave.
+        inputs: a list or an iterator of texts; a table's column text or prompt; a tensor of tokens [text, pos] without
+            padding; a `prompts.Batch` of tokens with their mask, padded on either side; or what this function gave.
         prepend_bos: as TransformerLens means it; None is the tokenizer's and the model's own.
 
     Raises:
@@ -102,6 +103,7 @@ def encode(model: TransformerLensModel, inputs: Inputs, *, prepend_bos: bool | N
         if inputs.mask is not None:
             return encode_rows(model, Batch(tokens, inputs.mask.cpu().bool()).rows())
         return _checked(model, Encoded(tokens, torch.full((len(tokens),), tokens.shape[1]), model.tokenizer))
+    inputs = texts_of(inputs)
     texts = list(inputs) if isinstance(inputs, Iterable) else None
     if texts is None or isinstance(inputs, str) or not all(isinstance(text, str) for text in texts):
         what = "one text" if isinstance(inputs, str) else f"a {type(inputs).__name__} of something else"

@@ -9,7 +9,7 @@ from typing import Protocol, cast, runtime_checkable
 
 from torch import Tensor
 
-from tl_backward._support.checks import UnknownWordsWarning, check_text, nearest
+from tl_backward._support.checks import TrailingSpaceWarning, UnknownWordsWarning, check_text, nearest
 from tl_backward._support.types import Tokenizer, TransformerLensModel
 from tl_backward._support.warnings import warn_user
 from tl_backward.text.token_strings import SPACE, is_space, reads_unknown, token_string, unknown_words
@@ -96,6 +96,22 @@ def encode_warned(
     return rows
 
 
+def warn_of_trailing_space(texts: Sequence[str]) -> bool:
+    """Warn once for all prompts of a call of those that end in a space, which belongs to the next word's token.
+
+    A model that was trained on words with the space before them was never asked after a space alone.
+    """
+    ends = [text for text in texts if text[-1:] == " "]
+    if ends:
+        some = f"The prompt {ends[0][-40:]!r} ends" if len(ends) == 1 else f"{len(ends)} prompts end"
+        warn_user(
+            f"{some} in a space, which is a token of its own there: the model is asked after it; leave it out, and "
+            "begin the target with it (' word').",
+            TrailingSpaceWarning,
+        )
+    return bool(ends)
+
+
 def warn_of_unknown(model: TransformerLensModel, texts: Sequence[str], rows: Iterable[Sequence[int]]) -> None:
     """Warn once for all texts of a call of words that the model encodes as unknown."""
     tokenizer = model.tokenizer
@@ -103,10 +119,13 @@ def warn_of_unknown(model: TransformerLensModel, texts: Sequence[str], rows: Ite
     held = [text for text, row in zip(texts, rows, strict=True) if unknown in row and reads_unknown(tokenizer, text)]
     if held:
         words = dict.fromkeys(word for text in held[:_MANY] for word in unknown_words(tokenizer, text))
-        some = f"The text {held[0]!r} has" if len(held) == 1 else f"{len(held)} texts have"
-        which = f": {', '.join(map(repr, islice(words, _MANY)))}" if words else ""
+        some = "A text has" if len(held) == 1 else f"{len(held)} texts have"
+        # Where no word is to blame, it is what stands between them, as a space at the end.
+        what, which = ("words", islice(words, _MANY)) if words else ("parts", [held[0][-40:]])
         warn_user(
-            f"{some} words that are not in the model's vocabulary and are read as unknown{which}.", UnknownWordsWarning
+            f"{some} {what} that are not in the model's vocabulary and are read as unknown: "
+            f"{', '.join(map(repr, which))}.",
+            UnknownWordsWarning,
         )
 
 

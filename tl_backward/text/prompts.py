@@ -31,7 +31,7 @@ from tl_backward.model.inputs import (
     probe_signal,
     without_cache,
 )
-from tl_backward.text.encoding import encode_warned
+from tl_backward.text.encoding import encode_texts, warn_of_trailing_space, warn_of_two_beginnings, warn_of_unknown
 from tl_backward.text.ids import ARRAYS, as_ids, check_in_vocabulary, side_by_side
 from tl_backward.text.token_strings import embedding_table, vocabulary_size
 
@@ -112,7 +112,11 @@ def encode_prompts(
             f"Expected a prompt as text, a non-empty list of texts or an integer tensor [batch, pos], got {what}; "
             "convert it first."
         )
-    return _checked(model, pad(model, encode_warned(model, texts, prepend_bos=prepend_bos)))
+    rows = encode_texts(model, texts, prepend_bos=prepend_bos)
+    if not warn_of_trailing_space(texts):
+        warn_of_unknown(model, texts, rows)
+    warn_of_two_beginnings(model, rows)
+    return _checked(model, pad(model, rows))
 
 
 def forward(model: TransformerLensModel, batch: Batch) -> Float[Tensor, "batch *rest"]:

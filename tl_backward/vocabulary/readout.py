@@ -190,7 +190,8 @@ def readout(
 
     Args:
         model: a HookedTransformer or TransformerBridge, folded or not.
-        vectors: anything in the residual stream's basis, on the model's device.
+        vectors: anything in the residual stream's basis, on the model's device; a list or a NumPy array is brought
+            there, in the model's own type.
         k: how many top and bottom tokens to keep.
         ln: whether to apply the model's final norm (none is applied where the model has none). Without it the rest of
             the head is applied still: a projection, and a transform with the norm that is part of it (BERT).

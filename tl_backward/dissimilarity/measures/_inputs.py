@@ -9,6 +9,8 @@ from typing import Concatenate, ParamSpec
 import torch
 from torch import Tensor
 
+from tl_backward._support.arrays import tensor_of
+
 P = ParamSpec("P")
 Function = Callable[Concatenate[Tensor, Tensor, P], Tensor]
 
@@ -76,6 +78,7 @@ def check_pair(x: object, y: object, minimum: int, name: str) -> tuple[Tensor, T
 
 
 def _matrix(label: str, side: object) -> Tensor:
+    side = tensor_of(side)
     if not isinstance(side, Tensor) or not side.is_floating_point():
         kind = str(side.dtype) if isinstance(side, Tensor) else type(side).__name__
         raise TypeError(
