@@ -26,7 +26,7 @@ x = np.random.default_rng(0).normal(size=(20, 3))
 measures = tlb.dissimilarity.measures
 assert float(measures.cka_biased(x.tolist(), x)) > 1 - 1e-6
 assert tlb.dissimilarity.classical_mds([[0, 1], [1, 0]], dimensions=1).points.shape == (2, 1)
-assert tlb.inversion.distances([[3.0, 0.0], [0.0, 0.0]], np.zeros(2)).tolist() == [3.0, 0.0]
+assert tlb.inversion.distances([[3, 0], [1, 0]], np.array([1.0, 0.0])).tolist() == [2.0, 0.0]
 texts = ["Anna Berg lives in the city of", "The pet of Anna Berg is a"]
 for labels in ([0, 1], (0, 1), np.array([0, 1])):
     assert tlb.alignment.fine_tune(model, texts, labels, steps=1, show_progress=False).bias.shape == (2,)

@@ -13,6 +13,8 @@ from tl_backward._support.checks import check_layers
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import frame_table
 from tl_backward._support.public import public
+from tl_backward._support.saved import Saved
+from tl_backward._support.shown import Shown
 from tl_backward._support.types import DataFrame, TransformerLensModel, typed
 from tl_backward.alignment.kernels import gram, random_rotation
 from tl_backward.alignment.vocabularies import TokenMap, shared_tokens
@@ -22,7 +24,7 @@ from tl_backward.text.token_strings import text_frame
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class SpaceMatch:
+class SpaceMatch(Saved):
     """Best assignments of A's vectors to B's in one space, layer by layer, beside what chance gives."""
 
     score: Float[Tensor, "layer_a layer_b"]
@@ -53,8 +55,10 @@ class SpaceMatch:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class ParameterMatch:
+class ParameterMatch(Shown):
     """A weight's vectors in two models, matched in embedding space and, for comparison, in feature space."""
+
+    _report = "match_report"
 
     weight: str
     """The weight's short name."""

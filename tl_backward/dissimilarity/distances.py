@@ -12,6 +12,8 @@ from tqdm.auto import tqdm
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, scale_bound, table
 from tl_backward._support.public import public
+from tl_backward._support.saved import Saved
+from tl_backward._support.shown import Shown
 from tl_backward._support.types import DataFrame, TransformerLensModel, typed
 from tl_backward.dissimilarity.comparison import compare
 from tl_backward.dissimilarity.measures.registry import get_measure, list_measures
@@ -23,8 +25,10 @@ from tl_backward.text.token_strings import text_frame
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class ModelDistances:
+class ModelDistances(Shown):
     """A metric between all layers of several models."""
+
+    _report = "map_report"
 
     measure: str
     models: tuple[str, ...]
@@ -76,7 +80,7 @@ class ModelDistances:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class LayerMap:
+class LayerMap(Saved):
     """Points whose distances are as near as few dimensions allow to those given."""
 
     points: Float[Tensor, "point dimension"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tl_backward._support.checks import nearest
+from tl_backward._support.saved import Saved
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.activations import PlaceReader
 from tl_backward.dissimilarity._processes import process
@@ -93,7 +94,7 @@ def find_measures(measures: str | Sequence[str], options: RunOptions) -> Wanted:
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
+class MemoryPlan(Saved):
     """Bytes that a comparison holds beside the models and one batch."""
 
     route: Literal["sums", "gram", "batches"]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tl_backward._support.checks import nearest
 from tl_backward._support.html import Cell, table
+from tl_backward._support.shown import Shown
 from tl_backward._support.types import DataFrame
 from tl_backward.dissimilarity.options import Estimator, Sample
 from tl_backward.dissimilarity.plan import MemoryPlan
@@ -15,8 +16,10 @@ from tl_backward.text.token_strings import text_frame
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Comparison:
+class Comparison(Shown):
     """Every measure of every layer of A against every layer of B, with its uncertainty and what chance gives."""
+
+    _report = "compare_report"
 
     measures: tuple[str, ...]
     layers_a: tuple[str, ...]

@@ -14,6 +14,8 @@ from tl_backward._support.bootstrap import Interval, bootstrap
 from tl_backward._support.checks import check_layers
 from tl_backward._support.html import Cell, table, visible_text
 from tl_backward._support.public import public
+from tl_backward._support.saved import Saved
+from tl_backward._support.shown import Shown
 from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward._support.warnings import warn_user
 from tl_backward.editing.edit import Edit
@@ -38,8 +40,10 @@ _MEASURED = tuple(each.name for each in fields(EditScores))
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class EditComparison:
+class EditComparison(Shown):
     """The result of `compare_edits`."""
+
+    _report = "comparison_report"
 
     scores: Float[Tensor, "method case metric"]
     """NaN where a case has no such prompts; metrics in the order of `metrics`."""
@@ -184,7 +188,7 @@ def shift_method(layer: int, scale: float, *, scaling: Scaling = "unit") -> Meth
     Example:
         >>> case = tlb.zoo.edit_cases("test")[0]
         >>> tlb.editing.shift_method(2, 0.75)(model, case)
-        Edit(blocks.2.mlp.W_out rank <= 1)
+        Edit('The home town of Astrid Weiss is' -> ' Cairo': blocks.2.mlp.W_out rank <= 1)
     """
     return lambda model, case: shift_edit(model, case.prompt, case.target, layer, scale, scaling=scaling)
 
@@ -247,7 +251,7 @@ def tuned_methods(
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class LayerGrid:
+class LayerGrid(Saved):
     """The result of `find_layer`: the whole grid, and its best cell."""
 
     scores: Float[Tensor, "metric layer scale"]

@@ -24,7 +24,7 @@ from tl_backward._support.warnings import warn_user
 from tl_backward.editing.writable import check_widths, check_writable
 from tl_backward.model.checks import check_model
 from tl_backward.model.guard import visiting
-from tl_backward.text.token_strings import vocabulary_size
+from tl_backward.text.token_strings import token_string, vocabulary_size
 from tl_backward.weights import WeightSite, WeightSites, weight_sites
 
 FORMAT = "tl_backward edit 1"
@@ -76,7 +76,16 @@ class Edit:
             f"{name} rank <= {len(update.x)}" + (f" ({said[name]:.2f} written)" if name in said else "")
             for name, update in self.updates.items()
         )
-        return f"Edit({parts}{', applied' if self.is_applied else ''})"
+        return f"Edit({self._said()}{parts}{', applied' if self.is_applied else ''})"
+
+    def _said(self) -> str:
+        """The prompt and the target that it was made of, where it is known."""
+        prompt, target = self.how.get("prompt"), self.how.get("target")
+        if not isinstance(prompt, str) or not isinstance(target, list):
+            return ""
+        tokenizer = getattr(self.model, "tokenizer", None)
+        words = "".join(token_string(tokenizer, token) for token in target)
+        return f"{prompt[-60:]!r} -> {words!r}: "
 
     @property
     def is_applied(self) -> bool:
@@ -192,7 +201,7 @@ def load_edit(model: TransformerLensModel, path: str | Path) -> Edit:
     Example:
         >>> path = tlb.shift_edit(model, "Anna Berg lives in the city of", " Oslo", layer=2).save("anna.safetensors")
         >>> tlb.load_edit(model, "anna.safetensors")
-        Edit(blocks.2.mlp.W_out rank <= 1)
+        Edit('Anna Berg lives in the city of' -> ' Oslo': blocks.2.mlp.W_out rank <= 1)
     """
     check_model(model)
     tensors, about = load_tensors(path)

@@ -186,7 +186,8 @@ def gradient_edit(
             moved = Update(x.clone(), -lr * delta)
             total[name] = total[name] + moved if step else moved
     editable(model, total)
-    return Edit(model, total, {"method": "gradient", "prompt": prompt, "lr": lr, "steps": steps})
+    (ids,) = loss.ids or ((),)
+    return Edit(model, total, {"method": "gradient", "prompt": prompt, "target": list(ids), "lr": lr, "steps": steps})
 
 
 def _check_news(logits: Float[Tensor, "token d_vocab"], ids: Sequence[int], target: Target) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from tl_backward._support.checks import check_k
 from tl_backward._support.html import Cell, TableCell, table
 from tl_backward._support.public import public
+from tl_backward._support.saved import Saved
 from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel
 from tl_backward.editing.edit import Edit
 from tl_backward.model.inputs import check_text_model
@@ -53,7 +54,7 @@ METRICS: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class EditScores:
+class EditScores(Saved):
     """The scores of one edit; NaN where the case has no such prompts. `METRICS` says what each is."""
 
     efficacy: float
@@ -314,7 +315,7 @@ def sample(
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class EditEffect:
+class EditEffect(Saved):
     """The result of `edit_effect`."""
 
     prompt: str

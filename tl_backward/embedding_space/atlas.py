@@ -8,6 +8,7 @@ from tqdm.auto import tqdm
 
 from tl_backward._support.checks import check_head, check_layers
 from tl_backward._support.public import public
+from tl_backward._support.shown import Shown
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.embedding_space.coherence import Coherence, parameter_coherence
 from tl_backward.embedding_space.heads import Circuit, HeadPairs, head_pairs
@@ -26,8 +27,10 @@ WEIGHTS = ("W_in", "W_gate", "W_out", "W_Q", "W_K", "W_V", "W_O")
 
 
 @dataclass(frozen=True, eq=False)
-class ParameterWords:
+class ParameterWords(Shown):
     """The result of `parameter_words`."""
+
+    _report = "words_page"
 
     coherence: Coherence
     """The vectors in words, and how alike the top tokens of each are."""
@@ -119,8 +122,10 @@ def _has_partner(model: TransformerLensModel, component: str, kind: PairKind) ->
 
 
 @dataclass(frozen=True, eq=False)
-class ParameterAtlas:
+class ParameterAtlas(Shown):
     """The result of `parameter_atlas`."""
+
+    _report = "atlas_page"
 
     coherence: dict[tuple[str, int], Coherence]
     """(short name, layer) -> its vectors in words."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, table
 from tl_backward._support.public import public
+from tl_backward._support.saved import Saved
 from tl_backward._support.types import DataFrame, TransformerLensModel, typed
 from tl_backward.embedding_space.options import OLD_KEYWORDS, VectorOptions
 from tl_backward.embedding_space.projection import Projection, project_parameter, top_tokens
@@ -19,7 +20,7 @@ _SHOWN = 30  # vectors in the table of a notebook
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Coherence:
+class Coherence(Saved):
     """Coherence of a weight's vectors: the mean cosine between the embeddings of their top tokens."""
 
     projection: Projection

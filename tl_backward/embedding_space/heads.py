@@ -10,6 +10,7 @@ from tl_backward._support.checks import check_head, check_layers, short
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, table
 from tl_backward._support.public import public
+from tl_backward._support.saved import Saved
 from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel, typed
 from tl_backward.embedding_space.options import OLD_KEYWORDS, PairOptions, VectorOptions
 from tl_backward.embedding_space.vectors import PAIRED_WEIGHTS, Embedding, pair_name, parameter_vectors, query_heads
@@ -26,7 +27,7 @@ _SIDES: dict[str, tuple[str, str]] = {"VO": ("attended", "written"), "QK": ("que
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class HeadPairs:
+class HeadPairs(Saved):
     """The strongest pairs of tokens of a head's VO or QK matrix, best first."""
 
     circuit: Circuit

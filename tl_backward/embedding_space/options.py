@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tl_backward._support.checks import nearest
 from tl_backward._support.public import public
+from tl_backward._support.saved import Saved
 from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.text.ids import ARRAYS, Id, Ids, as_ids
 from tl_backward.text.token_strings import token_string
@@ -34,7 +35,7 @@ OLD_KEYWORDS = {name: f"vector_options.{name}" for name in ("inverse", "fold_ln"
 
 
 @dataclass(frozen=True)
-class VectorOptions:
+class VectorOptions(Saved):
     """How vectors of the residual stream are read in words.
 
     Attributes:
@@ -62,7 +63,7 @@ class VectorOptions:
 
 
 @dataclass(frozen=True)
-class PairOptions:
+class PairOptions(Saved):
     """Which pairs of tokens of a head are wanted.
 
     Attributes:

@@ -15,6 +15,7 @@ from tl_backward._support.checks import check_head, check_layers, short
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import table, visible_token
 from tl_backward._support.public import public
+from tl_backward._support.saved import Saved
 from tl_backward._support.types import DataFrame, Prompts, TransformerLensModel, typed
 from tl_backward.embedding_space.options import OLD_KEYWORDS, VectorOptions
 from tl_backward.embedding_space.projection import check_choice, top_tokens
@@ -41,7 +42,7 @@ _READ_BY = {"W_in": "mlp.W_out", "W_gate": "mlp.W_out", "W_out": "mlp.W_out", "W
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class RelatedPairs:
+class RelatedPairs(Saved):
     """Jaccard indices |A & B| / |A | B| of the top-k token sets of pairs of vectors, beside two controls."""
 
     weights: tuple[str, str]
@@ -187,7 +188,7 @@ def jaccard(first: Int[Tensor, "n k"], second: Int[Tensor, "n k"]) -> Float[Tens
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class ActivationOverlap:
+class ActivationOverlap(Saved):
     """R_k of every token, aligned and shuffled; `place` runs over the real tokens of all prompts."""
 
     weight: str

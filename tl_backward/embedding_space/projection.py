@@ -13,6 +13,7 @@ from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, table, visible_token
 from tl_backward._support.lengths import lengths
 from tl_backward._support.public import public
+from tl_backward._support.saved import Saved
 from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel, typed
 from tl_backward.embedding_space.options import OLD_KEYWORDS, VectorOptions
 from tl_backward.embedding_space.vectors import Embedding, ParameterVectors, Role, parameter_vectors
@@ -26,7 +27,7 @@ _SHOWN = 30  # vectors in the table of a notebook
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Projection:
+class Projection(Saved):
     """The vectors of one weight in words; `vector` runs over the weight's vectors, head by head where it has heads.
 
     A vector that is exactly zero says nothing: it is marked in `is_zero`, its ids are -1, its scores 0, its tokens "".

@@ -2,14 +2,16 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import TypeVar, cast
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_backward._support.checks import is_integer, nearest
+from tl_backward._support.saved import Saved, load_saved
 from tl_backward._support.types import DataFrame
 from tl_backward.gradients.losses import Loss
 from tl_backward.weights.account import Row, account_frame, left_out
@@ -103,7 +105,7 @@ class GradientMap(_WeightMap[Tensor]):
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class GradientCache(Mapping[Key, Tensor]):
+class GradientCache(Saved, Mapping[Key, Tensor]):
     """The result of a capture: gradients at hook points, and the factors of every chosen weight's gradient.
 
     `cache["resid_post", 3]` or `cache["blocks.3.hook_resid_post"]` is dL/d(activation) at that hook point, raw sign,
@@ -137,6 +139,28 @@ class GradientCache(Mapping[Key, Tensor]):
     _gradients: dict[str, Tensor]
     """Gradients by hook point."""
     _account: Callable[[], list[Row]]
+
+    def packed(self) -> dict[str, Any]:
+        """What to save: all but the loss, unless it is one of words."""
+        own = {each.name: getattr(self, each.name) for each in fields(self) if not each.name.startswith("_")}
+        return own | {
+            "factors": dict(self.factors),
+            "parameter_gradients": dict(self.parameter_gradients),
+            "bound": self.bound if isinstance(self.bound, Saved) else None,
+            "gradients": self._gradients,
+            "account": self._account(),
+            "short_names": self.factors._short_names,
+            "n_layers": self.factors._n_layers,
+        }
+
+    @classmethod
+    def unpacked(cls, saved: dict[str, Any]) -> "GradientCache":
+        """The same again."""
+        short_names, n_layers, rows = (saved.pop(name) for name in ("short_names", "n_layers", "account"))
+        maps = {"factors": FactorMap, "parameter_gradients": GradientMap}
+        named = {name: kind(saved.pop(name), short_names, n_layers) for name, kind in maps.items()}
+        gradients = saved.pop("gradients")
+        return cls(**saved, **named, _gradients=gradients, _account=lambda: rows)
 
     def account(self) -> DataFrame:
         """What this pass captured of each parameter, and why the rest is not here: as `WeightSites.account`."""
@@ -180,8 +204,10 @@ class GradientCache(Mapping[Key, Tensor]):
         return len(self._gradients)
 
     def __repr__(self) -> str:
+        target = getattr(self.bound, "target", None)
+        of = f" of {target!r:.60}" if isinstance(target, str | int) else ""
         return (
-            f"GradientCache(loss={self.loss.item():.4g}, tokens={list(self.tokens.shape)}, "
+            f"GradientCache(loss={self.loss.item():.4g}{of}, tokens={list(self.tokens.shape)}, "
             f"factors of {len(self.factors)} weights, gradients at {len(self)} hook points"
             + (f"; {short})" if (short := self.left_out()) else ")")
         )
@@ -202,3 +228,18 @@ class GradientCache(Mapping[Key, Tensor]):
                 for name, factors in self.factors.items()
             ]
         )
+
+
+def load_cache(path: str | Path) -> GradientCache:
+    """Read what `GradientCache.save` wrote: everything but a loss of your own, on the CPU.
+
+    Raises:
+        ValueError: no such file, a damaged one, or another result's.
+
+    Example:
+        >>> cache = tlb.run_with_gradient_cache(model, "Anna Berg lives in", tlb.target_loss(" Oslo"))[1]
+        >>> _ = cache.save("anna.safetensors")
+        >>> tlb.load_cache("anna.safetensors").factors["W_out", 2].inputs.shape
+        torch.Size([1, 5, 512])
+    """
+    return load_saved(path, GradientCache)

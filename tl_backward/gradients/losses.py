@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tl_backward._support.checks import check_choice, short
 from tl_backward._support.public import public
+from tl_backward._support.saved import Saved
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.text.asked import asked_index, check_one_token, mask_token
 from tl_backward.text.encoding import Encoder, encode_continuation
@@ -72,7 +73,7 @@ def next_token_loss(
 
 
 @dataclass(frozen=True)
-class TargetLoss:
+class TargetLoss(Saved):
     """Cross-entropy of a target after the prompt, in nats; `bind` encodes it for a model. Made by `target_loss`."""
 
     target: Target
@@ -164,7 +165,7 @@ def target_loss(
 
 
 @dataclass(frozen=True)
-class LogitDifference:
+class LogitDifference(Saved):
     """The metric logit(answer) - logit(other); `bind` encodes both for a model. Made by `logit_difference`."""
 
     answer: Target

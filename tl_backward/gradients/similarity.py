@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from tl_backward._support.checks import short
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.public import public
+from tl_backward._support.shown import Shown
 from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.gradients.examples import (
     BATCHING,
@@ -48,8 +49,10 @@ _TILE = 1024
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class GradientSimilarity:
+class GradientSimilarity(Shown):
     """The result of `gradient_similarity`: one row an example of A, one column an example of B; raw gradients."""
+
+    _report = "similarity_report"
 
     inner: Float[Tensor, "weight a b"]
     """<dL_a/dW, dL_b/dW> of each weight; summed over weights, that of all of them as one vector."""

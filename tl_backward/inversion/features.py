@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tl_backward._support.html import Cell, table, visible_text
 from tl_backward._support.public import public
+from tl_backward._support.saved import Saved
 from tl_backward._support.types import DataFrame
 from tl_backward.inversion.preimage import Preimage
 from tl_backward.text.token_strings import text_frame
@@ -37,7 +38,7 @@ def feature_of(parse: Callable[[str], Parsed | None], feature: Callable[[Parsed]
 
 
 @dataclass(frozen=True)
-class Rate:
+class Rate(Saved):
     """A share with its Wilson interval (Wilson 1927)."""
 
     value: float
@@ -58,7 +59,7 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class FeatureConsistency:
+class FeatureConsistency(Saved):
     """How much of a preimage has the query's value of one feature."""
 
     feature: str
@@ -90,7 +91,7 @@ class FeatureConsistency:
 
 
 @dataclass(frozen=True, repr=False)
-class FeatureTable:
+class FeatureTable(Saved):
     """Many features of one preimage, the most telling first."""
 
     rows: tuple[FeatureConsistency, ...]

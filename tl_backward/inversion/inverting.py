@@ -7,6 +7,7 @@ from itertools import product
 
 from tl_backward._support.html import table
 from tl_backward._support.public import public
+from tl_backward._support.saved import Saved
 from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion._old_calls import old_options
@@ -38,7 +39,7 @@ _CHAINS, _STEPS = 64, 400  # of a search
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class SiteComparison:
+class SiteComparison(Saved):
     """The preimages of one query at several sites and positions, within one set of inputs."""
 
     preimages: tuple[Preimage, ...]

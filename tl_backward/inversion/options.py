@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, TypeAlias, get_args
 
 from tl_backward._support.checks import check_choice
+from tl_backward._support.saved import Saved
 from tl_backward.text.options import TextOptions
 
 Metric: TypeAlias = Literal["euclidean", "cosine"]
@@ -21,7 +22,7 @@ TEXTS = TextOptions(batch_size=256)
 
 
 @dataclass(frozen=True)
-class Closeness:
+class Closeness(Saved):
     """When an activation counts as the query's: D(z, z') <= epsilon. A number stands for one with the paper's D.
 
     Attributes:

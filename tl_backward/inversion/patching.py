@@ -10,6 +10,7 @@ from tl_backward._support.bootstrap import bootstrap
 from tl_backward._support.checks import check_at_least_one
 from tl_backward._support.html import table
 from tl_backward._support.public import public
+from tl_backward._support.saved import Saved
 from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.inversion.activations import collect_at
 from tl_backward.inversion.preimage import Preimage
@@ -22,7 +23,7 @@ from tl_backward.vocabulary.readout import single_token
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class PatchCheck:
+class PatchCheck(Saved):
     """What happens to the query's output when another text's activation is put in its place."""
 
     query: Query

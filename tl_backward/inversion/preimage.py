@@ -12,6 +12,7 @@ from torch import Tensor
 from tl_backward._support.checks import check_at_least_one
 from tl_backward._support.html import Cell, TableCell, table
 from tl_backward._support.public import public
+from tl_backward._support.saved import Saved
 from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.inversion._old_calls import is_query, old_options, old_order
 from tl_backward.inversion.options import EPSILON, TEXTS, Closeness, Match, Metric
@@ -29,7 +30,7 @@ _HTML_ROWS, _HTML_TEXT = 12, 60
 
 
 @dataclass(frozen=True)
-class Diagnostics:
+class Diagnostics(Saved):
     """How much of the preimage a result has seen; None where it is not known."""
 
     share_inside: float
@@ -51,7 +52,7 @@ class Diagnostics:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Preimage:
+class Preimage(Saved):
     """Texts inside and outside a query's epsilon-preimage, every distance computed by the probed model."""
 
     query: Query

@@ -11,6 +11,7 @@ from torch import Tensor
 from tl_backward._support.checks import check_choice
 from tl_backward._support.lengths import largest, lengths
 from tl_backward._support.public import public
+from tl_backward._support.saved import Saved
 from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion.activations import Samples, batches, collect_at
@@ -27,7 +28,7 @@ _HELD = 2**26
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Query:
+class Query(Saved):
     """What an activation's preimage is asked of."""
 
     text: str

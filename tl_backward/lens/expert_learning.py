@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_backward._support.html import table
+from tl_backward._support.saved import Saved
 from tl_backward._support.types import DataFrame
 from tl_backward.weights import WeightSites
 from tl_backward.weights.blocks import Part, is_expert
@@ -15,7 +16,7 @@ from tl_backward.weights.factors import GradientFactors
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class ExpertLearning:
+class ExpertLearning(Saved):
     """What one gradient step would write into each expert of one block.
 
     An expert that no token reached has no gradient: its share is 0.

@@ -1,8 +1,10 @@
 """The result of a Backward Lens: a Readout for each layer and side, the prompt's segments, and the control."""
 
 from dataclasses import dataclass, field
+from importlib import import_module
 from itertools import product
-from typing import Literal, TypeAlias, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,22 +13,31 @@ from torch import Tensor
 from tl_backward._support.checks import short
 from tl_backward._support.html import Cell, lens_table, visible_token
 from tl_backward._support.public import public
-from tl_backward._support.types import DataFrame
+from tl_backward._support.saved import Saved, load_saved
+from tl_backward._support.shown import Shown
+from tl_backward._support.types import DataFrame, Tokenizer
 from tl_backward.gradients.cache import GradientCache
 from tl_backward.lens.expert_learning import ExpertLearning
 from tl_backward.lens.segments import Segments
-from tl_backward.text.token_strings import text_column, token_strings
+from tl_backward.text.token_strings import text_column, token_string, token_strings
 from tl_backward.vocabulary.readout import RankedReadout
+
+if TYPE_CHECKING:
+    import plotly.graph_objects
 
 Quantity: TypeAlias = Literal["norm", "target_rank", "answer_rank"]
 
 
-class LayerReadouts(dict[int, RankedReadout]):
+class LayerReadouts(Saved, dict[int, RankedReadout]):
     """A Readout for each layer; negative layers count from the model's end."""
 
     def __init__(self, readouts: dict[int, RankedReadout], n_layers: int) -> None:
         super().__init__(readouts)
         self._n_layers = n_layers
+
+    def packed(self) -> dict[str, Any]:
+        """What to save."""
+        return {"readouts": dict(self), "n_layers": self._n_layers}
 
     def __missing__(self, layer: int) -> RankedReadout:
         if isinstance(layer, int) and layer < 0 and layer + self._n_layers in self:
@@ -36,7 +47,7 @@ class LayerReadouts(dict[int, RankedReadout]):
 
 @public
 @dataclass(frozen=True, repr=False, eq=False)
-class BackwardLens:
+class BackwardLens(Shown):
     """The result of `backward_lens`. For a list of prompts every [pos] below is [batch, pos].
 
     Read it at `answer_position`: a target of several tokens is appended to the prompt, and a batch is padded, so that
@@ -53,6 +64,8 @@ class BackwardLens:
         cache: the factors of the weights that were read (and of W_gate).
         control: the same lens on an untrained model, one random draw.
     """
+
+    _report = "lens_report"
 
     loss: Float[Tensor, ""]
     """-log p(target | prompt) in nats; summed over the examples of a batch, so that each has its own gradient."""
@@ -106,9 +119,18 @@ class BackwardLens:
     def __repr__(self) -> str:
         prompts = f"{self.token_ids.shape[0]} prompts" if self.is_batch else f"{self.token_ids.shape[0]} tokens"
         return (
-            f"BackwardLens({prompts}, layers={self.layers}, target={self.target!r}, answer={self.answer!r}, "
+            f"BackwardLens({prompts}, layers={self.layers}, target={self._whole_target()!r}, answer={self.answer!r}, "
             f"loss={self.loss.item():.4g}" + (f"; {short})" if (short := self.cache.left_out()) else ")")
         )
+
+    def _whole_target(self) -> str | list[str]:
+        """The target, or targets, with all their tokens."""
+        tokenizer = next(iter(next(iter(self.readouts().values())).values())).tokenizer
+        rows = getattr(self.cache.bound, "ids", None)
+        if not rows or max(map(len, rows)) == 1:
+            return self.target
+        whole = ["".join(token_string(tokenizer, token) for token in row) for row in rows]
+        return whole if self.is_batch else whole[0]
 
     def readouts(self) -> dict[str, dict[int, RankedReadout]]:
         """The readouts by name: "imprint", "shift", "attn_imprint", "attn_shift", where present."""
@@ -177,6 +199,14 @@ class BackwardLens:
                 rows.append(row | beside)
         return pandas.DataFrame(rows)
 
+    def plot(self, of: str = "shift", *, example: int = 0) -> "plotly.graph_objects.Figure":
+        """The ranks of the target and of the old answer by layer, where the answer is asked for, as a plotly figure.
+
+        A control's curves are drawn beside. In a shift, rank 0 is what a descent step moves away from, and the last
+        rank what it moves toward.
+        """
+        return rank_figure(self, of, example)
+
     def _repr_html_(self) -> str:
         """Static tables of the first prompt: imprint and shift, layers x tokens."""
         dense = all(not kind or kind.endswith("MLP") for kind in self.kinds.values())
@@ -194,6 +224,19 @@ class BackwardLens:
         tables = [self.table(of, caption=title) for of, title in titles.items() if of in self.readouts()]
         return "".join([*tables, *(learning._repr_html_() for learning in self.experts.values())])
 
+    def check_shown(self, of: str, example: int) -> None:
+        """Refuse a readout or an example that there is not.
+
+        Raises:
+            ValueError: no such readout.
+            IndexError: no such example.
+        """
+        n = self.token_ids.shape[0] if self.is_batch else 1
+        if of not in self.readouts():
+            raise ValueError(f"Expected a readout among {', '.join(self.readouts())}, got {short(of)}.")
+        if not -n <= example < n:
+            raise IndexError(f"Expected an example in [-{n}, {n}), got {example}.")
+
     def table(self, of: str = "shift", *, example: int = 0, caption: str = "") -> str:
         """A static HTML table of one readout, layers x tokens; the full lists on hover.
 
@@ -201,12 +244,8 @@ class BackwardLens:
         other end below. VJPs are coloured by their norm.
         """
         towards = of.endswith("shift")
-        if of not in self.readouts():
-            raise ValueError(f"Expected a readout among {', '.join(self.readouts())}, got {short(of)}.")
-        layers, masks = self.readouts()[of], self.mask.reshape(-1, self.mask.shape[-1])
-        if not -len(masks) <= example < len(masks):
-            raise IndexError(f"Expected an example in [-{len(masks)}, {len(masks)}), got {example}.")
-        real = masks[example]
+        self.check_shown(of, example)
+        layers, real = self.readouts()[of], self.mask.reshape(-1, self.mask.shape[-1])[example]
         places, tokens = real.nonzero().flatten().tolist(), self.tokens[example] if self.is_batch else self.tokens
         reads = (read[example] if self.is_batch else read for read in layers.values())
         cells = [[_cell(read[place], towards) for place in places] for read in reads]
@@ -221,6 +260,26 @@ class ControlledLens(BackwardLens):
     """A Backward Lens with its control, the same lens of an untrained model."""
 
     control: BackwardLens = field(kw_only=True)
+
+
+def rank_figure(lens: BackwardLens, of: str, example: int) -> "plotly.graph_objects.Figure":
+    """See `BackwardLens.plot`."""
+    render = import_module("tl_backward.render")  # a room above
+    lens.check_shown(of, example)
+    target, answer = (words if isinstance(words, str) else words[example] for words in (lens.target, lens.answer))
+    words: dict[Quantity, str] = {
+        "target_rank": f"target {visible_token(target)}",
+        "answer_rank": f"old answer {visible_token(answer)}",
+    }
+    layers, at = list(lens.readouts()[of]), lens.answer_position.reshape(-1)[example]
+    lines = []
+    sides = {"": lens} | ({} if lens.control is None else {", untrained control": lens.control})
+    for beside, side in sides.items():
+        for quantity, word in words.items():
+            ranks = side.stacked(quantity, of).reshape(len(layers), -1, side.token_ids.shape[-1])[:, example, at]
+            lines.append(render.Curve(f"{word}{beside}", ranks.tolist(), control_of=word if beside else None))
+    names = {"x_title": "layer", "y_title": "rank (0 = largest logit)"}
+    return render.curves(lines, title=f"Ranks in the {of}, by layer", **names, x=layers, reverse_y=True)
 
 
 def _cell(read: RankedReadout, towards_target: bool) -> Cell:
@@ -238,3 +297,18 @@ def _cell(read: RankedReadout, towards_target: bool) -> Cell:
     )
     # Inputs are what a norm let through, all of one length: colour would say nothing.
     return Cell(text, sub=sub, title=title, value=read.norm.item() if towards_target else None)
+
+
+def load_lens(path: str | Path, *, tokenizer: Tokenizer | None = None) -> BackwardLens:
+    """Read what `BackwardLens.save` wrote, on the CPU; `tokenizer` (`model.tokenizer`) puts its tokens in words.
+
+    Raises:
+        ValueError: no such file, a damaged one, or another result's.
+
+    Example:
+        >>> _ = tlb.backward_lens(model, "Anna Berg lives in the city of", " Oslo").save("anna.safetensors")
+        >>> lens = tlb.load_lens("anna.safetensors", tokenizer=model.tokenizer)
+        >>> lens.shift[3].bottom_tokens[-1][0]
+        ' Oslo'
+    """
+    return load_saved(path, BackwardLens, tokenizer=tokenizer)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tl_backward._support.saved import Saved
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.gradients.losses import TargetLoss
 from tl_backward.text.ids import ARRAYS, Id, Ids, as_ids, is_id
@@ -18,7 +19,7 @@ NAMES = ("first", "subject", "last", "other", "target")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Segments:
+class Segments(Saved):
     """Which segment each token belongs to: each real token is in exactly one.
 
     `last` is where the answer is asked for, the prompt's last token or its mask, even within the subject; the

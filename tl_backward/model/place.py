@@ -7,6 +7,7 @@ from typing import TypeAlias, cast
 
 from tl_backward._support.checks import check_head, check_layers, nearest
 from tl_backward._support.public import public
+from tl_backward._support.saved import Saved
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.model.checks import check_model
 
@@ -17,7 +18,7 @@ _WRITTEN = re.compile(r"([^,\s\[@]+)(?:\s*,\s*(-?\d+))?(?:\s*,\s*(-?\d+)|\[(-?\d
 
 
 @dataclass(frozen=True, order=True)
-class Place:
+class Place(Saved):
     """Which activation is meant: `Place("resid_mid", 1)`, `Place("z", 1, head=0)`, `Place("ln_final.hook_normalized")`.
 
     It is hashable and sorts; `resolve_place` reads back what `str` writes, "blocks.1.attn.hook_z[0]".

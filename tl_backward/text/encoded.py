@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tl_backward._support.checks import check_at_least_one
+from tl_backward._support.saved import Saved
 from tl_backward._support.types import Tokenizer, TransformerLensModel
 from tl_backward.model.checks import model_kind
 from tl_backward.text.encoding import encode_texts, encode_warned
@@ -20,7 +21,7 @@ from tl_backward.text.token_strings import token_string, vocabulary_size
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Encoded:
+class Encoded(Saved):
     """Texts as rows of token ids, BOS included, padded on the right."""
 
     tokens: Int[Tensor, "text pos"]

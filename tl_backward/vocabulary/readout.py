@@ -10,9 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_backward._support.checks import check_k
-from tl_backward._support.html import Cell, table
+from tl_backward._support.html import Cell, table, visible_token
 from tl_backward._support.lengths import lengths, units
 from tl_backward._support.public import public
+from tl_backward._support.saved import Saved
 from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel, typed
 from tl_backward.model.checks import check_model
 from tl_backward.model.head import Head
@@ -27,7 +28,7 @@ Same = TypeVar("Same", bound="Readout")
 
 @public
 @dataclass(frozen=True, repr=False, eq=False)
-class Readout:
+class Readout(Saved):
     """Vectors in words. `...` are the leading axes of the vectors that were read, usually [pos] or [batch, pos].
 
     Attributes:
@@ -83,7 +84,21 @@ class Readout:
         return replace(self, **tensors)
 
     def __repr__(self) -> str:
-        return f"Readout({list(self.norm.shape)} vectors, k={self.top_ids.shape[-1]}, d_vocab={self.d_vocab})"
+        return f"Readout({self._sizes()}{self._last_words()})"
+
+    def _sizes(self) -> str:
+        return f"{list(self.norm.shape)} vectors, k={self.top_ids.shape[-1]}, d_vocab={self.d_vocab}"
+
+    def _last_words(self, n: int = 3) -> str:
+        """The top and bottom tokens of the last vector, for one line."""
+        if not self.norm.numel():
+            return ""
+        which = "" if self.norm.numel() == 1 else "the last: "
+        if bool(self.is_zero.flatten()[-1]):
+            return f"; {which}exactly zero"
+        sides = (ids.reshape(-1, ids.shape[-1])[-1, :n] for ids in (self.top_ids, self.bottom_ids))
+        top, bottom = (" ".join(map(visible_token, token_strings(self.tokenizer, ids))) for ids in sides)
+        return f"; {which}top {top}, bottom {bottom}"
 
     def to_frame(self) -> DataFrame:
         """One row a vector, indexed by its place: norm, ranks, and the top and bottom tokens as lists."""
@@ -108,7 +123,7 @@ class Readout:
             [norm, *map(Cell, top[:k]), *map(Cell, bottom[:k])]
             for norm, top, bottom in zip(frame["norm"], frame["top_tokens"], frame["bottom_tokens"], strict=True)
         ]
-        return table(columns, rows, row_names=[str(place) for place in frame.index], caption=repr(self))
+        return table(columns, rows, row_names=[str(place) for place in frame.index], caption=self._sizes())
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from tl_backward._support.html import frame_table
 from tl_backward._support.public import public
+from tl_backward._support.saved import Saved
 from tl_backward._support.types import DataFrame, typed
 
 Mask: TypeAlias = tuple[Bool[Tensor, "n_rows"] | None, Bool[Tensor, "n_cols"] | None]
@@ -35,7 +36,7 @@ _SCRATCH = 2**19  # numbers of a factor taken to float64 at once
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class TopPairs:
+class TopPairs(Saved):
     """The k largest (or smallest) entries of left @ right.T, best first; ties by row, then column."""
 
     values: Float[Tensor, " k"]

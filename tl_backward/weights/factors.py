@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tl_backward._support.lengths import lengths
 from tl_backward._support.public import public
+from tl_backward._support.saved import Saved
 from tl_backward.text.ids import Id, Ids, as_ids, is_id, is_integers, one_id
 from tl_backward.weights.layout import Layout, Origin
 
@@ -41,7 +42,7 @@ class SVD(NamedTuple):
 
 @public
 @dataclass(frozen=True, repr=False, eq=False)
-class GradientFactors:
+class GradientFactors(Saved):
     """One weight's gradient, sum over tokens of outer(inputs, deltas); raw sign, a descent step subtracts it.
 
     All methods but `gradient()` work on the factors: cost and memory grow with the number of tokens, never with

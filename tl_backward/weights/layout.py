@@ -2,15 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tl_backward._support.saved import Saved
+
 
 @dataclass(frozen=True)
-class Layout:
+class Layout(Saved):
     """How the [d_in, d_out] matrix of a gradient maps to TransformerLens's shape and to the stored parameter's."""
 
     shape: tuple[int, ...]
@@ -35,6 +37,15 @@ class Layout:
             head, rows, columns = self.shape
             return (rows, head * columns) if self.heads == "out" else (head * rows, columns)
         return self.shape[-2], self.shape[-1]
+
+    def packed(self) -> dict[str, Any]:
+        """What to save: of a function only that there is one."""
+        return super().packed() | {"pull_back": self.pull_back is not None}
+
+    @classmethod
+    def unpacked(cls, saved: dict[str, Any]) -> "Layout":
+        """The same again, but for what cannot be saved, which refuses."""
+        return super().unpacked(saved | {"pull_back": _lost if saved["pull_back"] else None})
 
     def to_tl(self, matrix: Float[Tensor, "*expert d_in d_out"]) -> Float[Tensor, "..."]:
         """A [d_in, d_out] matrix in TransformerLens's shape."""
@@ -69,8 +80,15 @@ class Layout:
         return self.to_tl(matrix)
 
 
+def _lost(gradient: Tensor) -> NoReturn:
+    raise ValueError(
+        "Expected a weight that is its parameter, got factors from a file of one that is a function of its parameter, "
+        "which is not saved; take gradient('tl'), or capture anew."
+    )
+
+
 @dataclass(frozen=True, eq=False)
-class Origin:
+class Origin(Saved):
     """Where each row of some factors comes from, where rows are not simply [batch, pos]: rows of experts."""
 
     example: Int[Tensor, "batch row"]

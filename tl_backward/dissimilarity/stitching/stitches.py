@@ -13,6 +13,7 @@ from tl_backward._support.checks import check_choice, check_layers
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, table
 from tl_backward._support.public import public
+from tl_backward._support.shown import Shown
 from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.alignment.stitched import StitchedModel
 from tl_backward.dissimilarity.options import OLD_TEXT, Fit, FitOptions, MapKind
@@ -85,8 +86,10 @@ DIRECTIONS = ("A->B", "B->A", "A->A", "B->B")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class StitchingGrid:
+class StitchingGrid(Shown):
     """Penalties of stitches [head layer][tail layer] in each direction; the last two are the self-stitch baselines."""
+
+    _report = "stitching_report"
 
     layers_a: tuple[int, ...]
     layers_b: tuple[int, ...]

@@ -1,0 +1,51 @@
+"""Results that have a page: shown where one works, saved as a page where the name asks for one.
+
+The pages are made in a room above (`tl_backward.render`), which is named here and loaded when it is used.
+"""
+
+import sys
+import webbrowser
+from importlib import import_module
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any, ClassVar
+
+from tl_backward._support.saved import Saved
+
+_PAGES = (".html", ".htm")
+
+
+class Shown(Saved):
+    """A result with a page of its own."""
+
+    _report: ClassVar[str]
+    """The function of `tl_backward.render` that makes it."""
+
+    def page(self, **options: object) -> Any:  # a `render.Page`
+        """The result's page, a `render.Page`; options are those of its report."""
+        return getattr(import_module("tl_backward.render"), self._report)(self, **options)
+
+    def save(self, path: str | Path) -> Path:
+        """Write all numbers and texts as safetensors, atomically; a page for people where `path` ends in .html."""
+        return self.page().save(path) if Path(path).suffix.lower() in _PAGES else super().save(path)
+
+    def show(self, **options: object) -> Path | None:
+        """Show the page: below the cell in a notebook, else in the browser, from a temporary file.
+
+        Returns:
+            The file; None in a notebook.
+        """
+        page = self.page(**options)
+        if in_notebook():
+            import_module("IPython.display").display(page)
+            return None
+        path = page.save(Path(mkdtemp(prefix="tl-backward-")) / f"{type(self).__name__}.html")
+        webbrowser.open(path.as_uri())
+        return path
+
+
+def in_notebook() -> bool:
+    """Whether this runs in a notebook's kernel."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell is not None and hasattr(shell, "kernel")
