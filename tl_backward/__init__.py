@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tl_backward import _moved, zoo
 from tl_backward import embedding_space as embedding_space
-from tl_backward._support.saved import load_result
+from tl_backward._support.saved import load_result as load_result
 from tl_backward.editing import Edit as Edit
 from tl_backward.editing import (
     compare_edits,
@@ -23,14 +23,14 @@ from tl_backward.editing import (
 )
 from tl_backward.embedding_space import head_pairs, project_parameter
 from tl_backward.gradients.cache import GradientCache as GradientCache
-from tl_backward.gradients.cache import load_cache
+from tl_backward.gradients.cache import load_cache as load_cache
 from tl_backward.gradients.capture import run_with_gradient_cache
 from tl_backward.gradients.hook_points import extend, unextend
 from tl_backward.gradients.losses import logit_difference, next_token_loss, target_loss
 from tl_backward.gradients.similarity import gradient_similarity
 from tl_backward.lens.backward_lens import backward_lens
 from tl_backward.lens.lens_result import BackwardLens as BackwardLens
-from tl_backward.lens.lens_result import load_lens
+from tl_backward.lens.lens_result import load_lens as load_lens
 from tl_backward.lens.sweep_result import load_sweep as load_sweep
 from tl_backward.lens.sweep_result import merge
 from tl_backward.lens.sweeps import sweep
@@ -57,6 +57,7 @@ _moved.register()
 
 # Whole capabilities, loaded when they are first used.
 _LAZY = ("alignment", "dissimilarity", "inversion", "render", "studies", "training")
+_FILES = ("load_cache", "load_lens", "load_result", "load_sweep")
 _ROOMS = ("editing", "embedding_space", "gradients", "lens", "model", "text", "vocabulary", "weights")
 
 
@@ -67,16 +68,12 @@ def __getattr__(name: str) -> ModuleType:
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *_LAZY, *_ROOMS, "__version__"})
+    return sorted({*__all__, *_LAZY, *_FILES, *_ROOMS, "__version__"})
 
 
 __all__ = [
     # models
     "load",
-    # saved results
-    "load_result",
-    "load_lens",
-    "load_cache",
     # capture
     "run_with_gradient_cache",
     "weight_sites",
