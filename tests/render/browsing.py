@@ -104,21 +104,15 @@ def clean(text: str) -> str:
     return text.translate({0x2060: None, 0x2068: None, 0x2069: None, 0xA0: " "})
 
 
-def hover_everything(browser: Browser) -> None:
-    """Open each hover box: tooltips are made from the same strings by other code."""
-    browser.run(
+def hover_everything(browser: Browser) -> list[str]:
+    """Open the hover box of everything that has one; what each says."""
+    said = browser.run(
         """
-        document.querySelectorAll('.colored-tokens > span').forEach(function (span) {
-          for (const type of ['pointerover', 'mouseover', 'mouseenter', 'mousemove', 'focusin']) {
-            span.dispatchEvent(new MouseEvent(type, {bubbles: true, clientX: 9, clientY: 9}));
-          }
-        });
-        document.querySelectorAll('.js-plotly-plot').forEach(function (plot) {
-          const points = plot.data.flatMap((trace, i) => trace.hoverinfo === 'skip' ? [] :
-            (trace.z ? trace.z[0] : trace.y).map((_, j) => trace.z
-              ? {curveNumber: i, pointNumber: [0, j]} : {curveNumber: i, pointNumber: j}));
-          points.forEach(point => Plotly.Fx.hover(plot, [point]));
+        return [...document.querySelectorAll('[title], .tlb-hits > rect')].map(function (element) {
+          element.dispatchEvent(new PointerEvent('pointerover', {bubbles: true, clientX: 9, clientY: 9}));
+          return document.querySelector('.tlb-tip').textContent;
         });
         """
     )
-    time.sleep(0.5)
+    assert isinstance(said, list) and said
+    return said

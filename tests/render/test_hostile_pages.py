@@ -111,7 +111,7 @@ def opened(browser: Browser, page: render.Page, path: Path, *, policy: bool) -> 
 
 
 def check_quiet(browser: Browser, path: Path) -> None:
-    if browser.number("document.querySelectorAll('.js-plotly-plot').length"):
+    if browser.number("document.querySelectorAll('.tlb-picture').length"):
         hover_everything(browser)
     time.sleep(0.3)
     assert browser.number("window.pwnedCount") == 0
@@ -136,7 +136,7 @@ def test_all_at_once_without_the_policy(browser: Browser, tmp_path: Path, names:
     texts = set(map(clean, browser.texts("td bdi, th bdi")))
     lost = [token for token in VOCABULARY if render.visible_token(token, 18) not in texts]
     assert not lost  # of the edit's tokens before and after
-    ticks = set(map(clean, browser.texts(".xtick text")))
+    ticks = set(map(clean, browser.texts(".tlb-picture text")))
     assert {render.visible_token(each, 16) for each in NAMES[:40]} <= ticks
     check_quiet(browser, path)
 
@@ -156,7 +156,7 @@ def test_each_output_of_a_notebook(browser: Browser, tmp_path: Path, kind: str, 
     shown = result(name) if kind == "result" else page(name)
     if not hasattr(shown, "_repr_html_"):
         return
-    cells = [render.setup_notebook("circuitsvis", "plotly")._repr_html_(), shown._repr_html_()]
+    cells = [render.setup_notebook()._repr_html_(), shown._repr_html_()]
     path = tmp_path / "notebook.html"
     path.write_bytes(f"<!DOCTYPE html><meta charset=utf-8>{'<hr>'.join(cells)}".encode("utf-8", "backslashreplace"))
     browser.open(path)

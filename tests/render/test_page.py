@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import plain
+import plotly.graph_objects as go
 import pytest
 import torch
 
@@ -31,6 +32,8 @@ def full_page(tokens: list[str]) -> Page:
     page.section("attention", "", render.attention(tokens, torch.randn(2, n, n), signed=True))
     figure = render.heatmap(torch.rand(1, n), rows=["0"], columns=tokens, title=tokens[1], value_title="norm")
     page.section("figure", "", render.figure_fragment(figure))
+    slices = go.Figure(go.Pie(labels=[render.plot_token(token) for token in tokens], values=[1.0] * n))
+    page.section("of another kind", "", render.figure_fragment(slices))
     page.section("data", "", render.data_block(["token"], [[token] for token in tokens], filename="../a b.csv"))
     return page
 
@@ -47,7 +50,7 @@ def test_policy_allows_exactly_the_scripts_in_the_file(hostile: list[str]) -> No
 
 def test_one_copy_of_each_library_and_only_if_needed(hostile: list[str]) -> None:
     page = full_page(hostile)
-    page.section("again", "", render.tokens(hostile, torch.rand(len(hostile)), value_label="norm"))
+    page.section("again", "", render.attention(["a"], torch.ones(1, 1, 1)))
     html = page.to_html()
     assert html.count(library_source("circuitsvis")) == html.count(library_source("plotly")) == 1
     plain = Page("plain").section("table", "", render.table(["a"], [["b"]])).to_html()
@@ -60,7 +63,7 @@ def test_no_tag_loads_anything(hostile: list[str]) -> None:
         html = html.replace(script, "")
     loading = {"src", "href", "srcset", "action", "data", "poster", "background", "formaction"}
     sources = [value for name, value in read(html).attributes if name in loading]
-    assert sources and all(source.startswith("data:") for source in sources)
+    assert sources and all(source.startswith(("data:", "#")) for source in sources)
     styles = [value for name, value in read(html).attributes if name == "style"]
     styles += re.findall("<style>(.*?)</style>", html, flags=re.DOTALL)
     assert styles and not [style for style in styles if "@import" in style or "url(" in style]
@@ -125,6 +128,7 @@ def test_save_into_a_missing_folder_says_so(tmp_path: Path) -> None:
 
 def test_notebook_output_is_small_and_still_shows_without_scripts(hostile: list[str]) -> None:
     fragment = render.tokens(hostile, torch.rand(len(hostile)), value_label="norm")
+    fragment += render.attention(hostile[:9], torch.rand(1, 9, 9))
     output = fragment._repr_html_()
     assert len(output) < 200_000 and library_source("circuitsvis") not in output
     assert "&lt;s&gt;" in fragment.html and "<script" not in fragment.html
@@ -135,7 +139,7 @@ def test_notebook_output_is_small_and_still_shows_without_scripts(hostile: list[
 
 def test_colab_gets_the_library_with_every_output(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "google.colab", sys)
-    assert library_source("circuitsvis") in render.tokens(["a"], [1.0], value_label="norm")._repr_html_()
+    assert library_source("circuitsvis") in render.attention(["a"], torch.ones(1, 1, 1))._repr_html_()
 
 
 def test_fragments_add_up() -> None:
@@ -147,7 +151,7 @@ def test_fragments_add_up() -> None:
 def test_import_is_light() -> None:
     code = (
         "import sys, tl_backward; before = set(sys.modules); import tl_backward.render;"
-        "print(sorted({'plotly', 'circuitsvis', 'pandas', 'IPython'} & (set(sys.modules) - before)))"
+        "print(sorted({'plotly', 'matplotlib', 'circuitsvis', 'pandas', 'IPython'} & (set(sys.modules) - before)))"
     )
     result = plain.run(code)
     assert result.stdout.strip() == "[]"

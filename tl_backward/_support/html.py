@@ -370,10 +370,12 @@ def token_strip(
     with_legend: bool = True,
     details: Sequence[str] | None = None,
     marked: int | None = None,
+    gaps: Sequence[bool] | None = None,
 ) -> str:
     """Show the tokens (raw) of one text, coloured by `values`, in lines that wrap; exact values on hover.
 
-    `details`, one a token, are shown on hover instead of the value; the token at `marked` has a frame.
+    `details`, one a token, are shown on hover instead of the value; the token at `marked` has a frame. `gaps` says
+    before which tokens there is a space that none of them has.
     """
     if len(tokens) != len(values):
         raise ValueError(f"Need one value per token: got {len(tokens)} tokens and {len(values)} values.")
@@ -384,9 +386,10 @@ def token_strip(
     for i, (token, value) in enumerate(zip(tokens, values, strict=True)):
         background = color_for(value, bound, PALE)
         title = _title([visible_token(token), repr(float(value)) if details is None else details[i]])
+        gap = " " if gaps is not None and gaps[i] else ""
         frame = "outline:2px solid #c2185b;outline-offset:-2px;font-weight:bold;" if i == marked else ""
         spans.append(
-            f'<bdi style="display:inline-block;max-width:100%;overflow-wrap:break-word;white-space:pre-wrap;'
+            f'{gap}<bdi style="display:inline-block;max-width:100%;overflow-wrap:break-word;white-space:pre-wrap;'
             f"border:1px solid #c8c8c8;padding:2px 1px;margin:1px 0;{frame}"
             f'background-color:{background};color:{text_color(background)}"{title}>'
             f"{escape(visible_token(token, 200))}</bdi>"

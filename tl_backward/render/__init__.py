@@ -12,7 +12,8 @@ from tl_backward.render.circuits import attention, tokens
 from tl_backward.render.coherence_figure import coherence_figure
 from tl_backward.render.compare_report import compare_report, comparison_curves, comparison_heatmap
 from tl_backward.render.edit_report import comparison_report, edit_report
-from tl_backward.render.figures import Curve, curves, figure_fragment, heatmap, plot_text, plot_token
+from tl_backward.render.figure_fragment import figure_fragment
+from tl_backward.render.figures import Curve, curves, heatmap, plot_text, plot_token
 from tl_backward.render.invert_report import feature_map, hypotheses, invert_report
 from tl_backward.render.map_report import map_report, models_map
 from tl_backward.render.match_report import match_curves, match_heatmap, match_report

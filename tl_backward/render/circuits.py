@@ -1,4 +1,4 @@
-"""circuitsvis components, called safely: coloured tokens and attention patterns."""
+"""Coloured tokens, and attention patterns by circuitsvis, called safely."""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,6 @@ from torch import Tensor
 
 from tl_backward._support.html import (
     NEGATIVE,
-    PALE,
     POSITIVE,
     SPACE,
     Number,
@@ -86,19 +85,7 @@ def tokens(
     if len(numbers) != len(tokens):
         raise ValueError(f"Need one value per token: got {len(tokens)} tokens and {len(numbers)} values.")
     bound = scale_bound(numbers) if bound is None else bound
-    after = [False] * len(tokens) if gaps is None else [*list(gaps)[1:], False]
-    static = token_strip(tokens, numbers, value_label=value_label, signed=signed, bound=bound, with_legend=False)
-    props = {
-        "tokens": [component_token(token) + (" " if gap else "") for token, gap in zip(tokens, after, strict=True)],
-        "values": numbers,
-        "minValue": -bound,
-        "maxValue": bound,
-        "negativeColor": PALE[0],
-        "positiveColor": PALE[1],
-        "paddingBottom": 4,
-    }
-    drawn = circuitsvis("ColoredTokens", props, static, CARD + "line-height:1.7;overflow-wrap:anywhere;")
-    return Fragment(legend(value_label, bound, signed=signed, ends=PALE)) + drawn
+    return Fragment(token_strip(tokens, numbers, value_label=value_label, signed=signed, bound=bound, gaps=gaps))
 
 
 def attention(

@@ -11,9 +11,9 @@ from torch import Tensor
 from tl_backward._support.html import TableCell
 from tl_backward._support.types import typed
 from tl_backward.dissimilarity import Comparison, Measure, StitchingGrid, get_measure
-from tl_backward.render.figures import Curve, banded, curves, figure_fragment, heatmap
+from tl_backward.render.figure_fragment import figure_fragment
+from tl_backward.render.figures import Curve, banded, curves, heatmap
 from tl_backward.render.page import Fragment, Page, beside
-from tl_backward.render.static import heat_image
 from tl_backward.render.stitching_report import add_stitches
 from tl_backward.render.tables import frame_block, table
 
@@ -230,14 +230,8 @@ def _detail(comparison: Comparison, m: int, i: int, j: int) -> str:
 
 
 def comparison_map(comparison: Comparison, measure: str) -> Fragment:
-    """The heat map as a fragment, with a small picture in its place where scripts do not run."""
-    rows = comparison[measure].flip(0).tolist()  # the last layer on top, as in the figure
-    picture = heat_image(
-        rows,
-        bound=_bound(comparison, measure),
-        label=f"{unit_of(measure)}: layers of A upwards, layers of B to the right",
-    )
-    return figure_fragment(comparison_heatmap(comparison, measure), static=f"<div>{picture}</div>")
+    """The heat map as a fragment."""
+    return figure_fragment(comparison_heatmap(comparison, measure))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from torch import Tensor
 from tl_backward._support.html import visible_text, visible_token
 from tl_backward._support.types import typed
 from tl_backward.editing import EditComparison, EditEffect, EditScores, LayerGrid
-from tl_backward.render.figures import figure_fragment, heatmap
+from tl_backward.render.figure_fragment import figure_fragment
+from tl_backward.render.figures import heatmap
 from tl_backward.render.page import Page
 from tl_backward.render.tables import data_block, frame_block, table
 

@@ -1,29 +1,28 @@
-"""plotly figures of untrusted text: heat maps, named curves, and a fragment that draws any figure offline."""
+"""Figures of untrusted text, heat maps and named curves: as plotly's JSON, and as plotly's objects."""
 
 import html
-import json
 import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from jaxtyping import Real
 from torch import Tensor
 
 from tl_backward._support.html import UNKNOWN, Number, color_for, scale_bound, visible_text, visible_token
-from tl_backward.render.circuits import CARD, floats, isolate
-from tl_backward.render.page import Fragment
-from tl_backward.render.scripts import draw_script, escape_json, place, place_key, to_json
+from tl_backward.render.circuits import floats, isolate
+from tl_backward.render.shown_figure import shown
+from tl_backward.render.svg import PALETTE
 
 if TYPE_CHECKING:
     import plotly.graph_objects
 
-Numbers = Real[Tensor, "x"] | Sequence[Number]
+Drawing: TypeAlias = dict[str, Any]
+"""A figure as plotly's JSON, "data" and "layout", without plotly: what `figure_fragment` draws."""
 
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Okabe and Ito's colours, told apart under all common colour blindnesses."""
+Numbers = Real[Tensor, "x"] | Sequence[Number]
 
 _LONGEST_LABEL = 16  # characters of a token below an axis; hovering shows all of it
 _PLOT_HEIGHT = 230  # pixels between the axes of a curves figure
@@ -100,8 +99,36 @@ def heatmap(
         >>> figure.layout.title.text
         'I'
     """
-    import plotly.graph_objects as go
+    return shown(
+        heatmap_drawing(
+            z,
+            rows=rows,
+            columns=columns,
+            title=title,
+            value_title=value_title,
+            row_title=row_title,
+            column_title=column_title,
+            signed=signed,
+            bound=bound,
+            details=details,
+        )
+    )
 
+
+def heatmap_drawing(
+    z: Real[Tensor, "row column"],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    value_title: str,
+    row_title: str = "layer",
+    column_title: str = "token",
+    signed: bool = False,
+    bound: Number | None = None,
+    details: Sequence[Sequence[str]] | None = None,
+) -> Drawing:
+    """What `heatmap` draws, as plotly's JSON."""
     if tuple(z.shape) != (len(rows), len(columns)):
         raise ValueError(
             f"Expected one row and one column name per value: got values of shape {list(z.shape)}, "
@@ -119,35 +146,33 @@ def heatmap(
         ]
         for i, row in enumerate(rows)
     ]
-    figure = go.Figure(
-        go.Heatmap(
-            z=values,
-            customdata=names,
-            hovertemplate=f"{plot_text(row_title)}: %{{customdata[0]}}<br>{plot_text(column_title)}: "
-            f"%{{customdata[1]}}<br>{plot_text(value_title)}: %{{z:.6g}}%{{customdata[2]}}<extra></extra>",
-            hoverongaps=False,
-            zmin=low * bound,
-            zmax=bound,
-            colorscale=[[(share - low) / (1 - low), color_for(share, 1.0)] for share in shares],
-            colorbar={
-                "title": {"text": plot_text(value_title), "side": "right"},
-                "thickness": 14,
-                "outlinewidth": 1,
-                "outlinecolor": "#888888",
-            },
-            xgap=1,
-            ygap=1,
-        )
-    )
-    figure.update_layout(
-        plot_layout(title, max(24 * len(rows), 120) + _label_height(columns) + 50),
-        xaxis=_label_axis(column_title, columns, angle=-60),
-        yaxis=_label_axis(row_title, rows, angle=0),
-        plot_bgcolor=UNKNOWN,
+    trace = {
+        "type": "heatmap",
+        "z": values,
+        "customdata": names,
+        "hovertemplate": f"{plot_text(row_title)}: %{{customdata[0]}}<br>{plot_text(column_title)}: "
+        f"%{{customdata[1]}}<br>{plot_text(value_title)}: %{{z:.6g}}%{{customdata[2]}}<extra></extra>",
+        "hoverongaps": False,
+        "zmin": low * bound,
+        "zmax": bound,
+        "colorscale": [[(share - low) / (1 - low), color_for(share, 1.0)] for share in shares],
+        "colorbar": {
+            "title": {"text": plot_text(value_title), "side": "right"},
+            "thickness": 14,
+            "outlinewidth": 1,
+            "outlinecolor": "#888888",
+        },
+        "xgap": 1,
+        "ygap": 1,
+    }
+    layout = plot_layout(title, max(24 * len(rows), 120) + _label_height(columns) + 50) | {
+        "xaxis": _label_axis(column_title, columns, angle=-60),
+        "yaxis": _label_axis(row_title, rows, angle=0),
+        "plot_bgcolor": UNKNOWN,
         # For figure_fragment: below this, the columns' names would run into each other.
-        meta={"min_width": _min_width(columns)},
-    )
-    return figure
+        "meta": {"min_width": _min_width(columns)},
+    }
+    return {"data": [trace], "layout": layout}
 
 
 def _min_width(labels: Sequence[str]) -> int:
@@ -217,49 +242,77 @@ def curves(
         >>> tlb.render.curves([line], title='Loss', x_title='layer', y_title='nats').layout.yaxis.title.text
         'nats'
     """
-    import plotly.graph_objects as go
+    return shown(
+        curves_drawing(
+            lines,
+            title=title,
+            x_title=x_title,
+            y_title=y_title,
+            x=x,
+            x_labels=x_labels,
+            log_y=log_y,
+            reverse_y=reverse_y,
+        )
+    )
 
+
+def curves_drawing(
+    lines: Sequence[Curve],
+    *,
+    title: str,
+    x_title: str,
+    y_title: str,
+    x: Numbers | None = None,
+    x_labels: Sequence[str] | None = None,
+    log_y: bool = False,
+    reverse_y: bool = False,
+) -> Drawing:
+    """What `curves` draws, as plotly's JSON."""
     positions = list(range(len(lines[0].values))) if x is None and lines else floats(x or ())
     _check_curves(lines, len(positions), x_labels, log_y)
-    figure = go.Figure()
+    traces: list[Drawing] = []
     solid = [line.name for line in lines if line.control_of is None]
     for line in lines:
         index = solid.index(line.control_of or line.name)
         color = PALETTE[index % len(PALETTE)]
         if line.low is not None and line.high is not None:
-            figure.add_scatter(
-                x=[*positions, *reversed(positions)],
-                y=[*floats(line.high), *reversed(floats(line.low))],
-                fill="toself",
-                fillcolor=color,
-                opacity=0.18,
-                line={"width": 0},
-                hoverinfo="skip",
-                showlegend=False,
-                legendgroup=str(index),
-                mode="lines",
-            )
+            band = {
+                "type": "scatter",
+                "x": [*positions, *reversed(positions)],
+                "y": [*floats(line.high), *reversed(floats(line.low))],
+                "fill": "toself",
+                "fillcolor": color,
+                "opacity": 0.18,
+                "line": {"width": 0},
+                "hoverinfo": "skip",
+                "showlegend": False,
+                "legendgroup": str(index),
+                "mode": "lines",
+            }
+            traces.append(band)
         is_control = line.control_of is not None
-        figure.add_scatter(
-            x=positions,
-            y=floats(line.values),
-            name=plot_text(line.name),
-            mode="lines+markers",
-            line={"color": color, "width": 2, "dash": "dash" if is_control else "solid"},
-            marker={
+        drawn = {
+            "type": "scatter",
+            "x": positions,
+            "y": floats(line.values),
+            "name": plot_text(line.name),
+            "mode": "lines+markers",
+            # The later ones are thinner: where lines coincide, all are seen.
+            "line": {"color": color, "width": max(3 - 0.7 * index, 1.2), "dash": "dash" if is_control else "solid"},
+            # A control's marker is a ring around its curve's: both are seen where they coincide.
+            "marker": {
                 "symbol": _SYMBOLS[index % len(_SYMBOLS)] + ("-open" if is_control else ""),
-                "size": 7,
+                "size": (8 - min(index, 3)) + 4 * is_control,
                 "color": color,
             },
-            customdata=[plot_token(label) for label in x_labels] if x_labels else None,
-            hovertemplate=f"%{{y:.6g}} at {plot_text(x_title)} %{{{'customdata' if x_labels else 'x'}}}",
-        )
+            "hovertemplate": f"%{{y:.6g}} at {plot_text(x_title)} %{{{'customdata' if x_labels else 'x'}}}",
+        }
+        traces.append(drawn | ({"customdata": [plot_token(label) for label in x_labels]} if x_labels else {}))
     below = (_label_height(x_labels) if x_labels else 16) + 50  # pixels: tick labels and the axis title
     x_axis = _label_axis(x_title, x_labels, -60) if x_labels else _number_axis(x_title, positions)
-    figure.update_layout(
-        plot_layout(title, _PLOT_HEIGHT + below + 20 * len(lines)),
-        xaxis={**_GRID, **x_axis},
-        yaxis={
+    layout = plot_layout(title, _PLOT_HEIGHT + below + 20 * len(lines)) | {
+        "xaxis": {**_GRID, **x_axis},
+        "yaxis": {
             "title": {"text": plot_text(y_title)},
             **_GRID,
             "automargin": True,
@@ -267,12 +320,12 @@ def curves(
             **({"tickvals": _log_ticks(lines)} if log_y else {}),
             "autorange": "reversed" if reverse_y else True,
         },
-        hovermode="x unified",
+        "hovermode": "x unified",
         # Below the plot, so that long names take no width from it on a narrow screen.
-        legend={"orientation": "h", "y": -below / _PLOT_HEIGHT, "yanchor": "top", "x": 0},
-        meta={"min_width": _min_width(x_labels or ())},
-    )
-    return figure
+        "legend": {"orientation": "h", "y": -below / _PLOT_HEIGHT, "yanchor": "top", "x": 0},
+        "meta": {"min_width": _min_width(x_labels or ())},
+    }
+    return {"data": traces, "layout": layout}
 
 
 def _number_axis(title: str, positions: Sequence[Number]) -> dict[str, object]:
@@ -302,43 +355,3 @@ def _check_curves(lines: Sequence[Curve], length: int, x_labels: Sequence[str] |
             raise ValueError(f"A log axis needs values above 0, got {line.name!r} with others; plot rank + 1.")
     if x_labels is not None and len(x_labels) != length:
         raise ValueError(f"Expected {length} labels, one per x, got {len(x_labels)}.")
-
-
-def figure_fragment(
-    figure: "plotly.graph_objects.Figure", *, min_width: int | None = None, static: str = ""
-) -> Fragment:
-    """Draw any plotly figure from data inside the page: no cloud button, no logo, no request.
-
-    It fills the width it gets, down to `min_width` pixels (default: enough for a heat map's columns), below
-    which it scrolls. Texts in a figure of your own must have gone through `plot_text` or `plot_token`. `static` is
-    trusted HTML that shows where scripts do not run.
-
-    Example:
-        >>> figure = tlb.render.curves([tlb.render.Curve('a', [1.0])], title='A', x_title='x', y_title='y')
-        >>> sorted(tlb.render.figure_fragment(figure).needs)
-        ['plotly']
-    """
-    text = str(figure.to_json())  # plotly's own: it knows arrays, dates and NaN
-    layout, data = json.loads(text)["layout"], escape_json(text)
-    width = int((layout.get("meta") or {}).get("min_width", 300)) if min_width is None else min_width
-    config = to_json(
-        {
-            "responsive": True,
-            "displaylogo": False,
-            "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
-            "plotlyServerURL": "",
-            "showSendToCloud": False,
-            "showEditInChartStudio": False,
-            "typesetMath": False,
-            "toImageButtonOptions": {"format": "png", "scale": 2},
-        }
-    )
-    key = place_key("plotly", data)
-    body = f"place.textContent = ''; Plotly.newPlot(place, data.data, data.layout, {config});"
-    note = '<span style="font-size:12px">This figure is drawn by a script.</span>'
-    box = place(key, note + static, f"min-width:{width}px;min-height:{int(layout.get('height') or 450)}px")
-    return Fragment(
-        f'<div style="{CARD}overflow-x:auto">{box}</div>',
-        (draw_script(key, "Plotly", data, body),),
-        frozenset({"plotly"}),
-    )

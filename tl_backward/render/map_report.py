@@ -4,8 +4,11 @@ from typing import TYPE_CHECKING
 
 from tl_backward._support.types import typed
 from tl_backward.dissimilarity import ModelDistances
-from tl_backward.render.figures import PALETTE, figure_fragment, heatmap, plot_layout, plot_text
+from tl_backward.render.figure_fragment import figure_fragment
+from tl_backward.render.figures import heatmap, plot_layout, plot_text
 from tl_backward.render.page import Page, beside
+from tl_backward.render.shown_figure import shown
+from tl_backward.render.svg import PALETTE
 from tl_backward.render.tables import frame_block
 
 if TYPE_CHECKING:
@@ -31,10 +34,8 @@ def models_map(distances: ModelDistances) -> "plotly.graph_objects.Figure":
         >>> len(tlb.render.models_map(d).data) > 0
         True
     """
-    import plotly.graph_objects as go
-
     plane = distances.map()
-    figure = go.Figure()
+    figure = shown({"data": [], "layout": {}})
     models = list(dict.fromkeys(distances.models))
     for index, model in enumerate(models):
         at = [i for i, each in enumerate(distances.models) if each == model]

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from tl_backward._support.types import typed
 from tl_backward.alignment import ParameterMatch
-from tl_backward.render.figures import Curve, curves, figure_fragment, heatmap
+from tl_backward.render.figure_fragment import figure_fragment
+from tl_backward.render.figures import Curve, curves, heatmap
 from tl_backward.render.page import Page, beside
 from tl_backward.render.tables import frame_block
 

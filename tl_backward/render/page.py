@@ -10,14 +10,17 @@ from pathlib import Path
 from tl_backward._support.html import escape, visible_text
 from tl_backward._support.storage import fingerprint, replacing
 from tl_backward.render.libraries import LIBRARIES, Library, inline, library_source
+from tl_backward.render.still import only_picture, stills
+from tl_backward.render.tips import TIPS, TIPS_STYLE
 
 
 @dataclass(frozen=True)
 class Fragment:
     """A piece of a page. `html` and `scripts` are trusted: make them with this package's functions.
 
-    In a notebook it shows itself. Where scripts run but the library is missing, and in an untrusted notebook,
-    its static part stays. Load a library once per notebook with `setup_notebook`.
+    In a notebook it shows itself, its drawings as images, which exporters and previews keep. Where scripts run but the
+    library is missing, and in an untrusted notebook, its static part stays. Load a library once per notebook with
+    `setup_notebook`.
     """
 
     html: str
@@ -35,7 +38,15 @@ class Fragment:
     def _repr_html_(self) -> str:
         # Colab shows every output in a frame of its own, so there each must bring its libraries.
         libraries = _libraries(self.needs) if "google.colab" in sys.modules else ()
-        return self.html + "".join(f"<script>{inline(s)}</script>" for s in (*libraries, *self.scripts))
+        return stills(self.html) + "".join(f"<script>{inline(s)}</script>" for s in (*libraries, *self.scripts))
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        picture = None if self.scripts else only_picture(self.html)
+        # A picture alone is an output of its own kind, which exporters keep where they strip HTML of images.
+        kind, data = ("text/html", self._repr_html_()) if picture is None else ("image/svg+xml", picture)
+        display({kind: data, "text/plain": repr(self)}, raw=True)
 
     def __repr__(self) -> str:
         """Sizes, not contents."""
@@ -53,8 +64,8 @@ def beside(*parts: Fragment) -> Fragment:
 def setup_notebook(*libraries: Library) -> Fragment:
     """Make an output that loads libraries (default: circuitsvis, 1.3 MB): show it once, early in a notebook.
 
-    Every later `Fragment` in the notebook uses this copy. ``"plotly"`` (4.8 MB) is needed only for
-    `figure_fragment`; plotly figures returned from a cell are shown by plotly itself.
+    Every later `Fragment` in the notebook uses this copy. Only `attention` needs circuitsvis, and ``"plotly"`` (4.8
+    MB) only a `figure_fragment` of another kind than heat maps, lines, points and bars.
 
     Example:
         >>> tlb.render.setup_notebook('circuitsvis').html.strip()[:1]
@@ -82,6 +93,17 @@ a { color: #1f5fa8; }
 @media (prefers-color-scheme: dark) {
   body { background: #16181c; color: #e4e4e4; }
   a { color: #8ab8ec; }
+}
+"""
+_PICTURES = """
+.tlb-hits rect:hover, .tlb-hits .tlb-on { stroke: currentColor; stroke-width: 1.5; }
+.tlb-picture:focus-visible { outline: 2px solid #56b4e9; }
+@media (prefers-color-scheme: dark) {
+  .tlb-lines [stroke="#000000"] { stroke: #e4e4e4; }
+  .tlb-lines [fill="#000000"] { fill: #e4e4e4; }
+  .tlb-lines [stroke="#0072b2"] { stroke: #4aa3df; }
+  .tlb-lines [fill="#0072b2"] { fill: #4aa3df; }
+  .tlb-lines [stroke="#787878"] { stroke: #a0a0a0; }
 }
 """
 
@@ -113,7 +135,9 @@ class Page:
 
     def _scripts(self) -> list[str]:
         joined = sum(self._sections, start=Fragment(""))
-        return [*_libraries(joined.needs), *dict.fromkeys(map(inline, joined.scripts))]
+        tips = [inline(TIPS)] if ' title="' in joined.html or "<title>" in joined.html else []
+        # Last: a library takes a while to be read, and the page is there by then.
+        return [*tips, *_libraries(joined.needs), *dict.fromkeys(map(inline, joined.scripts))]
 
     def to_html(self) -> str:
         """Return the whole file as text."""
@@ -138,7 +162,7 @@ class Page:
                 '<meta name="viewport" content="width=device-width, initial-scale=1">',
                 '<meta name="referrer" content="no-referrer">',
                 '<link rel="icon" href="data:,">',
-                f"{_element('title', self.title)}<style>{_STYLE}</style></head>",
+                f"{_element('title', self.title)}<style>{_STYLE}{_PICTURES}{TIPS_STYLE}</style></head>",
                 f"<body><main>{_element('h1', self.title)}{_element('p', self.intro)}",
                 *(section.html for section in self._sections),
                 f"{_element('footer', self.footer)}</main>",

@@ -18,7 +18,8 @@ from tl_backward.embedding_space import (
 )
 from tl_backward.embedding_space.options import OLD_KEYWORDS
 from tl_backward.render.coherence_figure import coherence_figure
-from tl_backward.render.figures import figure_fragment, heatmap
+from tl_backward.render.figure_fragment import figure_fragment
+from tl_backward.render.figures import heatmap
 from tl_backward.render.page import Fragment, Page, beside
 from tl_backward.render.tables import data_block, filter_table, frame_block
 from tl_backward.render.token_pairs import pair_list, pair_picture

@@ -2,13 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from tl_backward._support.html import Number
-from tl_backward.render.figures import Curve, curves, plot_text
-
-if TYPE_CHECKING:
-    import plotly.graph_objects
+from tl_backward.render.figures import Curve, Drawing, curves_drawing, plot_text
 
 
 def rank_height(rank: Number, d_vocab: int) -> float:
@@ -37,7 +33,7 @@ def rank_curves(
     title: str,
     x_title: str = "layer",
     y_title: str = "rank (0 = largest logit)",
-) -> "plotly.graph_objects.Figure":
+) -> Drawing:
     """Draw ranks (0, the largest logit, on top; `d_vocab` - 1 below) over layers, both ends spread out.
 
     NaN leaves a gap; exact ranks on hover.
@@ -47,20 +43,18 @@ def rank_curves(
         Curve(line.name, [rank_height(rank, d_vocab) for rank in values], control_of=line.control_of)
         for line, values in zip(lines, ranks, strict=True)
     ]
-    figure = curves(drawn, title=title, x_title=x_title, y_title=y_title, x=list(x))
-    for index, values in enumerate(ranks):
-        figure.update_traces(
-            customdata=["none" if math.isnan(rank) else f"{int(rank)}" for rank in values],
-            hovertemplate=f"rank %{{customdata}} at {plot_text(x_title)} %{{x}}",
-            selector=index,
-        )
+    figure = curves_drawing(drawn, title=title, x_title=x_title, y_title=y_title, x=list(x))
+    for trace, values in zip(figure["data"], ranks, strict=True):
+        trace["customdata"] = ["none" if math.isnan(rank) else f"{int(rank)}" for rank in values]
+        trace["hovertemplate"] = f"rank %{{customdata}} at {plot_text(x_title)} %{{x}}"
     ticks = rank_ticks(d_vocab)
     edge = rank_height(0, d_vocab) * 1.06
-    figure.update_yaxes(
-        tickvals=[rank_height(rank, d_vocab) for rank, _ in ticks],
-        ticktext=[label for _, label in ticks],
-        range=[-edge, edge],
-        autorange=False,
-        zeroline=False,
-    )
+    figure["layout"]["meta"]["value"] = "rank %{customdata}"
+    figure["layout"]["yaxis"] |= {
+        "tickvals": [rank_height(rank, d_vocab) for rank, _ in ticks],
+        "ticktext": [label for _, label in ticks],
+        "range": [-edge, edge],
+        "autorange": False,
+        "zeroline": False,
+    }
     return figure

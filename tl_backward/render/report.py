@@ -13,7 +13,8 @@ from tl_backward.lens.patterns import attention_patterns
 from tl_backward.render import report_texts
 from tl_backward.render.attention_report import attention_section, kept_patterns, pattern_gradients
 from tl_backward.render.circuits import tokens
-from tl_backward.render.figures import Curve, figure_fragment, heatmap
+from tl_backward.render.figure_fragment import figure_fragment
+from tl_backward.render.figures import Curve, heatmap_drawing
 from tl_backward.render.key_figures import PromptView, joined, key_figures
 from tl_backward.render.page import Fragment, Page, beside
 from tl_backward.render.rank_curves import rank_curves
@@ -169,7 +170,7 @@ def _norms(page: Page, view: PromptView) -> None:
     control = view.control()
     norms = {"norm": view.stacked("norm")} | ({"control": control.stacked("norm")} if control else {})
     figures = [
-        heatmap(
+        heatmap_drawing(
             values,
             rows=[str(layer) for layer in view.lens.layers],
             columns=view.tokens,

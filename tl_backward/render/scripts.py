@@ -25,13 +25,15 @@ def to_json(value: Mapping[str, object]) -> str:
 
 # Draws into every place of this key that is still empty of it, so that the same fragment may be shown twice.
 # In a notebook the output with the library can come later than this one: wait for it, then give up and leave
-# the static picture.
+# the static picture. What is folded is drawn when it is opened.
 _DRAW = """(function (key, library, data, draw) {
   var tries = 0;
   function attempt() {
     if (!window[library]) { if (++tries < 150) { setTimeout(attempt, 200); } return; }
     document.querySelectorAll('[data-tlb="' + key + '"]').forEach(function (place) {
       if (place.id) { return; }
+      var folded = place.closest("details:not([open])");
+      if (folded) { folded.addEventListener("toggle", attempt, {once: true}); return; }
       window.tlbCount = (window.tlbCount || 0) + 1;
       place.id = "tlb-" + window.tlbCount;
       draw(place, data);

@@ -6,9 +6,9 @@ import torch
 
 from tl_backward._support.types import typed
 from tl_backward.dissimilarity import StitchingGrid
-from tl_backward.render.figures import Curve, banded, curves, figure_fragment, heatmap
-from tl_backward.render.page import Fragment, Page, beside
-from tl_backward.render.static import heat_image
+from tl_backward.render.figure_fragment import figure_fragment
+from tl_backward.render.figures import Curve, banded, curves, heatmap
+from tl_backward.render.page import Page, beside
 from tl_backward.render.tables import frame_block
 
 if TYPE_CHECKING:
@@ -138,18 +138,9 @@ def stitching_report(grid: StitchingGrid, *, name: str = "") -> Page:
 
 def add_stitches(page: Page, grid: StitchingGrid) -> None:
     """Append a stitching grid to a page."""
-    maps = [_map(grid, direction) for direction in grid.penalties]
+    maps = [figure_fragment(stitching_heatmap(grid, direction)) for direction in grid.penalties]
     data = frame_block(grid.to_frame(), "stitches.csv")
     n_texts = next(iter(grid.penalties.values()))[0][0].n_texts
     page.section(_GRIDS[0].format(grid.map), _GRIDS[1].format(n_texts, grid.n_fit_texts), beside(*maps), data)
     if max(len(grid.layers_a), len(grid.layers_b)) > 1:
         page.section("", _CURVES, figure_fragment(stitching_curves(grid)))
-
-
-def _map(grid: StitchingGrid, direction: str) -> Fragment:
-    picture = heat_image(
-        grid.nats(direction).flip(0).tolist(),
-        bound=_bound(grid),
-        label=f"{direction}: {_VALUE}, heads upwards, tails to the right",
-    )
-    return figure_fragment(stitching_heatmap(grid, direction), static=f"<div>{picture}</div>")
