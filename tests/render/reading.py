@@ -1,5 +1,8 @@
 from html.parser import HTMLParser
 
+PICTURE = frozenset("svg g rect path text title use defs clippath".split())
+"""Elements of static pictures."""
+
 
 class Reader(HTMLParser):
     """Collects tags, attributes and text as a browser would see them."""
