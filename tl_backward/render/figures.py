@@ -248,7 +248,7 @@ def curves(
             line={"color": color, "width": 2, "dash": "dash" if is_control else "solid"},
             marker={
                 "symbol": _SYMBOLS[index % len(_SYMBOLS)] + ("-open" if is_control else ""),
-                "size": 7,
+                "size": 12 if is_control else 7,  # seen around the line that it coincides with
                 "color": color,
             },
             customdata=[plot_token(label) for label in x_labels] if x_labels else None,
