@@ -1,5 +1,6 @@
 """The command line: results on stdout, one sentence on stderr, exit codes 0, 1, 2; and the loader behind it."""
 
+import argparse
 import json
 import os
 import shutil
@@ -17,8 +18,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import tl_backward as tlb
 from tl_backward.cli import main
+from tl_backward.cli.options import default_out
 
 PROMPT, TARGET = "Anna Berg lives in the city of", " Oslo"
+VERDICT = (
+    "One step toward \u2423Oslo would write \u2423Oslo in every layer (all 5 untrained networks do that too) and push "
+    "\u2423Graz down in layers 2 and 3 (none of 5 untrained networks does)."
+)
 ASK = ["lens", "--model", "facts", "--prompt", PROMPT, "--target", TARGET]
 STORY = ["--prompt", "Once upon a time, there was a little", "--target", " boy"]
 
@@ -44,8 +50,9 @@ def test_demo_writes_one_page_and_opens_it(capsys, tmp_path, no_browser):
     out = tmp_path / "report.html"
     code, said, complained = run(capsys, "demo", "--out", out)
     assert (code, complained) == (0, "")
+    assert said.splitlines()[0] == VERDICT and VERDICT in out.read_text(encoding="utf-8")
     assert '" Oslo"; the model says " Graz"' in said and str(out) in said
-    assert "424 of 424" in said and "0 of 424" in said and "untrained control" in said
+    assert "424 of 424" in said and "0 of 424" in said and "5 untrained networks" in said
     assert no_browser == [out.as_uri()] and [path.name for path in tmp_path.iterdir()] == ["report.html"]
     assert "Backward Lens: facts" in out.read_text(encoding="utf-8")
 
@@ -62,7 +69,15 @@ def test_the_page_is_not_opened_where_it_should_not_be(capsys, tmp_path, no_brow
 def test_default_file(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(capsys, *ASK, "--layers=-1", "--no-control", "--no-open")[0] == 0
-    assert (tmp_path / "tl-backward-report.html").is_file()
+    assert (tmp_path / "tl-backward-lens-facts.html").is_file()
+
+
+def test_default_files_are_named_after_the_job():
+    job = argparse.Namespace(command="compare", model_a="./runs/a b", model_b="org/model-1.5")
+    assert default_out(job) == "tl-backward-compare-a_b-model-1.5.html"
+    assert default_out(argparse.Namespace(command="demo")) == "tl-backward-demo.html"
+    odd = default_out(argparse.Namespace(command="lens", model="\x1b[31m../<b>"))
+    assert odd == "tl-backward-lens-_b_.html"
 
 
 @pytest.mark.parametrize("kind", worlds())
@@ -96,7 +111,7 @@ def test_demo_as_json(capsys, tmp_path, monkeypatch, no_browser):
     data = json.loads(said)
     assert (code, complained, list(tmp_path.iterdir()), no_browser) == (0, "", [], [])
     assert (data["prompt"], data["target"], data["answer"], data["report"]) == (PROMPT, TARGET, " Graz", None)
-    assert data["shift"][3]["target_rank"][-1] == 424
+    assert data["shift"][3]["target_rank"][-1] == 424 and data["summary"] == VERDICT
 
 
 def test_words_that_the_model_cannot_read_are_noted(capsys):

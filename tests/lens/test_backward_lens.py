@@ -137,7 +137,8 @@ def test_segments(world):
     norms = lens.shift[0].norm
     assert means.loc[(0, "subject"), "mean"] == pytest.approx(norms[2].item())
     assert means.loc[(0, "other"), "mean"] == pytest.approx(norms[[1, 3]].mean().item())
-    assert means.loc[(0, "last"), "control"] == pytest.approx(lens.control.shift[0].norm[4].item())
+    beside = [draw.shift[0].norm[4].item() for draw in lens.controls]
+    assert means.loc[(0, "last"), "control"] == pytest.approx(sum(beside) / len(beside))
     ranks = lens.segment_means("target_rank").set_index(["layer", "segment"])
     assert ranks.loc[(1, "first"), "n"] == 0 and ranks.loc[(1, "last"), "n"] == 1
 

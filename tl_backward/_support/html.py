@@ -242,12 +242,15 @@ class Cell:
     """Lines shown on hover, as plain text; pass tokens through `visible_token` when composing them."""
     value: Number | None = None
     """What the background shows; ``None`` for no colour."""
+    marked: bool = False
+    """Whether `text` is what to look for: it is bold and framed."""
 
 
 TableCell = str | AnyNumber | Cell | None
 
 _BORDER = "border:1px solid #9a9a9a"
 _TD = f"{_BORDER};padding:2px 6px;text-align:left;vertical-align:top;white-space:pre;font-size:12px"
+MARK = ' style="font-weight:bold;outline:2px solid #c2185b;outline-offset:1px"'
 # Opaque, so that scrolled cells do not shine through; dropped by the sanitizer together with "sticky". JupyterLab and
 # VS Code have dark themes without telling the browser, so their own colours come before its.
 _STICKY = (
@@ -267,7 +270,7 @@ def _cell_html(cell: TableCell, bound: Number, limit: int) -> str:
         tokens = [visible_token(each) for each in (cell.text, cell.sub) if each is not None]
         # The cut tokens' own titles would hide the cell's, so the full ones lead its lines.
         lines = [*(each for each in tokens if len(each) > limit), *cell.title]
-        body = f"<bdi>{escape(visible_token(cell.text, limit))}</bdi>"
+        body = f"<bdi{MARK if cell.marked else ''}>{escape(visible_token(cell.text, limit))}</bdi>"
         if cell.sub is not None:
             body += f'<br><bdi style="font-size:10px;opacity:.8">{escape(visible_token(cell.sub, limit))}</bdi>'
         style = f"{_TD};{MONO}"
@@ -291,13 +294,14 @@ def table(
     corner: str = "",
     bound: Number | None = None,
     limit: int = 18,
+    marked: int | None = None,
 ) -> str:
     """Make a static table that scrolls sideways inside its own box and can be selected and copied.
 
     `columns` and `row_names` are plain text. Strings and numbers in `rows` are shown as they are, numbers
     with four digits and the exact value on hover; a `Cell` is coloured by its `value`, on a scale whose ends
     are +-`bound` (default: the largest absolute value in the table). Tokens longer than `limit` are cut, with
-    the whole of them on hover.
+    the whole of them on hover. The name of the column at `marked` has a frame.
     """
     if any(len(row) != len(columns) for row in rows) or (row_names is not None and len(row_names) != len(rows)):
         raise ValueError(
@@ -308,7 +312,11 @@ def table(
     values = (cell.value for row in rows for cell in row if isinstance(cell, Cell))
     bound = scale_bound(values) if bound is None else bound
     th = f"{_TD};font-weight:bold"
-    head = "".join(_header(name, f'scope="col" style="{th}"', limit) for name in columns)
+    frame = "outline:2px solid #c2185b;outline-offset:-2px"
+    styles = (f"{th};{frame}" if i == marked else th for i in range(len(columns)))
+    head = "".join(
+        _header(name, f'scope="col" style="{style}"', limit) for name, style in zip(columns, styles, strict=True)
+    )
     if row_names is not None:
         head = f'<th style="{th};{_STICKY}">{escape(visible_text(corner))}</th>{head}'
     body = []
@@ -349,13 +357,16 @@ def lens_table(
     corner: str = "layer",
     signed: bool = False,
     bound: Number | None = None,
+    marked: int | None = None,
 ) -> str:
     """Make a table of rows (layers, plain text) x columns (the prompt's tokens, raw), with a colour legend.
 
-    `value_label` names what the colour shows, its unit and, if `signed`, which sign convention.
+    `value_label` names what the colour shows, its unit and, if `signed`, which sign convention; `marked` is the column
+    to look at.
     """
     bound = scale_bound(cell.value for row in cells for cell in row) if bound is None else bound
-    shown = table(list(map(visible_token, columns)), cells, row_names=rows, caption=caption, corner=corner, bound=bound)
+    names = list(map(visible_token, columns))
+    shown = table(names, cells, row_names=rows, caption=caption, corner=corner, bound=bound, marked=marked)
     coloured = any(cell.value is not None for row in cells for cell in row)
     return (legend(value_label or "colour", bound, signed=signed, ends=PALE) if coloured else "") + shown
 

@@ -115,10 +115,12 @@ def _described(lens: "BackwardLens", name: str, prompt: str, target: str) -> Ite
     from tl_backward.render.key_figures import PromptView, key_figures
 
     view = PromptView(lens)
+    yield lens.summary()
     first = "" if target == view.target else f", of which the first token is {quoted(view.target)}"
     already = " already" if view.target == view.answer else ""
     yield f"{name}: {quoted(prompt)} -> {quoted(target)}{first}; the model says {quoted(view.answer)}{already}"
-    rows = [("", "", "") if lens.control is None else ("", "model", "untrained control")]
+    n = len(view.draws)
+    rows = [("", "", "") if not n else ("", "model", "untrained control" if n == 1 else f"{n} untrained networks")]
     rows += [(each.name, each.value, each.control) for each in key_figures(view)]
     yield from (f"  {line}".rstrip() for line in aligned(rows))
 

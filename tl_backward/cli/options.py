@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import sys
 import webbrowser
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 else:
     Commands: TypeAlias = object
 
-DEFAULT_OUT = "tl-backward-report.html"
+DEFAULT_OUT = "tl-backward-COMMAND-MODEL.html"
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,13 @@ def add_command(
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=partial(_run, answer), paged=paged)
+    parser.set_defaults(run=partial(_run, answer), paged=paged, command=name)
 
 
 def _run(answer: Callable[[argparse.Namespace], Answer], arguments: argparse.Namespace) -> None:
     """Run a command, print its result as text or JSON, and write and open the page where one is wanted."""
     arguments.paged = bool(arguments.out or (arguments.paged and not arguments.json))
-    out = check_out(arguments.out) if arguments.paged else None
+    out = check_out(arguments.out or default_out(arguments)) if arguments.paged else None
     # Nothing that another library prints may end up among the results.
     with redirect_stdout(sys.stderr):
         result = answer(arguments)
@@ -177,9 +178,16 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def check_out(out: str | None) -> Path:
+def default_out(arguments: argparse.Namespace) -> str:
+    """The page's file where none is named: after the command and its models, so that one job leaves another's page."""
+    models = (getattr(arguments, name, None) for name in ("model", "model_a", "model_b"))
+    words = ["tl-backward", arguments.command, *(name_of(model) for model in models if model)]
+    return "-".join(re.sub(r"[^\w.-]+", "_", word) for word in words) + ".html"
+
+
+def check_out(out: str) -> Path:
     """Path of the page; one that cannot be written is refused before the computation."""
-    path = Path(out or DEFAULT_OUT)
+    path = Path(out)
     if path.is_dir():
         raise IsADirectoryError(
             f"Expected a file to write the page to, got the folder {str(path)!r}; name a file in it."
@@ -190,6 +198,8 @@ def check_out(out: str | None) -> Path:
         )
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"Expected --out in a folder that can be written to, got {str(path)!r}; choose another.")
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"Expected --out to name a file, got {str(path)!r}, which is none; choose another.")
     return path
 
 

@@ -111,8 +111,8 @@ def backward_lens(
         attention: also read W_V's inputs and W_O's VJPs, of latent attention its kv projection's, of a mixer
             beside an MLP what its first projection reads and its last one writes.
         normalize: scale vectors to unit norm before the final norm (the paper's Normalized Logit Lens).
-        control: "random_init", or a `RandomInit` with another seed, also runs the same architecture with fresh weights;
-            see `lens.control`.
+        control: "random_init", or a `RandomInit` with another seed or number of draws, also runs the same architecture
+            with fresh weights, five times; see `lens.control`, `lens.controls`.
         names_filter: hook points whose gradients to keep in `lens.cache`, as TransformerLens's; none by default.
         fwd_hooks: (name, hook) pairs active in the pass.
         prepend_bos: as in `model.to_tokens`.
@@ -184,24 +184,30 @@ def backward_lens(
     each = zip(cache.tokens, mask, forced, strict=True)
     rows = [row[real].tolist()[: int(real.sum()) - n] for row, real, n in each]
     spans = subject_spans(tokenizer, rows, _texts(prompt, cache), subject, where=where)
-    beside = None
+    draws: tuple[BackwardLens, ...] = ()
     if untrained is not None:
-        beside = backward_lens(
-            next(untrained.models(model)),
-            prompt,
-            target,
-            layers=chosen,
-            k=k,
-            answer=answer_ids,
-            subject=spans,
-            attention=attention,
-            normalize=normalize,
-            prepend_bos=prepend_bos,
-            position=position,
-            **cast("dict[str, Never]", inputs),
-        )
+        # The first draw comes last: what reads its weights later finds them in place.
+        order = [*range(1, untrained.n_draws), 0]
+        read = [
+            backward_lens(
+                fresh,
+                prompt,
+                target,
+                layers=chosen,
+                k=k,
+                answer=answer_ids,
+                subject=spans,
+                attention=attention,
+                normalize=normalize,
+                prepend_bos=prepend_bos,
+                position=position,
+                **cast("dict[str, Never]", inputs),
+            )
+            for fresh in untrained.models(model, order)
+        ]
+        draws = (read[-1], *read[:-1])
     targets, answers = ([token_string(tokenizer, int(i)) for i in ids] for ids in (target_ids, answer_ids))
-    kind = BackwardLens if beside is None else partial(ControlledLens, control=beside)
+    kind = partial(ControlledLens, control=draws[0], controls=draws) if draws else BackwardLens
     return kind(
         loss=cache.loss,
         tokens=strings if batched else strings[0],

@@ -13,8 +13,8 @@ class RandomInit:
     """The same architecture with fresh weights; "random_init" stands for the defaults.
 
     Attributes:
-        n_draws: of fresh weights: prompt i of a sweep sees draw i % n_draws, so that a curve's control averages over
-            several; one lens takes the first draw alone.
+        n_draws: of fresh weights: one lens is run with each; prompt i of a sweep sees draw i % n_draws, so that a
+            curve's control averages over several. Fewer than five are compared with nothing.
         seed: of the first draw; the next draws' follow it.
 
     Raises:

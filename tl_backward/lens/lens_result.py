@@ -1,5 +1,6 @@
 """The result of a Backward Lens: a Readout for each layer and side, the prompt's segments, and the control."""
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import product
@@ -19,6 +20,7 @@ from tl_backward._support.types import DataFrame, Tokenizer
 from tl_backward.gradients.cache import GradientCache
 from tl_backward.lens.expert_learning import ExpertLearning
 from tl_backward.lens.segments import Segments
+from tl_backward.lens.summary import Places, alone_at_top, batch_sentence, lens_sentence
 from tl_backward.text.token_strings import text_column, token_string, token_strings
 from tl_backward.vocabulary.readout import RankedReadout
 
@@ -62,7 +64,7 @@ class BackwardLens(Shown):
         attn_imprint, attn_shift: the same for W_V and W_O, with `attention=True`.
         segments: which tokens are first, subject, last, other, target.
         cache: the factors of the weights that were read (and of W_gate).
-        control: the same lens on an untrained model, one random draw.
+        control: the same lens on an untrained model, the first random draw. controls: of all draws.
     """
 
     _report = "lens_report"
@@ -105,6 +107,8 @@ class BackwardLens(Shown):
     """Per layer, attention [*batch, head, query, key], where `names_filter` keeps the gradients at `hook_pattern`."""
     control: "BackwardLens | None" = None
     """The same lens on the same architecture with fresh weights, its answer rank being that of the trained answer."""
+    controls: tuple["BackwardLens", ...] = ()
+    """The same for each draw of fresh weights, `control` being the first."""
 
     @property
     def layers(self) -> list[int]:
@@ -131,6 +135,51 @@ class BackwardLens(Shown):
             return self.target
         whole = ["".join(token_string(tokenizer, token) for token in row) for row in rows]
         return whole if self.is_batch else whole[0]
+
+    @property
+    def of(self) -> str:
+        """Name of the main readout: the MLPs' shift, or attention's where there are no MLPs."""
+        return "shift" if self.shift else "attn_shift"
+
+    def summary(self, example: int | None = None) -> str:
+        """In one sentence: where a step writes the target and pushes the old answer down, and what the control does.
+
+        A word counts as written where it is alone at the very bottom of the raw shift at `answer_position`, as pushed
+        down most where it is alone at the very top. Untrained networks are compared with from five draws on.
+
+        Args:
+            example: which prompt of a batch; None for all of them in numbers.
+
+        Raises:
+            IndexError: a batch without that example.
+        """
+        n = len(self.token_ids) if self.is_batch else 1
+        if example is not None and not 0 <= example < n:
+            raise IndexError(f"Expected an example in [0, {n}), got {example}; the lens has {n} prompts.")
+        layers = list(self.readouts()[self.of])
+        own, draws = self._places(), [each._places() for each in self.controls]
+        targets, answers = ([each] if isinstance(each, str) else each for each in (self.target, self.answer))
+        if self.is_batch and example is None:
+            differs = torch.tensor([new != old for new, old in zip(targets, answers, strict=True)])
+            return batch_sentence(layers, own, draws, differs)
+        row = example or 0
+        return lens_sentence(targets[row], answers[row], layers, own[row], [each[row] for each in draws])
+
+    def _places(self) -> Places:
+        """Where the target and the old answer stand at the token asked at, in the main readout."""
+        asked = self.answer_position.reshape(-1)
+        prompts = torch.arange(len(asked), device=asked.device)
+        reads = list(self.readouts()[self.of].values())
+
+        def at(values: Tensor) -> Tensor:  # [layer, *batch, pos, ...] -> [prompt, layer, ...]
+            rows = values if self.is_batch else values[:, None]
+            return rows[:, prompts, asked].transpose(0, 1).cpu()
+
+        target, answer = at(self.stacked("target_rank", self.of)), at(self.stacked("answer_rank", self.of))
+        alone = alone_at_top(
+            *(torch.stack([getattr(r, name) for r in reads]) for name in ("top_values", "bottom_values"))
+        )
+        return Places(target, answer, at(alone), reads[0].d_vocab)
 
     def readouts(self) -> dict[str, dict[int, RankedReadout]]:
         """The readouts by name: "imprint", "shift", "attn_imprint", "attn_shift", where present."""
@@ -183,19 +232,21 @@ class BackwardLens(Shown):
     def segment_means(self, quantity: Quantity = "norm", of: str = "shift") -> DataFrame:
         """Mean over prompts and tokens of each segment: one row a layer and segment, with the number of tokens.
 
-        Ranks of zero vectors are left out. With a control, its means stand beside in the column `control`.
+        Ranks of zero vectors are left out. With a control, its means over the draws stand beside
+        in the column `control`.
         """
         import pandas
 
         rows = []
         values = self.stacked(quantity, of)
-        control = None if self.control is None else self.control.stacked(quantity, of)
+        draws = [each.stacked(quantity, of) for each in self.controls or filter(None, [self.control])]
         for index, layer in enumerate(self.readouts()[of]):
             for segment, where in self.segments.masks().items():
                 where = where.reshape(values.shape[1:])
                 known = values[index][where & ~values[index].isnan()]
                 row = {"layer": layer, "segment": segment, "n": len(known), "mean": known.mean().item()}
-                beside = {} if control is None else {"control": control[index][where].nanmean().item()}
+                means = [float(draw[index][where].nanmean()) for draw in draws]
+                beside = {"control": sum(means) / len(means)} if means else {}
                 rows.append(row | beside)
         return pandas.DataFrame(rows)
 
@@ -241,18 +292,22 @@ class BackwardLens(Shown):
         """A static HTML table of one readout, layers x tokens; the full lists on hover.
 
         An imprint's cell shows its top token, a shift's its BOTTOM one (what a descent step moves toward), with the
-        other end below. VJPs are coloured by their norm.
+        other end below. VJPs are coloured by their norm; the token asked at and the two words have frames.
         """
         towards = of.endswith("shift")
         self.check_shown(of, example)
         layers, real = self.readouts()[of], self.mask.reshape(-1, self.mask.shape[-1])[example]
         places, tokens = real.nonzero().flatten().tolist(), self.tokens[example] if self.is_batch else self.tokens
         reads = (read[example] if self.is_batch else read for read in layers.values())
-        cells = [[_cell(read[place], towards) for place in places] for read in reads]
+        targets, answers = ([each] if isinstance(each, str) else each for each in (self.target, self.answer))
+        words = {targets[example], answers[example]}
+        cells = [[_cell(read[place], towards, words) for place in places] for read in reads]
+        asked = places.index(int(self.answer_position.reshape(-1)[example]))
         label = "|delta_i|, VJP norm (loss in nats per unit of output)" if towards else ""
         differ = len(set(self.kinds.values())) > 1
         rows = [f"layer {layer}" + (f" ({self.kinds[layer]})" if differ else "") for layer in layers]
-        return lens_table(rows, [str(tokens[place]) for place in places], cells, value_label=label, caption=caption)
+        columns = [str(tokens[place]) for place in places]
+        return lens_table(rows, columns, cells, value_label=label, caption=caption, marked=asked)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -282,8 +337,8 @@ def rank_figure(lens: BackwardLens, of: str, example: int) -> "plotly.graph_obje
     return render.curves(lines, title=f"Ranks in the {of}, by layer", **names, x=layers, reverse_y=True)
 
 
-def _cell(read: RankedReadout, towards_target: bool) -> Cell:
-    """The table cell of one layer and token: its tokens, ranks and norm."""
+def _cell(read: RankedReadout, towards_target: bool, words: Container[str]) -> Cell:
+    """The table cell of one layer and token: its tokens, ranks and norm; one of `words` in it is marked."""
     if bool(read.is_zero):
         return Cell("—", title=("exactly zero: the loss does not depend on it",))
     top, bottom = read.top_tokens, read.bottom_tokens
@@ -296,7 +351,8 @@ def _cell(read: RankedReadout, towards_target: bool) -> Cell:
         "bottom: " + ", ".join(map(visible_token, bottom)),
     )
     # Inputs are what a norm let through, all of one length: colour would say nothing.
-    return Cell(text, sub=sub, title=title, value=read.norm.item() if towards_target else None)
+    value = read.norm.item() if towards_target else None
+    return Cell(text, sub=sub, title=title, value=value, marked=text in words)
 
 
 def load_lens(path: str | Path, *, tokenizer: Tokenizer | None = None) -> BackwardLens:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_backward._support.html import format_number, visible_token
+from tl_backward._support.sentences import spread
 from tl_backward._support.types import Tokenizer
 from tl_backward.lens.lens_result import BackwardLens, Quantity
 from tl_backward.text.token_strings import token_strings
@@ -130,6 +131,15 @@ class PromptView:
         return None if self.lens.control is None else PromptView(self.lens.control, self.example)
 
     @property
+    def draws(self) -> "list[PromptView]":
+        """The same prompt in each draw of the control."""
+        return [PromptView(each, self.example) for each in self.lens.controls or filter(None, [self.lens.control])]
+
+    def named(self, words: str) -> str:
+        """One of `RANKS` with the word itself: "old answer ␣Graz"."""
+        return f"{words} {visible_token(self.target if words == 'target' else self.answer, 24)}"
+
+    @property
     def last(self) -> int:
         """Index, in `lens.layers`, of the last layer."""
         return self.lens.layers.index(max(self.lens.layers))
@@ -156,33 +166,60 @@ class KeyFigure:
     value: str
     """Plain text; tokens in it are made visible."""
     control: str = ""
-    """The same in the untrained model; "" without control."""
+    """The same in the untrained networks, from the smallest to the largest; "" without control."""
 
 
 def key_figures(view: PromptView) -> list[KeyFigure]:
     """Collect where the target and the old answer stand in the raw shift, and where its VJPs are large."""
-    rows, control = _figures(view), view.control()
-    beside = {} if control is None else _figures(control)
-    return [KeyFigure(name, value, beside.get(name, "")) for name, value in rows.items()]
+    rows, draws = _figures(view), [_figures(draw) for draw in view.draws]
+    return [KeyFigure(name, each.text(), _beside(name, draws)) for name, each in rows.items()]
 
 
-def _figures(view: PromptView) -> dict[str, str]:
+@dataclass(frozen=True)
+class _Figure:
+    """A number, NaN where there is none, and how it is shown; or words alone."""
+
+    value: float = math.nan
+    shown: str = "{}"
+    """With a place for the number."""
+    instead: str = ""
+    """Shown where there is no number."""
+
+    def text(self) -> str:
+        return self.instead if math.isnan(self.value) else self.shown.format(format_number(_whole(float(self.value))))
+
+
+def _beside(name: str, draws: Sequence[dict[str, _Figure]]) -> str:
+    """A figure of all draws: from the smallest to the largest, or the words that most of them have."""
+    figures = [draw[name] for draw in draws if name in draw]
+    known = [each.value for each in figures if not math.isnan(each.value)]
+    if known:
+        return figures[0].shown.format(spread(known, lambda value: format_number(_whole(value))))
+    return max((each.instead for each in figures), key=[each.instead for each in figures].count, default="")
+
+
+def _whole(value: float) -> float | int:
+    return int(value) if float(value).is_integer() else value
+
+
+def _figures(view: PromptView) -> dict[str, _Figure]:
     bottom, last = view.d_vocab - 1, view.lens.layers[view.last]
     near = max(1, round(view.d_vocab / 100))  # one word in a hundred
     words_kept = "word" if near == 1 else f"{near} words"
     of_prompts = f", sum over {view.n_prompts} prompts" if view.lens.is_batch else ""
     of_tokens = ", mean over the target's tokens" if view.n_forced else ""
-    figures = {f"loss, nats{of_tokens}{of_prompts}": format_number(view.lens.loss.item())}
+    figures = {f"loss, nats{of_tokens}{of_prompts}": _Figure(view.lens.loss.item())}
     ranks = {words: view.stacked(quantity)[:, view.asked] for words, quantity in view.followed.items()}
     for words, by_layer in ranks.items():
         rank = by_layer[view.last]
-        figures[f"{words}'s rank in layer {last}'s shift"] = (
-            "none: a zero VJP" if rank.isnan() else f"{int(rank)} of {bottom}"
+        figures[f"{words}'s rank in layer {last}'s shift"] = _Figure(
+            float(rank), f"{{}} of {bottom}", "none: a zero VJP"
         )
     at_ends = {f"target among the lowest {words_kept}": ranks["target"] > bottom - near}
     if "old answer" in ranks:
         at_ends[f"old answer among the highest {words_kept}"] = ranks["old answer"] < near
-    figures |= {f"layers with the {name}": f"{int(there.sum())} of {len(there)}" for name, there in at_ends.items()}
+    for name, there in at_ends.items():
+        figures[f"layers with the {name}"] = _Figure(float(there.sum()), f"{{}} of {len(there)}")
     norms, words = view.stacked("norm").sum(0), view.tokens
     others = norms.clone()
     others[view.asked] = -1
@@ -190,11 +227,13 @@ def _figures(view: PromptView) -> dict[str, str]:
     if others.max() >= 0:
         largest = int(others.argmax())
         place = f"{visible_token(words[largest], 24)} (token {largest})"
-        figures[f"largest VJP norms {_BESIDE[view.asks]}"] = place if others[largest] > 0 else "none: all are zero"
+        shown = place if others[largest] > 0 else "none: all are zero"
+        figures[f"largest VJP norms {_BESIDE[view.asks]}"] = _Figure(instead=shown)
     subject = view.lens.segments.masks().get("subject")
     if subject is not None:
         inside = subject[view.example][view.mask.cpu()]
-        figures["the subject's share of all VJP norms"] = f"{100 * float(norms[inside].sum() / norms.sum()):.0f} %"
+        share = float(round(100 * float(norms[inside].sum() / norms.sum()))) if norms.sum() > 0 else math.nan
+        figures["the subject's share of all VJP norms"] = _Figure(share, "{} %", "none: all are zero")
     return figures
 
 
@@ -213,6 +252,7 @@ def lens_data(view: PromptView) -> dict[str, object]:
     `control_`, and the top and bottom tokens. Raw gradients: a descent step subtracts.
     """
     return {
+        "summary": view.lens.summary(view.example),
         "target_token": view.target,
         "answer": view.answer,
         "loss": view.lens.loss.item(),

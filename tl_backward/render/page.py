@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tl_backward._support.html import escape, visible_text
 from tl_backward._support.storage import fingerprint, replacing
+from tl_backward.render import outline
 from tl_backward.render.libraries import LIBRARIES, Library, inline, library_source
 from tl_backward.render.still import only_picture, stills
 from tl_backward.render.tips import TIPS, TIPS_STYLE
@@ -117,20 +118,27 @@ class Page:
 
     ::
 
-        page = Page("Backward Lens", intro="One prompt, read backwards.")
+        page = Page("Backward Lens", finding=lens.summary(), intro="One prompt, read backwards.")
         page.section("Prompt", "Darker tokens got the larger gradient.", tokens(strings, norms, ...))
         page.save("report.html")
     """
 
-    def __init__(self, title: str, *, intro: str = "", footer: str = "") -> None:
-        self.title, self.intro, self.footer = title, intro, footer
+    def __init__(self, title: str, *, finding: str = "", intro: str = "", footer: str = "") -> None:
+        self.title, self.finding, self.intro, self.footer = title, finding, intro, footer
         self._sections: list[Fragment] = []
+        self._headings: list[tuple[int, str]] = []
+        self._n_folded = 0
 
-    def section(self, heading: str, explanation: str = "", *fragments: Fragment) -> "Page":
-        """Append a section; a blank line in `explanation` starts a new paragraph. Returns the page."""
-        paragraphs = [" ".join(part.strip().split("\n")) for part in explanation.split("\n\n") if part.strip()]
-        above = "<section>" + _element("h2", heading) + "".join(_element("p", each) for each in paragraphs)
-        self._sections.append(sum(fragments, start=Fragment(above)) + Fragment("</section>"))
+    def section(self, heading: str, explanation: str = "", *fragments: Fragment, folded: bool = False) -> "Page":
+        """Append a section; a blank line in `explanation` starts a new paragraph. Returns the page.
+
+        One that is `folded` shows its heading until it is opened, and stays below all that are not.
+        """
+        above, below = outline.opening(len(self._sections), heading, explanation, folded=folded)
+        place = len(self._sections) - (0 if folded else self._n_folded)
+        self._sections.insert(place, sum(fragments, start=Fragment(above)) + Fragment(below))
+        self._headings.insert(place, (len(self._headings), heading))
+        self._n_folded += folded
         return self
 
     def _scripts(self) -> list[str]:
@@ -162,14 +170,17 @@ class Page:
                 '<meta name="viewport" content="width=device-width, initial-scale=1">',
                 '<meta name="referrer" content="no-referrer">',
                 '<link rel="icon" href="data:,">',
-                f"{_element('title', self.title)}<style>{_STYLE}{_PICTURES}{TIPS_STYLE}</style></head>",
-                f"<body><main>{_element('h1', self.title)}{_element('p', self.intro)}",
+                f"{_element('title', self.title)}<style>{_STYLE}{_PICTURES}{TIPS_STYLE}{outline.STYLE}</style></head>",
+                f"<body><main>{self._above()}{outline.contents(self._headings)}",
                 *(section.html for section in self._sections),
                 f"{_element('footer', self.footer)}</main>",
                 *(f"<script>{script}</script>" for script in scripts),
                 "</body></html>\n",
             ]
         )
+
+    def _above(self) -> str:
+        return _element("h1", self.title) + outline.finding(self.finding) + outline.paragraphs(self.intro)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the file in one step: a reader sees the old file or the new one, never half of one."""
@@ -192,7 +203,7 @@ class Page:
         return f"Page({self.title!r}, sections={len(self._sections)})"
 
     def _repr_html_(self) -> str:
-        above = f"<div>{_element('h1', self.title)}{_element('p', self.intro)}"
+        above = f"<div>{self._above()}"
         return (sum(self._sections, start=Fragment(above)) + Fragment("</div>"))._repr_html_()
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from tl_backward._support.html import Number
-from tl_backward.render.figures import Curve, Drawing, curves_drawing, plot_text
+from tl_backward.render.figures import Curve, Drawing, Numbers, curves_drawing, plot_text
 
 
 def rank_height(rank: Number, d_vocab: int) -> float:
@@ -25,6 +25,18 @@ def rank_ticks(d_vocab: int) -> list[tuple[int, str]]:
     return list(({0: "0 (top)"} | {rank: f"{rank}" for rank in between} | ends).items())
 
 
+def _heights(ranks: Numbers, d_vocab: int) -> list[float]:
+    return [rank_height(float(rank), d_vocab) for rank in ranks]
+
+
+def _band(line: Curve, d_vocab: int) -> tuple[list[float] | None, list[float] | None]:
+    """The band's edges on the axis; the lower one has the higher ranks. None where a bound is not known."""
+    if line.low is None or line.high is None:
+        return None, None
+    low, high = _heights(line.high, d_vocab), _heights(line.low, d_vocab)
+    return (None, None) if any(map(math.isnan, (*low, *high))) else (low, high)
+
+
 def rank_curves(
     lines: Sequence[Curve],
     *,
@@ -39,12 +51,10 @@ def rank_curves(
     NaN leaves a gap; exact ranks on hover.
     """
     ranks = [[float(value) for value in line.values] for line in lines]
-    drawn = [
-        Curve(line.name, [rank_height(rank, d_vocab) for rank in values], control_of=line.control_of)
-        for line, values in zip(lines, ranks, strict=True)
-    ]
+    drawn = [Curve(line.name, _heights(line.values, d_vocab), line.control_of, *_band(line, d_vocab)) for line in lines]
     figure = curves_drawing(drawn, title=title, x_title=x_title, y_title=y_title, x=list(x))
-    for trace, values in zip(figure["data"], ranks, strict=True):
+    named = [trace for trace in figure["data"] if "name" in trace]  # beside them the bands
+    for trace, values in zip(named, ranks, strict=True):
         trace["customdata"] = ["none" if math.isnan(rank) else f"{int(rank)}" for rank in values]
         trace["hovertemplate"] = f"rank %{{customdata}} at {plot_text(x_title)} %{{x}}"
     ticks = rank_ticks(d_vocab)

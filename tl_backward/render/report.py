@@ -2,17 +2,19 @@
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward._support.html import escape, token_html, visible_text, visible_token
+from tl_backward._support.html import token_html, visible_text, visible_token
 from tl_backward._support.types import TransformerLensModel, typed
-from tl_backward.lens.lens_result import BackwardLens
+from tl_backward.lens.lens_result import BackwardLens, Quantity
 from tl_backward.lens.patterns import attention_patterns
-from tl_backward.render import report_texts
+from tl_backward.render import outline, report_texts
 from tl_backward.render.attention_report import attention_section, kept_patterns, pattern_gradients
-from tl_backward.render.circuits import tokens
 from tl_backward.render.figure_fragment import figure_fragment
 from tl_backward.render.figures import Curve, heatmap_drawing
 from tl_backward.render.key_figures import PromptView, joined, key_figures
@@ -30,10 +32,10 @@ def lens_report(
 ) -> Page:
     """Make one page of everything a Backward Lens says about a prompt; `.save(path)` writes one offline file.
 
-    Shown are the tokens coloured by VJP norm, the imprint and shift tables (layers x tokens), the ranks of
-    the target and the old answer by layer, the VJP norms by layer and token, their means over the parts of
-    the prompt, and attention with its gradient; each with its unit, its sign and its data. A control in `lens`
-    stands beside. All gradients are raw, dL/d(.): a descent step subtracts (Katz et al. 2024).
+    It opens with `lens.summary(example)` and the ranks of the target and the old answer by layer. Then come the shift
+    and imprint tables (layers x tokens), the VJP norms by layer and token, their means over the parts of the prompt,
+    and, folded, attention with its gradient; each with its unit, its sign and its data. A control in `lens` stands
+    beside. All gradients are raw, dL/d(.): a descent step subtracts (Katz et al. 2024).
 
     Args:
         lens: from `backward_lens`, best with ``control="random_init"`` and
@@ -57,24 +59,23 @@ def lens_report(
     name = name or ("" if own == "custom" else own)  # what TransformerLens calls a model without a name
     page = Page(
         f"Backward Lens: {name}" if name else "Backward Lens",
-        intro=report_texts.INTRO,
+        finding=lens.summary(example),
         footer=" ".join(filter(None, [report_texts.FOOTER, visible_text(lens.cache.left_out())])),
     )
+    _ranks(page, view)
     _question(page, view)
-    _token_norms(page, view)
-    for of in lens.readouts():
+    for of in sorted(lens.readouts(), key=lambda of: not of.endswith("shift")):  # what a step writes comes first
         _words(page, view, of)
     for layer in lens.experts:
         _experts(page, view, layer)
-    _ranks(page, view)
     _norms(page, view)
-    _segments(page, view)
     patterns = kept_patterns(view)
     if not patterns and model is not None:
         ids = lens.token_ids[example] if lens.is_batch else lens.token_ids
         patterns = attention_patterns(model, ids[view.mask], lens.layers)
     if patterns:
         _attention(page, view, patterns)
+    page.section(*report_texts.method(view.d_vocab, _advice(view)), folded=True)
     return page
 
 
@@ -90,9 +91,7 @@ def _question(page: Page, view: PromptView) -> None:
         f"<p>{says} {_quoted(view.answer)}. "
         f"What would one step of training toward {_quoted(view.target)}{first} write?</p>"
     )
-    text = report_texts.question(view.d_vocab)
-    if encoder is not None:
-        text += " " + report_texts.ENCODER
+    text = "" if encoder is None else report_texts.ENCODER
     if forced:
         reads = "the prompt" if encoder is None else "what the decoder reads"
         text += " " + report_texts.FORCED.format(visible_token(forced, _LONGEST), reads)
@@ -101,24 +100,22 @@ def _question(page: Page, view: PromptView) -> None:
         text += " prompt use all of them."
     n_columns = 3 if view.control() else 2
     rows = [[each.name, each.value, each.control][:n_columns] for each in key_figures(view)]
-    advice = report_texts.advice(
+    words = Fragment(sentence + outline.paragraphs(text))
+    names = ["", "this model", "untrained control" if len(view.draws) < 2 else f"{len(view.draws)} untrained"]
+    page.section("The question", "", words, table(names[:n_columns], rows))
+
+
+def _advice(view: PromptView) -> str:
+    return report_texts.advice(
         has_control=view.control() is not None,
         has_subject="subject" in view.lens.segments.masks(),
         has_answer=view.target != view.answer,
         asks=view.asks,
     )
-    words = Fragment(sentence + "".join(f"<p>{escape(visible_text(paragraph))}</p>" for paragraph in (text, advice)))
-    page.section("The question", "", beside(words, table(["", "this model", "untrained control"][:n_columns], rows)))
 
 
 def _quoted(token: str) -> str:
     return f"<b>{token_html(token, limit=_LONGEST)}</b>"
-
-
-def _token_norms(page: Page, view: PromptView) -> None:
-    label = f"sum over layers of |delta_i| ({report_texts.UNIT})"
-    strip = tokens(view.tokens, view.stacked("norm").sum(0), value_label=label, gaps=view.gaps)
-    page.section(*report_texts.token_norms(has_encoder=view.encoder is not None), strip)
 
 
 def _words(page: Page, view: PromptView, of: str) -> None:
@@ -146,12 +143,18 @@ def _experts(page: Page, view: PromptView, layer: int) -> None:
 
 
 def _ranks(page: Page, view: PromptView) -> None:
-    sides = {"": view} | ({} if (control := view.control()) is None else {", untrained control": control})
-    lines = [
-        Curve(words + end, side.stacked(quantity)[:, view.asked], control_of=words if end else None)
-        for words, quantity in view.followed.items()
-        for end, side in sides.items()
-    ]
+    lines, columns = [], {}
+    for words, quantity in view.followed.items():
+        own = _asked([view], quantity)[0]
+        name, beside_it = view.named(words), f"{words}, untrained control"
+        lines.append(Curve(name, own))
+        columns[words] = own
+        if view.draws:
+            draws = _asked(view.draws, quantity)
+            middle, low, high = draws.nanmedian(0).values, draws.amin(0), draws.amax(0)
+            word = name.removeprefix(f"{words} ")
+            lines.append(Curve(f"{word} in {_untrained(view)}", middle, name, low, high))
+            columns |= {beside_it: middle, f"{beside_it}, lowest": low, f"{beside_it}, highest": high}
     figure = rank_curves(
         lines,
         d_vocab=view.d_vocab,
@@ -159,22 +162,33 @@ def _ranks(page: Page, view: PromptView) -> None:
         title=f"Ranks at {visible_token(view.tokens[view.asked], 24)}",
         y_title="rank in the raw VJP",
     )
-    columns = [[None if math.isnan(rank) else int(rank) for rank in line.values] for line in lines]
-    rows = [[layer, *ranks] for layer, *ranks in zip(view.lens.layers, *columns, strict=True)]
-    data = data_block(["layer", *(line.name for line in lines)], rows, filename="ranks.csv")
-    heading, text = report_texts.ranks(has_control=view.control() is not None, asks=view.asks)
-    page.section(heading, text, figure_fragment(figure), data)
+    shown = ([None if math.isnan(rank) else int(rank) for rank in values] for values in columns.values())
+    rows = [[layer, *ranks] for layer, *ranks in zip(view.lens.layers, *shown, strict=True)]
+    data = data_block(["layer", *columns], rows, filename="ranks.csv")
+    heading, text = report_texts.ranks(n_draws=len(view.draws), asks=view.asks)
+    page.section(heading, "", figure_fragment(figure), Fragment(outline.paragraphs(text)), data)
+
+
+def _asked(views: Sequence[PromptView], quantity: Quantity) -> Float[Tensor, "view layer"]:
+    """One quantity of several views, at the token asked at."""
+    return torch.stack([view.stacked(quantity)[:, view.asked] for view in views])
+
+
+def _untrained(view: PromptView) -> str:
+    n = len(view.draws)
+    return "an untrained network" if n == 1 else f"{n} untrained networks"
 
 
 def _norms(page: Page, view: PromptView) -> None:
-    control = view.control()
-    norms = {"norm": view.stacked("norm")} | ({"control": control.stacked("norm")} if control else {})
+    draws = [draw.stacked("norm") for draw in view.draws]
+    norms = {"norm": view.stacked("norm")} | ({"control": torch.stack(draws).mean(0)} if draws else {})
+    mean = f", mean of {len(draws)} untrained networks" if len(draws) > 1 else ", untrained control"
     figures = [
         heatmap_drawing(
             values,
             rows=[str(layer) for layer in view.lens.layers],
             columns=view.tokens,
-            title="VJP norms" + (", untrained control" if which == "control" else ""),
+            title="VJP norms" + (mean if which == "control" else ""),
             value_title=report_texts.UNIT,
         )
         for which, values in norms.items()
@@ -186,13 +200,15 @@ def _norms(page: Page, view: PromptView) -> None:
     ]
     data = data_block(["layer", "position", "token", *norms], rows, filename="vjp_norms.csv")
     heading, text = report_texts.norms(view.asks)
-    if control is not None:
+    if draws:
         text += " Each picture has its own colour scale."
     fragments = [figure_fragment(figure) for figure in figures]
-    page.section(heading, text, *([beside(*fragments)] if len(view.tokens) <= _MANY else fragments), data)
+    shown = [beside(*fragments)] if len(view.tokens) <= _MANY else fragments
+    page.section(heading, text, *shown, data, *_segments(view))
 
 
-def _segments(page: Page, view: PromptView) -> None:
+def _segments(view: PromptView) -> list[Fragment]:
+    """The means over the parts of what is read, in words, as a table and as data."""
     by_layer: dict[int, dict[str, Any]] = {}
     for mean in view.lens.segment_means("norm", view.of).to_dict("records"):
         for source, end in {"mean": "", "control": ", control"}.items():
@@ -200,9 +216,10 @@ def _segments(page: Page, view: PromptView) -> None:
                 by_layer.setdefault(mean["layer"], {"layer": mean["layer"]})[mean["segment"] + end] = mean[source]
     columns, rows = list(next(iter(by_layer.values()))), [list(row.values()) for row in by_layer.values()]
     counts = ", ".join(f"{int(mask.sum())} {name}" for name, mask in view.lens.segments.masks().items())
-    heading, text = report_texts.segments(view.asks, has_encoder=view.encoder is not None)
+    text = report_texts.segments(view.asks, has_encoder=view.encoder is not None)
     text += f" Tokens: {counts}." + ("" if "subject" in counts else " No subject was given.")
-    page.section(heading, text, table(columns, rows), data_block(columns, rows, filename="segment_means.csv"))
+    words = Fragment(outline.paragraphs(text))
+    return [words, table(columns, rows), data_block(columns, rows, filename="segment_means.csv")]
 
 
 def _attention(page: Page, view: PromptView, patterns: dict[int, Tensor]) -> None:
@@ -210,4 +227,4 @@ def _attention(page: Page, view: PromptView, patterns: dict[int, Tensor]) -> Non
     note, charts = attention_section(view, patterns, gradients)
     causal = not any(bool(pattern.triu(1).any()) for pattern in patterns.values())
     heading, text = report_texts.attention(has_gradients=bool(gradients), causal=causal)
-    page.section(heading, f"{text}\n\n{note}", charts)
+    page.section(heading, f"{text}\n\n{note}", charts, folded=True)

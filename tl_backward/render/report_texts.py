@@ -22,13 +22,17 @@ FOOTER = (
 )
 
 
-def question(d_vocab: int) -> str:
-    """Text that explains the key figures."""
+def method(d_vocab: int, advice: str) -> tuple[str, str]:
+    """Heading and text of how all this is computed, and of what counts as evidence."""
     return (
+        "Method, and what counts as evidence",
+        f"{INTRO}\n\n"
         "The loss is -log p(target | prompt), in nats. Its gradient is read as it is, and a training step "
         f"SUBTRACTS it. Ranks go from 0, the word with the largest logit, to {d_vocab - 1}, the one with the "
         "smallest: the step pushes down the top of a shift and writes its bottom. The lowest and the highest are one "
-        "word in a hundred."
+        "word in a hundred. In the sentence on top a word counts as written in a layer where it alone has the smallest "
+        "logit, and as pushed down where it alone has the largest; that untrained networks do not do so is said where "
+        f"none of at least five does and its rank lies outside of where a further one would put it.\n\n{advice}",
     )
 
 
@@ -53,7 +57,7 @@ def advice(*, has_control: bool, has_subject: bool, has_answer: bool, asks: Asks
     )
 
 
-CONTROL = "Trust what differs from the control, which is one random draw: other seeds give other ranks."
+CONTROL = "Trust what differs from the control in all of its draws."
 
 MASKED = (
     "The old answer need not be at the top of a shift: a head with an activation, as most masked models have, reads a "
@@ -74,16 +78,6 @@ SAME = (
 )
 
 
-def token_norms(*, has_encoder: bool) -> tuple[str, str]:
-    """Heading and text of the coloured tokens."""
-    tokens = "The tokens that the decoder reads" if has_encoder else "The prompt's tokens"
-    return (
-        "Where the gradient arrives",
-        f"{tokens}, coloured by the norms of their VJPs, summed over the layers: how much the loss "
-        "depends, to first order, on what is written at that token.",
-    )
-
-
 EXPERTS = (
     "Which experts would learn in layer",
     "The experts of the block, the one whose matrices have the largest gradient first: how many of the prompt's tokens "
@@ -99,7 +93,7 @@ ASKED: dict[Asks, str] = {
 }
 
 
-def ranks(*, has_control: bool, asks: Asks) -> tuple[str, str]:
+def ranks(*, n_draws: int, asks: Asks) -> tuple[str, str]:
     """Heading and text of the rank curves."""
     text = (
         f"Where both words stand in the raw VJP at {ASKED[asks]}. On top is "
@@ -107,7 +101,11 @@ def ranks(*, has_control: bool, asks: Asks) -> tuple[str, str]:
         "which subtracts the VJP, writes. The axis spreads out both ends."
     )
     return "The target and the old answer, layer by layer", text + (
-        " Dashed: the untrained control." if has_control else ""
+        ""
+        if n_draws == 0
+        else " Dashed: the untrained control."
+        if n_draws == 1
+        else f" Dashed: the median of {n_draws} untrained networks, the band from their lowest to their highest."
     )
 
 
@@ -119,19 +117,18 @@ def norms(asks: Asks) -> tuple[str, str]:
         "place": "only the token at which the answer is asked for",
     }
     return (
-        "VJP norms by layer and token",
-        "How much the loss would change, to first order, per unit of change in what the layer writes at the "
-        f"token (a norm has no sign). In the last layer {only[asks]} can matter: all others are exactly zero.",
+        "Where the gradient arrives",
+        "VJP norms by layer and token: how much the loss would change, to first order, per unit of change in what "
+        f"the layer writes at the token (a norm has no sign). In the last layer {only[asks]} can matter: "
+        "all others are exactly zero.",
     )
 
 
-def segments(asks: Asks, *, has_encoder: bool) -> tuple[str, str]:
-    """Heading and text of the means over parts."""
+def segments(asks: Asks, *, has_encoder: bool) -> str:
+    """Text on the means over parts."""
     last = {"last": "", "mask": ' "last" is the mask.', "place": ' "last" is the token asked at.'}
-    return (
-        "Parts of what the decoder reads" if has_encoder else "Parts of the prompt",
-        f"The mean VJP norm, in {UNIT}, over the tokens of each part.{last[asks]}",
-    )
+    reads = "what the decoder reads" if has_encoder else "the prompt"
+    return f"The mean VJP norm, in {UNIT}, over the tokens of each part of {reads}.{last[asks]}"
 
 
 def attention(*, has_gradients: bool, causal: bool) -> tuple[str, str]:

@@ -1,0 +1,71 @@
+"""How a page is laid out: the finding on top, a list of its sections, and what is folded away."""
+
+import re
+from collections.abc import Sequence
+
+from tl_backward._support.html import escape, visible_text
+
+STYLE = """
+main { max-width: 1180px; }
+p { max-width: 92ch; }
+p.finding { font-size: 1.2em; line-height: 1.45; max-width: none; margin: .5em 0 .8em; padding: .1em 0 .1em .8em;
+  border-left: 5px solid #1f5fa8; }
+nav { font-size: .85em; line-height: 1.7; margin: .6em 0; overflow-x: auto; white-space: nowrap; }
+nav a { margin-right: 1.2em; }
+summary.part { cursor: pointer; margin: 1.4em 0 .3em; }
+summary.part h2 { display: inline; }
+[style*="overflow-x:auto"]::-webkit-scrollbar, [style*="overflow:auto"]::-webkit-scrollbar {
+  height: 10px; width: 10px; }
+[style*="overflow-x:auto"]::-webkit-scrollbar-thumb, [style*="overflow:auto"]::-webkit-scrollbar-thumb {
+  background: #8a8a8a; border-radius: 5px; }
+@media (min-width: 1150px) {
+  main { padding-right: 236px; box-sizing: border-box; }
+  nav { float: right; position: sticky; top: 16px; width: 200px; margin-right: -220px; }
+  nav a { display: block; line-height: 1.35; margin: 0 0 .6em; white-space: normal; }
+}
+@media print { nav { display: none; } }
+"""
+"""Scrollbars that stay in view say that a table goes on; on a wide screen the contents stand beside the text."""
+
+_SYMBOLS = {"delta": "\u03b4"}
+
+
+def prose(text: str) -> str:
+    """Plain text as HTML: `code` between backticks, and x_i and delta_i as they are typeset."""
+    shown = re.sub("`([^`]+)`", r"<code>\1</code>", escape(visible_text(text)))
+    return re.sub(r"\b(x|y|delta)_(i|j)\b", lambda found: _indexed(*found.groups()), shown)
+
+
+def _indexed(name: str, index: str) -> str:
+    return f"<i>{_SYMBOLS.get(name, name)}<sub>{index}</sub></i>"
+
+
+def paragraphs(text: str) -> str:
+    """Paragraphs of plain text, a blank line between them."""
+    return "".join(
+        f"<p>{prose(' '.join(part.strip().split(chr(10))))}</p>" for part in text.split("\n\n") if part.strip()
+    )
+
+
+def opening(place: int, heading: str, text: str, *, folded: bool) -> tuple[str, str]:
+    """The start of a section and its end; a folded one shows its heading until it is opened."""
+    title = f"<h2>{prose(heading)}</h2>" if heading else ""
+    anchor = f'<section id="part-{place}">'
+    if not folded:
+        return f"{anchor}{title}{paragraphs(text)}", "</section>"
+    start = f'{anchor}<details><summary class="part">{title}</summary>{paragraphs(text)}'
+    return start, "</details></section>"
+
+
+def finding(sentence: str) -> str:
+    """The sentence that a page opens with; nothing where there is none."""
+    return f'<p class="finding">{prose(sentence)}</p>' if sentence else ""
+
+
+def contents(headings: Sequence[tuple[int, str]]) -> str:
+    """Links to the sections (number, heading), where there are several."""
+    named = [(place, heading) for place, heading in headings if heading]
+    if len(named) < 3:
+        return ""
+    links = "".join(f'<a href="#part-{place}">{prose(heading)}</a> ' for place, heading in named)
+    return f'<nav aria-label="contents">{links}</nav>'
