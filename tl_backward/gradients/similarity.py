@@ -177,8 +177,8 @@ def gradient_similarity(
     batch_size, prepend_bos = batching(text_options)
     names = tuple(chosen_weights(model, weight_sites(model), weights))
     within = examples_b is None
-    a, names_a = _encoded(model, examples_a, prepend_bos)
-    b, names_b = (a, names_a) if examples_b is None else _encoded(model, examples_b, prepend_bos)
+    a, names_a = encoded(model, examples_a, prepend_bos)
+    b, names_b = (a, names_a) if examples_b is None else encoded(model, examples_b, prepend_bos)
     inner = torch.zeros(len(names), len(a), len(b), dtype=torch.float64)
     norms_a, norms_b = (torch.zeros(len(names), len(side), dtype=torch.float64) for side in (a, b))
     left = list(b)
@@ -271,14 +271,20 @@ def _captured(model: TransformerLensModel, batch: list[Example], names: tuple[st
     return _Part(torch.tensor([example.index for example in batch]), torch.stack(norms).cpu(), rows)
 
 
-def _encoded(
+def listed(examples: Examples) -> Examples:
+    """Rows of a table or file, or whatever else is iterable, as a list; the rest as it is, to be refused."""
+    if is_file(examples) or rows_of(examples) is not None:
+        return cases_of(cast(Cases, examples))
+    if isinstance(examples, Iterable) and not isinstance(examples, str):
+        return cast(Examples, list(examples))
+    return examples
+
+
+def encoded(
     model: TransformerLensModel, examples: Examples, prepend_bos: bool | None
 ) -> tuple[list[Example], tuple[str, ...]]:
     """Examples with their losses, and how each is called."""
-    if is_file(examples) or rows_of(examples) is not None:
-        examples = cases_of(cast(Cases, examples))
-    elif isinstance(examples, Iterable) and not isinstance(examples, str):
-        examples = cast(Examples, list(examples))
+    examples = listed(examples)
     if not isinstance(examples, Sequence) or isinstance(examples, str) or not examples:
         got = "one text" if isinstance(examples, str) else "none" if not examples else short(examples)
         raise ValueError(f"Expected a list of examples, got {got}; a single one is a list of one.")

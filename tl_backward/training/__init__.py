@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from tl_backward.training.authors import Authors, who_wrote
 from tl_backward.training.changes import Difference, difference, explained
 from tl_backward.training.files import load_watch, merge
 from tl_backward.training.result import WatchResult
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from tl_backward.training.callback import WatchCallback
 
 __all__ = [
+    "Authors",
     "Difference",
     "TrainingWatch",
     "UnwatchedWarning",
@@ -22,6 +24,7 @@ __all__ = [
     "load_watch",
     "merge",
     "watch",
+    "who_wrote",
 ]
 
 
