@@ -40,11 +40,12 @@ class Stamp:
             state = vars(module)
             children = state["_modules"]
             seen += (type(module), state.get("training"), *children)
-            for child in children.values():
-                # The reference is one object for as long as the module lives, and equals no later module's.
-                seen.append(None if child is None else ref(child))
-                if child is not None and not (is_hook_point(child) and _is_bare(vars(child))):
-                    stack.append(child)
+            own = [child for child in children.values() if child is not None]
+            if len(own) < len(children):
+                seen.append([name for name, child in children.items() if child is None])
+            # The reference is one object for as long as the module lives, and equals no later module's.
+            seen += map(ref, own)
+            stack += [child for child in own if not (is_hook_point(child) and _is_bare(vars(child)))]
             for held in (state["_parameters"], state["_buffers"]):
                 for name, tensor in held.items() if held else ():
                     seen += (name, id(tensor))

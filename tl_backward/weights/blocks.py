@@ -71,7 +71,7 @@ def blocks_of(model: TransformerLensModel, sites: WeightSites, d_model: int) -> 
             layer = grouped.setdefault(site.layer, {})
             if len(parts) > 3:
                 layer.setdefault(".".join(parts[:3]), []).append(site)
-    blocks, points = {}, model.hook_dict  # which a Bridge collects anew each time
+    blocks = {}
     for layer, components in sorted(grouped.items()):
         every = [_part(name, held, d_model, _point(points, name)) for name, held in components.items()]
         parts = [part for part in every if part is not None]
