@@ -8,6 +8,7 @@ import tl_backward as tlb
 from tests.benchmarks.measure import gpt2_shape, in_fresh_process, interleaved, peak_memory, row
 from tl_backward.training import difference, watch
 from tl_backward.training.changes import _decomposed
+from tl_backward.training.record import as_matrix
 from tl_backward.weights import weight_sites
 
 
@@ -66,8 +67,8 @@ def _difference(before, after) -> None:
 
     def bare():
         for old, new in sites:
-            change = (new.parameter.detach().double() - old.parameter.detach().double()).flatten(0, -2)
-            _decomposed(change, 8, 0)
+            one, two = (as_matrix(site, site.parameter.detach()).double() for site in (old, new))
+            _decomposed(two - one, 8, 0)
 
     times = interleaved({"bare": bare, "ours": lambda: difference(before, after, noise=False)}, rounds=1)
     detail = ", ".join(f"{key} {value:.1f} s" for key, value in times.items())

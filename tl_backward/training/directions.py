@@ -1,6 +1,8 @@
 """The leading directions of a sum of gradients or of a change, with the words that they read and write."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from tl_backward._support.html import frame_table, visible_token
 from tl_backward._support.types import DataFrame, TransformerLensModel
-from tl_backward.lens.reading import side_in_stream
+from tl_backward.lens.reading import Side, side_in_stream
 from tl_backward.training.sketch import Approximation
 from tl_backward.vocabulary.readout import Readout, readout
 
@@ -50,34 +52,42 @@ class Directions:
         return kept / (kept + self.error**2) if kept > 0 else 0.0
 
 
-def directions_of(
-    model: TransformerLensModel,
-    name: str,
-    change: Approximation,
-    along: Tensor | None,
-    k: int,
-) -> Directions:
-    """Sign and read the directions of a change; `along` is where most inputs point."""
-    u, v = change.U, change.V
-    # A singular pair has no sign of its own: u is the one that inputs lie along, so that v is what they come to write.
-    pointing = u.abs().pow(2).mul(u.sign()).sum(0) if along is None else along.to(u) @ u
-    sign = torch.where(pointing < 0, -1.0, 1.0).to(u)
-    u, v = u * sign, v * sign
-    side = side_in_stream(name, ())
-    words = None
-    if side is not None and change.S.numel():
-        vectors = (u if side == "inputs" else v).T
-        words = readout(model, vectors.to(next(iter(model.parameters())).dtype), k=k)
-    return Directions(
-        U=u,
-        S=change.S,
-        V=v,
-        norm=change.norm,
-        error=change.error,
-        spectrum=change.spectrum,
-        imprint=words if side == "inputs" else None,
-        shift=words if side == "deltas" else None,
-    )
+Change: TypeAlias = tuple[Approximation, Tensor | None]
+"""A change, and where most inputs point; None where that is not known."""
+
+
+def directions_of(model: TransformerLensModel, changes: Mapping[str, Change], k: int) -> dict[str, Directions]:
+    """Sign the directions of each weight's change, and read all that lie in the stream at once."""
+    signed: dict[str, tuple[Approximation, Side | None]] = {}
+    vectors: list[Tensor] = []
+    for name, (change, along) in changes.items():
+        u, v = change.U, change.V
+        # A singular pair has no sign of its own: u is the one that inputs lie along, so that v is what they come to
+        # write.
+        pointing = u.abs().pow(2).mul(u.sign()).sum(0) if along is None else along.to(u) @ u
+        sign = torch.where(pointing < 0, -1.0, 1.0).to(u)
+        side = side_in_stream(name, ()) if change.S.numel() else None
+        signed[name] = change._replace(U=u * sign, V=v * sign), side
+        if side is not None:
+            vectors.append((signed[name][0].U if side == "inputs" else signed[name][0].V).T)
+    words, start, found = None, 0, {}
+    if vectors:
+        words = readout(model, torch.cat(vectors).to(next(iter(model.parameters())).dtype), k=k)
+    for name, (change, side) in signed.items():
+        read = None
+        if side is not None and words is not None:
+            read, start = words[start : start + len(change.S)], start + len(change.S)
+        found[name] = Directions(
+            U=change.U,
+            S=change.S,
+            V=change.V,
+            norm=change.norm,
+            error=change.error,
+            spectrum=change.spectrum,
+            imprint=read if side == "inputs" else None,
+            shift=read if side == "deltas" else None,
+        )
+    return found
 
 
 def first_directions(frame: DataFrame, caption: str) -> str:

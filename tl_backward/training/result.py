@@ -12,7 +12,7 @@ from tl_backward._support.checks import nearest
 from tl_backward._support.html import visible_token
 from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel
 from tl_backward.text.token_strings import token_string, token_strings
-from tl_backward.training.directions import Directions, directions_of, first_directions
+from tl_backward.training.directions import Change, Directions, directions_of, first_directions
 from tl_backward.training.largest import Contribution
 from tl_backward.training.record import Record, as_matrix
 from tl_backward.training.sketch import Sketch
@@ -144,19 +144,19 @@ def result_of(
     about: dict[str, object],
 ) -> WatchResult:
     """Freeze what is kept, and read its directions."""
-    gradient, written = {}, {}
+    gradient: dict[str, Change] = {}
+    written: dict[str, Change] = {}
     for name, record in records.items():
         now = Sketch(record.total.shape, record.rank, record.seed)
         with torch.no_grad():
             now.add(as_matrix(record.site, record.site.parameter.detach()).double())
         change, summed = now.plus(record.start, -1.0).approximation(), record.total.approximation()
         along = None if record.mean_input is None else record.mean_input.double().cpu()
-        written[name] = directions_of(model, name, change, along, k)
-        gradient[name] = directions_of(model, name, summed._replace(V=-summed.V), along, k)
+        written[name], gradient[name] = (change, along), (summed._replace(V=-summed.V), along)
     return WatchResult(
         weights=tuple(records),
-        gradient=gradient,
-        written=written,
+        gradient=directions_of(model, gradient, k),
+        written=directions_of(model, written, k),
         norms={name: torch.tensor(record.norms, dtype=torch.float64) for name, record in records.items()},
         tokens={name: tuple(sorted(record.tokens, reverse=True)) for name, record in records.items()},
         examples={name: tuple(sorted(record.examples, reverse=True)) for name, record in records.items()},

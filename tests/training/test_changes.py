@@ -1,0 +1,104 @@
+"""Differences of models against dense SVDs in float64, beside noise and a control."""
+
+import pytest
+import torch
+from models import BRIDGED, HOOKED, bridge, build, hooked, randomise, worlds
+
+import tl_backward as tlb
+from tl_backward.training import difference, explained
+from tl_backward.training.changes import _decomposed
+
+every_world = pytest.mark.parametrize("world", worlds())
+
+
+def changed(model, seed=1, scale=0.01):
+    """The same model with every parameter moved a little."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("world", "family"), [*[("hooked", each) for each in HOOKED], *[("bridge", each) for each in BRIDGED]]
+)
+def test_every_family_against_dense_svds(world, family):
+    if world not in worlds():
+        pytest.skip("NOT RUN: this TransformerLens has no HookedTransformer")
+    make = hooked if world == "hooked" else bridge
+    before, after = make(family), changed(make(family))
+    found = difference(before, after, rank=3, k=2)
+    old, new = tlb.weight_sites(before), tlb.weight_sites(after)
+    assert set(found.weights) == {name for name, site in old.items() if site.is_default and not site.is_function}
+    for name in found.weights:
+        change = (new[name].parameter - old[name].parameter).detach()
+        each = found.changes[name]
+        assert abs(each.norm / float(change.norm()) - 1) < 1e-9
+        assert abs(found.size[name] / float(change.norm() / old[name].parameter.detach().norm()) - 1) < 1e-9
+        dense = found.change(name)
+        assert abs(float(dense.norm()) / float(change.norm()) - 1) < 1e-9
+        torch.testing.assert_close(each.S, torch.linalg.svdvals(dense)[:3], rtol=1e-8, atol=1e-12)
+        missing = dense - (each.U * each.S) @ each.V.T
+        assert abs(float(missing.norm()) - each.error) < 1e-9
+        noise = found.noise.changes[name]
+        assert abs(noise.norm / each.norm - 1) < 1e-9
+
+
+def test_larger_changes_are_decomposed_at_random():
+    generator = torch.Generator().manual_seed(0)
+    x, d = (torch.randn(n, 5, generator=generator, dtype=torch.float64) for n in (700, 600))
+    low = x @ d.T
+    noise = torch.randn(700, 600, generator=generator, dtype=torch.float64)
+    for change, tolerance in ((low, 1e-4), (low + 0.1 * noise, 1e-3), (noise, 0.1)):
+        found, s = _decomposed(change, 5, 0), torch.linalg.svdvals(change)
+        torch.testing.assert_close(found.S, s[:5], rtol=tolerance, atol=0)
+        assert (found.S <= s[:5] * (1 + 1e-6)).all()
+        assert abs(found.norm / float(change.norm()) - 1) < 1e-9
+        missing = change - (found.U * found.S) @ found.V.T
+        assert abs(float(missing.norm()) - found.error) < 2e-3 * float(change.norm())
+
+
+@every_world
+def test_nothing_changed(world):
+    found = difference(build(world), build(world))
+    assert found.summary().startswith("None of ") and not len(found.to_frame())
+    assert "None of" in found._repr_html_() and all(not each.norm for each in found.changes.values())
+
+
+@every_world
+def test_beside_a_control(world):
+    before, after, control = build(world), build(world), changed(build(world))
+    site = tlb.weight_sites(after)["blocks.1.mlp.W_out"]
+    word = tlb.weight_sites(after)["unembed.W_U"].parameter if world == "hooked" else None
+    with torch.no_grad():
+        one = torch.outer(torch.randn(site.layout.shape[0]).double(), torch.randn(site.layout.shape[1]).double())
+        stored = site.layout.to_stored(one)
+        site.parameter.add_(stored)
+    found = difference(before, after, control=control, rank=2)
+    assert word is None or word.shape
+    frame = found.to_frame()
+    row = frame[frame["weight"] == "blocks.1.mlp.W_out"].iloc[0]
+    assert row["share"] > 1 - 1e-9 and row["noise"] < 0.6 and row["control"] < 0.6
+    assert "most of all blocks.1.mlp.W_out (100% of the squared change)" in found.summary()
+    assert "Difference(" in repr(found) and "control" in repr(found) and "<table" in found._repr_html_()
+
+
+@every_world
+def test_bad_input(world):
+    model = build(world)
+    with pytest.raises(ValueError, match="Expected rank of at least 1"):
+        difference(model, model, rank=0)
+    with pytest.raises(ValueError, match="nearest"):
+        difference(model, model).change("blocks.0.mlp.W_uot")
+    other = bridge("llama") if world == "bridge" else hooked("rms_gated")
+    with pytest.raises(ValueError, match="Expected two models of one architecture"):
+        difference(model, other)
+    wider = bridge("gpt2", n_embd=36) if world == "bridge" else hooked(d_mlp=30)
+    with pytest.raises(ValueError, match="Expected two models of one architecture"):
+        difference(model, wider)
+    randomise(other)
+    with tlb.training.watch(model, "W_out") as w:
+        model(torch.tensor([[0, 4, 5]]), return_type="loss").backward()
+    with pytest.raises(ValueError, match="none in common"):
+        explained(w.result(), difference(model, model, "W_in"))
