@@ -12,14 +12,17 @@ help:  ## this list
 venv: .venv/.installed  ## .venv: the package and its tools on TransformerLens 3.9
 venv-tl4: .venv-tl4/.installed  ## .venv-tl4: the same on TransformerLens 4.3
 
+COMPAT = --config-settings editable_mode=compat
 .venv/.installed: CONSTRAINTS = constraints.txt
 .venv-tl4/.installed: CONSTRAINTS = constraints-tl4.txt
 .venv-lowest/.installed: CONSTRAINTS = constraints-lowest.txt
+# compat: this folder is found by its path. By its name alone Python, started from the folder above a clone called tl_backward, would
+# take the clone itself for a package without contents.
 # torch first and by its pin, or pip may fetch a CUDA build that nothing here needs.
 .venv/.installed .venv-tl4/.installed .venv-lowest/.installed: pyproject.toml constraints.txt constraints-tl4.txt constraints-lowest.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) torch
-	$(@D)/bin/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
+	$(@D)/bin/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) $(COMPAT) -e '.[dev]'
 	touch $@
 
 demo: .venv/.installed  ## the main job: one edit-shaped question on the shipped model, read in words, as a page
@@ -58,7 +61,7 @@ test-browser: .venv/.jupyterlab  ## notebooks run live in JupyterLab in Chromium
 	.venv/bin/python -m pytest -q -m jupyterlab tests/test_jupyterlab.py
 
 .venv/.jupyterlab: .venv/.installed
-	.venv/bin/pip install -q --disable-pip-version-check -c constraints.txt -e '.[notebooks]'
+	.venv/bin/pip install -q --disable-pip-version-check -c constraints.txt $(COMPAT) -e '.[notebooks]'
 	touch $@
 
 architectures: .venv/.installed .venv-tl4/.installed  ## what is captured of every architecture, as docs/architectures.md
@@ -77,7 +80,7 @@ docs: .venv/.docs  ## the documentation, in site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build -q -d site
 
 .venv/.docs: .venv/.installed
-	.venv/bin/pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	.venv/bin/pip install -q --disable-pip-version-check -c constraints.txt $(COMPAT) -e '.[docs]'
 	touch $@
 
 # The wheel is run from where it is unpacked, so that nothing in it is missed thanks to this folder.
@@ -99,7 +102,7 @@ bench-peers: .venv-peers/.installed  ## the same beside other packages at the sa
 .venv-peers/.installed: pyproject.toml constraints.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install -q --disable-pip-version-check -c constraints.txt torch
-	$(@D)/bin/pip install -q --disable-pip-version-check -c constraints.txt -e . opacus einops einconv opt-einsum
+	$(@D)/bin/pip install -q --disable-pip-version-check -c constraints.txt $(COMPAT) -e . opacus einops einconv opt-einsum
 	$(@D)/bin/pip install -q --disable-pip-version-check -c constraints.txt --no-deps kronfluence
 	rm -rf $(@D)/lib/python3*/site-packages/tests  # kronfluence's, which would be taken for ours
 	touch $@
