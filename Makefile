@@ -5,7 +5,7 @@ PYTEST_FLAGS ?= -q -n 2
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-tl4 test-lowest coverage test-long test-browser architectures format lint docs dist bench bench-peers venv venv-tl4 clean
+.PHONY: help demo test test-tl4 test-lowest coverage test-long test-browser architectures format lint docs gallery dist bench bench-peers venv venv-tl4 clean
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -75,6 +75,9 @@ lint: .venv/.installed  ## ruff, the layers of imports, and pyright
 	.venv/bin/ruff format --check -q .
 	.venv/bin/lint-imports --no-logo
 	.venv/bin/pyright
+
+gallery: .venv/.installed  ## a picture of every kind of page, and docs/demo-report.png (Chromium; minutes)
+	.venv/bin/python docs/gallery.py
 
 docs: .venv/.docs  ## the documentation, in site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build -q -d site
