@@ -9,7 +9,7 @@ from tl_backward._support.html import visible_text, visible_token
 from tl_backward._support.types import typed
 from tl_backward.editing import EditComparison, EditEffect, EditScores, LayerGrid
 from tl_backward.render.figure_fragment import figure_fragment
-from tl_backward.render.figures import heatmap
+from tl_backward.render.figures import heatmap_drawing
 from tl_backward.render.page import Page
 from tl_backward.render.tables import data_block, frame_block, table
 
@@ -120,12 +120,14 @@ def add_edit(
         return
     rows, columns = [str(layer) for layer in layers], [f"{scale:g}" for scale in scales]
     titles = {"column_title": "scale", "bound": 1.0}
-    own = heatmap(cells, rows=rows, columns=columns, title="This edit", value_title="P(target | prompt)", **titles)
+    own = heatmap_drawing(
+        cells, rows=rows, columns=columns, title="This edit", value_title="P(target | prompt)", **titles
+    )
     data = [[layer, scale, float(cells[i, j])] for i, layer in enumerate(layers) for j, scale in enumerate(scales)]
     block = data_block(["layer", "scale", "probability"], data, filename="cells.csv")
     page.section(*_CELLS, figure_fragment(own), block)
     if grid is not None:
-        other = heatmap(
+        other = heatmap_drawing(
             grid.objective, rows=rows, columns=columns, title="Validation edits", value_title="harmonic mean", **titles
         )
         layer, scale = grid.best

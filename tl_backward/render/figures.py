@@ -298,11 +298,11 @@ def curves_drawing(
             "name": plot_text(line.name),
             "mode": "lines+markers",
             # The later ones are thinner: where lines coincide, all are seen.
-            "line": {"color": color, "width": max(3 - 0.7 * index, 1.2), "dash": "dash" if is_control else "solid"},
+            "line": {"color": color, "width": max(3.6 - 1.8 * index, 1.2), "dash": "dash" if is_control else "solid"},
             # A control's marker is a ring around its curve's: both are seen where they coincide.
             "marker": {
                 "symbol": _SYMBOLS[index % len(_SYMBOLS)] + ("-open" if is_control else ""),
-                "size": (8 - min(index, 3)) + 4 * is_control,
+                "size": max(9 - 2 * index, 5) + 4 * is_control,
                 "color": color,
             },
             "hovertemplate": f"%{{y:.6g}} at {plot_text(x_title)} %{{{'customdata' if x_labels else 'x'}}}",

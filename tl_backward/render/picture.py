@@ -101,7 +101,8 @@ class _Picture:
         from matplotlib.figure import Figure
 
         wide, high = self.size()
-        left = 12 + max(map(text_width, self.y_labels or ["0.0000"])) + (20 if title_of(self.y) else 0)
+        y_title = _wrapped(title_of(self.y), high)
+        left = 12 + max(map(text_width, self.y_labels or ["0.0000"])) + 15 * len(y_title) + 5 * bool(y_title)
         right = self.right(high)
         wide = max(wide, self.least() - left - right)
         self.slanted = self.x.get("tickangle") != 0 and _collide(self.x_labels, wide)
@@ -121,7 +122,8 @@ class _Picture:
         for i, line in enumerate(self.title):
             self.write(4, tall - 16 - 19 * i, line, _TITLE, weight="bold")
         self.write(left + wide / 2, _ROW * len(self.legend) + 7, plain(title_of(self.x)), _FONT, ha="center")
-        self.write(14, below + high / 2, plain(title_of(self.y)), _FONT, ha="center", rotation=90)
+        for i, line in enumerate(y_title):
+            self.write(14 + 15 * i, below + high / 2, line, _FONT, ha="center", rotation=90)
         return rewritten(self.figure, self.texts, self.hits(axes), label=" ".join(self.title))
 
     def least(self) -> Number:
@@ -188,10 +190,6 @@ class _Picture:
             _dash(drawn, line)
         if "markers" in mode:
             axes.plot(x, y, linestyle="none", zorder=3 + order, clip_on=False, **self.marker(trace))
-        if "text" in mode:
-            how = {"textcoords": "offset points", "fontsize": 10, "color": INK, "parse_math": False}
-            for at, height, text in zip(x, y, trace.get("text") or (), strict=False):
-                axes.annotate(self.word(plain(text)), (at, height), (8, -3.5), **how)
 
     def marker(self, trace: _Trace) -> dict[str, Any]:
         """How matplotlib calls a trace's marker."""
@@ -261,7 +259,7 @@ class _HeatMap(_Picture):
 
     def bar_title(self, high: Number) -> list[str]:
         """The colour bar's title in lines as long as it is high."""
-        return textwrap.wrap(plain(title_of(self.heat.get("colorbar") or {})), max(int(high / 6.6), 12))
+        return _wrapped(title_of(self.heat.get("colorbar") or {}), high)
 
     def draw(self, axes: "Axes") -> None:
         n, m = len(self.x_labels), len(self.y_labels)
@@ -345,6 +343,22 @@ class _Lines(_Picture):
     def draw(self, axes: "Axes") -> None:
         for i, trace in enumerate(self.traces):
             self.draw_trace(axes, trace, i / 99)
+        self.set_limits(axes)
+        for axis, given, labels in ((axes.xaxis, self.x, self.x_labels), (axes.yaxis, self.y, self.y_labels)):
+            ticks = self.ticks(axis, given, labels)
+            self.set_ticks(axis, [place for place, _ in ticks], [label for _, label in ticks], 3)
+        axes.grid(color=LINES, linewidth=0.8)
+        axes.set_axisbelow(True)
+        low, high = sorted(axes.get_ylim())
+        if self.y.get("zeroline", True) and self.y.get("type") != "log" and low < 0 < high:
+            axes.axhline(0, color=TICKS, linewidth=0.8, zorder=1)
+        for name, spine in axes.spines.items():
+            spine.set_visible(name in ("left", "bottom"))
+            spine.set(color=TICKS, linewidth=0.8)
+        self.name_points(axes)
+
+    def set_limits(self, axes: "Axes") -> None:
+        """Scales and limits as the layout asks for."""
         for name, axis, given in (("x", axes.xaxis, self.x), ("y", axes.yaxis, self.y)):
             logarithmic = given.get("type") == "log"
             if logarithmic:
@@ -357,17 +371,26 @@ class _Lines(_Picture):
         if self.y.get("scaleanchor"):
             axes.set_aspect("equal", adjustable="datalim")
             axes.apply_aspect()
-        for axis, given, labels in ((axes.xaxis, self.x, self.x_labels), (axes.yaxis, self.y, self.y_labels)):
-            ticks = self.ticks(axis, given, labels)
-            self.set_ticks(axis, [place for place, _ in ticks], [label for _, label in ticks], 3)
-        axes.grid(color=LINES, linewidth=0.8)
-        axes.set_axisbelow(True)
-        low, high = sorted(axes.get_ylim())
-        if self.y.get("zeroline", True) and self.y.get("type") != "log" and low < 0 < high:
-            axes.axhline(0, color=TICKS, linewidth=0.8, zorder=1)
-        for name, spine in axes.spines.items():
-            spine.set_visible(name in ("left", "bottom"))
-            spine.set(color=TICKS, linewidth=0.8)
+
+    def name_points(self, axes: "Axes") -> None:
+        """Texts beside their points, where they lie on nothing else; the others are on hover."""
+        named = [trace for trace in self.traces if "text" in (trace.get("mode") or "")]
+        points = [(*axes.transData.transform(place).tolist(), plain(text)) for trace in named
+                  for *place, text in zip(*_xy(trace), trace.get("text") or (), strict=False)]  # fmt: skip
+        taken = [(x - 6, y - 6, x + 6, y + 6) for x, y, _ in points]
+        for x, y, text in points:
+            width = text_width(text, 10)
+            for left, bottom in (
+                (x + 8, y - 4),
+                (x - 8 - width, y - 4),
+                (x - width / 2, y + 8),
+                (x - width / 2, y - 16),
+            ):
+                box = (left, bottom - 1, left + width, bottom + 9)
+                if not any(box[0] < a[2] and a[0] < box[2] and box[1] < a[3] and a[1] < box[3] for a in taken):
+                    taken.append(box)
+                    self.write(left, bottom, text, 10)
+                    break
 
     def ticks(self, axis: Any, given: Mapping[str, Any], labels: Sequence[str]) -> list[tuple[Number, str]]:
         """Places and labels; fewer than asked for where they would run into each other."""
@@ -419,6 +442,11 @@ class _Lines(_Picture):
             title = "\n".join([f"{plain(title_of(self.x))} {label}", *found[place]])
             hits.append(Hit(low, self.tall - bottom - tall, high - low, tall, title, CLEAR))
         return hits
+
+
+def _wrapped(title: str, height: Number) -> list[str]:
+    """An upright title in lines as long as the axes are high."""
+    return textwrap.wrap(plain(title), max(int(height / 6.6), 12))
 
 
 def _collide(labels: Sequence[str], width: Number) -> bool:

@@ -94,6 +94,8 @@ def _attributes(element: ElementTree.Element, tag: str) -> dict[str, str]:
         given["font-size"] = given["font"].partition("px")[0].rpartition(" ")[2]
         given |= {"font-weight": "bold"} if given["font"].startswith("bold") else {}
     kept = {name: _short_numbers(value) for name, value in given.items() if name in _KEPT}
+    if tag == "path" and "id" in given:  # a marker: each use of it has its own colours, which a page can change
+        kept = {"d": kept["d"]}
     if tag != "g":
         kept |= {name: given[name] for name in ("id", "href") if name in given and tag in ("path", "use", "clipPath")}
     for name in ("fill", "stroke"):
