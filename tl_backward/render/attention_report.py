@@ -1,7 +1,5 @@
 """Attention patterns beside their gradients, layer by layer, for a Backward Lens's report."""
 
-import re
-
 from jaxtyping import Float
 from torch import Tensor
 
@@ -11,14 +9,6 @@ from tl_backward.render.key_figures import PromptView
 from tl_backward.render.page import Fragment, beside
 from tl_backward.render.tables import data_block
 
-_WHEN_SEEN = """(function (key, draw) {
-  var place = document.querySelector('[data-tlb="' + key + '"]');
-  function look() {
-    if (!place.closest("details:not([open])")) { draw(); return; }
-    place.closest("details:not([open])").addEventListener("toggle", look, {once: true});
-  }
-  if (place) { look(); }
-})"""
 MOST_SQUARES = 200_000  # in all charts of a page; a browser draws them in a few seconds
 MOST_ROWS = 20_000  # of the data below the charts, about 1 MB
 
@@ -82,13 +72,7 @@ def _box(view: PromptView, layer: int, pattern: Tensor, gradient: Tensor | None,
     joined = beside(*parts)
     summary = f'<summary style="cursor:pointer;font-weight:bold">layer {layer}{about}</summary>'
     html = f'<details{" open" if is_open else ""} style="margin:6px 0">{summary}{joined.html}</details>'
-    return Fragment(html, tuple(map(_when_seen, joined.scripts)), joined.needs)
-
-
-def _when_seen(script: str) -> str:
-    """A drawing script that waits until the boxes around its place are open: hidden, it would be drawn too small."""
-    key = re.search(r'\("([0-9a-f]{16})", ', script)
-    return script if key is None else f'{_WHEN_SEEN}("{key[1]}", function () {{ {script} }});'
+    return Fragment(html, joined.scripts, joined.needs)
 
 
 def _rows(patterns: dict[int, Tensor], gradients: dict[int, Tensor]) -> list[list[int | float]]:

@@ -23,23 +23,34 @@ def to_json(value: Mapping[str, object]) -> str:
     return escape_json(text)
 
 
-# Draws into every place of this key that is still empty of it, so that the same fragment may be shown twice.
-# In a notebook the output with the library can come later than this one: wait for it, then give up and leave
-# the static picture. What is folded is drawn when it is opened.
+# Draws into every place of this key that is still empty of it, so that the same fragment may be shown twice; what is
+# folded is drawn when it is opened, and nothing before the page has been painted once. In a notebook the output with
+# the library can come later than this one: wait for it, then give up and leave the static picture.
 _DRAW = """(function (key, library, data, draw) {
   var tries = 0;
+  function folded(place) { return place.closest("details:not([open])"); }
   function attempt() {
+    var places = Array.from(document.querySelectorAll('[data-tlb="' + key + '"]')).filter(function (place) {
+      return !place.id;
+    });
+    places.filter(folded).forEach(function (place) {
+      if (place.dataset.tlbWaits) { return; }
+      place.dataset.tlbWaits = "1";
+      place.closest("details:not([open])").addEventListener("toggle", function () {
+        delete place.dataset.tlbWaits;
+        attempt();
+      }, {once: true});
+    });
+    places = places.filter(function (place) { return !folded(place); });
+    if (!places.length) { return; }
     if (!window[library]) { if (++tries < 150) { setTimeout(attempt, 200); } return; }
-    document.querySelectorAll('[data-tlb="' + key + '"]').forEach(function (place) {
-      if (place.id) { return; }
-      var folded = place.closest("details:not([open])");
-      if (folded) { folded.addEventListener("toggle", attempt, {once: true}); return; }
+    places.forEach(function (place) {
       window.tlbCount = (window.tlbCount || 0) + 1;
       place.id = "tlb-" + window.tlbCount;
       draw(place, data);
     });
   }
-  attempt();
+  requestAnimationFrame(function () { setTimeout(attempt, 0); });
 })"""
 
 
