@@ -14,6 +14,7 @@ from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import frame_table
 from tl_backward._support.types import DataFrame, TransformerLensModel, typed
 from tl_backward.alignment.kernels import gram, random_rotation
+from tl_backward.alignment.summary import match_sentence
 from tl_backward.alignment.vocabularies import TokenMap, shared_tokens
 from tl_backward.embedding_space.options import VectorOptions
 from tl_backward.embedding_space.vectors import Embedding, parameter_vectors
@@ -70,6 +71,12 @@ class ParameterMatch:
         """The spaces there are, by name."""
         both = {"embedding": self.embedding, "feature": self.feature}
         return {name: space for name, space in both.items() if space is not None}
+
+    def summary(self) -> str:
+        """In one sentence: in how many layers the vectors match better than turned ones, in embedding space."""
+        of = self.embedding
+        layers = list(zip(self.layers_a, self.layers_b, strict=False))
+        return match_sentence(self.weight, layers, of.score, of.chance, of.layer_assignment())
 
     def __repr__(self) -> str:
         scores = ", ".join(

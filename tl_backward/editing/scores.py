@@ -19,6 +19,7 @@ from tl_backward._support.checks import check_k
 from tl_backward._support.html import Cell, TableCell, table
 from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel
 from tl_backward.editing.edit import Edit
+from tl_backward.editing.summary import effect_sentence, scores_sentence
 from tl_backward.model.inputs import check_text_model
 from tl_backward.text.asked import asked_index, check_one_token, mask_token
 from tl_backward.text.cases import EditCase
@@ -72,6 +73,10 @@ class EditScores:
         """Harmonic mean of efficacy, paraphrase and neighbourhood, of those that are known (ROME's S)."""
         parts = [part for part in (self.efficacy, self.paraphrase, self.neighbourhood) if part == part]
         return 0.0 if min(parts) == 0 else len(parts) / sum(1 / part for part in parts)
+
+    def summary(self) -> str:
+        """In one sentence: the scores that are known."""
+        return scores_sentence({name: getattr(self, name) for name in ("efficacy", "paraphrase", "neighbourhood")})
 
     def to_frame(self) -> DataFrame:
         """One row a metric: its value and what it is."""
@@ -322,6 +327,12 @@ class EditEffect:
 
     def __repr__(self) -> str:
         return f"EditEffect({self.prompt!r}: {self._word(self.top_before[0])!r} -> {self._word(self.top_after[0])!r})"
+
+    def summary(self) -> str:
+        """In one sentence: the most likely token without the edit and with it, and their probabilities."""
+        old, new = self.top_before[0], self.top_after[0]
+        sides = ((self._word(each), float(self.before[each]), float(self.after[each])) for each in (old, new))
+        return effect_sentence(self.prompt, *sides)
 
     def _word(self, token: Tensor) -> str:
         return token_string(self.tokenizer, int(token))
