@@ -96,7 +96,7 @@ def test_the_page_of_a_sweep():
     assert list(lines["last"].y) == pytest.approx(means.tolist())
     page = sweep_report(found, name=HOSTILE)
     html = page.to_html()
-    assert html.count("Most often at the") == 8 and "onerror=alert(1)>" not in html
+    assert html.count("<h2>Most often at the") == 8 and "onerror=alert(1)>" not in html
     data = data_of(page, "target_rank.csv")
     assert {row["weight"] for row in data} == set(found.weights)
     with pytest.raises(ValueError, match="Expected a weight of the sweep's layers, got 'W_U'"):

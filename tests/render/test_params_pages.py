@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import math
 import re
 from dataclasses import replace
 
@@ -59,8 +60,10 @@ def test_the_page_of_a_neuron_weight(world):
     assert [float(row["coherence"]) for row in rows] == pytest.approx(found.score[found.order].tolist())
     words = [" | ".join(tokens) for tokens in found.projection.top_tokens]
     assert [row["top_tokens"] for row in rows] == [words[i] for i in found.order.tolist()]
-    aligned = float(related_pairs(model, "KV", 1, k=12, **quiet).aligned.mean())
-    assert f">{aligned:.4g}<" in html
+    aligned = related_pairs(model, "KV", 1, k=12, **quiet).aligned
+    mean, error = float(aligned.mean()), float(aligned.std() / len(aligned) ** 0.5)
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    assert f">{mean:.{digits}f} \N{PLUS-MINUS SIGN} {error:.{digits}f}<" in html
 
 
 @pytest.mark.parametrize("world", worlds())
@@ -68,7 +71,9 @@ def test_the_page_of_an_attention_weight(world):
     model = build(world)
     page = render.params_report(model, "W_O", 0, k=3, n_pairs=9, **quiet)
     html = page.to_html()
-    assert html.count("VO pairs of head") == model.cfg.n_heads and html.count('<svg role="img"') == model.cfg.n_heads
+    assert (
+        html.count("<h2>VO pairs of head") == model.cfg.n_heads and html.count('<svg role="img"') == model.cfg.n_heads
+    )
     one = render.params_report(model, "W_K", -1, head=1, k=3, n_pairs=9, **quiet).to_html()
     assert "QK pairs of head 1" in one and "QK pairs of head 0" not in one and "blocks.1.attn.W_K, head 1" in one
     assert "in words" in render.params_report(model, "W_E", k=3, **quiet).to_html()

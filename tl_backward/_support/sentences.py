@@ -68,15 +68,23 @@ def spread(values: Sequence[float], shown: Callable[[float], str] = two_digits) 
 def beyond(value: float, draws: Sequence[float], *, level: float = 0.95) -> Literal["above", "below"] | None:
     """Whether a value lies outside of where one more draw would lie: mean +- t * s * sqrt(1 + 1/n), Student's t.
 
-    None where it lies inside, and where nothing can be said: fewer than five draws, or a value that is not finite.
+    None where it lies inside, there or among the draws, and where nothing can be said: fewer than five draws, or a
+    value that is not finite.
     """
+    if len(draws) < DRAWS_NEEDED or not all(map(math.isfinite, draws)) or min(draws) <= value <= max(draws):
+        return None
+    return beyond_moments(value, mean(draws), stdev(draws), len(draws), level=level)
+
+
+def beyond_moments(
+    value: float, middle: float, deviation: float, n: int, *, level: float = 0.95
+) -> Literal["above", "below"] | None:
+    """`beyond` of n draws of which the mean and the standard deviation are known."""
     from scipy.special import stdtrit
 
-    n = len(draws)
-    if n < DRAWS_NEEDED or not all(map(math.isfinite, (value, *draws))):
+    if n < DRAWS_NEEDED or not all(map(math.isfinite, (value, middle, deviation))):
         return None
-    middle, s = mean(draws), stdev(draws)
-    reach = float(stdtrit(n - 1, (1 + level) / 2)) * s * math.sqrt(1 + 1 / n) + 1e-9 * max(1.0, abs(middle))
+    reach = float(stdtrit(n - 1, (1 + level) / 2)) * deviation * math.sqrt(1 + 1 / n) + 1e-9 * max(1.0, abs(middle))
     return None if abs(value - middle) <= reach else "above" if value > middle else "below"
 
 

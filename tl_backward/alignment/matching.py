@@ -17,6 +17,7 @@ from tl_backward._support.saved import Saved
 from tl_backward._support.shown import Shown
 from tl_backward._support.types import DataFrame, TransformerLensModel, typed
 from tl_backward.alignment.kernels import gram, random_rotation
+from tl_backward.alignment.summary import match_sentence
 from tl_backward.alignment.vocabularies import TokenMap, shared_tokens
 from tl_backward.embedding_space.options import VectorOptions
 from tl_backward.embedding_space.vectors import Embedding, parameter_vectors
@@ -75,6 +76,12 @@ class ParameterMatch(Shown):
         """The spaces there are, by name."""
         both = {"embedding": self.embedding, "feature": self.feature}
         return {name: space for name, space in both.items() if space is not None}
+
+    def summary(self) -> str:
+        """In one sentence: in how many layers the vectors match better than turned ones, in embedding space."""
+        of = self.embedding
+        layers = list(zip(self.layers_a, self.layers_b, strict=False))
+        return match_sentence(self.weight, layers, of.score, of.chance, of.layer_assignment())
 
     def __repr__(self) -> str:
         scores = ", ".join(

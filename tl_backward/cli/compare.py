@@ -93,22 +93,24 @@ def _compare(arguments: argparse.Namespace) -> Answer:
     )  # fmt: skip
     stitches = None if arguments.stitch is None else stitching_grid(a, b, texts, map=arguments.stitch, **both)
     results = {"values": comparison} | ({} if stitches is None else {"stitches": stitches})
-    models = (arguments.model_a, arguments.model_b)
+    names = (name_of(arguments.model_a), name_of(arguments.model_b))
     return Answer(
-        lambda: _lines(comparison),
+        lambda: _lines(comparison, names),
         lambda: {
             **{name: getattr(arguments, name) for name in ("model_a", "model_b")},
+            "summary": comparison.summary(),
             **{name: getattr(comparison, name) for name in ("n_samples", "aligned", "coverage")},
             **{name: filled(each.to_frame()).to_dict("records") for name, each in results.items()},
         },
-        lambda: compare_report(comparison, stitches=stitches, name=" and ".join(map(name_of, models))),
+        lambda: compare_report(comparison, stitches=stitches, names=names),
     )
 
 
-def _lines(comparison: "Comparison") -> Iterator[str]:
+def _lines(comparison: "Comparison", names: tuple[str, str]) -> Iterator[str]:
     """Lines of text: a table for each measure, layers of A by layers of B, and the caveats of the data."""
-    from tl_backward.render.compare_report import caveats
+    from tl_backward.render.compare_report import caveats, told_apart
 
+    yield comparison.summary(told_apart(names))
     yield repr(comparison)
     width = max(7, *(len(name) + 1 for name in comparison.layers_b))
     side = max(len(name) for name in (*comparison.layers_a, _CORNER))

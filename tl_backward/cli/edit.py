@@ -27,6 +27,7 @@ from tl_backward.editing import (
     evaluate_edit,
     find_layer,
     gradient_edit,
+    neighbour_prompts,
     shift_edit,
     shift_probabilities,
     tuned_methods,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from tl_backward.render.page import Page
     from tl_backward.text.cases import EditCase
 
+_NEIGHBOURS = 8  # tokens that a subject is replaced by
 DEFAULT_SCALE, DEFAULT_LR = 0.75, 0.005
 _OF_METHOD = {"shift": ("layer", "scale", "scaling"), "gradient": ("lr", "steps")}
 _UNSET = dict.fromkeys([*_OF_METHOD["shift"], *_OF_METHOD["gradient"]])
@@ -102,6 +104,14 @@ def _add_edit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cases", metavar="FILE", help="validation edits to choose the layer on (.json CounterFact, .jsonl, .csv)"
     )
+    parser.add_argument(
+        "--also", action="append", default=[], metavar="TEXT", help="another prompt to try; may be repeated"
+    )
+    parser.add_argument(
+        "--subject",
+        metavar="TEXT",
+        help=f"part of the prompt: also try the prompt with its {_NEIGHBOURS} nearest tokens instead",
+    )
     parser.add_argument("--save", metavar="FILE", help="write the edit's factors here (safetensors)")
     parser.add_argument("--k", type=positive, default=10, metavar="N", help="tokens before and after (default: 10)")
 
@@ -122,10 +132,15 @@ def _add_edits_options(parser: argparse.ArgumentParser) -> None:
 
 def _edit(arguments: argparse.Namespace) -> Answer:
     _settle_method(arguments)
+    chooses = arguments.method == "shift" and arguments.layer is None
+    validation = _cases(arguments, 40, 0)[0] if chooses else ()  # refused before the model is loaded
     model = load_asked(arguments)
-    grid = _chosen_grid(model, arguments)
+    grid = _chosen_grid(model, arguments, validation) if chooses else None
     edit, how = _made(model, arguments, grid)
-    effect = edit_effect(model, edit, arguments.prompt, k=min(arguments.k, model.W_U.shape[1]))
+    k = min(arguments.k, model.W_U.shape[1])
+    effect = edit_effect(model, edit, arguments.prompt, k=k)
+    near = neighbour_prompts(model, arguments.prompt, arguments.subject, k=_NEIGHBOURS) if arguments.subject else []
+    others = [edit_effect(model, edit, prompt, k=k) for prompt in (*arguments.also, *near)]
     case = _own_case(arguments)
     scores = None if case is None else (evaluate_edit(model, None, case), evaluate_edit(model, edit, case))
     saved = None if arguments.save is None else edit.save(arguments.save)
@@ -138,18 +153,21 @@ def _edit(arguments: argparse.Namespace) -> Answer:
             grid is None and arguments.method == "shift" and arguments.scaling == "unit"
         )  # where no grid has the cells already
         cells = shift_probabilities(model, arguments.prompt, arguments.target, scales=scales) if own else None
+        chosen = (arguments.layer % model.cfg.n_layers, _scale(arguments)) if own else None
         return edit_report(
             effect, target=arguments.target, how=how, cells=cells, layers=range(model.cfg.n_layers), scales=scales,
-            grid=grid, scores=scores, name=name_of(arguments.model),
+            grid=grid, scores=scores, chosen=chosen, others=others, name=name_of(arguments.model),
         )  # fmt: skip
 
     return Answer(
-        lambda: _edit_lines(model, arguments, how, effect, scores, saved),
+        lambda: _edit_lines(model, arguments, how, effect, others, scores, saved),
         lambda: {
             **{name: getattr(arguments, name) for name in ("model", "prompt", "target")},
+            "summary": effect.summary(),
             "edit": edit.how,
             "tokens": effect.to_frame().to_dict("records"),
             "scores": None if scores is None else vars(scores[1]),
+            "others": [each.summary() for each in others],
             "saved": saved and str(saved),
         },
         page,
@@ -161,22 +179,33 @@ def _edit_lines(
     arguments: argparse.Namespace,
     how: str,
     effect: "EditEffect",
+    others: "Sequence[EditEffect]",
     scores: "tuple[EditScores, EditScores] | None",
     saved: "Path | None",
 ) -> Iterator[str]:
     """Lines of text: probabilities before and after the edit, its scores, and notes on how to interpret them."""
+    yield effect.summary()
     yield f"{quoted(arguments.prompt)} -> {quoted(arguments.target)}: {how}"
-    first, *others = encode_continuation(model, arguments.target)
+    first, *rest = encode_continuation(model, arguments.target)
     word = token_string(effect.tokenizer, first)
     rows = effect.to_frame()[["token", "before", "after"]].values.tolist()[:5]
     if word not in [token for token, *_ in rows]:
         rows.append([word, float(effect.before[first]), float(effect.after[first])])
     yield from (f"  {quoted(token):<24}  {before:.3f} -> {after:.3f}" for token, before, after in rows)
-    if others:
+    if rest:
         yield f"  note: of the target, {quoted(word)} is the first token: probabilities are its own"
     if int(effect.top_after[0]) != first:
         more = "scale or another layer" if arguments.method == "shift" else "--lr or more --steps"
         yield f"  note: the target is still not the most likely; try a larger {more}"
+    if others:
+        from tl_backward.render.edit_report import others_sentence
+
+        yield f"  {others_sentence(others)}"
+        for each in others:
+            old, new = (token_string(each.tokenizer, int(top[0])) for top in (each.top_before, each.top_after))
+            yield f"  {quoted(each.prompt)}: {quoted(old)}" + ("" if old == new else f" -> {quoted(new)}")
+    else:
+        yield "  note: --also PROMPT and --subject TEXT show what else it changes"
     if scores is not None:
         known = {name: value for name, value in finite(vars(scores[1])).items() if value is not None}
         yield "  " + ", ".join(f"{name} {value:.2f}" for name, value in known.items())
@@ -200,13 +229,13 @@ def _settle_method(arguments: argparse.Namespace) -> None:
         raise ValueError("Expected --scale with raw factors, whose size every model has its own, got none; name one.")
 
 
-def _chosen_grid(model: "TransformerLensModel", arguments: argparse.Namespace) -> "LayerGrid | None":
-    """The layer x scale grid scored on validation edits; None where the layer was given or nothing is shifted."""
-    if arguments.method != "shift" or arguments.layer is not None:
-        return None
+def _chosen_grid(
+    model: "TransformerLensModel", arguments: argparse.Namespace, validation: "Sequence[EditCase]"
+) -> "LayerGrid":
+    """The layer x scale grid scored on validation edits."""
     scales = SCALES if arguments.scale is None else (arguments.scale,)
     asked = (arguments.prompt, arguments.target)
-    return find_layer(model, *asked, validation=_cases(arguments, 40, 0)[0], scales=scales, scaling=arguments.scaling)
+    return find_layer(model, *asked, validation=validation, scales=scales, scaling=arguments.scaling)
 
 
 def _made(model: "TransformerLensModel", arguments: argparse.Namespace, grid: "LayerGrid | None") -> tuple["Edit", str]:
@@ -256,8 +285,12 @@ def _edits(arguments: argparse.Namespace) -> Answer:
     columns, rows = comparison.table()
     head = f"{len(test)} edits, settings chosen on {len(validation)} others; means with 95 % bootstrap intervals"
     return Answer(
-        lambda: [head, *aligned([columns, *rows])],
-        lambda: {"model": arguments.model, "scores": comparison.to_frame().to_dict("records")},
+        lambda: [comparison.summary(), head, *aligned([columns, *rows])],
+        lambda: {
+            "model": arguments.model,
+            "summary": comparison.summary(),
+            "scores": comparison.to_frame().to_dict("records"),
+        },
         lambda: comparison_report(comparison, name=name_of(arguments.model)),
     )
 

@@ -102,9 +102,10 @@ def _invert(arguments: argparse.Namespace) -> Answer:
     )  # fmt: skip
     readings = inversion.readings
     return Answer(
-        lambda: _lines(readings),
+        lambda: [inversion.summary(), *_lines(readings)],
         lambda: {
             **{name: getattr(arguments, name) for name in ("model", "prompt", "epsilon", "metric")},
+            "summary": inversion.summary(),
             "readings": [_as_json(reading) for reading in readings],
         },
         lambda: invert_report(readings, comparison=inversion.comparison, name=name_of(arguments.model)),
@@ -125,7 +126,7 @@ def _decoder(arguments: argparse.Namespace, model: "TransformerLensModel", task:
 
 def _lines(readings: "Sequence[SiteReading]") -> Iterator[str]:
     """Lines of text: one for each site and position, the share of texts within epsilon and the features they share."""
-    from tl_backward.render.invert_report import kept_features
+    from tl_backward.inversion.summary import kept_features
 
     width = max(4, *(len(str(reading.preimage.site)) for reading in readings))
     yield f"{'site':<{width}} {'position':>8} {'method':>11} {'inside':>13} {'chance':>8}  kept inside (share, prior's)"

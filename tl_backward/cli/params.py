@@ -89,7 +89,7 @@ def _params(arguments: argparse.Namespace) -> Answer:
 
 def _vector_lines(coherence: "Coherence") -> Iterator[str]:
     """Lines of text: the five most coherent vectors of a weight with their top tokens."""
-    yield repr(coherence)
+    yield coherence.summary()
     names, words = coherence.projection.vector_names(), coherence.projection.top_tokens
     for i in coherence.order[:5].tolist():
         yield f"  {names[i]:>12}  {float(coherence.score[i]):.3f}  {' '.join(map(quoted, words[i][:6]))}"
@@ -100,6 +100,7 @@ def _atlas_lines(every: "ParameterAtlas", name: str) -> Iterator[str]:
     shown = list(every.coherence)
     short, of = next((place for place in shown if place[0] == "W_out"), shown[0])
     command = f"--weight {short} --layer {of}"
+    yield every.summary()
     yield f"{name}: the atlas of its weights is a page; {command} prints one weight's words"
     if every.left_out:
         yield every.left_out

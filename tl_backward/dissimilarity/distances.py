@@ -18,6 +18,7 @@ from tl_backward._support.types import DataFrame, TransformerLensModel, typed
 from tl_backward.dissimilarity.comparison import compare
 from tl_backward.dissimilarity.measures.registry import get_measure, list_measures
 from tl_backward.dissimilarity.options import OLD_TEXT, RunOptions
+from tl_backward.dissimilarity.summary import distances_sentence
 from tl_backward.model.place import Places
 from tl_backward.text.data import TextData
 from tl_backward.text.options import TextOptions
@@ -55,6 +56,11 @@ class ModelDistances(Shown):
     def map(self, dimensions: int = 2) -> "LayerMap":
         """Classical multidimensional scaling of the distances."""
         return classical_mds(self.values, dimensions=dimensions)
+
+    def summary(self) -> str:
+        """In one sentence: the nearest layers of different models, and how much of the distances a plane holds."""
+        shown = float(self.map(min(2, len(self.layers) - 1)).shares.sum()) if len(self.layers) > 1 else 1.0
+        return distances_sentence(self.measure, self.models, self.layers, self.values, shown)
 
     def to_frame(self) -> DataFrame:
         """One row a pair of layers, each pair once."""

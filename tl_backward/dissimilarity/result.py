@@ -10,8 +10,10 @@ from tl_backward._support.checks import nearest
 from tl_backward._support.html import Cell, table
 from tl_backward._support.shown import Shown
 from tl_backward._support.types import DataFrame
+from tl_backward.dissimilarity.measures.registry import get_measure
 from tl_backward.dissimilarity.options import Estimator, Sample
 from tl_backward.dissimilarity.plan import MemoryPlan
+from tl_backward.dissimilarity.summary import Alike, comparison_sentence
 from tl_backward.text.token_strings import text_frame
 
 
@@ -73,6 +75,22 @@ class Comparison(Shown):
             f"Comparison({', '.join(self.measures)}; {shape}; {self.n_samples} samples ({self._sample_words()}) of "
             f"{self.n_texts} texts, aligned by {self.aligned})"
         )
+
+    def summary(self, names: tuple[str, str] = ("A", "B")) -> str:
+        """In one sentence: how well layers correspond by the first measure, how clearly, and what chance gives.
+
+        Args:
+            names: what A and B are called.
+        """
+        name = self.measures[0]
+        closed, drawn = self.null_means[0], self.permutation_means[0]
+        chance = closed if bool(closed.isfinite().all()) else drawn
+        entry = get_measure("cka_debiased" if name == "cka" else name)
+        found = Alike(
+            name, self.values[0], entry.kind == "similarity", self.standard_errors[0], chance,
+            self.permutation_deviations[0], self.n_permutations,
+        )  # fmt: skip
+        return comparison_sentence(found, self.layers_a, self.layers_b, names)
 
     def __getitem__(self, measure: str) -> Float[Tensor, "layer_a layer_b"]:
         """One measure's values."""

@@ -15,6 +15,7 @@ from tl_backward.editing.comparison import (
 )
 from tl_backward.editing.edit import Edit, LostUpdateWarning, Update, load_edit
 from tl_backward.editing.methods import gradient_edit, rank_one_edit, shift_edit
+from tl_backward.editing.neighbours import neighbour_prompts
 from tl_backward.editing.scores import METRICS, EditEffect, EditScores, edit_effect, evaluate_edit
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "load_edit",
     "edit_effect",
     "EditEffect",
+    "neighbour_prompts",
     # scores
     "EditScores",
     "METRICS",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TypeAlias
 
 import torch
@@ -21,6 +21,7 @@ from tl_backward._support.warnings import warn_user
 from tl_backward.editing.edit import Edit
 from tl_backward.editing.methods import Scaling, gradient_edit, shift_edit
 from tl_backward.editing.scores import METRICS, EditScores, ask, encode, probabilities, score
+from tl_backward.editing.summary import comparison_sentence, grid_sentence
 from tl_backward.model.inputs import check_text_model
 from tl_backward.text.cases import EditCase
 from tl_backward.text.tables import Cases, cases_of
@@ -36,6 +37,8 @@ SCALES = (0.4, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 1.0, 1.5, 2.0)
 LRS = (0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008, 0.01, 0.02)
 """Learning rates to try."""
 SHOWN = ("efficacy", "paraphrase", "neighbourhood", "relations", "portability", "entropy")
+_DRAWS = 1000  # of cases, for the summary
+_BOUNDS = ("mean", "low", "high", "n")
 _MEASURED = tuple(each.name for each in fields(EditScores))
 
 
@@ -68,6 +71,22 @@ class EditComparison(Shown):
     def best(self) -> str:
         """The method of the highest objective; of equal ones the first."""
         return self.methods[int((self.objective >= self.objective.max() - 1e-12).int().argmax())]
+
+    def summary(self) -> str:
+        """In one sentence: the method of the best objective, and which others it is not clearly ahead of.
+
+        Clearly means: in at least 97.5 % of 1,000 sets of cases drawn anew. Fewer than five cases tell nothing apart.
+        """
+        n = self.scores.shape[1]
+        generator = torch.Generator().manual_seed(0)
+        drawn = [self.scores[:, torch.randint(n, (n,), generator=generator)] for _ in range(_DRAWS)]
+        objectives = torch.stack([replace(self, scores=each).objective for each in drawn])
+        interval = self.interval()
+        told = {
+            name: Interval(*(getattr(interval, each)[:, self.metrics.index(name)] for each in _BOUNDS))
+            for name in CHOSEN_BY[:3]
+        }
+        return comparison_sentence(self.methods, self.objective, objectives, n, told)
 
     def to_frame(self, *, level: float = 0.95, n_boot: int = 1000, seed: int = 0) -> DataFrame:
         """One row a method and metric: mean, low, high, n."""
@@ -275,6 +294,13 @@ class LayerGrid(Saved):
             f"LayerGrid({len(self.layers)} layers x {len(self.scales)} scales, {self.n_validation} validation edits; "
             f"best: layer {layer}, scale {scale:g})"
         )
+
+    def summary(self) -> str:
+        """In one sentence: the best cell, and how many others come within 0.01 of it."""
+        layer, scale = self.best
+        value = float(self.objective[self.layers.index(layer), self.scales.index(scale)])
+        near = int((self.objective >= value - 0.01).sum()) - 1
+        return grid_sentence(self.best, value, near, self.objective.numel(), self.n_validation)
 
     def to_frame(self) -> DataFrame:
         """One row a cell: every metric's validation mean, the objective, and the edit's own probability."""

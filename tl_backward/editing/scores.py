@@ -21,6 +21,7 @@ from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
 from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel
 from tl_backward.editing.edit import Edit
+from tl_backward.editing.summary import effect_sentence, scores_sentence
 from tl_backward.model.inputs import check_text_model
 from tl_backward.text.asked import asked_index, check_one_token, mask_token
 from tl_backward.text.cases import EditCase
@@ -75,6 +76,10 @@ class EditScores(Saved):
         """Harmonic mean of efficacy, paraphrase and neighbourhood, of those that are known (ROME's S)."""
         parts = [part for part in (self.efficacy, self.paraphrase, self.neighbourhood) if part == part]
         return 0.0 if min(parts) == 0 else len(parts) / sum(1 / part for part in parts)
+
+    def summary(self) -> str:
+        """In one sentence: the scores that are known."""
+        return scores_sentence({name: getattr(self, name) for name in ("efficacy", "paraphrase", "neighbourhood")})
 
     def to_frame(self) -> DataFrame:
         """One row a metric: its value and what it is."""
@@ -329,6 +334,12 @@ class EditEffect(Saved):
 
     def __repr__(self) -> str:
         return f"EditEffect({self.prompt!r}: {self._word(self.top_before[0])!r} -> {self._word(self.top_after[0])!r})"
+
+    def summary(self) -> str:
+        """In one sentence: the most likely token without the edit and with it, and their probabilities."""
+        old, new = self.top_before[0], self.top_after[0]
+        sides = ((self._word(each), float(self.before[each]), float(self.after[each])) for each in (old, new))
+        return effect_sentence(self.prompt, *sides)
 
     def _word(self, token: Tensor) -> str:
         return token_string(self.tokenizer, int(token))

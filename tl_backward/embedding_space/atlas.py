@@ -14,6 +14,7 @@ from tl_backward.embedding_space.coherence import Coherence, parameter_coherence
 from tl_backward.embedding_space.heads import Circuit, HeadPairs, head_pairs
 from tl_backward.embedding_space.options import VectorOptions
 from tl_backward.embedding_space.overlap import PairKind, RelatedPairs, related_pairs
+from tl_backward.embedding_space.summary import atlas_sentence
 from tl_backward.embedding_space.vectors import PAIRED_WEIGHTS, query_heads
 from tl_backward.weights import WeightSite, WeightSites, weight_sites
 from tl_backward.weights.blocks import blocks_of, is_expert
@@ -40,6 +41,10 @@ class ParameterWords(Shown):
     """Whether vectors that belong together name the same tokens; None where the weight's have no partners."""
     pairs: tuple[HeadPairs, ...]
     """The strongest pairs of each head that the weight is part of."""
+
+    def summary(self) -> str:
+        """The coherence's sentence."""
+        return self.coherence.summary()
 
 
 @public
@@ -135,6 +140,10 @@ class ParameterAtlas(Shown):
     """The strongest pairs of each head and circuit."""
     left_out: str
     """What of the blocks' matrices is not here, with the reasons; "" where that is nothing."""
+
+    def summary(self) -> str:
+        """In one sentence: how many vectors are coherent, beside chance, and in which weight most."""
+        return atlas_sentence([each.above for each in self.coherence.values()])
 
     @property
     def weights(self) -> list[str]:

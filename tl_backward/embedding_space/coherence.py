@@ -7,12 +7,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_backward._support.deprecation import old_keywords
-from tl_backward._support.html import Cell, table
+from tl_backward._support.html import Cell, table, visible_token
 from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
+from tl_backward._support.sentences import listed
 from tl_backward._support.types import DataFrame, TransformerLensModel, typed
 from tl_backward.embedding_space.options import OLD_KEYWORDS, VectorOptions
 from tl_backward.embedding_space.projection import Projection, project_parameter, top_tokens
+from tl_backward.embedding_space.summary import Above, coherence_sentence
 from tl_backward.embedding_space.vectors import Embedding
 
 _ROWS = 1024  # vectors whose tokens are compared at once
@@ -46,6 +48,18 @@ class Coherence(Saved):
     def share_above(self) -> float:
         """Share of the vectors that are more coherent than 95 % of the Gaussian ones; by chance it is 0.05."""
         return float((self.score > self.gaussian.quantile(0.95)).float().mean())
+
+    @property
+    def above(self) -> Above:
+        """How many vectors are more coherent than 95 % of the Gaussian ones; those that are zero are left out."""
+        known = self.score[~self.score.isnan()]
+        n_above = int((known > self.gaussian.quantile(0.95)).sum())
+        return Above(self.projection.weight, n_above, len(known), len(self.gaussian))
+
+    def summary(self) -> str:
+        """In one sentence: how many vectors are coherent, beside chance, and what the most coherent one stands for."""
+        words = self.projection[self.order[:1].cpu()].top_tokens[0][:3]
+        return coherence_sentence(self.above, listed([visible_token(word, 24) for word in words]))
 
     def __repr__(self) -> str:
         return (

@@ -29,6 +29,7 @@ from tl_backward.gradients.examples import (
 )
 from tl_backward.gradients.gram import ExampleRows, inner_products, steps
 from tl_backward.gradients.losses import Loss, next_token_loss
+from tl_backward.gradients.summary import similarity_sentence
 from tl_backward.model.inputs import check_text_model, has_decoder
 from tl_backward.text.asked import mask_token
 from tl_backward.text.cases import EditCase
@@ -88,6 +89,10 @@ class GradientSimilarity(Shown):
             f"GradientSimilarity({len(self.names_a)} x {len(self.names_b)} examples, {self.metric} of "
             f"{len(self.weights)} weights)"
         )
+
+    def summary(self) -> str:
+        """In one sentence: the pair of examples whose gradients are most alike, beside the median of all pairs."""
+        return similarity_sentence(self.metric, self.names_a, self.names_b, self.matrix, within=self.within)
 
     def of_weight(self, weight: str) -> Float[Tensor, "a b"]:
         """The matrix of one weight alone, by its full name."""

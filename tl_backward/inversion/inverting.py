@@ -29,11 +29,12 @@ from tl_backward.inversion.query import Query, QueryLike, Scores, read_query, sc
 from tl_backward.inversion.search import search_preimage
 from tl_backward.inversion.shipped import names
 from tl_backward.inversion.site_reading import SiteReading, read_preimage
+from tl_backward.inversion.summary import Known, known_sentence
 from tl_backward.inversion.tasks import Task
 from tl_backward.model.place import Places, resolve_places
 from tl_backward.text.encoded import Encoded, Inputs, encode, encode_starts
 from tl_backward.text.options import TextOptions
-from tl_backward.text.token_strings import text_frame
+from tl_backward.text.token_strings import text_frame, token_string
 
 _CHAINS, _STEPS = 64, 400  # of a search
 
@@ -50,6 +51,14 @@ class SiteComparison(Saved):
     def __repr__(self) -> str:
         sites = len({preimage.site for preimage in self.preimages})
         return f"SiteComparison({len(self.preimages)} preimages at {sites} sites, {len(self._names)} features)"
+
+    def summary(self) -> str:
+        """In one sentence: what each place keeps of the query, the most telling first."""
+        known = []
+        for p, features in zip(self.preimages, self.features, strict=True):
+            token = token_string(p.inputs.tokenizer, int(p.query.tokens[p.position]))
+            known.append(Known(p.site, token, int(p.inside.sum()), len(p), features))
+        return known_sentence(known, self.preimages[0].epsilon)
 
     @property
     def _names(self) -> list[str]:
@@ -183,6 +192,10 @@ class Inversion:
     """By site, then by position."""
     comparison: SiteComparison | None
     """Every site at every token of the query, among the pool; None where it was left out."""
+
+    def summary(self) -> str:
+        """In one sentence: what the activations keep of the query, the most telling place first."""
+        return known_sentence([each.known() for each in self.readings], self.readings[0].preimage.epsilon)
 
     def __repr__(self) -> str:
         return f"Inversion({len(self.readings)} readings, first {self.readings[0]!r})"

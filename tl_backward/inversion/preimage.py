@@ -10,9 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_backward._support.checks import check_at_least_one
-from tl_backward._support.html import Cell, TableCell, table
+from tl_backward._support.html import Cell, TableCell, table, visible_text
 from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
+from tl_backward._support.sentences import count_text, percent
 from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.inversion._old_calls import is_query, old_options, old_order
 from tl_backward.inversion.options import EPSILON, TEXTS, Closeness, Match, Metric
@@ -105,6 +106,16 @@ class Preimage(Saved):
             f"Preimage({self.query.text!r:.40} at {self.site}, position {self.position}: {int(self.inside.sum())} of "
             f"{len(self)} texts within {self.epsilon:g}, by {self.method})"
         )
+
+    def summary(self) -> str:
+        """In one sentence: how many texts lie within epsilon, and how many of the task's prior do by chance."""
+        n, chance = int(self.inside.sum()), self.diagnostics.chance
+        found = (
+            f"{n:,} of {count_text(len(self), 'text')} give nearly the same activation at {self.site} as "
+            f'"{visible_text(self.query.text)[:80]}" (within {self.epsilon:g}, by {self.method})'
+        )
+        drawn = "" if chance is None else f", {percent(chance)} of texts drawn without looking do"
+        return f"{found}{drawn}; features=... of read_preimage says what they share."
 
     def __len__(self) -> int:
         return len(self.inputs)

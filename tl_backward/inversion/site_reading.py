@@ -15,7 +15,9 @@ from tl_backward.inversion.activations import collect
 from tl_backward.inversion.features import LEVEL, Feature, FeatureTable, common_features, compare_with_exact
 from tl_backward.inversion.preimage import Preimage
 from tl_backward.inversion.query import Query, distances
+from tl_backward.inversion.summary import Known, known_sentence
 from tl_backward.text.encoded import Inputs
+from tl_backward.text.token_strings import token_string
 
 N_SHOWN = 16
 
@@ -71,6 +73,22 @@ class SiteReading:
     """All inputs of a finite domain within epsilon, where it was enumerated."""
     exact_features: FeatureTable | None
     """What the exact preimage keeps."""
+
+    def known(self) -> Known:
+        """What the summary says of this site."""
+        p = self.preimage
+        token = token_string(p.inputs.tokenizer, int(p.query.tokens[p.position]))
+        return Known(
+            p.site, token, int(p.inside.sum()), len(p), self.features, by_decoder=p.method == "decoder"
+        )  # fmt: skip
+
+    def summary(self) -> str:
+        """In one sentence: which features of the query the activation keeps, beside how often other texts have them.
+
+        A feature counts as kept where at least 95 % of the texts within epsilon have the query's value, and its
+        interval lies above that of the prior.
+        """
+        return known_sentence([self.known()], self.preimage.epsilon)
 
     def __repr__(self) -> str:
         beside = [name for name in ("retrieval", "exact") if getattr(self, name) is not None]

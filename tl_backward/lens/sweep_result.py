@@ -18,6 +18,7 @@ from tl_backward._support.public import public
 from tl_backward._support.storage import check_kind, joined, load_tensors, part_of, save_tensors
 from tl_backward._support.types import DataFrame, Tokenizer
 from tl_backward.lens.segments import NAMES
+from tl_backward.lens.sweep_summary import Mean, Stands, sweep_sentence
 from tl_backward.text.token_strings import text_column, token_string
 from tl_backward.weights import layer_of
 
@@ -26,6 +27,15 @@ BY_SEGMENT = ("norm", "share")
 """Quantities that each segment has its own of; the others are one a prompt."""
 
 FORMAT = "tl_backward sweep 1"
+_TOLD: tuple[tuple[Quantity, str, bool], ...] = (
+    ("answer_rank", "the old answer's mean rank in the raw readout", True),
+    ("target_rank", "the target's mean rank in the raw readout", False),
+    ("share", "the share of the gradient at the subject (or the last token)", False),
+    ("norm", "the VJP norm at the subject (or the last token)", False),
+    ("gradient_norm", "the gradient's norm", False),
+    ("rank", "the gradient's numerical rank", False),
+)
+"""What the summary tells of, whichever was collected first: in words, and whether small values are the finding."""
 _COLUMNS = ("items", "loss", "targets", "answers", "draws")
 
 
@@ -84,6 +94,33 @@ class Sweep:
             )
         groups = self.draws if len(self.draws.unique()) > 1 else None
         return bootstrap(self.values[quantity], groups=groups, level=level, n_boot=n_boot, seed=seed)
+
+    def summary(self) -> str:
+        """In one sentence: the layer where one quantity stands out most, and the untrained control there.
+
+        The quantity is the first that was collected of the old answer's rank, the target's, the subject's share, norms,
+        ranks; intervals that overlap the control's make no difference.
+        """
+        n_draws = 0 if self.control is None else len(self.control.draws.unique())
+        return sweep_sentence(self._stands(), len(self.items), n_draws)
+
+    def _stands(self) -> Stands | None:
+        chosen = next((each for each in _TOLD if each[0] in self.values), None)
+        last = self.weights[-1].rpartition(".")[2] if self.weights else ""
+        at = [i for i, layer in enumerate(self.layers) if layer is not None and self.weights[i].endswith(f".{last}")]
+        if chosen is None or not at:
+            return None
+        quantity, what, smallest = chosen
+        control = self.control if self.control is not None and quantity in self.control.values else None
+        sides = [side and side._means(quantity, at) for side in (self, control)]
+        layers = [layer for layer in (self.layers[i] for i in at) if layer is not None]
+        return Stands(f"{what} of {last}", layers, sides[0] or [], sides[1], smallest)
+
+    def _means(self, quantity: Quantity, at: Sequence[int]) -> list[Mean]:
+        interval = self.interval(quantity)
+        subject = interval.n[..., NAMES.index("subject")].any() if quantity in BY_SEGMENT else False
+        part = () if quantity not in BY_SEGMENT else (NAMES.index("subject" if subject else "last"),)
+        return [Mean(*(float(each[(i, *part)]) for each in (interval.mean, interval.low, interval.high))) for i in at]
 
     def to_frame(self, *, level: float = 0.95, n_boot: int = 1000, seed: int = 0) -> DataFrame:
         """A row for each quantity, weight and segment: mean, low, high, n, and the same of the control."""

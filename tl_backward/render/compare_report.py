@@ -13,6 +13,7 @@ from tl_backward._support.types import typed
 from tl_backward.dissimilarity import Comparison, Measure, StitchingGrid, get_measure
 from tl_backward.render.figure_fragment import figure_fragment
 from tl_backward.render.figures import Curve, banded, curves, heatmap
+from tl_backward.render.outline import paragraphs
 from tl_backward.render.page import Fragment, Page, beside
 from tl_backward.render.stitching_report import add_stitches
 from tl_backward.render.tables import frame_block, table
@@ -55,13 +56,20 @@ _ROUNDING = 1e-3  # of the scale: a negative value this small does not make it s
 
 
 @typed
-def compare_report(comparison: Comparison, *, stitches: StitchingGrid | None = None, name: str = "") -> Page:
-    """Make a page of a comparison: what the samples were, then a heat map and curves with chance for every measure.
+def compare_report(
+    comparison: Comparison,
+    *,
+    stitches: StitchingGrid | None = None,
+    name: str = "",
+    names: tuple[str, str] | None = None,
+) -> Page:
+    """Make a page of a comparison: a heat map and curves with chance for every measure, and what the samples were.
 
     Args:
         comparison: from `tl_backward.dissimilarity.compare`.
         stitches: of the same two models, from `stitching_grid`, to put below.
         name: of the two models, for the title.
+        names: what A and B are called, on the page.
 
     Example:
         >>> texts = [case.prompt for case in tlb.zoo.edit_cases("test")[:12]]
@@ -69,20 +77,25 @@ def compare_report(comparison: Comparison, *, stitches: StitchingGrid | None = N
         >>> isinstance(tlb.render.compare_report(c), tlb.render.Page)
         True
     """
-    page = Page(f"Two models compared: {name}" if name else "Two models compared", intro=_INTRO, footer=_FOOTER)
-    page.section(_WHAT, " ".join(caveats(comparison)), table(["what", "value"], facts(comparison)))
-    page.section(*_READ)
+    if names is not None and not name:
+        name = f"{names[0]} and {names[1]}"
+    page = Page(
+        f"Two models compared: {name}" if name else "Two models compared",
+        finding=comparison.summary(*([] if names is None else [told_apart(names)])),
+        intro=" ".join(caveats(comparison)),
+        footer=_FOOTER,
+    )
     frame = comparison.to_frame()
     for m, measure in enumerate(comparison.measures):
-        figures = [comparison_map(comparison, measure)]
+        figures = [comparison_map(comparison, measure, names=names)]
         if len(comparison.layers_a) > 1:
-            figures.append(figure_fragment(comparison_curves(comparison, measure)))
+            figures.append(figure_fragment(comparison_curves(comparison, measure, names=names)))
         data = frame_block(frame[frame["measure"] == measure], f"{measure}.csv")
         words = f"{_in_words(measure)} Taken from {comparison.computed_from[m]}."
         chance = chance_of(comparison, measure)
         if chance is not None:
             words += f" Chance (dashed): {chance.words}."
-        page.section(measure, words, beside(*figures), data)
+        page.section(measure, "", beside(*figures), Fragment(paragraphs(words)), data)
     shares = [
         [side, label, float(share)]
         for side, labels, each in zip(
@@ -94,7 +107,19 @@ def compare_report(comparison: Comparison, *, stitches: StitchingGrid | None = N
         page.section(*_FIRST, table(["model", "layer", "share"], shares))
     if stitches is not None:
         add_stitches(page, stitches)
-    return page
+    page.section(_READ[0], f"{_INTRO}\n\n{_READ[1]}", folded=True)
+    return page.section(_WHAT, "", table(["what", "value"], facts(comparison)), folded=True)
+
+
+def told_apart(names: tuple[str, str]) -> tuple[str, str]:
+    """Names of two models that differ: a model beside itself is called A and B too."""
+    a, b = names
+    return (a, b) if a != b else (f"{a} (A)", f"{b} (B)")
+
+
+def _sides(names: tuple[str, str] | None) -> tuple[str, str]:
+    """Whose layers an axis shows: "A (run1)"."""
+    return ("A", "B") if names is None else (f"A ({names[0]})", f"B ({names[1]})")
 
 
 def _in_words(measure: str) -> str:
@@ -175,7 +200,9 @@ def _bound(comparison: Comparison, measure: str) -> float:
     return max(high, largest) if math.isfinite(high) else largest or 1.0
 
 
-def comparison_heatmap(comparison: Comparison, measure: str) -> "plotly.graph_objects.Figure":
+def comparison_heatmap(
+    comparison: Comparison, measure: str, *, names: tuple[str, str] | None = None
+) -> "plotly.graph_objects.Figure":
     """Draw layers of A x layers of B, each layer of A's best partner as a circle; error and nulls on hover.
 
     The scale runs from 0, or symmetrically around it where a value is negative, to the end of the measure's range, so
@@ -198,8 +225,8 @@ def comparison_heatmap(comparison: Comparison, measure: str) -> "plotly.graph_ob
         columns=comparison.layers_b,
         title=unit_of(measure),
         value_title=measure,
-        row_title="layer of A",
-        column_title="layer of B",
+        row_title=f"layer of {_sides(names)[0]}",
+        column_title=f"layer of {_sides(names)[1]}",
         signed=bool((values < -_ROUNDING * bound).any()),
         bound=bound,
         details=[[_detail(comparison, m, i, j) for j in range(values.shape[1])] for i in range(values.shape[0])],
@@ -229,9 +256,9 @@ def _detail(comparison: Comparison, m: int, i: int, j: int) -> str:
     return "; ".join(said) or "no standard error was asked for"
 
 
-def comparison_map(comparison: Comparison, measure: str) -> Fragment:
+def comparison_map(comparison: Comparison, measure: str, *, names: tuple[str, str] | None = None) -> Fragment:
     """The heat map as a fragment."""
-    return figure_fragment(comparison_heatmap(comparison, measure))
+    return figure_fragment(comparison_heatmap(comparison, measure, names=names))
 
 
 @dataclass(frozen=True)
@@ -266,7 +293,9 @@ def chance_of(comparison: Comparison, measure: str) -> Chance | None:
     return None
 
 
-def comparison_curves(comparison: Comparison, measure: str) -> "plotly.graph_objects.Figure":
+def comparison_curves(
+    comparison: Comparison, measure: str, *, names: tuple[str, str] | None = None
+) -> "plotly.graph_objects.Figure":
     """Draw each layer of A with the same place in B, and with its best partner, beside chance.
 
     Bands are 95 % (1.96 standard errors). The best of many layers is above the typical one by chance alone, and its
@@ -285,13 +314,16 @@ def comparison_curves(comparison: Comparison, measure: str) -> "plotly.graph_obj
     errors = comparison.standard_errors[comparison.measures.index(measure)]
     n_a, n_b = values.shape
     best, chance = best_partners(comparison, measure), chance_of(comparison, measure)
-    lines = _lines("same place", range(n_a), values, errors, chance) if n_a == n_b else []
-    lines += _lines("best layer of B", best.tolist(), values, errors, None if n_a == n_b else chance)
+    if n_a == n_b and best.tolist() == list(range(n_a)):  # one curve, which two would hide
+        lines = _lines("same place, the best in B too", range(n_a), values, errors, chance)
+    else:
+        lines = _lines("same place", range(n_a), values, errors, chance) if n_a == n_b else []
+        lines += _lines("best layer of B", best.tolist(), values, errors, None if n_a == n_b else chance)
     labels = [f"{a} | {comparison.layers_b[int(j)]}" for a, j in zip(comparison.layers_a, best, strict=True)]
     return curves(
         lines,
         title=f"{measure} beside chance",
-        x_title="layer of A | its best in B",
+        x_title="layer of {} | its best in {}".format(*_sides(names)),
         y_title=measure,
         x_labels=labels,
     )

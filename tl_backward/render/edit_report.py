@@ -2,16 +2,22 @@
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward._support.html import visible_text, visible_token
+from tl_backward._support import html
+from tl_backward._support.html import Cell, TableCell, visible_text, visible_token
+from tl_backward._support.sentences import count_text, percent
 from tl_backward._support.types import typed
 from tl_backward.editing import EditComparison, EditEffect, EditScores, LayerGrid
+from tl_backward.editing.comparison import SHOWN
 from tl_backward.render.figure_fragment import figure_fragment
-from tl_backward.render.figures import heatmap_drawing
-from tl_backward.render.page import Page
+from tl_backward.render.figures import Drawing, heatmap_drawing
+from tl_backward.render.outline import paragraphs
+from tl_backward.render.page import Fragment, Page
 from tl_backward.render.tables import data_block, frame_block, table
+from tl_backward.text.token_strings import token_string
 
 _FOOTER = (
     "Method: the forward-pass shift of Katz et al., Backward Lens, EMNLP 2024, section 7; scores as in Meng et al., "
@@ -27,6 +33,10 @@ _EFFECT = (
 _SHIFT = (
     " Section 7 of the paper writes the target in with one forward pass: W_out += scale * outer(x, the target's "
     "unembedding direction), x its input at the last token, both of unit norm."
+)
+_OTHERS = (
+    "What else it changes",
+    " Prompts that the edit was not made for: an answer in a frame is another than before.",
 )
 _CELLS = (
     "Which layer, how strongly",
@@ -60,6 +70,8 @@ def edit_report(
     grid: LayerGrid | None = None,
     scores: tuple[EditScores, EditScores] | None = None,
     comparison: EditComparison | None = None,
+    chosen: tuple[int, float] | None = None,
+    others: Sequence[EditEffect] = (),
     name: str = "",
 ) -> Page:
     """Make a page of one edit: its effect, its cells of the layer x scale grid, its scores; what is None is left out.
@@ -74,6 +86,8 @@ def edit_report(
         grid: from `find_layer`.
         scores: of the unedited model and of the edit, from `evaluate_edit`.
         comparison: of the method over many edits, from `compare_edits`.
+        chosen: the edit's (layer, scale), marked among the cells; with a `grid`, its best.
+        others: the edit's effects on other prompts.
         name: the model's, for the title.
 
     Example:
@@ -82,10 +96,11 @@ def edit_report(
         >>> tlb.render.edit_report(effect, target=' Oslo', how='the shift of layer 2', name='facts').title
         'One edit: facts'
     """
-    prompt, said = visible_token(effect.prompt, 400), visible_token(target)
-    intro = f'After "{prompt}" the model is to say "{said}": {visible_text(how)}.'
-    page = Page(f"One edit: {name}" if name else "One edit", intro=intro, footer=_FOOTER)
-    add_edit(page, effect, how=how, cells=cells, layers=layers, scales=scales, grid=grid)
+    asked = f'The edit, to make the model say "{visible_token(target)}": {visible_text(how)}.'
+    page = Page(f"One edit: {name}" if name else "One edit", finding=effect.summary(), intro=asked, footer=_FOOTER)
+    add_edit(page, effect, how=how, cells=cells, layers=layers, scales=scales, grid=grid, chosen=chosen)
+    if others:
+        page.section(_OTHERS[0], others_sentence(others) + _OTHERS[1], others_table(others))
     if scores is not None:
         before, after = (each.to_frame() for each in scores)
         rows = [
@@ -110,33 +125,86 @@ def add_edit(
     layers: Sequence[int] = (),
     scales: Sequence[float] = (),
     grid: LayerGrid | None = None,
+    chosen: tuple[int, float] | None = None,
 ) -> None:
-    """Append the effect at the prompt and the edit's cells to a page."""
+    """Append the edit's cells, its own marked, and the effect at the prompt to a page."""
     is_shift = cells is not None or grid is not None  # other edits have no cells
-    page.section(_EFFECT[0], _EFFECT[1].format(how, _SHIFT if is_shift else ""), table(*effect.table()))
+    text = _EFFECT[1].format(how, _SHIFT if is_shift else "")
     if grid is not None:
-        cells, layers, scales = grid.probability, grid.layers, grid.scales
+        cells, layers, scales, chosen = grid.probability, grid.layers, grid.scales, grid.best
     if cells is None:
+        page.section(_EFFECT[0], text, figure_fragment(_before_and_after(effect)), table(*effect.table()))
         return
     rows, columns = [str(layer) for layer in layers], [f"{scale:g}" for scale in scales]
     titles = {"column_title": "scale", "bound": 1.0}
     own = heatmap_drawing(
         cells, rows=rows, columns=columns, title="This edit", value_title="P(target | prompt)", **titles
     )
+    marked = ""
+    if chosen is not None:
+        _mark(own, list(layers).index(chosen[0]), list(scales).index(chosen[1]))
+        marked = f" The frame is this edit: layer {chosen[0]}, scale {chosen[1]:g}."
     data = [[layer, scale, float(cells[i, j])] for i, layer in enumerate(layers) for j, scale in enumerate(scales)]
     block = data_block(["layer", "scale", "probability"], data, filename="cells.csv")
-    page.section(*_CELLS, figure_fragment(own), block)
+    page.section(_CELLS[0], "", figure_fragment(own), Fragment(paragraphs(_CELLS[1] + marked)), block)
+    page.section(_EFFECT[0], text, table(*effect.table()))
     if grid is not None:
         other = heatmap_drawing(
             grid.objective, rows=rows, columns=columns, title="Validation edits", value_title="harmonic mean", **titles
         )
         layer, scale = grid.best
+        _mark(other, layers.index(layer), scales.index(scale))
         page.section(
             _GRID[0],
             _GRID[1].format(grid.n_validation) + f" The best cell is layer {layer}, scale {scale:g}.",
             figure_fragment(other),
             frame_block(grid.to_frame(), "grid.csv"),
         )
+
+
+def _mark(figure: Drawing, row: int, column: int) -> None:
+    """Put a frame around one square of a heat map."""
+    for color, width in (("#ffffff", 5), ("#c2185b", 3)):  # seen on white and on the darkest squares
+        frame = {
+            "type": "scatter",
+            "x": [column],
+            "y": [row],
+            "mode": "markers",
+            "marker": {"symbol": "square-open", "size": 16, "color": color, "line": {"width": width}},
+            "hoverinfo": "skip",
+            "showlegend": False,
+        }
+        figure["data"].append(frame)
+
+
+def _before_and_after(effect: EditEffect) -> Drawing:
+    """The most likely tokens' probabilities without the edit and with it, the likeliest on top."""
+    frame = effect.to_frame().iloc[::-1]
+    values = torch.tensor(frame[["before", "after"]].values.tolist())
+    return heatmap_drawing(
+        values, rows=frame["token"].tolist(), columns=["no edit", "edited"], title="The next token",
+        value_title="probability", row_title="token", column_title="", bound=1.0,
+    )  # fmt: skip
+
+
+def others_sentence(others: Sequence[EditEffect]) -> str:
+    """How many other prompts got another answer."""
+    changed = sum(int(each.top_before[0]) != int(each.top_after[0]) for each in others)
+    have = "has" if changed == 1 else "have"
+    return f"{changed} of {count_text(len(others), 'other prompt')} {have} another answer now."
+
+
+def others_table(others: Sequence[EditEffect]) -> Fragment:
+    """A row a prompt: the answer before and after, and their probabilities."""
+    rows: list[list[TableCell]] = []
+    for each in others:
+        (old, p_old), (new, p_new) = (
+            (token_string(each.tokenizer, int(top)), float(side[top]))
+            for top, side in ((each.top_before[0], each.before), (each.top_after[0], each.after))
+        )
+        after = Cell(new, marked=new != old)
+        rows.append([each.prompt, Cell(old), percent(p_old), after, percent(p_new)])
+    return Fragment(html.table(["prompt", "before", "p", "after", "p with the edit"], rows, limit=30))
 
 
 def add_comparison(page: Page, comparison: EditComparison) -> None:
@@ -160,6 +228,18 @@ def comparison_report(comparison: EditComparison, *, name: str = "") -> Page:
         >>> isinstance(tlb.render.comparison_report(e), tlb.render.Page)
         True
     """
-    page = Page(f"Ways to edit {name}" if name else "Ways to edit", footer=_FOOTER)
+    title = f"Ways to edit {name}" if name else "Ways to edit"
+    page = Page(title, finding=comparison.summary(), footer=_FOOTER)
+    page.section("All scores at a glance", "", figure_fragment(_methods_map(comparison)))
     add_comparison(page, comparison)
     return page
+
+
+def _methods_map(comparison: EditComparison) -> Drawing:
+    """Mean scores as squares, a method a row, the first on top."""
+    shown = [name for name in SHOWN if name != "entropy"]
+    places = [comparison.metrics.index(name) for name in shown]
+    return heatmap_drawing(
+        comparison.scores.nanmean(1)[:, places].flip(0), rows=comparison.methods[::-1], columns=shown,
+        title="Mean scores (1 is best)", value_title="mean", row_title="method", column_title="score", bound=1.0,
+    )  # fmt: skip

@@ -3,13 +3,19 @@
 import math
 from collections.abc import Sequence
 
+import torch
+
 from tl_backward._support import html
 from tl_backward._support.csv import finite
 from tl_backward._support.html import Cell, TableCell, escape, visible_text
 from tl_backward._support.types import typed
-from tl_backward.inversion import FeatureTable, Place, Preimage, SiteComparison
+from tl_backward.inversion import FeatureTable, Preimage, SiteComparison
 from tl_backward.inversion.features import FeatureConsistency, Rate
 from tl_backward.inversion.site_reading import SiteReading
+from tl_backward.inversion.summary import kept_features, known_sentence, site_label
+from tl_backward.render.figure_fragment import figure_fragment
+from tl_backward.render.figures import heatmap
+from tl_backward.render.outline import paragraphs
 from tl_backward.render.page import Fragment, Page, beside
 from tl_backward.render.preimage_samples import nearest_texts, preimage_samples, query_strip, samples_data
 from tl_backward.render.tables import data_block, frame_block, lens_table
@@ -81,9 +87,11 @@ def invert_report(
             f"Expected readings of one query, got {len(given)} of {len(queries)} queries; make a page of each."
         )
     first = given[0].preimage
-    page = Page("What an activation knows" + (f": {name}" if name else ""), intro=INTRO, footer=FOOTER)
+    told = known_sentence([each.known() for each in given], first.epsilon)
+    page = Page("What an activation knows" + (f": {name}" if name else ""), finding=told, footer=FOOTER)
     one_place = len({each.preimage.position for each in given}) == 1
     strip = query_strip(first, marked=first.position if one_place else None)
+    page.section("What is kept", "", *_kept_picture(given))
     page.section("The query", QUERY if one_place else "", strip, _summary(given))
     if comparison is not None:
         maps = [
@@ -91,7 +99,38 @@ def invert_report(
             for i, row in enumerate(_ranked(comparison))
         ]
         page.section("Where along the network", MAP, *maps, frame_block(comparison.to_frame(), "feature_map.csv"))
-    return page.section("Site by site", "", *(_block(reading, is_open=i == 0) for i, reading in enumerate(given)))
+    for reading in given if len(given) < 2 else []:
+        if reading.features is not None:
+            page.section("Hypotheses", "", *_hypotheses(reading))
+    page.section("Site by site", "", *(_block(reading, is_open=i == 0, alone=len(given) < 2)
+                                       for i, reading in enumerate(given)))  # fmt: skip
+    return page.section("Method", INTRO, folded=True)
+
+
+def _kept_picture(given: Sequence[SiteReading]) -> list[Fragment]:
+    """Each hypothesis at each site, as a heat map; nothing without hypotheses."""
+    known = [(reading.preimage, reading.features) for reading in given if reading.features is not None]
+    if not known:
+        return []
+    names = list(dict.fromkeys(row.feature for _, features in known for row in features.rows))
+    values = torch.tensor([[features[name].rate.value for name in names] for _, features in known]).flip(0)
+    if bool(values.isnan().all()):
+        return []
+    places = [f"{site_label(p.site)}, token {p.position}" for p, _ in known]
+    return [figure_fragment(heatmap(
+        values, rows=places[::-1], columns=names, title="What is kept", value_title=KEEPS, row_title="",
+        column_title="feature", bound=1.0,
+    ))]  # fmt: skip
+
+
+def _hypotheses(reading: SiteReading) -> list[Fragment]:
+    """The table of features with its text and data."""
+    if reading.features is None:
+        return []
+    stem = f"{reading.preimage.site}_{reading.preimage.position}"
+    table = hypotheses(reading.features, retrieved=reading.retrieval_features, exact=reading.exact_features)
+    data = _features_data(reading.features, f"features_{stem}.csv")
+    return [Fragment(paragraphs(FEATURES)), table, data]
 
 
 def _ranked(comparison: SiteComparison) -> list[FeatureConsistency]:
@@ -104,51 +143,31 @@ def _ranked(comparison: SiteComparison) -> list[FeatureConsistency]:
     return sorted(best.values(), key=lambda row: -math.inf if math.isnan(row.bits) else row.bits, reverse=True)
 
 
-KEPT = 0.95
-"""A share of texts from which on a feature counts as kept."""
-
-
-def kept_features(features: FeatureTable | None) -> list[FeatureConsistency]:
-    """Features retained more often than by chance (interval above the prior's), most informative first.
-
-    Where none is, the one that is kept most.
-    """
-    rows = () if features is None else features.rows
-    known = [row for row in rows if not math.isnan(row.rate.value)]
-    telling = [row for row in known if row.prior is None or row.rate.low > row.prior.high]
-    kept = [row for row in telling if row.rate.value >= KEPT]
-    return kept or sorted(telling, key=lambda row: row.rate.value, reverse=True)[:1]
-
-
 def _summary(readings: Sequence[SiteReading]) -> Fragment:
     rows: list[list[TableCell]] = []
     for reading in readings:
         p, d = reading.preimage, reading.preimage.diagnostics
-        told = "; ".join(f"{row.feature}: {row.rate}" for row in kept_features(reading.features))
-        rows.append(
-            [p.position, p.method, int(p.inside.sum()), d.distinct, d.share_inside, d.chance, d.well_formed, told]
-        )
-    columns = ["position", "method", "inside", "distinct", "share inside", "chance", "well-formed", "kept inside"]
+        told = "; ".join(f"{row.feature} {row.rate.value:.2f}" for row in kept_features(reading.features)) or "\u2013"
+        inside = int(p.inside.sum())
+        rows.append([told, p.position, p.method, inside, d.distinct, d.share_inside, d.chance, d.well_formed])
+    columns = ["kept inside", "position", "method", "inside", "distinct", "share inside", "chance", "well-formed"]
+    there = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
     names = [site_label(reading.preimage.site) for reading in readings]
-    return Fragment(html.table(columns, rows, row_names=names, corner="site", limit=30))
+    rows = [[row[i] for i in there] for row in rows]
+    return Fragment(html.table([columns[i] for i in there], rows, row_names=names, corner="site", limit=80))
 
 
-def _block(reading: SiteReading, *, is_open: bool) -> Fragment:
+def _block(reading: SiteReading, *, is_open: bool, alone: bool) -> Fragment:
     p = reading.preimage
     stem = f"{p.site}_{p.position}"
-    parts = [
-        query_strip(p, marked=p.position),
+    parts = [query_strip(p, marked=p.position)]
+    if reading.features is not None and not alone:
+        parts.append(_part("Hypotheses", "", *_hypotheses(reading)))
+    data = samples_data(p, filename=f"texts_{stem}.csv")
+    parts += [
+        _part("Texts inside and outside", SAMPLES, preimage_samples(reading), data),
         beside(_facts(p), _part("How the texts were found", HOW[p.method])),
-        _part(
-            "Texts inside and outside",
-            SAMPLES,
-            preimage_samples(reading),
-            samples_data(p, filename=f"texts_{stem}.csv"),
-        ),
     ]
-    if reading.features is not None:
-        table = hypotheses(reading.features, retrieved=reading.retrieval_features, exact=reading.exact_features)
-        parts.append(_part("Hypotheses", FEATURES, table, _features_data(reading.features, f"features_{stem}.csv")))
     others = []
     exact, pool = reading.exact, reading.retrieval
     if exact is not None and exact is not p:
@@ -207,13 +226,6 @@ def _kept_cell(preimage: Preimage, kept: FeatureConsistency) -> Cell:
         return Cell("\u2013", title=(where, n))
     prior = "" if kept.prior is None else f"prior {kept.prior.value:.4g}"
     return Cell(f"{kept.rate.value:.2f}", title=(where, f"share {kept.rate}", prior, n), value=kept.rate.value)
-
-
-def site_label(site: Place) -> str:
-    """A site's name as short as a table's header wants it: "L1 resid_mid", "L0 result[3]"."""
-    short = site.name.rpartition(".")[2].removeprefix("hook_")
-    head = "" if site.head is None else f"[{site.head}]"
-    return f"{short}{head}" if site.layer is None else f"L{site.layer} {short}{head}"
 
 
 def hypotheses(
@@ -288,7 +300,7 @@ def _features_data(features: FeatureTable, filename: str) -> Fragment:
 
 def _part(title: str, words: str, *fragments: Fragment) -> Fragment:
     head = f'<div style="font-weight:bold;margin:12px 0 2px">{_text(title)}</div>'
-    return sum(fragments, start=Fragment(f'{head}<p style="font-size:14px">{_text(words)}</p>'))
+    return sum(fragments, start=Fragment(head + paragraphs(words)))
 
 
 def _folded(title: str, is_open: bool, *fragments: Fragment) -> Fragment:

@@ -6,7 +6,8 @@ from tl_backward._support.types import typed
 from tl_backward.dissimilarity import ModelDistances
 from tl_backward.render.figure_fragment import figure_fragment
 from tl_backward.render.figures import heatmap, plot_layout, plot_text
-from tl_backward.render.page import Page, beside
+from tl_backward.render.outline import paragraphs
+from tl_backward.render.page import Fragment, Page, beside
 from tl_backward.render.shown_figure import shown
 from tl_backward.render.svg import PALETTE
 from tl_backward.render.tables import frame_block
@@ -78,7 +79,7 @@ def map_report(distances: ModelDistances, *, name: str = "") -> Page:
         >>> isinstance(tlb.render.map_report(d), tlb.render.Page)
         True
     """
-    page = Page(f"A map of models: {name}" if name else "A map of models", intro=_INTRO)
+    page = Page(f"A map of models: {name}" if name else "A map of models", finding=distances.summary())
     plane = distances.map()
     low, high = distances.n_samples
     words = (
@@ -99,5 +100,6 @@ def map_report(distances: ModelDistances, *, name: str = "") -> Page:
     )
     every.update_traces(colorbar={"title": {"text": ""}})
     figures = beside(figure_fragment(models_map(distances)), figure_fragment(every))
-    page.section("Map and distances", words, figures, frame_block(distances.to_frame(), "distances.csv"))
-    return page
+    data = frame_block(distances.to_frame(), "distances.csv")
+    page.section("Map and distances", "", figures, Fragment(paragraphs(words)), data)
+    return page.section("How to read the map", _INTRO, folded=True)

@@ -7,7 +7,8 @@ from tl_backward._support.types import typed
 from tl_backward.alignment import ParameterMatch
 from tl_backward.render.figure_fragment import figure_fragment
 from tl_backward.render.figures import Curve, curves, heatmap
-from tl_backward.render.page import Page, beside
+from tl_backward.render.outline import paragraphs
+from tl_backward.render.page import Fragment, Page, beside
 from tl_backward.render.tables import frame_block
 
 if TYPE_CHECKING:
@@ -102,12 +103,16 @@ def match_report(matches: ParameterMatch | Sequence[ParameterMatch], *, name: st
         >>> isinstance(tlb.render.match_report(m), tlb.render.Page)
         True
     """
+    every = [matches] if isinstance(matches, ParameterMatch) else list(matches)
     page = Page(
-        f"Parameters of two models: {name}" if name else "Parameters of two models", intro=_INTRO, footer=_FOOTER
+        f"Parameters of two models: {name}" if name else "Parameters of two models",
+        finding=" ".join(match.summary() for match in every),
+        footer=_FOOTER,
     )
-    for match in [matches] if isinstance(matches, ParameterMatch) else matches:
+    for match in every:
         maps = [figure_fragment(match_heatmap(match, space)) for space in match.spaces()]
         data = frame_block(match.to_frame(), f"match_{match.weight}.csv")
-        page.section(f"{match.weight}, layer by layer", _MAPS, beside(*maps))
+        below = Fragment(paragraphs(_MAPS))
+        page.section(f"{match.weight}, layer by layer", "", beside(*maps), below)
         page.section("", _CURVES, figure_fragment(match_curves(match)), data)
-    return page
+    return page.section("Method: what chance is", _INTRO, folded=True)

@@ -1,17 +1,20 @@
 """Weights in words as pages, the most coherent vectors first: one weight, and the atlas of all of a model's."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 
+from tl_backward._support import html
 from tl_backward._support.deprecation import old_keywords
-from tl_backward._support.html import Cell, TableCell, frame_table, visible_token
+from tl_backward._support.html import Cell, TableCell, visible_token
 from tl_backward._support.types import TransformerLensModel, typed
 from tl_backward.embedding_space import (
     Coherence,
     HeadPairs,
     ParameterAtlas,
     ParameterWords,
+    RelatedPairs,
     VectorOptions,
     parameter_atlas,
     parameter_words,
@@ -20,6 +23,7 @@ from tl_backward.embedding_space.options import OLD_KEYWORDS
 from tl_backward.render.coherence_figure import coherence_figure
 from tl_backward.render.figure_fragment import figure_fragment
 from tl_backward.render.figures import heatmap
+from tl_backward.render.outline import paragraphs
 from tl_backward.render.page import Fragment, Page, beside
 from tl_backward.render.tables import data_block, filter_table, frame_block
 from tl_backward.render.token_pairs import pair_list, pair_picture
@@ -117,8 +121,13 @@ def params_report(
 
 
 @typed
-def words_page(words: ParameterWords, *, name: str = "") -> Page:
+def words_page(words: ParameterWords, *, name: str = "", note: str = "") -> Page:
     """Make the page of a weight in words from what `parameter_words` read.
+
+    Args:
+        words: from `parameter_words`.
+        name: the model's, for the title.
+        note: said below the first picture, such as which tokens were left out.
 
     Example:
         >>> words = tlb.embedding_space.parameter_words(model, 'W_out', 2, show_progress=False)
@@ -127,15 +136,14 @@ def words_page(words: ParameterWords, *, name: str = "") -> Page:
     """
     coherence, related = words.coherence, words.related
     title = coherence.projection.weight + (f", head {words.head}" if words.head is not None else "")
-    page = Page(f"{title} in words" + (f": {name}" if name else ""), intro=_intro(coherence), footer=_FOOTER)
+    page = Page(f"{title} in words" + (f": {name}" if name else ""), finding=words.summary(), footer=_FOOTER)
     figure = coherence_figure({title: coherence.score}, coherence.gaussian)
-    page.section("How coherent the vectors are", _COHERENCE, figure_fragment(figure))
+    page.section("How coherent the vectors are", "", figure_fragment(figure), Fragment(paragraphs(note)))
     page.section("Every vector in words", _GROUPS, group_table([coherence]), _data(coherence))
     if related is not None:
         text = f"{_PAIRED} Here the {related.k} top tokens of {' and '.join(related.weights)}."
-        page.section(
-            "Vectors that belong together", text, Fragment(frame_table(related.summary().reset_index(names="pairing")))
-        )
+        page.section("Vectors that belong together", text, _related(related))
+    page.section("Method: what coherence is", _COHERENCE, folded=True)
     for pairs in words.pairs:
         text = _PAIRS[pairs.circuit] + (f" Without {', '.join(pairs.left_out)}." if pairs.left_out else "")
         page.section(f"{pairs.circuit} pairs of head {pairs.head}", text, beside(pair_list(pairs), pair_picture(pairs)))
@@ -200,33 +208,37 @@ def atlas(
 
 
 @typed
-def atlas_page(found: ParameterAtlas, *, n_vectors: int = 400, name: str = "") -> Page:
+def atlas_page(found: ParameterAtlas, *, n_vectors: int = 400, name: str = "", note: str = "") -> Page:
     """Make the page of all of a model's weights in words from what `parameter_atlas` read.
 
     Args:
         found: from `parameter_atlas`.
         n_vectors: the most coherent vectors to list.
         name: the model's, for the title.
+        note: said below the first picture, such as which tokens were left out.
 
     Example:
         >>> found = tlb.embedding_space.parameter_atlas(model, weights=['W_out'], layers=2, show_progress=False)
         >>> tlb.render.atlas_page(found, name='facts').title
         'Atlas of facts'
     """
-    page = Page(f"Atlas of {name}" if name else "Atlas of a model", intro=_ATLAS, footer=_FOOTER)
-    if found.left_out:
-        page.section("What is left out", found.left_out)
+    page = Page(f"Atlas of {name}" if name else "Atlas of a model", finding=found.summary(), footer=_FOOTER)
     every = found.coherence
     groups = {
         short: torch.cat([each.score for (own, _), each in every.items() if own == short]) for short in found.weights
     }
     figure = coherence_figure(groups, next(iter(every.values())).gaussian, title="Coherence by weight, all layers")
-    page.section("How coherent the parameters are", _COHERENCE, figure_fragment(figure))
-    page.section("Where the coherent vectors are", _ATLAS_MAP, *_map(found))
+    below = Fragment(paragraphs(f"{_ATLAS_MAP}\n\n{note}"))
+    picture, data = _map(found)
+    page.section("Where the coherent vectors are", "", picture, below, data)
+    page.section("How coherent they are", "", figure_fragment(figure))
     page.section("The most coherent vectors", _GROUPS, group_table(list(every.values()), n_shown=n_vectors))
     if found.pairs:
         text = " ".join(f"{each}: {_PAIRS[each]}" for each in dict.fromkeys(pairs.circuit for pairs in found.pairs))
         page.section("The heads' strongest token pairs", text, _heads(found.pairs))
+    if found.left_out:
+        page.section("What is left out", found.left_out)
+    page.section("Method: what coherence is", f"{_ATLAS}\n\n{_COHERENCE}", folded=True)
     return page
 
 
@@ -289,12 +301,14 @@ def group_table(found: Sequence[Coherence], *, n_shown: int = _SHOWN, k: int = 8
     return filter_table(columns, rows, caption=f"{caption}; scores on hover")
 
 
-def _intro(found: Coherence) -> str:
-    side = {"read": "read", "write": "write to", "scale": "scale"}[found.projection.side]
-    return (
-        f"{len(found.score)} vectors that {side} the residual stream, each with the tokens that it stands for. "
-        f"{found.share_above:.0%} of them are more coherent than 95 % of Gaussian vectors are; 5 % would be by chance."
-    )
+def _related(found: RelatedPairs) -> Fragment:
+    """Means with their standard errors, as many digits as these allow."""
+    rows = []
+    for pairing, (mean, error, median, largest) in found.summary().iterrows():
+        digits = 3 if math.isnan(error) or error <= 0 else max(0, 1 - math.floor(math.log10(error)))
+        shown = f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" \N{PLUS-MINUS SIGN} {error:.{digits}f}")
+        rows.append([str(pairing), shown, f"{median:.3f}", f"{largest:.3f}"])
+    return Fragment(html.table(["pairing", "mean and its standard error", "median", "largest"], rows, limit=30))
 
 
 def _data(found: Coherence) -> Fragment:

@@ -15,6 +15,7 @@ SHADING = "p(token | z) minus p(token | no information), by the decoder"
 NOTHING = "No text within epsilon was found."
 _MOST_ROWS = 5000  # of the data block
 _TEXT = 60
+_MOST_TOKENS = 60  # of one text
 
 
 def preimage_samples(reading: SiteReading) -> Fragment:
@@ -47,12 +48,29 @@ def preimage_samples(reading: SiteReading) -> Fragment:
 
 def query_strip(preimage: Preimage, *, marked: int | None) -> Fragment:
     """The query's tokens, their positions on hover, with a frame around the one at `marked`."""
-    strings = [token_string(preimage.inputs.tokenizer, token) for token in preimage.query.tokens.tolist()]
-    details = [f"position {i}" for i in range(len(strings))]
-    shown = [float(i == marked) for i in range(len(strings))]
-    return Fragment(
-        token_strip(strings, shown, value_label="", bound=4.0, with_legend=False, details=details, marked=marked)
-    )
+    every = [token_string(preimage.inputs.tokenizer, token) for token in preimage.query.tokens.tolist()]
+    start, end = _window(len(every), len(every) - 1 if marked is None else marked)
+    strings, places = every[start:end], range(start, end)
+    details = [f"position {i}" for i in places]
+    shown = [float(i == marked) for i in places]
+    at = None if marked is None else marked - start
+    strip = token_strip(strings, shown, value_label="", bound=4.0, with_legend=False, details=details, marked=at)
+    return Fragment(strip + _cut_note(start, end, len(every)))
+
+
+def _window(n: int, at: int) -> tuple[int, int]:
+    """Which of n tokens are shown: all of a short text, and of a long one those around a token."""
+    if n <= _MOST_TOKENS:
+        return 0, n
+    start = max(0, min(at - _MOST_TOKENS * 2 // 3, n - _MOST_TOKENS))
+    return start, start + _MOST_TOKENS
+
+
+def _cut_note(start: int, end: int, n: int) -> str:
+    """How many tokens before and after the window are not shown; "" where none."""
+    sides = ((start, "before"), (n - end, "after"))
+    left = ", ".join(f"{count:,} tokens {where}" for count, where in sides if count)
+    return f'<div style="font-size:11px;opacity:.75">\u2026 {left} not shown</div>' if left else ""
 
 
 def nearest_texts(preimage: Preimage, *, n: int = 10, caption: str = "") -> Fragment:
@@ -101,16 +119,17 @@ def _strip(text: ShownText, nearest: int, bound: float) -> str:
         pairs = zip(text.conditional.tolist(), text.unconditional.tolist(), strict=True)
         said = ["" if math.isnan(a) else f"; p {a:.3g} with z, {b:.3g} without" for a, b in pairs]
         details = [first + second for first, second in zip(details, said, strict=True)]
+    start, end = _window(len(values), nearest)
     return token_strip(
-        text.strings,
-        values,
+        text.strings[start:end],
+        values[start:end],
         value_label="",
         signed=True,
         bound=bound,
         with_legend=False,
-        details=details,
-        marked=nearest,
-    )
+        details=details[start:end],
+        marked=nearest - start,
+    ) + _cut_note(start, end, len(values))
 
 
 def _heading(text: str) -> str:

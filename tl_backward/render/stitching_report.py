@@ -8,7 +8,8 @@ from tl_backward._support.types import typed
 from tl_backward.dissimilarity import StitchingGrid
 from tl_backward.render.figure_fragment import figure_fragment
 from tl_backward.render.figures import Curve, banded, curves, heatmap
-from tl_backward.render.page import Page, beside
+from tl_backward.render.outline import paragraphs
+from tl_backward.render.page import Fragment, Page, beside
 from tl_backward.render.tables import frame_block
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def stitching_report(grid: StitchingGrid, *, name: str = "") -> Page:
         >>> isinstance(tlb.render.stitching_report(grid), tlb.render.Page)
         True
     """
-    page = Page(f"Two models stitched: {name}" if name else "Two models stitched")
+    page = Page(f"Two models stitched: {name}" if name else "Two models stitched", finding=grid.summary())
     add_stitches(page, grid)
     return page
 
@@ -141,6 +142,7 @@ def add_stitches(page: Page, grid: StitchingGrid) -> None:
     maps = [figure_fragment(stitching_heatmap(grid, direction)) for direction in grid.penalties]
     data = frame_block(grid.to_frame(), "stitches.csv")
     n_texts = next(iter(grid.penalties.values()))[0][0].n_texts
-    page.section(_GRIDS[0].format(grid.map), _GRIDS[1].format(n_texts, grid.n_fit_texts), beside(*maps), data)
+    words = Fragment(paragraphs(_GRIDS[1].format(n_texts, grid.n_fit_texts)))
+    page.section(_GRIDS[0].format(grid.map), "", beside(*maps), words, data)
     if max(len(grid.layers_a), len(grid.layers_b)) > 1:
         page.section("", _CURVES, figure_fragment(stitching_curves(grid)))

@@ -25,6 +25,7 @@ _TITLES: dict[Quantity, tuple[str, str]] = {
     "target_rank": ("Rank of the target where it is asked for", "mean rank in the raw readout (0 = largest)"),
     "answer_rank": ("Rank of the old answer where it is asked for", "mean rank in the raw readout (0 = largest)"),
 }
+_ORDER: tuple[Quantity, ...] = ("answer_rank", "target_rank", "share", "norm", "gradient_norm", "rank")
 _INTRO = (
     "Means over prompts with 95 % bootstrap intervals; dashed, the same architecture with random weights (several "
     "draws). All gradients are raw, dL/d(.): a descent step subtracts. Where a curve lies on its control, it says "
@@ -78,10 +79,13 @@ def sweep_report(sweep: Sweep, *, name: str = "") -> Page:
         True
     """
     title, short = f"Gradients of {len(sweep.items)} prompts", str(sweep.about.get("left_out", ""))
-    page = Page(title + (f": {name}" if name else ""), intro=_INTRO, footer=short)
+    page = Page(title + (f": {name}" if name else ""), finding=sweep.summary(), footer=short)
     shorts = list(dict.fromkeys(weight.rpartition(".")[2] for weight in sweep.weights if weight.startswith("blocks.")))
     frame = sweep.to_frame()
-    for quantity, (title, _) in _TITLES.items():
+    told: dict[Quantity, tuple[str, str]] = {
+        each: _TITLES[each] for each in _ORDER
+    }  # what the sentence on top tells of comes first
+    for quantity, (title, _) in told.items():
         if quantity in sweep.values:
             figures = [
                 figure_fragment(sweep_curves(sweep, quantity, weight=short))
@@ -98,7 +102,7 @@ def sweep_report(sweep: Sweep, *, name: str = "") -> Page:
                     page.section(f"Most often at the {end}: {weight}", "", table(list(map(str, tokens.columns)), rows))
     if sweep.skipped:
         page.section("Left out", "", table(["prompt", "why"], [[index, why] for index, why in sweep.skipped.items()]))
-    return page
+    return page.section("How to read the curves", _INTRO, folded=True)
 
 
 def similarity_heatmap(similarity: GradientSimilarity) -> "plotly.graph_objects.Figure":
@@ -139,6 +143,7 @@ def similarity_report(similarity: GradientSimilarity, *, k: int = 20, name: str 
     """
     page = Page(
         "Which examples would write the same thing?" + (f" {name}" if name else ""),
+        finding=similarity.summary(),
         intro=f"The {similarity.metric} between the raw gradients of pairs of examples. Positive: a descent step on "
         "one lowers the loss of the other too, to first order.",
     )

@@ -1,7 +1,7 @@
 """Stitch two models at a pair of layers, or at all of them both ways, fit the maps, and say what each costs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 import torch
@@ -20,6 +20,7 @@ from tl_backward.dissimilarity.options import OLD_TEXT, Fit, FitOptions, MapKind
 from tl_backward.dissimilarity.stitching.maps import fitted_stitches
 from tl_backward.dissimilarity.stitching.penalty import Penalty, fit_and_held_out_texts, own_losses, penalties
 from tl_backward.dissimilarity.stitching.sgd import train_map
+from tl_backward.dissimilarity.stitching.summary import Cost, stitches_sentence
 from tl_backward.model.checks import check_model
 from tl_backward.model.inputs import check_reads_text
 from tl_backward.text.data import TextData
@@ -104,6 +105,21 @@ class StitchingGrid(Shown):
             f"{', '.join(self.penalties)})"
         )
 
+    def summary(self) -> str:
+        """In one sentence: the cheapest stitch of each direction, beside the tail's own head left at that depth."""
+        return stitches_sentence({way: self._costs(way) for way in ("A->B", "B->A") if way in self.penalties})
+
+    def _costs(self, direction: str) -> list[Cost]:
+        heads, tails = self.layers(direction)
+        own = self.penalties.get(f"{direction[-1]}->{direction[-1]}")
+        costs = []
+        for i, (head, row) in enumerate(zip(heads, self.penalties[direction], strict=True)):
+            for j, (tail, each) in enumerate(zip(tails, row, strict=True)):
+                beside = None if own is None else own[self._same_depth(direction, i)][j]
+                cost = Cost(head, tail, each.nats, each.interval)
+                costs.append(cost if beside is None else replace(cost, own=beside.nats, own_interval=beside.interval))
+        return costs
+
     def nats(self, direction: str) -> Float[Tensor, "head_layer tail_layer"]:
         """Penalties of one direction, in nats a token."""
         if direction not in self.penalties:
@@ -147,12 +163,15 @@ class StitchingGrid(Shown):
     def _baselines(self, direction: str, head: int) -> list[float]:
         """Each tail layer's penalty with a head of the tail's own model, left at the relative depth of head `head`."""
         own = f"{direction[-1]}->{direction[-1]}"
-        heads, tails = self.layers(direction)
         if own not in self.penalties:
-            return [float("nan")] * len(tails)
-        n = len(self.layers(own)[0])
-        nearest = min(range(n), key=lambda k: abs(k / n - head / len(heads)))
-        return [each.nats for each in self.penalties[own][nearest]]
+            return [float("nan")] * len(self.layers(direction)[1])
+        return [each.nats for each in self.penalties[own][self._same_depth(direction, head)]]
+
+    def _same_depth(self, direction: str, head: int) -> int:
+        """Which layer of the tail's own model is nearest in relative depth to head `head`."""
+        own = f"{direction[-1]}->{direction[-1]}"
+        n, n_heads = len(self.layers(own)[0]), len(self.layers(direction)[0])
+        return min(range(n), key=lambda k: abs(k / n - head / n_heads))
 
     def _repr_html_(self) -> str:
         """A static table a direction: head layers down, tail layers across, 95 % half-widths beside the penalties."""

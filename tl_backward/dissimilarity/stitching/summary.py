@@ -1,0 +1,44 @@
+"""What stitches between two models cost, in one sentence, beside stitches of a model to itself."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tl_backward._support.sentences import overlap
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One stitch's penalty in nats a token, and that of the tail's own head left at the same depth."""
+
+    head: int
+    tail: int
+    nats: float
+    interval: tuple[float, float]
+    own: float = math.nan
+    own_interval: tuple[float, float] = (math.nan, math.nan)
+
+
+def stitches_sentence(costs: dict[str, Sequence[Cost]]) -> str:
+    """The cheapest stitch of each direction between the models."""
+    parts = [_part(direction, each) for direction, each in costs.items()]
+    return f"{'; '.join(part for part in parts if part)}." if any(parts) else "No stitch has a finite cost."
+
+
+def _part(direction: str, costs: Sequence[Cost]) -> str:
+    known = [each for each in costs if math.isfinite(each.nats)]
+    if not known:
+        return ""
+    best = min(known, key=lambda each: each.nats)
+    head, _, tail = direction.partition("->")
+    low, high = best.interval
+    said = (
+        f"{head}'s head up to layer {best.head} with {tail}'s tail after layer {best.tail} costs {best.nats:.2g} nats "
+        f"a token ({low:.2g} to {high:.2g}), the least of that direction"
+    )
+    if math.isnan(best.own):
+        return f"{said}, with no stitch of {tail} to itself to compare with"
+    beside = f"{tail}'s own head there costs {best.own:.2g}"
+    if overlap(best.interval, best.own_interval):
+        return f"{said}, no clear difference from {tail}'s own head there ({best.own:.2g})"
+    return f"{said}, where {beside}"

@@ -1,0 +1,122 @@
+"""What a comparison of two models, or a map of several, found in one sentence each, beside chance."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_backward._support.html import visible_text
+from tl_backward._support.sentences import DRAWS_NEEDED, beyond_moments, count_text, spread
+
+_TIE = 1e-9
+
+
+@dataclass(frozen=True)
+class Alike:
+    """One measure of all pairs of layers, as likeness: the larger, the more alike."""
+
+    measure: str
+    values: Float[Tensor, "layer_a layer_b"]
+    """As they were measured."""
+    is_similarity: bool
+    errors: Float[Tensor, "layer_a layer_b"]
+    """Standard errors; NaN where there are none."""
+    chance: Float[Tensor, "layer_a layer_b"]
+    """Of samples paired at random; NaN where unknown."""
+    deviations: Float[Tensor, "layer_a layer_b"]
+    """Of chance, from one random pairing to another; NaN where unknown."""
+    n_pairings: int
+
+    @property
+    def likeness(self) -> Float[Tensor, "layer_a layer_b"]:
+        """Values that are larger for more."""
+        return self.values if self.is_similarity else -self.values
+
+
+def comparison_sentence(found: Alike, layers_a: Sequence[str], layers_b: Sequence[str], names: tuple[str, str]) -> str:
+    """How well the layers of two models correspond by one measure, and whether that is more than chance.
+
+    Args:
+        found: the measure.
+        layers_a: labels of A's layers.
+        layers_b: labels of B's.
+        names: what A and B are called.
+    """
+    a, b = map(visible_text, names)
+    likeness = found.likeness
+    if bool(likeness.isnan().all()):
+        return f"By {found.measure} nothing can be said: it has no value for any pair of layers."
+    known = likeness.nan_to_num(-math.inf)
+    rows, best = torch.arange(len(known)), known.argmax(1)
+    at_best = found.values[rows, best].tolist()
+    n = len(layers_a)
+    clear = sum(_is_clear(found, row, int(column)) for row, column in zip(rows.tolist(), best, strict=True))
+    shown = spread(at_best, lambda value: f"{value:.2f}")
+    if tuple(layers_a) == tuple(layers_b) and n > 1:
+        same = sum(int(column) == row and _leads(known[row]) for row, column in enumerate(best.tolist()))
+        alike = f"{same} of {n} layers of {a} are most like the same layer of {b}"
+    elif n > 1:
+        alike = f"{count_text(n, 'layer')} of {a} have a most similar layer in {b}"
+    else:
+        alike = f"{a}'s {layers_a[0]} is most like {layers_b[int(best[0])]} of {b}"
+    clearly = f"{clear} of them clearly" if n > 1 and clear < n else "clearly" if clear else "though not clearly"
+    first = f"By {found.measure} {alike} ({shown}{'' if len(layers_b) == 1 else f', {clearly}'})"
+    return f"{first}{_beside_chance(found, rows, best)}."
+
+
+def _leads(row: Tensor) -> bool:
+    """Whether the largest value is no other's too."""
+    top = row.topk(min(2, len(row))).values
+    return len(top) < 2 or float(top[0] - top[1]) > _TIE
+
+
+def _is_clear(found: Alike, row: int, column: int) -> bool:
+    """Whether a layer's best partner is ahead of every other by more than both standard errors allow."""
+    gap = found.likeness[row, column] - found.likeness[row]
+    reach = 1.96 * (found.errors[row, column].square() + found.errors[row].square()).sqrt()
+    others = [j for j in range(len(gap)) if j != column]
+    return all(float(gap[j]) > max(float(reach[j]), _TIE) for j in others) and not bool(reach[others].isnan().any())
+
+
+def _beside_chance(found: Alike, rows: Tensor, best: Tensor) -> str:
+    chance = found.chance[rows, best]
+    if bool(chance.isnan().any()):
+        return "; without random pairings nothing tells it from chance"
+    paired = f"samples paired at random give {spread(chance.tolist(), lambda value: f'{value:.2f}')}"
+    if found.n_pairings < DRAWS_NEEDED or bool(found.deviations[rows, best].isnan().any()):
+        return f"; {paired}, but {count_text(found.n_pairings, 'random pairing')} cannot tell the two apart"
+    sign = 1.0 if found.is_similarity else -1.0
+    above = 0
+    for row, column in zip(rows.tolist(), best.tolist(), strict=True):
+        value, mean, s = (float(each[row, column]) for each in (found.values, found.chance, found.deviations))
+        side = beyond_moments(value, mean, s, found.n_pairings)
+        above += side == ("above" if sign > 0 else "below")
+    if above == len(rows):
+        return f", where {paired}"
+    return f"; {paired}, and {above} of {len(rows)} are clearly more alike than that"
+
+
+def distances_sentence(
+    measure: str, models: Sequence[str], layers: Sequence[str], values: Float[Tensor, "point point"], shown: float
+) -> str:
+    """Which layers of different models lie nearest, and how much of all distances the map holds."""
+    names = [f"{visible_text(m)} {visible_text(layer)}" for m, layer in zip(models, layers, strict=True)]
+    pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names)) if models[i] != models[j]]
+    pairs = [(i, j) for i, j in pairs if not math.isnan(float(values[i, j]))]
+    end = f"; the map holds {shown:.0%} of the distances, and no chance level is known for them."
+    if not pairs:
+        return f"There are no two models to set apart{end}"
+    ordered = sorted(pairs, key=lambda pair: float(values[pair]))
+    nearest, farthest = float(values[ordered[0]]), float(values[ordered[-1]])
+    ties = sum(float(values[pair]) - nearest <= _TIE for pair in ordered)
+    if ties == len(ordered) and len(ordered) > 1:
+        return f"By {measure} all layers of different models are equally far apart, {nearest:.2f}{end}"
+    i, j = ordered[0]
+    also = f" (as near as {count_text(ties - 1, 'other pair')})" if ties > 1 else ""
+    return (
+        f"By {measure} the nearest layers of different models are {names[i]} and {names[j]}{also}, {nearest:.2f} apart "
+        f"where the farthest are {farthest:.2f}{end}"
+    )
