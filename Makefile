@@ -20,13 +20,17 @@ COMPAT = --config-settings editable_mode=compat
 # take the clone itself for a package without contents.
 # torch first and by its pin, or pip may fetch a CUDA build that nothing here needs.
 .venv/.installed .venv-tl4/.installed .venv-lowest/.installed: pyproject.toml constraints.txt constraints-tl4.txt constraints-lowest.txt
+	@echo "Making $(@D) with the tested set of packages: torch, TransformerLens and tools, about 2 GB (minutes, once)."
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@echo "1 of 2: torch"
 	$(@D)/bin/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) torch
+	@echo "2 of 2: TransformerLens and the rest"
 	$(@D)/bin/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) $(COMPAT) -e '.[dev]'
 	touch $@
 
 demo: .venv/.installed  ## the main job: one edit-shaped question on the shipped model, read in words, as a page
-	.venv/bin/tl-backward demo --out report.html $(DEMO_FLAGS)
+	@echo "Asking the shipped model of known facts (about half a minute):"
+	@.venv/bin/tl-backward demo --out report.html $(DEMO_FLAGS)
 
 # The processes that tests start, notebooks' kernels among them, keep to one thread too: two that wait for cores spin.
 test test-tl4 test-lowest coverage test-long architectures: export OMP_NUM_THREADS = 1
@@ -57,8 +61,9 @@ test-long: .venv/.installed .venv-tl4/.installed  ## the tests that take long, o
 	.venv/bin/python -m pytest $(PYTEST_FLAGS) -m long -rP
 	.venv-tl4/bin/python -m pytest $(PYTEST_FLAGS) -m long -rP
 
-test-browser: .venv/.jupyterlab  ## notebooks run live in JupyterLab in Chromium (minutes)
+test-browser: .venv/.jupyterlab  ## notebooks run live in JupyterLab, and pages' first screens, in Chromium (minutes)
 	.venv/bin/python -m pytest -q -m jupyterlab tests/test_jupyterlab.py
+	.venv/bin/python -m pytest -q tests/render/test_first_screen.py
 
 .venv/.jupyterlab: .venv/.installed
 	.venv/bin/pip install -q --disable-pip-version-check -c constraints.txt $(COMPAT) -e '.[notebooks]'

@@ -54,8 +54,7 @@ def test_what_an_encoder_read_is_in_the_question(name):
     )
     assert re.search(rf"The encoder reads (<bos> )?w5 w6 w7 w8 ; after {re.escape(start)} the decoder says", shown)
     assert "The decoder's blocks are read here, not the encoder's" in shown
-    assert "The tokens that the decoder reads, coloured by" in shown and "The prompt's tokens" not in shown
-    assert "Parts of what the decoder reads" in shown and "Parts of the prompt" not in shown
+    assert "each part of what the decoder reads" in shown and "each part of the prompt" not in shown
     _, shown = page_of(model, ["w5 w6 w7 w8", "w10"], ["w9", "w4"])
     assert re.search(r"The encoder reads (<bos> )?w5 w6 w7 w8 ;", shown)
     lens = tlb.backward_lens(model, ["w5 w6 w7 w8", "w10"], ["w9", "w4"], k=3)

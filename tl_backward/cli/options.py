@@ -198,8 +198,6 @@ def check_out(out: str) -> Path:
         )
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"Expected --out in a folder that can be written to, got {str(path)!r}; choose another.")
-    if path.exists() and not path.is_file():
-        raise FileExistsError(f"Expected --out to name a file, got {str(path)!r}, which is none; choose another.")
     return path
 
 

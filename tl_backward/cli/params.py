@@ -18,12 +18,12 @@ from tl_backward.cli.options import (
     quoted,
 )
 from tl_backward.embedding_space import parameter_atlas, parameter_coherence, parameter_words
-from tl_backward.embedding_space.options import VectorOptions
+from tl_backward.embedding_space.options import VectorOptions, without_bytes
 
 if TYPE_CHECKING:
     from tl_backward.embedding_space import Coherence, ParameterAtlas
 
-_FILTERS = ("ascii", "alphanumeric", "not_special")
+_FILTERS = ("ascii", "alphanumeric", "not_special", "not_byte", "none")
 
 _EXAMPLES = """  the atlas of a model: all its matrices, the most coherent vectors first:
     tl-backward params --model facts
@@ -58,7 +58,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head", type=int, metavar="N", help="one attention head (default: all)")
     parser.add_argument("--k", type=positive, default=10, metavar="N", help="tokens of each vector (default: 10)")
     parser.add_argument(
-        "--filter", action="append", choices=_FILTERS, default=[], help="tokens to consider; may be repeated"
+        "--filter",
+        action="append",
+        choices=_FILTERS,
+        default=[],
+        help="tokens to consider; may be repeated (default: none, but of a vocabulary with single bytes not_byte and "
+        "not_special)",
     )
     add_options(parser, VectorOptions, "inverse", "fold_ln")
 
@@ -67,15 +72,26 @@ def _params(arguments: argparse.Namespace) -> Answer:
     from tl_backward.render import atlas_page, words_page
 
     layer, name = _one_layer(arguments), name_of(arguments.model)
-    model, vectors = load_asked(arguments), options_from(arguments, VectorOptions, filters=arguments.filter)
+    model = load_asked(arguments)
+    usual, n_left = without_bytes(model) if not arguments.filter else ((), 0)
+    filters = [each for each in arguments.filter if each != "none"] or usual
+    vectors = options_from(arguments, VectorOptions, filters=filters)
+    note = (
+        f"Left out of all words: {n_left:,} single bytes and special tokens (--filter none keeps them)."
+        if n_left
+        else ""
+    )
     if arguments.weight is None:
         every = parameter_atlas(model, layers=arguments.layer, k=arguments.k, vector_options=vectors)
-        return Answer(lambda: _atlas_lines(every, name), dict, lambda: atlas_page(every, name=name))
+        return Answer(
+            lambda: [*_atlas_lines(every, name), *filter(None, [note])], dict,
+            lambda: atlas_page(every, name=name, note=note),
+        )  # fmt: skip
     asked, how = (model, arguments.weight, layer), {"head": arguments.head, "k": arguments.k}
     words = parameter_words(*asked, **how, vector_options=vectors) if arguments.paged else None
     coherence = parameter_coherence(*asked, **how, vector_options=vectors) if words is None else words.coherence
     return Answer(
-        lambda: _vector_lines(coherence),
+        lambda: [*_vector_lines(coherence), *filter(None, [note])],
         lambda: {
             "model": arguments.model,
             "weight": coherence.projection.weight,
@@ -83,7 +99,7 @@ def _params(arguments: argparse.Namespace) -> Answer:
             "gaussian_95": float(coherence.gaussian.quantile(0.95)),
             "vectors": filled(coherence.to_frame()).to_dict("records"),
         },
-        None if words is None else lambda: words_page(words, name=name),
+        None if words is None else lambda: words_page(words, name=name, note=note),
     )
 
 

@@ -3,7 +3,7 @@
 from tl_backward.embedding_space.atlas import ParameterAtlas, ParameterWords, parameter_atlas, parameter_words
 from tl_backward.embedding_space.coherence import Coherence, parameter_coherence
 from tl_backward.embedding_space.heads import HeadPairs, head_pairs
-from tl_backward.embedding_space.options import PairOptions, VectorOptions, token_mask
+from tl_backward.embedding_space.options import PairOptions, VectorOptions, token_mask, without_bytes
 from tl_backward.embedding_space.overlap import (
     ActivationOverlap,
     RelatedPairs,
@@ -16,6 +16,7 @@ __all__ = [
     "project_parameter",
     "Projection",
     "token_mask",
+    "without_bytes",
     "VectorOptions",
     "related_pairs",
     "RelatedPairs",

@@ -20,7 +20,7 @@ from tl_backward.text.ids import ARRAYS, Id, Ids, as_ids
 from tl_backward.text.token_strings import token_string
 from tl_backward.vocabulary.readout import single_token
 
-FilterName: TypeAlias = Literal["ascii", "alphanumeric", "not_special"]
+FilterName: TypeAlias = Literal["ascii", "alphanumeric", "not_special", "not_byte"]
 Filter: TypeAlias = str | Callable[[str], bool]
 Filters: TypeAlias = Filter | Sequence[Filter]
 TokenList: TypeAlias = Sequence[str | Id] | Ids
@@ -98,7 +98,34 @@ def is_alphanumeric(text: str) -> bool:
     return text.strip().isalnum()
 
 
-_BY_TEXT: dict[str, Callable[[str], bool]] = {"ascii": is_ascii, "alphanumeric": is_alphanumeric}
+def is_no_byte(text: str) -> bool:
+    """Whether a token is no single byte of a byte-fallback vocabulary (<0x41>): training may never have seen those."""
+    return _BYTE.fullmatch(text) is None
+
+
+_BY_TEXT: dict[str, Callable[[str], bool]] = {
+    "ascii": is_ascii,
+    "alphanumeric": is_alphanumeric,
+    "not_byte": is_no_byte,
+}
+
+
+def without_bytes(model: TransformerLensModel) -> tuple[tuple[FilterName, ...], int]:
+    """Filters that leave out the bytes of a byte-fallback vocabulary and its special tokens, and how many these are.
+
+    No filters for another vocabulary, all of whose tokens are words.
+
+    Example:
+        >>> tlb.embedding_space.without_bytes(model)
+        ((), 0)
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    known = range(0 if tokenizer is None else min(model.W_U.shape[1], len(tokenizer)))
+    if not any(not is_no_byte(token_string(tokenizer, i)) for i in known[:1000]):
+        return (), 0
+    filters: tuple[FilterName, ...] = ("not_byte", "not_special")
+    kept = token_mask(model, filters=filters)
+    return filters, 0 if kept is None else int((~kept).sum())
 
 
 @public
@@ -112,7 +139,8 @@ def token_mask(
         model: its tokenizer says what a token's text is.
         tokens: ids, or texts that are one token each; None for all.
         filters: "ascii", "alphanumeric" (letters and digits, spaces around them aside), "not_special" (neither a
-            special token nor an id that stands for none), a predicate on a token's text, or a list of these.
+            special token nor an id that stands for none), "not_byte" (no <0x41> of a byte-fallback vocabulary), a
+            predicate on a token's text, or a list of these.
 
     Raises:
         ValueError: an unknown filter, no tokenizer for filters on text, no token left.

@@ -1,0 +1,108 @@
+"""Each page's first screen, in Chromium: the result's sentence, and a drawn picture."""
+
+from pathlib import Path
+
+import pytest
+from models import build, worlds
+
+import tl_backward as tlb
+from tl_backward import render
+from tl_backward.inversion import pool_preimage, read_preimage
+from tl_backward.render.match_report import match_report
+
+from .browsing import Browser
+
+TEXTS = ["w5 w6 w7 w8 w9", "w3 w3 w41", "w30 w31 w32", "w5 w6 w8"]
+QUIET = {"show_progress": False}
+
+
+def lens():
+    found = tlb.backward_lens(build(worlds()[0]), TEXTS[0], "w10", k=3)
+    return found.summary(), render.lens_report(found)
+
+
+def edit():
+    model = build(worlds()[0])
+    effect = tlb.editing.edit_effect(model, tlb.shift_edit(model, TEXTS[0], "w10", layer=1, scale=1.0), TEXTS[0], k=5)
+    cells = tlb.editing.shift_probabilities(model, TEXTS[0], "w10", scales=[0.5, 1.0])
+    page = render.edit_report(
+        effect, target="w10", how="the shift", cells=cells, layers=[0, 1], scales=[0.5, 1.0], chosen=(1, 1.0)
+    )
+    return effect.summary(), page
+
+
+def gradient():
+    model = build(worlds()[0])
+    effect = tlb.editing.edit_effect(model, tlb.gradient_edit(model, TEXTS[0], "w10", lr=0.1), TEXTS[0], k=5)
+    return effect.summary(), render.edit_report(effect, target="w10", how="one step")
+
+
+def edits():
+    model, cases = tlb.zoo.load("facts"), tlb.zoo.edit_cases("test")[:2]
+    methods = {"no edit": lambda model, case: None, "shift": tlb.editing.shift_method(2, 0.75)}
+    found = tlb.compare_edits(model, cases, methods, n_tokens=0, **QUIET)
+    return found.summary(), render.comparison_report(found)
+
+
+def words():
+    found = tlb.embedding_space.parameter_words(build(worlds()[0]), "W_out", 1, k=4, **QUIET)
+    return found.summary(), render.words_page(found)
+
+
+def atlas():
+    found = tlb.embedding_space.parameter_atlas(build(worlds()[0]), k=4, n_pairs=2, **QUIET)
+    return found.summary(), render.atlas_page(found)
+
+
+def comparison():
+    model = build(worlds()[0])
+    found = tlb.dissimilarity.compare(model, model, TEXTS, **QUIET)
+    return found.summary(), render.compare_report(found)
+
+
+def model_map():
+    model = build(worlds()[0])
+    found = tlb.dissimilarity.model_distances({"a": model, "b": model}, TEXTS, **QUIET)
+    return found.summary(), render.map_report(found)
+
+
+def inversion():
+    model = build(worlds()[0])
+    found = pool_preimage(model, TEXTS[0], ("resid_mid", 1), -1, TEXTS, epsilon=5.0, **QUIET)
+    reading = read_preimage(model, found, features={"length": len, "last": lambda text: text[-1]}, prior=TEXTS)
+    return reading.summary(), render.invert_report(reading)
+
+
+def sweep():
+    found = tlb.sweep(build(worlds()[0]), TEXTS[:2], ["w10", "w11"], **QUIET)
+    return found.summary(), render.sweep_report(found)
+
+
+def similarity():
+    found = tlb.gradient_similarity(build(worlds()[0]), TEXTS, **QUIET)
+    return found.summary(), render.similarity_report(found)
+
+
+def match():
+    model = build(worlds()[0])
+    found = tlb.alignment.match_parameters(model, model, "W_O", **QUIET)
+    return found.summary(), match_report(found)
+
+
+PAGES = [lens, edit, gradient, edits, words, atlas, comparison, model_map, inversion, sweep, similarity, match]
+PICTURE = """[...document.querySelectorAll('main img, main svg, main canvas')].some(each => {
+  const box = each.getBoundingClientRect();
+  return box.width >= 150 && box.height >= 80 && box.top >= 0 && box.top < innerHeight - 80 && box.left < innerWidth;
+})"""
+SENTENCE = "(() => { const box = document.querySelector('p.finding').getBoundingClientRect(); return box.bottom })()"
+
+
+@pytest.mark.parametrize("make", PAGES, ids=[make.__name__ for make in PAGES])
+def test_the_first_screen_holds_the_finding_and_a_picture(browser: Browser, tmp_path: Path, make) -> None:
+    said, page = make()
+    browser.open(page.save(tmp_path / "page.html"))
+    assert browser.texts("p.finding") == [said]
+    assert 0 < float(str(browser.run(f"return {SENTENCE}"))) < 600
+    browser.wait(PICTURE)
+    assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
+    assert browser.console() == []
