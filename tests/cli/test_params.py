@@ -1,6 +1,7 @@
 """`tl-backward params`: what it prints agrees with the library."""
 
 import json
+from html import unescape
 
 import pytest
 
@@ -19,7 +20,7 @@ def test_a_weight_as_a_page(capsys, tmp_path):
     best = int(found.order[0])
     assert (
         said.startswith(found.summary())
-        and found.summary() in out.read_text(encoding="utf-8")
+        and found.summary() in unescape(out.read_text(encoding="utf-8"))
         and f"{float(found.score[best]):.3f}" in said
         and f"head 1, {int(found.projection.index[best])}" in said
     )
