@@ -321,7 +321,9 @@ def test_bad_input(world):
             tlb.project_parameter(model, weight, 0)
     with pytest.raises(ValueError, match="Expected the name of a weight, got 'W_on'; the nearest are"):
         tlb.project_parameter(model, "W_on", 0)
-    with pytest.raises(ValueError, match="Expected a layer for 'W_in', which 2 blocks have, got none; pass layer=0"):
+    with pytest.raises(
+        ValueError, match="Expected a layer for 'W_in', which 2 blocks have, got none; name one of the layers"
+    ):
         tlb.project_parameter(model, "W_in")
     with pytest.raises(ValueError, match="Expected no layer for 'W_E', which is in no block, got 1"):
         tlb.project_parameter(model, "W_E", 1)

@@ -136,7 +136,9 @@ def _site(model: TransformerLensModel, weight: str, layer: int | None) -> Weight
     if len(found) == 1:
         return found[0]
     if layer is None:
-        raise ValueError(f"Expected a layer for {weight!r}, which {len(found)} blocks have, got none; pass layer=0.")
+        raise ValueError(
+            f"Expected a layer for {weight!r}, which {len(found)} blocks have, got none; name one of the layers."
+        )
     raise ValueError(f"Expected a layer with {weight!r}, got layer {layer}, which has none; see weight_sites(model).")
 
 
