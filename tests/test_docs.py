@@ -43,3 +43,11 @@ def test_snippets_run(page, names, monkeypatch, tmp_path):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_examples_are_sections():
+    """Google's name of them is Examples; Griffe makes anything else a box, whose >>> become quotes."""
+    found = [
+        path for path in (ROOT / "tl_backward").rglob("*.py") if re.search(r"^ +Example:$", path.read_text(), re.M)
+    ]
+    assert not found

@@ -24,7 +24,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Value]]) -> str:
     "this is text"; controls, invisible characters and lone surrogates are written as escapes. Numbers stay
     numbers.
 
-    Example:
+    Examples:
         >>> tlb.render.csv_text(['word', 'n'], [['=1+1', -2]])
         "word,n\r\n'=1+1,-2\r\n"
     """

@@ -22,7 +22,7 @@ def old_keywords(moved: dict[str, str], **options: type) -> Callable[[Callable[P
     Raises:
         TypeError: from the function, where old and new name the same thing.
 
-    Example:
+    Examples:
         >>> from tl_backward._support.deprecation import old_keywords
         >>> @old_keywords({"n_tokens": "k"})
         ... def top(*, k=10):

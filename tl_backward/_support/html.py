@@ -100,7 +100,7 @@ def visible_token(token: str, limit: int | None = None) -> str:
     With `limit`, at most that many characters are returned, the last one ``…``; give readers the whole token
     elsewhere (`token_html` does).
 
-    Example:
+    Examples:
         >>> tlb.render.visible_token(' a\n')
         '␣a\\n'
     """

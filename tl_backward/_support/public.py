@@ -30,7 +30,7 @@ def public(thing: T) -> T:
     Raises:
         TypeError: from the function, in place of that error, which stays its cause.
 
-    Example:
+    Examples:
         >>> from tl_backward._support.public import public
         >>> @public
         ... def first(words: list[str], k: int):

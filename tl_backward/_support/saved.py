@@ -57,7 +57,7 @@ def load_result(path: str | Path, *, tokenizer: object = None) -> "Saved":
     Raises:
         ValueError: no such file, a damaged one, or one that no result wrote.
 
-    Example:
+    Examples:
         >>> _ = tlb.readout(model, model.W_U[:, 5], k=3).save("readout.safetensors")
         >>> tlb.load_result("readout.safetensors", tokenizer=model.tokenizer).top_ids.shape
         torch.Size([3])

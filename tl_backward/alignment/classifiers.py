@@ -115,7 +115,7 @@ def fine_tune(
     Raises:
         ValueError: not one label a prompt, fewer than two labels, none of a prompt.
 
-    Example:
+    Examples:
         >>> prompts = ["Anna Berg lives in", "The pet of Anna Berg is a"] * 8
         >>> c = tlb.alignment.fine_tune(model, prompts, torch.tensor([0, 1] * 8), steps=5, show_progress=False)
         >>> c.predict(prompts[:2]).tolist()
@@ -183,7 +183,7 @@ def transfer_head(
         ValueError: a classifier that was translated already, vocabularies that differ without a map.
         IndexError: a cut that is not between two layers.
 
-    Example:
+    Examples:
         >>> prompts = ["Anna Berg lives in", "The pet of Anna Berg is a"] * 8
         >>> c = tlb.alignment.fine_tune(model, prompts, torch.tensor([0, 1] * 8), steps=5, show_progress=False)
         >>> tlb.alignment.transfer_head(c, model, cut=2).predict(prompts[:2]).tolist()

@@ -37,7 +37,7 @@ def translation(
     Raises:
         ValueError: vocabularies that differ and no map between them, weights that are not finite.
 
-    Example:
+    Examples:
         >>> kernel = tlb.alignment.translation(model, model)
         >>> bool(torch.allclose(kernel, torch.eye(128), atol=1e-3))  # into itself
         True
@@ -63,7 +63,7 @@ def random_kernel(
 
     What survives it owes nothing to the vocabulary. The global RNG is left alone.
 
-    Example:
+    Examples:
         >>> kernel = tlb.alignment.translation(model, model)
         >>> tlb.alignment.random_kernel(kernel, seed=0).shape
         torch.Size([128, 128])

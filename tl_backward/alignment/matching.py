@@ -156,7 +156,7 @@ def match_parameters(
         ValueError: vocabularies that differ without a map, a weight that does not fit, weights that are not finite.
         IndexError: a layer out of range.
 
-    Example:
+    Examples:
         >>> options = {"layers_a": 0, "layers_b": 0, "n_chance": 1, "show_progress": False}
         >>> m = tlb.alignment.match_parameters(model, model, "W_O", **options)
         >>> round(float(m.embedding.score), 3)  # a model and itself

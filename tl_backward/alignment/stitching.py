@@ -61,7 +61,7 @@ def zero_shot_stitch(
         ValueError: vocabularies that differ without a map, a kernel of another shape or not finite, a model whose
             layers cannot be entered (shortformer).
 
-    Example:
+    Examples:
         >>> stitched = tlb.alignment.zero_shot_stitch(model, 2, model, 2)
         >>> stitched
         StitchedModel(blocks 0-1 of A, kernel [128, 128], blocks 2-3 of B)

@@ -63,7 +63,7 @@ def token_map(model_a: TransformerLensModel, model_b: TransformerLensModel) -> T
         ValueError: a model without a tokenizer, or no token in common.
         TypeError: no HookedTransformer or TransformerBridge.
 
-    Example:
+    Examples:
         >>> tlb.alignment.token_map(model, model).coverage
         (1.0, 1.0)
     """

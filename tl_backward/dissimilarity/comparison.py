@@ -78,7 +78,7 @@ def compare(
             (the hook point and the batch are named); fewer than 4 samples, or a layer that never varies; more memory
             than allowed, with what would fit.
 
-    Example:
+    Examples:
         >>> texts = [example.text for example in tlb.zoo.facts.world().examples(split="held_out")[:40]]
         >>> c = tlb.dissimilarity.compare(model, model, texts, show_progress=False)
         >>> [round(float(value), 3) for value in c.values[0].diagonal()]  # CKA of each layer with itself

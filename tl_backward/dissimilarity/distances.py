@@ -119,7 +119,7 @@ def classical_mds(distances: Float[Tensor, "_ _"], *, dimensions: int = 2) -> La
     Raises:
         ValueError: not such a matrix, or no more points than dimensions.
 
-    Example:
+    Examples:
         >>> line = torch.tensor([[0.0, 1.0, 3.0], [1.0, 0.0, 2.0], [3.0, 2.0, 0.0]], dtype=torch.float64)
         >>> points = tlb.dissimilarity.classical_mds(line, dimensions=1).points
         >>> bool(torch.allclose(torch.cdist(points, points), line))
@@ -188,7 +188,7 @@ def model_distances(
         TypeError: data that can be read once only.
         ValueError: no models, a measure that is no metric, or what `compare` refuses.
 
-    Example:
+    Examples:
         >>> texts = [example.text for example in tlb.zoo.facts.world().examples(split="held_out")[:40]]
         >>> d = tlb.dissimilarity.model_distances({"a": model}, texts, layers=[0, 3], show_progress=False)
         >>> d.values.shape

@@ -143,7 +143,7 @@ def compare_edits(
     Raises:
         ValueError: no case or method; whatever making an edit raises, with the case's index.
 
-    Example:
+    Examples:
         >>> from tl_backward.editing import shift_method
         >>> methods = {"no edit": lambda model, case: None, "shift": shift_method(2, 0.75)}
         >>> tlb.compare_edits(model, tlb.zoo.edit_cases("test")[:3], methods, n_tokens=0, show_progress=False).best
@@ -188,7 +188,7 @@ def edit_methods(
         scaling: of the shift's factors.
         weights: that the gradient steps change.
 
-    Example:
+    Examples:
         >>> list(tlb.editing.edit_methods(layer=2, scale=0.75, lr=0.001))
         ['no edit', 'forward-pass shift', '1 gradient step', '5 gradient steps']
     """
@@ -204,7 +204,7 @@ def edit_methods(
 def shift_method(layer: int, scale: float, *, scaling: Scaling = "unit") -> Method:
     """`shift_edit` of a case's prompt and target.
 
-    Example:
+    Examples:
         >>> case = tlb.zoo.edit_cases("test")[0]
         >>> tlb.editing.shift_method(2, 0.75)(model, case)
         Edit('The home town of Astrid Weiss is' -> ' Cairo': blocks.2.mlp.W_out rank <= 1)
@@ -216,7 +216,7 @@ def shift_method(layer: int, scale: float, *, scaling: Scaling = "unit") -> Meth
 def gradient_method(lr: float, *, steps: int = 1, weights: str | Sequence[str] | None = None) -> Method:
     """`gradient_edit` of a case's prompt and target.
 
-    Example:
+    Examples:
         >>> case = tlb.zoo.edit_cases("test")[0]
         >>> tlb.editing.gradient_method(0.001, steps=2)(model, case).is_applied
         False
@@ -249,7 +249,7 @@ def tuned_methods(
     Returns:
         The methods by name, the chosen setting in the name.
 
-    Example:
+    Examples:
         >>> cases = tlb.zoo.edit_cases("validation")[:2]
         >>> methods = tlb.editing.tuned_methods(model, cases, layers=[2], show_progress=False)
         >>> len(methods)
@@ -351,7 +351,7 @@ def find_layer(
     Raises:
         ValueError: no validation edits or scales, or the edit's own prompt among them.
 
-    Example:
+    Examples:
         >>> cases = tlb.zoo.edit_cases("validation")[:2]
         >>> prompt, options = "Anna Berg lives in the city of", {"scales": [0.5, 1.0], "show_progress": False}
         >>> grid = tlb.find_layer(model, prompt, " Oslo", validation=cases, **options)
@@ -420,7 +420,7 @@ def shift_probabilities(
 ) -> Float[Tensor, "layer scale"]:
     """P(target | prompt) once the prompt is shifted to it, for each layer and scale: the edit's own cells.
 
-    Example:
+    Examples:
         >>> prompt = "Anna Berg lives in the city of"
         >>> p = tlb.editing.shift_probabilities(model, prompt, " Oslo", layers=[2], scales=[0.1, 4.0])
         >>> bool(p[0, 1] > p[0, 0])

@@ -198,7 +198,7 @@ def load_edit(model: TransformerLensModel, path: str | Path) -> Edit:
     Raises:
         ValueError: not such a file, or one made for a model of another shape.
 
-    Example:
+    Examples:
         >>> path = tlb.shift_edit(model, "Anna Berg lives in the city of", " Oslo", layer=2).save("anna.safetensors")
         >>> tlb.load_edit(model, "anna.safetensors")
         Edit('Anna Berg lives in the city of' -> ' Oslo': blocks.2.mlp.W_out rank <= 1)

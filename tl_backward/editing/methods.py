@@ -43,7 +43,7 @@ def rank_one_edit(
     Raises:
         ValueError: no such weight, vectors of the wrong width, or a tied weight.
 
-    Example:
+    Examples:
         >>> x, delta = torch.ones(512), torch.ones(128)
         >>> edit = tlb.rank_one_edit(model, "blocks.2.mlp.W_out", x, delta, scale=0.01)
         >>> with edit:
@@ -95,7 +95,7 @@ def shift_edit(
             (BERT's transform): no direction stands for a token there.
         IndexError: a layer out of range.
 
-    Example:
+    Examples:
         >>> prompt = "Anna Berg lives in the city of"
         >>> with tlb.shift_edit(model, prompt, " Oslo", layer=2, scale=0.75):
         ...     model.generate(prompt, max_new_tokens=1, do_sample=False, use_past_kv_cache=False, verbose=False)
@@ -161,7 +161,7 @@ def gradient_edit(
     Raises:
         ValueError: a bad prompt, weight or target, or a target that the model says already.
 
-    Example:
+    Examples:
         >>> edit = tlb.gradient_edit(model, "Anna Berg lives in the city of", " Oslo", lr=0.001, steps=5)
         >>> edit.is_applied
         False

@@ -23,7 +23,7 @@ def neighbour_prompts(model: TransformerLensModel, prompt: str, subject: Subject
     Raises:
         ValueError: a subject that is not in the prompt; k < 1.
 
-    Example:
+    Examples:
         >>> tlb.editing.neighbour_prompts(model, "Anna Berg lives in the city of", "Anna Berg", k=1)[0][:5]
         'Anna '
     """

@@ -118,7 +118,7 @@ def evaluate_edit(
         ValueError: an edit of another model, a case whose true answer is unknown while the edit is applied, or one
             whose target is that answer.
 
-    Example:
+    Examples:
         >>> case = tlb.zoo.edit_cases("test")[0]
         >>> edit = tlb.shift_edit(model, case.prompt, case.target, layer=2, scale=0.75)
         >>> tlb.evaluate_edit(model, edit, case, n_tokens=0).efficacy
@@ -381,7 +381,7 @@ def edit_effect(
     Raises:
         ValueError: the edit is applied, so that the model without it is not at hand.
 
-    Example:
+    Examples:
         >>> prompt = "Anna Berg lives in the city of"
         >>> edit = tlb.shift_edit(model, prompt, " Oslo", layer=2, scale=0.75)
         >>> tlb.editing.edit_effect(model, edit, prompt)

@@ -76,7 +76,7 @@ def parameter_words(
     Raises:
         ValueError, IndexError: what `parameter_coherence` and `head_pairs` refuse.
 
-    Example:
+    Examples:
         >>> words = tlb.embedding_space.parameter_words(model, "W_O", 2, head=1, n_pairs=5, show_progress=False)
         >>> words.pairs
         (HeadPairs(VO, layer 2, head 1, 5 largest pairs),)
@@ -183,7 +183,7 @@ def parameter_atlas(
             what `parameter_coherence` refuses.
         IndexError: a layer out of range.
 
-    Example:
+    Examples:
         >>> found = tlb.embedding_space.parameter_atlas(model, weights=["W_out"], layers=[1, 2], show_progress=False)
         >>> list(found.coherence)
         [('W_out', 1), ('W_out', 2)]

@@ -124,7 +124,7 @@ def parameter_coherence(
         ValueError: k below two, or what `project_parameter` refuses.
         IndexError: a layer or head out of range.
 
-    Example:
+    Examples:
         >>> c = tlb.embedding_space.parameter_coherence(model, "W_out", 2, seed=0)
         >>> c.projection[int(c.order[0])].top_tokens[0][0]
         ' employer'

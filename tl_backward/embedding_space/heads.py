@@ -118,7 +118,7 @@ def head_pairs(
         ValueError: an unknown circuit or source, an offset that does not apply, k larger than the number of pairs left.
         IndexError: a layer, head or offset out of range.
 
-    Example:
+    Examples:
         >>> pairs = tlb.head_pairs(model, "VO", 3, 1, k=20, show_progress=False)
         >>> pairs
         HeadPairs(VO, layer 3, head 1, 20 largest pairs)

@@ -115,7 +115,7 @@ def without_bytes(model: TransformerLensModel) -> tuple[tuple[FilterName, ...], 
 
     No filters for another vocabulary, all of whose tokens are words.
 
-    Example:
+    Examples:
         >>> tlb.embedding_space.without_bytes(model)
         ((), 0)
     """
@@ -145,7 +145,7 @@ def token_mask(
     Raises:
         ValueError: an unknown filter, no tokenizer for filters on text, no token left.
 
-    Example:
+    Examples:
         >>> int(tlb.embedding_space.token_mask(model, tokens=[" Oslo", " Graz"]).sum())
         2
     """

@@ -132,7 +132,7 @@ def related_pairs(
         ValueError: an unknown kind, a layer without these weights, k larger than the number of tokens left.
         IndexError: a layer or head out of range.
 
-    Example:
+    Examples:
         >>> r = tlb.embedding_space.related_pairs(model, "KV", 2, seed=0)
         >>> bool(r.to_frame()["aligned"].mean() > r.to_frame()["shuffled"].mean())
         True
@@ -274,7 +274,7 @@ def parameter_activation_overlap(
             than there are.
         IndexError: a layer out of range.
 
-    Example:
+    Examples:
         >>> texts = ["Anna Berg lives in the city of", "The pet of Anna Berg is a"]
         >>> o = tlb.embedding_space.parameter_activation_overlap(model, texts, "W_out", 2)
         >>> bool(o.aligned.mean() > o.shuffled.mean())

@@ -162,7 +162,7 @@ def project_parameter(
             larger than the number of tokens left, or none left; parameters on several devices.
         IndexError: a layer or head out of range.
 
-    Example:
+    Examples:
         >>> p = tlb.project_parameter(model, "W_out", 2, k=3)
         >>> p
         Projection('blocks.2.mlp.W_out', write, 512 vectors, k=3 of 425 tokens)

@@ -236,7 +236,7 @@ def load_cache(path: str | Path) -> GradientCache:
     Raises:
         ValueError: no such file, a damaged one, or another result's.
 
-    Example:
+    Examples:
         >>> cache = tlb.run_with_gradient_cache(model, "Anna Berg lives in", tlb.target_loss(" Oslo"))[1]
         >>> _ = cache.save("anna.safetensors")
         >>> tlb.load_cache("anna.safetensors").factors["W_out", 2].inputs.shape

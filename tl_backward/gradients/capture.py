@@ -102,7 +102,7 @@ def run_with_gradient_cache(
         ValueError: an unknown name, an empty prompt or target, too many tokens, a loss that is no finite scalar
             depending on the logits, or a gradient that is not finite.
 
-    Example:
+    Examples:
         >>> loss, cache = tlb.run_with_gradient_cache(model, "Anna Berg lives in the city of", tlb.target_loss(" Oslo"))
         >>> cache.factors["W_out", 2]
         GradientFactors(inputs=[1, 8, 512], deltas=[1, 8, 128], gradient=[512, 128], dtype=torch.float32, device=cpu)

@@ -173,7 +173,7 @@ def extend(model: TransformerLensModel) -> TransformerLensModel:
     changing them. On a gated HookedTransformer W_in and W_gate read one tensor, so a replacement at either's `_in`
     reaches both. Idempotent; `unextend` takes everything off.
 
-    Example:
+    Examples:
         >>> _ = tlb.extend(model)
         >>> _, cache = model.run_with_cache("Anna Berg", names_filter="blocks.2.mlp.hook_W_out_in")
         >>> cache["blocks.2.mlp.hook_W_out_in"].shape
@@ -203,7 +203,7 @@ def extend(model: TransformerLensModel) -> TransformerLensModel:
 def unextend(model: TransformerLensModel) -> TransformerLensModel:
     """Take off what `extend` put on, with any hooks on its points; nothing where it was never extended.
 
-    Example:
+    Examples:
         >>> _ = tlb.extend(model)
         >>> _ = tlb.unextend(model)
         >>> "blocks.2.mlp.hook_W_out_in" in model.hook_dict

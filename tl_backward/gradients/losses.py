@@ -49,7 +49,7 @@ def next_token_loss(
     Raises:
         ValueError: no position has a real next token, or one has no logit.
 
-    Example:
+    Examples:
         >>> loss, cache = tlb.run_with_gradient_cache(model, "Anna Berg lives in", tlb.next_token_loss)
         >>> round(float(loss), 1)  # nats a token
         2.2
@@ -156,7 +156,7 @@ def target_loss(
             where the prompt asks: the last token (-1), or the mask. Several positions are averaged.
         reduction: over the examples of a batch; "sum" gives each example the gradient it has alone.
 
-    Example:
+    Examples:
         >>> loss, _ = tlb.run_with_gradient_cache(model, "Anna Berg lives in the city of", tlb.target_loss(" Graz"))
         >>> round(float(loss), 1)  # the model knows
         0.1
@@ -224,7 +224,7 @@ def logit_difference(
     Its raw gradient points uphill: adding it favours `answer`, a descent step (which subtracts) favours `other`.
     Arguments as in `target_loss`; both answers must be single tokens.
 
-    Example:
+    Examples:
         >>> metric = tlb.logit_difference(" Graz", " Oslo")
         >>> value, _ = tlb.run_with_gradient_cache(model, "Anna Berg lives in the city of", metric)
         >>> bool(value > 0)  # logit of the first minus that of the second

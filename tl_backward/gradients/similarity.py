@@ -168,7 +168,7 @@ def gradient_similarity(
         ValueError, TypeError, IndexError: bad input as in `sweep`, with the example's index; a loss or gradient that is
             not finite (`NonFiniteError`).
 
-    Example:
+    Examples:
         >>> texts = ["Anna Berg lives in", "Anna Berg resides in", "The pet of Anna Berg is a"]
         >>> g = tlb.gradient_similarity(model, texts, metric="cosine", show_progress=False)
         >>> g.pairs(1)[["a", "b"]].values.tolist()

@@ -73,7 +73,7 @@ def enumerate_preimage(
     Raises:
         ValueError: as for `preimage_of`.
 
-    Example:
+    Examples:
         >>> counting = tlb.zoo.load("counting")
         >>> domain = ["aab|a:", "aba|a:", "abb|a:"]
         >>> p = tlb.inversion.enumerate_preimage(counting, "aab|a:", ("resid_mid", 1), -1, domain)

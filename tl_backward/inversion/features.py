@@ -166,7 +166,7 @@ def feature_consistency(
     Raises:
         ValueError: the feature raises (the text is named), or a level outside (0, 1).
 
-    Example:
+    Examples:
         >>> counting, pool = tlb.zoo.load("counting"), list(tlb.zoo.counting.prompts(50))
         >>> p = tlb.inversion.pool_preimage(counting, pool[0], ("resid_mid", 1), -1, pool)
         >>> tlb.inversion.feature_consistency(p, lambda text: text[-2], prior=pool, name="query letter").rate.value
@@ -202,7 +202,7 @@ def common_features(
         TypeError: anything but a mapping of features.
         ValueError: no features, or one that raises (it and the text are named).
 
-    Example:
+    Examples:
         >>> counting, pool = tlb.zoo.load("counting"), list(tlb.zoo.counting.prompts(50))
         >>> p = tlb.inversion.pool_preimage(counting, pool[0], ("resid_mid", 1), -1, pool)
         >>> len(tlb.inversion.common_features(p, {"letter": lambda text: text[-2], "length": len}, prior=pool).rows)

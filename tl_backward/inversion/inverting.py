@@ -139,7 +139,7 @@ def compare_sites(
     Raises:
         ValueError: as for `preimage_of`; no position; or a feature that raises.
 
-    Example:
+    Examples:
         >>> adder = tlb.zoo.load("addition")
         >>> domain = [f"{left}+157=" for left in range(200, 300)]
         >>> features = {"tens": lambda text: text[1]}
@@ -237,7 +237,7 @@ def invert(
     Raises:
         ValueError: a method that needs a decoder, or a finite task, where there is none; and as for `preimage_of`.
 
-    Example:
+    Examples:
         >>> task = tlb.inversion.task_of("facts")
         >>> few = tlb.inversion.InversionOptions(n=20, n_pool=50)
         >>> found = tlb.inversion.invert(

@@ -108,7 +108,7 @@ def verify_by_patching(
     Raises:
         ValueError: no text of weight inside, or n < 1.
 
-    Example:
+    Examples:
         >>> decoder = tlb.inversion.load("counting")
         >>> p = decoder.preimage("vvzccvczvvvzvcvc|v:", site=("resid_mid", 1), position=-1, n=50)
         >>> check = tlb.inversion.verify_by_patching(decoder.model, p, n=5)

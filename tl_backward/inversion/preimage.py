@@ -201,7 +201,7 @@ def preimage_of(
         ValueError: epsilon <= 0, an unknown metric or match, a site that the model lacks, a position outside the query,
             a query of zero norm, no texts, an empty one or one longer than n_ctx, or a predicate that raises.
 
-    Example:
+    Examples:
         >>> texts = ["Anna Berg lives in", "Anna Berg resides in", "The pet of Anna Berg is a"]
         >>> p = tlb.inversion.preimage_of(model, "Anna Berg lives in", ("resid_post", 1), -1, texts)
         >>> p.inside.tolist()
@@ -253,7 +253,7 @@ def pool_preimage(
     Raises:
         ValueError: as for `preimage_of`, or n < 1.
 
-    Example:
+    Examples:
         >>> counting, pool = tlb.zoo.load("counting"), list(tlb.zoo.counting.prompts(50))
         >>> tlb.inversion.pool_preimage(counting, pool[0], ("resid_mid", 1), -1, pool, n=1).texts == (pool[0],)
         True

@@ -68,7 +68,7 @@ def read_query(
         TypeError: something else than a text, its tokens or a `Query`.
         ValueError: a position outside the text, a site that the model lacks, an activation of zero norm or not finite.
 
-    Example:
+    Examples:
         >>> query = tlb.inversion.read_query(model, "Anna Berg lives in", ("resid_post", 1), -1)
         >>> query.activation.shape
         torch.Size([128])
@@ -101,7 +101,7 @@ def distances(
     Raises:
         ValueError: an unknown metric, or a query of zero norm, from which nothing has a distance.
 
-    Example:
+    Examples:
         >>> z = torch.tensor([3.0, 4.0])
         >>> tlb.inversion.distances(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), z).tolist()  # relative to |z|
         [0.0, 1.0]

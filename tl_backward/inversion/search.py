@@ -99,7 +99,7 @@ def search_preimage(
         ValueError: as for `preimage_of`; no valid proposal at a finite distance; settings out of range; a predicate or
             a prior that raises.
 
-    Example:
+    Examples:
         >>> counting, pool = tlb.zoo.load("counting"), list(tlb.zoo.counting.prompts(50))
         >>> few = tlb.inversion.SearchOptions(chains=4, steps=10)
         >>> p = tlb.inversion.search_preimage(

@@ -95,7 +95,7 @@ RECIPES = MappingProxyType(
 def names() -> tuple[str, ...]:
     """The decoders that ship with the package.
 
-    Example:
+    Examples:
         >>> tlb.inversion.names()
         ('addition', 'counting', 'facts')
     """
@@ -120,7 +120,7 @@ def load(
         ValueError: an unknown name, a directory without a decoder or one for which no model is given, or another model,
             tokenizer or site than those it was trained on.
 
-    Example:
+    Examples:
         >>> decoder = tlb.inversion.load("counting")
         >>> len(decoder.sites)
         5

@@ -125,7 +125,7 @@ def backward_lens(
             or bad input as in `run_with_gradient_cache`.
         IndexError: a layer out of range.
 
-    Example:
+    Examples:
         >>> lens = tlb.backward_lens(model, "Anna Berg lives in the city of", " Oslo")
         >>> lens.answer
         ' Graz'

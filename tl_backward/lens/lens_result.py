@@ -361,7 +361,7 @@ def load_lens(path: str | Path, *, tokenizer: Tokenizer | None = None) -> Backwa
     Raises:
         ValueError: no such file, a damaged one, or another result's.
 
-    Example:
+    Examples:
         >>> _ = tlb.backward_lens(model, "Anna Berg lives in the city of", " Oslo").save("anna.safetensors")
         >>> lens = tlb.load_lens("anna.safetensors", tokenizer=model.tokenizer)
         >>> lens.shift[3].bottom_tokens[-1][0]

@@ -15,7 +15,7 @@ from tl_backward.model.guard import rng_untouched
 def pattern_names(model: TransformerLensModel, layers: Sequence[int] | None = None) -> list[str]:
     """List the model's attention pattern hook points: as `names_filter`, what has a lens keep patterns and gradients.
 
-    Example:
+    Examples:
         >>> tlb.render.pattern_names(model, layers=[0])
         ['blocks.0.attn.hook_pattern']
     """

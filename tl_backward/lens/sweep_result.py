@@ -246,7 +246,7 @@ def merge(*sweeps: Sweep) -> Sweep:
         TypeError: no sweeps, or something else.
         ValueError: run on other models, weights or with other options, or with prompts of the same index.
 
-    Example:
+    Examples:
         >>> cases = tlb.zoo.edit_cases("test")[:4]
         >>> parts = [tlb.sweep(model, cases[i : i + 2], start=i, show_progress=False) for i in (0, 2)]
         >>> tlb.merge(*parts).items.tolist()

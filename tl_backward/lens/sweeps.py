@@ -123,7 +123,7 @@ def sweep(
         ValueError, TypeError, IndexError: bad input as in `run_with_gradient_cache`, with the prompt's index, before
             anything is run; ValueError also for a checkpoint that is damaged or another run's.
 
-    Example:
+    Examples:
         >>> s = tlb.sweep(model, tlb.zoo.edit_cases("test")[:3], collect=["norm", "target_rank"], show_progress=False)
         >>> s.values["norm"].shape  # prompt, weight, segment
         torch.Size([3, 4, 5])

@@ -98,7 +98,7 @@ def resolve_place(model: TransformerLensModel, place: PlaceLike) -> Place:
         IndexError: a layer or head out of range.
         TypeError: anything but a name or such a tuple.
 
-    Example:
+    Examples:
         >>> from tl_backward.model.place import resolve_place
         >>> str(resolve_place(model, ("result", 1, 0)))
         'blocks.1.attn.hook_result[0]'

@@ -77,7 +77,7 @@ def tokens(
     (orange) over 0 (white) to `bound` (blue); the default bound is the largest absolute value. `gaps` says before
     which tokens there is a space that none of them has.
 
-    Example:
+    Examples:
         >>> 'nats' in tlb.render.tokens(['<bos>', ' of'], [0.0, 1.5], value_label='loss, nats').html
         True
     """
@@ -104,7 +104,7 @@ def attention(
     largest absolute value, shared by all heads, counting only keys up to the query if `causal` (the rest is
     masked in grey).
 
-    Example:
+    Examples:
         >>> page = tlb.render.attention(['a', 'b'], torch.tensor([[[1.0, 0.0], [0.5, 0.5]]]))
         >>> isinstance(page, tlb.render.Fragment)
         True

@@ -28,7 +28,7 @@ def coherence_figure(
         gaussian: scores of Gaussian vectors through the same embedding [draw].
         title: above the figure.
 
-    Example:
+    Examples:
         >>> found = tlb.embedding_space.parameter_coherence(model, 'W_out', 2)
         >>> len(tlb.render.coherence_figure({'W_out': found.score}, found.gaussian).data) > 1
         True

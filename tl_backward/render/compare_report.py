@@ -71,7 +71,7 @@ def compare_report(
         name: of the two models, for the title.
         names: what A and B are called, on the page.
 
-    Example:
+    Examples:
         >>> texts = [case.prompt for case in tlb.zoo.edit_cases("test")[:12]]
         >>> c = tlb.dissimilarity.compare(model, model, texts, measures=["cka"], show_progress=False)
         >>> isinstance(tlb.render.compare_report(c), tlb.render.Page)
@@ -211,7 +211,7 @@ def comparison_heatmap(
     Raises:
         KeyError: a measure that was not computed.
 
-    Example:
+    Examples:
         >>> texts = [case.prompt for case in tlb.zoo.edit_cases("test")[:12]]
         >>> c = tlb.dissimilarity.compare(model, model, texts, measures=["cka"], show_progress=False)
         >>> len(tlb.render.comparison_heatmap(c, 'cka').data) > 0
@@ -304,7 +304,7 @@ def comparison_curves(
     Raises:
         KeyError: a measure that was not computed.
 
-    Example:
+    Examples:
         >>> texts = [case.prompt for case in tlb.zoo.edit_cases("test")[:12]]
         >>> c = tlb.dissimilarity.compare(model, model, texts, measures=["cka"], show_progress=False)
         >>> len(tlb.render.comparison_curves(c, 'cka').data) > 0

@@ -90,7 +90,7 @@ def edit_report(
         others: the edit's effects on other prompts.
         name: the model's, for the title.
 
-    Example:
+    Examples:
         >>> edit = tlb.shift_edit(model, "Anna Berg lives in the city of", " Oslo", layer=2, scale=0.75)
         >>> effect = tlb.editing.edit_effect(model, edit, "Anna Berg lives in the city of")
         >>> tlb.render.edit_report(effect, target=' Oslo', how='the shift of layer 2', name='facts').title
@@ -221,7 +221,7 @@ def add_comparison(page: Page, comparison: EditComparison) -> None:
 def comparison_report(comparison: EditComparison, *, name: str = "") -> Page:
     """Make a page of several methods' scores on the same edits.
 
-    Example:
+    Examples:
         >>> case = tlb.zoo.edit_cases("test")[0]
         >>> edits = {"shift": lambda model, case: tlb.shift_edit(model, case.prompt, case.target, layer=2, scale=0.75)}
         >>> e = tlb.compare_edits(model, [case], edits, show_progress=False)

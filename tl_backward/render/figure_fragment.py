@@ -23,7 +23,7 @@ def figure_fragment(
     below which it scrolls. Texts in a figure of your own must have gone through `plot_text` or `plot_token`. `static`
     is trusted HTML that shows in place of a figure of other kinds where scripts do not run.
 
-    Example:
+    Examples:
         >>> figure = tlb.render.curves([tlb.render.Curve('a', [1.0])], title='A', x_title='x', y_title='y')
         >>> '<svg' in tlb.render.figure_fragment(figure).html
         True

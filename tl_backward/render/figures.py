@@ -36,7 +36,7 @@ def plot_text(text: str) -> str:
 
     plotly reads a subset of HTML in every text, and TeX between dollar signs where MathJax is loaded.
 
-    Example:
+    Examples:
         >>> tlb.render.plot_text('<b>')[-10:]
         '&lt;b&gt;'
     """
@@ -47,7 +47,7 @@ def plot_text(text: str) -> str:
 def plot_token(token: str, limit: int | None = None) -> str:
     """Turn a raw token into a string that plotly shows as it is: visible and escaped.
 
-    Example:
+    Examples:
         >>> 'Oslo' in tlb.render.plot_token(' Oslo')
         True
     """
@@ -94,7 +94,7 @@ def heatmap(
     `bound`, by default the largest absolute value; NaN stays grey. `value_title` says quantity, unit, sign.
     `details` is plain text for each square, which hovering shows below its value.
 
-    Example:
+    Examples:
         >>> figure = tlb.render.heatmap(torch.eye(2), rows=['0', '1'], columns=['a', 'b'], title='I', value_title='x')
         >>> figure.layout.title.text
         'I'
@@ -237,7 +237,7 @@ def curves(
     `x_labels` (raw tokens or labels) replace the numbers below the axis. A log axis cannot show zero: plot
     ranks as rank + 1. `reverse_y` puts small values, such as rank 1, on top.
 
-    Example:
+    Examples:
         >>> line = tlb.render.Curve('trained', [3.0, 2.0])
         >>> tlb.render.curves([line], title='Loss', x_title='layer', y_title='nats').layout.yaxis.title.text
         'nats'

@@ -73,7 +73,7 @@ def invert_report(
     Raises:
         ValueError: no reading, or readings of several queries.
 
-    Example:
+    Examples:
         >>> counting, pool = tlb.zoo.load("counting"), list(tlb.zoo.counting.prompts(50))
         >>> p = tlb.inversion.pool_preimage(counting, pool[0], ("resid_mid", 1), -1, pool, show_progress=False)
         >>> reading = tlb.inversion.read_preimage(counting, p)
@@ -191,7 +191,7 @@ def feature_map(comparison: SiteComparison, feature: str) -> Fragment:
     Raises:
         KeyError: a feature that was not compared.
 
-    Example:
+    Examples:
         >>> counting, pool = tlb.zoo.load("counting"), list(tlb.zoo.counting.prompts(50))
         >>> p = tlb.inversion.pool_preimage(counting, pool[0], ("resid_mid", 1), -1, pool, show_progress=False)
         >>> features = {"letter": lambda text: text[-2], "length": len}
@@ -233,7 +233,7 @@ def hypotheses(
 ) -> Fragment:
     """Table of features ranked: the query's value, its share in the preimage and in the prior, bits, other estimates.
 
-    Example:
+    Examples:
         >>> counting, pool = tlb.zoo.load("counting"), list(tlb.zoo.counting.prompts(50))
         >>> p = tlb.inversion.pool_preimage(counting, pool[0], ("resid_mid", 1), -1, pool, show_progress=False)
         >>> features = {"letter": lambda text: text[-2], "length": len}

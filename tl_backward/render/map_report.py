@@ -29,7 +29,7 @@ def models_map(distances: ModelDistances) -> "plotly.graph_objects.Figure":
     Raises:
         ValueError: fewer than three points.
 
-    Example:
+    Examples:
         >>> texts = [case.prompt for case in tlb.zoo.edit_cases("test")[:12]]
         >>> d = tlb.dissimilarity.model_distances({"a": model, "b": model}, texts, show_progress=False)
         >>> len(tlb.render.models_map(d).data) > 0
@@ -73,7 +73,7 @@ def models_map(distances: ModelDistances) -> "plotly.graph_objects.Figure":
 def map_report(distances: ModelDistances, *, name: str = "") -> Page:
     """Make a page of the map, the distances as a heat map, and all of them as data.
 
-    Example:
+    Examples:
         >>> texts = [case.prompt for case in tlb.zoo.edit_cases("test")[:12]]
         >>> d = tlb.dissimilarity.model_distances({"a": model, "b": model}, texts, show_progress=False)
         >>> isinstance(tlb.render.map_report(d), tlb.render.Page)

@@ -35,7 +35,7 @@ def match_heatmap(match: ParameterMatch, space: str = "embedding") -> "plotly.gr
     Raises:
         ValueError: a space that was not compared.
 
-    Example:
+    Examples:
         >>> m = tlb.alignment.match_parameters(model, model, "W_O", show_progress=False)
         >>> len(tlb.render.match_heatmap(m).data) > 0
         True
@@ -72,7 +72,7 @@ def match_heatmap(match: ParameterMatch, space: str = "embedding") -> "plotly.gr
 def match_curves(match: ParameterMatch) -> "plotly.graph_objects.Figure":
     """Draw the score of each layer with the same place in the other model, beside chance and its interval.
 
-    Example:
+    Examples:
         >>> m = tlb.alignment.match_parameters(model, model, "W_O", show_progress=False)
         >>> len(tlb.render.match_curves(m).data) > 0
         True
@@ -98,7 +98,7 @@ def match_curves(match: ParameterMatch) -> "plotly.graph_objects.Figure":
 def match_report(matches: ParameterMatch | Sequence[ParameterMatch], *, name: str = "") -> Page:
     """Make a page of one or more weights' matches: heat maps, curves with chance, and the numbers.
 
-    Example:
+    Examples:
         >>> m = tlb.alignment.match_parameters(model, model, "W_O", show_progress=False)
         >>> isinstance(tlb.render.match_report(m), tlb.render.Page)
         True

@@ -68,7 +68,7 @@ def setup_notebook(*libraries: Library) -> Fragment:
     Every later `Fragment` in the notebook uses this copy. Only `attention` needs circuitsvis, and ``"plotly"`` (4.8
     MB) only a `figure_fragment` of another kind than heat maps, lines, points and bars.
 
-    Example:
+    Examples:
         >>> tlb.render.setup_notebook('circuitsvis').html.strip()[:1]
         '<'
     """

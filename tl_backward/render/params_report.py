@@ -99,7 +99,7 @@ def params_report(
     Raises:
         ValueError, IndexError: what `parameter_coherence` and `head_pairs` refuse.
 
-    Example:
+    Examples:
         >>> page = tlb.render.params_report(model, 'W_out', 2, name='facts', show_progress=False)
         >>> page.save('values.html').name
         'values.html'
@@ -129,7 +129,7 @@ def words_page(words: ParameterWords, *, name: str = "", note: str = "") -> Page
         name: the model's, for the title.
         note: said below the first picture, such as which tokens were left out.
 
-    Example:
+    Examples:
         >>> words = tlb.embedding_space.parameter_words(model, 'W_out', 2, show_progress=False)
         >>> tlb.render.words_page(words, name='facts').title
         'blocks.2.mlp.W_out in words: facts'
@@ -186,7 +186,7 @@ def atlas(
             what `parameter_coherence` refuses.
         IndexError: a layer out of range.
 
-    Example:
+    Examples:
         >>> page = tlb.render.atlas(model, weights=['W_out'], layers=2, name='facts', show_progress=False)
         >>> page.title
         'Atlas of facts'
@@ -217,7 +217,7 @@ def atlas_page(found: ParameterAtlas, *, n_vectors: int = 400, name: str = "", n
         name: the model's, for the title.
         note: said below the first picture, such as which tokens were left out.
 
-    Example:
+    Examples:
         >>> found = tlb.embedding_space.parameter_atlas(model, weights=['W_out'], layers=2, show_progress=False)
         >>> tlb.render.atlas_page(found, name='facts').title
         'Atlas of facts'

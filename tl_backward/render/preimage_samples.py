@@ -24,7 +24,7 @@ def preimage_samples(reading: SiteReading) -> Fragment:
     A token's colour is what z adds to its probability, where a decoder says so; on hover, its distance D and both
     probabilities. The token where a text comes nearest to the query has a frame. Texts are shown raw and escaped.
 
-    Example:
+    Examples:
         >>> counting, pool = tlb.zoo.load("counting"), list(tlb.zoo.counting.prompts(50))
         >>> p = tlb.inversion.pool_preimage(counting, pool[0], ("resid_mid", 1), -1, pool, show_progress=False)
         >>> reading = tlb.inversion.read_preimage(counting, p)

@@ -48,7 +48,7 @@ def lens_report(
     Raises:
         IndexError: a batch without that example.
 
-    Example:
+    Examples:
         >>> lens = tlb.backward_lens(model, "Anna Berg lives in the city of", " Oslo")
         >>> tlb.render.lens_report(lens, model, name='facts').save('lens.html').name
         'lens.html'

@@ -41,7 +41,7 @@ def stitching_heatmap(grid: StitchingGrid, direction: str) -> "plotly.graph_obje
     Raises:
         KeyError: a direction that was not stitched.
 
-    Example:
+    Examples:
         >>> texts = [case.prompt for case in tlb.zoo.edit_cases("test")[:12]]
         >>> from tl_backward.text.options import TextOptions
         >>> text = TextOptions(batch_size=1)
@@ -77,7 +77,7 @@ def stitching_heatmap(grid: StitchingGrid, direction: str) -> "plotly.graph_obje
 def stitching_curves(grid: StitchingGrid) -> "plotly.graph_objects.Figure":
     """Draw the penalty of each tail with the head at the same relative depth, each direction beside its self-stitch.
 
-    Example:
+    Examples:
         >>> texts = [case.prompt for case in tlb.zoo.edit_cases("test")[:12]]
         >>> from tl_backward.text.options import TextOptions
         >>> text = TextOptions(batch_size=1)
@@ -124,7 +124,7 @@ def _nearest(step: int, of: int, among: int) -> int:
 def stitching_report(grid: StitchingGrid, *, name: str = "") -> Page:
     """Make a page of a stitching grid: both directions beside each model stitched to itself, curves, and the data.
 
-    Example:
+    Examples:
         >>> texts = [case.prompt for case in tlb.zoo.edit_cases("test")[:12]]
         >>> from tl_backward.text.options import TextOptions
         >>> text = TextOptions(batch_size=1)

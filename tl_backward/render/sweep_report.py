@@ -44,7 +44,7 @@ def sweep_curves(sweep: Sweep, quantity: Quantity, *, weight: str = "W_out") -> 
     Raises:
         ValueError: a quantity or weight that the sweep lacks.
 
-    Example:
+    Examples:
         >>> s = tlb.sweep(model, tlb.zoo.edit_cases("test")[:3], collect=["norm", "answer_rank"], show_progress=False)
         >>> len(tlb.render.sweep_curves(s, 'answer_rank').data) > 0
         True
@@ -73,7 +73,7 @@ def sweep_curves(sweep: Sweep, quantity: Quantity, *, weight: str = "W_out") -> 
 def sweep_report(sweep: Sweep, *, name: str = "") -> Page:
     """Make a page of everything a sweep collected: curves by layer with the control, and its tokens, each with data.
 
-    Example:
+    Examples:
         >>> s = tlb.sweep(model, tlb.zoo.edit_cases("test")[:3], collect=["norm", "answer_rank"], show_progress=False)
         >>> isinstance(tlb.render.sweep_report(s), tlb.render.Page)
         True
@@ -108,7 +108,7 @@ def sweep_report(sweep: Sweep, *, name: str = "") -> Page:
 def similarity_heatmap(similarity: GradientSimilarity) -> "plotly.graph_objects.Figure":
     """Draw the matrix of examples x examples, symmetric around zero; the examples' texts on hover.
 
-    Example:
+    Examples:
         >>> g = tlb.gradient_similarity(model, tlb.zoo.edit_cases("test")[:3], show_progress=False)
         >>> len(tlb.render.similarity_heatmap(g).data)
         1
@@ -136,7 +136,7 @@ def similarity_heatmap(similarity: GradientSimilarity) -> "plotly.graph_objects.
 def similarity_report(similarity: GradientSimilarity, *, k: int = 20, name: str = "") -> Page:
     """Make a page of a gradient similarity: the matrix, and the pairs most and least alike.
 
-    Example:
+    Examples:
         >>> g = tlb.gradient_similarity(model, tlb.zoo.edit_cases("test")[:3], show_progress=False)
         >>> isinstance(tlb.render.similarity_report(g), tlb.render.Page)
         True

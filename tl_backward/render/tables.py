@@ -61,7 +61,7 @@ def lens_table(
     `value_label` names what the colour shows, its unit and, if `signed`, the sign convention. Colours end at
     +-`bound`, by default the largest absolute value. The table scrolls sideways, row names staying in view.
 
-    Example:
+    Examples:
         >>> cells = [[tlb.render.Cell(' Oslo', value=1.0)]]
         >>> 'Oslo' in tlb.render.lens_table(['layer 0'], [' of'], cells).html
         True
@@ -89,7 +89,7 @@ def table(
 ) -> Fragment:
     """Make a table of plain text, numbers (four digits, the exact value on hover) and coloured `Cell`s.
 
-    Example:
+    Examples:
         >>> '0.5' in tlb.render.table(['word', 'share'], [['Oslo', 0.5]]).html
         True
     """
@@ -110,7 +110,7 @@ def filter_table(
     The rows are static, escaped HTML and all there without a script. Cells as in `table`; the table scrolls within
     `height` pixels.
 
-    Example:
+    Examples:
         >>> 'Oslo' in tlb.render.filter_table(['word', 'share'], [['Oslo', 0.5]]).html
         True
     """
@@ -123,7 +123,7 @@ def filter_table(
 def data_block(columns: Sequence[str], rows: Sequence[Sequence[Value]], *, filename: str) -> Fragment:
     """Make a closed "Data" box, to put under a figure: a CSV of all `rows`, a table of the first 200.
 
-    Example:
+    Examples:
         >>> 'n.csv' in tlb.render.data_block(['n'], [[1]], filename='n.csv').html
         True
     """

@@ -14,7 +14,7 @@ _LEFT, _RIGHT = 190, 370  # where the lines begin and end
 def pair_list(pairs: HeadPairs) -> Fragment:
     """List the pairs, best first, in a table that can be filtered.
 
-    Example:
+    Examples:
         >>> pairs = tlb.head_pairs(model, "VO", 1, 0, k=5, show_progress=False)
         >>> isinstance(tlb.render.pair_list(pairs), tlb.render.Fragment)
         True
@@ -32,7 +32,7 @@ def pair_picture(pairs: HeadPairs, *, n: int = 30) -> Fragment:
 
     On the left, tokens in the order of their best pair; on the right, each beside those that it is joined to.
 
-    Example:
+    Examples:
         >>> pairs = tlb.head_pairs(model, "VO", 1, 0, k=5, show_progress=False)
         >>> '<svg' in tlb.render.pair_picture(pairs, n=5).html
         True

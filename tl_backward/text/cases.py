@@ -75,7 +75,7 @@ def load_cases(path: str | Path) -> list[EditCase]:
         FileNotFoundError: no such file.
         ValueError: an empty or malformed file; the message names the record (or line) and the field.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> _ = Path("cases.jsonl").write_text('{"prompt": "Anna Berg lives in the city of", "target": " Oslo"}')
         >>> tlb.load_cases("cases.jsonl")

@@ -39,7 +39,7 @@ def cases_of(cases: Cases) -> Sequence[EditCase]:
         ValueError: a row without a prompt or target, or with another column; no such file.
         TypeError: something else.
 
-    Example:
+    Examples:
         >>> from tl_backward.text.tables import cases_of
         >>> cases_of([{"prompt": "Anna Berg lives in the city of", "target": " Oslo", "answer": None}])
         [EditCase('Anna Berg lives in the city of': '?' -> ' Oslo')]

@@ -160,7 +160,7 @@ def who_wrote(
     Raises:
         ValueError, TypeError: bad input as in `gradient_similarity`; a data set of none.
 
-    Example:
+    Examples:
         >>> facts = [(case.prompt, case.target) for case in tlb.zoo.edit_cases("test")[:30]]
         >>> found = tlb.training.who_wrote(model, *facts[7], facts, show_progress=False)
         >>> found.top[0].item(), round(found.scores[7].item(), 3), found.written.target_rank[0].item()

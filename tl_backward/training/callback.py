@@ -37,7 +37,7 @@ class WatchCallback(TrainerCallback):
         weights: as in `watch`.
         options: of `watch`.
 
-    Example:
+    Examples:
         >>> bridge = tlb.zoo.load("facts", kind="bridge")
         >>> watching = tlb.training.WatchCallback(bridge, "W_out")
         >>> # Trainer(bridge.original_model, arguments, train_dataset=data, callbacks=[watching]).train()

@@ -136,7 +136,7 @@ def difference(
     Raises:
         ValueError: models whose weights have other names or shapes; an unknown weight.
 
-    Example:
+    Examples:
         >>> import copy
         >>> after = copy.deepcopy(model)
         >>> with torch.no_grad():

@@ -230,7 +230,7 @@ def watch(
         ValueError: an unknown weight, or one that is computed from parameters; nothing to watch; a model that is
             watched already; the state of another watch.
 
-    Example:
+    Examples:
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> tokens = model.to_tokens("Anna Berg lives in the city of Oslo")
         >>> with tlb.training.watch(model, "W_out", optimizer=optimizer) as w:

@@ -221,7 +221,7 @@ def readout(
             whose head could not be learnt: none, one that mixes several streams (Gemma3n), or one that gives other
             numbers when it is run alone.
 
-    Example:
+    Examples:
         >>> tlb.readout(model, model.W_U[:, model.to_single_token(" Oslo")], k=2).top_tokens[0]
         ' Oslo'
     """

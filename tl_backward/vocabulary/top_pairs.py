@@ -98,7 +98,7 @@ def top_pairs(
         ValueError: shapes, dtypes or devices that do not fit; NaN, inf, or values whose products overflow; k larger
             than the number of pairs that may be chosen.
 
-    Example:
+    Examples:
         >>> left, right = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 0.0], [3.0, 1.0]])
         >>> tlb.top_pairs(left, right, 2).to_frame().values.tolist()  # value, row, column
         [[3.0, 0.0, 1.0], [2.0, 1.0, 1.0]]

@@ -50,7 +50,7 @@ def weight_sites(model: TransformerLensModel, tokens: Prompts | None = None, **i
     Raises:
         TypeError: `model` is no HookedTransformer or TransformerBridge, or does not take such an input.
 
-    Example:
+    Examples:
         >>> sites = tlb.weight_sites(model)
         >>> sites["blocks.2.mlp.W_out"]
         WeightSite('blocks.2.mlp.W_out', matrix, shape=[512, 128])

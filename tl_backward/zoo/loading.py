@@ -37,7 +37,7 @@ def load(name_or_dir: str | Path, *, kind: Kind | None = None, fold_ln: bool = F
         ValueError: the name is unknown, or the directory holds no model of the zoo or a damaged one.
         ImportError: ``kind="hooked"`` where TransformerLens has no HookedTransformer.
 
-    Example:
+    Examples:
         >>> tlb.zoo.load("facts").cfg.n_layers
         4
     """

@@ -260,7 +260,7 @@ def get_measure(name: str) -> Measure:
     Raises:
         ValueError: no measure has it; the message names the nearest.
 
-    Example:
+    Examples:
         >>> cka = tlb.dissimilarity.get_measure("cka_debiased")
         >>> x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
         >>> round(float(cka.function(x, 3 * x)), 6)  # a scale does not matter
@@ -287,7 +287,7 @@ def list_measures() -> "pd.DataFrame":
     reproduces, None without), most (samples that it takes, None without bound), package (that must be installed beyond
     the requirements, None for nothing) and summary.
 
-    Example:
+    Examples:
         >>> measures = tlb.dissimilarity.list_measures()
         >>> bool(measures.set_index("name").loc["procrustes", "metric"])
         True

@@ -250,7 +250,7 @@ def stitch(
         ValueError: an unknown map or fit; models that do not share a tokenizer; too little data to measure on.
         IndexError: a layer that a model lacks.
 
-    Example:
+    Examples:
         >>> texts = [example.text for example in tlb.zoo.facts.world().examples(split="held_out")[:60]]
         >>> s = tlb.dissimilarity.stitch(model, 1, model, 1, texts, map="identity", show_progress=False)
         >>> abs(s.penalty.nats) < 1e-5  # a model and itself
@@ -314,7 +314,7 @@ def stitching_grid(
     Raises:
         ValueError: an unknown map; models that do not share a tokenizer; too little data to measure on.
 
-    Example:
+    Examples:
         >>> texts = [example.text for example in tlb.zoo.facts.world().examples(split="held_out")[:60]]
         >>> options = {"map": "identity", "baselines": False, "show_progress": False}
         >>> grid = tlb.dissimilarity.stitching_grid(model, model, texts, layers_a=[1], layers_b=[1, 2], **options)

@@ -71,7 +71,7 @@ def load(
 
     A directory's model is of the class that its config.json names: masked models and encoder-decoders too.
 
-    Example:
+    Examples:
         >>> tlb.load("facts").cfg.n_layers
         4
     """

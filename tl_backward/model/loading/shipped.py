@@ -14,7 +14,7 @@ TRAINED_ON_REQUEST = ("facts-gelu-2l", "facts-solu-2l")
 def names() -> tuple[str, ...]:
     """The models that ship with the package.
 
-    Example:
+    Examples:
         >>> tlb.zoo.names()
         ('addition', 'counting', 'facts')
     """
