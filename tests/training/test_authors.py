@@ -60,7 +60,7 @@ def test_scores_and_words_are_autograds(world, metric):
 
 
 @every_world
-def test_a_planted_author(world):
+def test_a_planted_author(world, tmp_path):
     model, data = build(world), facts(40)
     data[17] = ("w7 w8 w9", "w30")
     found = who_wrote(model, *data[17], data, n=3, show_progress=False)
@@ -69,6 +69,8 @@ def test_a_planted_author(world):
     frame = found.to_frame()
     assert frame["example"].tolist() == found.top.tolist() and frame["stands_out"][0]
     assert "<table" in found._repr_html_() and "Authors(40 examples" in repr(found)
+    back = tlb.load_result(found.save(tmp_path / "authors.safetensors"), tokenizer=model.tokenizer)
+    assert back.to_frame().equals(frame) and back.summary() == found.summary()
 
 
 @every_world

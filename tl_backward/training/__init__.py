@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from tl_backward.training.authors import Authors, who_wrote
 from tl_backward.training.changes import Difference, difference, explained
-from tl_backward.training.files import load_watch, merge
-from tl_backward.training.result import WatchResult
+from tl_backward.training.merging import merge
+from tl_backward.training.result import WatchResult, load_watch
 from tl_backward.training.watching import TrainingWatch, UnwatchedWarning, watch
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tl_backward._support.checks import check_k
 from tl_backward._support.html import frame_table, visible_text, visible_token
+from tl_backward._support.saved import Saved
 from tl_backward._support.types import DataFrame, TransformerLensModel, typed
 from tl_backward.gradients.examples import EXAMPLES, Example, batching, capture_batch
 from tl_backward.gradients.similarity import MAX_FACTOR_BYTES, Examples, Metric, encoded, gradient_similarity, listed
@@ -23,7 +24,7 @@ _LEAST_QUERIES = 20
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Authors:
+class Authors(Saved):
     """The examples of a data set by how much a step on each would write an answer; raw inner products or cosines."""
 
     prompt: str

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._support.html import frame_table, visible_token
+from tl_backward._support.saved import Saved
 from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.lens.reading import Side, side_in_stream
 from tl_backward.training.sketch import Approximation
@@ -16,7 +17,7 @@ from tl_backward.vocabulary.readout import Readout, readout
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Directions:
+class Directions(Saved):
     """sum_j S_j outer(U_j, V_j), a change of a weight as it is added to it: an input along U_j comes to write V_j."""
 
     U: Float[Tensor, "d_in r"]

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from tl_backward._support.checks import nearest
 from tl_backward._support.html import visible_token
+from tl_backward._support.saved import Saved, load_saved
 from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel
 from tl_backward.text.token_strings import token_string, token_strings
 from tl_backward.training.directions import Change, Directions, directions_of, first_directions
@@ -22,7 +23,7 @@ Of: TypeAlias = Literal["gradient", "written"]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class WatchResult:
+class WatchResult(Saved):
     """What a training wrote. `gradient` is what plain gradient descent along its gradients would have written."""
 
     weights: tuple[str, ...]
@@ -119,11 +120,24 @@ class WatchResult:
             )
         return pandas.DataFrame(rows)
 
-    def save(self, path: str | Path) -> Path:
-        """Write everything but the tokenizer as safetensors, atomically; `training.load_watch` reads it."""
-        from tl_backward.training.files import save_result
+    def packed(self) -> dict[str, Any]:
+        """What `save` writes: sums as their tensors."""
+        sums = {name: [each.shape, each.rank, each.seed, each.tensors()] for name, each in self.sums.items()}
+        return super().packed() | {"sums": sums}
 
-        return save_result(self, path)
+    @classmethod
+    def unpacked(cls, saved: dict[str, Any]) -> "WatchResult":
+        """The same again."""
+        sums = {}
+        for name, (shape, rank, seed, tensors) in saved["sums"].items():
+            sums[name] = Sketch(tuple(shape), rank, seed)
+            sums[name].load(tensors)
+        largest = {
+            of: {name: tuple(Contribution(*each) for each in rows) for name, rows in saved[of].items()}
+            for of in ("tokens", "examples")
+        }
+        whole: dict[str, Any] = {**saved, "sums": sums, **largest}
+        return cls(**whole)
 
     def _of(self, of: Of) -> Mapping[str, Directions]:
         if of not in ("gradient", "written"):
@@ -166,3 +180,12 @@ def result_of(
         about=about,
         tokenizer=model.tokenizer,
     )
+
+
+def load_watch(path: str | Path, *, tokenizer: Tokenizer | None = None) -> WatchResult:
+    """Read what `WatchResult.save` wrote; `tokenizer` puts its tokens in words.
+
+    Raises:
+        ValueError: no such file, a damaged one, or another result's.
+    """
+    return load_saved(path, WatchResult, tokenizer=tokenizer)
