@@ -433,3 +433,26 @@ def test_weights_in_a_hook_are_what_they_are(world):
     point = "blocks.1.hook_resid_pre" if world == "hooked" else "blocks.1.hook_in"
     tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss, fwd_hooks=[(point, look)])
     assert set(seen) == {(nn.Parameter,) * 3}
+
+
+@pytest.mark.parametrize("how", ["subclass", "patch"])
+def test_a_hook_point_that_computes(how, monkeypatch):
+    """Its class's own forward is part of the pass, with gradients at hook points and without."""
+    if "hooked" not in worlds():
+        pytest.skip("NOT RUN: this TransformerLens has no HookedTransformer")
+    from transformer_lens.hook_points import HookPoint
+
+    class Scaled(HookPoint):
+        def forward(self, x):
+            return 2 * x
+
+    model = built("hooked")
+    if how == "subclass":
+        model.blocks[0].hook_mlp_out = Scaled()
+        model.setup()
+    else:
+        monkeypatch.setattr(HookPoint, "forward", lambda self, x: 1.1 * x)
+    expected = tlb.next_token_loss(model(TOKENS), TOKENS)
+    for names in (None, []):
+        found, _ = tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss, names_filter=names)
+        torch.testing.assert_close(found, expected.detach())

@@ -1,7 +1,9 @@
 """A watch of a training against the training itself: equal to the bit with and without, and sums as autograd's."""
 
+import copy
 import gc
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -138,23 +140,6 @@ def test_sums_are_autograds(world, family, small, monkeypatch):
         assert result.written[name].norm == 0, "no step was made"
         u, s = torch.linalg.svdvals(-full.reshape(dense.shape)), result.gradient[name].S
         torch.testing.assert_close(s, u[: len(s)], rtol=1e-6, atol=1e-8)
-
-
-@every_world
-def test_by_factors_or_dense_it_is_the_same_sum(world, monkeypatch):
-    """Few tokens of a larger weight are added by their factors."""
-    monkeypatch.setattr("tl_backward.training.sketch.is_whole", lambda shape, rank: False)
-    model, found = build(world), []
-    for by_factors in (False, True):
-        monkeypatch.setattr("tl_backward.training.sketch.Sketch.by_products", lambda self, n, it=by_factors: it)
-        with watch(model, rank=2) as w:
-            for tokens in batches(3):
-                loss_of(model, tokens).backward()
-        found.append(w.result())
-    for name in found[0].weights:
-        for key, each in found[0].sums[name].tensors().items():
-            torch.testing.assert_close(found[1].sums[name].tensors()[key], each, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(found[0].norms[name], found[1].norms[name])
 
 
 @every_world
@@ -514,3 +499,170 @@ def test_checkpointed_blocks_of_the_other_kind_are_named():
         name.startswith("blocks.0") for name in w.missing
     )
     assert all("no_grad" in reason for reason in w.missing.values())
+
+
+def big(world):
+    """With weights that are kept as sketches."""
+    wide = dict(d_model=256, d_mlp=1024, n_heads=4, d_head=64)
+    return hooked(**wide) if world == "hooked" else bridge(n_embd=256, n_head=4)
+
+
+@every_world
+def test_what_else_contributes_to_a_gradient_is_in_its_sum(world):
+    """A penalty on the weight, the user's own hook: what is accumulated counts."""
+    model, name = big(world), "blocks.0.mlp.W_out"
+    site = tlb.weight_sites(model)[name]
+    parameter, tokens = site.parameter, batches(1)[0]
+    handle = parameter.register_hook(lambda gradient: 0.5 * gradient)
+    with watch(model, name) as w:
+        (loss_of(model, tokens) + 0.5 * parameter.pow(2).sum()).backward()
+    handle.remove()
+    result, expected = w.result(), float(parameter.grad.norm())
+    assert abs(float(result.norms[name][0]) / expected - 1) < 1e-6
+    assert abs(result.gradient[name].norm / expected - 1) < 0.5 and result.tokens[name]
+
+
+@every_world
+def test_a_backward_that_fails(world):
+    """The next ones are watched."""
+    model, name = build(world), "blocks.0.mlp.W_out"
+    broken = tlb.weight_sites(model)["blocks.0.attn.W_Q"].parameter
+    with watch(model, name) as w:
+        loss_of(model, batches(1)[0]).backward()
+        handle = broken.register_hook(lambda gradient: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            loss_of(model, batches(1)[0]).backward()
+        handle.remove()
+        for tokens in batches(3):
+            loss_of(model, tokens).backward()
+    assert w.steps == 4 and {each.step for each in w.result().tokens[name]} >= {1, 2, 3}
+
+
+@every_world
+def test_looking_at_a_gradient_is_no_backward(world):
+    model, name = build(world), "blocks.0.mlp.W_out"
+    parameter = tlb.weight_sites(model)[name].parameter
+    with watch(model, name) as w:
+        torch.autograd.grad(loss_of(model, batches(1)[0]), [parameter])
+        loss_of(model, batches(1)[0]).backward()
+    assert w.steps == 1 and len(w.result().norms[name]) == 1
+    assert abs(w.result().gradient[name].norm / float(parameter.grad.norm()) - 1) < 1e-9
+
+
+@every_world
+@pytest.mark.parametrize("how", ["closure", "maximize", "scaled"])
+def test_what_an_optimizer_reads(world, how):
+    """Gradients that a closure makes within the step; upwards; those that a fused step unscales itself."""
+    # Not GPT-2: a fused step on the CPU writes wrongly into weights that are views (findings/).
+    make = hooked if world == "hooked" else partial(bridge, "llama")
+    model, before = make(dtype=torch.float32), make(dtype=torch.float32)
+    options = {"maximize": True} if how == "maximize" else {"fused": True} if how == "scaled" else {}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, **options)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024) if how == "scaled" else None
+    with watch(model, optimizer=optimizer, scaler=scaler) as w:
+        for tokens in batches(3):
+
+            def closure(tokens=tokens):
+                optimizer.zero_grad()
+                value = loss_of(model, tokens)
+                (value if scaler is None else scaler.scale(value)).backward()
+                return value
+
+            if how == "closure":
+                optimizer.step(closure)
+            else:
+                closure()
+                optimizer.step() if scaler is None else scaler.step(optimizer)
+                if scaler is not None:
+                    scaler.update()
+    frame = explained(w.result(), difference(before, model))
+    assert (frame["share"] - 1).abs().max() < 1e-3 and all(len(each) == 3 for each in w.result().norms.values())
+
+
+@every_world
+def test_gradients_that_are_not_finite(world):
+    model = build(world)
+    with watch(model, "W_out") as w:
+        (loss_of(model, batches(1)[0]) * float("inf")).backward()
+        loss_of(model, batches(1)[0]).backward()
+    result = w.result()
+    assert all("1 of its gradients were not finite" in result.missing[name] for name in result.weights)
+    assert all(each.norm > 0 and each.S.isfinite().all() for each in result.gradient.values())
+
+
+@every_world
+def test_a_weight_that_is_frozen_or_replaced_is_named(world):
+    model, name = build(world), "blocks.0.mlp.W_out"
+    parameter = tlb.weight_sites(model)[name].parameter
+    with pytest.warns(tlb.training.UnwatchedWarning, match="frozen or thawed"), watch(model, "W_out") as w:
+        loss_of(model, batches(1)[0]).backward()
+        parameter.requires_grad_(False)
+        loss_of(model, batches(1)[0]).backward()
+    assert name in w.missing and "blocks.1.mlp.W_out" not in w.missing
+    parameter.requires_grad_(True)
+    other = torch.optim.SGD([tlb.weight_sites(model)["blocks.1.mlp.W_out"].parameter], lr=0.1)
+    with watch(model, "W_out", optimizer=other) as w:
+        loss_of(model, batches(1)[0]).backward()
+        other.step()
+    assert "none of the optimizer's" in w.missing[name]
+    with watch(model, "W_out") as w:
+        loss_of(model, batches(1)[0]).backward()
+        hooked_kind = world == "hooked"
+        module = model.blocks[0].mlp if hooked_kind else model.blocks[0].get_submodule("mlp.out").original_component
+        setattr(module, "W_out" if hooked_kind else "weight", nn.Parameter(parameter.detach().clone()))
+    assert "was replaced" in w.result().missing[name]
+
+
+@every_world
+def test_a_refused_watch_leaves_the_first_alone(world):
+    model = build(world)
+    first, second = watch(model, "W_out"), watch(model, "W_out")
+    first.__enter__()
+    with pytest.raises(ValueError, match="watched already"):
+        second.__enter__()
+    second.__exit__(None, None, None)
+    loss_of(model, batches(1)[0]).backward()
+    first.__exit__(None, None, None)
+    assert first.steps == 1
+
+
+@every_world
+def test_a_loss_that_is_kept_keeps_no_activations(world):
+    model, losses = build(world), []
+    with watch(model) as w:
+        for tokens in batches(3):
+            losses.append(loss_of(model, tokens))
+            losses[-1].backward()
+            kept = [each for each in w._passes._done if each.entries]
+            assert len(kept) == 1, "that of the last pass alone"
+    assert len(losses) == 3 and not w._passes._done
+
+
+def test_a_copy_made_within_a_watch_is_not_watched():
+    if "hooked" not in worlds():
+        pytest.skip("NOT RUN: this TransformerLens has no HookedTransformer")
+    model = hooked()
+    with watch(model) as w:
+        loss_of(model, batches(1)[0]).backward()
+        average = copy.deepcopy(model)
+        loss_of(average, batches(1)[0]).backward()
+        assert w.steps == 1
+    loss_of(average, batches(1)[0]).backward()
+
+
+def test_a_mask_is_no_text():
+    """The words of contributions are those of the tokens, whatever else the model is given."""
+    model, tokens = bridge("llama"), batches(1)[0]
+    with watch(model, "W_out") as w:
+        model.original_model(input_ids=tokens, attention_mask=torch.ones_like(tokens), labels=tokens).loss.backward()
+    first = w.result().tokens["blocks.1.mlp.W_out"][0]
+    assert first.ids == tuple(tokens[first.example].tolist())
+
+
+def test_text_is_read_as_tokens():
+    if "hooked" not in worlds():
+        pytest.skip("NOT RUN: this TransformerLens has no HookedTransformer")
+    model = hooked()
+    with watch(model, "W_out") as w:
+        model(["w5 w6 w7"], return_type="loss").backward()
+    assert w.result().tokens["blocks.1.mlp.W_out"][0].ids == (0, 5, 6, 7)

@@ -138,7 +138,8 @@ class Recorder:
             if not by_operation:
                 yield
                 return
-            with Watch(tensors, report, shapes if any(site.gathered for site in by_operation) else ()):
+            followed = shapes if any(site.gathered for site in by_operation) else ()
+            with Watch(tensors, report, followed, ours=self.own):
                 yield
 
     def _used(

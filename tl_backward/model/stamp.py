@@ -10,6 +10,7 @@ from types import NoneType
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,7 +76,7 @@ class Stamp:
 _FURTHER = ("forward", "_compiled_call_impl", "gradient_checkpointing", "_gradient_checkpointing_func")
 """Attributes with which a module computes otherwise than its class says."""
 _ADAPTERS = ("active_adapters", "disable_adapters", "merged_adapters")
-_PLAIN = frozenset({bool, int, float, str, NoneType, torch.dtype})
+_PLAIN = frozenset({bool, int, float, str, NoneType, torch.dtype, np.bool_})
 """What a setting is: an object that does not change."""
 _PASSING = dict.fromkeys(("training", "context_level", "is_caching"))
 """Attributes of a model that are no settings, for other reasons noted or different within every pass."""
@@ -127,8 +128,8 @@ def kept(model: TransformerLensModel) -> dict[object, Any]:
 def unchanged(model: TransformerLensModel) -> Iterator[None]:
     """Context in which no code runs that may change the model, so that it is looked at once."""
     known, begins = kept(model), model not in _UNCHANGED
-    _UNCHANGED[model] = known
     try:
+        _UNCHANGED[model] = known
         yield
     finally:
         if begins:

@@ -78,7 +78,7 @@ class Hooks:
 
     def passing(self, point: nn.Module, hook: Callable) -> None:
         """Add a hook as `last` does, to a HookPoint."""
-        if "forward" in vars(point):  # of the user's own
+        if "forward" in vars(point) or not _passes_on(point):  # of the user's own
             self.last(point, hook)
         else:
             self._add(vars(point), "forward", Passing(point, hook, self))
@@ -90,6 +90,13 @@ class Hooks:
         # A hook may hold what holds these: a pass would live until the cycle collector runs.
         self._tables.clear()
         self._movers.clear()
+
+
+def _passes_on(point: nn.Module) -> bool:
+    """Whether a hook point's class does with what passes what TransformerLens's own does: nothing."""
+    forward = type(point).forward
+    names = getattr(forward, "__module__", ""), getattr(forward, "__qualname__", "")
+    return names == ("transformer_lens.hook_points", "HookPoint.forward")
 
 
 def as_shown(point: nn.Module, value: Tensor) -> Tensor:

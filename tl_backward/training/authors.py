@@ -12,7 +12,9 @@ from tl_backward._support.html import frame_table, visible_text, visible_token
 from tl_backward._support.saved import Saved
 from tl_backward._support.types import DataFrame, TransformerLensModel, typed
 from tl_backward.gradients.examples import EXAMPLES, Example, batching, capture_batch
+from tl_backward.gradients.losses import Loss
 from tl_backward.gradients.similarity import MAX_FACTOR_BYTES, Examples, Metric, encoded, gradient_similarity, listed
+from tl_backward.text.cases import EditCase
 from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import output_size, text_column
 from tl_backward.vocabulary.readout import TargetReadout, readout
@@ -53,7 +55,8 @@ class Authors(Saved):
     @property
     def stands_out(self) -> tuple[bool, ...]:
         """Whether each of `top` has a score above all but 2.5 % of what it has for random queries."""
-        return tuple((self.scores[self.top] > self.high[self.top]).tolist())
+        scores, high = self.scores[self.top], self.high[self.top]
+        return tuple((scores > high + 1e-6 * high.abs()).tolist())  # by more than rounding
 
     def summary(self) -> str:
         """One sentence: who would most write the answer, whether it stands out, and what it would write there."""
@@ -176,9 +179,12 @@ def who_wrote(
     examples, names = encoded(model, dataset, prepend_bos)
     query = encoded(model, [(prompt, target)], prepend_bos)[0][0]
     own: list[int] = []
-    queries: list = [(prompt, target)]
+    queries: list[tuple[str, str | Loss]] = [(prompt, target)]
     if random_queries is not None:
-        queries += cast(list, listed(random_queries))
+        queries += [
+            (each.prompt, each.target) if isinstance(each, EditCase) else each
+            for each in cast(list, listed(random_queries))
+        ]
     elif n_random:
         generator = torch.Generator().manual_seed(seed)
         own = torch.randperm(len(examples), generator=generator)[:n_random].tolist()
@@ -193,7 +199,7 @@ def who_wrote(
         others[torch.arange(len(own)), torch.tensor(own)] = float("nan")
     low, high = _interval(others, len(examples))
     top = scores[0].topk(min(n, len(examples))).indices
-    written = _written(model, query, [examples[i] for i in top.tolist()], similarity.weights, k, target)
+    written = _written(model, query, [examples[i] for i in top.tolist()], similarity.weights, k)
     return Authors(prompt, target, names, scores[0], low, high, top, written, similarity.weights, metric, len(others))
 
 
@@ -205,7 +211,7 @@ def _interval(others: Tensor, n_examples: int) -> tuple[Tensor, Tensor]:
 
 
 def _written(
-    model: TransformerLensModel, query: Example, chosen: list[Example], names: tuple[str, ...], k: int, target: str
+    model: TransformerLensModel, query: Example, chosen: list[Example], names: tuple[str, ...], k: int
 ) -> TargetReadout | None:
     """What a step on each example adds, where the query is asked, to what its weights write to the stream."""
     sites = weight_sites(model)
@@ -223,4 +229,4 @@ def _written(
             alike = own.inputs[0].flatten(1) @ read.inputs[0, at].flatten()  # heads read side by side
             vectors[place] -= (alike @ own.deltas[0]).float().cpu()
     like = next(iter(model.parameters()))
-    return readout(model, vectors.to(like.device, like.dtype), k=k, target=target)
+    return readout(model, vectors.to(like.device, like.dtype), k=k, target=query.target)

@@ -46,13 +46,20 @@ class Difference:
         """The change itself, in float64.
 
         Raises:
-            ValueError: a weight that was not compared.
+            ValueError: a weight that was not compared, or has changed since.
         """
         if weight not in self.weights:
             raise ValueError(
                 f"Expected a weight that was compared, got {weight!r}; the nearest are {nearest(weight, self.weights)}."
             )
-        return _change(self.before[weight], self.after[weight])
+        change = _change(self.before[weight], self.after[weight])
+        told = self.changes[weight].norm
+        if abs(float(torch.linalg.vector_norm(change)) - told) > 1e-9 * max(told, 1e-300):
+            raise ValueError(
+                f"Expected models as they were compared, got {weight} changed since; call difference(...) anew, with a "
+                "copy of what goes on training."
+            )
+        return change
 
     def summary(self) -> str:
         """One sentence: which weight changed most, and in how few directions beside noise."""

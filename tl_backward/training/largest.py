@@ -46,6 +46,7 @@ def keep_largest(
 def _keep(
     heaps: list[Largest], norms: Tensor, n: int, step: int, ids: list[list[int]], n_positions: int | None
 ) -> None:
+    norms = torch.where(norms.isfinite(), norms, 0.0)
     floors = torch.tensor([heap[0].norm if len(heap) == n else 0.0 for heap in heaps], dtype=norms.dtype)
     values, where = norms.topk(min(n, norms.shape[1]))
     above = (values > floors.to(values.device)[:, None]).nonzero().tolist()

@@ -18,6 +18,9 @@ def merge(*results: WatchResult) -> WatchResult:
     """
     if not results:
         raise ValueError("Expected the results of each process, got none.")
+    odd = next((each for each in results if not isinstance(each, WatchResult)), None)
+    if odd is not None:
+        raise TypeError(f"Expected the results of each process, got {type(odd).__name__}.")
     first = results[0]
     for other in results:
         if (other.weights, other.about, other.steps) != (first.weights, first.about, first.steps):
@@ -29,15 +32,16 @@ def merge(*results: WatchResult) -> WatchResult:
             )
         for name in first.weights:
             one, two = first.sums[name].dense(), other.sums[name].dense()
-            if float((one - two).norm()) > 1e-4 * float(one.norm()):
+            if not float((one - two).norm()) <= 1e-4 * float(one.norm()):  # nor of what is not finite
                 raise ValueError(f"Expected one training, got processes that summed other gradients of {name}.")
     n = max(1, *(len(each) for each in first.tokens.values()), *(len(each) for each in first.examples.values()))
     largest = {
         of: {name: _largest([getattr(each, of)[name] for each in results], n) for name in first.weights}
         for of in ("tokens", "examples")
     }
-    return replace(first, tokens=largest["tokens"], examples=largest["examples"])
+    missing = {name: why for each in results for name, why in each.missing.items()}
+    return replace(first, tokens=largest["tokens"], examples=largest["examples"], missing=missing)
 
 
 def _largest(parts: list[tuple[Contribution, ...]], n: int) -> tuple[Contribution, ...]:
-    return tuple(sorted((each for part in parts for each in part), reverse=True)[:n])
+    return tuple(sorted({each for part in parts for each in part}, reverse=True)[:n])

@@ -21,13 +21,14 @@ from torch.utils.hooks import RemovableHandle
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.gradients.edges import Written, delta_at
 from tl_backward.gradients.recorder import Recorder
+from tl_backward.model.inputs import has_decoder
 from tl_backward.model.modules import root_of
 from tl_backward.weights import WeightSite
 from tl_backward.weights.factors import GradientFactors
 from tl_backward.weights.token_rows import Shapes
 
-_TOKENS = ("input_ids", "decoder_input_ids", "tokens", "input")
-"""Arguments of a model's forward that are tokens."""
+_READ, _ANSWERED = ("input_ids", "tokens", "input", "inputs_embeds"), ("decoder_input_ids", "labels")
+"""Arguments of a model's forward that say which tokens are read, and which a decoder beside an encoder reads."""
 
 
 @dataclass
@@ -36,16 +37,25 @@ class Pass:
 
     recorder: Recorder
     tokens: Tensor | None
-    """[batch, pos] of the last sequence that is read, a decoder's; None where the pass reads none."""
+    """[batch, pos] that the model, or its encoder, reads; None where the pass is given none."""
+    answered: Tensor | None
+    """[batch, pos] that a decoder beside an encoder reads."""
     shapes: Shapes
     deltas: dict[int, Tensor] = field(default_factory=dict)
     """dL/dy by its entry, of the backward that runs."""
     entries: list[Written] = field(default_factory=list)
 
-    @property
-    def n_tokens(self) -> int:
-        """How many tokens it read."""
-        return max((batch * pos for batch, pos in self.shapes), default=0)
+    def ids_of(self, site: WeightSite, shape: torch.Size) -> list[list[int]]:
+        """The tokens that a weight's rows [batch, pos] belong to; [] where they are not known."""
+        tokens = self.answered if site.name.startswith("decoder") else self.tokens
+        return [] if tokens is None or tokens.shape != shape else tokens.tolist()
+
+    def release(self) -> None:
+        """Let go of all that was recorded."""
+        for kept in (self.recorder.reads, self.recorder.writes, self.recorder.uses, self.recorder.sites, self.entries):
+            kept.clear()
+        self.deltas.clear()
+        self.tokens = self.answered = None
 
     def factors(self, site: WeightSite) -> GradientFactors:
         """A weight's factors, once the backward pass is done."""
@@ -71,8 +81,7 @@ class Passes:
         self._running: tuple[ExitStack, Pass] | None = None
         self._handles: list[RemovableHandle] = []
         self._fired: dict[int, Pass] = {}
-        self.pending = 0
-        """Tokens of passes whose backward has not come."""
+        self._done: list[Pass] = []
         self.left_out: dict[str, str] = {}
         """Why, by the weight's name."""
 
@@ -87,34 +96,60 @@ class Passes:
             raise ValueError("Expected a model that nobody watches, got one that is watched already; leave that first.")
         _WATCHED[root] = get_ident()
         self._handles = [
-            root.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True),
-            root.register_forward_hook(self._leave, always_call=True),
+            root.register_forward_pre_hook(_RootHook(self._enter), with_kwargs=True, prepend=True),
+            root.register_forward_hook(_RootHook(self._leave), always_call=True),
         ]
 
     def close(self) -> None:
-        """Take every hook off."""
+        """Take every hook off; nothing where `open` was refused."""
+        if not self._handles:
+            return
         _WATCHED.pop(root_of(self.model), None)
         for handle in self._handles:
             handle.remove()
+        self._handles.clear()
         self._stop()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Let go of passes whose backward is over, or was broken off: whoever keeps a loss keeps its graph's hooks."""
+        for seen in (*self._done, *self._fired.values()):
+            seen.release()
+        self._done.clear()
         self._fired.clear()
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self._stop()  # a pass that was broken off
         if not torch.is_grad_enabled() or _WATCHED.get(module) != get_ident():
             return
-        given = (*args, *(kwargs.get(name) for name in _TOKENS))
-        read = [each for each in given if isinstance(each, Tensor) and _is_tokens(each)]
-        rows = [each if each.ndim == 2 else each[None] for each in read]
-        shapes = cast(Shapes, tuple(tuple(each.shape) for each in rows))
+        self._forget()
+        tokens, answered, shapes = self._read(args, kwargs)
         recorder = Recorder(self.model, own=False)
-        seen = Pass(recorder, rows[-1].detach() if rows else None, shapes)
+        seen = Pass(recorder, tokens, answered, shapes)
         stack = ExitStack()
         stack.callback(recorder.hooks.remove)
         self._running = (stack, seen)
         for site in self.sites:
             recorder.watch(site)
         stack.enter_context(recorder.watching(shapes or ((1, 1),)))
+
+    def _read(self, args: tuple, kwargs: dict) -> tuple[Tensor | None, Tensor | None, Shapes]:
+        """What a pass reads, what its decoder beside an encoder reads, and the shapes of both."""
+        given = next((kwargs[name] for name in _READ if kwargs.get(name) is not None), args[0] if args else None)
+        if isinstance(given, str | list):
+            options = {"prepend_bos": kwargs["prepend_bos"]} if "prepend_bos" in kwargs else {}
+            given = self.model.to_tokens(cast(str, given), **options)
+        tokens = given if isinstance(given, Tensor) else None
+        shapes = [] if tokens is None else [tuple(tokens.shape[:2]) if tokens.ndim > 1 else (1, *tokens.shape)]
+        if tokens is not None:
+            ids = tokens.dtype in (torch.int64, torch.int32) and tokens.ndim in (1, 2)
+            tokens = tokens.detach().reshape(shapes[0]) if ids else None
+        answered = None
+        if has_decoder(self.model):
+            found = [kwargs.get(name) for name in _ANSWERED]
+            answered = found[0].detach() if isinstance(found[0], Tensor) else None
+            shapes += [tuple(each.shape[:2]) for each in found if isinstance(each, Tensor)][:1]
+        return tokens, answered, cast(Shapes, tuple(shapes))
 
     def _stop(self) -> Pass | None:
         if self._running is None:
@@ -131,15 +166,11 @@ class Passes:
         recorder = seen.recorder
         self._check(recorder)
         seen.entries = recorder.entries()
-        armed = False
         for entry in seen.entries:
             edge, entry.edge = entry.edge, None  # the node holds the hook, which must not hold the node
             if edge is not None:
                 edge.node.register_prehook(partial(self._fire, seen, id(entry), edge.output_nr))
-                armed = True
         _forget_graph(recorder)
-        if armed:
-            self.pending += seen.n_tokens
 
     def _check(self, recorder: Recorder) -> None:
         """Let go of weights that this pass did not use, and for good of those whose rows cannot be told."""
@@ -156,7 +187,7 @@ class Passes:
 
     def _fire(self, seen: Pass, entry: int, output: int, gradients: tuple[Tensor | None, ...]) -> None:
         gradient = gradients[output]
-        if gradient is None or not self._handles:
+        if gradient is None or not self._handles or not seen.entries:
             return
         if not self._fired:
             Variable._execution_engine.queue_callback(self._end)
@@ -166,22 +197,18 @@ class Passes:
     def _end(self) -> None:
         fired = list(self._fired.values())
         self._fired.clear()
-        self.pending = 0
         try:
             self._finish(fired)
         finally:
             for seen in fired:
                 seen.deltas.clear()
                 vars(seen).pop("_every_delta", None)
+            self._done += fired  # another backward of the same graph may follow, until the next pass
 
 
 def _frozen(site: WeightSite) -> str:
     frozen = not site.parameter.requires_grad
     return "it is frozen, and so is all that its input is computed from: no gradient passes there." if frozen else ""
-
-
-def _is_tokens(value: Tensor) -> bool:
-    return value.dtype in (torch.int64, torch.int32) and value.ndim in (1, 2)
 
 
 def _forget_graph(recorder: Recorder) -> None:
@@ -192,3 +219,20 @@ def _forget_graph(recorder: Recorder) -> None:
         for each in used:
             use = each.seen.use
             use.x, use.y = (None if use.x is None else use.x.detach()), None
+
+
+class _RootHook:
+    """A hook that a copy of the model, or a file of it, has without what it does."""
+
+    def __init__(self, call: Callable[..., object] | None = None) -> None:
+        self._call = call
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        """Do it."""
+        return None if self._call is None else self._call(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict) -> "_RootHook":
+        return _RootHook()
+
+    def __reduce__(self) -> tuple[type["_RootHook"], tuple]:
+        return _RootHook, ()

@@ -1,5 +1,6 @@
 """What is kept of one watched weight: the sum of its gradients, their norms, and the tokens that contributed most."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -30,6 +31,8 @@ class Record:
     """Sum over tokens of |delta_i| x_i: which way most inputs point, which gives directions their sign."""
     tokens: Largest = field(default_factory=list)
     examples: Largest = field(default_factory=list)
+    n_bad: int = 0
+    """Gradients that were not finite."""
 
     def __post_init__(self) -> None:
         """Sketch the weight as it is."""
@@ -38,16 +41,16 @@ class Record:
         with torch.no_grad():
             self.start.add(as_matrix(self.site, self.site.parameter.detach()).double())
 
-    def add(self, stored: Tensor, step: int, scale: float = 1.0) -> None:
-        """Add a gradient in the parameter's layout."""
-        self.note(stored, step)
-        self.total.add(as_matrix(self.site, stored), scale)
-
-    def note(self, stored: Tensor, step: int) -> None:
-        """Note the norm of a gradient that is added otherwise."""
-        dtype = torch.promote_types(stored.dtype, torch.float32)
-        self.norms.append(float(torch.linalg.vector_norm(as_matrix(self.site, stored.detach()), dtype=dtype)))
+    def add(self, stored: Tensor, step: int, scale: float = 1.0, unit: float = 1.0) -> None:
+        """Add `scale` times a gradient in the parameter's layout, whose norm is noted in units of `unit`."""
+        matrix, dtype = as_matrix(self.site, stored.detach()), torch.promote_types(stored.dtype, torch.float32)
+        norm = unit * float(torch.linalg.vector_norm(matrix, dtype=dtype))
+        self.norms.append(norm)
         self.steps.append(step)
+        if math.isfinite(norm):
+            self.total.add(matrix, scale * unit)
+        else:
+            self.n_bad += 1
 
     def add_factors(self, factors: GradientFactors, scale: float) -> None:
         """Add a gradient by its factors."""
@@ -64,7 +67,8 @@ class Record:
         written = torch.linalg.vector_norm(d, dim=-1)
         if self.mean_input is None:
             self.mean_input = x.new_zeros(x.shape[-1])
-        self.mean_input.addmv_(x.T, written.to(x.dtype))
+        dtype = self.mean_input.dtype
+        self.mean_input.addmv_(x.T.to(dtype), written.to(dtype))
         return (torch.linalg.vector_norm(x, dim=-1) * written).unflatten(0, factors.deltas.shape[:2])
 
 

@@ -73,7 +73,7 @@ class WatchResult(Saved):
             verb = "writes" if change.shift is not None else "reads"
             said += f", whose first direction ({min(share, 1.0):.0%} of it) {verb} {words}"
         first = next(iter(self.tokens[name]), None)
-        if first is not None and first.ids and self.tokenizer is not None:
+        if first is not None and first.position < len(first.ids) and self.tokenizer is not None:
             token = token_string(self.tokenizer, first.ids[first.position])
             said += f"; the token that contributed most is {visible_token(token)}"
         return said + "."
@@ -107,7 +107,7 @@ class WatchResult(Saved):
         rows = []
         for each in getattr(self, of)[weight]:
             texts = token_strings(self.tokenizer, torch.tensor(each.ids)) if each.ids else []
-            word = {"token": texts[each.position]} if of == "tokens" and texts else {}
+            word = {"token": texts[each.position]} if of == "tokens" and each.position < len(texts) else {}
             rows.append(
                 {
                     "norm": each.norm,

@@ -38,6 +38,7 @@ def load_records(path: str | Path, records: Mapping[str, Record], about: dict[st
         record.total.load(part_of(part, "total"))
         record.start.load(part_of(part, "start"))
         record.mean_input = part.get("mean_input")
+        record.n_bad = int(part["n_bad"])
         record.norms, record.steps = part["norms"].tolist(), part["steps"].tolist()
         record.tokens, record.examples = (
             [Contribution(each[0], each[1], each[2], each[3], tuple(each[4])) for each in heaps[name][of]]
@@ -51,5 +52,6 @@ def _tensors(record: Record) -> dict[str, Tensor]:
     lists = {
         "norms": torch.tensor(record.norms, dtype=torch.float64),
         "steps": torch.tensor(record.steps, dtype=torch.int64),
+        "n_bad": torch.tensor(record.n_bad),
     }
     return joined(total=record.total.tensors(), start=record.start.tensors()) | pointed | lists

@@ -98,11 +98,6 @@ class Sketch:
         self._add("right", x.T @ (d @ omega), scale)
         self._add("left", (left @ x.T) @ d, scale)
 
-    def by_products(self, n_tokens: int) -> bool:
-        """Whether a gradient over so many tokens is added for less by its factors than dense, as it is at hand."""
-        m, n = self.shape
-        return not is_whole(self.shape, self.rank) and n_tokens * (m + n) < m * n
-
     def _against(self, like: Tensor) -> tuple[Tensor, Tensor]:
         omega, left = _tests(self.shape, self.rank, self.seed, str(like.device))
         return omega.to(like.dtype), left.to(like.dtype)

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from tl_backward._support.checks import check_k
@@ -62,8 +63,9 @@ class TrainingWatch:
             self.steps = load_records(resume, self.records, self._about())
         self._passes = Passes(model, list(sites), self._finish)
         self._handles: list[RemovableHandle] = []
-        self._bare: list[Tensor] = []
-        self._by_factors: dict[str, bool] = {}
+        self._nodes: list[Node] = []
+        self._frozen = {name for name, record in self.records.items() if not record.site.parameter.requires_grad}
+        self._arrived_any = False
         self._lost: dict[str, str] = {}
 
     def __repr__(self) -> str:
@@ -72,14 +74,15 @@ class TrainingWatch:
     def __enter__(self) -> "TrainingWatch":
         """Begin to watch."""
         self._passes.open()
-        for record in self.records.values():
-            if self._optimizer is None and record.site.parameter.requires_grad:
-                parameter = record.site.parameter
-                if parameter._backward_hooks is None:
-                    self._bare.append(parameter)
-                self._handles.append(parameter.register_hook(partial(self._arrived, record)))
+        for name, record in self.records.items():
+            if name not in self._frozen:
+                # Of what is accumulated, after the user's own hooks; nothing comes here for torch.autograd.grad.
+                node = get_gradient_edge(record.site.parameter).node
+                self._nodes.append(node)
+                self._handles.append(node.register_prehook(partial(self._arrived, record)))
         if self._optimizer is not None:
             self._handles.append(self._optimizer.register_step_pre_hook(self._before_step))
+            self._handles.append(self._optimizer.register_step_post_hook(self._after_step))
         return self
 
     def __exit__(
@@ -89,16 +92,21 @@ class TrainingWatch:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        for parameter in self._bare:
-            if not parameter._backward_hooks:
-                parameter._backward_hooks = None  # torch leaves an empty table
-        self._bare.clear()
+        self._nodes.clear()
         self._passes.close()
 
     @property
     def missing(self) -> dict[str, str]:
         """What is not watched, or not wholly, and why."""
-        return self._passes.left_out | self._lost
+        said = self._passes.left_out | self._lost
+        if self._optimizer is not None:
+            given = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+            others = (name for name, record in self.records.items() if id(record.site.parameter) not in given)
+            said |= {name: "it is none of the optimizer's parameters." for name in others if name not in said}
+        for name, record in self.records.items():
+            if record.n_bad and name not in said:
+                said[name] = f"{record.n_bad} of its gradients were not finite, and are not in its sum."
+        return said
 
     def result(self) -> WatchResult:
         """What was written until now; may be asked for inside the loop.
@@ -106,11 +114,15 @@ class TrainingWatch:
         Raises:
             ValueError: no backward pass was seen.
         """
-        if not self.steps:
+        if not self.steps and not any(record.norms for record in self.records.values()):
             raise ValueError(
                 "Expected a loop with a backward pass inside the watch, got none; call the model (or the Hugging Face "
                 "model in it) and loss.backward() within `with watch(model) as w:`."
             )
+        now = weight_sites(self.model)
+        for name, record in self.records.items():
+            if name not in now or now[name].parameter is not record.site.parameter:
+                self._lost[name] = "its parameter was replaced: what came after that is not in it."
         return result_of(self.model, self.records, self.missing, self.steps, self.k, self._about())
 
     def save(self, path: str | Path) -> Path:
@@ -128,66 +140,98 @@ class TrainingWatch:
     def _scale(self) -> float:
         return 1.0 if self._scaler is None else 1.0 / self._scaler.get_scale()
 
-    def _routed(self, record: Record) -> bool:
-        """Whether a gradient costs less by its factors than by the dense one that the training forms."""
-        site = record.site
-        return not site.parameter.requires_grad or (
-            self._optimizer is None and record.total.by_products(self._passes.pending) and not site.layout.experts
-        )
-
-    def _arrived(self, record: Record, gradient: Tensor) -> None:
-        """The training's own gradient of a weight, before it is accumulated."""
-        name, scale = record.site.name, self._scale()
+    def _arrived(self, record: Record, gradients: tuple[Tensor | None, ...]) -> None:
+        """The training's own gradient of a weight, as it is accumulated."""
+        self._arrived_any = True
+        if self._optimizer is not None or gradients[0] is None:
+            return
         try:
-            self._by_factors[name] = self._routed(record) and name not in self.missing
-            if self._by_factors[name]:
-                record.note(scale * gradient if scale != 1 else gradient, self.steps)
-            else:
-                record.add(scale * gradient if scale != 1 else gradient, self.steps)
+            with _without_autocast(gradients[0]):
+                record.add(gradients[0], self.steps, unit=self._scale())
         except Exception as error:  # the training must go on
             self._lose(record, error)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+        if not _has_closure(args, kwargs):
+            self._read_step(optimizer)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        if _has_closure(args, kwargs):  # which made the gradient within the step
+            self._read_step(optimizer)
+
+    def _read_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Add what the optimizer reads, times the learning rates."""
+        found = getattr(optimizer, "found_inf", None)
+        if found is not None and float(found):
+            return  # a scaler has it skip the step
+        scale = getattr(optimizer, "grad_scale", None)  # a fused one unscales within its step
+        rates = {
+            id(p): float(group["lr"]) * (-1 if group.get("maximize") else 1)
+            for group in optimizer.param_groups
+            for p in group["params"]
+        }
         for record in self.records.values():
             parameter = record.site.parameter
             if parameter.grad is None or id(parameter) not in rates:
                 continue
             try:
-                record.add(parameter.grad, max(0, self.steps - 1), rates[id(parameter)])
+                unit = 1.0 if scale is None else 1.0 / float(scale)
+                record.add(parameter.grad, max(0, self.steps - 1), rates[id(parameter)], unit)
             except Exception as error:
                 self._lose(record, error)
 
     def _finish(self, passes: list[Pass]) -> None:
         """At the end of a backward: the factors of the passes that it went through."""
+        if not self._arrived_any and len(self._frozen) < len(self.records):
+            return  # torch.autograd.grad: nothing is accumulated
+        self._arrived_any = False
         watched, scale = self.steps % self.every == 0, self._scale()
         for seen in passes:
-            ids = [] if seen.tokens is None else seen.tokens.tolist()
             noted: dict[str, Tensor] = {}
             for site in list(seen.recorder.sites):
-                record = self.records[site.name]
-                by_factors = self._by_factors.get(site.name, not site.parameter.requires_grad)
-                if not (watched or by_factors):
+                record, frozen = self.records[site.name], site.name in self._frozen
+                if site.parameter.requires_grad == frozen:
+                    self._lose(record, RuntimeError("it was frozen or thawed within the watch"))
+                    continue
+                if not (watched or frozen):
                     continue
                 try:
-                    factors = seen.factors(site)
-                    if by_factors:
-                        record.add_factors(factors, scale)
-                    norms = record.see(factors) if watched else None
+                    with _without_autocast(site.parameter):
+                        factors = seen.factors(site)
+                        if frozen:
+                            record.add_factors(factors, scale)
+                        norms = record.see(factors) if watched else None
                     if norms is not None:
                         noted[site.name] = norms if scale == 1 else scale * norms
                 except Exception as error:
                     self._lose(record, error)
-            heaps = [(self.records[name].tokens, self.records[name].examples) for name in noted]
-            keep_largest(heaps, list(noted.values()), self._n_examples, self.steps, ids)
-        self._by_factors.clear()
+            self._keep(seen, noted)
         self.steps += 1
+
+    def _keep(self, seen: Pass, noted: dict[str, Tensor]) -> None:
+        """Put a pass's contributions among the largest, those of weights that read the same tokens together."""
+        groups: dict[tuple[bool, torch.Size], list[str]] = {}
+        for name, norms in noted.items():
+            groups.setdefault((name.startswith("decoder"), norms.shape), []).append(name)
+        for (_, shape), names in groups.items():
+            ids = seen.ids_of(self.records[names[0]].site, shape)
+            heaps = [(self.records[name].tokens, self.records[name].examples) for name in names]
+            keep_largest(heaps, [noted[name] for name in names], self._n_examples, self.steps, ids)
 
     def _lose(self, record: Record, error: Exception) -> None:
         name = record.site.name
         if name not in self._lost:
             self._lost[name] = f"from backward pass {self.steps} on: {error}"
             warnings.warn(f"{name} is no longer watched: {error}", UnwatchedWarning, stacklevel=2)
+
+
+def _has_closure(args: tuple, kwargs: dict) -> bool:
+    return kwargs.get("closure") is not None or any(callable(each) for each in args)
+
+
+def _without_autocast(like: Tensor) -> torch.autocast:
+    """Sums are taken in their own precision, also where the backward runs within autocast."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 @typed

@@ -97,6 +97,7 @@ class Watch(TorchFunctionMode):
         report: called with the uses of one operation; may return what its output is to be replaced with.
         shapes: [batch, pos] of the tokens whose rows are followed where they are gathered, of each sequence that the
             pass reads (an encoder's and a decoder's); () to follow none.
+        ours: whether the pass is one of ours, which refuses second derivatives within it; a training's own goes on.
     """
 
     def __init__(
@@ -104,8 +105,11 @@ class Watch(TorchFunctionMode):
         weights: Iterable[tuple[Tensor, int]],
         report: Callable[[list[Seen]], Tensor | None],
         shapes: Shapes,
+        *,
+        ours: bool = True,
     ) -> None:
         super().__init__()
+        self._ours = ours
         self._known = {id(tensor): Known(tensor, (number,), tensor) for tensor, number in weights}
         self._report = report
         self._stance = ExitStack()
@@ -131,7 +135,7 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
         """Call the operation, and look at what it did."""
-        if func is torch.autograd.grad:
+        if func is torch.autograd.grad and self._ours:
             check_first_derivatives(func, kwargs)
         out = func(*args, **kwargs) if kwargs else func(*args)
         if type(out) in _NO_TENSOR:  # a shape, a data type: half of all calls
