@@ -43,7 +43,7 @@ WITHOUT_MODELS = dissimilarity/test_measures_edges dissimilarity/test_measures_p
 	dissimilarity/test_measures_reference dissimilarity/test_measures_registry dissimilarity/test_one_definition \
 	dissimilarity/test_statistics dissimilarity/test_streamed_properties dissimilarity/test_ties gradients/test_gram \
 	render/test_html render/test_pictures support/test_bootstrap support/test_deprecation support/test_storage \
-	vocabulary/test_extremes vocabulary/test_top_pairs
+	training/test_sketch vocabulary/test_extremes vocabulary/test_top_pairs
 
 test-tl4: .venv-tl4/.installed  ## the tests that run models, on TransformerLens 4.3 (TransformerBridge)
 	.venv-tl4/bin/python -m pytest $(PYTEST_FLAGS) --durations=25 $(WITHOUT_MODELS:%=--ignore=tests/%.py)
