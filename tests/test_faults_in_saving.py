@@ -149,9 +149,9 @@ def test_faults_in_rendering_leave_no_trace(model, tmp_path, monkeypatch):
         fault = Fault(make, at)
         fault.armed = True
 
-        def failing(*args, fault=fault):
+        def failing(*args, fault=fault, **kwargs):
             fault()
-            return section(*args)
+            return section(*args, **kwargs)
 
         with monkeypatch.context() as patch:
             patch.setattr(page.Page, "section", failing)

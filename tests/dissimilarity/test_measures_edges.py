@@ -57,7 +57,7 @@ class TestEveryMeasureRefuses:
             get_measure(name).bound(random(20, 3), torch.ones(20, 3, dtype=torch.int64))
         one_sentence(error, "y as a floating-point tensor", "int64")
         with pytest.raises(TypeError) as error:
-            get_measure(name).bound([[1.0]], random(20, 3))
+            get_measure(name).bound([["a"]], random(20, 3))
         one_sentence(error, "list")
         with pytest.raises(ValueError) as error:
             get_measure(name).bound(random(20, 0), random(20, 3))

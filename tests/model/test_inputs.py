@@ -445,7 +445,8 @@ SENTENCES = {
         "'position_ids', 'token_type_ids', 'attention_mask'."),
     "an image for a model of text": ("GPT2LMHeadModel", tokens(5), dict(pixel_values=IMAGE), TypeError,
         "Expected a keyword of run_with_gradient_cache or an input of the model, got 'pixel_values'; known are "
-        "model, prompts, loss, weights, names_filter, fwd_hooks, bwd_hooks, prepend_bos, attention_mask, position_ids, token_type_ids."),
+        "model, prompts, loss, weights, names_filter, fwd_hooks, bwd_hooks, prepend_bos, attention_mask, encoder_attention_mask, encoder_hidden_states, position_ids, "
+        "token_type_ids."),
     "labels": ("GPT2LMHeadModel", tokens(5), dict(labels=tokens(5)), TypeError,
         "Expected an input that the model reads, got 'labels'; pass a loss."),
     "a cache": ("GPT2LMHeadModel", tokens(5), dict(use_cache=True), TypeError,

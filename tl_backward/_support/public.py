@@ -76,7 +76,7 @@ def _sentence(function: Callable, error: Exception, args: tuple, kwargs: dict[st
         keywords = [name for name, each in parameters.items() if each.kind is not each.VAR_KEYWORD]
         inputs = error.known if isinstance(error, UnknownInputError) else ()
         beside = " or an input of the model" if isinstance(error, UnknownInputError) else ""
-        close = nearest(unknown, known := [*keywords, *inputs])
+        close = nearest(unknown, known := list(dict.fromkeys([*keywords, *inputs])))
         hint = f"known are {', '.join(known)}" if close == "nothing similar" else f"the nearest are {close}"
         return f"Expected a keyword of {function.__name__}{beside}, got {unknown!r}; {hint}."
     if isinstance(error, TypeCheckError | BeartypeException) or ("Expected " in said and "\n" not in said):
@@ -84,6 +84,9 @@ def _sentence(function: Callable, error: Exception, args: tuple, kwargs: dict[st
     try:
         bound = inspect.signature(function).bind(*args, **kwargs).arguments
     except TypeError as reason:
+        # Keywords of an older form are turned within the call, which then failed of something else.
+        if not (isinstance(error, TypeError) and ("required" in said or "positional" in said)):
+            return None
         return f"Expected a complete call of {function.__name__}, got one that is {reason}; see its help."
     for name, hint in _hints(function):
         if name in bound and not _fits(bound[name], hint):
