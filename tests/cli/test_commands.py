@@ -21,9 +21,11 @@ from tl_backward.cli import main
 from tl_backward.cli.options import default_out
 
 PROMPT, TARGET = "Anna Berg lives in the city of", " Oslo"
+# A Bridge's untrained networks, which Hugging Face's own initialisation makes, vary more: the claim is hedged there.
+_HEDGED = "" if HAS_HOOKED_TRANSFORMER else ", but they differ so much among themselves that this may be chance"
 VERDICT = (
     "One step toward \u2423Oslo would write \u2423Oslo in every layer (all 5 untrained networks do that too) and push "
-    "\u2423Graz down in layers 2 and 3 (none of 5 untrained networks does)."
+    f"\u2423Graz down in layers 2 and 3 (none of 5 untrained networks does{_HEDGED})."
 )
 ASK = ["lens", "--model", "facts", "--prompt", PROMPT, "--target", TARGET]
 STORY = ["--prompt", "Once upon a time, there was a little", "--target", " boy"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import build, worlds
+from models import HAS_HOOKED_TRANSFORMER, build, worlds
 
 import tl_backward as tlb
 from tl_backward.lens import RandomInit
@@ -44,7 +44,12 @@ def test_the_demo():
     model = tlb.zoo.load("facts")
     lens = tlb.backward_lens(model, *tlb.zoo.facts.example_edit(), control="random_init")
     assert len(lens.controls) == 5 and lens.controls[0] is lens.control
-    assert lens.summary() == said(places(OWN), [places(ranks) for ranks in OUTSIDE])
+    expected = said(places(OWN), [places(ranks) for ranks in OUTSIDE])
+    if not HAS_HOOKED_TRANSFORMER:  # a Bridge's untrained networks vary more
+        expected = expected.replace(
+            "does).", "does, but they differ so much among themselves that this may be chance)."
+        )
+    assert lens.summary() == expected
     alone = tlb.backward_lens(random_init(model, seed=0), *tlb.zoo.facts.example_edit(), answer=lens.answer)
     assert torch.equal(alone.stacked("answer_rank")[:, -1], lens.control.stacked("answer_rank")[:, -1])
 
