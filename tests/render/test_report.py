@@ -127,7 +127,8 @@ def test_key_figures_of_the_demo(facts):
     figures = {figure.name: figure for figure in key_figures(PromptView(facts[0]))}
     assert figures["target's rank in layer 3's shift"].value == "424 of 424"
     old = figures["old answer's rank in layer 3's shift"]
-    assert old.value == "0 of 424" and old.control == "15 to 216 of 424"
+    untrained = "15 to 216 of 424" if HAS_HOOKED_TRANSFORMER else "14 to 390 of 424"
+    assert old.value == "0 of 424" and old.control == untrained
     share = figures["the subject's share of all VJP norms"]
     assert int(share.value.removesuffix(" %")) > int(share.control.removesuffix(" %").split(" to ")[-1])
 
