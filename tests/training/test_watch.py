@@ -248,6 +248,8 @@ def test_killed_and_resumed(world, tmp_path):
         assert result.tokens[name] == expected.tokens[name] and result.examples[name] == expected.examples[name]
         for of in ("gradient", "written"):
             torch.testing.assert_close(getattr(result, of)[name].V, getattr(expected, of)[name].V)
+    with pytest.raises(ValueError, match="Expected the model as it was"):
+        watch(model, optimizer=optimizer, resume=tmp_path / "state.safetensors")
     with pytest.raises(ValueError, match="differs in rank"):
         watch(model, rank=3, resume=tmp_path / "state.safetensors")
     with pytest.raises(ValueError, match="differs in weights"):
@@ -666,3 +668,22 @@ def test_text_is_read_as_tokens():
     with watch(model, "W_out") as w:
         model(["w5 w6 w7"], return_type="loss").backward()
     assert w.result().tokens["blocks.1.mlp.W_out"][0].ids == (0, 5, 6, 7)
+
+
+def test_weights_that_are_computed_are_named():
+    """Unasked they are left out, and said to be."""
+    from torch.nn.utils import parametrize
+
+    class Tripled(nn.Module):
+        def forward(self, weight):
+            return 3 * weight
+
+    model = bridge("llama")
+    parametrize.register_parametrization(
+        model.blocks[0].get_submodule("mlp.out").original_component, "weight", Tripled()
+    )
+    with watch(model) as w:
+        loss_of(model, batches(1)[0]).backward()
+    result = w.result()
+    left = [name for name in result.missing if name.startswith("blocks.0.mlp")]
+    assert left and not set(left) & set(result.weights) and "blocks.1.mlp.W_out" in result.weights

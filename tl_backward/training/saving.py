@@ -26,7 +26,7 @@ def load_records(path: str | Path, records: Mapping[str, Record], about: dict[st
     """Fill the records of a watch that begins with what an earlier one saved; the backward passes that it saw.
 
     Raises:
-        ValueError: no such file, a damaged one, or that of another watch.
+        ValueError: no such file, a damaged one, that of another watch, or of a model with other weights.
     """
     tensors, said = load_tensors(path)
     check_kind(path, said.get("format") == FORMAT, "TrainingWatch.save")
@@ -38,6 +38,12 @@ def load_records(path: str | Path, records: Mapping[str, Record], about: dict[st
         record.total.load(part_of(part, "total"))
         record.start.load(part_of(part, "start"))
         record.mean_input = part.get("mean_input")
+        now = _size(record)
+        if not abs(now - float(part["size"])) <= 1e-6 * now:
+            raise ValueError(
+                f"Expected the model as it was when {str(path)!r} was saved, got one whose {name} is another; load the "
+                "weights of that moment first."
+            )
         record.n_bad = int(part["n_bad"])
         record.norms, record.steps = part["norms"].tolist(), part["steps"].tolist()
         record.tokens, record.examples = (
@@ -53,5 +59,11 @@ def _tensors(record: Record) -> dict[str, Tensor]:
         "norms": torch.tensor(record.norms, dtype=torch.float64),
         "steps": torch.tensor(record.steps, dtype=torch.int64),
         "n_bad": torch.tensor(record.n_bad),
+        "size": torch.tensor(_size(record), dtype=torch.float64),
     }
     return joined(total=record.total.tensors(), start=record.start.tensors()) | pointed | lists
+
+
+def _size(record: Record) -> float:
+    """The norm of the weight as it is: of another training's it is another."""
+    return float(torch.linalg.vector_norm(record.site.parameter.detach().double()))

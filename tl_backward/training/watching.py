@@ -1,6 +1,7 @@
 """Watch a training: what its own passes write into each weight, kept in little memory."""
 
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -52,6 +53,7 @@ class TrainingWatch:
         scaler: Scaler | None,
         seed: int,
         resume: str | Path | None,
+        left_out: Mapping[str, str],
     ) -> None:
         self.model, self.k, self.every = model, k, every
         self._optimizer, self._scaler, self._n_examples = optimizer, scaler, n_examples
@@ -66,7 +68,7 @@ class TrainingWatch:
         self._nodes: list[Node] = []
         self._frozen = {name for name, record in self.records.items() if not record.site.parameter.requires_grad}
         self._arrived_any = False
-        self._lost: dict[str, str] = {}
+        self._lost: dict[str, str] = dict(left_out)
 
     def __repr__(self) -> str:
         return f"TrainingWatch({len(self.records)} weights, {self.steps} backward passes)"
@@ -272,7 +274,7 @@ def watch(
 
     Raises:
         ValueError: an unknown weight, or one that is computed from parameters; nothing to watch; a model that is
-            watched already; the state of another watch.
+            watched already; the state of another watch, or of other weights.
 
     Examples:
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -314,4 +316,5 @@ def watch(
         scaler=scaler,
         seed=seed,
         resume=resume,
+        left_out=dict.fromkeys(computed, "what is used is computed from its parameters; watch those by name."),
     )
