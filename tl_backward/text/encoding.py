@@ -3,7 +3,7 @@
 Nothing outside this folder asks a model or a tokenizer for the ids of a text.
 """
 
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from itertools import islice
 from typing import Protocol, cast, runtime_checkable
 
@@ -44,6 +44,11 @@ def needed_tokenizer(model: TransformerLensModel) -> Tokenizer:
             "[batch, pos]) or set model.tokenizer."
         )
     return tokenizer
+
+
+def encode_read(model: TransformerLensModel, read: str | list[str], **options: object) -> Tensor:
+    """[batch, pos] of what a model's own forward makes of text, padded as it pads it: same options, same ids."""
+    return cast(Callable[..., Tensor], model.to_tokens)(read, **options)
 
 
 def encode_texts(

@@ -23,6 +23,7 @@ from tl_backward.gradients.edges import Written, delta_at
 from tl_backward.gradients.recorder import Recorder
 from tl_backward.model.inputs import has_decoder
 from tl_backward.model.modules import root_of
+from tl_backward.text.encoding import encode_read
 from tl_backward.weights import WeightSite
 from tl_backward.weights.factors import GradientFactors
 from tl_backward.weights.token_rows import Shapes
@@ -138,7 +139,7 @@ class Passes:
         given = next((kwargs[name] for name in _READ if kwargs.get(name) is not None), args[0] if args else None)
         if isinstance(given, str | list):
             options = {"prepend_bos": kwargs["prepend_bos"]} if "prepend_bos" in kwargs else {}
-            given = self.model.to_tokens(cast(str, given), **options)
+            given = encode_read(self.model, given, **options)
         tokens = given if isinstance(given, Tensor) else None
         shapes = [] if tokens is None else [tuple(tokens.shape[:2]) if tokens.ndim > 1 else (1, *tokens.shape)]
         if tokens is not None:
