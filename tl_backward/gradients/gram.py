@@ -7,10 +7,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from tl_backward._support.threads import n_threads, over_threads, steps
 
 _BLOCK_BYTES = 12 << 20  # of the gradients' entries that are formed at a time
 _TILE = (1024, 2048)  # tokens of a and of b whose products are held at a time
@@ -112,22 +115,23 @@ def _n_by_entries(a: ExampleRows, b: ExampleRows) -> int:
 
 def _by_entries(a: ExampleRows, b: ExampleRows) -> Float[Tensor, "a b"]:
     total = torch.zeros(len(a.counts), len(b.counts), dtype=torch.float64, device=a.deltas.device)
-    for rows, columns in _blocks(a, b):
-        total += _block(a, b, rows, columns)
+    for found in over_threads(partial(_block, a, b), _blocks(a, b), a.deltas.device):
+        total += found
     return total
 
 
-def _block(a: ExampleRows, b: ExampleRows, rows: slice, columns: slice) -> Float[Tensor, "a b"]:
-    """What some entries add: in a function of its own, so that they are gone when the next ones are formed."""
-    one = a.gradients(rows, columns)
-    return one @ (one if a is b else b.gradients(rows, columns)).T
+def _block(a: ExampleRows, b: ExampleRows, entries: tuple[slice, slice]) -> Float[Tensor, "a b"]:
+    """What some rows and columns of the weight add: in a function of its own, so that they are gone when it ends."""
+    one = a.gradients(*entries)
+    return one @ (one if a is b else b.gradients(*entries)).T
 
 
 def _blocks(a: ExampleRows, b: ExampleRows) -> Iterator[tuple[slice, slice]]:
     """Rows and columns of the weight whose entries, formed for every example, stay within bounds."""
     d_in, d_out = a.inputs.shape[1], a.deltas.shape[1]
     n_examples = len(a.counts) + (0 if a is b else len(b.counts))
-    entries = max(1, min(_MAX_SUMMED, _BLOCK_BYTES // (a.dtype.itemsize * max(1, n_examples))))
+    n_bytes = _BLOCK_BYTES // n_threads(a.deltas.device)
+    entries = max(1, min(_MAX_SUMMED, n_bytes // (a.dtype.itemsize * max(1, n_examples))))
     n_columns = min(d_out, entries)
     n_rows = max(1, entries // n_columns)
     for row in range(0, d_in, n_rows):
@@ -139,17 +143,25 @@ def _by_tokens(a: ExampleRows, b: ExampleRows) -> Float[Tensor, "a b"]:
     total = torch.zeros(len(a.counts), len(b.counts), dtype=torch.float64, device=a.deltas.device)
     symmetric = a is b
     owner_a, owner_b = a.owners(), b.owners()
-    for rows in steps(len(owner_a), _TILE[0]):
-        # Of a symmetric matrix, what lies left of the diagonal stands right of it too, in its mirror image.
-        for columns in steps(len(owner_b), _TILE[1], start=rows.start if symmetric else 0):
-            products = a.deltas[rows].to(a.dtype) @ b.deltas[columns].to(a.dtype).T
-            x, x2 = a.inputs[rows], b.inputs[columns]
-            products *= x.to(a.dtype) @ x2.to(a.dtype).T if x.is_floating_point() else x[:, None] == x2
-            if symmetric:
-                products[:, rows.stop - columns.start if columns.start == rows.start else 0 :] *= 2
-            mine, other = owner_a[rows], owner_b[columns]
-            found = _summed(_summed(products, mine).T.contiguous(), other).T
-            total[mine[0] : mine[-1] + 1, other[0] : other[-1] + 1] += found
+    # Of a symmetric matrix, what lies left of the diagonal stands right of it too, in its mirror image.
+    tiles = (
+        (rows, columns)
+        for rows in steps(len(owner_a), _TILE[0])
+        for columns in steps(len(owner_b), _TILE[1], start=rows.start if symmetric else 0)
+    )
+
+    def summed(tile: tuple[slice, slice]) -> tuple[Tensor, Tensor, Tensor]:
+        rows, columns = tile
+        products = a.deltas[rows].to(a.dtype) @ b.deltas[columns].to(a.dtype).T
+        x, x2 = a.inputs[rows], b.inputs[columns]
+        products *= x.to(a.dtype) @ x2.to(a.dtype).T if x.is_floating_point() else x[:, None] == x2
+        if symmetric:
+            products[:, rows.stop - columns.start if columns.start == rows.start else 0 :] *= 2
+        mine, other = owner_a[rows], owner_b[columns]
+        return mine, other, _summed(_summed(products, mine).T.contiguous(), other).T
+
+    for mine, other, found in over_threads(summed, tiles, total.device):
+        total[mine[0] : mine[-1] + 1, other[0] : other[-1] + 1] += found
     return (total + total.T) / 2 if symmetric else total
 
 
@@ -157,8 +169,3 @@ def _summed(rows: Tensor, owners: Int[Tensor, "n"]) -> Tensor:
     """The sum of each example's rows, from the first example that has some to the last."""
     first, last = int(owners[0]), int(owners[-1])
     return rows.new_zeros(last - first + 1, rows.shape[1]).index_add_(0, owners - first, rows)
-
-
-def steps(n: int, step: int, start: int = 0) -> Iterator[slice]:
-    """Slices of at most `step` that make up [start, n)."""
-    return (slice(first, min(first + step, n)) for first in range(start, n, step))

@@ -17,6 +17,7 @@ from tl_backward._support.checks import short
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.public import public
 from tl_backward._support.shown import Shown
+from tl_backward._support.threads import steps
 from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.gradients.examples import (
     BATCHING,
@@ -27,7 +28,7 @@ from tl_backward.gradients.examples import (
     capture_batch,
     encode_examples,
 )
-from tl_backward.gradients.gram import ExampleRows, inner_products, steps
+from tl_backward.gradients.gram import ExampleRows, inner_products
 from tl_backward.gradients.losses import Loss, next_token_loss
 from tl_backward.gradients.summary import similarity_sentence
 from tl_backward.model.inputs import check_text_model, has_decoder

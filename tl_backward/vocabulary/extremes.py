@@ -7,18 +7,21 @@ if only those few entries are looked at that can be among the k.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_backward._support.threads import n_threads, over_threads, steps
 from tl_backward.model.head import Product
 
 MAX_LOGIT_BYTES = 32 * 2**20
-"""Logits held at once, and what is picked from them; the vocabulary is read in tiles through one buffer."""
+"""Logits held at once, and what is picked from them; the vocabulary is read in tiles through a buffer a thread."""
 
 _ROWS = 1024  # vectors read together; more would narrow the tiles
 _GROUP = 32  # entries compared before topk; those of a group lie far apart, which a processor compares side by side
+_LEAST_STRIPE = 2048  # of the vocabulary's entries; fewer are not worth a thread
 _CACHED = 2**17  # entries of a tile that are looked at together: 512 KiB, and as much scratch
 
 
@@ -62,40 +65,26 @@ def extremes(
     if isinstance(unembedding, Tensor):
         d_vocab = unembedding.shape[1] if columns is None else len(columns)
         rows = min(len(vectors), _ROWS)
-        width = allowed // max(1, rows)
-        width = max(1, min(d_vocab, width - width % _GROUP if width > _GROUP else width))
     else:
-        d_vocab = width = unembedding(vectors[:1]).shape[1] if len(vectors) else k
+        d_vocab = unembedding(vectors[:1]).shape[1] if len(vectors) else k
         rows = min(len(vectors), max(1, allowed // d_vocab))
-    buffer = vectors.new_empty(rows * width)
     copies = _copies(unembedding, wanted, offset) if isinstance(unembedding, Tensor) else []
+    read = partial(_read, k=k, offset=offset, transform=transform, copies=copies)
     parts = []
     starts = range(0, max(1, len(vectors)), max(1, rows))
     for start in tqdm(starts, disable=not show_progress, delay=1, leave=False, desc="vectors in words"):
         chunk, ids = vectors[start : start + rows], wanted[start : start + rows]
         if isinstance(unembedding, Tensor):
             own = _own(chunk, unembedding, ids)
-            tiles = _products(chunk, unembedding, columns, width, buffer)
+            n = n_threads(vectors.device)
+            tiles = partial(_products, chunk, unembedding, columns, max(1, allowed // (n * max(1, rows))))
+            stripes = list(steps(d_vocab, max(_LEAST_STRIPE, -(-d_vocab // n)))) or [slice(0, 0)]
         else:
-            whole = unembedding(chunk) if len(chunk) else buffer.new_zeros(0, d_vocab)
-            own, tiles = whole.gather(1, ids), iter([whole])
+            whole = unembedding(chunk) if len(chunk) else vectors.new_zeros(0, d_vocab)
+            own, tiles, stripes = whole.gather(1, ids), partial(_whole, whole), [slice(0, d_vocab)]
         own = transform(own if offset is None else own + offset[ids])
-        ranks, top_k, bottom_k, first = torch.zeros_like(ids), _Best(k, largest=True), _Best(k, largest=False), 0
-        for logits in tiles:
-            stop = first + logits.shape[1]
-            logits = transform(logits if offset is None else logits.add_(offset[first:stop]))
-            largest, smallest, greater = _look(logits, own)
-            # The token itself, whose logit was computed apart, must not outrank itself by a rounding error.
-            place = (ids - first).clamp(0, logits.shape[1] - 1)
-            itself = (ids >= first) & (ids < stop) & (logits.gather(1, place) > own)
-            ranks += greater - itself.long()
-            for token, others in copies:
-                here = logits[:, others[(others >= first) & (others < stop)] - first]
-                ranks -= (ids == token) * (here[:, None] > own[:, :, None]).sum(2)
-            top_k.add(logits, largest, first)
-            bottom_k.add(logits, smallest, first)
-            first = stop
-        parts.append((*top_k.found(), *bottom_k.found(), ranks))
+        found = over_threads(partial(read, tiles, ids, own), stripes, vectors.device)
+        parts.append(_together(list(found), k))
     top, top_ids, bottom, bottom_ids, ranks = (torch.cat(side) for side in zip(*parts, strict=True))
     for i, ids in enumerate(wanted.unbind(-1)):
         # The compared logit was computed apart and may differ in the last bit; a listed token's rank is the list's.
@@ -136,13 +125,60 @@ def _copies(matrix: Tensor, wanted: Tensor, offset: Tensor | None) -> list[tuple
     return copies
 
 
-def _products(vectors: Tensor, matrix: Tensor, columns: Tensor | None, width: int, buffer: Tensor) -> Iterator[Tensor]:
-    """Tiles [n, width] of vectors @ matrix, each in the place of the last."""
-    d_vocab = matrix.shape[1] if columns is None else len(columns)
-    for first in range(0, d_vocab, width):
-        tile = slice(first, min(first + width, d_vocab))
+def _products(vectors: Tensor, matrix: Tensor, columns: Tensor | None, width: int, stripe: slice) -> Iterator[Tensor]:
+    """Tiles [n, width] of vectors @ matrix for a stripe of the vocabulary, each in the place of the last."""
+    width -= width % _GROUP if width > _GROUP else 0
+    buffer = vectors.new_empty(len(vectors) * min(width, stripe.stop - stripe.start))
+    for tile in steps(stripe.stop, width, stripe.start):
         part = matrix[:, tile] if columns is None else matrix.index_select(1, columns[tile])
         yield torch.mm(vectors, part, out=buffer[: len(vectors) * part.shape[1]].view(len(vectors), part.shape[1]))
+
+
+def _whole(logits: Tensor, _: slice) -> Iterator[Tensor]:
+    yield logits
+
+
+def _read(
+    tiles: Callable[[slice], Iterator[Tensor]],
+    ids: Tensor,
+    own: Tensor,
+    stripe: slice,
+    *,
+    k: int,
+    offset: Tensor | None,
+    transform: Callable[[Tensor], Tensor],
+    copies: list[tuple[int, Tensor]],
+) -> tuple[Tensor, ...]:
+    """What the tiles of a stripe say: values and ids of both ends [n, k], and how many entries outrank the wanted."""
+    first = stripe.start
+    ranks, top_k, bottom_k = torch.zeros_like(ids), _Best(k, largest=True), _Best(k, largest=False)
+    for logits in tiles(stripe):
+        stop = first + logits.shape[1]
+        logits = transform(logits if offset is None else logits.add_(offset[first:stop]))
+        largest, smallest, greater = _look(logits, own)
+        # The token itself, whose logit was computed apart, must not outrank itself by a rounding error.
+        place = (ids - first).clamp(0, logits.shape[1] - 1)
+        itself = (ids >= first) & (ids < stop) & (logits.gather(1, place) > own)
+        ranks += greater - itself.long()
+        for token, others in copies:
+            here = logits[:, others[(others >= first) & (others < stop)] - first]
+            ranks -= (ids == token) * (here[:, None] > own[:, :, None]).sum(2)
+        top_k.add(logits, largest, first)
+        bottom_k.add(logits, smallest, first)
+        first = stop
+    return *top_k.found(), *bottom_k.found(), ranks
+
+
+def _together(stripes: list[tuple[Tensor, ...]], k: int) -> tuple[Tensor, ...]:
+    """What the stripes of a vocabulary say, as if one had been read; of equal entries those of earlier stripes stay."""
+    if len(stripes) == 1:
+        return stripes[0]
+    top, top_ids, bottom, bottom_ids, ranks = zip(*stripes, strict=True)
+    ends = []
+    for values, ids, largest in ((top, top_ids, True), (bottom, bottom_ids, False)):
+        values, at = torch.cat(values, 1).sort(dim=1, descending=largest, stable=True)
+        ends += [values[:, :k], torch.cat(ids, 1).gather(1, at[:, :k])]
+    return *ends, torch.stack(ranks).sum(0)
 
 
 def _look(tile: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
