@@ -74,7 +74,9 @@ def _map() -> "tlb.render.Page":
 
 def _stitching() -> "tlb.render.Page":
     model = tlb.load("facts")
-    return tlb.render.stitching_report(tlb.dissimilarity.stitching_grid(model, model, _texts(), **QUIET))
+    return tlb.render.stitching_report(
+        tlb.dissimilarity.stitching_grid(model, model, _texts(), **QUIET), names=("facts", "again")
+    )
 
 
 def _invert() -> "tlb.render.Page":

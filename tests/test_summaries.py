@@ -173,12 +173,12 @@ def test_distances_between_models():
 
 def test_stitches():
     ahead = Cost(1, 1, 0.5, (0.4, 0.6), 0.1, (0.05, 0.15))
-    assert "no clear difference" not in stitches_sentence({"A->B": [ahead, replace(ahead, nats=0.9)]})
-    assert "costs 0.5 nats" in stitches_sentence({"A->B": [ahead]})
+    assert "no clear difference" not in stitches_sentence({("A", "B"): [ahead, replace(ahead, nats=0.9)]})
+    assert "costs 0.5 nats" in stitches_sentence({("A", "B"): [ahead]})
     near = replace(ahead, own=0.45, own_interval=(0.35, 0.55))
-    assert "no clear difference" in stitches_sentence({"A->B": [near]})
-    assert "with no stitch of B to itself" in stitches_sentence({"A->B": [Cost(0, 0, 0.5, (0.4, 0.6))]})
-    assert stitches_sentence({"A->B": [Cost(0, 0, NAN, (NAN, NAN))]}) == "No stitch has a finite cost."
+    assert "no clear difference" in stitches_sentence({("A", "B"): [near]})
+    assert "with no stitch of B to itself" in stitches_sentence({("A", "B"): [Cost(0, 0, 0.5, (0.4, 0.6))]})
+    assert stitches_sentence({("A", "B"): [Cost(0, 0, NAN, (NAN, NAN))]}) == "No stitch has a finite cost."
 
 
 def test_matches_of_parameters():

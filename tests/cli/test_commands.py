@@ -147,7 +147,7 @@ BAD_INPUT = {
     "recipe": (["lens", "--model", "facts-gelu-2l", *STORY], "do not ship"),
     "device": ([*ASK, "--device", "abacus"], "Expected a device that PyTorch can use here, got 'abacus'"),
     "folder": ([*ASK, "--out", "/no/such/folder/x.html"], "Expected --out in a folder that exists"),
-    "out": ([*ASK, "--out", "/"], "Expected a file to write the page to, got the folder '/'"),
+    "out": ([*ASK, "--out", "/"], "Expected --out to be a file to write the page to, got the folder '/'"),
     "empty folder": (["lens", "--model", ".", *STORY], "it has no config.json"),
 }
 

@@ -29,6 +29,19 @@ def test_edit_shows_and_saves(capsys, tmp_path):
         assert model.tokenizer.decode([int(model(PROMPT)[0, -1].argmax())]) == TARGET
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_the_model_is_loaded(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("tl_backward.cli.edit.load_asked", lambda arguments: pytest.fail("loaded"))
+    for path, said in {
+        tmp_path: "tl-backward: Expected --save to be a file to write the edit to, got the folder",
+        tmp_path / "none" / "edit.safetensors": "tl-backward: Expected --save in a folder that exists, got",
+    }.items():
+        code, _, complained = run(capsys, *EDIT, "--layer", "2", "--json", "--save", path)
+        assert code == 1 and complained.startswith(said) and complained.count("\n") == 1
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    code, _, complained = run(capsys, *EDIT, "--layer", "2", "--json", "--save", tmp_path / "edit.safetensors")
+    assert code == 1 and "Expected --save in a folder that can be written to" in complained
+
+
 def test_edit_as_json_with_gradient_steps(capsys, tmp_path):
     case = edit_cases("test")[0]
     cases = tmp_path / "cases.jsonl"

@@ -71,12 +71,12 @@ def test_a_trained_model_against_its_controls():
     """In the last layers of the facts model keys and values of a neuron name the same tokens; Gaussian vectors do not."""
     model = tlb.zoo.load("facts")
     found = related_pairs(model, "KV", 3, k=20, show_progress=False)
-    summary = found.summary()
+    summary = found.means()
     assert summary.loc["aligned", "mean"] > 3 * summary.loc["gaussian", "mean"] > 0
     assert summary.loc["aligned", "mean"] > 3 * summary.loc["shuffled", "mean"] > 0
     from tl_backward.model.controls import random_init
 
-    untrained = related_pairs(random_init(model), "KV", 3, k=20, show_progress=False).summary()
+    untrained = related_pairs(random_init(model), "KV", 3, k=20, show_progress=False).means()
     gap = abs(untrained.loc["aligned", "mean"] - untrained.loc["gaussian", "mean"])
     assert gap < 4 * (untrained["standard error"] ** 2).sum() ** 0.5
 
@@ -123,7 +123,7 @@ def test_seed_filters_and_rng(world):
 def test_frame_and_html(world):
     found = related_pairs(build(world), "QK", 1, k=5)
     assert list(found.to_frame().columns) == ["head", "index", "aligned", "shuffled", "gaussian"]
-    assert list(found.summary().index) == ["aligned", "shuffled", "gaussian"] and "gaussian" in repr(found)
+    assert list(found.means().index) == ["aligned", "shuffled", "gaussian"] and "gaussian" in repr(found)
     assert found._repr_html_().count("<tr>") == 4
 
 

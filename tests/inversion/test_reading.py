@@ -228,7 +228,7 @@ def test_patching_by_hand(world, site, hook):
         assert float(check.logit_change[index]) == pytest.approx(change, abs=1e-9)
         assert bool(check.kept[index]) == kept
         assert check.distances[index] == found.distances[found.texts.index(text)]
-    summary = check.summary()
+    summary = check.means()
     assert summary.loc["inside", "kl"] == pytest.approx(float(check.kl[:6].mean())) and summary.loc["outside", "n"] == 6
     assert len(check.to_frame()) == 12 and "mean KL" in repr(check) and "<table" in check._repr_html_()
 

@@ -216,6 +216,21 @@ def test_curves_of_stitches_follow_relative_depth():
     assert "Two models stitched: two" in page
 
 
+def test_stitched_models_are_called_by_their_names(grid):
+    names = ("run<1>", "run2")
+    heat = render.stitching_heatmap(grid, "B->A", names=names)
+    texts = [heat.layout.title.text, heat.layout.xaxis.title.text, heat.layout.yaxis.title.text]
+    assert "run2&#39;s head, run&lt;1&gt;&#39;s tail" in texts[0] or "run2's head, run&lt;1&gt;'s tail" in texts[0]
+    assert "tail: after layer of run&lt;1&gt;" in texts[1] and "head: last layer of run2" in texts[2]
+    lines = [line["name"] for line in traces(render.stitching_curves(grid, names=names)) if "name" in line]
+    assert sorted(lines) == sorted(f"{a}-&gt;{b}" for a in ("run&lt;1&gt;", "run2") for b in ("run&lt;1&gt;", "run2"))
+    page = render.stitching_report(grid, names=names).to_html()
+    assert "Two models stitched: run&lt;1&gt; and run2" in page and "run<1>" not in page
+    assert grid.summary(names).startswith("run<1>'s head up to layer ")
+    twins = render.stitching_report(grid, names=("same", "same")).to_html()
+    assert "same (A)&#x27;s head" in twins and "same (B)&#x27;s tail" in twins
+
+
 def test_curves_of_models_of_other_depths(grid):
     figure = render.stitching_curves(grid)
     lines = {line["name"]: line for line in traces(figure) if "name" in line}

@@ -108,7 +108,8 @@ def _compare(arguments: argparse.Namespace) -> Answer:
 
 def _lines(comparison: "Comparison", names: tuple[str, str]) -> Iterator[str]:
     """Lines of text: a table for each measure, layers of A by layers of B, and the caveats of the data."""
-    from tl_backward.render.compare_report import caveats, told_apart
+    from tl_backward.render.compare_report import caveats
+    from tl_backward.render.told_apart import told_apart
 
     yield comparison.summary(told_apart(names))
     yield repr(comparison)

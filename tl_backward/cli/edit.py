@@ -13,6 +13,7 @@ from tl_backward.cli.options import (
     add_command,
     add_model,
     aligned,
+    check_out,
     load_asked,
     name_of,
     positive,
@@ -132,6 +133,7 @@ def _add_edits_options(parser: argparse.ArgumentParser) -> None:
 
 def _edit(arguments: argparse.Namespace) -> Answer:
     _settle_method(arguments)
+    kept = None if arguments.save is None else check_out(arguments.save, "--save", "the edit")
     chooses = arguments.method == "shift" and arguments.layer is None
     validation = _cases(arguments, 40, 0)[0] if chooses else ()  # refused before the model is loaded
     model = load_asked(arguments)
@@ -143,7 +145,7 @@ def _edit(arguments: argparse.Namespace) -> Answer:
     others = [edit_effect(model, edit, prompt, k=k) for prompt in (*arguments.also, *near)]
     case = _own_case(arguments)
     scores = None if case is None else (evaluate_edit(model, None, case), evaluate_edit(model, edit, case))
-    saved = None if arguments.save is None else edit.save(arguments.save)
+    saved = None if kept is None else edit.save(kept)
 
     def page() -> "Page":
         from tl_backward.render.edit_report import edit_report

@@ -185,19 +185,30 @@ def default_out(arguments: argparse.Namespace) -> str:
     return "-".join(re.sub(r"[^\w.-]+", "_", word) for word in words) + ".html"
 
 
-def check_out(out: str) -> Path:
-    """Path of the page; one that cannot be written is refused before the computation."""
+def check_out(out: str, option: str = "--out", what: str = "the page") -> Path:
+    """Path of what is written; one that cannot be is refused before the computation.
+
+    Args:
+        out: the path.
+        option: that it was given with.
+        what: is written there.
+
+    Raises:
+        OSError: a folder, one in no folder that exists, or where nothing may be written.
+    """
     path = Path(out)
     if path.is_dir():
         raise IsADirectoryError(
-            f"Expected a file to write the page to, got the folder {str(path)!r}; name a file in it."
+            f"Expected {option} to be a file to write {what} to, got the folder {str(path)!r}; name a file in it."
         )
     if not path.parent.is_dir():
         raise FileNotFoundError(
-            f"Expected --out in a folder that exists, got {str(path)!r}; create {str(path.parent)!r} first."
+            f"Expected {option} in a folder that exists, got {str(path)!r}; create {str(path.parent)!r} first."
         )
     if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"Expected --out in a folder that can be written to, got {str(path)!r}; choose another.")
+        raise PermissionError(
+            f"Expected {option} in a folder that can be written to, got {str(path)!r}; choose another."
+        )
     return path
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from tqdm.auto import tqdm
 
 from tl_backward._support.checks import check_head, check_layers
+from tl_backward._support.html import table
 from tl_backward._support.public import public
 from tl_backward._support.shown import Shown
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.embedding_space.coherence import Coherence, parameter_coherence
 from tl_backward.embedding_space.heads import Circuit, HeadPairs, head_pairs
 from tl_backward.embedding_space.options import VectorOptions
@@ -45,6 +46,14 @@ class ParameterWords(Shown):
     def summary(self) -> str:
         """The coherence's sentence."""
         return self.coherence.summary()
+
+    def to_frame(self) -> DataFrame:
+        """The coherence's frame: one row a vector, most coherent first; pairs have frames of their own."""
+        return self.coherence.to_frame()
+
+    def _repr_html_(self) -> str:
+        """The coherence's static table, then each head's pairs."""
+        return "".join(part._repr_html_() for part in (self.coherence, *self.pairs))
 
 
 @public
@@ -144,6 +153,24 @@ class ParameterAtlas(Shown):
     def summary(self) -> str:
         """In one sentence: how many vectors are coherent, beside chance, and in which weight most."""
         return atlas_sentence([each.above for each in self.coherence.values()])
+
+    def to_frame(self) -> DataFrame:
+        """One row a vector, matrix by matrix: weight, layer, and the columns of `Coherence.to_frame`."""
+        import pandas
+
+        frames = []
+        for (short, layer), each in self.coherence.items():
+            frame = each.to_frame()
+            frame.insert(0, "weight", short)
+            frame.insert(1, "layer", layer)
+            frames.append(frame)
+        return pandas.concat(frames, ignore_index=True)
+
+    def _repr_html_(self) -> str:
+        """A static table: how many vectors of each matrix are coherent, beside the 5 % of chance."""
+        rows = [[each.above.n, each.above.n_above, each.above.share] for each in self.coherence.values()]
+        names = [f"{short}, layer {layer}" for short, layer in self.coherence]
+        return table(["vectors", "coherent", "share"], rows, row_names=names, caption=self.summary(), corner="weight")
 
     @property
     def weights(self) -> list[str]:

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from tl_backward._support.checks import check_head, check_layers, short
 from tl_backward._support.deprecation import old_keywords
-from tl_backward._support.html import Cell, table
+from tl_backward._support.html import Cell, table, visible_token
 from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
+from tl_backward._support.sentences import listed
 from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel, typed
 from tl_backward.embedding_space.options import OLD_KEYWORDS, PairOptions, VectorOptions
 from tl_backward.embedding_space.vectors import PAIRED_WEIGHTS, Embedding, pair_name, parameter_vectors, query_heads
@@ -61,6 +62,14 @@ class HeadPairs(Saved):
     def __repr__(self) -> str:
         what = "largest" if self.pairs.largest else "smallest"
         return f"HeadPairs({self.circuit}, layer {self.layer}, head {self.head}, {len(self.pairs.rows)} {what} pairs)"
+
+    def summary(self) -> str:
+        """In one sentence: the first pairs. They are read from the weights alone, with nothing beside them."""
+        pairs = zip(self.first_tokens[:3], self.second_tokens[:3], strict=True)
+        named = [f"{visible_token(first, 24)} -> {visible_token(second, 24)}" for first, second in pairs]
+        which = "strongest" if self.pairs.largest else "most negative"
+        where = f"of head {self.head} in layer {self.layer}"
+        return f"The {which} {self.circuit} pairs {where} are {listed(named)}, with no control beside them."
 
     def to_frame(self) -> DataFrame:
         """One row a pair, best first: both tokens, the score, both ids."""

@@ -16,6 +16,7 @@ from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import table, visible_token
 from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
+from tl_backward._support.sentences import DRAWS_NEEDED, count_text, percent
 from tl_backward._support.types import DataFrame, Prompts, TransformerLensModel, typed
 from tl_backward.embedding_space.options import OLD_KEYWORDS, VectorOptions
 from tl_backward.embedding_space.projection import check_choice, top_tokens
@@ -64,7 +65,23 @@ class RelatedPairs(Saved):
         what = "neurons of an MLP" if self.heads is None else "pairs of an attention's heads"
         return f"RelatedPairs({len(self.index)} {what}, {self.weights[0]} and {self.weights[1]}, k={self.k}: {means})"
 
-    def summary(self) -> DataFrame:
+    def summary(self) -> str:
+        """In one sentence: how many top tokens the pairs share, beside pairs drawn at random."""
+        own, drawn = self.aligned.double(), self.shuffled.double()
+        shares = [f"{100 * float(getattr(self, name).mean()):.2g} %" for name in _CONDITIONS]
+        first = (
+            f"{count_text(len(own), 'pair')} of vectors of {' and '.join(self.weights)} share {shares[0]} of their top "
+            f"{self.k} tokens, pairs drawn at random {shares[1]}, Gaussian vectors {shares[2]}"
+        )
+        if len(own) < DRAWS_NEEDED:
+            return f"{first}; so few pairs cannot tell them apart."
+        # Means of pairs, each beside its own random one.
+        apart = own - drawn
+        error = float(apart.std()) / len(own) ** 0.5
+        clear = abs(float(apart.mean())) > 1.96 * error and len(apart.unique()) > 1
+        return f"{first}{'' if clear else ': no clear difference'}."
+
+    def means(self) -> DataFrame:
         """For aligned, shuffled and gaussian: mean, its standard error, median and largest."""
         import pandas
 
@@ -88,8 +105,8 @@ class RelatedPairs(Saved):
         return pandas.DataFrame(columns | {name: getattr(self, name).tolist() for name in _CONDITIONS})
 
     def _repr_html_(self) -> str:
-        """A static table of the summary."""
-        summary = self.summary()
+        """A static table of the means."""
+        summary = self.means()
         caption = f"{' and '.join(self.weights)}: Jaccard index of the top {self.k} tokens, {len(self.index)} pairs"
         return table(list(summary), summary.to_numpy().tolist(), row_names=list(summary.index), caption=caption)
 
@@ -211,6 +228,19 @@ class ActivationOverlap(Saved):
     def __repr__(self) -> str:
         means = f"aligned {float(self.aligned.mean()):.4f}, shuffled {float(self.shuffled.mean()):.4f}"
         return f"ActivationOverlap({self.weight!r}, {len(self.tokens)} tokens, k={self.k}: {means})"
+
+    def summary(self) -> str:
+        """In one sentence: how many of a state's words its own vectors name, beside those of another token."""
+        if not self.tokens:
+            return "No token was asked about."
+        own, drawn = self.aligned.double(), self.shuffled.double()
+        first = (
+            f"Of the top {self.k_state} tokens of a hidden state, {percent(float(own.mean()))} are named by its own "
+            f"most activated vectors of {self.weight}, {percent(float(drawn.mean()))} by those of another token"
+        )
+        error = float((own - drawn).std()) / len(own) ** 0.5 if len(own) >= DRAWS_NEEDED else float("inf")
+        clear = error > 0 and abs(float((own - drawn).mean())) > 1.96 * error
+        return f"{first} ({count_text(len(own), 'token')}{'' if clear else ': no clear difference'})."
 
     def to_frame(self) -> DataFrame:
         """One row a token: example, position, token, aligned, shuffled."""

@@ -14,6 +14,7 @@ from tl_backward._support.html import Cell, table, visible_token
 from tl_backward._support.lengths import lengths
 from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
+from tl_backward._support.sentences import count_text, listed
 from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel, typed
 from tl_backward.embedding_space.options import OLD_KEYWORDS, VectorOptions
 from tl_backward.embedding_space.vectors import Embedding, ParameterVectors, Role, parameter_vectors
@@ -84,6 +85,16 @@ class Projection(Saved):
     def __repr__(self) -> str:
         k = self.top_ids.shape[1]
         return f"Projection({self.weight!r}, {self.side}, {len(self)} vectors, k={k} of {self.n_tokens} tokens)"
+
+    def summary(self) -> str:
+        """In one sentence: the longest vector's first words, with nothing beside them; see `parameter_coherence`."""
+        if not len(self) or bool(self.is_zero.all()):
+            return f"All vectors of {self.weight} are zero, and say nothing in words."
+        longest = self[int(self.norm.argmax())]
+        words = [visible_token(word, 24) for word in longest.top_tokens[0][:3]]
+        which = f"the longest, {longest.vector_names()[0]}," if len(self) > 1 else "it"
+        vectors = f"{self.weight}'s {count_text(len(self), 'vector')}"
+        return f"Of {vectors} {which} says {listed(words)}, with no control beside it."
 
     def to_frame(self) -> DataFrame:
         """One row a vector: head (where there are), index, norm, and top and bottom tokens and scores as lists."""

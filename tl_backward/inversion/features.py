@@ -16,6 +16,7 @@ from torch import Tensor
 from tl_backward._support.html import Cell, table, visible_text
 from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
+from tl_backward._support.sentences import percent
 from tl_backward._support.types import DataFrame
 from tl_backward.inversion.preimage import Preimage
 from tl_backward.text.token_strings import text_frame
@@ -73,6 +74,38 @@ class FeatureConsistency(Saved):
         beside = "" if self.prior is None else f", prior {self.prior}"
         return f"FeatureConsistency({visible_text(self.feature)} = {self.query_value!r:.40}: {self.rate}{beside})"
 
+    def summary(self) -> str:
+        """In one sentence: the share of the texts inside that have the query's value, beside that of others."""
+        has = f"{percent(self.rate.value)} of the texts near it have the query's {visible_text(self.feature)}"
+        if self.prior is None:
+            return f"{has}, beside no others."
+        apart = self.rate.low > self.prior.high or self.rate.high < self.prior.low
+        clearly = "" if apart else ": no clear difference"
+        return f"{has}, {percent(self.prior.value)} of others{clearly}."
+
+    def to_frame(self) -> DataFrame:
+        """One row, with the columns of `FeatureTable.to_frame`."""
+        return text_frame([self._columns()])
+
+    def _repr_html_(self) -> str:
+        """The static table of one feature."""
+        return FeatureTable((self,), self.summary())._repr_html_()
+
+    def _columns(self) -> dict[str, object]:
+        prior = self.prior
+        return {
+            "feature": self.feature,
+            "query_value": self.query_value,
+            "rate": self.rate.value,
+            "low": self.rate.low,
+            "high": self.rate.high,
+            "n": self.rate.n,
+            "prior": None if prior is None else prior.value,
+            "prior_low": None if prior is None else prior.low,
+            "prior_high": None if prior is None else prior.high,
+            "bits": self.bits,
+        }
+
     @property
     def bits(self) -> float:
         """How much knowing z says of the feature: KL in bits from the prior's rate to the preimage's.
@@ -101,6 +134,10 @@ class FeatureTable(Saved):
         best = ", ".join(f"{visible_text(row.feature)} {row.rate.value:.3f}" for row in self.rows[:3])
         return f"FeatureTable({len(self.rows)} features, first {best})"
 
+    def summary(self) -> str:
+        """The sentence of the feature that is most telling."""
+        return self.rows[0].summary() if self.rows else "No feature was asked about."
+
     def __getitem__(self, feature: str) -> FeatureConsistency:
         found = next((row for row in self.rows if row.feature == feature), None)
         if found is None:
@@ -111,21 +148,7 @@ class FeatureTable(Saved):
 
     def to_frame(self) -> DataFrame:
         """One row a feature: value of the query, rate, low, high, n, prior, prior_low, prior_high, bits."""
-        return text_frame(
-            {
-                "feature": row.feature,
-                "query_value": row.query_value,
-                "rate": row.rate.value,
-                "low": row.rate.low,
-                "high": row.rate.high,
-                "n": row.rate.n,
-                "prior": None if row.prior is None else row.prior.value,
-                "prior_low": None if row.prior is None else row.prior.low,
-                "prior_high": None if row.prior is None else row.prior.high,
-                "bits": row.bits,
-            }
-            for row in self.rows
-        )
+        return text_frame(row._columns() for row in self.rows)
 
     def _repr_html_(self) -> str:
         """A static table, coloured by the rate."""

@@ -3,11 +3,14 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib import import_module
 from itertools import product
+from typing import Any
 
 from tl_backward._support.html import table
 from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
+from tl_backward._support.shown import Shown
 from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion._old_calls import old_options
@@ -185,7 +188,7 @@ def _compared(
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Inversion:
+class Inversion(Shown):
     """What the activations of one query know; `render.invert_report` makes a page of it."""
 
     readings: tuple[SiteReading, ...]
@@ -196,6 +199,27 @@ class Inversion:
     def summary(self) -> str:
         """In one sentence: what the activations keep of the query, the most telling place first."""
         return known_sentence([each.known() for each in self.readings], self.readings[0].preimage.epsilon)
+
+    def to_frame(self) -> DataFrame:
+        """One row a text of each reading: site, asked_at (in the query), and the columns of `Preimage.to_frame`."""
+        import pandas
+
+        frames = []
+        for reading in self.readings:
+            frame = reading.to_frame()
+            frame.insert(0, "site", str(reading.preimage.site))
+            frame.insert(1, "asked_at", reading.preimage.position)
+            frames.append(frame)
+        return pandas.concat(frames, ignore_index=True)
+
+    def page(self, **options: object) -> Any:  # a `render.Page`
+        """The page of all readings and the comparison; options are those of `render.invert_report`."""
+        report = import_module("tl_backward.render").invert_report
+        return report(self.readings, **{"comparison": self.comparison} | options)
+
+    def _repr_html_(self) -> str:
+        """The static tables of the readings, one below the other."""
+        return "".join(reading._repr_html_() for reading in self.readings)
 
     def __repr__(self) -> str:
         return f"Inversion({len(self.readings)} readings, first {self.readings[0]!r})"

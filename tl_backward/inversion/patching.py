@@ -11,6 +11,7 @@ from tl_backward._support.checks import check_at_least_one
 from tl_backward._support.html import table
 from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
+from tl_backward._support.sentences import overlap, percent
 from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.inversion.activations import collect_at
 from tl_backward.inversion.preimage import Preimage
@@ -62,7 +63,21 @@ class PatchCheck(Saved):
             }
         )
 
-    def summary(self) -> DataFrame:
+    def summary(self) -> str:
+        """In one sentence: how often the answer survives texts inside, and texts outside."""
+        own, other = (bootstrap(self.kept[chosen].double()) for chosen in (self.inside, ~self.inside))
+        texts = int((~self.inside).sum())
+        first = (
+            f"With the activation of texts inside the most likely token stays in {percent(float(own.mean))} of "
+            f"{int(self.inside.sum())} runs"
+        )
+        if not texts:
+            return f"{first}; no text outside was tried."
+        clear = not overlap((float(own.low), float(own.high)), (float(other.low), float(other.high)))
+        beside = f"with that of texts outside in {percent(float(other.mean))} of {texts}"
+        return f"{first}, {beside}{'' if clear else ': no clear difference'}."
+
+    def means(self) -> DataFrame:
         """For inside and outside: n, and kl, |logit_change| and kept with their 95 % bootstrap intervals."""
         import pandas
 
@@ -77,8 +92,8 @@ class PatchCheck(Saved):
         return pandas.DataFrame.from_dict(rows, orient="index")
 
     def _repr_html_(self) -> str:
-        """A static table of the summary."""
-        frame = self.summary()
+        """A static table of the means."""
+        frame = self.means()
         caption = f"{self.query.text} at {self.query.site}, position {self.query.position}; answer {self.answer}"
         return table(list(frame), frame.to_numpy().tolist(), row_names=list(frame.index), caption=caption)
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tl_backward._support.checks import check_at_least_one
 from tl_backward._support.public import public
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.saved import Saved
+from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.inversion.activations import collect
 from tl_backward.inversion.features import LEVEL, Feature, FeatureTable, common_features, compare_with_exact
 from tl_backward.inversion.preimage import Preimage
@@ -34,7 +35,7 @@ class TokenReader(Protocol):
 
 
 @dataclass(frozen=True)
-class ShownText:
+class ShownText(Saved):
     """One text of a preimage, token by token."""
 
     index: int
@@ -55,7 +56,7 @@ class ShownText:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class SiteReading:
+class SiteReading(Saved):
     """What one site at one position knows of the query, as a page shows it."""
 
     preimage: Preimage
@@ -89,6 +90,14 @@ class SiteReading:
         interval lies above that of the prior.
         """
         return known_sentence([self.known()], self.preimage.epsilon)
+
+    def to_frame(self) -> DataFrame:
+        """The preimage's frame: one row a text."""
+        return self.preimage.to_frame()
+
+    def _repr_html_(self) -> str:
+        """The static table of what the texts within share; of the texts where no feature was asked about."""
+        return (self.features or self.preimage)._repr_html_()
 
     def __repr__(self) -> str:
         beside = [name for name in ("retrieval", "exact") if getattr(self, name) is not None]

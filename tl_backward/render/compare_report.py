@@ -17,6 +17,7 @@ from tl_backward.render.outline import paragraphs
 from tl_backward.render.page import Fragment, Page, beside
 from tl_backward.render.stitching_report import add_stitches
 from tl_backward.render.tables import frame_block, table
+from tl_backward.render.told_apart import told_apart
 
 if TYPE_CHECKING:
     import plotly.graph_objects
@@ -106,15 +107,9 @@ def compare_report(
     if not comparison.first_excluded:
         page.section(*_FIRST, table(["model", "layer", "share"], shares))
     if stitches is not None:
-        add_stitches(page, stitches)
+        add_stitches(page, stitches, names)
     page.section(_READ[0], f"{_INTRO}\n\n{_READ[1]}", folded=True)
     return page.section(_WHAT, "", table(["what", "value"], facts(comparison)), folded=True)
-
-
-def told_apart(names: tuple[str, str]) -> tuple[str, str]:
-    """Names of two models that differ: a model beside itself is called A and B too."""
-    a, b = names
-    return (a, b) if a != b else (f"{a} (A)", f"{b} (B)")
 
 
 def _sides(names: tuple[str, str] | None) -> tuple[str, str]:

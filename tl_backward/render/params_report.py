@@ -304,7 +304,7 @@ def group_table(found: Sequence[Coherence], *, n_shown: int = _SHOWN, k: int = 8
 def _related(found: RelatedPairs) -> Fragment:
     """Means with their standard errors, as many digits as these allow."""
     rows = []
-    for pairing, (mean, error, median, largest) in found.summary().iterrows():
+    for pairing, (mean, error, median, largest) in found.means().iterrows():
         digits = 3 if math.isnan(error) or error <= 0 else max(0, 1 - math.floor(math.log10(error)))
         shown = f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" \N{PLUS-MINUS SIGN} {error:.{digits}f}")
         rows.append([str(pairing), shown, f"{median:.3f}", f"{largest:.3f}"])

@@ -11,6 +11,7 @@ from tl_backward.render.figures import Curve, banded, curves, heatmap
 from tl_backward.render.outline import paragraphs
 from tl_backward.render.page import Fragment, Page, beside
 from tl_backward.render.tables import frame_block
+from tl_backward.render.told_apart import told_apart
 
 if TYPE_CHECKING:
     import plotly.graph_objects
@@ -35,8 +36,15 @@ def _bound(grid: StitchingGrid) -> float:
     return max(float(grid.nats(direction).abs().nan_to_num(0.0).max()) for direction in grid.penalties) or 1.0
 
 
-def stitching_heatmap(grid: StitchingGrid, direction: str) -> "plotly.graph_objects.Figure":
+def stitching_heatmap(
+    grid: StitchingGrid, direction: str, *, names: tuple[str, str] | None = None
+) -> "plotly.graph_objects.Figure":
     """Draw one direction's penalties, head layers upwards and tail layers to the right, on the scale of all directions.
+
+    Args:
+        grid: the stitches.
+        direction: "A->B" is A's head and B's tail.
+        names: what A and B are called.
 
     Raises:
         KeyError: a direction that was not stitched.
@@ -51,7 +59,7 @@ def stitching_heatmap(grid: StitchingGrid, direction: str) -> "plotly.graph_obje
     """
     nats, bound = grid.nats(direction), _bound(grid)
     heads, tails = grid.layers(direction)
-    head, _, tail = direction.partition("->")
+    head, tail = _called(direction, names)
     figure = heatmap(
         nats,
         rows=[f"L{layer}" for layer in heads],
@@ -74,8 +82,12 @@ def stitching_heatmap(grid: StitchingGrid, direction: str) -> "plotly.graph_obje
     return figure.update_traces(colorbar={"title": {"text": "nats"}}).update_xaxes(tickangle=0)
 
 
-def stitching_curves(grid: StitchingGrid) -> "plotly.graph_objects.Figure":
+def stitching_curves(grid: StitchingGrid, *, names: tuple[str, str] | None = None) -> "plotly.graph_objects.Figure":
     """Draw the penalty of each tail with the head at the same relative depth, each direction beside its self-stitch.
+
+    Args:
+        grid: the stitches.
+        names: what A and B are called.
 
     Examples:
         >>> texts = [case.prompt for case in tlb.zoo.edit_cases("test")[:12]]
@@ -88,9 +100,9 @@ def stitching_curves(grid: StitchingGrid) -> "plotly.graph_objects.Figure":
     lines, length = [], max(len(grid.layers_a), len(grid.layers_b))
     for direction in ("A->B", "B->A"):
         own = f"{direction[-1]}->{direction[-1]}"
-        lines.append(_curve(grid, direction, length))
+        lines.append(_curve(grid, direction, length, names))
         if own in grid.penalties:
-            lines.append(_curve(grid, own, length, control_of=direction, heads=direction[0]))
+            lines.append(_curve(grid, own, length, names, beside=direction))
     same = grid.layers_a == grid.layers_b
     figure = curves(
         lines,
@@ -103,8 +115,17 @@ def stitching_curves(grid: StitchingGrid) -> "plotly.graph_objects.Figure":
     return figure.update_yaxes(exponentformat="power")
 
 
-def _curve(grid: StitchingGrid, direction: str, length: int, control_of: str | None = None, heads: str = "") -> Curve:
-    """Penalties down the diagonal in relative depth; `heads`, whose head's depths to take for a self-stitch."""
+def _called(direction: str, names: tuple[str, str] | None) -> list[str]:
+    """What the head's and the tail's model are called."""
+    known = {"A": "A", "B": "B"} if names is None else dict(zip("AB", told_apart(names), strict=True))
+    return [known[side] for side in direction.split("->")]
+
+
+def _curve(
+    grid: StitchingGrid, direction: str, length: int, names: tuple[str, str] | None, beside: str | None = None
+) -> Curve:
+    """Penalties down the diagonal in relative depth; a self-stitch with the head's depths of the direction `beside`."""
+    heads = beside[0] if beside else ""
     n_heads, n_tails = map(len, grid.layers(direction))
     like = len(grid.layers_a if heads == "A" else grid.layers_b) if heads else n_heads
     penalties = []
@@ -112,7 +133,9 @@ def _curve(grid: StitchingGrid, direction: str, length: int, control_of: str | N
         head, tail = _nearest(step, length, like), _nearest(step, length, n_tails)
         penalties.append(grid.penalties[direction][_nearest(head, like, n_heads) if heads else head][tail])
     values = torch.tensor([each.nats for each in penalties], dtype=torch.float64)
-    return banded(direction, values, *zip(*(each.interval for each in penalties), strict=True), control_of=control_of)
+    called, control_of = (each and "->".join(_called(each, names)) for each in (direction, beside))
+    intervals = zip(*(each.interval for each in penalties), strict=True)
+    return banded(called or "", values, *intervals, control_of=control_of)
 
 
 def _nearest(step: int, of: int, among: int) -> int:
@@ -121,8 +144,13 @@ def _nearest(step: int, of: int, among: int) -> int:
 
 
 @typed
-def stitching_report(grid: StitchingGrid, *, name: str = "") -> Page:
+def stitching_report(grid: StitchingGrid, *, name: str = "", names: tuple[str, str] | None = None) -> Page:
     """Make a page of a stitching grid: both directions beside each model stitched to itself, curves, and the data.
+
+    Args:
+        grid: the stitches.
+        name: of the two models, for the title.
+        names: what A and B are called, on the page.
 
     Examples:
         >>> texts = [case.prompt for case in tlb.zoo.edit_cases("test")[:12]]
@@ -132,17 +160,20 @@ def stitching_report(grid: StitchingGrid, *, name: str = "") -> Page:
         >>> isinstance(tlb.render.stitching_report(grid), tlb.render.Page)
         True
     """
-    page = Page(f"Two models stitched: {name}" if name else "Two models stitched", finding=grid.summary())
-    add_stitches(page, grid)
+    if names is not None and not name:
+        name = f"{names[0]} and {names[1]}"
+    said = grid.summary(*([] if names is None else [told_apart(names)]))
+    page = Page(f"Two models stitched: {name}" if name else "Two models stitched", finding=said)
+    add_stitches(page, grid, names)
     return page
 
 
-def add_stitches(page: Page, grid: StitchingGrid) -> None:
+def add_stitches(page: Page, grid: StitchingGrid, names: tuple[str, str] | None = None) -> None:
     """Append a stitching grid to a page."""
-    maps = [figure_fragment(stitching_heatmap(grid, direction)) for direction in grid.penalties]
+    maps = [figure_fragment(stitching_heatmap(grid, direction, names=names)) for direction in grid.penalties]
     data = frame_block(grid.to_frame(), "stitches.csv")
     n_texts = next(iter(grid.penalties.values()))[0][0].n_texts
     words = Fragment(paragraphs(_GRIDS[1].format(n_texts, grid.n_fit_texts)))
     page.section(_GRIDS[0].format(grid.map), "", beside(*maps), words, data)
     if max(len(grid.layers_a), len(grid.layers_b)) > 1:
-        page.section("", _CURVES, figure_fragment(stitching_curves(grid)))
+        page.section("", _CURVES, figure_fragment(stitching_curves(grid, names=names)))

@@ -14,6 +14,7 @@ from tl_backward._support.html import Cell, table, visible_token
 from tl_backward._support.lengths import lengths, units
 from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
+from tl_backward._support.sentences import count_text
 from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel, typed
 from tl_backward.model.checks import check_model
 from tl_backward.model.head import Head
@@ -85,6 +86,11 @@ class Readout(Saved):
 
     def __repr__(self) -> str:
         return f"Readout({self._sizes()}{self._last_words()})"
+
+    def summary(self) -> str:
+        """In one sentence: the first words of the last vector, with nothing beside them."""
+        said = self._last_words().removeprefix("; ") or "nothing was read"
+        return f"In words, {count_text(self.norm.numel(), 'vector')}: {said}."
 
     def _sizes(self) -> str:
         return f"{list(self.norm.shape)} vectors, k={self.top_ids.shape[-1]}, d_vocab={self.d_vocab}"

@@ -105,9 +105,14 @@ class StitchingGrid(Shown):
             f"{', '.join(self.penalties)})"
         )
 
-    def summary(self) -> str:
-        """In one sentence: the cheapest stitch of each direction, beside the tail's own head left at that depth."""
-        return stitches_sentence({way: self._costs(way) for way in ("A->B", "B->A") if way in self.penalties})
+    def summary(self, names: tuple[str, str] = ("A", "B")) -> str:
+        """In one sentence: the cheapest stitch of each direction, beside the tail's own head left at that depth.
+
+        Args:
+            names: what A and B are called.
+        """
+        ways = {"A->B": names, "B->A": names[::-1]}
+        return stitches_sentence({ways[way]: self._costs(way) for way in ways if way in self.penalties})
 
     def _costs(self, direction: str) -> list[Cost]:
         heads, tails = self.layers(direction)

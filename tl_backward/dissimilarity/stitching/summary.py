@@ -19,18 +19,17 @@ class Cost:
     own_interval: tuple[float, float] = (math.nan, math.nan)
 
 
-def stitches_sentence(costs: dict[str, Sequence[Cost]]) -> str:
-    """The cheapest stitch of each direction between the models."""
-    parts = [_part(direction, each) for direction, each in costs.items()]
+def stitches_sentence(costs: dict[tuple[str, str], Sequence[Cost]]) -> str:
+    """The cheapest stitch of each direction between the models: (head's name, tail's name) -> its stitches."""
+    parts = [_part(head, tail, each) for (head, tail), each in costs.items()]
     return f"{'; '.join(part for part in parts if part)}." if any(parts) else "No stitch has a finite cost."
 
 
-def _part(direction: str, costs: Sequence[Cost]) -> str:
+def _part(head: str, tail: str, costs: Sequence[Cost]) -> str:
     known = [each for each in costs if math.isfinite(each.nats)]
     if not known:
         return ""
     best = min(known, key=lambda each: each.nats)
-    head, _, tail = direction.partition("->")
     low, high = best.interval
     said = (
         f"{head}'s head up to layer {best.head} with {tail}'s tail after layer {best.tail} costs {best.nats:.2g} nats "
