@@ -2,6 +2,7 @@
 
 import plain
 import pytest
+from models import HAS_HOOKED_TRANSFORMER
 
 from tl_backward._support.public import public
 
@@ -78,12 +79,12 @@ TypeError Expected a keyword of sweep or an input of the model, got 'contrl'; th
 TypeError Expected a keyword of backward_lens or an input of the model, got 'layer'; the nearest are 'layers',
 TypeError Expected a keyword of backward_lens, got 'prompts'; the nearest are 'prompt',
 TypeError Expected k, how many tokens, as an integer, got '10'; for example k=10.
-TypeError Expected layers as an integer or a list of integers, got HookedTransformer; for example [0, -1].
+TypeError Expected layers as an integer or a list of integers, got {model}; for example [0, -1].
 TypeError Expected attention_mask of run_with_gradient_cache to be Bool[Tensor, 'batch pos'] | Int[Tensor, 'batch pos']
 TypeError Expected other of cosine to be GradientFactors, got GradientCache; see help(tl_backward.weights.factors.
 TypeError Expected k of svd to be int | None, got '5'; see help(
 ValueError Expected at least one component, got k=0; leave k out for all.
-TypeError Expected layout of gradient to be Literal['tl', 'parameter'], got HookedTransformer; see help(
+TypeError Expected layout of gradient to be Literal['tl', 'parameter'], got {model}; see help(
 TypeError Expected a target as text, a token id, or a list of either, got 3.5.
 TypeError Expected targets that are all text, ids, or lists of ids, got [' Oslo', 3].
 KeyError Expected a captured weight, got ('W_outt', 2); captured nearest to it: ('W_out', 2), (
@@ -95,7 +96,8 @@ TypeError Expected a complete call of sweep, got one that is missing a required 
 def test_what_is_said_of_wrong_calls():
     done = plain.run(SCRIPT)
     assert done.returncode == 0, done.stderr
-    lines, expected = done.stdout.splitlines(), SAID.strip().splitlines()
+    said = SAID.replace("{model}", "HookedTransformer" if HAS_HOOKED_TRANSFORMER else "TransformerBridge")
+    lines, expected = done.stdout.splitlines(), said.strip().splitlines()
     assert len(lines) == len(expected), lines
     for line, start in zip(lines, expected, strict=True):
         assert line.startswith(start)
