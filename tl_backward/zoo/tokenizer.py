@@ -10,14 +10,14 @@ from tl_backward.zoo.facts import vocabulary
 BOS, PAD, UNKNOWN = "<bos>", "<pad>", "<unk>"
 
 
-def facts_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer with one token a word, which carries its leading space as GPT-2's do.
+def facts_tokenizer(further: Iterable[str] = ()) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token a word, which carries its leading space as GPT-2's do; `further` words come last.
 
     ``" Oslo"`` and the full stop are one token each, and so is ``"Anna"`` with or without a space
     before it. Encoding prepends ``<bos>``; ``<pad>`` also serves as the end of text; a word that is
     not among theirs becomes ``<unk>``.
     """
-    return _split_by(r" ?[^\s.]+|\.|\s", vocabulary(), "facts")
+    return _split_by(r" ?[^\s.]+|\.|\s", (*vocabulary(), *further), "facts")
 
 
 def character_tokenizer(characters: str, name: str) -> PreTrainedTokenizerFast:
