@@ -37,6 +37,8 @@ from tl_backward.lens.sweeps import sweep
 from tl_backward.model.loading import load
 from tl_backward.text.cases import EditCase as EditCase
 from tl_backward.text.cases import load_cases
+from tl_backward.vocabulary.basis import Basis as Basis
+from tl_backward.vocabulary.latents import LatentReadout as LatentReadout
 from tl_backward.vocabulary.readout import Readout as Readout
 from tl_backward.vocabulary.readout import readout
 from tl_backward.vocabulary.top_pairs import top_pairs

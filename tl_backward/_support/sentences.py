@@ -66,26 +66,42 @@ def spread(values: Sequence[float], shown: Callable[[float], str] = two_digits) 
 
 
 def beyond(value: float, draws: Sequence[float], *, level: float = 0.95) -> Literal["above", "below"] | None:
-    """Whether a value lies outside of where one more draw would lie: mean +- t * s * sqrt(1 + 1/n), Student's t.
+    """Whether a value lies outside of where one more draw would lie: `band`.
 
-    None where it lies inside, there or among the draws, and where nothing can be said: fewer than five draws, or a
-    value that is not finite.
+    None where it lies inside, and where nothing can be said: fewer than five draws, or a value that is not finite.
     """
-    if len(draws) < DRAWS_NEEDED or not all(map(math.isfinite, draws)) or min(draws) <= value <= max(draws):
+    around = band(draws, level=level)
+    if around is None or not math.isfinite(value) or around[0] <= value <= around[1]:
         return None
-    return beyond_moments(value, mean(draws), stdev(draws), len(draws), level=level)
+    return "above" if value > around[1] else "below"
+
+
+def band(draws: Sequence[float], *, level: float = 0.95) -> tuple[float, float] | None:
+    """Where one more draw would lie: mean +- t * s * sqrt(1 + 1/n), Student's t, and where the draws do.
+
+    None where nothing can be said: fewer than five draws, or one that is not finite.
+    """
+    if len(draws) < DRAWS_NEEDED or not all(map(math.isfinite, draws)):
+        return None
+    middle = mean(draws)
+    reach = _reach(middle, stdev(draws), len(draws), level)
+    return min(middle - reach, *draws), max(middle + reach, *draws)
 
 
 def beyond_moments(
     value: float, middle: float, deviation: float, n: int, *, level: float = 0.95
 ) -> Literal["above", "below"] | None:
     """`beyond` of n draws of which the mean and the standard deviation are known."""
-    from scipy.special import stdtrit
-
     if n < DRAWS_NEEDED or not all(map(math.isfinite, (value, middle, deviation))):
         return None
-    reach = float(stdtrit(n - 1, (1 + level) / 2)) * deviation * math.sqrt(1 + 1 / n) + 1e-9 * max(1.0, abs(middle))
+    reach = _reach(middle, deviation, n, level)
     return None if abs(value - middle) <= reach else "above" if value > middle else "below"
+
+
+def _reach(middle: float, deviation: float, n: int, level: float) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(n - 1, (1 + level) / 2)) * deviation * math.sqrt(1 + 1 / n) + 1e-9 * max(1.0, abs(middle))
 
 
 def no_comparison(n_draws: int, how: str) -> str:

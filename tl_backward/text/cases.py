@@ -1,14 +1,12 @@
 """Edit cases: each an edit with the prompts that score it, built in Python or read from CounterFact, JSONL or CSV."""
 
-import csv
-import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tl_backward._support.public import public
-from tl_backward.text.files import read_records, read_text
+from tl_backward.text.files import read_records, read_table
 from tl_backward.text.subjects import occurrences
 
 Value = TypeVar("Value")
@@ -86,46 +84,11 @@ def load_cases(path: str | Path) -> list[EditCase]:
         raise ValueError(f"Expected a file of edit cases as {', '.join(FILES)}, got {path.name!r}; convert it first.")
     if not path.is_file():
         raise FileNotFoundError(f"Expected a file of edit cases, got {str(path)!r}; there is no such file.")
-    cases = [case_of(record, where) for where, record in (_table if path.suffix == ".csv" else read_records)(path)]
+    records = read_table(path, ("prompt", "target")) if path.suffix == ".csv" else read_records(path)
+    cases = [case_of(record, where) for where, record in records]
     if not cases:
         raise ValueError(f"Expected at least one edit case in {path.name!r}, got none; the file is empty.")
     return cases
-
-
-def _table(path: Path) -> Iterator[tuple[str, object]]:
-    """A table's rows without empty cells, each with its location for error messages."""
-    with io.StringIO(read_text(path), newline="") as file:
-        reader = _CheckedRows(file, path.name)
-        missing = {"prompt", "target"} - set(reader.fieldnames or ())
-        if reader.fieldnames and missing:
-            raise ValueError(
-                f"Expected the columns prompt and target in {path.name!r}, line 1, got {reader.fieldnames}; add "
-                f"{', '.join(sorted(missing))}."
-            )
-        for row in reader:
-            yield f"{path.name!r}, line {reader.line_num}", {key: value for key, value in row.items() if value}
-
-
-class _CheckedRows(csv.DictReader):
-    """CSV rows, refused where a quote does not end or a row has more cells than there are columns."""
-
-    def __init__(self, file: io.StringIO, name: str) -> None:
-        super().__init__(file, strict=True)
-        self._name = name
-
-    def __next__(self) -> dict:
-        try:
-            row = super().__next__()
-        except csv.Error as error:
-            raise ValueError(
-                f"Expected CSV in {self._name!r}, line {self.line_num}, got {error}; look for a quote that never ends."
-            ) from error
-        if None in row:
-            raise ValueError(
-                f"Expected at most {len(self.fieldnames or ())} cells in {self._name!r}, line {self.line_num}, got "
-                f"{len(row) - 1 + len(row[None])}; put text with a comma in quotes."
-            )
-        return row
 
 
 def case_of(record: object, where: str) -> EditCase:

@@ -1,7 +1,9 @@
-"""Reading texts and records from files (.txt, .json, .jsonl)."""
+"""Reading texts and records from files (.txt, .json, .jsonl, .csv)."""
 
+import csv
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
@@ -37,6 +39,46 @@ def read_records(path: Path) -> Iterator[tuple[str, object]]:
     if not isinstance(records, list):
         raise ValueError(f"Expected {path.name!r} to hold a list of records, got {type(records).__name__}.")
     yield from ((f"{path.name!r}, record {index}", record) for index, record in enumerate(records))
+
+
+def read_table(path: Path, required: Sequence[str]) -> Iterator[tuple[str, object]]:
+    """The rows of a table (.csv) without empty cells, each with where it stands, for messages.
+
+    Raises:
+        ValueError: no UTF-8, no CSV, or a header without one of the columns `required`.
+    """
+    with io.StringIO(read_text(path), newline="") as file:
+        reader = _CheckedRows(file, path.name)
+        missing = set(required) - set(reader.fieldnames or ())
+        if reader.fieldnames and missing:
+            raise ValueError(
+                f"Expected the columns {' and '.join(required)} in {path.name!r}, line 1, got {reader.fieldnames}; add "
+                f"{', '.join(sorted(missing))}."
+            )
+        for row in reader:
+            yield f"{path.name!r}, line {reader.line_num}", {key: value for key, value in row.items() if value}
+
+
+class _CheckedRows(csv.DictReader):
+    """CSV rows, refused where a quote does not end or a row has more cells than there are columns."""
+
+    def __init__(self, file: io.StringIO, name: str) -> None:
+        super().__init__(file, strict=True)
+        self._name = name
+
+    def __next__(self) -> dict:
+        try:
+            row = super().__next__()
+        except csv.Error as error:
+            raise ValueError(
+                f"Expected CSV in {self._name!r}, line {self.line_num}, got {error}; look for a quote that never ends."
+            ) from error
+        if None in row:
+            raise ValueError(
+                f"Expected at most {len(self.fieldnames or ())} cells in {self._name!r}, line {self.line_num}, got "
+                f"{len(row) - 1 + len(row[None])}; put text with a comma in quotes."
+            )
+        return row
 
 
 def read_data(path: Path, text_key: str) -> list[str]:

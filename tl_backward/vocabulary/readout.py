@@ -14,14 +14,16 @@ from tl_backward._support.html import Cell, table, visible_token
 from tl_backward._support.lengths import lengths, units
 from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
-from tl_backward._support.sentences import count_text
+from tl_backward._support.sentences import DRAWS_NEEDED, count_text
 from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel, typed
 from tl_backward.model.checks import check_model
 from tl_backward.model.head import Head
 from tl_backward.text.encoding import encode_continuation
 from tl_backward.text.ids import ARRAYS, Id, Ids, as_ids, one_id
 from tl_backward.text.token_strings import token_strings
+from tl_backward.vocabulary.basis import Basis, Side
 from tl_backward.vocabulary.extremes import extremes, placed
+from tl_backward.vocabulary.latents import LatentReadout, read_latents
 
 TokenChoice: TypeAlias = str | Id | Ids
 Same = TypeVar("Same", bound="Readout")
@@ -160,6 +162,20 @@ def readout(
     ln: bool = True,
     normalize: bool = False,
     bias: bool = False,
+    basis: Basis,
+    side: Side = "decoder",
+    n_control: int = DRAWS_NEEDED,
+    seed: int = 0,
+) -> LatentReadout: ...
+@overload
+def readout(
+    model: TransformerLensModel,
+    vectors: Float[Tensor, "*lead d_model"],
+    *,
+    k: int = 10,
+    ln: bool = True,
+    normalize: bool = False,
+    bias: bool = False,
     target: TokenChoice,
     answer: TokenChoice,
 ) -> RankedReadout: ...
@@ -199,7 +215,11 @@ def readout(
     bias: bool = False,
     target: TokenChoice | None = None,
     answer: TokenChoice | None = None,
-) -> Readout:
+    basis: Basis | None = None,
+    side: Side = "decoder",
+    n_control: int = DRAWS_NEEDED,
+    seed: int = 0,
+) -> Readout | LatentReadout:
     """Read vectors of the residual stream in words: logits = softcap(scale * (final_norm(v) @ W_U [+ b_U])).
 
     The logit lens (nostalgebraist 2020), for activations, weights and gradients alike, through the model's own head:
@@ -221,9 +241,20 @@ def readout(
         bias: whether to add b_U.
         target: a token whose rank to report: text that is one token, an id, or ids that broadcast to [...].
         answer: a second such token.
+        basis: named directions, such as the latents of a sparse autoencoder, to read the vectors in, in place of
+            tokens: score = v . direction, with its cosine beside it, neither normed. `ln`, `normalize` and `bias` are
+            then of the words that the listed latents are read in, of which each has k.
+        side: with a basis: "decoder" for what its latents write, "encoder" for what they read.
+        n_control: with a basis: how many times as many random directions of the same norms are read beside them;
+            fewer than five are compared with nothing.
+        seed: with a basis: of these directions; the global random state stays as it is.
+
+    Returns:
+        A `Readout`, with the ranks asked for; a `LatentReadout` in a basis.
 
     Raises:
-        ValueError: vectors of another width, not finite, or k out of range; a token that is not one token; a model
+        ValueError: vectors of another width, not finite, or k out of range; a token that is not one token; a basis of
+            another width, without the side that is asked for, or with a token to rank; a model
             whose head could not be learnt: none, one that mixes several streams (Gemma3n), or one that gives other
             numbers when it is run alone.
 
@@ -241,6 +272,22 @@ def readout(
         )
     if not torch.isfinite(vectors).all():
         raise ValueError("Expected finite vectors, got NaN or inf among them; look upstream for an overflow.")
+    if basis is not None:
+        if target is not None or answer is not None:
+            raise ValueError("Expected a basis or a token to rank, got both; read once with each.")
+        words = partial(readout, model, k=min(k, d_vocab), ln=ln, normalize=normalize, bias=bias)
+        return read_latents(
+            vectors,
+            basis,
+            lambda rows: words(rows.to(head.dtype)).top_ids,
+            k=k,
+            side=side,
+            n_control=n_control,
+            seed=seed,
+            tokenizer=getattr(model, "tokenizer", None),
+        )
+    if (side, n_control, seed) != ("decoder", DRAWS_NEEDED, 0):
+        raise ValueError("Expected a basis with side, n_control or seed, got none; pass basis=, or leave them out.")
     if ln and not normalize:
         _check_squares(vectors)
     check_k(k, d_vocab)
