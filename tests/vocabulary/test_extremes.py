@@ -145,3 +145,19 @@ def test_memory_of_many_of_a_sorted_vocabulary():
         patch.setattr(module._Best, "_wait", lambda *args: pytest.fail("entries wait one by one"))
         check(vectors, matrix, 300)
     assert module._Best._wait is before
+
+
+def test_scaled_columns(monkeypatch):
+    """Each by its own factor before the offset, which ranks and copies of a column heed too."""
+    monkeypatch.setattr(module, "MAX_LOGIT_BYTES", 8 * 5 * 40)
+    generator = torch.Generator().manual_seed(0)
+    vectors, matrix, scale, offset = (
+        torch.randn(*shape, generator=generator).mul(3).round() for shape in ((5, 4), (4, 200), (200,), (200,))
+    )
+    matrix[:, 150] = matrix[:, 7]
+    scale[150] = scale[7] + 1
+    logits, wanted = vectors @ matrix * scale + offset, torch.full((5, 1), 7)
+    found = extremes(vectors, matrix, 6, wanted=wanted, scale=scale, offset=offset)
+    for (values, ids), largest in ((found.top, True), (found.bottom, False)):
+        assert torch.equal(values, sorted_whole(logits, 6, largest)[0]) and torch.equal(logits.gather(1, ids), values)
+    assert torch.equal(found.ranks[:, 0], (logits > logits[:, 7:8]).sum(1))

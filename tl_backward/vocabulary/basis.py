@@ -22,8 +22,7 @@ class Basis:
     """Directions [n_latents, d_model] with names, for `readout(..., basis=...)`; memory is shared, not copied.
 
     Any of them: a sparse autoencoder's or transcoder's latents (`Basis.from_sae(sae)`), probes, steering vectors,
-    another model's unembedding (`Basis(other.W_U.T, names=tokens)`). For an order by cosines in place of scores, pass
-    rows of norm 1.
+    another model's unembedding (`Basis(other.W_U.T, names=tokens)`).
 
     Attributes:
         directions: what each latent writes, the rows of W_dec.
@@ -92,10 +91,11 @@ class Basis:
                 "Expected a dictionary whose output is in the units of the residual stream, got one with "
                 f"normalize_activations={rescaled!r}, which rescales it after W_dec; {fix}."
             )
-        if (getattr(settings, "reshape_activations", None) or "none") != "none":
+        reshaped = getattr(settings, "reshape_activations", None) or "none"
+        if reshaped != "none":
             raise ValueError(
                 "Expected a dictionary of the residual stream, got one of heads' outputs before W_O "
-                f"(reshape_activations={settings.reshape_activations!r}); pass W_dec times W_O, Basis(directions)."
+                f"(reshape_activations={reshaped!r}); pass W_dec times W_O, Basis(directions)."
             )
         if encoder is None:
             return cls(decoder)

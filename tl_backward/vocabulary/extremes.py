@@ -40,6 +40,7 @@ def extremes(
     k: int,
     *,
     wanted: Tensor | None = None,
+    scale: Tensor | None = None,
     offset: Tensor | None = None,
     transform: Callable[[Tensor], Tensor] = lambda logits: logits,
     columns: Tensor | None = None,
@@ -55,6 +56,7 @@ def extremes(
             fewer vectors are read at once since it makes their logits whole.
         k: how many of each end.
         wanted: [n, m], the ids to rank.
+        scale: [d_vocab], what the logits are multiplied with first.
         offset: [d_vocab], added to the logits.
         transform: what is done to a tile of logits then, in place.
         columns: the only ids to consider, ascending; all by default (and where ids are ranked).
@@ -68,8 +70,8 @@ def extremes(
     else:
         d_vocab = unembedding(vectors[:1]).shape[1] if len(vectors) else k
         rows = min(len(vectors), max(1, allowed // d_vocab))
-    copies = _copies(unembedding, wanted, offset) if isinstance(unembedding, Tensor) else []
-    read = partial(_read, k=k, offset=offset, transform=transform, copies=copies)
+    copies = _copies(unembedding, wanted, scale, offset) if isinstance(unembedding, Tensor) else []
+    read = partial(_read, k=k, scale=scale, offset=offset, transform=transform, copies=copies)
     parts = []
     starts = range(0, max(1, len(vectors)), max(1, rows))
     for start in tqdm(starts, disable=not show_progress, delay=1, leave=False, desc="vectors in words"):
@@ -82,6 +84,7 @@ def extremes(
         else:
             whole = unembedding(chunk) if len(chunk) else vectors.new_zeros(0, d_vocab)
             own, tiles, stripes = whole.gather(1, ids), partial(_whole, whole), [slice(0, d_vocab)]
+        own = own if scale is None else own * scale[ids]
         own = transform(own if offset is None else own + offset[ids])
         found = over_threads(partial(read, tiles, ids, own), stripes, vectors.device)
         parts.append(_together(list(found), k))
@@ -106,7 +109,7 @@ def _own(vectors: Tensor, matrix: Tensor, ids: Tensor) -> Tensor:
     return torch.einsum("nd,dnm->nm", vectors, matrix[:, ids])
 
 
-def _copies(matrix: Tensor, wanted: Tensor, offset: Tensor | None) -> list[tuple[int, Tensor]]:
+def _copies(matrix: Tensor, wanted: Tensor, scale: Tensor | None, offset: Tensor | None) -> list[tuple[int, Tensor]]:
     """(token, others) for each wanted token whose column others repeat: padded vocabularies are full of them.
 
     Their logits are equal, but the wanted one, which is computed apart, may differ from theirs by a rounding error.
@@ -118,8 +121,8 @@ def _copies(matrix: Tensor, wanted: Tensor, offset: Tensor | None) -> list[tuple
             if len(same) == 1:
                 break
             same = same[matrix[row, same] == matrix[row, token]]
-        if offset is not None:
-            same = same[offset[same] == offset[token]]
+        for each in (scale, offset):
+            same = same if each is None else same[each[same] == each[token]]
         if len(same) > 1:
             copies.append((token, same[same != token]))
     return copies
@@ -145,6 +148,7 @@ def _read(
     stripe: slice,
     *,
     k: int,
+    scale: Tensor | None,
     offset: Tensor | None,
     transform: Callable[[Tensor], Tensor],
     copies: list[tuple[int, Tensor]],
@@ -154,6 +158,7 @@ def _read(
     ranks, top_k, bottom_k = torch.zeros_like(ids), _Best(k, largest=True), _Best(k, largest=False)
     for logits in tiles(stripe):
         stop = first + logits.shape[1]
+        logits = logits if scale is None else logits.mul_(scale[first:stop])
         logits = transform(logits if offset is None else logits.add_(offset[first:stop]))
         largest, smallest, greater = _look(logits, own)
         # The token itself, whose logit was computed apart, must not outrank itself by a rounding error.

@@ -242,8 +242,8 @@ def readout(
         target: a token whose rank to report: text that is one token, an id, or ids that broadcast to [...].
         answer: a second such token.
         basis: named directions, such as the latents of a sparse autoencoder, to read the vectors in, in place of
-            tokens: score = v . direction, with its cosine beside it, neither normed. `ln`, `normalize` and `bias` are
-            then of the words that the listed latents are read in, of which each has k.
+            tokens: by the cosine with each, and v . direction beside it, neither normed. `ln`, `normalize` and `bias`
+            are then of the words that the listed latents are read in, of which each has k.
         side: with a basis: "decoder" for what its latents write, "encoder" for what they read.
         n_control: with a basis: how many times as many random directions of the same norms are read beside them;
             fewer than five are compared with nothing.
