@@ -15,7 +15,7 @@ def precision_at(scores: Float[Tensor, "example"], planted: Bool[Tensor, "exampl
     """
     last = scores.topk(n).values[-1]
     above, tied = scores > last, scores == last
-    places = (n - above.sum()) / tied.sum()
+    places = (n - above.sum()).double() / tied.sum()
     return float(((above & planted).sum() + places * (tied & planted).sum()) / n)
 
 
