@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.studies.truth.planting import Sentence
-from tl_backward.studies.truth.tongues import tokenizer
+from tl_backward.studies.truth.tongues import bilingual_tokenizer
 from tl_backward.zoo.loading import load_hugging_face
 from tl_backward.zoo.tasks import Forward
 from tl_backward.zoo.tokenizer import PAD
@@ -44,7 +44,7 @@ class Rows:
     @classmethod
     def of(cls, sentences: Sequence[Sentence]) -> "Rows":
         """Their prompts, after BOS, and the tokens of their answers."""
-        encode = tokenizer()
+        encode = bilingual_tokenizer()
         ids = [torch.tensor(encode(each.prompt)["input_ids"]) for each in sentences]
         known = encode.get_vocab()
         return cls(

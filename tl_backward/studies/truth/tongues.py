@@ -23,7 +23,7 @@ def translated(text: str) -> str:
     return codecs.encode(text, "rot13")
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def bilingual_tokenizer() -> PreTrainedTokenizerFast:
     """That of the facts, with a second word for each after all others."""
     return facts_tokenizer(map(translated, _words()))
 
@@ -51,7 +51,7 @@ def bilingual(folder: Path, *, noise: float = NOISE, seed: int = 0) -> Path:
         model.transformer.wte.weight.copy_(
             torch.cat([embedding, first + noise * first.norm(dim=1, keepdim=True) * drawn])
         )
-    save(model, tokenizer(), folder, {**asked, "recipe": {}, "recall": {}})
+    save(model, bilingual_tokenizer(), folder, {**asked, "recipe": {}, "recall": {}})
     return folder
 
 
