@@ -48,6 +48,14 @@ def test_parts_are_asked_for_as_threads_become_free(threads):
         assert len(asked) - taken <= threads
 
 
+def test_fewer_parts_than_threads_are_divided_by_torch(threads):
+    def work(_):
+        return torch.get_num_threads(), threading.current_thread() is threading.main_thread()
+
+    assert list(over_threads(work, range(threads - 1), CPU)) == [(threads, True)] * (threads - 1)
+    assert not list(over_threads(work, [], CPU))
+
+
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_each_part_has_the_modes_of_the_caller(threads, mode):
     def modes(_=None):

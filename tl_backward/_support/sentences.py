@@ -88,6 +88,15 @@ def band(draws: Sequence[float], *, level: float = 0.95) -> tuple[float, float] 
     return min(middle - reach, *draws), max(middle + reach, *draws)
 
 
+def differs(differences: Sequence[float]) -> bool:
+    """Whether paired differences have a mean other than 0 at 95 %: |mean| > 1.96 s / sqrt(n).
+
+    Never of fewer than five, nor of differences that are all the same, whose spread says nothing.
+    """
+    deviation = stdev(differences) if len(differences) >= DRAWS_NEEDED else 0.0
+    return deviation > 0 and abs(mean(differences)) > 1.96 * deviation / math.sqrt(len(differences))
+
+
 def beyond_moments(
     value: float, middle: float, deviation: float, n: int, *, level: float = 0.95
 ) -> Literal["above", "below"] | None:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import chain, islice
 from typing import TypeVar
 
 import torch
@@ -25,17 +26,19 @@ def over_threads(work: Callable[[Part], Result], parts: Iterable[Part], device: 
     """work(part) of each part, in their order; a part is asked for when a thread will soon be free for it.
 
     With one thread, and on other devices, a part is asked for when the result of the last has been used. With n at most
-    n + 1 are under way or waiting to be taken, so that `work` must not write where another part reads or writes.
+    n + 1 are under way or waiting to be taken, so that `work` must not write where another part reads or writes. Fewer
+    parts than threads are worked on one by one: torch divides each over all threads, where some of them would idle.
     """
-    n = n_threads(device)
-    if n == 1:
-        yield from map(work, parts)
+    n, parts = n_threads(device), iter(parts)
+    first = [] if n == 1 else list(islice(parts, n))
+    if len(first) < n or n == 1:
+        yield from map(work, chain(first, parts))
         return
     alone = partial(_alone, work, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
     under_way: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(n, "tl_backward", torch.set_num_threads, (1,)) as pool:
         try:
-            for part in parts:
+            for part in chain(first, parts):
                 under_way.append(pool.submit(alone, part))
                 if len(under_way) > n:
                     yield under_way.popleft().result()

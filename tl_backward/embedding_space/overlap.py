@@ -16,7 +16,7 @@ from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import table, visible_token
 from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
-from tl_backward._support.sentences import DRAWS_NEEDED, count_text, percent
+from tl_backward._support.sentences import DRAWS_NEEDED, count_text, differs, percent
 from tl_backward._support.types import DataFrame, Prompts, TransformerLensModel, typed
 from tl_backward.embedding_space.options import OLD_KEYWORDS, VectorOptions
 from tl_backward.embedding_space.projection import check_choice, top_tokens
@@ -75,10 +75,7 @@ class RelatedPairs(Saved):
         )
         if len(own) < DRAWS_NEEDED:
             return f"{first}; so few pairs cannot tell them apart."
-        # Means of pairs, each beside its own random one.
-        apart = own - drawn
-        error = float(apart.std()) / len(own) ** 0.5
-        clear = abs(float(apart.mean())) > 1.96 * error and len(apart.unique()) > 1
+        clear = differs((own - drawn).tolist())  # each pair beside its own random one
         return f"{first}{'' if clear else ': no clear difference'}."
 
     def means(self) -> DataFrame:
@@ -238,8 +235,7 @@ class ActivationOverlap(Saved):
             f"Of the top {self.k_state} tokens of a hidden state, {percent(float(own.mean()))} are named by its own "
             f"most activated vectors of {self.weight}, {percent(float(drawn.mean()))} by those of another token"
         )
-        error = float((own - drawn).std()) / len(own) ** 0.5 if len(own) >= DRAWS_NEEDED else float("inf")
-        clear = error > 0 and abs(float((own - drawn).mean())) > 1.96 * error
+        clear = differs((own - drawn).tolist())
         return f"{first} ({count_text(len(own), 'token')}{'' if clear else ': no clear difference'})."
 
     def to_frame(self) -> DataFrame:
