@@ -45,6 +45,15 @@ def test_links_lead_somewhere(page):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_rows_of_tables_have_as_many_cells_as_their_heads(page):
+    """A bar that is not escaped, as in |x|, ends a cell: what follows it is not shown."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for head, _, rows in re.findall(r"^(\|.*)\n(\|[-:| ]+)\n((?:\|.*\n?)+)", text, flags=re.MULTILINE):
+        cells = {len(re.findall(r"(?<!\\)\|", row)) for row in (head, *rows.splitlines())}
+        assert len(cells) == 1, rows
+
+
 def test_examples_are_sections():
     """Google's name of them is Examples; Griffe makes anything else a box, whose >>> become quotes."""
     found = [
