@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tl_backward import training
 from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.gradients.similarity import gradient_similarity
 from tl_backward.studies.truth.agreement import lds, precision_at, rank_correlation
@@ -17,7 +18,7 @@ from tl_backward.studies.truth.planting import Planting, Sentence
 from tl_backward.studies.truth.retraining import FineTuning, Retrainings, Rows, answers, fine_tune, forward
 from tl_backward.studies.truth.tongues import translated
 from tl_backward.text.token_strings import text_frame
-from tl_backward.training import WatchResult, watch, who_wrote
+from tl_backward.training import WatchResult, who_wrote
 from tl_backward.zoo import facts
 from tl_backward.zoo.loading import load
 
@@ -68,11 +69,11 @@ class Study:
         seen = []
 
         def watched(optimizer: torch.optim.Optimizer):
-            seen.append(watch(model, optimizer=optimizer))
+            seen.append(training.watch(model, optimizer=optimizer))
             return seen[0]
 
         rows = Rows.of(sentences)
-        fine_tune(forward(model), model.parameters(), rows, self.recipe, watch=watched)
+        fine_tune(forward(model), model.parameters(), rows, self.recipe, within=watched)
         return model, seen[0].result()
 
     @cached_property

@@ -69,17 +69,17 @@ def fine_tune(
     recipe: FineTuning,
     *,
     present: Bool[Tensor, "row"] | None = None,
-    watch: Callable[[torch.optim.Optimizer], AbstractContextManager[object]] | None = None,
+    within: Callable[[torch.optim.Optimizer], AbstractContextManager[object]] | None = None,
 ) -> None:
     """Train in place on the cross-entropy of each answer after its prompt, by AdamW.
 
     Rows that are not `present` leave their batches, in whose mean they are then not counted; all others stay in the
     batches and steps that they have without that, so that two trainings differ in what is left out and in nothing else.
-    `watch` makes a context of the optimizer, in which the loop runs.
+    `within` makes a context of the optimizer, in which the loop runs.
     """
     generator = torch.Generator().manual_seed(recipe.seed)
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
-    with nullcontext() if watch is None else watch(optimizer):
+    with nullcontext() if within is None else within(optimizer):
         for _ in range(recipe.epochs):
             for batch in torch.randperm(len(rows.last), generator=generator).split(recipe.batch_size):
                 chosen = batch if present is None else batch[present[batch]]
