@@ -4,7 +4,8 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,10 +41,17 @@ class FactsTask:
         texts_of = defaultdict(list)
         for example in self.world.examples(split="train"):
             texts_of[example.subject].append(example.text)
+        # A sentence is encoded once, as it opens a row and as it follows another: no token reaches into two sentences.
+        texts = list(chain.from_iterable(texts_of.values()))
+        encode = partial(tokenizer, add_special_tokens=False)
+        first = dict(zip(texts, encode(texts)["input_ids"], strict=True))
+        later = dict(zip(texts, encode([f" {text}" for text in texts])["input_ids"], strict=True))
+        bos = tokenizer.bos_token_id
         people = _shuffled_forever(list(texts_of.values()), rng)
         while True:
-            rows = [" ".join(rng.sample(texts, len(texts))) for texts in islice(people, recipe.batch_size)]
-            tokens = tokenizer(rows, truncation=True, max_length=recipe.n_ctx, return_tensors="pt")["input_ids"]
+            rows = [rng.sample(texts, len(texts)) for texts in islice(people, recipe.batch_size)]
+            ids = [[bos, *first[text], *chain.from_iterable(later[each] for each in more)] for text, *more in rows]
+            tokens = torch.tensor([row[: recipe.n_ctx] for row in ids])
             yield TrainingBatch(tokens, tokens[:, 1:])
 
     def evaluate(self, forward: Forward) -> Shares:
