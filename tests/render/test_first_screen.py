@@ -106,3 +106,23 @@ def test_the_first_screen_holds_the_finding_and_a_picture(browser: Browser, tmp_
     browser.wait(PICTURE)
     assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
     assert browser.console() == []
+
+
+def test_paper_holds_every_row_and_column(tmp_path, browser: Browser):
+    """Nothing scrolls on paper: what a screen cuts off goes on in the next line, or on the next page."""
+    words = [[f"{row}of{column}" for column in range(14)] for row in range(60)]
+    page = tlb.render.Page("Wide", finding="A table.").section(
+        "Rows", "", tlb.render.filter_table([f"column {i}" for i in range(14)], words, height=200)
+    )
+    path = page.save(tmp_path / "wide.html")
+    size = browser.driver.get_window_size()
+    try:
+        browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        browser.driver.set_window_size(718, 1000)  # A4 between its margins, in CSS pixels
+        browser.open(path)
+        assert browser.number("document.querySelector('table').parentElement.clientHeight") > 600
+        assert browser.number("Math.ceil(document.querySelector('table').getBoundingClientRect().right)") <= 718
+        assert browser.run("return getComputedStyle(document.querySelector('input')).display") == "none"
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+        browser.driver.set_window_size(size["width"], size["height"])

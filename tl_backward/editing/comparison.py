@@ -104,15 +104,17 @@ class EditComparison(Shown):
         return text_frame(dict(zip(("method", "metric", "mean", "low", "high", "n"), row, strict=True)) for row in rows)
 
     def table(self, metrics: Sequence[str] = SHOWN) -> tuple[list[str], list[list[str]]]:
-        """Column names and rows of text, "mean (low to high)", one row a method."""
+        """Column names and rows of text, "mean (low to high)", one row a method, of the metrics that any method has."""
         interval = self.interval()
 
         def shown(method: int, metric: int) -> str:
             mean, low, high = (float(each[method, metric]) for each in (interval.mean, interval.low, interval.high))
             return "" if mean != mean else f"{mean:.2f} ({low:.2f} to {high:.2f})"
 
-        places = [self.metrics.index(name) for name in metrics]
-        return ["method", *metrics], [[method, *(shown(m, i) for i in places)] for m, method in enumerate(self.methods)]
+        known = (interval.mean == interval.mean).any(0)
+        places = [i for name in metrics if known[i := self.metrics.index(name)]]
+        rows = [[method, *(shown(m, i) for i in places)] for m, method in enumerate(self.methods)]
+        return ["method", *(self.metrics[i] for i in places)], rows
 
     def _repr_html_(self) -> str:
         """The main scores as a static table, with 95 % intervals."""

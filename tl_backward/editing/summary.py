@@ -57,11 +57,11 @@ def comparison_sentence(
     """
     over = f"Over {count_text(n_cases, 'edit')}"
     if not bool(torch.isfinite(objective).all()):
-        return f"{over} not every method has the scores to be compared by."
+        return f"{over}, not every method has the scores to be compared by."
     best = int(objective.argmax())
     named = [visible_text(name) for name in methods]
     told = _told({name: [float(x[best]) for x in (i.mean, i.low, i.high)] for name, i in scores.items()})
-    first = f"{over} {named[best]} has the best balance of scores, {float(objective[best]):.2f}{told}"
+    first = f"{over}, {named[best]} has the best balance of scores, {float(objective[best]):.2f}{told}"
     others = [i for i in range(len(named)) if i != best]
     if not others:
         return f"{first}; nothing was compared with it."

@@ -25,6 +25,7 @@ Drawing: TypeAlias = dict[str, Any]
 Numbers = Real[Tensor, "x"] | Sequence[Number]
 
 _LONGEST_LABEL = 16  # characters of a token below an axis; hovering shows all of it
+_LONGEST_ROW = 26  # characters of a name beside one
 _PLOT_HEIGHT = 230  # pixels between the axes of a curves figure
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross")
 _FONT = {"family": "system-ui, sans-serif", "size": 12, "color": "#1a1a1a"}
@@ -185,7 +186,7 @@ def _label_height(labels: Sequence[str]) -> int:
 
 
 def _label_axis(title: str, names: Sequence[str], angle: int) -> dict[str, object]:
-    labels = [plot_token(name, _LONGEST_LABEL) for name in names]
+    labels = [plot_token(name, _LONGEST_LABEL if angle else _LONGEST_ROW) for name in names]
     # The categories are positions, because a text can hold the same token twice.
     return {
         "title": {"text": plot_text(title), "standoff": 8},

@@ -23,9 +23,22 @@ summary.part h2 { display: inline; }
   nav { float: right; position: sticky; top: 16px; width: 200px; margin-right: -220px; }
   nav a { display: block; line-height: 1.35; margin: 0 0 .6em; white-space: normal; }
 }
-@media print { nav { display: none; } }
+@media print {
+  nav, input[type=search], input[type=search] + span { display: none; }
+  main { max-width: none; padding: 0; }
+  [style*="overflow"] { overflow: visible !important; max-height: none !important; }
+  th, td { white-space: pre-wrap !important; position: static !important; font-size: 9px !important;
+    padding: 1px 3px !important; }
+  table:has(tr > :nth-child(15)) :is(th, td) { overflow-wrap: anywhere; }
+  tr, svg { break-inside: avoid; }
+  h2 { break-after: avoid; }
+  th, td, rect, div, span { print-color-adjust: exact; }
+}
 """
-"""Scrollbars that stay in view say that a table goes on; on a wide screen the contents stand beside the text."""
+"""Scrollbars that stay in view say that a table goes on; on a wide screen the contents stand beside the text.
+
+Paper does not scroll: there all rows are printed, and what is too wide goes on in the next line.
+"""
 
 _SYMBOLS = {"delta": "\u03b4"}
 
