@@ -7,6 +7,7 @@ does the job with the package in the folder each time a line comes, and prints t
 
 import atexit
 import contextlib
+import importlib
 import io
 import shutil
 import sys
@@ -204,7 +205,11 @@ def of_stories(task: str) -> Callable[[], int]:
     if task == "compare":
         from tl_backward.dissimilarity import compare
 
-        models = [tlb.zoo.load(path, kind="bridge") for _ in range(2)]
+        if hasattr(tlb, "load"):
+            load = tlb.load
+        else:  # its name before
+            load = importlib.import_module("tl_backward.loading").load_model
+        models = [load(path, kind="bridge") for _ in range(2)]
         return _once(lambda: compare(*models, stories, show_progress=False))
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder)
