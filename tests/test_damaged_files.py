@@ -179,7 +179,7 @@ def test_a_damaged_training_checkpoint_is_refused(model, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.json", "model.safetensors", "tokenizer.json"])
 def test_a_damaged_model_of_the_zoo_is_refused(name, tmp_path):
-    folder = Path(shutil.copytree(tlb.model.loading.shipped.WEIGHTS / "counting", tmp_path / "counting"))
+    folder = Path(shutil.copytree(tlb.model.shipped.WEIGHTS / "counting", tmp_path / "counting"))
     path = folder / name
     whole = path.read_bytes()
     middle = bytearray(whole)

@@ -260,7 +260,7 @@ def test_zoo_models_in_another_dtype(kind):
 def test_a_folder_is_what_its_files_say_whatever_its_path_does(tmp_path):
     # TransformerLens takes every folder whose path says llama for a Llama.
     folder = tmp_path / "llama" / "not"
-    shutil.copytree(tlb.model.loading.shipped.WEIGHTS / "facts", folder)
+    shutil.copytree(tlb.model.shipped.WEIGHTS / "facts", folder)
     hooked, bridge = (tlb.load(str(folder), kind=kind) for kind in ("hooked", "bridge"))
     tokens = bridge.to_tokens("Anna Berg lives in the city of")
     torch.testing.assert_close(hooked(tokens), bridge(tokens), rtol=1e-4, atol=1e-4)

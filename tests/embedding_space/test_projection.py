@@ -1,5 +1,7 @@
 """Projections against every score computed in float64 from the models' own modules."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from models import HAS_HOOKED_TRANSFORMER, bridge, build, hooked, worlds
@@ -236,16 +238,14 @@ def test_zero_vectors_are_marked(world):
 
 @every_world
 def test_tiles_agree(world, monkeypatch):
-    import sys
-
     model = build(world)
     allowed = torch.arange(3, 50, 2)
     whole = [
         tlb.project_parameter(model, "W_in", 0, k=9),
         tlb.project_parameter(model, "W_in", 0, k=9, vector_options=VectorOptions(tokens=allowed)),
     ]
-    monkeypatch.setattr(sys.modules["tl_backward.vocabulary.extremes"], "MAX_LOGIT_BYTES", 12 * 4 * 5)
-    monkeypatch.setattr(sys.modules["tl_backward.vocabulary.extremes"], "_ROWS", 4)
+    monkeypatch.setattr(import_module("tl_backward.vocabulary.extremes"), "MAX_LOGIT_BYTES", 12 * 4 * 5)
+    monkeypatch.setattr(import_module("tl_backward.vocabulary.extremes"), "_ROWS", 4)
     tiled = [
         tlb.project_parameter(model, "W_in", 0, k=9),
         tlb.project_parameter(model, "W_in", 0, k=9, vector_options=VectorOptions(tokens=allowed)),

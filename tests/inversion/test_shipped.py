@@ -11,7 +11,7 @@ from tl_backward import inversion, zoo
 from tl_backward.inversion import shipped
 from tl_backward.inversion.storage import DESCRIPTION
 from tl_backward.inversion.train_shipped import N_QUERIES, main, measured
-from tl_backward.model.loading.shipped import WEIGHTS as MODELS
+from tl_backward.model.shipped import WEIGHTS as MODELS
 
 NAMES = ("addition", "counting", "facts")
 

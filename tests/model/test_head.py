@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from importlib import import_module
 
 import pytest
 import torch
@@ -218,13 +219,11 @@ def test_an_unembedding_that_is_no_plain_matrix(change):
 
 @CHANGED
 def test_few_logits_at_once_through_such_an_unembedding(change, monkeypatch):
-    import sys
-
     model = boot("llama", change=change)
     stream, _ = last_stream_and_logits(model)
     whole = tlb.readout(model, stream, target=7)
     monkeypatch.setattr(
-        sys.modules["tl_backward.vocabulary.extremes"], "MAX_LOGIT_BYTES", 12 * D_VOCAB * 3
+        import_module("tl_backward.vocabulary.extremes"), "MAX_LOGIT_BYTES", 12 * D_VOCAB * 3
     )  # three vectors
     parts = tlb.readout(model, stream, target=7)
     assert torch.equal(whole.top_ids, parts.top_ids) and torch.equal(whole.target_rank, parts.target_rank)

@@ -473,7 +473,7 @@ def test_the_guard_ends_with_the_last_load(processes):
 
 def test_a_model_of_the_zoo_loads_by_name_and_by_folder():
     ids = torch.arange(5)[None]
-    by_name, by_folder = tlb.load("facts", kind="bridge"), tlb.load(str(tlb.model.loading.shipped.WEIGHTS / "facts"))
+    by_name, by_folder = tlb.load("facts", kind="bridge"), tlb.load(str(tlb.model.shipped.WEIGHTS / "facts"))
     assert torch.equal(by_name(ids), by_folder(ids))
 
 

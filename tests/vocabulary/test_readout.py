@@ -1,6 +1,6 @@
 """Readouts against float64 logits computed by hand, and against TransformerLens's own logit readout."""
 
-import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -109,9 +109,9 @@ def test_chunks_and_batches_agree(world, monkeypatch):
     whole = tlb.readout(model, v, target=torch.arange(15).reshape(3, 5) + 3)
     # The package's `readout` is the function of that name, so the module is reached by its path.
     monkeypatch.setattr(
-        sys.modules["tl_backward.vocabulary.extremes"], "MAX_LOGIT_BYTES", 4 * 12 * 7
+        import_module("tl_backward.vocabulary.extremes"), "MAX_LOGIT_BYTES", 4 * 12 * 7
     )  # 7 columns at a time
-    monkeypatch.setattr(sys.modules["tl_backward.vocabulary.extremes"], "_ROWS", 4)
+    monkeypatch.setattr(import_module("tl_backward.vocabulary.extremes"), "_ROWS", 4)
     parts = tlb.readout(model, v, target=torch.arange(15).reshape(3, 5) + 3)
     for name in ("top_ids", "bottom_ids", "target_rank", "norm"):
         assert torch.equal(getattr(whole, name), getattr(parts, name)), name

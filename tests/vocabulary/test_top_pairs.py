@@ -1,7 +1,7 @@
 """Top pairs against all entries computed in float64, sorted by value, row and column."""
 
-import sys
 from fractions import Fraction
+from importlib import import_module
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import tl_backward as tlb
 
-module = sys.modules["tl_backward.vocabulary.top_pairs"]
+module = import_module("tl_backward.vocabulary.top_pairs")
 
 
 def brute_force(left, right, k, largest=True, exclude_same=False, mask=None):

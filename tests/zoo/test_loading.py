@@ -8,7 +8,7 @@ import torch
 from tl_backward import zoo
 from tl_backward.model import loading
 from tl_backward.model.loading import has_hooked_transformer
-from tl_backward.model.loading.shipped import TRAINED_ON_REQUEST, WEIGHTS
+from tl_backward.model.shipped import TRAINED_ON_REQUEST, WEIGHTS
 from tl_backward.zoo.facts_task import recall
 
 PROMPTS = ["Anna Berg lives in the city of", "The pet of Noor Quispe is a"]

@@ -11,7 +11,7 @@ import torch
 from shared import shared
 
 from tl_backward import zoo
-from tl_backward.model.loading.shipped import WEIGHTS
+from tl_backward.model.shipped import WEIGHTS
 from tl_backward.zoo import addition, counting
 from tl_backward.zoo.recipes import RECIPES, Recipe
 from tl_backward.zoo.tasks import IGNORED, answer_batch, answered_whole, is_held_out

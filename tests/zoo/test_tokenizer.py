@@ -1,7 +1,7 @@
 import pytest
 
 from tl_backward import zoo
-from tl_backward.model.loading.shipped import WEIGHTS
+from tl_backward.model.shipped import WEIGHTS
 from tl_backward.zoo.tokenizer import facts_tokenizer
 
 PROMPT = "Anna Berg lives in the city of"

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from tl_backward import zoo
-from tl_backward.model.loading.shipped import WEIGHTS
+from tl_backward.model.shipped import WEIGHTS
 from tl_backward.zoo.facts_task import FactsTask
 from tl_backward.zoo.recipes import RECIPES, Recipe
 from tl_backward.zoo.tokenizer import facts_tokenizer

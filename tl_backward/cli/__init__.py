@@ -10,15 +10,21 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from typing import Any, NoReturn
 
 import tl_backward
-from tl_backward._support.checks import TrailingSpaceWarning, UnknownWordsWarning
-from tl_backward._support.html import visible_text
-from tl_backward.cli import compare, edit, invert, lens, params
-from tl_backward.model.loading import LoadingWarning
 
-COMMANDS = (lens, edit, params, compare, invert)
+COMMANDS = {
+    "demo": ("lens", "the report of one edit on the model that ships (takes seconds, needs nothing)"),
+    "lens": ("lens", "the same for your model, prompt and target"),
+    "edit": ("edit", "write one new answer into the weights, and see what else it changes"),
+    "edits": ("edit", "compare ways to edit: shift, gradient steps and none, on the same cases"),
+    "params": ("params", "the weights themselves in words, without any data"),
+    "compare": ("compare", "whether two models compute the same thing, layer by layer"),
+    "invert": ("invert", "what an activation knows: the inputs that give nearly the same one"),
+}
+"""Each command's module here, which is imported when the command is given, and its help on a line."""
 
 _EXAMPLES = """examples:
   tl-backward demo
@@ -41,6 +47,10 @@ def main(argv: list[str] | None = None) -> int:
         SystemExit: with code 2 on bad usage and 0 after --help and --version, as argparse does.
     """
     arguments = _parser().parse_args(argv)
+    from tl_backward._support.checks import TrailingSpaceWarning, UnknownWordsWarning
+    from tl_backward._support.html import visible_text
+    from tl_backward.model.loading import LoadingWarning
+
     try:
         # Other libraries' deprecations say nothing to the person at the terminal; what the model could not read does.
         with warnings.catch_warnings():
@@ -65,27 +75,31 @@ def main(argv: list[str] | None = None) -> int:
 
 def _noting_once() -> Callable[..., None]:
     """A `warnings.showwarning` that prints each message once to standard error."""
+    from tl_backward._support.html import visible_text
+
     note = cache(lambda said: print(f"note: {visible_text(said)}", file=sys.stderr))
     return lambda message, *about: note(str(message))
 
 
 class _Parser(argparse.ArgumentParser):
-    """Argument parser that prints no control characters and adds a command's options only when that command runs.
+    """Argument parser that prints no control characters; a command's imports its module once the command is given.
 
-    What options are generated from may be slow to import.
+    Nothing that help says needs PyTorch, which takes seconds to import: modules import what they run in functions.
     """
 
-    def __init__(self, *, add_options: Callable[[argparse.ArgumentParser], None] | None = None, **how: Any) -> None:
-        super().__init__(**how)
-        self._add_options = add_options
+    def __init__(self, *, command: str | None = None, **how: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **how)
+        self._command = command
 
     def parse_known_args(self, *given: Any, **how: Any) -> Any:  # as argparse calls it, in every version
-        if self._add_options is not None:
-            self._add_options(self)
-            self._add_options = None
+        if self._command is not None:
+            name, self._command = self._command, None
+            import_module(f"tl_backward.cli.{COMMANDS[name][0]}").add_commands({name: self})
         return super().parse_known_args(*given, **how)
 
     def error(self, message: str) -> NoReturn:
+        from tl_backward._support.html import visible_text
+
         super().error(visible_text(message))
 
 
@@ -94,10 +108,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="tl-backward",
         description="What learning writes into a transformer: gradients read in words.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"tl-backward {tl_backward.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in COMMANDS:
-        module.add_commands(commands)
+    for name, (_, line) in COMMANDS.items():
+        commands.add_parser(name, command=name, help=line)
     return parser

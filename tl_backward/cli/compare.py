@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from tl_backward._support.csv import filled
+from tl_backward.cli import written
 from tl_backward.cli.generated import add_options, options_from
 from tl_backward.cli.options import Answer, Commands, add_command, add_precision, load_asked, name_of, positive
 from tl_backward.text.files import read_data
@@ -32,7 +32,6 @@ def add_commands(commands: Commands) -> None:
     """Register the command `compare`."""
     add_command(
         commands, "compare", _compare, _add_options,
-        help="whether two models compute the same thing, layer by layer",
         description="Compare all layers of two models over the texts of a file, and write a page of heat maps and\n"
         "curves beside chance. Models of different tokenizers are aligned where both end a token.",
         examples=_EXAMPLES,
@@ -40,9 +39,8 @@ def add_commands(commands: Commands) -> None:
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    from tl_backward.dissimilarity import compare
-    from tl_backward.dissimilarity.options import MapKind, RunOptions, SampleOptions
-
+    compared, options = "tl_backward.dissimilarity.comparison.compare", "tl_backward.dissimilarity.options."
+    kinds = get_args(written.value(f"{options}MapKind"))
     for side in "ab":
         parser.add_argument(
             f"--model-{side}",
@@ -61,21 +59,22 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--max-texts", type=positive, metavar="N", help="read the first N (default: all)")
     add_options(data, TextOptions, "text_key", "max_tokens", "batch_size")
     what = parser.add_argument_group("what is compared")
-    add_options(what, compare, "hook", "layers_a", "layers_b")
-    add_options(what, SampleOptions, "hook_b", "sample")
+    add_options(what, compared, "hook", "layers_a", "layers_b")
+    add_options(what, f"{options}SampleOptions", "hook_b", "sample")
     add_options(what, TextOptions, "exclude_first")
     how = parser.add_argument_group("how")
-    add_options(how, compare, "measures")
-    add_options(how, RunOptions, "sample_size", "permutations", "seed")
+    add_options(how, compared, "measures")
+    add_options(how, f"{options}RunOptions", "sample_size", "permutations", "seed")
     how.add_argument(
         "--stitch",
-        choices=get_args(MapKind),
+        choices=kinds,
         metavar="MAP",
-        help=f"also stitch every layer of each to every layer of the other: {', '.join(get_args(MapKind))}",
+        help=f"also stitch every layer of each to every layer of the other: {', '.join(kinds)}",
     )
 
 
 def _compare(arguments: argparse.Namespace) -> Answer:
+    from tl_backward._support.csv import filled
     from tl_backward.dissimilarity import RunOptions, SampleOptions, compare, stitching_grid
     from tl_backward.render.compare_report import compare_report
 

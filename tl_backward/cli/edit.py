@@ -4,8 +4,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from tl_backward import zoo
-from tl_backward._support.csv import finite
+import tl_backward as tlb
 from tl_backward.cli.generated import add_options
 from tl_backward.cli.options import (
     Answer,
@@ -20,22 +19,6 @@ from tl_backward.cli.options import (
     quoted,
     size_of,
 )
-from tl_backward.editing import (
-    LRS,
-    SCALES,
-    compare_edits,
-    edit_effect,
-    evaluate_edit,
-    find_layer,
-    gradient_edit,
-    neighbour_prompts,
-    shift_edit,
-    shift_probabilities,
-    tuned_methods,
-)
-from tl_backward.text.cases import load_cases
-from tl_backward.text.encoding import encode_continuation
-from tl_backward.text.token_strings import token_string
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,7 +58,6 @@ def add_commands(commands: Commands) -> None:
     """Register the commands `edit` and `edits`."""
     add_command(
         commands, "edit", _edit, _add_edit_options,
-        help="write one new answer into the weights, and see what else it changes",
         description="Edit MODEL so that it says TARGET after PROMPT: the forward-pass shift of one layer's W_out\n"
         "(Katz et al. 2024, sec. 7), or plain gradient steps. Nothing is written to the model's own files.",
         examples=_EDIT_EXAMPLES,
@@ -83,7 +65,6 @@ def add_commands(commands: Commands) -> None:
     )  # fmt: skip
     add_command(
         commands, "edits", _edits, _add_edits_options,
-        help="compare ways to edit: shift, gradient steps and none, on the same cases",
         description="Choose each method's settings on some edits and score them on others: one table with 95 %\n"
         "bootstrap intervals.",
         examples=_EDITS_EXAMPLES,
@@ -100,8 +81,8 @@ def _add_edit_options(parser: argparse.ArgumentParser) -> None:
     )
     add_model(parser)
     parser.add_argument("--method", choices=list(_OF_METHOD), default="shift", help="(default: shift)")
-    for source, names in zip((shift_edit, gradient_edit), _OF_METHOD.values(), strict=True):
-        add_options(parser, source, *names, words=_WORDS, **_UNSET)
+    for method, names in _OF_METHOD.items():
+        add_options(parser, f"tl_backward.editing.methods.{method}_edit", *names, words=_WORDS, **_UNSET)
     parser.add_argument(
         "--cases", metavar="FILE", help="validation edits to choose the layer on (.json CounterFact, .jsonl, .csv)"
     )
@@ -128,7 +109,7 @@ def _add_edits_options(parser: argparse.ArgumentParser) -> None:
         "lrs": "of the gradient steps to try",
         "steps": "of the longer descent",
     }
-    add_options(parser, tuned_methods, *words, words=words, scales=None, lrs=None)
+    add_options(parser, "tl_backward.editing.comparison.tuned_methods", *words, words=words, scales=None, lrs=None)
 
 
 def _edit(arguments: argparse.Namespace) -> Answer:
@@ -140,21 +121,22 @@ def _edit(arguments: argparse.Namespace) -> Answer:
     grid = _chosen_grid(model, arguments, validation) if chooses else None
     edit, how = _made(model, arguments, grid)
     k = min(arguments.k, model.W_U.shape[1])
-    effect = edit_effect(model, edit, arguments.prompt, k=k)
-    near = neighbour_prompts(model, arguments.prompt, arguments.subject, k=_NEIGHBOURS) if arguments.subject else []
-    others = [edit_effect(model, edit, prompt, k=k) for prompt in (*arguments.also, *near)]
+    effect = tlb.editing.edit_effect(model, edit, arguments.prompt, k=k)
+    asked = (model, arguments.prompt)
+    near = tlb.editing.neighbour_prompts(*asked, arguments.subject, k=_NEIGHBOURS) if arguments.subject else []
+    others = [tlb.editing.edit_effect(model, edit, prompt, k=k) for prompt in (*arguments.also, *near)]
     case = _own_case(arguments)
-    scores = None if case is None else (evaluate_edit(model, None, case), evaluate_edit(model, edit, case))
+    scores = None if case is None else (tlb.evaluate_edit(model, None, case), tlb.evaluate_edit(model, edit, case))
     saved = None if kept is None else edit.save(kept)
 
     def page() -> "Page":
         from tl_backward.render.edit_report import edit_report
 
-        scales = sorted({*SCALES, _scale(arguments)})
+        scales = sorted({*tlb.editing.SCALES, _scale(arguments)})
         own = (
             grid is None and arguments.method == "shift" and arguments.scaling == "unit"
         )  # where no grid has the cells already
-        cells = shift_probabilities(model, arguments.prompt, arguments.target, scales=scales) if own else None
+        cells = tlb.editing.shift_probabilities(*asked, arguments.target, scales=scales) if own else None
         chosen = (arguments.layer % model.cfg.n_layers, _scale(arguments)) if own else None
         return edit_report(
             effect, target=arguments.target, how=how, cells=cells, layers=range(model.cfg.n_layers), scales=scales,
@@ -186,6 +168,10 @@ def _edit_lines(
     saved: "Path | None",
 ) -> Iterator[str]:
     """Lines of text: probabilities before and after the edit, its scores, and notes on how to interpret them."""
+    from tl_backward._support.csv import finite
+    from tl_backward.text.encoding import encode_continuation
+    from tl_backward.text.token_strings import token_string
+
     yield effect.summary()
     yield f"{quoted(arguments.prompt)} -> {quoted(arguments.target)}: {how}"
     first, *rest = encode_continuation(model, arguments.target)
@@ -235,20 +221,20 @@ def _chosen_grid(
     model: "TransformerLensModel", arguments: argparse.Namespace, validation: "Sequence[EditCase]"
 ) -> "LayerGrid":
     """The layer x scale grid scored on validation edits."""
-    scales = SCALES if arguments.scale is None else (arguments.scale,)
+    scales = tlb.editing.SCALES if arguments.scale is None else (arguments.scale,)
     asked = (arguments.prompt, arguments.target)
-    return find_layer(model, *asked, validation=validation, scales=scales, scaling=arguments.scaling)
+    return tlb.find_layer(model, *asked, validation=validation, scales=scales, scaling=arguments.scaling)
 
 
 def _made(model: "TransformerLensModel", arguments: argparse.Namespace, grid: "LayerGrid | None") -> tuple["Edit", str]:
     """Make the edit; returns it with a description in words."""
     asked = (arguments.prompt, arguments.target)
     if arguments.method == "gradient":
-        edit = gradient_edit(model, *asked, lr=arguments.lr, steps=arguments.steps)
+        edit = tlb.gradient_edit(model, *asked, lr=arguments.lr, steps=arguments.steps)
         steps = "one gradient step" if arguments.steps == 1 else f"{arguments.steps} gradient steps"
         return edit, f"{steps} on every {_short_names(edit)}, learning rate {arguments.lr:g}"
     layer, scale = grid.best if grid is not None else (arguments.layer, _scale(arguments))
-    edit = shift_edit(model, *asked, layer, scale, scaling=arguments.scaling)
+    edit = tlb.shift_edit(model, *asked, layer, scale, scaling=arguments.scaling)
     chosen = "" if grid is None else f", chosen on {grid.n_validation} other edits"
     what = f"{_short_names(edit)} in layer {layer}"
     return edit, f"the shift of {what}, scale {scale:g} ({arguments.scaling} factors){chosen}"
@@ -266,7 +252,7 @@ def _short_names(edit: "Edit") -> str:
 def _own_case(arguments: argparse.Namespace) -> "EditCase | None":
     """The given case with this prompt and target, whose prompts score the edit; None where there is none."""
     asked = (arguments.prompt, arguments.target)
-    cases = () if arguments.cases is None else load_cases(arguments.cases)
+    cases = () if arguments.cases is None else tlb.load_cases(arguments.cases)
     return next((case for case in cases if (case.prompt, case.target) == asked), None)
 
 
@@ -275,15 +261,15 @@ def _edits(arguments: argparse.Namespace) -> Answer:
 
     validation, test = _cases(arguments, arguments.n_validation, arguments.n_test)
     model = load_asked(arguments)
-    methods = tuned_methods(
+    methods = tlb.editing.tuned_methods(
         model,
         validation,
         layers=arguments.layers,
-        scales=arguments.scales or SCALES,
-        lrs=arguments.lrs or LRS,
+        scales=arguments.scales or tlb.editing.SCALES,
+        lrs=arguments.lrs or tlb.editing.LRS,
         steps=arguments.steps,
     )
-    comparison = compare_edits(model, test, methods)
+    comparison = tlb.compare_edits(model, test, methods)
     columns, rows = comparison.table()
     head = f"{len(test)} edits, settings chosen on {len(validation)} others; means with 95 % bootstrap intervals"
     return Answer(
@@ -302,14 +288,14 @@ def _cases(
 ) -> tuple[Sequence["EditCase"], Sequence["EditCase"]]:
     """(validation, test): cases to choose settings on, and others to score."""
     if arguments.cases is None:
-        if arguments.model not in zoo.names():
+        if arguments.model not in tlb.zoo.names():
             raise ValueError(
                 f"Expected --cases FILE for a model of your own, got none for {arguments.model!r}; only the shipped "
                 "models have edits of their own (with --layer, `edit` needs none)."
             )
-        return zoo.edit_cases("validation")[:n_validation], zoo.edit_cases("test")[:n_test]
+        return tlb.zoo.edit_cases("validation")[:n_validation], tlb.zoo.edit_cases("test")[:n_test]
     asked = getattr(arguments, "prompt", None)
-    cases = [case for case in load_cases(arguments.cases) if asked not in (case.prompt, *case.paraphrases)]
+    cases = [case for case in tlb.load_cases(arguments.cases) if asked not in (case.prompt, *case.paraphrases)]
     if len(cases) < (2 if n_test else 1):
         wanted = "two or more edits" if n_test else "an edit of another prompt"
         why = "some choose settings, others are scored" if n_test else "it chooses the layer (or give --layer)"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
+from tl_backward.cli import written
 from tl_backward.cli.options import layers, numbers, positive
 
 T = TypeVar("T")
@@ -17,20 +18,24 @@ T = TypeVar("T")
 
 def add_options(
     parser: "argparse._ActionsContainer",
-    source: Callable[..., object],
+    source: str | Callable[..., object],
     *names: str,
     words: Mapping[str, str] = {},
     **defaults: object,
 ) -> None:
     """One option for each named parameter of a function, or attribute of an option class (all where none is named).
 
-    `default=value` gives a default that differs from the source's, `words` the help where a command has less to say, or
-    more, than the docstring. A whole number is at least 1, but for those of `_ANY`.
+    The source is named, as "tl_backward.lens.backward_lens.backward_lens", where help would have to wait for PyTorch if
+    it were imported: what is written there is read. `default=value` gives a default that differs from the source's,
+    `words` the help where a command has less to say, or more, than the docstring. A whole number is at least 1, but for
+    those of `_ANY`.
 
     Raises:
         TypeError: an annotation that no text on a command line stands for.
     """
-    parameters, help_of = inspect.signature(source).parameters, {**documented(source), **words}
+    named = isinstance(source, str)
+    parameters = written.signature(source, names) if named else inspect.signature(source).parameters
+    help_of = {**documented(source), **words}
     for name in names or parameters:
         default = defaults.get(name, parameters[name].default)
         how = _argument(name, parameters[name].annotation, default)
@@ -45,9 +50,10 @@ def options_from(arguments: argparse.Namespace, options: Callable[..., T], **oth
     return options(**{name: getattr(arguments, name) for name in names} | others)
 
 
-def documented(source: Callable[..., object]) -> Mapping[str, str]:
+def documented(source: str | Callable[..., object]) -> Mapping[str, str]:
     """Descriptions by name from a docstring's Args or Attributes section, each on one line."""
-    section = re.search(r"^(?:Args|Attributes):\n(.*?)(?=^\S|\Z)", inspect.getdoc(source) or "", re.M | re.S)
+    text = written.docstring(source) if isinstance(source, str) else inspect.getdoc(source) or ""
+    section = re.search(r"^(?:Args|Attributes):\n(.*?)(?=^\S|\Z)", text, re.M | re.S)
     parts = re.split(r"^    (\w+): ", section[1] if section else "", flags=re.M)[1:]
     return {name: " ".join(text.split()).rstrip(".") for name, text in zip(parts[::2], parts[1::2], strict=True)}
 

@@ -33,7 +33,6 @@ def add_commands(commands: Commands) -> None:
     """Register the command `invert`."""
     add_command(
         commands, "invert", _invert, _add_options,
-        help="what an activation knows: the inputs that give nearly the same one",
         description="Find inputs whose activation lies within epsilon of the prompt's (InversionView, Huang et al.\n"
         "2024), read what they share, and write a page.",
         examples=_EXAMPLES,
@@ -41,8 +40,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    from tl_backward.inversion import Closeness, InversionOptions
-
+    options = "tl_backward.inversion.options."
     add_model(parser)
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="the input whose activations are asked about")
     parser.add_argument(
@@ -61,9 +59,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "(default: -1)",
     )
     how = parser.add_argument_group("how")
-    add_options(how, InversionOptions, "method", "n", "seed")
+    add_options(how, f"{options}InversionOptions", "method", "n", "seed")
     how.add_argument("--decoder", metavar="DIR", help="a decoder that inversion.train wrote (default: a shipped one)")
-    add_options(how, Closeness, "epsilon", "metric")
+    add_options(how, f"{options}Closeness", "epsilon", "metric")
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data",

@@ -5,14 +5,9 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tl_backward import zoo
-from tl_backward._support.checks import check_layers
+import tl_backward as tlb
 from tl_backward.cli.generated import add_options
 from tl_backward.cli.options import Answer, Commands, add_command, add_model, aligned, load_asked, name_of, quoted
-from tl_backward.editing import SCALES, edit_effect, shift_edit, shift_probabilities
-from tl_backward.lens.backward_lens import backward_lens
-from tl_backward.lens.control import RandomInit
-from tl_backward.lens.patterns import pattern_names
 
 if TYPE_CHECKING:
     from tl_backward._support.types import TransformerLensModel
@@ -39,7 +34,6 @@ def add_commands(commands: Commands) -> None:
     """Register the commands `demo` and `lens`."""
     add_command(
         commands, "demo", _demo, lambda parser: None,
-        help="the report of one edit on the model that ships (takes seconds, needs nothing)",
         description="Ask the shipped model of known facts where someone lives, and show what one step of\n"
         "training on another city would write into it, beside an untrained control.",
         examples="  tl-backward demo\n  tl-backward demo --out report.html --no-open",
@@ -47,7 +41,6 @@ def add_commands(commands: Commands) -> None:
     )  # fmt: skip
     add_command(
         commands, "lens", _lens, _add_options,
-        help="the same for your model, prompt and target",
         description="Backward Lens (Katz et al. 2024): read in words what one gradient step on TARGET after\n"
         "PROMPT would write into each layer of MODEL, as one self-contained HTML page or as JSON.",
         examples=_LENS_EXAMPLES,
@@ -64,22 +57,22 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="the new answer after it, usually with its leading space",
     )
     parser.add_argument("--subject", metavar="TEXT", help="part of the prompt whose tokens are averaged together")
-    add_options(parser, backward_lens, "layers", "k", "attention")
+    add_options(parser, "tl_backward.lens.backward_lens.backward_lens", "layers", "k", "attention")
     parser.add_argument(
         "--control",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="run the same architecture with random weights beside it (default: yes)",
     )
-    add_options(parser, RandomInit, "seed")
+    add_options(parser, "tl_backward.lens.control.RandomInit", "seed")
     add_model(parser)
 
 
 def _demo(arguments: argparse.Namespace) -> Answer:
     started = time.monotonic()
-    model = zoo.load("facts")
-    prompt, target = zoo.facts.example_edit()
-    lens = _read(model, prompt, target, subject="Anna Berg", control=RandomInit())
+    model = tlb.zoo.load("facts")
+    prompt, target = tlb.zoo.facts.example_edit()
+    lens = _read(model, prompt, target, subject="Anna Berg", control=tlb.lens.RandomInit())
     return Answer(
         lambda: _described(lens, "facts", prompt, target),
         lambda: _data(lens, "facts", prompt, target),
@@ -89,6 +82,8 @@ def _demo(arguments: argparse.Namespace) -> Answer:
 
 
 def _lens(arguments: argparse.Namespace) -> Answer:
+    from tl_backward._support.checks import check_layers
+
     model, asked = load_asked(arguments), (arguments.prompt, arguments.target)
     lens = _read(
         model,
@@ -97,7 +92,7 @@ def _lens(arguments: argparse.Namespace) -> Answer:
         layers=sorted(check_layers(arguments.layers, model.cfg.n_layers)),
         k=arguments.k,
         attention=arguments.attention or bool(getattr(model.cfg, "attn_only", False)),
-        control=RandomInit(seed=arguments.seed) if arguments.control else None,
+        control=tlb.lens.RandomInit(seed=arguments.seed) if arguments.control else None,
     )
     name = name_of(arguments.model)
     return Answer(
@@ -108,7 +103,9 @@ def _lens(arguments: argparse.Namespace) -> Answer:
 
 
 def _read(model: "TransformerLensModel", prompt: str, target: str, **how: Any) -> "BackwardLens":
-    return backward_lens(model, prompt, target, names_filter=pattern_names(model), **how)
+    from tl_backward.lens.patterns import pattern_names
+
+    return tlb.backward_lens(model, prompt, target, names_filter=pattern_names(model), **how)
 
 
 def _described(lens: "BackwardLens", name: str, prompt: str, target: str) -> Iterator[str]:
@@ -135,15 +132,15 @@ def _with_edit(page: "Page", model: "TransformerLensModel", prompt: str, target:
     """Append the forward-pass shift of the target to the page, at the layer and scale that `edits` chooses."""
     from tl_backward.render.edit_report import add_edit
 
-    effect = edit_effect(model, shift_edit(model, prompt, target, DEMO_LAYER, DEMO_SCALE), prompt, k=5)
-    cells = shift_probabilities(model, prompt, target)
+    effect = tlb.editing.edit_effect(model, tlb.shift_edit(model, prompt, target, DEMO_LAYER, DEMO_SCALE), prompt, k=5)
+    cells = tlb.editing.shift_probabilities(model, prompt, target)
     add_edit(
         page,
         effect,
         how=f"W_out of layer {DEMO_LAYER} with scale {DEMO_SCALE:g}",
         cells=cells,
         layers=range(model.cfg.n_layers),
-        scales=SCALES,
+        scales=tlb.editing.SCALES,
     )
     return page
 

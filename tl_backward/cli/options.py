@@ -13,18 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from tl_backward import zoo
-from tl_backward._support.csv import finite
-from tl_backward._support.html import visible_text
-from tl_backward.model.loading import load
+from tl_backward.model.shipped import names
 
 if TYPE_CHECKING:
     from tl_backward._support.types import TransformerLensModel
     from tl_backward.render.page import Page
 
-    Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
-else:
-    Commands: TypeAlias = object
+Commands: TypeAlias = Mapping[str, argparse.ArgumentParser]
+"""The parsers of the commands that were given, by name; those of others are left as they are."""
 
 DEFAULT_OUT = "tl-backward-COMMAND-MODEL.html"
 
@@ -49,47 +45,40 @@ def add_command(
     answer: Callable[[argparse.Namespace], Answer],
     add_options: Callable[[argparse.ArgumentParser], None],
     *,
-    help: str,
     description: str,
     examples: str,
     json: str = "print the numbers as one JSON object; a page with --out",
     out: str = f"where to write the page (default: {DEFAULT_OUT})",
     paged: bool = True,
 ) -> None:
-    """Register a command with its own options and those for its output.
+    """Give a command its own options and those for its output, where it is the one that was given.
 
     Args:
-        commands: what it is added to.
+        commands: whose parsers are wanted.
         name: what it is called by.
         answer: what it does.
         add_options: add its own options.
-        help: what it does, on a line.
-        description: the same at more length.
+        description: what it does; on a line, `COMMANDS` says it.
         examples: below its options.
         json: what --json does.
         out: what --out does.
         paged: whether a page is written without --out too.
     """
-
-    def add(parser: argparse.ArgumentParser) -> None:
-        add_options(parser)
-        parser.add_argument("--out", metavar="FILE", help=out)
-        parser.add_argument("--no-open", action="store_true", help="do not open the page in the browser")
-        parser.add_argument("--json", action="store_true", help=json)
-
-    parser = commands.add_parser(
-        name,
-        add_options=add,
-        help=help,
-        description=description,
-        epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    if name not in commands:
+        return
+    parser = commands[name]
+    parser.description, parser.epilog = description, f"examples:\n{examples}"
+    add_options(parser)
+    parser.add_argument("--out", metavar="FILE", help=out)
+    parser.add_argument("--no-open", action="store_true", help="do not open the page in the browser")
+    parser.add_argument("--json", action="store_true", help=json)
     parser.set_defaults(run=partial(_run, answer), paged=paged, command=name)
 
 
 def _run(answer: Callable[[argparse.Namespace], Answer], arguments: argparse.Namespace) -> None:
     """Run a command, print its result as text or JSON, and write and open the page where one is wanted."""
+    from tl_backward._support.csv import finite
+
     arguments.paged = bool(arguments.out or (arguments.paged and not arguments.json))
     out = check_out(arguments.out or default_out(arguments)) if arguments.paged else None
     # Nothing that another library prints may end up among the results.
@@ -115,7 +104,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="NAME|DIR",
-        help=f"a model that ships ({', '.join(zoo.names())}), a local Hugging Face folder (read offline), or "
+        help=f"a model that ships ({', '.join(names())}), a local Hugging Face folder (read offline), or "
         "a name that TransformerLens can load",
     )
     parser.add_argument(
@@ -140,6 +129,8 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
 
 def load_asked(arguments: argparse.Namespace, side: str = "") -> "TransformerLensModel":
     """Load the model named by the options of `add_model`; `side` is the suffix of those options ("_a", "_b")."""
+    from tl_backward.model.loading import load
+
     model, kind = (getattr(arguments, name + side) for name in ("model", "kind"))
     return load(model, kind=kind, device=arguments.device, dtype=arguments.dtype)
 
@@ -220,11 +211,15 @@ def size_of(path: Path) -> str:
 
 def quoted(text: str) -> str:
     """Text in quotes for a terminal: no control character of a token or prompt reaches it."""
+    from tl_backward._support.html import visible_text
+
     return f'"{visible_text(text)}"'
 
 
 def say(*lines: str) -> None:
     """Print lines of text with control characters escaped, so that no token or file name controls the terminal."""
+    from tl_backward._support.html import visible_text
+
     for line in lines:
         print(visible_text(line))
 

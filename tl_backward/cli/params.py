@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tl_backward._support.csv import filled
 from tl_backward.cli.generated import add_options, options_from
 from tl_backward.cli.options import (
     Answer,
@@ -17,8 +16,6 @@ from tl_backward.cli.options import (
     positive,
     quoted,
 )
-from tl_backward.embedding_space import parameter_atlas, parameter_coherence, parameter_words
-from tl_backward.embedding_space.options import VectorOptions, without_bytes
 
 if TYPE_CHECKING:
     from tl_backward.embedding_space import Coherence, ParameterAtlas
@@ -39,7 +36,6 @@ def add_commands(commands: Commands) -> None:
     """Register the command `params`."""
     add_command(
         commands, "params", _params, _add_options,
-        help="the weights themselves in words, without any data",
         description="Read MODEL's parameters in embedding space (Dar et al. 2022): the tokens of every vector of\n"
         "WEIGHT, the most coherent first, beside Gaussian vectors; without --weight, an atlas of all matrices.",
         examples=_EXAMPLES,
@@ -65,11 +61,19 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="tokens to consider; may be repeated (default: none, but of a vocabulary with single bytes not_byte and "
         "not_special)",
     )
-    add_options(parser, VectorOptions, "inverse", "fold_ln")
+    add_options(parser, "tl_backward.embedding_space.options.VectorOptions", "inverse", "fold_ln")
 
 
 def _params(arguments: argparse.Namespace) -> Answer:
-    from tl_backward.render import atlas_page, words_page
+    from tl_backward._support.csv import filled
+    from tl_backward.embedding_space import (
+        VectorOptions,
+        parameter_atlas,
+        parameter_coherence,
+        parameter_words,
+        without_bytes,
+    )
+    from tl_backward.render.params_report import atlas_page, words_page
 
     layer, name = _one_layer(arguments), name_of(arguments.model)
     model = load_asked(arguments)

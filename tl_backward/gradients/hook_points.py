@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from typing import cast
 
 import torch
@@ -18,7 +19,6 @@ from torch.utils.hooks import RemovableHandle
 
 from tl_backward._support.public import public
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.gradients.capture import run_with_gradient_cache
 from tl_backward.model.checks import check_model, model_kind
 from tl_backward.model.guard import check_visitor, visiting
 from tl_backward.model.torch_hooks import register_last
@@ -27,8 +27,8 @@ from tl_backward.weights._site import Argument, Read, Write, output
 from tl_backward.weights.operations import operands, uses_of
 from tl_backward.weights.watch import Known, Seen, Watch, weights_of
 
-METHODS: list[Callable] = [run_with_gradient_cache]
-"""What becomes a method of an extended model; the lens, which stands above this file, adds its own."""
+METHODS = {"run_with_gradient_cache": "gradients.capture", "backward_lens": "lens.backward_lens"}
+"""What becomes a method of an extended model, and where it is; the lens stands above this file."""
 
 _MARK = "_tl_backward_extension"
 
@@ -191,8 +191,9 @@ def extend(model: TransformerLensModel) -> TransformerLensModel:
                     _add_points(model, site, extension)
             if extension.routes:
                 object.__setattr__(model, "forward", _Forward(model, extension.routes))
-            for function in METHODS:
-                object.__setattr__(model, function.__name__, partial(function, model))
+            for name, where in METHODS.items():
+                function = getattr(import_module(f"tl_backward.{where}"), name)
+                object.__setattr__(model, name, partial(function, model))
         except BaseException:
             unextend(model)
             raise
@@ -225,8 +226,8 @@ def unextend(model: TransformerLensModel) -> TransformerLensModel:
         getattr(container, "_hook_registry", {}).pop(attribute, None)
         for registry in _registries(model):
             registry.pop(name, None)
-    for function in METHODS:
-        vars(model).pop(function.__name__, None)
+    for name in METHODS:
+        vars(model).pop(name, None)
     return model
 
 

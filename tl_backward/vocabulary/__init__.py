@@ -1,1 +1,5 @@
 """Vectors and products over the whole vocabulary: what is largest, and where a token stands."""
+
+from tl_backward._support.submodules import offer_submodules
+
+offer_submodules(__name__)

@@ -1,6 +1,6 @@
 """Small trained models that ship with the package, and the recipes that train them."""
 
-from tl_backward.model.loading.shipped import names as names
+from tl_backward.model.shipped import names as names
 from tl_backward.zoo import addition as addition
 from tl_backward.zoo import counting as counting
 from tl_backward.zoo import facts as facts

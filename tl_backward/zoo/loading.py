@@ -13,7 +13,7 @@ from tl_backward.model.loading import Kind, has_hooked_transformer
 from tl_backward.model.loading import load as load_any
 from tl_backward.model.loading._folder import read_folder
 from tl_backward.model.loading._others import quiet_transformers
-from tl_backward.model.loading.shipped import FILES, metrics, names, shipped_directory
+from tl_backward.model.shipped import FILES, metrics, names, shipped_directory
 
 if TYPE_CHECKING:
     import transformers

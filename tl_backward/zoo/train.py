@@ -19,8 +19,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from tl_backward._support.storage import save_json, save_tensors
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.model.loading import Kind
-from tl_backward.model.loading.shipped import FILES, METRICS, metrics
 from tl_backward.model.loading.solu import register_solu
+from tl_backward.model.shipped import FILES, METRICS, metrics
 from tl_backward.zoo import addition, counting
 from tl_backward.zoo.facts import World, world
 from tl_backward.zoo.facts_task import FactsTask

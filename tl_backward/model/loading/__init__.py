@@ -20,7 +20,7 @@ from tl_backward.model.loading._wrapped import (
     transformer_bridge,
 )
 from tl_backward.model.loading.options import DTYPES, KINDS, Dtype, Kind, Processing, Wanted
-from tl_backward.model.loading.shipped import WEIGHTS, metrics, names, shipped_directory
+from tl_backward.model.shipped import WEIGHTS, metrics, names, shipped_directory
 
 __all__ = [
     "DTYPES",

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tl_backward import training
+import tl_backward.training as training
 from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.gradients.similarity import gradient_similarity
 from tl_backward.studies.truth.agreement import lds, precision_at, rank_correlation

@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-from tl_backward._support.storage import load_json
-
-WEIGHTS = Path(__file__).parents[2] / "zoo" / "weights"
+WEIGHTS = Path(__file__).parents[1] / "zoo" / "weights"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 METRICS = "metrics.json"
 TRAINED_ON_REQUEST = ("facts-gelu-2l", "facts-solu-2l")
@@ -41,5 +39,7 @@ def metrics(directory: Path) -> dict:
     Raises:
         ValueError: a file that is damaged or another's.
     """
+    from tl_backward._support.storage import load_json  # and PyTorch, which a list of names does without
+
     path = directory / METRICS
     return load_json(path, beside=FILES) if path.is_file() and b"crc32" in path.read_bytes() else {}
