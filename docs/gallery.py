@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 import tl_backward as tlb
 
 DOCS = Path(__file__).parent
@@ -79,6 +81,30 @@ def _stitching() -> "tlb.render.Page":
     )
 
 
+def _training() -> "tuple[tlb.training.WatchResult, tlb.training.Difference]":
+    """A fine-tuning on 64 facts, watched, beside one on their answers in another order."""
+    cases, before = tlb.zoo.edit_cases("test")[:64], tlb.load("facts")
+    models, watched = [], []
+    for answers in ([case.target for case in cases], [case.target for case in cases[::-1]]):
+        model = tlb.load("facts")
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+        tokens = model.to_tokens([case.prompt + answer for case, answer in zip(cases, answers, strict=True)])
+        with tlb.training.watch(model, optimizer=optimizer) as w:
+            for step in range(64):
+                model(tokens[step % 8 :: 8], return_type="loss").backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        models.append(model)
+        watched.append(w.result())
+    return watched[0], tlb.training.difference(before, models[0], control=models[1])
+
+
+def _authors() -> "tlb.render.Page":
+    cases = tlb.zoo.edit_cases("test")[:64]
+    found = tlb.training.who_wrote(tlb.load("facts"), cases[11].prompt, cases[11].target, cases, **QUIET)
+    return tlb.render.authors_report(found, name="facts")
+
+
 def _invert() -> "tlb.render.Page":
     model, task = tlb.load("counting"), tlb.inversion.task_of("counting")
     found = tlb.inversion.invert(model, "vvzccvczvvvzvcvc|v:", [("resid_mid", 1)], [-1], task, **QUIET)
@@ -107,6 +133,13 @@ ENTRIES = (
           "tlb.render.stitching_report(tlb.dissimilarity.stitching_grid(a, b, texts))", _stitching),
     Entry("map", "Many models on a map", "layers of models placed by their distances",
           'tlb.render.map_report(tlb.dissimilarity.model_distances({"a": a, "b": b}, texts))', _map),
+    Entry("watch", "What a training wrote", "where it wrote, in words before and after, and who contributed most",
+          "tlb.render.watch_report(result)  # of tlb.training.watch", lambda: _training()[0].page(name="facts")),
+    Entry("difference", "What really changed", "each change in directions and words, beside a control and noise",
+          "tlb.render.difference_report(tlb.training.difference(before, after, control=other))",
+          lambda: _training()[1].page(name="facts")),
+    Entry("authors", "Who wrote it", "the examples that would most write an answer, beside random queries",
+          "tlb.render.authors_report(tlb.training.who_wrote(model, prompt, target, cases))", _authors),
     Entry("invert", "What an activation knows", "what texts with nearly the same activation have in common",
           'tl-backward invert --model counting --prompt "vvzccvczvvvzvcvc|v:"', _invert),
 )  # fmt: skip

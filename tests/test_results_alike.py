@@ -16,7 +16,6 @@ WAYS = ("summary", "to_frame", "save", "_repr_html_")
 WITHOUT = {
     "Measure": {"to_frame", "save", "_repr_html_"},  # an entry of the registry, whose summary says what it measures
     "Stitch": {"summary", "save"},  # holds the stitched model; the grid of stitches is saved
-    "Difference": {"save"},  # holds the two models' weights
     "DecoderRates": {"summary", "save", "_repr_html_"},  # of a decoder, and in its file
     "GradientCache": {"summary", "_repr_html_"},  # raw gradients; what they say is backward_lens
     "TopPairs": {"summary"},  # ids and products of any two matrices; HeadPairs says them in words

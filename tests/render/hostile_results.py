@@ -1,5 +1,6 @@
 """Every kind of result and report, of models and texts that are hostile throughout."""
 
+import copy
 from dataclasses import replace
 from functools import cache
 
@@ -15,6 +16,7 @@ from tl_backward.embedding_space import head_pairs, parameter_activation_overlap
 from tl_backward.inversion import common_features, compare_sites, pool_preimage, read_preimage, verify_by_patching
 from tl_backward.text.cases import EditCase
 from tl_backward.text.options import TextOptions
+from tl_backward.training import difference, watch, who_wrote
 
 QUIET = {"show_progress": False}
 SITE = ("resid_mid", 1)
@@ -82,6 +84,17 @@ def _preimage():
     return pool_preimage(model(), WRITTEN[0], SITE, -1, WRITTEN, n=60, epsilon=0.3, **QUIET)
 
 
+@cache
+def trained():
+    """A watch of one step, and what it changed."""
+    after = copy.deepcopy(model())
+    optimizer = torch.optim.SGD(after.parameters(), lr=0.1)
+    with watch(after, optimizer=optimizer, k=5) as w:
+        after(torch.arange(60).reshape(6, 10), return_type="loss").backward()
+        optimizer.step()
+    return w.result(), difference(model(), after, control=after, k=5)
+
+
 FEATURES = {name: (lambda text, i=i: TOKENS[(len(text) + i) % len(TOKENS)]) for i, name in enumerate(NAMES[:12])}
 
 RESULTS = {
@@ -130,6 +143,9 @@ RESULTS = {
         model(), WRITTEN[0], [SITE], inputs=WRITTEN[:60], features=FEATURES, positions=[-1], **QUIET
     ),
     "reading": lambda: read_preimage(model(), _preimage(), features=FEATURES, prior=WRITTEN[:60]),
+    "watch": lambda: trained()[0],
+    "difference": lambda: trained()[1],
+    "authors": lambda: who_wrote(model(), WRITTEN[0], "w10", [(text, "w9") for text in WRITTEN[:30]], n=12, **QUIET),
     "patching": lambda: verify_by_patching(model(), _preimage(), n=20),
 }
 """Every kind of result, full of these strings."""
@@ -160,6 +176,9 @@ PAGES = {
     "compare": lambda: render.compare_report(result("comparison"), name=NAMES[11]),
     "stitching": lambda: render.stitching_report(result("stitches"), name=NAMES[12]),
     "map": lambda: render.map_report(result("distances"), name=NAMES[13]),
+    "watch": lambda: render.watch_report(result("watch"), answers=[result("effect")], name=NAMES[15]),
+    "difference": lambda: render.difference_report(result("difference"), name=NAMES[16]),
+    "authors": lambda: render.authors_report(result("authors"), name=NAMES[17]),
     "invert": lambda: render.invert_report(result("reading"), comparison=result("sites"), name=NAMES[14]),
 }
 """Every report."""

@@ -1,8 +1,10 @@
 """Each page's first screen, in Chromium: the result's sentence, and a drawn picture."""
 
+import copy
 from pathlib import Path
 
 import pytest
+import torch
 from models import build, worlds
 
 import tl_backward as tlb
@@ -89,7 +91,50 @@ def match():
     return found.summary(), match_report(found)
 
 
-PAGES = [lens, edit, gradient, edits, words, atlas, comparison, model_map, inversion, sweep, similarity, match]
+def watched():
+    model = build(worlds()[0])
+    before, optimizer = copy.deepcopy(model), torch.optim.SGD(model.parameters(), lr=0.1)
+    with tlb.training.watch(model, optimizer=optimizer, k=3) as w:
+        for _ in range(3):
+            model(model.to_tokens(TEXTS[0]), return_type="loss").backward()
+            optimizer.step()
+    return before, model, w.result()
+
+
+def training():
+    found = watched()[2]
+    return found.summary(), found.page()
+
+
+def change():
+    before, after, _ = watched()
+    found = tlb.training.difference(before, after, k=3)
+    return found.summary(), found.page()
+
+
+def authors():
+    data = [(text, "w10") for text in TEXTS]
+    found = tlb.training.who_wrote(build(worlds()[0]), *data[0], data, k=3, **QUIET)
+    return found.summary(), found.page()
+
+
+PAGES = [
+    lens,
+    edit,
+    gradient,
+    edits,
+    words,
+    atlas,
+    comparison,
+    model_map,
+    inversion,
+    sweep,
+    similarity,
+    match,
+    training,
+    change,
+    authors,
+]
 PICTURE = """[...document.querySelectorAll('main img, main svg, main canvas')].some(each => {
   const box = each.getBoundingClientRect();
   return box.width >= 150 && box.height >= 80 && box.top >= 0 && box.top < innerHeight - 80 && box.left < innerWidth;

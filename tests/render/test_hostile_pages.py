@@ -25,7 +25,8 @@ TAGS = PICTURE | set(
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 POLICY = re.compile('<meta http-equiv="Content-Security-Policy"[^>]*>')
 QUICK = {"effect", "grid", "scores", "methods", "similarity", "coherence", "projection", "pairs", "comparison", "preimage",
-         "features", "sites", "reading", "patching", "edit", "compare", "invert"}  # fmt: skip
+         "features", "sites", "reading", "patching", "edit", "compare", "invert",
+         "watch", "difference", "authors"}  # fmt: skip
 
 
 def some(names, quick=QUICK):

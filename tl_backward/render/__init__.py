@@ -8,9 +8,11 @@ loaded only when something is drawn with them.
 from tl_backward._support.csv import csv_text
 from tl_backward._support.html import Cell, visible_token
 from tl_backward.lens.patterns import pattern_names
+from tl_backward.render.authors_report import authors_curves, authors_report
 from tl_backward.render.circuits import attention, tokens
 from tl_backward.render.coherence_figure import coherence_figure
 from tl_backward.render.compare_report import compare_report, comparison_curves, comparison_heatmap
+from tl_backward.render.difference_report import difference_curves, difference_report
 from tl_backward.render.edit_report import comparison_report, edit_report
 from tl_backward.render.figure_fragment import figure_fragment
 from tl_backward.render.figures import Curve, curves, heatmap, plot_text, plot_token
@@ -25,6 +27,7 @@ from tl_backward.render.stitching_report import stitching_curves, stitching_heat
 from tl_backward.render.sweep_report import similarity_heatmap, similarity_report, sweep_curves, sweep_report
 from tl_backward.render.tables import data_block, filter_table, lens_table, table
 from tl_backward.render.token_pairs import pair_list, pair_picture
+from tl_backward.render.watch_report import watch_heatmap, watch_report
 
 __all__ = [
     # reports
@@ -42,6 +45,9 @@ __all__ = [
     "stitching_report",
     "map_report",
     "invert_report",
+    "watch_report",
+    "difference_report",
+    "authors_report",
     "pattern_names",
     # pages
     "Fragment",
@@ -71,6 +77,9 @@ __all__ = [
     "stitching_heatmap",
     "stitching_curves",
     "models_map",
+    "watch_heatmap",
+    "difference_curves",
+    "authors_curves",
     "coherence_figure",
     "figure_fragment",
     "heatmap",

@@ -1,7 +1,8 @@
 """Who wrote it: the training examples whose own step would most write an answer, and what they would write there."""
 
 from dataclasses import dataclass
-from typing import cast
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from tl_backward._support.checks import check_k
 from tl_backward._support.html import frame_table, visible_text, visible_token
-from tl_backward._support.saved import Saved
+from tl_backward._support.shown import Shown
 from tl_backward._support.types import DataFrame, TransformerLensModel, typed
 from tl_backward.gradients.examples import EXAMPLES, Example, batching, capture_batch
 from tl_backward.gradients.losses import Loss
@@ -21,13 +22,18 @@ from tl_backward.vocabulary.readout import TargetReadout, readout
 from tl_backward.weights import weight_sites
 from tl_backward.weights.blocks import stream_writers
 
+if TYPE_CHECKING:
+    import plotly.graph_objects
+
 _LEAST_QUERIES = 20
 """Random queries below which no interval is given."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Authors(Saved):
+class Authors(Shown):
     """The examples of a data set by how much a step on each would write an answer; raw inner products or cosines."""
+
+    _report = "authors_report"
 
     prompt: str
     target: str
@@ -110,6 +116,10 @@ class Authors(Saved):
         frame = pandas.DataFrame(rows)
         frame["text"] = text_column(self.names[index] for index in self.top.tolist())
         return frame
+
+    def plot(self) -> "plotly.graph_objects.Figure":
+        """The largest scores beside those for random queries, as a plotly figure."""
+        return import_module("tl_backward.render").authors_curves(self)
 
     def _repr_html_(self) -> str:
         """The first examples, as a static table."""

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._support.checks import check_k, nearest
+from tl_backward._support.shown import Shown
 from tl_backward._support.types import DataFrame, TransformerLensModel, Weights, typed
 from tl_backward.model.checks import check_model
 from tl_backward.text.token_strings import output_size
@@ -17,13 +20,18 @@ from tl_backward.training.result import WatchResult
 from tl_backward.training.sketch import Approximation
 from tl_backward.weights import WeightSite, layer_of, select_sites, weight_sites
 
+if TYPE_CHECKING:
+    import plotly.graph_objects
+
 _EXACT = 2**18
 """Up to how many entries a change is decomposed exactly."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Difference:
-    """after - before, weight by weight."""
+class Difference(Shown):
+    """after - before, weight by weight. Its file has what was found, without the two models' weights."""
+
+    _report = "difference_report"
 
     weights: tuple[str, ...]
     """Full names, in the model's order."""
@@ -46,11 +54,16 @@ class Difference:
         """The change itself, in float64.
 
         Raises:
-            ValueError: a weight that was not compared, or has changed since.
+            ValueError: a weight that was not compared, or has changed since; a difference that was read from a file.
         """
         if weight not in self.weights:
             raise ValueError(
                 f"Expected a weight that was compared, got {weight!r}; the nearest are {nearest(weight, self.weights)}."
+            )
+        if weight not in self.before or weight not in self.after:
+            raise ValueError(
+                f"Expected a difference with its two models, got one from a file, without {weight} itself; call "
+                "difference(...) anew."
             )
         change = _change(self.before[weight], self.after[weight])
         told = self.changes[weight].norm
@@ -102,6 +115,14 @@ class Difference:
                     }
                 )
         return pandas.DataFrame(rows)
+
+    def plot(self) -> "plotly.graph_objects.Figure":
+        """The singular values of the largest change beside its controls', as a plotly figure."""
+        return import_module("tl_backward.render").difference_curves(self)
+
+    def packed(self) -> dict[str, Any]:
+        """What `save` writes: all but the two models' weights."""
+        return {name: value for name, value in super().packed().items() if name not in ("before", "after")}
 
     def _repr_html_(self) -> str:
         """The first direction of each weight, as a static table."""

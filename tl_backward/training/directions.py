@@ -91,12 +91,41 @@ def directions_of(model: TransformerLensModel, changes: Mapping[str, Change], k:
     return found
 
 
+def before_and_after(
+    model: TransformerLensModel, changes: Mapping[str, Directions], weights: Mapping[str, Tensor], k: int
+) -> tuple[dict[str, Readout], dict[str, Readout]]:
+    """What each direction met before the change and meets since, in words; of weights that have a side in the stream.
+
+    Of a weight that writes to the stream: U_j^T W, what an input along U_j comes out as. Of one that reads it: W V_j,
+    what in the stream makes it write along V_j.
+
+    Args:
+        model: whose words.
+        changes: W - W_before of each weight in directions.
+        weights: W [d_in, d_out] as it is now.
+        k: words of each.
+    """
+    names = [name for name, each in changes.items() if len(each.S) and (each.imprint or each.shift) is not None]
+    if not names:
+        return {}, {}
+    old, new = [], []
+    for name in names:
+        each, now = changes[name], weights[name].double().cpu()
+        new.append(each.U.T @ now if each.shift is not None else (now @ each.V).T)
+        old.append(new[-1] - each.S[:, None] * (each.V if each.shift is not None else each.U).T)
+    read = readout(model, torch.cat([*old, *new]).to(next(iter(model.parameters())).dtype), k=k)
+    sizes = [len(each) for each in old]
+    ends = torch.tensor([*sizes, *sizes]).cumsum(0).tolist()
+    parts = [read[end - size : end] for end, size in zip(ends, [*sizes, *sizes], strict=True)]
+    return dict(zip(names, parts[: len(names)], strict=True)), dict(zip(names, parts[len(names) :], strict=True))
+
+
 def first_directions(frame: DataFrame, caption: str) -> str:
     """The first direction of each weight, from a frame with lists of words, as a static table."""
     first = frame[[each == 0 for each in frame["direction"]]] if len(frame) else frame
     words = {
         side: ["" if each is None else ", ".join(map(visible_token, each[:5])) for each in first[side]]
-        for side in ("imprint", "shift")
+        for side in ("imprint", "shift", "before", "after")
         if side in first
     }
     return frame_table(first.assign(**words), caption=caption)

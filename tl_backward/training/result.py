@@ -1,30 +1,38 @@
 """What a watch saw: of each weight what its gradients asked for and what was really written, in words."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from tl_backward._support.checks import nearest
 from tl_backward._support.html import visible_token
-from tl_backward._support.saved import Saved, load_saved
+from tl_backward._support.saved import load_saved
+from tl_backward._support.shown import Shown
 from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel
 from tl_backward.text.token_strings import token_string, token_strings
-from tl_backward.training.directions import Change, Directions, directions_of, first_directions
+from tl_backward.training.directions import Change, Directions, before_and_after, directions_of, first_directions
 from tl_backward.training.largest import Contribution
 from tl_backward.training.record import Record, as_matrix
 from tl_backward.training.sketch import Sketch
+from tl_backward.vocabulary.readout import Readout
 from tl_backward.weights import layer_of
+
+if TYPE_CHECKING:
+    import plotly.graph_objects
 
 Of: TypeAlias = Literal["gradient", "written"]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class WatchResult(Saved):
+class WatchResult(Shown):
     """What a training wrote. `gradient` is what plain gradient descent along its gradients would have written."""
+
+    _report = "watch_report"
 
     weights: tuple[str, ...]
     """Full names, in the model's order."""
@@ -47,6 +55,11 @@ class WatchResult(Saved):
     about: Mapping[str, object]
     """The options, and what was summed."""
     tokenizer: Tokenizer | None = None
+    before: Mapping[str, Readout] = field(default_factory=dict)
+    """Of each direction of `written`, in words: what an input along U_j made the weight write to the stream when the
+    watch began, of a weight that reads it what in the stream made it write along V_j. None for other weights."""
+    after: Mapping[str, Readout] = field(default_factory=dict)
+    """The same of the weight now."""
 
     def __repr__(self) -> str:
         left = f", {len(self.missing)} missing" if self.missing else ""
@@ -79,7 +92,11 @@ class WatchResult(Saved):
         return said + "."
 
     def to_frame(self, of: Of = "written") -> DataFrame:
-        """A row a weight and direction: its size, its share of the weight's squared change, and its words."""
+        """A row a weight and direction: its size, its share of the weight's squared change, and its words.
+
+        `before` and `after`, of what was written: what such an input came out as, of a weight that reads the stream
+        what it answered to.
+        """
         import pandas
 
         rows = []
@@ -90,6 +107,11 @@ class WatchResult(Saved):
                     side: None if read is None else read.top_tokens[j]
                     for side, read in (("imprint", each.imprint), ("shift", each.shift))
                 }
+                if of == "written":
+                    words |= {
+                        side: read[name].top_tokens[j] if name in read else None
+                        for side, read in (("before", self.before), ("after", self.after))
+                    }
                 share = min(1.0, size**2 / each.norm**2) if each.norm else 0.0
                 rows.append(
                     {"weight": name, "layer": layer_of(name), "direction": j, "size": size, "share": share, **words}
@@ -119,6 +141,10 @@ class WatchResult(Saved):
                 }
             )
         return pandas.DataFrame(rows)
+
+    def plot(self) -> "plotly.graph_objects.Figure":
+        """The norms of each weight's gradients over the training, as a plotly figure."""
+        return import_module("tl_backward.render").watch_heatmap(self)
 
     def packed(self) -> dict[str, Any]:
         """What `save` writes: sums as their tensors."""
@@ -160,17 +186,20 @@ def result_of(
     """Freeze what is kept, and read its directions."""
     gradient: dict[str, Change] = {}
     written: dict[str, Change] = {}
+    now: dict[str, Tensor] = {}
     for name, record in records.items():
-        now = Sketch(record.total.shape, record.rank, record.seed)
-        with torch.no_grad():
-            now.add(as_matrix(record.site, record.site.parameter.detach()).double())
-        change, summed = now.plus(record.start, -1.0).approximation(), record.total.approximation()
+        sketch = Sketch(record.total.shape, record.rank, record.seed)
+        now[name] = as_matrix(record.site, record.site.parameter.detach())
+        sketch.add(now[name].double())
+        change, summed = sketch.plus(record.start, -1.0).approximation(), record.total.approximation()
         along = None if record.mean_input is None else record.mean_input.double().cpu()
         written[name], gradient[name] = (change, along), (summed._replace(V=-summed.V), along)
+    changes = directions_of(model, written, k)
+    before, after = before_and_after(model, changes, now, k)
     return WatchResult(
         weights=tuple(records),
         gradient=directions_of(model, gradient, k),
-        written=directions_of(model, written, k),
+        written=changes,
         norms={name: torch.tensor(record.norms, dtype=torch.float64) for name, record in records.items()},
         tokens={name: tuple(sorted(record.tokens, reverse=True)) for name, record in records.items()},
         examples={name: tuple(sorted(record.examples, reverse=True)) for name, record in records.items()},
@@ -179,6 +208,8 @@ def result_of(
         missing=dict(missing),
         about=about,
         tokenizer=model.tokenizer,
+        before=before,
+        after=after,
     )
 
 
