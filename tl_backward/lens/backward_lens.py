@@ -25,6 +25,7 @@ from tl_backward.gradients.capture import HookList, run_with_gradient_cache
 from tl_backward.gradients.losses import Target, TargetLoss, target_loss
 from tl_backward.lens.control import OLD_KEYWORDS, Control, RandomInit, control_of
 from tl_backward.lens.expert_learning import expert_learning
+from tl_backward.lens.latents import in_latents
 from tl_backward.lens.lens_result import BackwardLens, ControlledLens, LayerReadouts
 from tl_backward.lens.patterns import keeping
 from tl_backward.lens.reading import vectors_read, what_to_read, with_points
@@ -35,6 +36,7 @@ from tl_backward.model.stamp import unchanged
 from tl_backward.text.ids import ARRAYS
 from tl_backward.text.subjects import Subject, subject_spans
 from tl_backward.text.token_strings import output_size, token_string, token_strings
+from tl_backward.vocabulary.basis import Basis
 from tl_backward.vocabulary.readout import readout
 from tl_backward.weights import weight_sites
 
@@ -56,6 +58,7 @@ def backward_lens(
     fwd_hooks: HookList = (),
     prepend_bos: bool | None = None,
     position: int | None = None,
+    basis: Basis | None = None,
     **inputs: object,
 ) -> BackwardLens: ...
 @overload
@@ -75,6 +78,7 @@ def backward_lens(
     fwd_hooks: HookList = (),
     prepend_bos: bool | None = None,
     position: int | None = None,
+    basis: Basis | None = None,
     **inputs: object,
 ) -> ControlledLens: ...
 @public
@@ -95,6 +99,7 @@ def backward_lens(
     fwd_hooks: HookList = (),
     prepend_bos: bool | None = None,
     position: int | None = None,
+    basis: Basis | None = None,
     **inputs: object,
 ) -> BackwardLens:
     """Read in words what one gradient-descent step on `target` after `prompt` would write (Katz et al. 2024).
@@ -118,11 +123,14 @@ def backward_lens(
         prepend_bos: as in `model.to_tokens`.
         position: the token at which a target of one token is asked for, counted over the prompt's tokens; None for the
             last, or the one mask of a prompt for a model that sees both ways (BERT).
+        basis: named directions, such as a sparse autoencoder's or transcoder's latents, in which the same vectors are
+            read too, as `lens.latents`: imprints along what latents read, shifts along what they write, each beside as
+            many random directions and with the latents' own words.
         inputs: the model's own further inputs, as in `run_with_gradient_cache`.
 
     Raises:
         ValueError: layers of attention alone (unless `attention`; beside others that can be read they are left out),
-            or bad input as in `run_with_gradient_cache`.
+            or bad input as in `run_with_gradient_cache`; a basis of another width.
         IndexError: a layer out of range.
 
     Examples:
@@ -158,9 +166,11 @@ def backward_lens(
     asked = answer_position(bound, cache.tokens, mask)
     target_ids = torch.tensor([row[0] for row in bound.ids or ()], device=cache.tokens.device)
     answer_ids = answer_tokens(model, answer, cache.logits, asked)
+    vectors = torch.stack(vectors_read(cache, reading))
+    latents = {} if basis is None else in_latents(model, vectors if batched else vectors[:, 0], reading, basis, k)
     every = readout(
         model,
-        torch.stack(vectors_read(cache, reading)),
+        vectors,
         k=k,
         normalize=normalize,
         target=target_ids[:, None],
@@ -225,6 +235,7 @@ def backward_lens(
         kinds=reading.kinds,
         sources=reading.sources(),
         experts=experts,
+        latents=latents,
         patterns=patterns if batched else {layer: pattern[0] for layer, pattern in patterns.items()},
     )
 

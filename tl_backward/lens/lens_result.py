@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,6 +22,7 @@ from tl_backward.lens.expert_learning import ExpertLearning
 from tl_backward.lens.segments import Segments
 from tl_backward.lens.summary import Places, alone_at_top, batch_sentence, lens_sentence
 from tl_backward.text.token_strings import text_column, token_string, token_strings
+from tl_backward.vocabulary.latents import LatentReadout
 from tl_backward.vocabulary.readout import RankedReadout
 
 if TYPE_CHECKING:
@@ -30,10 +31,13 @@ if TYPE_CHECKING:
 Quantity: TypeAlias = Literal["norm", "target_rank", "answer_rank"]
 
 
-class LayerReadouts(Saved, dict[int, RankedReadout]):
-    """A Readout for each layer; negative layers count from the model's end."""
+Read = TypeVar("Read", bound=Saved)
 
-    def __init__(self, readouts: dict[int, RankedReadout], n_layers: int) -> None:
+
+class LayerReadouts(Saved, dict[int, Read]):
+    """A readout for each layer; negative layers count from the model's end."""
+
+    def __init__(self, readouts: dict[int, Read], n_layers: int) -> None:
         super().__init__(readouts)
         self._n_layers = n_layers
 
@@ -41,7 +45,7 @@ class LayerReadouts(Saved, dict[int, RankedReadout]):
         """What to save."""
         return {"readouts": dict(self), "n_layers": self._n_layers}
 
-    def __missing__(self, layer: int) -> RankedReadout:
+    def __missing__(self, layer: int) -> Read:
         if isinstance(layer, int) and layer < 0 and layer + self._n_layers in self:
             return self[layer + self._n_layers]
         raise KeyError(f"Expected one of the layers that were read, {list(self)}, got {layer!r}.")
@@ -63,6 +67,7 @@ class BackwardLens(Shown):
         imprint: layer -> Readout of W_in's inputs. shift: layer -> Readout of W_out's VJPs, raw sign.
         attn_imprint, attn_shift: the same for W_V and W_O, with `attention=True`.
         segments: which tokens are first, subject, last, other, target.
+        latents: with a basis, the same vectors in its latents: `latents["shift"][3]`.
         cache: the factors of the weights that were read (and of W_gate).
         control: the same lens on an untrained model, the first random draw. controls: of all draws.
     """
@@ -105,6 +110,9 @@ class BackwardLens(Shown):
     """Per layer with experts, which of them would learn: tokens, routing weights, shares of the gradient."""
     patterns: dict[int, Tensor] = field(default_factory=dict)
     """Per layer, attention [*batch, head, query, key], where `names_filter` keeps the gradients at `hook_pattern`."""
+    latents: dict[str, dict[int, LatentReadout]] = field(default_factory=dict)
+    """With a basis, per readout and layer, the same vectors in its latents, each [pos]: imprints along what latents
+    read (left out where the basis has no encoder), shifts along what they write, raw sign."""
     control: "BackwardLens | None" = None
     """The same lens on the same architecture with fresh weights, its answer rank being that of the trained answer."""
     controls: tuple["BackwardLens", ...] = ()

@@ -66,6 +66,8 @@ def lens_report(
     _question(page, view)
     for of in sorted(lens.readouts(), key=lambda of: not of.endswith("shift")):  # what a step writes comes first
         _words(page, view, of)
+    for of in sorted(lens.latents, key=lambda of: not of.endswith("shift")):
+        _latents(page, view, of)
     for layer in lens.experts:
         _experts(page, view, layer)
     _norms(page, view)
@@ -132,6 +134,19 @@ def _words(page: Page, view: PromptView, of: str) -> None:
             json.dumps([visible_token(word) for word in words], ensure_ascii=False) for words in frame[column]
         ]
     page.section(heading, text, Fragment(view.lens.table(of, example=view.example)), frame_block(frame, f"{of}.csv"))
+
+
+def _latents(page: Page, view: PromptView, of: str) -> None:
+    """Append the latents of one readout at the token asked at, a row a layer, and all of them as data."""
+    layers, at = view.lens.latents[of], view.places[view.asked]
+    first, *others = (view.row(read)[at] for read in layers.values())
+    read = first.joined(others)
+    frame = read.to_frame()
+    frame["place"] = [list(layers)[place] for place in frame["place"]]
+    frame["words"] = [json.dumps(list(map(visible_token, words)), ensure_ascii=False) for words in frame["words"]]
+    heading, text = report_texts.latents(of, read.n_latents, read.n_control, asks=view.asks)
+    data = frame_block(frame.rename(columns={"place": "layer"}), f"{of}_latents.csv")
+    page.section(heading, text, Fragment(read.table([f"layer {layer}" for layer in layers])), data)
 
 
 def _experts(page: Page, view: PromptView, layer: int) -> None:

@@ -109,6 +109,25 @@ def ranks(*, n_draws: int, asks: Asks) -> tuple[str, str]:
     )
 
 
+_LATENT_SIDES = {
+    True: "What a step would write, along what each latent writes (W_dec): the raw gradient with respect to the "
+    "latents of a dictionary that decodes to this place. A step SUBTRACTS it: it raises what stands at the BOTTOM.",
+    False: "What a step would take in, along what each latent reads (W_enc).",
+}
+
+
+def latents(of: str, n_latents: int, n_control: int, *, asks: Asks) -> tuple[str, str]:
+    """Heading and text of a readout's latents."""
+    part = " in attention" if of.startswith("attn_") else ""
+    side = of.removeprefix("attn_")
+    return (
+        f"{side.capitalize()}{part} in features",
+        f"{_LATENT_SIDES[side == 'shift']} Read at {ASKED[asks]}, by cosine among {n_latents:,} latents, the nearest "
+        "first; below each the first word of its own direction. A frame: nearer than as many random directions come, "
+        f"in {n_control} draws. Hover for scores and words.",
+    )
+
+
 def norms(asks: Asks) -> tuple[str, str]:
     """Heading and text of the heat map."""
     only = {

@@ -1,6 +1,6 @@
 """Vectors of the residual stream read in the directions of a basis, beside as many random directions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
@@ -22,6 +22,7 @@ from tl_backward.vocabulary.extremes import extremes, placed
 
 Same = TypeVar("Same", bound="LatentReadout")
 
+_LATENTS = ("listed", "word_ids")  # fields of the latents, not of the vectors
 _TILE = 2**22  # numbers of random directions held at once, and of norms' scratch
 _LEVEL = 0.98  # of each end; the two together, of maxima that are skewed, then err for 1 vector in 20 or fewer
 _ROWS = 1024  # vectors that a tile of them multiplies at once
@@ -104,9 +105,15 @@ class LatentReadout(Saved):
 
     def __getitem__(self: Same, index: int | slice | Tensor | tuple[int | slice | Tensor, ...]) -> Same:
         """Index the leading axes, as one would the vectors; `listed` stays."""
-        of_latents = ("listed", "word_ids")
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: value[index] for name, value in tensors.items() if name not in of_latents})
+        return replace(self, **{name: value[index] for name, value in tensors.items() if name not in _LATENTS})
+
+    def joined(self: Same, others: Sequence[Same]) -> Same:
+        """One of several vectors of one reading, [1 + n, ...]: this and others, all with the same latents listed."""
+        whole = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        rows = [self, *others]
+        stacked = {name: torch.stack([getattr(each, name) for each in rows]) for name in whole if name not in _LATENTS}
+        return replace(self, **stacked)
 
     def __repr__(self) -> str:
         return f"LatentReadout({self._sizes()}: {self.summary()})"
@@ -179,6 +186,11 @@ class LatentReadout(Saved):
 
     def _repr_html_(self) -> str:
         """A static table: one row a vector, its norm, the top and bottom latents with their first words."""
+        places = (place[0] if len(place) == 1 else place for place in product(*map(range, self.norm.shape)))
+        return self.table(list(map(str, places)), caption=self.summary())
+
+    def table(self, row_names: list[str], *, caption: str = "") -> str:
+        """The same with names for the vectors."""
         words, labels, k = self.words, self._labels(), self.top_ids.shape[-1]
         shown = min(5, k)
         norms, rows = self.norm.flatten().tolist(), []
@@ -199,8 +211,7 @@ class LatentReadout(Saved):
                     cells.append(Cell(_name(latent, labels), sub=first, title=lines, marked=out))
             rows.append([norm, *cells])
         columns = ["norm", *[f"{side} {i}" for side in ("top", "bottom") for i in range(shown)]]
-        places = (place[0] if len(place) == 1 else place for place in product(*map(range, self.norm.shape)))
-        return table(columns, rows, row_names=list(map(str, places)), caption=self.summary())
+        return table(columns, rows, row_names=row_names, caption=caption)
 
     def _sizes(self) -> str:
         return f"{list(self.norm.shape)} vectors, k={self.top_ids.shape[-1]}, n_latents={self.n_latents}"
