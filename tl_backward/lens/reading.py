@@ -1,5 +1,6 @@
 """Which vectors a Backward Lens projects: inputs of weights that read the stream, VJPs of those that write to it."""
 
+import re
 from collections.abc import Container
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -17,6 +18,8 @@ Source: TypeAlias = tuple[Side | Literal["point"], str]
 
 _IMPRINTS = ("W_Q", "W_K", "W_V", "W_in", "W_gate")  # read the residual stream: their inputs are read in words
 _SHIFTS = ("W_O", "W_out")  # write to it: their VJPs are
+_ADAPTER = re.compile(r"\.(?:(?:q|k|v|in|gate)\.(W_lora_A|lora_A\.W_\w+)|(?:o|out)\.(W_lora_B|lora_B\.W_\w+))$")
+"""Of low-rank adapters, the half that reads the stream and the half that writes to it."""
 
 
 def side_in_stream(name: str, writers: Container[str]) -> Side | None:
@@ -26,7 +29,9 @@ def side_in_stream(name: str, writers: Container[str]) -> Side | None:
         name: the weight's full name.
         writers: full names of weights that write to the stream under other names than TransformerLens's.
     """
-    short = name.rpartition(".")[2]
+    short, adapter = name.rpartition(".")[2], _ADAPTER.search(name)
+    if adapter is not None:
+        return "inputs" if adapter[1] else "deltas"
     if short in _IMPRINTS and name not in writers:
         return "inputs"
     return "deltas" if short in _SHIFTS or name in writers else None

@@ -187,11 +187,11 @@ def _before_and_after(effect: EditEffect) -> Drawing:
     )  # fmt: skip
 
 
-def others_sentence(others: Sequence[EditEffect]) -> str:
+def others_sentence(others: Sequence[EditEffect], what: str = "other prompt") -> str:
     """How many other prompts got another answer."""
     changed = sum(int(each.top_before[0]) != int(each.top_after[0]) for each in others)
     have = "has" if changed == 1 else "have"
-    return f"{changed} of {count_text(len(others), 'other prompt')} {have} another answer now."
+    return f"{changed} of {count_text(len(others), what)} {have} another answer now."
 
 
 def others_table(others: Sequence[EditEffect]) -> Fragment:

@@ -90,7 +90,9 @@ def watch_report(result: WatchResult, *, answers: Sequence[EditEffect] = (), nam
     picture = figure_fragment(_norms_drawing(result))
     page.section("Where and when the gradients were large", "", picture, Fragment(paragraphs(_NORMS)), data)
     if answers:
-        page.section("Answers before and after", f"{others_sentence(answers)} {_ANSWERS}", others_table(answers))
+        page.section(
+            "Answers before and after", f"{others_sentence(answers, 'prompt')} {_ANSWERS}", others_table(answers)
+        )
     by_size = sorted(result.weights, key=lambda each: result.written[each].norm, reverse=True)
     data = frame_block(listed_words(result.to_frame()), "written.csv")
     page.section("What was written, in words", _WRITTEN, _words(result, by_size), data)
