@@ -23,6 +23,7 @@ COMMANDS = {
     "params": ("params", "the weights themselves in words, without any data"),
     "compare": ("compare", "whether two models compute the same thing, layer by layer"),
     "invert": ("invert", "what an activation knows: the inputs that give nearly the same one"),
+    "watch": ("watch", "fine-tune a copy of a model on your cases, and see what that wrote"),
 }
 """Each command's module here, which is imported when the command is given, and its help on a line."""
 

@@ -7,11 +7,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from torch import Tensor
-from tqdm.auto import trange
-
-from tl_backward._support.sentences import count_text
 from tl_backward.cli.generated import add_options
 from tl_backward.cli.options import (
     Answer,
@@ -25,10 +20,11 @@ from tl_backward.cli.options import (
     positive,
     quoted,
 )
-from tl_backward.text.cases import load_cases
-from tl_backward.text.token_strings import token_string
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
     from tl_backward._support.types import TransformerLensModel
     from tl_backward.editing import EditEffect
     from tl_backward.gradients.examples import Example
@@ -45,7 +41,6 @@ def add_commands(commands: Commands) -> None:
     """Register the command `watch`."""
     add_command(
         commands, "watch", _watch, _add_options,
-        help="fine-tune a copy of a model on your cases, and see what that wrote",
         description="Fine-tune MODEL, in memory, to say each case's target after its prompt (AdamW), watch it, and\n"
         "show what was written where, in words, and which tokens and cases contributed most. The model's\n"
         "own files stay as they are.",
@@ -54,8 +49,6 @@ def add_commands(commands: Commands) -> None:
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    from tl_backward.training import watch
-
     add_model(parser)
     parser.add_argument("--data", required=True, metavar="FILE", help="cases: .csv, .jsonl, or CounterFact's .json")
     parser.add_argument("--steps", type=positive, default=200, metavar="N", help="(default: 200)")
@@ -63,12 +56,15 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lr", type=float, default=1e-4, metavar="X", help="learning rate (default: 0.0001)")
     parser.add_argument("--lora", action="store_true", help="train low-rank adapters of the MLPs' matrices instead")
     parser.add_argument("--lora-rank", type=positive, default=8, metavar="N", help="of each adapter (default: 8)")
-    add_options(parser, watch, "k", "rank", "n_examples", "seed")
+    add_options(parser, "tl_backward.training.watching.watch", "k", "rank", "n_examples", "seed")
     parser.add_argument("--save", metavar="FILE", help="keep the result (safetensors, for tlb.load_result)")
 
 
 def _watch(arguments: argparse.Namespace) -> Answer:
+    import torch
+
     from tl_backward.gradients.examples import encode_examples
+    from tl_backward.text.cases import load_cases
     from tl_backward.training import watch
 
     save = None if arguments.save is None else check_out(arguments.save, "--save", "the result")
@@ -103,10 +99,13 @@ def _watch(arguments: argparse.Namespace) -> Answer:
 def _train(
     model: "TransformerLensModel",
     examples: "Sequence[Example]",
-    optimizer: torch.optim.Optimizer,
+    optimizer: "Optimizer",
     arguments: argparse.Namespace,
 ) -> list[float]:
     """Steps on batches drawn without replacement; the mean loss of each, in nats."""
+    import torch
+    from tqdm.auto import trange
+
     from tl_backward.text.prompts import forward, pad
 
     generator, order, losses = torch.Generator().manual_seed(arguments.seed), [], []
@@ -120,7 +119,8 @@ def _train(
         for row, example in enumerate(chosen):
             real = batch.real[row].bool()
             total = (
-                total + cast(Tensor, example.loss(logits[row : row + 1, real], batch.tokens[row : row + 1, real])).cpu()
+                total
+                + cast("Tensor", example.loss(logits[row : row + 1, real], batch.tokens[row : row + 1, real])).cpu()
             )
         optimizer.zero_grad()
         (total / size).backward()
@@ -129,8 +129,10 @@ def _train(
     return losses
 
 
-def _answers(model: "TransformerLensModel", prompts: Sequence[str]) -> list[Tensor]:
+def _answers(model: "TransformerLensModel", prompts: Sequence[str]) -> "list[Tensor]":
     """The next token's probabilities [d_vocab] after each prompt."""
+    import torch
+
     from tl_backward.text.asked import asked_index, mask_token
     from tl_backward.text.prompts import encode_prompts, forward
 
@@ -144,7 +146,7 @@ def _answers(model: "TransformerLensModel", prompts: Sequence[str]) -> list[Tens
 
 
 def _effects(
-    model: "TransformerLensModel", prompts: Sequence[str], before: Sequence[Tensor], k: int
+    model: "TransformerLensModel", prompts: Sequence[str], before: "Sequence[Tensor]", k: int
 ) -> "list[EditEffect]":
     from tl_backward.editing import EditEffect
 
@@ -170,6 +172,7 @@ def _with_adapters(arguments: argparse.Namespace) -> "TransformerLensModel":
         ) from error
     if arguments.kind == "hooked":
         raise ValueError("Expected --kind bridge with --lora, got hooked; a HookedTransformer has nothing to adapt.")
+    import torch
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -200,6 +203,8 @@ def _with_adapters(arguments: argparse.Namespace) -> "TransformerLensModel":
 def _lines(
     result: "WatchResult", effects: "Sequence[EditEffect]", losses: Sequence[float], save: Path | None
 ) -> Iterator[str]:
+    from tl_backward._support.sentences import count_text
+
     yield result.summary()
     changed = sum(int(each.top_before[0]) != int(each.top_after[0]) for each in effects)
     yield (
@@ -220,6 +225,8 @@ def _lines(
 def _data(
     result: "WatchResult", effects: "Sequence[EditEffect]", losses: Sequence[float], model: str
 ) -> Mapping[str, object]:
+    from tl_backward.text.token_strings import token_string
+
     asked = [
         {
             "prompt": each.prompt,
