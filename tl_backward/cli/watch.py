@@ -118,10 +118,8 @@ def _train(
         logits, total = forward(model, batch), torch.zeros(())
         for row, example in enumerate(chosen):
             real = batch.real[row].bool()
-            total = (
-                total
-                + cast("Tensor", example.loss(logits[row : row + 1, real], batch.tokens[row : row + 1, real])).cpu()
-            )
+            loss = example.loss(logits[row : row + 1, real], batch.tokens[row : row + 1, real])
+            total = total + cast("Tensor", loss).cpu()
         optimizer.zero_grad()
         (total / size).backward()
         optimizer.step()
