@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_backward._support.processes import gathered, process, several, sum_over
 from tl_backward._support.storage import fingerprint
 from tl_backward._support.warnings import warn_user
 from tl_backward.activations import PlaceReader
-from tl_backward.dissimilarity._processes import gathered, process, several, sum_over
 from tl_backward.dissimilarity.checkpoint import load_checkpoint, save_checkpoint
 from tl_backward.dissimilarity.grouped import GroupedStatistics
 from tl_backward.dissimilarity.minibatch import MinibatchCKA

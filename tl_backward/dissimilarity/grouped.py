@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward.dissimilarity._processes import greatest_of, several, sum_over
+from tl_backward._support.processes import greatest_of, several, sum_over
 from tl_backward.dissimilarity.measures.moments import LayerSums, PairSums
 from tl_backward.dissimilarity.statistics import CovarianceStatistics, Rows
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_backward.dissimilarity._processes import greatest_of, several, sum_over
+from tl_backward._support.processes import greatest_of, several, sum_over
 from tl_backward.dissimilarity.grouped import jackknife
 from tl_backward.dissimilarity.options import Estimator
 from tl_backward.dissimilarity.statistics import Rows

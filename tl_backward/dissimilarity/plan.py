@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from tl_backward._support.checks import nearest
+from tl_backward._support.processes import process
 from tl_backward._support.saved import Saved
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.activations import PlaceReader
-from tl_backward.dissimilarity._processes import process
 from tl_backward.dissimilarity._rows import buffer_bytes
 from tl_backward.dissimilarity.measures.registry import ADDITIVE, Measure, get_measure, list_names
 from tl_backward.dissimilarity.minibatch import TILE_BYTES

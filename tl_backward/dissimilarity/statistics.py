@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_backward._support.processes import from_process, gathered, greatest_of, several, sum_over
 from tl_backward._support.storage import check_kind, load_tensors, save_tensors
-from tl_backward.dissimilarity._processes import from_process, gathered, greatest_of, several, sum_over
 from tl_backward.dissimilarity._rows import TILE, RowBuffer, matrices, parts
 from tl_backward.dissimilarity.measures.moments import LayerSums, PairSums
 

@@ -23,7 +23,7 @@ def process() -> tuple[int, int]:
     if n_processes > 1:
         raise RuntimeError(
             f"Expected torch.distributed to be initialised under a launcher of {n_processes} processes, got none; "
-            "create an accelerate.Accelerator(), or call torch.distributed.init_process_group, before comparing."
+            "create an accelerate.Accelerator(), or call torch.distributed.init_process_group, first."
         )
     return 0, 1
 
