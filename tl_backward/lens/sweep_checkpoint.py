@@ -3,9 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
-
-from torch import nn
 
 from tl_backward._support.storage import check_run, fingerprint
 from tl_backward._support.types import TransformerLensModel
@@ -13,7 +10,6 @@ from tl_backward.gradients.examples import Example
 from tl_backward.lens.sweep_result import Sweep, load_sweep_of_run, rows_of_draw
 
 _RUN = "prompts, options or model"
-_PROBED = 64  # numbers of a weight: training changes nearly all of them
 
 
 @dataclass
@@ -48,15 +44,6 @@ class SweepCheckpoint:
         """Write the sweep so far, atomically, as a file that `load_sweep` reads."""
         if self.path is not None:
             sweep.save(self.path, run=self.run)
-
-
-def model_digest(model: TransformerLensModel) -> str:
-    """Fingerprint of a model's weights, from up to 127 numbers of each."""
-    parts: list[object] = [f"{model.cfg.n_heads} heads"]
-    for name, weight in cast(nn.Module, model).named_parameters():
-        few = weight.detach().flatten()[:: max(1, weight.numel() // _PROBED)]
-        parts += [f"{name} {list(weight.shape)}", few.float()]
-    return fingerprint(*parts)[:16]
 
 
 def run_digest(items: Sequence[Example], options: Mapping[str, object]) -> str:

@@ -28,8 +28,9 @@ from tl_backward.gradients.examples import (
 from tl_backward.lens.control import OLD_KEYWORDS, Control, RandomInit, control_of
 from tl_backward.lens.reading import side_in_stream
 from tl_backward.lens.segments import NAMES, answer_tokens, segment_tokens
-from tl_backward.lens.sweep_checkpoint import SweepCheckpoint, model_digest, run_digest
+from tl_backward.lens.sweep_checkpoint import SweepCheckpoint, run_digest
 from tl_backward.lens.sweep_result import Quantity, Sweep, in_order
+from tl_backward.model.digest import model_digest
 from tl_backward.model.inputs import check_text_model
 from tl_backward.text.ids import Id
 from tl_backward.text.options import TextOptions
