@@ -196,7 +196,7 @@ def gradient_similarity(
                 done = set(part.indices.tolist())
                 left = [example for example in left if example.index not in done]
             for batch in by_length(model, left, batch_size):
-                other = _captured(model, batch, names)
+                other = captured(model, batch, names)
                 norms_b[:, other.indices] = other.norms
                 part.write_products(other, inner, mirrored=within)
                 del other  # nothing is held twice, here or while the next part is captured
@@ -206,7 +206,7 @@ def gradient_similarity(
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """The factors of some examples, as rows that lie beside each other."""
 
     indices: Int[Tensor, "example"]
@@ -214,7 +214,7 @@ class _Part:
     rows: list[ExampleRows]
     """Of each weight."""
 
-    def write_products(self, other: "_Part", out: Float[Tensor, "weight a b"], *, mirrored: bool) -> None:
+    def write_products(self, other: "Part", out: Float[Tensor, "weight a b"], *, mirrored: bool) -> None:
         """Inner products of every pair of examples, a tile at a time: little is held beside what they are written to.
 
         Those of a part with itself are taken once for each pair. `mirrored` writes them for (b, a) too.
@@ -232,16 +232,16 @@ class _Part:
 
 def _parts(
     model: TransformerLensModel, examples: Sequence[Example], names: tuple[str, ...], batch_size: int, max_bytes: int
-) -> Iterator[_Part]:
+) -> Iterator[Part]:
     """The examples' factors, as many at a time as fit into `max_bytes` (at least one batch).
 
     They are written into memory made for all of them: batches joined at the end would be held twice.
     """
-    held: list[_Part] = []
+    held: list[Part] = []
     rows: list[ExampleRows] = []
     n_left = sum(example.n_tokens for example in examples)
     for batch in by_length(model, examples, batch_size):
-        found, n = _captured(model, batch, names), sum(example.n_tokens for example in batch)
+        found, n = captured(model, batch, names), sum(example.n_tokens for example in batch)
         if held and not all(one.has_room(two) for one, two in zip(rows, found.rows, strict=True)):
             yield _joined(held, rows)
             held = []
@@ -260,13 +260,14 @@ def _parts(
         yield _joined(held, rows)
 
 
-def _joined(parts: list[_Part], rows: list[ExampleRows]) -> _Part:
+def _joined(parts: list[Part], rows: list[ExampleRows]) -> Part:
     """The examples of all parts, whose rows lie in `rows`."""
     indices, norms = torch.cat([part.indices for part in parts]), torch.cat([part.norms for part in parts], 1)
-    return _Part(indices, norms, [each[: len(each.counts)] for each in rows])
+    return Part(indices, norms, [each[: len(each.counts)] for each in rows])
 
 
-def _captured(model: TransformerLensModel, batch: list[Example], names: tuple[str, ...]) -> _Part:
+def captured(model: TransformerLensModel, batch: Sequence[Example], names: Sequence[str]) -> Part:
+    """One batch's factors of the named weights, on the model's device, and its norms."""
     cache, norms, rows = capture_batch(model, batch, names).cache, [], []
     for name in names:
         try:
@@ -274,7 +275,7 @@ def _captured(model: TransformerLensModel, batch: list[Example], names: tuple[st
             rows.append(ExampleRows.of(*cache.factors[name].active(), n_examples=len(batch)))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-    return _Part(torch.tensor([example.index for example in batch]), torch.stack(norms).cpu(), rows)
+    return Part(torch.tensor([example.index for example in batch]), torch.stack(norms).cpu(), rows)
 
 
 def listed(examples: Examples) -> Examples:
