@@ -1,6 +1,8 @@
 """The processes of torch.distributed, where there are any."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, distributed
@@ -36,6 +38,25 @@ def sum_over(tensor: Tensor) -> Tensor:
 def greatest_of(value: float) -> float:
     """The largest, over all processes, of the number that each of them gives."""
     return float(_reduced(torch.tensor([value], dtype=torch.float64), distributed.ReduceOp.MAX))
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A block that ends on every process at once: where one of them fails, so do the others, instead of waiting for it.
+
+    Raises:
+        RuntimeError: in those that did not fail themselves.
+    """
+    error = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    failed = greatest_of(float(error is not None)) if several() else 0
+    if error is not None:
+        raise error
+    if failed:
+        raise RuntimeError("Expected all processes to do their part, got an error in another one; see what it says.")
 
 
 def gathered(tensor: Tensor) -> list[Tensor]:
