@@ -87,7 +87,26 @@ def sweep(folder):
     return tensors, [made.items.tolist(), made.control.items.tolist()]
 
 
-JOBS = {job.__name__: job for job in (decoder, stitch, compare, sweep)}
+def store(folder):
+    """A store of 60 texts in 15 shards."""
+    from models import build, worlds
+
+    from tl_backward._support.storage import load_tensors
+    from tl_backward.text.options import TextOptions
+    from tl_backward.training import GradientStore, store_building
+
+    store_building.SHARD_EXAMPLES = 4
+    out, options = folder / "store", TextOptions(batch_size=2)
+    GradientStore.build(build(worlds()[0]), _words(60, 4), out=out, text_options=options, show_progress=False)
+    found = {
+        f"{path.name}/{name}": each
+        for path in out.glob("*.safetensors")
+        for name, each in load_tensors(path)[0].items()
+    }
+    return found, [path.read_text() for path in sorted(out.glob("*.json"))]
+
+
+JOBS = {job.__name__: job for job in (decoder, stitch, compare, sweep, store)}
 
 
 def serve():

@@ -32,16 +32,16 @@ def killed_and_resumed(server, job, folder, n_kills, seed):
     return met
 
 
-def test_two_kills(tmp_path):
-    """Of a training and of a sweep."""
+def test_three_kills(tmp_path):
+    """Of a training, of a sweep and of a store."""
     with Server() as server:
-        for job in ("stitch", "sweep"):
+        for job in ("stitch", "sweep", "store"):
             killed_and_resumed(server, job, tmp_path / job, 1, seed=0)
 
 
 @pytest.mark.long
-def test_twenty_kills(tmp_path):
+def test_many_kills(tmp_path):
     with Server() as server:
         met = {job: killed_and_resumed(server, job, tmp_path / job, 5, seed=1) for job in JOBS}
-    print(f"20 kills, of which these met a checkpoint: {met}")
+    print(f"{5 * len(JOBS)} kills, of which these met a checkpoint: {met}")
     assert sum(met.values()) >= 8

@@ -77,6 +77,27 @@ def load_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tenso
     return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata
 
 
+def mapped_tensors(path: str | Path, n_bytes: int) -> dict[str, Tensor]:
+    """Tensors of a file of `n_bytes` that `save_tensors` wrote, read by memory map where they are used, unverified.
+
+    Raises:
+        ValueError: no such file, one of another length, or not one that `save_tensors` wrote.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    _check_exists(path)
+    size = Path(path).stat().st_size
+    if size != n_bytes:
+        raise ValueError(damaged(path, f"it has {size} bytes, not {n_bytes}"))
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            if _CHECKSUM not in (file.metadata() or {}):
+                raise ValueError(damaged(path, _OTHER_SUM))
+            return {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(damaged(path, str(error))) from error
+
+
 def joined(**parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of several parts as one dictionary, with names "part/name"."""
     return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}

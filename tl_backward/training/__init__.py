@@ -1,4 +1,4 @@
-"""What a training wrote: watch it, compare with what really changed."""
+"""What a training wrote: watch it, compare with what really changed, find who wrote it."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -7,6 +7,7 @@ from tl_backward.training.authors import Authors, who_wrote
 from tl_backward.training.changes import Difference, difference, explained
 from tl_backward.training.merging import merge
 from tl_backward.training.result import WatchResult, load_watch
+from tl_backward.training.store import GradientStore
 from tl_backward.training.watching import TrainingWatch, UnwatchedWarning, watch
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Authors",
     "Difference",
+    "GradientStore",
     "TrainingWatch",
     "UnwatchedWarning",
     "WatchCallback",

@@ -207,20 +207,21 @@ def who_wrote(
             model, [cast(list, dataset)[i] for i in own], dataset, metric=metric, **options
         ).matrix.clone()
         others[torch.arange(len(own)), torch.tensor(own)] = float("nan")
-    low, high = _interval(others, len(examples))
+    low, high = interval(others)
     top = scores[0].topk(min(n, len(examples))).indices
-    written = _written(model, query, [examples[i] for i in top.tolist()], similarity.weights, k)
-    return Authors(prompt, target, names, scores[0], low, high, top, written, similarity.weights, metric, len(others))
+    words = written(model, query, [examples[i] for i in top.tolist()], similarity.weights, k)
+    return Authors(prompt, target, names, scores[0], low, high, top, words, similarity.weights, metric, len(others))
 
 
-def _interval(others: Tensor, n_examples: int) -> tuple[Tensor, Tensor]:
+def interval(others: Float[Tensor, "query example"]) -> tuple[Float[Tensor, "example"], Float[Tensor, "example"]]:
+    """The 2.5 % and 97.5 % quantile of each example's scores for random queries, NaN left out; NaN of fewer than 20."""
     if len(others) < _LEAST_QUERIES:
-        nothing = torch.full((n_examples,), float("nan"), dtype=torch.float64)
+        nothing = torch.full((others.shape[1],), float("nan"), dtype=torch.float64)
         return nothing, nothing.clone()
     return others.nanquantile(0.025, dim=0), others.nanquantile(0.975, dim=0)
 
 
-def _written(
+def written(
     model: TransformerLensModel, query: Example, chosen: list[Example], names: tuple[str, ...], k: int
 ) -> TargetReadout | None:
     """What a step on each example adds, where the query is asked, to what its weights write to the stream."""

@@ -1,0 +1,172 @@
+"""Some examples' gradients as a store keeps them, and what they say to a query.
+
+Of each example and weight the unit gradient dL/dW / |dL/dW| is kept, as its factors in float32 where these are smaller
+than the projection, else projected, in float16; its norm in float64.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tl_backward._support.threads import steps
+from tl_backward.gradients.gram import ExampleRows, inner_products
+from tl_backward.gradients.similarity import Part
+from tl_backward.training.projections import Projection
+
+_BLOCK = 256
+"""Kept examples that are converted to float32 at a time."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """One or more gradients that are asked with, in both forms."""
+
+    indices: Int[Tensor, "query"]
+    """Where each is in the data set, if it is from there."""
+    norms: Float[Tensor, "weight query"]
+    rows: list[ExampleRows] | None
+    """Of the unit gradients, for each weight; None of what has no factors."""
+    projected: list[Float[Tensor, "query _"]]
+
+    @classmethod
+    def of(cls, part: Part, projections: Sequence[Projection]) -> "Query":
+        """What a batch was captured as."""
+        rows = [_unit(each, norms) for each, norms in zip(part.rows, part.norms, strict=True)]
+        projected = [to.of(each).cpu() for to, each in zip(projections, rows, strict=True)]
+        return cls(part.indices, part.norms, [_on_cpu(each) for each in rows], projected)
+
+    def damped(self, projections: Sequence[Projection], damping: float) -> "Query":
+        """Multiplied by the damped inverse covariances, within the projections."""
+        found = [to.damped(each, damping) for to, each in zip(projections, self.projected, strict=True)]
+        sizes = torch.stack([each.double().norm(dim=1) for each in found])
+        scale = torch.where(sizes > 0, 1 / sizes, 0.0)
+        units = [(each * own[:, None]).float() for each, own in zip(found, scale, strict=True)]
+        return Query(self.indices, self.norms * sizes, None, units)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One weight's unit gradients of all examples of a shard."""
+
+    is_exact: Bool[Tensor, "example"]
+    """Whose factors are kept; the others are projected."""
+    exact: ExampleRows
+    projected: Float[Tensor, "other entry"]
+
+    @classmethod
+    def of(cls, rows: ExampleRows, projection: Projection) -> "Kept":
+        """Each example in its smaller form."""
+        n_bytes = 4 * (rows.inputs.shape[1] + rows.deltas.shape[1])
+        is_exact = rows.counts * n_bytes <= 2 * projection.n_entries
+        exact, others = _only(rows, is_exact), _only(rows, ~is_exact)
+        return cls(is_exact.cpu(), _on_cpu(exact), projection.of(others).half().cpu().reshape(-1, projection.n_entries))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Kept"]) -> "Kept":
+        """Those of several batches."""
+        exact = [part.exact for part in parts]
+        rows = (torch.cat([getattr(each, name) for each in exact]) for name in ("inputs", "deltas", "counts"))
+        is_exact, projected = (torch.cat([getattr(part, name) for part in parts]) for name in ("is_exact", "projected"))
+        return cls(is_exact, ExampleRows(*rows), projected)
+
+    def inner(
+        self, rows: ExampleRows | None, projected: Float[Tensor, "query entry"], projection: Projection
+    ) -> Float[Tensor, "query example"]:
+        """Inner products of the unit gradients: exact where both have factors, else of what both become projected."""
+        others = _products(self.projected, projected)
+        if not len(self.exact.counts):
+            return others
+        found = others.new_empty(len(others), len(self.is_exact))
+        found[:, ~self.is_exact] = others
+        if rows is None:
+            found[:, self.is_exact] = (projected @ projection.of(self.exact).T).double()
+        else:
+            found[:, self.is_exact] = inner_products(rows, self.exact)
+        return found
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some examples of a store."""
+
+    indices: Int[Tensor, "example"]
+    """Where each is in the data set."""
+    norms: Float[Tensor, "weight example"]
+    kept: list[Kept]
+    """Of each weight."""
+    low: Float[Tensor, "metric example"]
+    """2.5 % quantile of each example's inner products, and cosines, with random queries."""
+    high: Float[Tensor, "metric example"]
+
+    def scores(
+        self, query: Query, projections: Sequence[Projection], chosen: Sequence[int] | None = None
+    ) -> tuple[Float[Tensor, "query example"], Float[Tensor, "query example"]]:
+        """Inner products and cosines with a query over all weights, or over those with the numbers that it is of."""
+        at = list(range(len(self.kept)) if chosen is None else chosen)
+        norms, total = self.norms[at], torch.zeros(len(query.indices), len(self.indices), dtype=torch.float64)
+        for place, number in enumerate(at):
+            rows = None if query.rows is None else query.rows[place]
+            found = self.kept[number].inner(rows, query.projected[place], projections[place])
+            total += found * query.norms[place, :, None] * norms[place]
+        both = query.norms.square().sum(0).sqrt()[:, None] * norms.square().sum(0).sqrt()
+        return total, torch.where(both > 0, total / both, 0.0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that it is, by name."""
+        named = {name: getattr(self, name) for name in ("indices", "norms", "low", "high")}
+        for number, kept in enumerate(self.kept):
+            named |= {
+                f"{number}/{name}": value
+                for name, value in (
+                    ("is_exact", kept.is_exact),
+                    ("inputs", kept.exact.inputs),
+                    ("deltas", kept.exact.deltas),
+                    ("counts", kept.exact.counts),
+                    ("projected", kept.projected),
+                )
+            }
+        return named
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Shard":
+        """The same again."""
+        kept = []
+        for number in range(len(tensors["norms"])):
+            exact = ExampleRows(*(tensors[f"{number}/{name}"] for name in ("inputs", "deltas", "counts")))
+            kept.append(Kept(tensors[f"{number}/is_exact"], exact, tensors[f"{number}/projected"]))
+        return cls(tensors["indices"], tensors["norms"], kept, tensors["low"], tensors["high"])
+
+
+def _products(
+    kept: Float[Tensor, "example entry"], asked: Float[Tensor, "query entry"]
+) -> Float[Tensor, "query example"]:
+    """Of one query in float16, which sums in float32 and reads half the memory; of several in float32."""
+    if len(asked) == 1:
+        return (kept @ asked[0].half())[None].double()
+    found = [kept[rows].float() @ asked.T for rows in steps(len(kept), _BLOCK)]
+    return torch.cat(found).T.double() if found else torch.zeros(len(asked), 0, dtype=torch.float64)
+
+
+def _unit(rows: ExampleRows, norms: Float[Tensor, "example"]) -> ExampleRows:
+    """The rows of dL/dW / |dL/dW| in float32; of a gradient of 0, zeros."""
+    scale = torch.where(norms > 0, 1 / norms, 0.0).to(rows.deltas.device)
+    deltas = rows.deltas.double() * scale[rows.owners()][:, None]
+    return ExampleRows(rows.inputs.float(), deltas.float(), rows.counts)
+
+
+def _only(rows: ExampleRows, chosen: Bool[Tensor, "example"]) -> ExampleRows:
+    of_rows = chosen[rows.owners()]
+    return ExampleRows(rows.inputs[of_rows], rows.deltas[of_rows], rows.counts[chosen])
+
+
+def _on_cpu(rows: ExampleRows) -> ExampleRows:
+    return ExampleRows(rows.inputs.cpu(), rows.deltas.cpu(), rows.counts.cpu())
+
+
+def kept_of(part: Part, projections: Sequence[Projection]) -> list[Kept]:
+    """A batch as it is kept, for each weight."""
+    units = (_unit(rows, norms) for rows, norms in zip(part.rows, part.norms, strict=True))
+    return [Kept.of(rows, projection) for rows, projection in zip(units, projections, strict=True)]
