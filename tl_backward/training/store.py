@@ -190,7 +190,7 @@ class GradientStore:
     def scores(
         self,
         prompt: str,
-        target: str,
+        target: str | None = None,
         *,
         weights: str | list[str] | None = None,
         metric: Metric = "cosine",
@@ -200,7 +200,7 @@ class GradientStore:
 
         Args:
             prompt: of the query.
-            target: its answer.
+            target: its answer; None where the prompt is a whole text, which is predicted itself.
             weights: some of the store's, by name; None for all.
             metric: "cosine" or "inner".
             damping: the query's gradient is multiplied by the inverse covariances of x and of delta, damped by so many
@@ -276,7 +276,7 @@ class GradientStore:
             top = first[scores[first].topk(len(top)).indices]
         words = None
         if k:
-            of_top = [self._encoded([i])[0] for i in top.tolist()]
+            of_top = self._encoded([self._pairs[i] for i in top.tolist()])
             words = written(self._model, self._asked(prompt, target), of_top, names, k)
         return Authors(prompt, target, self.names, scores, low, high, top, words, names, metric, n_random)
 
@@ -307,13 +307,13 @@ class GradientStore:
             )
         return [self.weights.index(name) for name in asked]
 
-    def _asked(self, prompt: str, target: str) -> Example:
-        if not prompt or not target:
+    def _asked(self, prompt: str, target: str | None) -> Example:
+        if not prompt or target == "":
             raise ValueError(f"Expected a query's prompt and its target, got {prompt!r} and {target!r}; give both.")
-        return encoded(self._model, [(prompt, target)], self._plan["prepend_bos"])[0][0]
+        return self._encoded([(prompt, target)])[0]
 
-    def _encoded(self, indices: Sequence[int]) -> list[Example]:
-        return encoded(self._model, _examples([self._pairs[i] for i in indices]), self._plan["prepend_bos"])[0]
+    def _encoded(self, pairs: Sequence[Pair]) -> list[Example]:
+        return encoded(self._model, _examples(pairs), self._plan["prepend_bos"])[0]
 
 
 def _pairs(dataset: Examples) -> list[Pair]:
