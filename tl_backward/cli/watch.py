@@ -63,9 +63,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _watch(arguments: argparse.Namespace) -> Answer:
     import torch
 
+    from tl_backward import training
     from tl_backward.gradients.examples import encode_examples
     from tl_backward.text.cases import load_cases
-    from tl_backward.training import watch
 
     save = None if arguments.save is None else check_out(arguments.save, "--save", "the result")
     if not 0 < arguments.lr < float("inf"):
@@ -82,7 +82,7 @@ def _watch(arguments: argparse.Namespace) -> Answer:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=arguments.lr, weight_decay=0.0)
     options = {name: getattr(arguments, name) for name in ("k", "rank", "n_examples", "seed")}
-    with watch(model, optimizer=optimizer, **options) as watching:
+    with training.watch(model, optimizer=optimizer, **options) as watching:
         losses = _train(model, examples, optimizer, arguments)
     result, effects = watching.result(), _effects(model, prompts, before, arguments.k)
     if save is not None:
@@ -209,12 +209,14 @@ def _lines(
         f"loss {losses[0]:.3g} -> {losses[-1]:.3g} nats in {count_text(len(losses), 'step')}; {changed} of the first "
         f"{count_text(len(effects), 'prompt')} answered with another token than before"
     )
-    frame = result.to_frame()
-    first = frame[frame["direction"] == 0].sort_values("size", ascending=False).head(8)
+    first = sorted(
+        (row for row in result.to_frame().to_dict("records") if row["direction"] == 0),
+        key=lambda row: row["size"], reverse=True,
+    )  # fmt: skip
     rows = [("weight", "size", "answers to", "writes")]
-    for row in first.to_dict("records"):
-        words = (", ".join(map(quoted, (row[side] or [])[:3])) for side in ("imprint", "shift"))
-        rows.append((row["weight"], f"{row['size']:.3g}", *words))
+    for row in first[:8]:
+        imprint, shift = (", ".join(map(quoted, (row[side] or [])[:3])) for side in ("imprint", "shift"))
+        rows.append((str(row["weight"]), f"{row['size']:.3g}", imprint, shift))
     yield from (f"  {line}" for line in aligned(rows))
     if save is not None:
         yield f"result: {save.resolve()}"
