@@ -102,3 +102,22 @@ def test_bad_input(world, options, words):
         who_wrote(build(world), "w5", "w6", facts(3), show_progress=False, **options)
     with pytest.raises(ValueError, match="Expected a list of examples"):
         who_wrote(build(world), "w5", "w6", [], show_progress=False)
+
+
+@every_world
+def test_scores_of_another_method(world):
+    """Are taken as they are: order and words, no interval and no claim."""
+    model, data = build(world), facts(30)
+    own = who_wrote(model, *data[3], data, n=4, show_progress=False)
+    for scores in (own.scores, own.scores.numpy(), own.scores.tolist(), own.scores.float()):
+        found = who_wrote(model, *data[3], data, n=4, scores=scores, show_progress=False)
+        assert found.top.tolist() == own.top.tolist() and found.written.top_ids.equal(own.written.top_ids)
+        assert found.metric == "score" and found.weights == own.weights and found.n_random == 0
+    assert (
+        "(score 1); with fewer than 20" in found.summary() and "score" in found.to_frame() and found.high.isnan().all()
+    )
+    upside_down = who_wrote(model, *data[3], data, n=4, scores=-own.scores, show_progress=False)
+    assert upside_down.top.tolist() == own.scores.topk(4, largest=False).indices.tolist()
+    for scores, got in ((own.scores[1:], r"got shape \[29\]"), ([float("nan")] * 30, "got some that are NaN or inf")):
+        with pytest.raises(ValueError, match=f"a finite score for each of the 30 examples, {got}"):
+            who_wrote(model, *data[3], data, scores=scores, show_progress=False)

@@ -1,9 +1,11 @@
 """Who wrote it: the training examples whose own step would most write an answer, and what they would write there."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -20,7 +22,7 @@ from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import output_size, text_column
 from tl_backward.vocabulary.readout import TargetReadout, readout
 from tl_backward.weights import weight_sites
-from tl_backward.weights.blocks import stream_writers
+from tl_backward.weights.blocks import chosen_weights, stream_writers
 
 if TYPE_CHECKING:
     import plotly.graph_objects
@@ -31,7 +33,7 @@ _LEAST_QUERIES = 20
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Authors(Shown):
-    """The examples of a data set by how much a step on each would write an answer; raw inner products or cosines."""
+    """The examples of a data set by how much a step on each would write an answer, or by scores that were given."""
 
     _report = "authors_report"
 
@@ -40,7 +42,8 @@ class Authors(Shown):
     names: tuple[str, ...]
     """Every example of the data set as text."""
     scores: Float[Tensor, "example"]
-    """<dL_query, dL_example>, or its cosine: positive where a descent step on the example lowers the query's loss."""
+    """<dL_query, dL_example>, or its cosine: positive where a descent step on the example lowers the query's loss;
+    or what was given."""
     low: Float[Tensor, "example"]
     """2.5 % quantile of the example's scores for random queries; NaN where there are fewer than 20."""
     high: Float[Tensor, "example"]
@@ -51,7 +54,8 @@ class Authors(Shown):
     """[n]: what a step on each of `top` would add to the residual stream where the query is asked, in words, with the
     answer's rank; None where no chosen weight writes to the stream."""
     weights: tuple[str, ...]
-    metric: Metric
+    metric: Metric | Literal["score"]
+    """"score" where the scores were given."""
     n_random: int
     """Random queries that the interval is of."""
 
@@ -143,6 +147,7 @@ def who_wrote(
     random_queries: Examples | None = None,
     n_random: int = 100,
     seed: int = 0,
+    scores: Float[Tensor, "n_scores"] | Float[np.ndarray, "n_scores"] | Sequence[float] | None = None,
     max_bytes: int = MAX_FACTOR_BYTES,
     text_options: TextOptions = EXAMPLES,
     show_progress: bool = True,
@@ -167,12 +172,15 @@ def who_wrote(
             out of its own interval.
         n_random: how many; no interval below 20.
         seed: of the draw.
+        scores: of another method, one for each example, larger where it would write the answer more; the examples are
+            then captured only for the words of the first, and there is no interval.
         max_bytes: of factors held at a time.
         text_options: batch_size and prepend_bos.
         show_progress: show a bar.
 
     Raises:
-        ValueError, TypeError: bad input as in `gradient_similarity`; a data set of none.
+        ValueError, TypeError: bad input as in `gradient_similarity`; a data set of none; scores of another number, or
+            that are not finite.
 
     Examples:
         >>> facts = [(case.prompt, case.target) for case in tlb.zoo.edit_cases("test")[:30]]
@@ -188,6 +196,12 @@ def who_wrote(
     dataset = listed(dataset)
     examples, names = encoded(model, dataset, prepend_bos)
     query = encoded(model, [(prompt, target)], prepend_bos)[0][0]
+    if scores is not None:
+        given = _checked(scores, len(examples))
+        chosen = tuple(chosen_weights(model, weight_sites(model), weights))
+        top, unknown = given.topk(min(n, len(examples))).indices, torch.full_like(given, float("nan"))
+        words = written(model, query, [examples[i] for i in top.tolist()], chosen, k)
+        return Authors(prompt, target, names, given, unknown, unknown.clone(), top, words, chosen, "score", 0)
     own: list[int] = []
     queries: list[tuple[str, str | Loss]] = [(prompt, target)]
     if random_queries is not None:
@@ -200,17 +214,30 @@ def who_wrote(
         own = torch.randperm(len(examples), generator=generator)[:n_random].tolist()
     options = {"weights": weights, "max_bytes": max_bytes, "text_options": text_options, "show_progress": show_progress}
     similarity = gradient_similarity(model, queries, dataset, metric=metric, **options)
-    scores = similarity.matrix
-    others = scores[1:]
+    found = similarity.matrix
+    others = found[1:]
     if own:
         others = gradient_similarity(
             model, [cast(list, dataset)[i] for i in own], dataset, metric=metric, **options
         ).matrix.clone()
         others[torch.arange(len(own)), torch.tensor(own)] = float("nan")
     low, high = interval(others)
-    top = scores[0].topk(min(n, len(examples))).indices
+    top = found[0].topk(min(n, len(examples))).indices
     words = written(model, query, [examples[i] for i in top.tolist()], similarity.weights, k)
-    return Authors(prompt, target, names, scores[0], low, high, top, words, similarity.weights, metric, len(others))
+    return Authors(prompt, target, names, found[0], low, high, top, words, similarity.weights, metric, len(others))
+
+
+def _checked(scores: object, n: int) -> Float[Tensor, "example"]:
+    """Scores of another method, in float64.
+
+    Raises:
+        ValueError: not one finite number for each example.
+    """
+    given = torch.as_tensor(scores).detach().double().cpu().clone()
+    if given.shape != (n,) or not given.isfinite().all():
+        got = f"shape {list(given.shape)}" if given.shape != (n,) else "some that are NaN or inf"
+        raise ValueError(f"Expected a finite score for each of the {n} examples, got {got}; give them in their order.")
+    return given
 
 
 def interval(others: Float[Tensor, "query example"]) -> tuple[Float[Tensor, "example"], Float[Tensor, "example"]]:
