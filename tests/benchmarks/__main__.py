@@ -21,6 +21,7 @@ from tests.benchmarks import (
     peers,
     same,
     similarity,
+    store,
     sweeps,
     top_pairs,
     training,
@@ -48,6 +49,7 @@ def main() -> None:
         enumeration,
         inversion,
         training,
+        store,
         peers,
         cores,
     )

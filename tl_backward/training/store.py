@@ -15,7 +15,7 @@ from tl_backward._support.storage import fingerprint
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.gradients.examples import EXAMPLES, Example, batching
 from tl_backward.gradients.losses import next_token_loss
-from tl_backward.gradients.similarity import Examples, Metric, captured, encoded, gradient_similarity, listed
+from tl_backward.gradients.similarity import Examples, Metric, Part, captured, encoded, gradient_similarity, listed
 from tl_backward.model.digest import model_digest
 from tl_backward.model.inputs import check_text_model
 from tl_backward.text.cases import EditCase
@@ -115,7 +115,7 @@ class GradientStore:
         Examples:
             >>> facts = [(case.prompt, case.target) for case in tlb.zoo.edit_cases("test")[:30]]
             >>> store = tlb.training.GradientStore.build(model, facts, out="store", show_progress=False)
-            >>> found = store.query(*facts[7])
+            >>> found = store.query(*facts[7], exact=True)
             >>> found.top[0].item(), round(found.scores[7].item(), 2), found.written.target_rank[0].item()
             (7, 1.0, 0)
         """
@@ -211,14 +211,20 @@ class GradientStore:
             ValueError, KeyError: an empty query, a weight that is not in the store, damping of 0 or less.
         """
         check_choice("metric", metric, get_args(Metric))
+        if damping is not None and not damping > 0:
+            raise ValueError(f"Expected damping above 0, got {damping}; None leaves the covariances out.")
         chosen = self._chosen(weights)
-        projections = [self._projections[number] for number in chosen]
         names = [self.weights[number] for number in chosen]
-        query = Query.of(captured(self._model, [self._asked(prompt, target)], names), projections)
-        if damping is not None:
-            if not damping > 0:
-                raise ValueError(f"Expected damping above 0, got {damping}; None leaves the covariances out.")
-            query = query.damped(projections, damping)
+        part = captured(self._model, [self._asked(prompt, target)], names)
+        return self.scores_of(part, chosen, metric=metric, damping=damping)
+
+    def scores_of(
+        self, part: Part, chosen: Sequence[int], *, metric: Metric, damping: float | None = None
+    ) -> Float[Tensor, "example"]:
+        """The same of one example that was captured, over the weights with those numbers, which it was captured of."""
+        projections = [self._projections[number] for number in chosen]
+        query = Query.of(part, projections)
+        query = query if damping is None else query.damped(projections, damping)
         found = torch.empty(len(self), dtype=torch.float64)
         for shard in self._shards:
             found[shard.indices] = shard.scores(query, projections, chosen)[metric == "cosine"][0]
