@@ -1,0 +1,52 @@
+"""`tl-backward who`: a store is built from a file, asked again, and says who wrote an answer as the library does."""
+
+import csv
+import html
+import json
+
+import tl_backward as tlb
+from cli.test_commands import run
+
+FACTS = [(case.prompt, case.target) for case in tlb.zoo.edit_cases("test")[:25]]
+PROMPT, TARGET = FACTS[7]
+ASK = ["who", "--model", "facts", "--prompt", PROMPT, "--target", TARGET, "--no-open"]
+
+
+def test_build_and_ask(capsys, tmp_path):
+    data, store, page = tmp_path / "facts.csv", tmp_path / "store", tmp_path / "who.html"
+    with data.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("prompt", "target"), *FACTS])
+    code, said, complained = run(capsys, *ASK, "--store", store, "--data", data, "--out", page)
+    assert (code, complained) == (0, "")
+    kept = tlb.training.GradientStore.open(store, tlb.zoo.load("facts"), dataset=FACTS)
+    found, exact = kept.query(PROMPT, TARGET), kept.query(PROMPT, TARGET, exact=True)
+    assert said.startswith(found.summary()) and "25 examples, 4 weights" in said and f"report: {page.resolve()}" in said
+    assert f'"{PROMPT} -> {TARGET}"' in said and f'"{found.written.top_tokens[0][0]}"' in said
+    shown = page.read_text(encoding="utf-8")
+    assert html.escape(found.summary()) in shown and "who_wrote.csv" in shown
+    code, said, _ = run(capsys, *ASK, "--store", store, "--exact", "--n", "3", "--json")
+    answer = json.loads(said)
+    assert (
+        code == 0
+        and answer["summary"] == kept.query(PROMPT, TARGET, exact=True, n=3).summary()
+        and answer["report"] is None
+    )
+    assert [row["example"] for row in answer["examples"]] == exact.top.tolist()[:3] and exact.top[0] == 7
+    assert abs(answer["examples"][0]["cosine"] - 1) < 1e-6 and answer["examples"][0]["target_rank"] == 0
+
+
+def test_texts_weights_and_bad_input(capsys, tmp_path):
+    data, store = tmp_path / "texts.txt", tmp_path / "store"
+    data.write_text("\n".join(prompt + target for prompt, target in FACTS))
+    code, said, _ = run(
+        capsys, *ASK, "--store", store, "--data", data, "--weights", "W_O,W_out", "--bytes-per-weight", "1024"
+    )
+    assert code == 0 and "25 examples, 8 weights" in said
+    for more, words in (
+        (["--data", data], "differs in weights"),
+        (["--data", tmp_path / "no.txt"], "which is not there"),
+    ):
+        code, said, complained = run(capsys, *ASK, "--store", store, *more)
+        assert (code, said) == (1, "") and words in complained and complained.count("\n") == 1
+    code, _, complained = run(capsys, *ASK, "--store", tmp_path)
+    assert code == 1 and "Expected the folder of a gradient store" in complained
