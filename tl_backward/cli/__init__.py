@@ -24,6 +24,7 @@ COMMANDS = {
     "compare": ("compare", "whether two models compute the same thing, layer by layer"),
     "invert": ("invert", "what an activation knows: the inputs that give nearly the same one"),
     "watch": ("watch", "fine-tune a copy of a model on your cases, and see what that wrote"),
+    "who": ("who", "which training examples would most write an answer, by a store of their gradients"),
 }
 """Each command's module here, which is imported when the command is given, and its help on a line."""
 

@@ -16,7 +16,7 @@ from typing import Any
 
 
 def signature(source: str, names: Collection[str] = ()) -> dict[str, Parameter]:
-    """Parameters of a function, or fields of a dataclass, that is named as "tl_backward.lens.control.RandomInit".
+    """Parameters of a function or method, or fields of a dataclass, named as "tl_backward.lens.control.RandomInit".
 
     Args:
         source: module and name, dotted.
@@ -66,7 +66,11 @@ def value(source: str) -> Any:
 def _found(source: str) -> tuple[ast.AST, str]:
     """The definition (of overloads the last) that a name leads to, and the module that it is in."""
     module, _, name = source.rpartition(".")
-    for line in reversed(_lines(module)):
+    lines = None
+    if module.rpartition(".")[2][:1].isupper():  # a method
+        owner, module = _found(module)
+        lines = owner.body if isinstance(owner, ast.ClassDef) else []
+    for line in reversed(_lines(module) if lines is None else lines):
         if isinstance(line, ast.FunctionDef | ast.ClassDef) and line.name == name:
             return line, module
         if isinstance(line, ast.ImportFrom) and (alias := _imported(line, name)):
