@@ -92,6 +92,8 @@ def _who(arguments: argparse.Namespace) -> Answer:
 def _store(arguments: argparse.Namespace, model: "TransformerLensModel") -> "GradientStore":
     if arguments.data is None:
         return tlb.training.GradientStore.open(arguments.store, model)
+    from tl_backward.text.options import TextOptions
+
     return tlb.training.GradientStore.build(
         model,
         _data(arguments),
@@ -100,7 +102,7 @@ def _store(arguments: argparse.Namespace, model: "TransformerLensModel") -> "Gra
         bytes_per_weight=arguments.bytes_per_weight,
         projection=arguments.projection,
         seed=arguments.seed,
-        text_options=tlb.text.options.TextOptions(batch_size=arguments.batch_size),
+        text_options=TextOptions(batch_size=arguments.batch_size),
         show_progress=sys.stderr.isatty(),
     )
 
