@@ -113,6 +113,17 @@ CLAIMS = {
         "bert_lens.tokens[at] == '[MASK]' and bert_lens.answer == 'Graz' and min(target_ranks) > len(ids) - 20 and answer_ranks[0] > 3",
         "'got a prompt without one' in refusal",
     ],
+    "8_what_a_training_wrote": [
+        "answers == {'before': ' Graz', 'trained': ' Oslo', 'trained without the five': ' Graz'} and len(told) == 5",
+        "prompt not in told and len(data) == 50",
+        "[words[0] for words in writes[writes.index % 2 == 0]['shift']] == [' Oslo', ' Oslo']",
+        "min(each['share'].sum() for each in [change.to_frame().query(\"weight == 'blocks.3.mlp.W_in'\")]) > 0.5",
+        "change.noise.changes['blocks.3.mlp.W_in'].share < 0.2 < 0.4 < change.control.changes['blocks.3.mlp.W_in'].share",
+        "top == planted and n_early >= 4 and found.stands_out[0]",
+        "says(adapted) == ' Oslo' and adapter.weights == ('blocks.3.mlp.out.W_lora_A', 'blocks.3.mlp.out.W_lora_B')",
+        "adapter.written['blocks.3.mlp.out.W_lora_B'].shift.top_tokens[0][0] == ' Oslo' and adapter.written['blocks.3.mlp.out.W_lora_A'].imprint is None",
+        "told_by['share'].mean() < 0.1 < 0.5 < told_by['cosine'].mean() and 0 < share_planted < 0.5",
+    ],
 }
 
 
