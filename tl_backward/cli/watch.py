@@ -211,7 +211,7 @@ def _lines(
     )
     first = sorted(
         (row for row in result.to_frame().to_dict("records") if row["direction"] == 0),
-        key=lambda row: row["size"], reverse=True,
+        key=lambda row: (bool(row["imprint"] or row["shift"]), row["size"]), reverse=True,
     )  # fmt: skip
     rows = [("weight", "size", "answers to", "writes")]
     for row in first[:8]:

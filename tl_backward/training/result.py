@@ -12,6 +12,7 @@ from torch import Tensor
 from tl_backward._support.checks import nearest
 from tl_backward._support.html import visible_token
 from tl_backward._support.saved import load_saved
+from tl_backward._support.sentences import count_text
 from tl_backward._support.shown import Shown
 from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel
 from tl_backward.text.token_strings import token_string, token_strings
@@ -63,7 +64,11 @@ class WatchResult(Shown):
 
     def __repr__(self) -> str:
         left = f", {len(self.missing)} missing" if self.missing else ""
-        return f"WatchResult({self.steps} backward passes, {len(self.weights)} weights{left}: {self.summary()})"
+        return f"WatchResult({self._passes}, {len(self.weights)} weights{left}: {self.summary()})"
+
+    @property
+    def _passes(self) -> str:
+        return count_text(self.steps, "backward pass", "backward passes")
 
     @property
     def layers(self) -> list[int | None]:
@@ -75,10 +80,10 @@ class WatchResult(Shown):
         sizes = {name: self.written[name].norm ** 2 for name in self.weights}
         total = sum(sizes.values())
         if total == 0:
-            return f"{self.steps} backward passes wrote nothing: no watched weight has changed."
+            return f"{self._passes} wrote nothing: no watched weight has changed."
         name = max(sizes, key=sizes.__getitem__)
         change = self.written[name]
-        said = f"{self.steps} backward passes wrote most into {name} ({sizes[name] / total:.0%} of the squared change)"
+        said = f"{self._passes} wrote most into {name} ({sizes[name] / total:.0%} of the squared change)"
         side = change.shift or change.imprint
         if side is not None and len(change.S):
             share = float(change.S[0] ** 2) / change.norm**2
