@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_backward._support.html import AnyNumber, plain_number, visible_text
+from tl_backward._support.public import public
 from tl_backward._support.storage import replacing
 from tl_backward._support.types import DataFrame, Series
 
@@ -17,6 +18,7 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 Value = str | AnyNumber | None
 
 
+@public
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Value]]) -> str:
     r"""CSV in which no cell can become a formula and none breaks a reader.
 

@@ -104,6 +104,9 @@ def visible_token(token: str, limit: int | None = None) -> str:
         >>> tlb.render.visible_token(' a\n')
         '␣a\\n'
     """
+    if not isinstance(token, str) or not isinstance(limit, int | None):
+        kinds = f"{type(token).__name__} and {type(limit).__name__}"
+        raise TypeError(f"Expected a token as text, and a limit that is a number or None, got {kinds}.")
     if not token:
         return _EMPTY
     if token == _EMPTY or (token[0] == _CIRCLE and unicodedata.category(token[1:2] or " ")[0] == "M"):

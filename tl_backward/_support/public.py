@@ -16,7 +16,7 @@ from tl_backward._support.warnings import SAID
 
 T = TypeVar("T", bound=Callable)
 
-_RAW = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+_RAW = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 _NO_SUCH_KEYWORD = re.compile(r"\(\) got (?:an unexpected keyword argument|multiple values for .*?argument) '(\w+)'")
 
 

@@ -1,6 +1,7 @@
 """Prompts near an edited one: its subject replaced by the tokens whose embeddings are nearest."""
 
 from tl_backward._support.checks import check_at_least_one
+from tl_backward._support.public import public
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.model.inputs import check_text_model
 from tl_backward.text.prompts import encode_prompts
@@ -8,6 +9,7 @@ from tl_backward.text.subjects import Subject, subject_spans
 from tl_backward.text.token_strings import token_string
 
 
+@public
 def neighbour_prompts(model: TransformerLensModel, prompt: str, subject: Subject, *, k: int = 8) -> list[str]:
     """The prompt with its subject's last token replaced by each of the k tokens of the largest cosine in W_E.
 

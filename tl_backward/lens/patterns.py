@@ -7,11 +7,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tl_backward._support.public import public
 from tl_backward._support.types import NamesFilter, TransformerLensModel
 from tl_backward.gradients.capture import HookList, user_hooks
 from tl_backward.model.guard import rng_untouched
 
 
+@public
 def pattern_names(model: TransformerLensModel, layers: Sequence[int] | None = None) -> list[str]:
     """List the model's attention pattern hook points: as `names_filter`, what has a lens keep patterns and gradients.
 

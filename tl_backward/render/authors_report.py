@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from tl_backward._support import html
 from tl_backward._support.csv import finite
 from tl_backward._support.html import Cell, TableCell, visible_text, visible_token
+from tl_backward._support.public import public
 from tl_backward._support.types import typed
 from tl_backward.render.figure_fragment import figure_fragment
 from tl_backward.render.figures import Drawing, banded, curves_drawing
@@ -42,6 +43,7 @@ _METHOD = (
 _FOOTER = "Hover over any cell or point for its exact value. This page is one file and asks no network for anything."
 
 
+@public
 def authors_curves(found: Authors) -> "plotly.graph_objects.Figure":
     """Draw the largest scores as points beside what each of these examples has for random queries.
 

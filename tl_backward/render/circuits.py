@@ -18,6 +18,7 @@ from tl_backward._support.html import (
     visible_text,
     visible_token,
 )
+from tl_backward._support.public import public
 from tl_backward.render.page import Fragment
 from tl_backward.render.scripts import draw_script, place, place_key, to_json
 from tl_backward.render.static import heat_image
@@ -62,6 +63,7 @@ def circuitsvis(component: str, props: Mapping[str, object], static: str, style:
     return Fragment(place(key, static, style), (script,), frozenset({"circuitsvis"}))
 
 
+@public
 def tokens(
     tokens: Sequence[str],
     values: Real[Tensor, "pos"] | Sequence[Number],
@@ -88,6 +90,7 @@ def tokens(
     return Fragment(token_strip(tokens, numbers, value_label=value_label, signed=signed, bound=bound, gaps=gaps))
 
 
+@public
 def attention(
     tokens: Sequence[str],
     patterns: Float[Tensor, "head query key"],

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_backward._support.public import public
 from tl_backward.render.figures import Curve, curves
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ GAUSSIAN = "Gaussian vectors"
 _POINTS = 160
 
 
+@public
 def coherence_figure(
     scores: Mapping[str, Tensor], gaussian: Tensor, *, title: str = "Coherence of the top tokens"
 ) -> "plotly.graph_objects.Figure":

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_backward._support.html import TableCell
+from tl_backward._support.public import public
 from tl_backward._support.types import typed
 from tl_backward.dissimilarity import Comparison, Measure, StitchingGrid, get_measure
 from tl_backward.render.figure_fragment import figure_fragment
@@ -195,6 +196,7 @@ def _bound(comparison: Comparison, measure: str) -> float:
     return max(high, largest) if math.isfinite(high) else largest or 1.0
 
 
+@public
 def comparison_heatmap(
     comparison: Comparison, measure: str, *, names: tuple[str, str] | None = None
 ) -> "plotly.graph_objects.Figure":
@@ -288,6 +290,7 @@ def chance_of(comparison: Comparison, measure: str) -> Chance | None:
     return None
 
 
+@public
 def comparison_curves(
     comparison: Comparison, measure: str, *, names: tuple[str, str] | None = None
 ) -> "plotly.graph_objects.Figure":

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tl_backward._support import html
 from tl_backward._support.html import TableCell
+from tl_backward._support.public import public
 from tl_backward._support.sentences import percent
 from tl_backward._support.types import typed
 from tl_backward.render.directions import direction_cells, listed_words
@@ -46,6 +47,7 @@ _METHOD = (
 _FOOTER = "Hover over any cell or point for its exact value. This page is one file and asks no network for anything."
 
 
+@public
 def difference_curves(change: Difference) -> "plotly.graph_objects.Figure":
     """Draw the share of each singular direction in the largest change, beside its controls.
 

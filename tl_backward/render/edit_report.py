@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tl_backward._support import html
 from tl_backward._support.html import Cell, TableCell, visible_text, visible_token
+from tl_backward._support.public import public
 from tl_backward._support.sentences import count_text, percent
 from tl_backward._support.types import typed
 from tl_backward.editing import EditComparison, EditEffect, EditScores, LayerGrid
@@ -59,6 +60,7 @@ _COMPARISON = (
 )
 
 
+@public
 def edit_report(
     effect: EditEffect,
     *,

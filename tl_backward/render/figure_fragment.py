@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from tl_backward._support.public import public
 from tl_backward.render.circuits import CARD
 from tl_backward.render.page import Fragment
 from tl_backward.render.picture import drawable, picture
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects
 
 
+@public
 def figure_fragment(
     figure: "plotly.graph_objects.Figure | Mapping[str, Any]", *, min_width: int | None = None, static: str = ""
 ) -> Fragment:

@@ -12,6 +12,7 @@ from jaxtyping import Real
 from torch import Tensor
 
 from tl_backward._support.html import UNKNOWN, Number, color_for, scale_bound, visible_text, visible_token
+from tl_backward._support.public import public
 from tl_backward.render.circuits import floats, isolate
 from tl_backward.render.shown_figure import shown
 from tl_backward.render.svg import PALETTE
@@ -32,6 +33,7 @@ _FONT = {"family": "system-ui, sans-serif", "size": 12, "color": "#1a1a1a"}
 _GRID = {"gridcolor": "#dddddd", "zerolinecolor": "#aaaaaa", "linecolor": "#888888", "showline": True}
 
 
+@public
 def plot_text(text: str) -> str:
     """Turn plain text into a string that plotly shows as it is.
 
@@ -45,6 +47,7 @@ def plot_text(text: str) -> str:
     return html.escape(isolate(visible_text(text)), quote=False).replace("$", "&#36;")
 
 
+@public
 def plot_token(token: str, limit: int | None = None) -> str:
     """Turn a raw token into a string that plotly shows as it is: visible and escaped.
 
@@ -76,6 +79,7 @@ def plot_layout(title: str, height: int) -> dict[str, object]:
     }
 
 
+@public
 def heatmap(
     z: Real[Tensor, "row column"],
     *,
@@ -222,6 +226,7 @@ def banded(name: str, values: Tensor, low: Numbers, high: Numbers, *, control_of
     return Curve(name, values, control_of, low if known else None, high if known else None)
 
 
+@public
 def curves(
     lines: Sequence[Curve],
     *,

@@ -8,6 +8,7 @@ import torch
 from tl_backward._support import html
 from tl_backward._support.csv import finite
 from tl_backward._support.html import Cell, TableCell, escape, visible_text
+from tl_backward._support.public import public
 from tl_backward._support.types import typed
 from tl_backward.inversion import FeatureTable, Preimage, SiteComparison
 from tl_backward.inversion.features import FeatureConsistency, Rate
@@ -182,6 +183,7 @@ def _block(reading: SiteReading, *, is_open: bool, alone: bool) -> Fragment:
     return _folded(f"{p.site}, position {p.position}: {int(p.inside.sum())} of {len(p)} texts inside", is_open, *parts)
 
 
+@public
 def feature_map(comparison: SiteComparison, feature: str) -> Fragment:
     """Make a heat map of the share of each preimage that has the query's value of one feature.
 
@@ -228,6 +230,7 @@ def _kept_cell(preimage: Preimage, kept: FeatureConsistency) -> Cell:
     return Cell(f"{kept.rate.value:.2f}", title=(where, f"share {kept.rate}", prior, n), value=kept.rate.value)
 
 
+@public
 def hypotheses(
     features: FeatureTable, *, retrieved: FeatureTable | None = None, exact: FeatureTable | None = None
 ) -> Fragment:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from tl_backward._support.public import public
 from tl_backward._support.types import typed
 from tl_backward.dissimilarity import ModelDistances
 from tl_backward.render.figure_fragment import figure_fragment
@@ -23,6 +24,7 @@ _INTRO = (
 )
 
 
+@public
 def models_map(distances: ModelDistances) -> "plotly.graph_objects.Figure":
     """Draw classical multidimensional scaling of a metric between layers: a path a model, both axes in its units.
 

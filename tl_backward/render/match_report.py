@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tl_backward._support.public import public
 from tl_backward._support.types import typed
 from tl_backward.alignment import ParameterMatch
 from tl_backward.render.figure_fragment import figure_fragment
@@ -29,6 +30,7 @@ _MAPS = (
 _CURVES = "Each layer of A with the same layer of B. Dashed, chance; the band holds the central 95 % of its draws."
 
 
+@public
 def match_heatmap(match: ParameterMatch, space: str = "embedding") -> "plotly.graph_objects.Figure":
     """Draw score above mean chance for layers of A x layers of B, the assignment of layers as circles.
 
@@ -69,6 +71,7 @@ def match_heatmap(match: ParameterMatch, space: str = "embedding") -> "plotly.gr
     return figure
 
 
+@public
 def match_curves(match: ParameterMatch) -> "plotly.graph_objects.Figure":
     """Draw the score of each layer with the same place in the other model, beside chance and its interval.
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from tl_backward._support import html
 from tl_backward._support.html import PALE, Cell, TableCell, escape, legend, scale_bound, token_strip, visible_text
+from tl_backward._support.public import public
 from tl_backward.inversion import Preimage
 from tl_backward.inversion.site_reading import ShownText, SiteReading
 from tl_backward.render.page import Fragment, beside
@@ -18,6 +19,7 @@ _TEXT = 60
 _MOST_TOKENS = 60  # of one text
 
 
+@public
 def preimage_samples(reading: SiteReading) -> Fragment:
     """Draw the nearest texts inside and outside epsilon side by side.
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tl_backward._support.public import public
 from tl_backward._support.types import typed
 from tl_backward.dissimilarity import StitchingGrid
 from tl_backward.render.figure_fragment import figure_fragment
@@ -36,6 +37,7 @@ def _bound(grid: StitchingGrid) -> float:
     return max(float(grid.nats(direction).abs().nan_to_num(0.0).max()) for direction in grid.penalties) or 1.0
 
 
+@public
 def stitching_heatmap(
     grid: StitchingGrid, direction: str, *, names: tuple[str, str] | None = None
 ) -> "plotly.graph_objects.Figure":
@@ -82,6 +84,7 @@ def stitching_heatmap(
     return figure.update_traces(colorbar={"title": {"text": "nats"}}).update_xaxes(tickangle=0)
 
 
+@public
 def stitching_curves(grid: StitchingGrid, *, names: tuple[str, str] | None = None) -> "plotly.graph_objects.Figure":
     """Draw the penalty of each tail with the head at the same relative depth, each direction beside its self-stitch.
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tl_backward._support.html import Cell, frame_table, visible_text
+from tl_backward._support.public import public
 from tl_backward._support.types import typed
 from tl_backward.gradients.similarity import GradientSimilarity
 from tl_backward.lens.segments import NAMES
@@ -33,6 +34,7 @@ _INTRO = (
 )
 
 
+@public
 def sweep_curves(sweep: Sweep, quantity: Quantity, *, weight: str = "W_out") -> "plotly.graph_objects.Figure":
     """Draw one quantity of a sweep over the layers, with intervals and its control (dashed).
 
@@ -105,6 +107,7 @@ def sweep_report(sweep: Sweep, *, name: str = "") -> Page:
     return page.section("How to read the curves", _INTRO, folded=True)
 
 
+@public
 def similarity_heatmap(similarity: GradientSimilarity) -> "plotly.graph_objects.Figure":
     """Draw the matrix of examples x examples, symmetric around zero; the examples' texts on hover.
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from tl_backward._support import html
 from tl_backward._support.csv import Value, csv_text, frame_cells
 from tl_backward._support.html import Cell, Number, TableCell, escape
+from tl_backward._support.public import public
 from tl_backward._support.types import DataFrame, Series
 from tl_backward.render.page import Fragment
 from tl_backward.render.scripts import place, place_key
@@ -45,6 +46,7 @@ _FILTER = """(function (key) {
 })"""
 
 
+@public
 def lens_table(
     rows: Sequence[str],
     columns: Sequence[str],
@@ -80,6 +82,7 @@ def lens_table(
     )
 
 
+@public
 def table(
     columns: Sequence[str],
     rows: Sequence[Sequence[TableCell]],
@@ -96,6 +99,7 @@ def table(
     return Fragment(html.table(columns, rows, row_names=row_names, caption=caption))
 
 
+@public
 def filter_table(
     columns: Sequence[str],
     rows: Sequence[Sequence[TableCell]],
@@ -120,6 +124,7 @@ def filter_table(
     return Fragment(place(key, box, "max-width:100%"), (f'{_FILTER}("{key}");',))
 
 
+@public
 def data_block(columns: Sequence[str], rows: Sequence[Sequence[Value]], *, filename: str) -> Fragment:
     """Make a closed "Data" box, to put under a figure: a CSV of all `rows`, a table of the first 200.
 

@@ -1,6 +1,7 @@
 """Token pairs of an attention head: a ranked list, and a picture of who is joined to whom."""
 
 from tl_backward._support.html import POSITIVE, Cell, Number, escape, format_number, visible_token
+from tl_backward._support.public import public
 from tl_backward.embedding_space import HeadPairs
 from tl_backward.render.page import Fragment
 from tl_backward.render.tables import filter_table
@@ -11,6 +12,7 @@ _LONGEST = 22  # characters of a token in the picture; hovering shows all of it
 _LEFT, _RIGHT = 190, 370  # where the lines begin and end
 
 
+@public
 def pair_list(pairs: HeadPairs) -> Fragment:
     """List the pairs, best first, in a table that can be filtered.
 
@@ -27,6 +29,7 @@ def pair_list(pairs: HeadPairs) -> Fragment:
     return filter_table([*pairs.sides, "score"], rows, row_names=names, corner="rank", height=440)
 
 
+@public
 def pair_picture(pairs: HeadPairs, *, n: int = 30) -> Fragment:
     """Draw the first `n` pairs as lines from one token to another: the thicker, the larger the score.
 

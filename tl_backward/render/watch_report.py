@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tl_backward._support import html
 from tl_backward._support.html import Cell, TableCell
+from tl_backward._support.public import public
 from tl_backward._support.sentences import percent
 from tl_backward._support.types import typed
 from tl_backward.editing import EditEffect
@@ -56,6 +57,7 @@ _METHOD = (
 _FOOTER = "Hover over any cell for its exact value. This page is one file and asks no network for anything."
 
 
+@public
 def watch_heatmap(result: WatchResult) -> "plotly.graph_objects.Figure":
     """Draw the norms of the gradients, weights x stretches of the training; of many weights layers x stretches.
 
