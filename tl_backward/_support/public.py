@@ -41,8 +41,12 @@ def public(thing: T) -> T:
     """
     if isinstance(thing, type):
         for name, method in list(vars(thing).items()):
-            if inspect.isfunction(method) and (not name.startswith("_") or name == "__getitem__"):
+            if name.startswith("_") and name != "__getitem__":
+                continue
+            if inspect.isfunction(method):
                 setattr(thing, name, _speaking(method))
+            elif isinstance(method, classmethod):
+                setattr(thing, name, classmethod(_speaking(method.__func__)))
         return cast(T, thing)
     return cast(T, _speaking(thing))
 

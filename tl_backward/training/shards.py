@@ -18,6 +18,8 @@ from tl_backward.training.projections import Projection
 
 _BLOCK = 256
 """Kept examples that are converted to float32 at a time."""
+ROUNDING = 2**-10
+"""Of both norms' product, at most: how a score of one query (`_products`) differs from the same among several."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,10 @@ class Shard:
     low: Float[Tensor, "metric example"]
     """2.5 % quantile of each example's inner products, and cosines, with random queries."""
     high: Float[Tensor, "metric example"]
+
+    def sizes(self) -> Float[Tensor, "example"]:
+        """|dL/dW| over all weights."""
+        return self.norms.square().sum(0).sqrt()
 
     def scores(
         self, query: Query, projections: Sequence[Projection], chosen: Sequence[int] | None = None

@@ -23,7 +23,7 @@ from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import output_size
 from tl_backward.training.authors import Authors, interval, written
 from tl_backward.training.projections import Projection, ProjectionKind
-from tl_backward.training.shards import Query, Shard
+from tl_backward.training.shards import ROUNDING, Query, Shard
 from tl_backward.training.store_building import Building
 from tl_backward.training.store_folder import FORMAT, Pair, StoreFolder
 from tl_backward.weights import weight_sites
@@ -210,18 +210,15 @@ class GradientStore:
         Raises:
             ValueError, KeyError: an empty query, a weight that is not in the store, damping of 0 or less.
         """
-        check_choice("metric", metric, get_args(Metric))
-        if damping is not None and not damping > 0:
-            raise ValueError(f"Expected damping above 0, got {damping}; None leaves the covariances out.")
-        chosen = self._chosen(weights)
-        names = [self.weights[number] for number in chosen]
-        part = captured(self._model, [self._asked(prompt, target)], names)
-        return self.scores_of(part, chosen, metric=metric, damping=damping)
+        return self.scores_of(*self._captured(prompt, target, weights), metric=metric, damping=damping)
 
     def scores_of(
         self, part: Part, chosen: Sequence[int], *, metric: Metric, damping: float | None = None
     ) -> Float[Tensor, "example"]:
         """The same of one example that was captured, over the weights with those numbers, which it was captured of."""
+        check_choice("metric", metric, get_args(Metric))
+        if damping is not None and not 0 < damping < float("inf"):
+            raise ValueError(f"Expected damping above 0, got {damping}; None leaves the covariances out.")
         projections = [self._projections[number] for number in chosen]
         query = Query.of(part, projections)
         query = query if damping is None else query.damped(projections, damping)
@@ -244,8 +241,8 @@ class GradientStore:
     ) -> Authors:
         """The examples whose own step would most write an answer, as `who_wrote` says it.
 
-        Intervals are of the random queries of `build`, over all the store's weights. Of some weights, or with damping,
-        there is none, unless `exact`.
+        Intervals are of the random queries of `build`, over all the store's weights, wider on both sides by what
+        float16 rounds (.001 of a cosine). Of some weights, or with damping, there is none, unless `exact`.
 
         Args:
             prompt: of the query.
@@ -264,17 +261,21 @@ class GradientStore:
             raise ValueError(f"Expected n of at least 1, got {n}; it is how many examples are read in words.")
         if exact and damping is not None:
             raise ValueError("Expected exact scores or damped ones, got both; damping is within the projections.")
+        if target is None:
+            raise ValueError("Expected a query's target, got None; a whole text is asked with by `scores`.")
         if k:
             check_k(k, output_size(self._model) or self._model.cfg.d_vocab)
-        scores = self.scores(prompt, target, weights=weights, metric=metric, damping=damping)
-        names = tuple(self.weights[number] for number in self._chosen(weights))
+        part, chosen = self._captured(prompt, target, weights)
+        scores = self.scores_of(part, chosen, metric=metric, damping=damping)
+        names = tuple(self.weights[number] for number in chosen)
         low, high = (torch.full_like(scores, float("nan")) for _ in range(2))
         n_random = 0
         if len(names) == len(self.weights) and damping is None:
             n_random = min(self._plan["n_random"], len(self))
             for shard in self._shards:
-                for whole, of_shard in ((low, shard.low), (high, shard.high)):
-                    whole[shard.indices] = of_shard[int(metric == "cosine")]
+                error = ROUNDING * (shard.sizes() * part.norms.norm() if metric == "inner" else 1.0)
+                for whole, of_shard, sign in ((low, shard.low, -1), (high, shard.high, 1)):
+                    whole[shard.indices] = of_shard[int(metric == "cosine")] + sign * error
         top = scores.topk(min(n, len(self))).indices
         if exact:
             first = scores.topk(min(max(4 * n, 50), len(self))).indices
@@ -300,6 +301,12 @@ class GradientStore:
         ).matrix
         others = found[1:].masked_fill(drawn[:, None] == first, float("nan"))
         return found[0], *interval(others), len(others)
+
+    def _captured(self, prompt: str, target: str | None, weights: str | list[str] | None) -> tuple[Part, list[int]]:
+        """A query, and the numbers of the weights that it was captured of."""
+        chosen = self._chosen(weights)
+        names = [self.weights[number] for number in chosen]
+        return captured(self._model, [self._asked(prompt, target)], names), chosen
 
     def _chosen(self, weights: str | list[str] | None) -> list[int]:
         """The numbers of some weights."""
@@ -335,7 +342,8 @@ def _pairs(dataset: Examples) -> list[Pair]:
     pairs: list[Pair] = []
     for index, each in enumerate(cast(Sequence[object], examples)):
         pair = (each.prompt, each.target) if isinstance(each, EditCase) else each
-        prompt, target = (pair, None) if isinstance(pair, str) else pair if isinstance(pair, tuple) else (None, None)
+        is_pair = isinstance(pair, tuple) and len(pair) == 2
+        prompt, target = (pair, None) if isinstance(pair, str) else pair if is_pair else (None, None)
         if target is next_token_loss:
             target = None
         if not isinstance(prompt, str) or not (target is None or isinstance(target, str)):
