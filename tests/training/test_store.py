@@ -387,6 +387,7 @@ for call in (
     lambda: GradientStore.open(None, model),
     lambda: store.query("w5", None),
     lambda: GradientStore.build(model, [("w5", "w6", "w7")], out=out + "2", show_progress=False),
+    lambda: GradientStore.build(model, {"prompt": ["w5"], "target": ["w6"]}, out=out + "2", show_progress=False),
 ):
     try:
         call()
@@ -399,9 +400,10 @@ def test_arguments_of_another_type(tmp_path):
     """As they are without the type checks of the tests."""
     done = plain.run(WRONG, tmp_path / "s")
     said = done.stdout.splitlines()
-    assert len(said) == 4 and "Expected bytes_per_weight of build to be int, got 4096.0" in said[0], done.stderr
+    assert len(said) == 5 and "Expected bytes_per_weight of build to be int, got 4096.0" in said[0], done.stderr
     assert "Expected path of open to be str | Path, got None" in said[1] and "Expected a query's target" in said[2]
     assert "which a store can keep, got ('w5', 'w6', 'w7') as number 0" in said[3]
+    assert "Expected a list of examples, got" in said[4]  # not its keys
 
 
 @every_world

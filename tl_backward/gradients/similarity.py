@@ -4,7 +4,7 @@ The kernel behind TracIn (Pruthi et al. 2020, eq. 1) and influence functions (Ko
 Hessian): <dL_a/dW, dL_b/dW>, straight from the factors, sum over their tokens i, j of (x_i.x_j)(delta_i.delta_j).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, cast
 
@@ -282,7 +282,7 @@ def listed(examples: Examples) -> Examples:
     """Rows of a table or file, or whatever else is iterable, as a list; the rest as it is, to be refused."""
     if is_file(examples) or rows_of(examples) is not None:
         return cases_of(cast(Cases, examples))
-    if isinstance(examples, Iterable) and not isinstance(examples, str):
+    if isinstance(examples, Iterable) and not isinstance(examples, str | Mapping):  # of a dictionary it lists the keys
         return cast(Examples, list(examples))
     return examples
 
