@@ -100,3 +100,10 @@ def test_without_peft(capsys, monkeypatch, tmp_path, data):
     monkeypatch.setitem(sys.modules, "peft", None)
     code, _, complained = run(capsys, *asked(data, "--lora", "--out", tmp_path / "a.html"))
     assert code == 1 and "Expected PEFT for --lora, got none installed; `pip install peft`" in complained
+
+
+def test_learning_rates_that_teach_nothing(capsys, data):
+    code, said, complained = run(capsys, *asked(data, "--lr", "1e30", "--json"))
+    assert (code, said) == (1, "") and "Expected weights that stay finite, got NaN or inf after step" in complained
+    code, said, _ = run(capsys, *asked(data, "--lr", "1e-30", "--steps", "1", "--out", data.with_suffix(".html")))
+    assert code == 0 and "wrote nothing" in said and "blocks." not in said  # no words of directions of no size

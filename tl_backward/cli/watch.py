@@ -124,6 +124,11 @@ def _train(
         (total / size).backward()
         optimizer.step()
         losses.append(float(total.detach()) / size)
+        if not all(parameter.isfinite().all() for parameter in optimizer.param_groups[0]["params"]):
+            raise ValueError(
+                f"Expected weights that stay finite, got NaN or inf after step {len(losses)} (loss {losses[-1]:.3g}); "
+                f"choose a smaller --lr than {arguments.lr:g}."
+            )
     return losses
 
 
@@ -210,14 +215,14 @@ def _lines(
         f"{count_text(len(effects), 'prompt')} answered with another token than before"
     )
     first = sorted(
-        (row for row in result.to_frame().to_dict("records") if row["direction"] == 0),
+        (row for row in result.to_frame().to_dict("records") if row["direction"] == 0 and row["size"] > 0),
         key=lambda row: (bool(row["imprint"] or row["shift"]), row["size"]), reverse=True,
     )  # fmt: skip
     rows = [("weight", "size", "answers to", "writes")]
     for row in first[:8]:
         imprint, shift = (", ".join(map(quoted, (row[side] or [])[:3])) for side in ("imprint", "shift"))
         rows.append((str(row["weight"]), f"{row['size']:.3g}", imprint, shift))
-    yield from (f"  {line}" for line in aligned(rows))
+    yield from (f"  {line}" for line in aligned(rows if first else ()))
     if save is not None:
         yield f"result: {save.resolve()}"
 
