@@ -81,6 +81,10 @@ def test_what_is_not_known_is_not_claimed(world):
     assert few.high.isnan().all() and "it is not known" in few.summary() and few.to_frame()["stands_out"].isna().all()
     alike = who_wrote(model, *data[3], data, random_queries=[data[3]] * 20, show_progress=False)
     assert not alike.stands_out[0] and "none stands out" in alike.summary()
+    against = data[[float(s) < 0 for s in who_wrote(model, *data[3], data, n_random=0).scores].index(True)]
+    for n_random in (0, 20):
+        none = who_wrote(model, *data[3], [against], n_random=n_random, show_progress=False).summary()
+        assert "none would write" in none and "would make it no likelier (cosine -" in none
     attention = who_wrote(model, *data[3], data, weights="W_Q", n_random=0, show_progress=False)
     assert attention.written is None and "writes" not in attention.to_frame()
 

@@ -73,6 +73,11 @@ class Authors(Shown):
         answer, first = visible_token(self.target), int(self.top[0])
         text = visible_text(self.names[first])
         text = text if len(text) <= 80 else f"{text[:79]}…"
+        if self.metric != "score" and float(self.scores[first]) <= 0:  # other methods' scores may have another zero
+            return (
+                f"Of {len(self.names)} examples none would write {answer}: a step on number {first} ({text!r}), the "
+                f"first, would make it no likelier ({self.metric} {float(self.scores[first]):.3g})."
+            )
         said = (
             f"Of {len(self.names)} examples a step on number {first} ({text!r}) would most write {answer} "
             f"({self.metric} {float(self.scores[first]):.3g}"
