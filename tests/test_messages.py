@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import tl_backward as tlb
+from tl_backward._support.checks import nearest
+from tl_backward.model.checks import model_kind
 
 PROMPT, TARGET = "Anna Berg lives in the city of", " Oslo"
 
@@ -132,3 +134,21 @@ def test_what_types_alone_would_refuse():
     assert measure.startswith("ValueError Expected the name of a measure, got '3'; the nearest are ")
     assert prompts == "TypeError Expected one prompt, got 2; an edit a prompt."
     assert parts.startswith("TypeError Expected the sweeps of the parts, got Sweep, str; load saved ones")
+
+
+def test_a_model_by_its_name():
+    with pytest.raises(TypeError, match=r"got its name 'facts'; load it with tlb.load"):
+        model_kind("facts")
+
+
+def test_a_short_name_that_is_misspelt_among_full_ones():
+    names = [f"blocks.{layer}.{end}" for layer in range(4) for end in ("attn.W_Q", "mlp.W_out")]
+    assert nearest("W_ou", names) == "'blocks.0.mlp.W_out', 'blocks.1.mlp.W_out', 'blocks.2.mlp.W_out'"
+    assert nearest("zzz", names) == "nothing similar"
+
+
+def test_a_result_is_no_picture(model, tmp_path):
+    for name in ("words.png", "words.CSV"):
+        with pytest.raises(ValueError, match=r"ends in \.safetensors .* pictures are those of \.plot\(\)"):
+            tlb.readout(model, model.W_U.T[:2], k=2).save(tmp_path / name)
+    assert not list(tmp_path.iterdir())

@@ -95,3 +95,10 @@ def test_a_type_that_no_text_stands_for():
 
     with pytest.raises(TypeError, match="Expected an annotation that text can stand for, got .*complex"):
         parsed(function, [])
+
+
+def test_none_is_no_word_of_the_shell():
+    """Python's None is what the option has when it is left out."""
+    parser = argparse.ArgumentParser()
+    add_options(parser, TextOptions, "max_tokens")
+    assert "left out: the model's context" in " ".join(parser.format_help().split())

@@ -50,3 +50,5 @@ def test_texts_weights_and_bad_input(capsys, tmp_path):
         assert (code, said) == (1, "") and words in complained and complained.count("\n") == 1
     code, _, complained = run(capsys, *ASK, "--store", tmp_path)
     assert code == 1 and "Expected the folder of a gradient store" in complained
+    code, _, complained = run(capsys, *ASK, "--store", tmp_path / "none")
+    assert code == 1 and "give --data FILE to build it" in complained

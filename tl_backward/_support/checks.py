@@ -74,6 +74,9 @@ def nearest(word: str, names: Iterable[str], n: int = 3, *, form: Callable[[str]
     same = [name for name in known if last and name.rpartition(".")[2].lower() == last]
     same += [name for name in known if last and name not in same and name.lower().startswith(f"{last}_")]
     close = [*same, *(name for name in difflib.get_close_matches(word, known, n=n, cutoff=0.4) if name not in same)][:n]
+    if not close:  # a short name that is misspelt, among full ones
+        ends = difflib.get_close_matches(last, [name.rpartition(".")[2].lower() for name in known], n=n)
+        close = [name for name in known if name.rpartition(".")[2].lower() in ends][:n]
     return ", ".join(map(form, close)) if close else "nothing similar"
 
 

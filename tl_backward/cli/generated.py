@@ -40,7 +40,8 @@ def add_options(
         default = defaults.get(name, parameters[name].default)
         how = _argument(name, parameters[name].annotation, default)
         shown = default is not None and default is not inspect.Parameter.empty and "action" not in how
-        help = help_of[name].replace("%", "%%") + (f" (default: {_shown(default)})" if shown else "")
+        words_of_shell = help_of[name].replace("%", "%%").replace("None for", "left out:")
+        help = words_of_shell + (f" (default: {_shown(default)})" if shown else "")
         parser.add_argument(f"--{name.replace('_', '-')}", default=default, help=help, **how)
 
 

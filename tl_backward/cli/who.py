@@ -91,6 +91,8 @@ def _who(arguments: argparse.Namespace) -> Answer:
 
 def _store(arguments: argparse.Namespace, model: "TransformerLensModel") -> "GradientStore":
     if arguments.data is None:
+        if not Path(arguments.store).is_dir():
+            raise ValueError(f"Expected the folder of a store, got {arguments.store!r}; give --data FILE to build it.")
         return tlb.training.GradientStore.open(arguments.store, model)
     from tl_backward.text.options import TextOptions
 

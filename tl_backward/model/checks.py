@@ -26,6 +26,8 @@ def model_kind(model: object) -> str:
             "Expected an uncompiled TransformerLens model, got the result of torch.compile, whose hooks cannot "
             "fire; pass the model you compiled (compiled._orig_mod)."
         )
+    if isinstance(model, str):
+        raise TypeError(f"Expected a TransformerLens model, got its name {model[:60]!r}; load it with tlb.load(name).")
     raise TypeError(
         f"Expected a TransformerLens model (HookedTransformer or TransformerBridge), got {type(model).__name__}; "
         "wrap a Hugging Face model with TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=...)."

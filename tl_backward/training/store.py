@@ -251,7 +251,7 @@ class GradientStore:
             k: words of each; 0 for none, which spares a pass of each.
             exact: capture the first max(4 n, 50) again, and give them, and their intervals, their exact scores.
             weights: as in `scores`.
-            metric: as there.
+            metric: "inner" products or "cosine"s, which leave the examples' lengths out.
             damping: as there.
 
         Raises:
