@@ -2,18 +2,28 @@
 
 from typing import cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from tl_backward._support.storage import fingerprint
 from tl_backward._support.types import TransformerLensModel
 
-_PROBED = 64  # numbers of a weight: training changes nearly all of them
+_PROBED = 64  # numbers of a weight that are kept as they are
+_CHUNK = 1 << 22
 
 
 def model_digest(model: TransformerLensModel) -> str:
-    """Fingerprint of a model's weights, from up to 127 numbers of each."""
-    parts: list[object] = [f"{model.cfg.n_heads} heads"]
+    """Fingerprint of a model's weights in float32, its heads and activation function.
+
+    Of each weight, the sum of all numbers' bits as integers, which one changed number changes, and up to 127 numbers.
+    """
+    parts: list[object] = [f"{model.cfg.n_heads} heads, {getattr(model.cfg, 'act_fn', None)}"]
     for name, weight in cast(nn.Module, model).named_parameters():
-        few = weight.detach().flatten()[:: max(1, weight.numel() // _PROBED)]
-        parts += [f"{name} {list(weight.shape)}", few.float()]
+        flat = weight.detach().flatten()
+        few = flat[:: max(1, len(flat) // _PROBED)]
+        parts += [f"{name} {list(weight.shape)} {_bits(flat)}", few.float()]
     return fingerprint(*parts)[:16]
+
+
+def _bits(flat: Tensor) -> int:
+    return sum(int(part.float().view(torch.int32).sum(dtype=torch.int64)) for part in flat.split(_CHUNK))

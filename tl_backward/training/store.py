@@ -342,8 +342,8 @@ def _pairs(dataset: Examples) -> list[Pair]:
     pairs: list[Pair] = []
     for index, each in enumerate(cast(Sequence[object], examples)):
         pair = (each.prompt, each.target) if isinstance(each, EditCase) else each
-        is_pair = isinstance(pair, tuple) and len(pair) == 2
-        prompt, target = (pair, None) if isinstance(pair, str) else pair if is_pair else (None, None)
+        whole = pair if isinstance(pair, tuple) and len(pair) == 2 else (pair, None)
+        prompt, target = cast(tuple[object, object], whole)
         if target is next_token_loss:
             target = None
         if not isinstance(prompt, str) or not (target is None or isinstance(target, str)):
