@@ -1,6 +1,7 @@
 """Options read from the source are those of the functions and classes themselves; help imports none of them."""
 
 import inspect
+import pydoc
 import subprocess
 import sys
 from importlib import import_module
@@ -36,8 +37,7 @@ def test_what_is_read_is_what_is_imported(monkeypatch, capsys):
     found = asked(monkeypatch, capsys)
     assert len(found) >= 12
     for source, names in found:
-        module, _, name = source.rpartition(".")
-        thing = getattr(import_module(module), name)
+        thing = pydoc.locate(source)
         own, read = inspect.signature(thing).parameters, written.signature(source, names)
         assert written.docstring(source) == inspect.getdoc(thing) and list(read) == [n for n in own if n in names]
         for each in names:

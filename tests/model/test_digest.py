@@ -12,12 +12,13 @@ def test_one_changed_number_is_another_model(world):
     model = build(world)
     before = model_digest(model)
     for weight in model.parameters():
-        flat = weight.detach().view(-1)
-        for place in {0, 1, len(flat) // 3, len(flat) - 1} & {*range(len(flat))}:
-            kept = flat[place].clone()
-            flat[place] += 0.5
+        n = weight.numel()
+        for place in {0, 1, n // 3, n - 1} & {*range(n)}:
+            at, held = torch.unravel_index(torch.tensor(place), weight.shape), weight.detach()
+            kept = held[at].clone()
+            held[at] += 0.5
             assert model_digest(model) != before
-            flat[place] = kept
+            held[at] = kept
     assert model_digest(model) == before
 
 

@@ -231,7 +231,7 @@ def test_an_atlas_of_mixers_names_what_there_is():
 
 
 def test_the_command_recommends_only_what_there_is(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("tl_backward.cli.options.load", lambda *args, **options: mixtral())
+    monkeypatch.setattr("tl_backward.model.loading.load", lambda *args, **options: mixtral())
     code, said, _ = run(capsys, "params", "--model", "moe", "--no-open", "--out", tmp_path / "moe.html")
     assert code == 0 and "W_out" not in said and "--weight W_" in said and "Left out, " in said
 
