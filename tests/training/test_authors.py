@@ -125,3 +125,12 @@ def test_scores_of_another_method(world):
     for scores, got in ((own.scores[1:], r"got shape \[29\]"), ([float("nan")] * 30, "got some that are NaN or inf")):
         with pytest.raises(ValueError, match=f"a finite score for each of the 30 examples, {got}"):
             who_wrote(model, *data[3], data, scores=scores, show_progress=False)
+
+
+def test_of_equal_scores_the_first_lead():
+    model = build(worlds()[0])
+    data = [("w5 w6", "w7"), ("w8 w9", "w10"), ("w5 w6", "w7"), ("w8 w9", "w10"), ("w11", "w12")]
+    found = who_wrote(model, *data[0], data, scores=torch.ones(5), n=3, show_progress=False)
+    assert found.top.tolist() == [0, 1, 2]
+    given = who_wrote(model, *data[0], data, scores=[0, 2, 1, 2, 1], n=5, show_progress=False)
+    assert given.top.tolist() == [1, 3, 2, 4, 0]

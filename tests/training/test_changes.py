@@ -102,3 +102,14 @@ def test_bad_input(world):
         model(torch.tensor([[0, 4, 5]]), return_type="loss").backward()
     with pytest.raises(ValueError, match="none in common"):
         explained(w.result(), difference(model, model, "W_in"))
+
+
+def test_the_sentence_says_what_the_control_does():
+    before, after, other = (build(worlds()[0]) for _ in range(3))
+    for model, seed in ((after, 1), (other, 2)):
+        for weight in model.parameters():
+            weight.data += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
+    change = difference(before, after, "W_out", control=other)
+    name = max(change.weights, key=lambda each: change.changes[each].norm)
+    share = change.control.changes[name].share
+    assert f", of the control model's change there {share:.0%}, of noise" in change.summary()

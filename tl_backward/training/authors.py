@@ -204,7 +204,7 @@ def who_wrote(
     if scores is not None:
         given = _checked(scores, len(examples))
         chosen = tuple(chosen_weights(model, weight_sites(model), weights))
-        top, unknown = given.topk(min(n, len(examples))).indices, torch.full_like(given, float("nan"))
+        top, unknown = leading(given, n), torch.full_like(given, float("nan"))
         words = written(model, query, [examples[i] for i in top.tolist()], chosen, k)
         return Authors(prompt, target, names, given, unknown, unknown.clone(), top, words, chosen, "score", 0)
     own: list[int] = []
@@ -227,7 +227,7 @@ def who_wrote(
         ).matrix.clone()
         others[torch.arange(len(own)), torch.tensor(own)] = float("nan")
     low, high = interval(others)
-    top = found[0].topk(min(n, len(examples))).indices
+    top = leading(found[0], n)
     words = written(model, query, [examples[i] for i in top.tolist()], similarity.weights, k)
     return Authors(prompt, target, names, found[0], low, high, top, words, similarity.weights, metric, len(others))
 
@@ -243,6 +243,11 @@ def _checked(scores: object, n: int) -> Float[Tensor, "example"]:
         got = f"shape {list(given.shape)}" if given.shape != (n,) else "some that are NaN or inf"
         raise ValueError(f"Expected a finite score for each of the {n} examples, got {got}; give them in their order.")
     return given
+
+
+def leading(scores: Float[Tensor, "example"], n: int) -> Int[Tensor, "n"]:
+    """The examples with the largest scores, largest first; of equal ones the first of the data set."""
+    return scores.argsort(descending=True, stable=True)[:n]
 
 
 def interval(others: Float[Tensor, "query example"]) -> tuple[Float[Tensor, "example"], Float[Tensor, "example"]]:

@@ -75,7 +75,7 @@ class Difference(Shown):
         return change
 
     def summary(self) -> str:
-        """One sentence: which weight changed most, and in how few directions beside noise."""
+        """One sentence: which weight changed most, and in how few directions, beside the controls."""
         changed = {name: each for name, each in self.changes.items() if each.norm > 0}
         if not changed:
             return f"None of {len(self.weights)} weights differs."
@@ -86,6 +86,8 @@ class Difference(Shown):
             f"({changed[name].norm ** 2 / total:.0%} of the squared change): {len(changed[name].S)} directions hold "
             f"{changed[name].share:.0%} of it"
         )
+        if self.control is not None:
+            said += f", of the control model's change there {self.control.changes[name].share:.0%}"
         if self.noise is not None:
             said += f", of noise of its norm {self.noise.changes[name].share:.0%}"
         return said + "."

@@ -21,7 +21,7 @@ from tl_backward.model.inputs import check_text_model
 from tl_backward.text.cases import EditCase
 from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import output_size
-from tl_backward.training.authors import Authors, interval, written
+from tl_backward.training.authors import Authors, interval, leading, written
 from tl_backward.training.projections import Projection, ProjectionKind
 from tl_backward.training.shards import ROUNDING, Query, Shard
 from tl_backward.training.store_building import Building
@@ -276,11 +276,11 @@ class GradientStore:
                 error = ROUNDING * (shard.sizes() * part.norms.norm() if metric == "inner" else 1.0)
                 for whole, of_shard, sign in ((low, shard.low, -1), (high, shard.high, 1)):
                     whole[shard.indices] = of_shard[int(metric == "cosine")] + sign * error
-        top = scores.topk(min(n, len(self))).indices
+        top = leading(scores, n)
         if exact:
-            first = scores.topk(min(max(4 * n, 50), len(self))).indices
+            first = leading(scores, max(4 * n, 50))
             scores[first], low[first], high[first], n_random = self._again(prompt, target, first, names, metric)
-            top = first[scores[first].topk(len(top)).indices]
+            top = first[leading(scores[first], len(top))]
         words = None
         if k:
             of_top = self._encoded([self._pairs[i] for i in top.tolist()])
