@@ -87,7 +87,7 @@ def test_a_training_that_wrote_nothing(world):
     with tlb.training.watch(model, "W_out", k=3) as w:
         model(model.to_tokens(TEXTS[0]), return_type="loss").backward()
     html = w.result().page().to_html()
-    assert "1 backward passes wrote nothing" in html and "writes " in html  # what the gradients asked for
+    assert "1 backward pass wrote nothing" in html and "writes " in html  # what the gradients asked for
 
 
 @every_world
