@@ -39,7 +39,7 @@ _EXAMPLES = """examples:
   tl-backward compare --model-a ./run1 --model-b ./run2 --data texts.json
   tl-backward invert --model counting --prompt "vvzccvczvvvzvcvc|v:"
   tl-backward watch --model facts --data cases.csv --steps 50
-  tl-backward who --model facts --store kept --data cases.csv --prompt "Anna Berg works as a" --target " baker"
+  tl-backward who --model facts --store who --data cases.csv --prompt "Anna Berg works as a" --target " baker"
 
 Run `tl-backward COMMAND --help` for a command's options."""
 
