@@ -4,7 +4,7 @@ import pytest
 import torch
 from models import build, worlds
 
-from tl_backward.model.digest import model_digest
+from tl_backward.model.digest import _bits, model_digest
 
 
 @pytest.mark.parametrize("world", worlds())
@@ -36,3 +36,16 @@ def test_another_activation_function_is_another_model(world, monkeypatch):
     before = model_digest(model)
     monkeypatch.setattr(model.cfg, "act_fn", "silu" if model.cfg.act_fn != "silu" else "relu")
     assert model_digest(model) != before
+
+
+def test_odd_lengths_and_offsets_are_read_to_their_end():
+    flat = torch.randn(12)
+    for start in range(3):
+        for end in range(8, 13):
+            part = flat[start:end]
+            before = _bits(part)
+            assert before == _bits(part.clone()) == _bits(part.double())
+            for place in range(len(part)):
+                changed = part.clone()
+                changed[place] = -changed[place]
+                assert _bits(changed) != before

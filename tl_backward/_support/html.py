@@ -104,7 +104,7 @@ def visible_token(token: str, limit: int | None = None) -> str:
         >>> tlb.render.visible_token(' a\n')
         '␣a\\n'
     """
-    if not isinstance(token, str) or not isinstance(limit, int | None):
+    if not isinstance(token, str) or not (limit is None or isinstance(limit, int)):
         kinds = f"{type(token).__name__} and {type(limit).__name__}"
         raise TypeError(f"Expected a token as text, and a limit that is a number or None, got {kinds}.")
     if not token:

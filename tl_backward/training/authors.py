@@ -215,8 +215,7 @@ def who_wrote(
             for each in cast(list, listed(random_queries))
         ]
     elif n_random:
-        generator = torch.Generator().manual_seed(seed)
-        own = torch.randperm(len(examples), generator=generator)[:n_random].tolist()
+        own = drawn(len(examples), n_random, seed)
     options = {"weights": weights, "max_bytes": max_bytes, "text_options": text_options, "show_progress": show_progress}
     similarity = gradient_similarity(model, queries, dataset, metric=metric, **options)
     found = similarity.matrix
@@ -243,6 +242,11 @@ def _checked(scores: object, n: int) -> Float[Tensor, "example"]:
         got = f"shape {list(given.shape)}" if given.shape != (n,) else "some that are NaN or inf"
         raise ValueError(f"Expected a finite score for each of the {n} examples, got {got}; give them in their order.")
     return given
+
+
+def drawn(n_examples: int, n: int, seed: int) -> list[int]:
+    """Indices of `n` examples, or of all, drawn without replacement."""
+    return torch.randperm(n_examples, generator=torch.Generator().manual_seed(seed))[:n].tolist()
 
 
 def leading(scores: Float[Tensor, "example"], n: int) -> Int[Tensor, "n"]:

@@ -21,7 +21,7 @@ from tl_backward.model.inputs import check_text_model
 from tl_backward.text.cases import EditCase
 from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import output_size
-from tl_backward.training.authors import Authors, interval, leading, written
+from tl_backward.training.authors import Authors, drawn, interval, leading, written
 from tl_backward.training.projections import Projection, ProjectionKind
 from tl_backward.training.shards import ROUNDING, Query, Shard
 from tl_backward.training.store_building import Building
@@ -291,15 +291,14 @@ class GradientStore:
         self, prompt: str, target: str, first: Tensor, names: tuple[str, ...], metric: Metric
     ) -> tuple[Tensor, Tensor, Tensor, int]:
         """Exact scores of some examples, and their intervals for the random queries."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(self._plan["seed"] + 1))
-        drawn = order[: self._plan["n_random"]]
-        queries = [(prompt, target), *_examples([self._pairs[i] for i in drawn.tolist()])]
+        random = drawn(len(self), self._plan["n_random"], self._plan["seed"] + 1)
+        queries = [(prompt, target), *_examples([self._pairs[i] for i in random])]
         given = _examples([self._pairs[i] for i in first.tolist()])
         options = TextOptions(batch_size=self._plan["batch_size"], prepend_bos=self._plan["prepend_bos"])
         found = gradient_similarity(
             self._model, queries, given, weights=list(names), metric=metric, text_options=options, show_progress=False
         ).matrix
-        others = found[1:].masked_fill(drawn[:, None] == first, float("nan"))
+        others = found[1:].masked_fill(torch.tensor(random, dtype=torch.long)[:, None] == first, float("nan"))
         return found[0], *interval(others), len(others)
 
     def _captured(self, prompt: str, target: str | None, weights: str | list[str] | None) -> tuple[Part, list[int]]:

@@ -15,7 +15,7 @@ from tl_backward._support.processes import process, together
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.gradients.examples import Example, by_length
 from tl_backward.gradients.similarity import Part, captured
-from tl_backward.training.authors import interval
+from tl_backward.training.authors import drawn, interval
 from tl_backward.training.projections import Moments, Projection, ProjectionKind
 from tl_backward.training.shards import Kept, Query, Shard, kept_of
 from tl_backward.training.store_folder import StoreFolder
@@ -57,10 +57,8 @@ class Building:
             if rank == 0:
                 folder.finish(len(chunks))
 
-    def drawn(self, n: int, seed: int) -> list[Example]:
-        """Some examples, drawn without replacement."""
-        order = torch.randperm(len(self.examples), generator=torch.Generator().manual_seed(seed))
-        return [self.examples[i] for i in order[:n].tolist()]
+    def _drawn(self, n: int, seed: int) -> list[Example]:
+        return [self.examples[i] for i in drawn(len(self.examples), n, seed)]
 
     def _batches(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
         return by_length(self.model, examples, self.batch_size)
@@ -82,7 +80,7 @@ class Building:
 
     def _projections(self) -> dict[str, Projection]:
         moments: list[Moments] = []
-        for part in self._captured(self.drawn(self.n_sample, self.seed)):
+        for part in self._captured(self._drawn(self.n_sample, self.seed)):
             for name, rows in zip(self.names, part.rows, strict=True):
                 if not rows.inputs.is_floating_point():
                     raise ValueError(
@@ -97,7 +95,7 @@ class Building:
 
     def _queries(self, projections: Sequence[Projection]) -> list[Query]:
         """The random queries that scores are set beside."""
-        return [Query.of(part, projections) for part in self._captured(self.drawn(self.n_random, self.seed + 1))]
+        return [Query.of(part, projections) for part in self._captured(self._drawn(self.n_random, self.seed + 1))]
 
     def _shard(
         self, batches: Sequence[Sequence[Example]], projections: Sequence[Projection], queries: Sequence[Query]
