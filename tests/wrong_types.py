@@ -16,6 +16,7 @@ import tempfile
 import warnings
 
 import torch
+from models import worlds
 
 import tl_backward as tlb
 from tl_backward._support.public import _fits, _hints
@@ -51,8 +52,7 @@ def recorded(function, name):
 
     short = name.rpartition(".")[2]
     homes = [module for module in modules if getattr(module, short, None) is function]
-    kind = "hooked" if "hooked" in tlb_kinds() else "bridge"
-    given = {"tlb": tlb, "torch": torch, "model": tlb.zoo.load("facts", kind=kind)}
+    given = {"tlb": tlb, "torch": torch, "model": tlb.zoo.load("facts", kind=worlds()[0])}
     test = doctest.DocTestParser().get_doctest(inspect.getdoc(function) or "", given, name, None, None)
     for home in homes:
         setattr(home, short, recording)
@@ -63,12 +63,6 @@ def recorded(function, name):
         for home in homes:
             setattr(home, short, function)
     return calls[0] if calls else None
-
-
-def tlb_kinds():
-    import transformer_lens
-
-    return ("hooked", "bridge") if hasattr(transformer_lens, "HookedTransformer") else ("bridge",)
 
 
 def unanswered(function, name, values):
