@@ -21,14 +21,15 @@ def imports(lines):
     return [(line.module, alias.name, alias.asname or alias.name) for line in found for alias in line.names]
 
 
-def test_what_type_checkers_see_is_the_table():
+@pytest.mark.parametrize("package", [tlb, tlb.render], ids=lambda package: package.__name__)
+def test_what_type_checkers_see_is_the_table(package):
     (block,) = (
         line
-        for line in ast.parse((PACKAGE / "__init__.py").read_text()).body
+        for line in ast.parse(Path(package.__file__).read_text()).body
         if isinstance(line, ast.If) and ast.unparse(line.test) == "TYPE_CHECKING"
     )
-    rooms = {("tl_backward", room, room) for room in tlb._ROOMS}
-    names = {(f"tl_backward.{module}", name, name) for name, module in tlb._FROM.items()}
+    rooms = {("tl_backward", room, room) for room in getattr(package, "_ROOMS", ())}
+    names = {(f"tl_backward.{module}", name, name) for name, module in package._FROM.items()}
     seen = imports(block.body)
     assert len(seen) == len(block.body) and set(seen) == rooms | names
 
@@ -39,9 +40,28 @@ def test_what_is_listed_is_in_the_table():
     assert all((PACKAGE / room / "__init__.py").is_file() for room in tlb._ROOMS)
 
 
-@pytest.mark.parametrize("name", tlb._FROM)
-def test_every_name_is_its_module_s(name):
-    assert getattr(tlb, name) is getattr(import_module(f"tl_backward.{tlb._FROM[name]}"), name)
+@pytest.mark.parametrize(
+    ("package", "name"), [(package, name) for package in (tlb, tlb.render) for name in package._FROM]
+)
+def test_every_name_is_its_module_s(package, name):
+    assert getattr(package, name) is getattr(import_module(f"tl_backward.{package._FROM[name]}"), name)
+
+
+def test_no_module_of_render_has_the_name_of_what_is_taken_from_it():
+    """Python would put it in that name's place when it is imported."""
+    assert not set(tlb.render._FROM) & {path.stem for path in (PACKAGE / "render").glob("*.py")}
+
+
+def test_a_page_of_one_kind_loads_nothing_of_the_others():
+    script = (
+        "import sys; import tl_backward as tlb; assert callable(tlb.render.lens_report);"
+        "rooms = ('training', 'inversion', 'dissimilarity', 'alignment');"
+        "assert not (found := [name for name in sys.modules if name.startswith(tuple('tl_backward.' + r for r in rooms))"
+        " and not isinstance(sys.modules[name], tlb._moved._Moved)]), found;"
+        "assert sorted(tlb.render.__all__) == dir(tlb.render); from tl_backward.render import *; assert callable(atlas)"
+    )
+    done = plain.run(script)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_star_takes_what_is_listed():

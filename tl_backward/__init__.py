@@ -4,12 +4,10 @@ Start with `backward_lens(model, prompt, target)`: what one gradient step on a p
 words. `run_with_gradient_cache` gives the gradients' rank-1 factors underneath it.
 """
 
-from importlib import import_module
-from threading import RLock
 from typing import TYPE_CHECKING
 
 from tl_backward import _moved
-from tl_backward._support.submodules import submodule
+from tl_backward._support.submodules import offer
 
 if TYPE_CHECKING:
     from tl_backward import alignment as alignment
@@ -137,16 +135,7 @@ _FROM = {
 }
 """Each name and the module it is taken from when it is first used: importing the package loads no PyTorch."""
 
-_IMPORTING = RLock()
-"""Threads that import a module and its package at once may fail; no module of ours takes this lock while imported."""
-
-if not TYPE_CHECKING:  # which would take any name to be there
-
-    def __getattr__(name: str) -> object:
-        with _IMPORTING:
-            if name not in _FROM:
-                return submodule(__name__, name)
-            return globals().setdefault(name, getattr(import_module(f"tl_backward.{_FROM[name]}"), name))
+offer(__name__, {**_FROM, **dict.fromkeys(_ROOMS)})
 
 
 def __dir__() -> list[str]:

@@ -13,7 +13,7 @@ from models import HAS_HOOKED_TRANSFORMER, bridge, build, worlds
 
 from tl_backward import render
 from tl_backward.dissimilarity import RunOptions, classical_mds, compare, model_distances, stitching_grid
-from tl_backward.render.compare_report import best_partners, caveats, chance_of, comparison_map, facts, unit_of
+from tl_backward.render.compare_page import best_partners, caveats, chance_of, comparison_map, facts, unit_of
 from tl_backward.text.options import TextOptions
 
 from .reading import PICTURE, read

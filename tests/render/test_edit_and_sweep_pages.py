@@ -13,7 +13,7 @@ import tl_backward as tlb
 from tl_backward.editing import edit_effect, edit_methods, shift_probabilities
 from tl_backward.lens.segments import NAMES
 from tl_backward.render import comparison_report, edit_report, similarity_report, sweep_curves, sweep_report
-from tl_backward.render.sweep_report import similarity_heatmap
+from tl_backward.render.sweep_page import similarity_heatmap
 from tl_backward.text.cases import EditCase
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"

@@ -10,7 +10,7 @@ from models import build, worlds
 import tl_backward as tlb
 from tl_backward import render
 from tl_backward.inversion import pool_preimage, read_preimage
-from tl_backward.render.match_report import match_report
+from tl_backward.render.match_page import match_report
 
 from .browsing import Browser
 

@@ -15,8 +15,8 @@ from tests.alignment.twins import twins
 from tl_backward import render
 from tl_backward.alignment import match_parameters
 from tl_backward.embedding_space import head_pairs, parameter_coherence, related_pairs
-from tl_backward.render.coherence_figure import density
-from tl_backward.render.params_report import group_table
+from tl_backward.render.coherence import density
+from tl_backward.render.params_page import group_table
 
 from .reading import read
 

@@ -1,10 +1,14 @@
-"""A package's modules as its attributes, imported when they are first used."""
+"""A package's modules, and names from them, as its attributes, imported when they are first used."""
 
-from functools import partial
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.machinery import PathFinder
 from sys import modules
+from threading import RLock
 from types import ModuleType
+
+_IMPORTING = RLock()
+"""Threads that import a module and its package at once may fail; no module of ours takes this lock while imported."""
 
 
 def submodule(package: str, name: str) -> ModuleType:
@@ -26,6 +30,21 @@ def submodule(package: str, name: str) -> ModuleType:
     return import_module(full)
 
 
-def offer_submodules(package: str) -> None:
-    """Let a package's modules be asked for as its attributes; type checkers, which know them, are told nothing."""
-    vars(modules[package])["__getattr__"] = partial(submodule, package)
+def offer(package: str, names: Mapping[str, str | None] | None = None) -> None:
+    """Let a package's modules be asked for as its attributes, and names, each of a module within `tl_backward`.
+
+    A name of None is a module of the package that threads may ask for at once. Type checkers, which read what stands
+    under TYPE_CHECKING, are told nothing.
+    """
+    table = names or {}
+
+    def asked(name: str) -> object:
+        if name not in table:
+            return submodule(package, name)
+        with _IMPORTING:
+            module = table[name]
+            if module is None:
+                return submodule(package, name)
+            return vars(modules[package]).setdefault(name, getattr(import_module(f"tl_backward.{module}"), name))
+
+    vars(modules[package])["__getattr__"] = asked

@@ -76,7 +76,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _compare(arguments: argparse.Namespace) -> Answer:
     from tl_backward._support.csv import filled
     from tl_backward.dissimilarity import RunOptions, SampleOptions, compare, stitching_grid
-    from tl_backward.render.compare_report import compare_report
+    from tl_backward.render.compare_page import compare_report
 
     texts = read_data(Path(arguments.data), arguments.text_key)[: arguments.max_texts]
     a, b = (load_asked(arguments, side) for side in ("_a", "_b"))
@@ -107,7 +107,7 @@ def _compare(arguments: argparse.Namespace) -> Answer:
 
 def _lines(comparison: "Comparison", names: tuple[str, str]) -> Iterator[str]:
     """Lines of text: a table for each measure, layers of A by layers of B, and the caveats of the data."""
-    from tl_backward.render.compare_report import caveats
+    from tl_backward.render.compare_page import caveats
     from tl_backward.render.told_apart import told_apart
 
     yield comparison.summary(told_apart(names))

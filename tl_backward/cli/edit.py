@@ -130,7 +130,7 @@ def _edit(arguments: argparse.Namespace) -> Answer:
     saved = None if kept is None else edit.save(kept)
 
     def page() -> "Page":
-        from tl_backward.render.edit_report import edit_report
+        from tl_backward.render.edit_page import edit_report
 
         scales = sorted({*tlb.editing.SCALES, _scale(arguments)})
         own = (
@@ -186,7 +186,7 @@ def _edit_lines(
         more = "scale or another layer" if arguments.method == "shift" else "--lr or more --steps"
         yield f"  note: the target is still not the most likely; try a larger {more}"
     if others:
-        from tl_backward.render.edit_report import others_sentence
+        from tl_backward.render.edit_page import others_sentence
 
         yield f"  {others_sentence(others)}"
         for each in others:
@@ -257,7 +257,7 @@ def _own_case(arguments: argparse.Namespace) -> "EditCase | None":
 
 
 def _edits(arguments: argparse.Namespace) -> Answer:
-    from tl_backward.render.edit_report import comparison_report
+    from tl_backward.render.edit_page import comparison_report
 
     validation, test = _cases(arguments, arguments.n_validation, arguments.n_test)
     model = load_asked(arguments)

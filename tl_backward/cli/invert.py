@@ -82,7 +82,7 @@ def _position(text: str) -> int | str:
 def _invert(arguments: argparse.Namespace) -> Answer:
     from tl_backward.inversion import Closeness, InversionOptions, invert, task_of, task_of_texts
     from tl_backward.inversion.options import TEXTS
-    from tl_backward.render.invert_report import invert_report
+    from tl_backward.render.invert_page import invert_report
 
     texts = None if arguments.data is None else read_data(Path(arguments.data), arguments.text_key)
     task = task_of(arguments.model) if texts is None else task_of_texts(texts)

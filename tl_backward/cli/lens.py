@@ -123,14 +123,14 @@ def _described(lens: "BackwardLens", name: str, prompt: str, target: str) -> Ite
 
 
 def _page(lens: "BackwardLens", model: "TransformerLensModel", name: str) -> "Page":
-    from tl_backward.render.report import lens_report
+    from tl_backward.render.lens_page import lens_report
 
     return lens_report(lens, model, name=name)
 
 
 def _with_edit(page: "Page", model: "TransformerLensModel", prompt: str, target: str) -> "Page":
     """Append the forward-pass shift of the target to the page, at the layer and scale that `edits` chooses."""
-    from tl_backward.render.edit_report import add_edit
+    from tl_backward.render.edit_page import add_edit
 
     effect = tlb.editing.edit_effect(model, tlb.shift_edit(model, prompt, target, DEMO_LAYER, DEMO_SCALE), prompt, k=5)
     cells = tlb.editing.shift_probabilities(model, prompt, target)

@@ -73,7 +73,7 @@ def _params(arguments: argparse.Namespace) -> Answer:
         parameter_words,
         without_bytes,
     )
-    from tl_backward.render.params_report import atlas_page, words_page
+    from tl_backward.render.params_page import atlas_page, words_page
 
     layer, name = _one_layer(arguments), name_of(arguments.model)
     model = load_asked(arguments)

@@ -69,7 +69,7 @@ def parameter_words(
     seed: int = 0,
     show_progress: bool = True,
 ) -> ParameterWords:
-    """Read one weight in every way there is: what `tl_backward.render.params_report` makes a page of.
+    """Read one weight in every way there is: what `tl_backward.render.params_page` makes a page of.
 
     Args:
         model: a HookedTransformer or TransformerBridge.

@@ -1,5 +1,5 @@
 """Gradients as factors: losses, one capture, its cache, hook points at weights, similarity of examples."""
 
-from tl_backward._support.submodules import offer_submodules
+from tl_backward._support.submodules import offer
 
-offer_submodules(__name__)
+offer(__name__)

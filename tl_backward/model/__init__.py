@@ -1,5 +1,5 @@
 """Access to a TransformerLens model: locks, hooks, partial passes, inputs, the head, loading and controls."""
 
-from tl_backward._support.submodules import offer_submodules
+from tl_backward._support.submodules import offer
 
-offer_submodules(__name__)
+offer(__name__)

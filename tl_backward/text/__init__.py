@@ -1,5 +1,5 @@
 """From text to tokens and back: prompts, batches, files, edit cases, subject spans and token strings."""
 
-from tl_backward._support.submodules import offer_submodules
+from tl_backward._support.submodules import offer
 
-offer_submodules(__name__)
+offer(__name__)

@@ -1,5 +1,5 @@
 """Vectors and products over the whole vocabulary: what is largest, and where a token stands."""
 
-from tl_backward._support.submodules import offer_submodules
+from tl_backward._support.submodules import offer
 
-offer_submodules(__name__)
+offer(__name__)

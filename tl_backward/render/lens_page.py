@@ -15,8 +15,8 @@ from tl_backward.lens.lens_result import BackwardLens, Quantity
 from tl_backward.lens.patterns import attention_patterns
 from tl_backward.render import outline, report_texts
 from tl_backward.render.attention_report import attention_section, kept_patterns, pattern_gradients
-from tl_backward.render.figure_fragment import figure_fragment
 from tl_backward.render.figures import Curve, heatmap_drawing
+from tl_backward.render.fragments import figure_fragment
 from tl_backward.render.key_figures import PromptView, joined, key_figures
 from tl_backward.render.page import Fragment, Page, beside
 from tl_backward.render.rank_curves import rank_curves

@@ -11,8 +11,8 @@ from tl_backward._support.public import public
 from tl_backward._support.sentences import percent
 from tl_backward._support.types import typed
 from tl_backward.render.directions import direction_cells, listed_words
-from tl_backward.render.figure_fragment import figure_fragment
 from tl_backward.render.figures import Curve, Drawing, curves_drawing, heatmap_drawing
+from tl_backward.render.fragments import figure_fragment
 from tl_backward.render.outline import paragraphs
 from tl_backward.render.page import Fragment, Page, beside
 from tl_backward.render.shown_figure import shown

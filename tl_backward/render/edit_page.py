@@ -13,8 +13,8 @@ from tl_backward._support.sentences import count_text, percent
 from tl_backward._support.types import typed
 from tl_backward.editing import EditComparison, EditEffect, EditScores, LayerGrid
 from tl_backward.editing.comparison import SHOWN
-from tl_backward.render.figure_fragment import figure_fragment
 from tl_backward.render.figures import Drawing, heatmap_drawing
+from tl_backward.render.fragments import figure_fragment
 from tl_backward.render.outline import paragraphs
 from tl_backward.render.page import Fragment, Page
 from tl_backward.render.tables import data_block, frame_block, table

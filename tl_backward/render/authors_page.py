@@ -8,8 +8,8 @@ from tl_backward._support.csv import finite
 from tl_backward._support.html import Cell, TableCell, visible_text, visible_token
 from tl_backward._support.public import public
 from tl_backward._support.types import typed
-from tl_backward.render.figure_fragment import figure_fragment
 from tl_backward.render.figures import Drawing, banded, curves_drawing
+from tl_backward.render.fragments import figure_fragment
 from tl_backward.render.outline import paragraphs
 from tl_backward.render.page import Fragment, Page
 from tl_backward.render.shown_figure import shown

@@ -14,9 +14,9 @@ from tl_backward._support.sentences import percent
 from tl_backward._support.types import typed
 from tl_backward.editing import EditEffect
 from tl_backward.render.directions import direction_cells, listed_words, words_of
-from tl_backward.render.edit_report import others_sentence, others_table
-from tl_backward.render.figure_fragment import figure_fragment
+from tl_backward.render.edit_page import others_sentence, others_table
 from tl_backward.render.figures import Drawing, heatmap_drawing
+from tl_backward.render.fragments import figure_fragment
 from tl_backward.render.outline import paragraphs
 from tl_backward.render.page import Fragment, Page
 from tl_backward.render.shown_figure import shown

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from tl_backward._support.public import public
 from tl_backward._support.types import typed
 from tl_backward.alignment import ParameterMatch
-from tl_backward.render.figure_fragment import figure_fragment
 from tl_backward.render.figures import Curve, curves, heatmap
+from tl_backward.render.fragments import figure_fragment
 from tl_backward.render.outline import paragraphs
 from tl_backward.render.page import Fragment, Page, beside
 from tl_backward.render.tables import frame_block

@@ -10,8 +10,8 @@ from tl_backward._support.types import typed
 from tl_backward.gradients.similarity import GradientSimilarity
 from tl_backward.lens.segments import NAMES
 from tl_backward.lens.sweep_result import BY_SEGMENT, Quantity, Sweep
-from tl_backward.render.figure_fragment import figure_fragment
 from tl_backward.render.figures import Curve, curves, heatmap
+from tl_backward.render.fragments import figure_fragment
 from tl_backward.render.page import Fragment, Page
 from tl_backward.render.tables import frame_block, table
 

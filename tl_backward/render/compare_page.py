@@ -12,11 +12,11 @@ from tl_backward._support.html import TableCell
 from tl_backward._support.public import public
 from tl_backward._support.types import typed
 from tl_backward.dissimilarity import Comparison, Measure, StitchingGrid, get_measure
-from tl_backward.render.figure_fragment import figure_fragment
 from tl_backward.render.figures import Curve, banded, curves, heatmap
+from tl_backward.render.fragments import figure_fragment
 from tl_backward.render.outline import paragraphs
 from tl_backward.render.page import Fragment, Page, beside
-from tl_backward.render.stitching_report import add_stitches
+from tl_backward.render.stitching_page import add_stitches
 from tl_backward.render.tables import frame_block, table
 from tl_backward.render.told_apart import told_apart
 

@@ -20,9 +20,9 @@ from tl_backward.embedding_space import (
     parameter_words,
 )
 from tl_backward.embedding_space.options import OLD_KEYWORDS
-from tl_backward.render.coherence_figure import coherence_figure
-from tl_backward.render.figure_fragment import figure_fragment
+from tl_backward.render.coherence import coherence_figure
 from tl_backward.render.figures import heatmap
+from tl_backward.render.fragments import figure_fragment
 from tl_backward.render.outline import paragraphs
 from tl_backward.render.page import Fragment, Page, beside
 from tl_backward.render.tables import data_block, filter_table, frame_block

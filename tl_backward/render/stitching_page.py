@@ -7,8 +7,8 @@ import torch
 from tl_backward._support.public import public
 from tl_backward._support.types import typed
 from tl_backward.dissimilarity import StitchingGrid
-from tl_backward.render.figure_fragment import figure_fragment
 from tl_backward.render.figures import Curve, banded, curves, heatmap
+from tl_backward.render.fragments import figure_fragment
 from tl_backward.render.outline import paragraphs
 from tl_backward.render.page import Fragment, Page, beside
 from tl_backward.render.tables import frame_block

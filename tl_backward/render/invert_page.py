@@ -14,11 +14,11 @@ from tl_backward.inversion import FeatureTable, Preimage, SiteComparison
 from tl_backward.inversion.features import FeatureConsistency, Rate
 from tl_backward.inversion.site_reading import SiteReading
 from tl_backward.inversion.summary import kept_features, known_sentence, site_label
-from tl_backward.render.figure_fragment import figure_fragment
 from tl_backward.render.figures import heatmap
+from tl_backward.render.fragments import figure_fragment
 from tl_backward.render.outline import paragraphs
 from tl_backward.render.page import Fragment, Page, beside
-from tl_backward.render.preimage_samples import nearest_texts, preimage_samples, query_strip, samples_data
+from tl_backward.render.samples import nearest_texts, preimage_samples, query_strip, samples_data
 from tl_backward.render.tables import data_block, frame_block, lens_table
 from tl_backward.text.token_strings import token_string
 
