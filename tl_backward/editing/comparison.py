@@ -19,7 +19,7 @@ from tl_backward._support.shown import Shown
 from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward._support.warnings import warn_user
 from tl_backward.editing.edit import Edit
-from tl_backward.editing.methods import Scaling, gradient_edit, shift_edit
+from tl_backward.editing.methods import Scaling, gradient_edit, shift, shift_edit
 from tl_backward.editing.scores import METRICS, EditScores, ask, encode, probabilities, score
 from tl_backward.editing.summary import comparison_sentence, grid_sentence
 from tl_backward.model.inputs import check_text_model
@@ -430,7 +430,8 @@ def shift_probabilities(
     """
     probability, asked = [], encode(model, [(prompt, target)])
     for layer in check_layers(layers, model.cfg.n_layers):
+        found = shift(model, prompt, target, layer, scaling=scaling)
         for scale in scales:
-            with shift_edit(model, prompt, target, layer, scale, scaling=scaling):
+            with found.by(scale):
                 probability.append(probabilities(model, asked)[0][0])
     return torch.stack(probability).reshape(-1, len(scales)).double().cpu()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from jaxtyping import Float
@@ -101,6 +102,34 @@ def shift_edit(
         ...     model.generate(prompt, max_new_tokens=1, do_sample=False, use_past_kv_cache=False, verbose=False)
         'Anna Berg lives in the city of Oslo'
     """
+    return shift(model, prompt, target, layer, scaling=scaling, prepend_bos=prepend_bos).by(scale)
+
+
+@dataclass(frozen=True)
+class Shift:
+    """What one forward pass gives for `shift_edit`: edits of any scale."""
+
+    model: TransformerLensModel
+    weight: str
+    x: Float[Tensor, "token d_in"]
+    v: Float[Tensor, "token d_out"]
+    how: dict[str, object]
+
+    def by(self, scale: float) -> Edit:
+        """The edit of that scale."""
+        return Edit(self.model, {self.weight: Update(self.x.clone(), scale * self.v)}, {**self.how, "scale": scale})
+
+
+def shift(
+    model: TransformerLensModel,
+    prompt: str,
+    target: Target,
+    layer: int,
+    *,
+    scaling: Scaling,
+    prepend_bos: bool | None = None,
+) -> Shift:
+    """Read x_last and the target's directions, as `shift_edit` says."""
     check_text_model(model)
     check_choice("scaling", scaling, get_args(Scaling))
     if isinstance(prompt, list | tuple):
@@ -118,8 +147,8 @@ def shift_edit(
     v = Head.of(model).matrix(list(ids)).T
     if scaling == "unit":
         x, v = (units(side) for side in (x, v))
-    how = {"method": "shift", "prompt": prompt, "target": list(ids), "layer": index, "scale": scale, "scaling": scaling}
-    return Edit(model, {site.name: Update(x.clone(), scale * v)}, how)
+    how = {"method": "shift", "prompt": prompt, "target": list(ids), "layer": index, "scaling": scaling}
+    return Shift(model, site.name, x, v, how)
 
 
 def _shifted(model: TransformerLensModel, layer: int) -> WeightSite:
