@@ -444,6 +444,11 @@ def test_top_tokens_are_counted():
         (("w5 w6", "w9"), {}, "Expected a list of prompts or edit cases, got one text"),
         (([], []), {}, "Expected a list of prompts or edit cases, got none"),
         ((["w5"],), {}, "Expected one target or loss a prompt, got none"),
+        (
+            ([("w5 w6", "w9")], ["w8"]),
+            {},
+            "Expected .prompt, target. pairs alone, got other tuples, or texts or losses",
+        ),
         ((["w5"], ["w9"]), {"batch_size": 0}, "Expected batch_size of at least 1, got 0"),
         ((["w5"], ["w9"]), {"n_draws": 0}, "Expected n_draws of at least 1, got 0"),
         ((["w5"], ["w9"]), {"weights": "W_outt"}, "W_outt"),
@@ -482,6 +487,30 @@ except TypeError as error:
     lines = done.stdout.splitlines()
     assert "got 'norms'; the nearest are 'norm'" in lines[0] and "Expected a list of quantities" in lines[1]
     assert "no other control is known" in lines[2] and "a list of names or a predicate, got int" in lines[3]
+
+
+@every_world
+def test_pairs_are_prompts_with_their_targets(world):
+    model, prompts, targets = build(world), ["w5 w6", "w7 w8 w9"], ["w9", "w8"]
+    found = sweep(model, list(zip(prompts, targets, strict=True)), control=None, show_progress=False)
+    same = sweep(model, prompts, targets, control=None, show_progress=False)
+    assert found.to_frame().equals(same.to_frame())
+
+
+def test_other_tuples_are_refused_without_type_checks():
+    script = """
+import sys
+sys.path.insert(0, "tests")
+from models import bridge
+from tl_backward.lens.sweeps import sweep
+for prompts in ([("w5 w6", "w9"), "w7"], [("w5 w6", "w9", "w5")]):
+    try:
+        sweep(bridge(), prompts, control=None)
+    except ValueError as error:
+        print(error)
+"""
+    done = plain.run(script)
+    assert done.stdout.count("Expected (prompt, target) pairs alone, got other tuples") == 2, done.stderr
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):

@@ -113,12 +113,15 @@ def test_scores_of_another_method(world):
     """Are taken as they are: order and words, no interval and no claim."""
     model, data = build(world), facts(30)
     own = who_wrote(model, *data[3], data, n=4, show_progress=False)
-    for scores in (own.scores, own.scores.numpy(), own.scores.tolist(), own.scores.float()):
+    ranks = own.scores.argsort().argsort()
+    for scores in (own.scores, own.scores.numpy(), own.scores.tolist(), own.scores.float(), ranks, ranks.int().numpy()):
         found = who_wrote(model, *data[3], data, n=4, scores=scores, show_progress=False)
         assert found.top.tolist() == own.top.tolist() and found.written.top_ids.equal(own.written.top_ids)
         assert found.metric == "score" and found.weights == own.weights and found.n_random == 0
     assert (
-        "(score 1); with fewer than 20" in found.summary() and "score" in found.to_frame() and found.high.isnan().all()
+        f"(score {float(ranks.max()):.3g}); with fewer than 20" in found.summary()
+        and "score" in found.to_frame()
+        and found.high.isnan().all()
     )
     upside_down = who_wrote(model, *data[3], data, n=4, scores=-own.scores, show_progress=False)
     assert upside_down.top.tolist() == own.scores.topk(4, largest=False).indices.tolist()

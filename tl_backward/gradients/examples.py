@@ -33,6 +33,8 @@ _NUMBERS, _LEAST = 16_000_000, 8
 """What a pass holds at most, about (60 to 110 MB), beyond which larger ones gain nothing; but 8 examples always may."""
 
 Losses: TypeAlias = str | Id | Loss | Iterable[str | Id | Loss] | None
+Examples: TypeAlias = Iterable[str] | Iterable[tuple[str, str | Id | Loss]] | Cases
+"""Texts, (prompt, target) pairs, or edit cases and the tables and files of them."""
 Each = TypeVar("Each")
 
 
@@ -72,7 +74,7 @@ class Example:
 
 def encode_examples(
     model: TransformerLensModel,
-    prompts: Iterable[str] | Cases,
+    prompts: Examples,
     losses: Losses,
     *,
     subjects: Iterable[Span] | None = None,
@@ -85,7 +87,7 @@ def encode_examples(
     if is_file(prompts) or rows_of(prompts) is not None:
         prompts = cases_of(cast(Cases, prompts))
     elif isinstance(prompts, Iterable) and not isinstance(prompts, str):
-        prompts = cast("Sequence[str] | Sequence[EditCase]", list(prompts))
+        prompts = cast("Sequence[str] | Sequence[tuple] | Sequence[EditCase]", list(prompts))
     if isinstance(prompts, str) or not prompts or not isinstance(prompts, Sequence):
         got = "one text" if isinstance(prompts, str) else "none" if not prompts else short(prompts)
         raise ValueError(f"Expected a list of prompts or edit cases, got {got}; a single one is a list of one.")
@@ -96,11 +98,19 @@ def encode_examples(
         subjects = [case.subject for case in cases] if subjects is None else subjects
         answers = [case.answer for case in cases] if answers is None else answers
         losses = [case.target for case in cases]
+    pairs = [prompt for prompt in prompts if isinstance(prompt, tuple)]
+    if pairs:
+        if losses is not None or len(pairs) != len(prompts) or any(len(pair) != 2 for pair in pairs):
+            raise ValueError(
+                "Expected (prompt, target) pairs alone, got other tuples, or texts or losses beside them; subjects and "
+                "old answers have arguments of their own, or come with edit cases."
+            )
+        losses = [loss for _, loss in pairs]
     if losses is None:
-        raise ValueError("Expected one target or loss a prompt, got none; pass losses=[...] or edit cases.")
+        raise ValueError("Expected one target or loss a prompt, got none; pass losses=[...], pairs or edit cases.")
     if callable(losses) or isinstance(losses, str) or is_id(losses):
         losses = [cast("str | Id | Loss", losses)] * len(prompts)
-    texts, n = [prompt.prompt if isinstance(prompt, EditCase) else prompt for prompt in prompts], len(prompts)
+    texts, n = [_text(prompt) for prompt in prompts], len(prompts)
     columns = (
         _one_each("losses", cast("Iterable[str | Id | Loss]", losses), n),
         [None] * n if subjects is None else _one_each("subjects", subjects, n),
@@ -114,6 +124,13 @@ def encode_examples(
         except (ValueError, TypeError, IndexError) as error:
             raise type(error)(f"Prompt {index}: {error}") from error
     return examples
+
+
+def _text(prompt: str | tuple | EditCase) -> str:
+    """What the model is given of an example."""
+    if isinstance(prompt, tuple):
+        return prompt[0]
+    return prompt.prompt if isinstance(prompt, EditCase) else prompt
 
 
 def batching(options: TextOptions) -> tuple[int, bool | None]:

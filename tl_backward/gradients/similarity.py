@@ -23,13 +23,14 @@ from tl_backward.gradients.examples import (
     BATCHING,
     EXAMPLES,
     Example,
+    Examples,
     batching,
     by_length,
     capture_batch,
     encode_examples,
 )
 from tl_backward.gradients.gram import ExampleRows, inner_products
-from tl_backward.gradients.losses import Loss, next_token_loss
+from tl_backward.gradients.losses import next_token_loss
 from tl_backward.gradients.summary import similarity_sentence
 from tl_backward.model.inputs import check_text_model, has_decoder
 from tl_backward.text.asked import mask_token
@@ -41,7 +42,6 @@ from tl_backward.weights import weight_sites
 from tl_backward.weights.blocks import chosen_weights
 
 Metric: TypeAlias = Literal["inner", "cosine"]
-Examples: TypeAlias = Iterable[str] | Iterable[tuple[str, str | Loss]] | Cases
 
 MAX_FACTOR_BYTES = 1 << 30
 """Of factors held at once, unless told otherwise."""

@@ -19,6 +19,7 @@ from tl_backward.gradients.examples import (
     BATCHING,
     EXAMPLES,
     Example,
+    Examples,
     Losses,
     batching,
     by_length,
@@ -36,7 +37,6 @@ from tl_backward.text.ids import Id
 from tl_backward.text.options import TextOptions
 from tl_backward.text.prompts import Batch
 from tl_backward.text.subjects import Span
-from tl_backward.text.tables import Cases
 from tl_backward.text.token_strings import output_size
 from tl_backward.vocabulary.readout import readout
 from tl_backward.weights import weight_sites
@@ -58,7 +58,7 @@ SAVE_EVERY = 20
 )
 def sweep(
     model: TransformerLensModel,
-    prompts: Iterable[str] | Cases,
+    prompts: Examples,
     losses: Losses = None,
     *,
     subjects: Iterable[Span] | None = None,
@@ -91,9 +91,9 @@ def sweep(
 
     Args:
         model: a HookedTransformer or TransformerBridge.
-        prompts: texts, or edit cases, which bring their targets, subjects and old answers along: a list, a DataFrame or
-            a `datasets` split with the columns prompt, target, subject and answer (the last two may lack), or the path
-            of such a file.
+        prompts: texts, (prompt, target) pairs, or edit cases, which bring their targets, subjects and old answers
+            along: a list, a DataFrame or a `datasets` split with the columns prompt, target, subject and answer (the
+            last two may lack), or the path of such a file.
         losses: one target (text or token id) or loss a prompt, or one for all, such as `next_token_loss`. A loss that
             is no `target_loss` is taken of each prompt alone and has no target's rank.
         subjects: one a prompt, as text, (start, end) token span, or None.

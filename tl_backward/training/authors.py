@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from tl_backward._support.checks import check_k
@@ -152,7 +152,7 @@ def who_wrote(
     random_queries: Examples | None = None,
     n_random: int = 100,
     seed: int = 0,
-    scores: Float[Tensor, "n_scores"] | Float[np.ndarray, "n_scores"] | Sequence[float] | None = None,
+    scores: Real[Tensor, "n_scores"] | Real[np.ndarray, "n_scores"] | Sequence[float] | None = None,
     max_bytes: int = MAX_FACTOR_BYTES,
     text_options: TextOptions = EXAMPLES,
     show_progress: bool = True,

@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from tl_backward._support.checks import nearest
 from tl_backward._support.public import public
 from tl_backward._support.types import TransformerLensModel
 from tl_backward._support.warnings import warn_user
@@ -131,8 +132,10 @@ def _load_named(name: str, wanted: Wanted) -> nn.Module:
                 )
             return process_bridge(boot(name, {"device": wanted.device, "dtype": wanted.dtype}), wanted)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        close = nearest(name, names(), n=1)
+        hint = "" if close == "nothing similar" else f"; of those that ship the nearest is {close}"
         raise ValueError(
             f"Expected a shipped model ({', '.join(names())}), a folder with a Hugging Face model, or a name that "
-            f"TransformerLens can load, got {name!r}: {first_line(error)} (without the internet, give the "
+            f"TransformerLens can load, got {name!r}{hint}: {first_line(error)} (without the internet, give the "
             "folder that save_pretrained wrote)"
         ) from error
