@@ -102,8 +102,8 @@ class Recorder:
 
     def _seen(self, site: WeightSite) -> list[tuple[Tensor, int]]:
         """The x of each call of a site, from whichever of its two modules ran."""
-        ways = [self.reads[id(read)] for read in (site.read, site.otherwise) if read is not None]
-        return next((seen for seen in ways if seen), [])
+        seen = [] if site.read is None else self.reads[id(site.read)]
+        return seen if seen or site.otherwise is None else self.reads[id(site.otherwise)]
 
     @contextmanager
     def watching(self, shapes: Shapes, asleep: Sequence[nn.Parameter] = ()) -> Iterator[None]:

@@ -46,15 +46,18 @@ def keep_largest(
 def _keep(
     heaps: list[Largest], norms: Tensor, n: int, step: int, ids: list[list[int]], n_positions: int | None
 ) -> None:
-    norms = torch.where(norms.isfinite(), norms, 0.0)
     floors = torch.tensor([heap[0].norm if len(heap) == n else 0.0 for heap in heaps], dtype=norms.dtype)
-    values, where = norms.topk(min(n, norms.shape[1]))
-    above = (values > floors.to(values.device)[:, None]).nonzero().tolist()
-    if not above:
+    floors = floors.to(norms.device)
+    # Most passes have nothing larger for most weights, which the largest of each says. NaN is not <= either.
+    rows = (~(norms.amax(1) <= floors)).nonzero().flatten()
+    if not len(rows):
         return
-    values, where = values.tolist(), where.tolist()
+    norms = norms[rows]
+    values, where = torch.where(norms.isfinite(), norms, 0.0).topk(min(n, norms.shape[1]))
+    above = (values > floors[rows, None]).nonzero().tolist()
+    rows, values, where = rows.tolist(), values.tolist(), where.tolist()
     for row, column in above:
-        place, heap = where[row][column], heaps[row]
+        place, heap = where[row][column], heaps[rows[row]]
         example, position = (place, -1) if n_positions is None else divmod(place, n_positions)
         text = tuple(ids[example]) if example < len(ids) else ()
         new = Contribution(values[row][column], step, example, position, text)

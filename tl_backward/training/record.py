@@ -43,12 +43,14 @@ class Record:
 
     def add(self, stored: Tensor, step: int, scale: float = 1.0, unit: float = 1.0) -> None:
         """Add `scale` times a gradient in the parameter's layout, whose norm is noted in units of `unit`."""
-        matrix, dtype = as_matrix(self.site, stored.detach()), torch.promote_types(stored.dtype, torch.float32)
-        norm = unit * float(torch.linalg.vector_norm(matrix, dtype=dtype))
+        stored = stored.detach()
+        # Of another layout where the parameter is a part of several: theirs are no part of its norm.
+        counted = stored if self.site.layout.part is None else as_matrix(self.site, stored)
+        norm = unit * float(torch.linalg.vector_norm(counted, dtype=_number(stored)))
         self.norms.append(norm)
         self.steps.append(step)
         if math.isfinite(norm):
-            self.total.add(matrix, scale * unit)
+            self.total.add(as_matrix(self.site, stored), scale * unit)
         else:
             self.n_bad += 1
 
@@ -63,13 +65,14 @@ class Record:
         """|x_i| |delta_i| of each token, [batch, pos]; notes which way inputs point. None where rows are no tokens."""
         if not _is_plain(factors):
             return None
-        x, d = (side.detach().to(torch.promote_types(side.dtype, torch.float32)) for side in _rows(factors))
-        written = torch.linalg.vector_norm(d, dim=-1)
+        x, d = factors.inputs.detach(), factors.deltas.detach()
+        x = x.to(_number(x))
+        written = torch.linalg.vector_norm(d, dim=-1, dtype=_number(d))
         if self.mean_input is None:
             self.mean_input = x.new_zeros(x.shape[-1])
         dtype = self.mean_input.dtype
-        self.mean_input.addmv_(x.T.to(dtype), written.to(dtype))
-        return (torch.linalg.vector_norm(x, dim=-1) * written).unflatten(0, factors.deltas.shape[:2])
+        self.mean_input.addmv_(x.flatten(0, 1).T.to(dtype), written.flatten().to(dtype))
+        return torch.linalg.vector_norm(x, dim=-1).mul(written)
 
 
 def matrix_shape(site: WeightSite) -> tuple[int, int]:
@@ -91,6 +94,11 @@ def _from_tl(site: WeightSite, full: Tensor) -> Tensor:
 def _is_plain(factors: GradientFactors) -> bool:
     """Whether rows are [batch, pos] tokens, each with one x and one delta."""
     return factors.origin is None and not factors.per_head and not factors.is_lookup
+
+
+def _number(tensor: Tensor) -> torch.dtype:
+    """The type that norms are taken in: half precision ends at 65,504, and knows no square of 1e-4."""
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _rows(factors: GradientFactors) -> tuple[Tensor, Tensor]:

@@ -77,13 +77,17 @@ class Sketch:
     left: Tensor | None = field(default=None, init=False)
     """Z above C, [t + q, n]."""
 
+    def __post_init__(self) -> None:
+        """Choose how the sum is kept."""
+        self._is_whole = is_whole(self.shape, self.rank)
+
     def add(self, matrix: Float[Tensor, "m n"], scale: float = 1.0) -> None:
         """Add `scale` times a matrix: 2 m n (s + t + q) operations, m n where the sum is kept whole."""
         matrix = matrix.detach()
-        if is_whole(self.shape, self.rank):
-            self._add("whole", matrix.to(_wide(matrix)), scale)
-            return
         matrix = matrix.to(_wide(matrix))
+        if self._is_whole:
+            self._add("whole", matrix, scale)
+            return
         omega, left = self._against(matrix)
         self._add("right", matrix @ omega, scale)
         self._add("left", left @ matrix, scale)
@@ -91,7 +95,7 @@ class Sketch:
     def add_product(self, x: Float[Tensor, "token m"], d: Float[Tensor, "token n"], scale: float = 1.0) -> None:
         """Add scale x^T d without forming it: 2 tokens (m + n) (s + t + q) operations."""
         x, d = (side.detach().to(_wide(side)) for side in (x, d))
-        if is_whole(self.shape, self.rank):
+        if self._is_whole:
             self._add("whole", x.T @ d, scale)
             return
         omega, left = self._against(x)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,8 @@ from tl_backward.training.record import Record
 from tl_backward.training.result import WatchResult, result_of
 from tl_backward.training.saving import load_records, save_records
 from tl_backward.weights import WeightSite, select_sites, weight_sites
+
+_NOTHING = nullcontext()
 
 
 class UnwatchedWarning(UserWarning):
@@ -231,9 +234,10 @@ def _has_closure(args: tuple, kwargs: dict) -> bool:
     return kwargs.get("closure") is not None or any(callable(each) for each in args)
 
 
-def _without_autocast(like: Tensor) -> torch.autocast:
+def _without_autocast(like: Tensor) -> AbstractContextManager[object]:
     """Sums are taken in their own precision, also where the backward runs within autocast."""
-    return torch.autocast(like.device.type, enabled=False)
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else _NOTHING
 
 
 @typed
