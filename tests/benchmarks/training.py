@@ -7,7 +7,6 @@ import torch
 import tl_backward as tlb
 from tests.benchmarks.measure import gpt2_shape, in_fresh_process, interleaved, peak_memory, row
 from tl_backward.training import difference, watch
-from tl_backward.training.changes import _decomposed
 from tl_backward.training.record import as_matrix
 from tl_backward.weights import weight_sites
 
@@ -30,7 +29,7 @@ def main() -> None:
     for kind in ("hooked", "bridge"):
         model = tlb.zoo.load("facts", kind=kind)
         tokens = torch.randint(3, 400, (8, 32), generator=torch.Generator().manual_seed(0))
-        _overhead(f"facts, {kind}: watched step / step, 8 x 32 tokens", model, tokens, 41)
+        _overhead(f"facts, {kind}: watched step / step, 8 x 32 tokens", model, tokens, 15, steps=5)
     model = gpt2_shape()
     tokens = torch.randint(0, 50257, (8, 64), generator=torch.Generator().manual_seed(0))
     _overhead("GPT-2 small's shape: watched step / step, 8 x 64 tokens", model, tokens, 3)
@@ -49,30 +48,41 @@ def main() -> None:
     _difference(model, other)
 
 
-def _overhead(name: str, model, tokens, rounds: int) -> None:
+def _overhead(name: str, model, tokens, rounds: int, steps: int = 1) -> None:
+    """Of some steps in one watch, as a training is watched: hooks go on and off once."""
     step, optimizer = step_of(model, tokens)
     watching = watch(model, optimizer=optimizer)
 
-    def watched():
-        with watching:
+    def plain():
+        for _ in range(steps):
             step()
 
-    times = interleaved({"plain": step, "watched": watched}, rounds=rounds)
-    detail = ", ".join(f"{key} {1000 * value:.1f} ms" for key, value in times.items())
+    def watched():
+        with watching:
+            plain()
+
+    times = interleaved({"plain": plain, "watched": watched}, rounds=rounds)
+    detail = ", ".join(f"{key} {1000 * value / steps:.1f} ms" for key, value in times.items())
     row(name, times["watched"] / times["plain"], "<= 1.15", detail)
 
 
 def _difference(before, after) -> None:
+    """Beside torch's own randomized SVDs, of as many columns and iterations, which a change of ours leaves alone."""
     sites = [(weight_sites(before)[name], site) for name, site in weight_sites(after).items() if site.is_default]
 
     def bare():
         for old, new in sites:
-            one, two = (as_matrix(site, site.parameter.detach()).double() for site in (old, new))
-            _decomposed(two - one, 8, 0)
+            one, two = (as_matrix(site, site.parameter.detach()) for site in (old, new))
+            torch.svd_lowrank(two - one, 18, niter=2)
 
-    times = interleaved({"bare": bare, "ours": lambda: difference(before, after, noise=False)}, rounds=1)
+    times = interleaved({"bare": bare, "ours": lambda: difference(before, after, noise=False)}, rounds=3)
     detail = ", ".join(f"{key} {value:.1f} s" for key, value in times.items())
-    row("GPT-2 small's shape: difference / its SVDs", times["ours"] / times["bare"], "<= 1.3", detail)
+    row(
+        "GPT-2 small's shape: difference / torch.svd_lowrank of its changes",
+        times["ours"] / times["bare"],
+        "<= 1.3",
+        detail,
+    )
 
 
 def peak(kind: str) -> str:
