@@ -111,7 +111,7 @@ bench-peers: .venv-peers/.installed  ## the same beside other packages at the sa
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install -q --disable-pip-version-check -c constraints.txt torch
 	$(@D)/bin/pip install -q --disable-pip-version-check -c constraints.txt $(COMPAT) -e . opacus einops einconv opt-einsum
-	$(@D)/bin/pip install -q --disable-pip-version-check -c constraints.txt --no-deps kronfluence
+	$(@D)/bin/pip install -q --disable-pip-version-check -c constraints.txt --no-deps kronfluence traker
 	rm -rf $(@D)/lib/python3*/site-packages/tests  # kronfluence's, which would be taken for ours
 	touch $@
 
