@@ -297,6 +297,25 @@ def test_another_model_or_data_set(kept):
     refused("differs in weights", lambda: GradientStore.build(model, mixed(30), out=kept, weights="W_O", **QUIET))
 
 
+def test_another_data_type(kept):
+    refused("other weights or another data type", lambda: GradientStore.open(kept, build(worlds()[0]).float()))
+
+
+def test_a_build_that_failed_is_begun_anew(tmp_path):
+    """A plan from which nothing was built stands in no one's way; one from which something was does."""
+    model, out = build(worlds()[0]), tmp_path / "store"
+    refused(
+        "Expected weights that read vectors",
+        lambda: GradientStore.build(model, mixed(9), out=out, weights="W_E", **QUIET),
+    )
+    assert {path.name for path in out.iterdir()} == {"plan.json", "data.json"}
+    store = GradientStore.build(model, mixed(30), out=out, weights="W_out", **QUIET)
+    again = GradientStore.open(out, model, dataset=mixed(30))
+    assert len(again) == 30 and again.weights == store.weights
+    (out / "manifest.json").unlink()
+    refused("differs in weights", lambda: GradientStore.build(model, mixed(30), out=out, weights="W_O", **QUIET))
+
+
 def test_damaged_and_other_files(kept, tmp_path):
     model = build(worlds()[0])
     for broken in ("truncated", "flipped", "missing", "version"):

@@ -15,13 +15,20 @@ from tl_backward._support.checks import NonFiniteError, check_callable_loss, che
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.gradients.cache import GradientCache
 from tl_backward.gradients.capture import run_with_gradient_cache
-from tl_backward.gradients.losses import Loss, TargetLoss, takes_mask, target_loss
+from tl_backward.gradients.losses import (
+    Loss,
+    TargetLoss,
+    next_token_loss,
+    next_token_losses,
+    takes_mask,
+    target_loss,
+)
 from tl_backward.model.inputs import DECODER, PER_TOKEN, check_inputs, padding_limit
 from tl_backward.text.asked import asked_index, mask_token
 from tl_backward.text.cases import EditCase
 from tl_backward.text.ids import Id, is_id
 from tl_backward.text.options import TextOptions
-from tl_backward.text.prompts import encode_prompts, pad, with_inputs
+from tl_backward.text.prompts import Batch, encode_prompts, encoded_rows, pad, with_inputs
 from tl_backward.text.subjects import Span, find_span
 from tl_backward.text.tables import Cases, cases_of, is_file, rows_of
 
@@ -117,10 +124,11 @@ def encode_examples(
         [None] * n if answers is None else _one_each("answers", answers, n),
         _inputs_of_each(model, inputs or {}, n),
     )
-    examples = []
-    for index, (text, loss, subject, answer, given) in enumerate(zip(texts, *columns, strict=True), start):
+    examples, rows = [], _rows(model, texts, prepend_bos)
+    for index, (text, row, loss, subject, answer, given) in enumerate(zip(texts, rows, *columns, strict=True), start):
         try:
-            examples.append(_encoded(model, index, text, loss, subject, answer, prepend_bos, given))
+            batch = with_inputs(model, encode_prompts(model, row, prepend_bos=prepend_bos), given)
+            examples.append(_encoded(model, index, text, batch, loss, subject, answer))
         except (ValueError, TypeError, IndexError) as error:
             raise type(error)(f"Prompt {index}: {error}") from error
     return examples
@@ -192,17 +200,23 @@ def _inputs_of_each(model: TransformerLensModel, inputs: Mapping[str, object], n
     return [{name: value[row : row + 1] for name, value in tensors.items()} for row in range(n)]
 
 
+def _rows(model: TransformerLensModel, texts: Sequence[str], prepend_bos: bool | None) -> Sequence[str | Tensor]:
+    """The texts' tokens, encoded in one go; the texts themselves where one is refused, so that it is named."""
+    try:
+        return [torch.tensor(row) for row in encoded_rows(model, texts, prepend_bos=prepend_bos)]
+    except (ValueError, TypeError, IndexError):
+        return texts
+
+
 def _encoded(
     model: TransformerLensModel,
     index: int,
     prompt: str,
+    batch: Batch,
     wanted: str | Id | Loss,
     subject: Span,
     answer: str | Id | None,
-    prepend_bos: bool | None,
-    inputs: dict[str, Tensor],
 ) -> Example:
-    batch = with_inputs(model, encode_prompts(model, prompt, prepend_bos=prepend_bos), inputs)
     ((tokens,), (answered,)) = batch.rows(), batch.answered.rows()
     forced, target = (), -1
     named = isinstance(wanted, str | int) or is_id(wanted)
@@ -228,7 +242,7 @@ def _encoded(
         answer=None if answer in (None, "") else _first_token(model, answer),
         asked=_asked(model, loss, tokens),
         decoder=None if batch.decoder is None else predicted,
-        inputs={name: value for name, value in inputs.items() if name not in DECODER},
+        inputs=cast("dict[str, Tensor]", batch.inputs),
     )
 
 
@@ -314,16 +328,33 @@ class _EachItsOwn:
     def __call__(
         self, logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]
     ) -> Float[Tensor, ""]:
+        counts = self.mask.sum(1).tolist()
+        texts = all(example.loss is next_token_loss for example in self.examples)
+        if texts and 2 <= min(counts) == max(counts):
+            real = slice(self.last[0] + 1 - counts[0], self.last[0] + 1)
+            each = next_token_losses(logits[:, real], tokens[:, real])
+            if each.isfinite().all():
+                self.values += each.detach().double().unbind()
+                return each.sum()
+            values = enumerate(each.unbind())
+        else:
+            values = self._one_by_one(logits, tokens, counts)
         total = logits.new_zeros(())
-        for row, example in enumerate(self.examples):
-            stop = self.last[row] + 1
-            real = slice(stop - int(self.mask[row].sum()), stop)
-            own = tokens[row : row + 1, real]
-            named = {"attention_mask": torch.ones_like(own, dtype=torch.bool)} if takes_mask(example.loss) else {}
+        for row, value in values:
             try:
-                value = check_loss(example.loss(logits[row : row + 1, real], own, **named))
+                check_loss(value)
             except NonFiniteError as error:
                 raise NonFiniteError(str(error), row) from error
             self.values.append(value.detach().double())
             total = total + value
         return total
+
+    def _one_by_one(
+        self, logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"], counts: Sequence[int]
+    ) -> Iterator[tuple[int, Tensor]]:
+        # Split once: the gradient of a slice of the batch is as large as the batch, and zeros but for the slice.
+        for row, (example, own, ids) in enumerate(zip(self.examples, logits.split(1), tokens.split(1), strict=True)):
+            real = slice(self.last[row] + 1 - counts[row], self.last[row] + 1)
+            ids = ids[:, real]
+            named = {"attention_mask": torch.ones_like(ids, dtype=torch.bool)} if takes_mask(example.loss) else {}
+            yield row, example.loss(own[:, real], ids, **named)

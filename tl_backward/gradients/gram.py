@@ -36,7 +36,7 @@ class ExampleRows:
         """Rows of examples in any order, as `GradientFactors.active` gives them."""
         if len(owners) and bool((owners[1:] < owners[:-1]).any()):
             order = owners.argsort(stable=True)
-            inputs, deltas = inputs[order], deltas[order]
+            inputs, deltas = inputs.index_select(0, order), deltas.index_select(0, order)
         return cls(inputs, deltas, torch.bincount(owners, minlength=n_examples))
 
     def __getitem__(self, examples: slice) -> "ExampleRows":
@@ -79,12 +79,15 @@ class ExampleRows:
     def gradients(self, rows: slice, columns: slice) -> Float[Tensor, "example entry"]:
         """Some rows and columns of each example's gradient x^T delta, flat; those with as many rows are one product."""
         starts, found = self.counts.cumsum(0) - self.counts, None
-        for count in self.counts.unique().tolist():
-            mine = (self.counts == count).nonzero().flatten()
-            everyone = len(mine) == len(self.counts)
-            at = slice(None) if everyone else (starts[mine, None] + torch.arange(count, device=mine.device)).flatten()
+        distinct = sorted(set(self.counts.tolist()))
+        everyone = len(distinct) == 1
+        for count in distinct:
+            mine = slice(None) if everyone else (self.counts == count).nonzero().flatten()
+            n, at = len(starts), slice(None)
+            if isinstance(mine, Tensor):
+                n, at = len(mine), (starts[mine, None] + torch.arange(count, device=mine.device)).flatten()
             x, d = (side[at].to(self.dtype) for side in (self.inputs[:, rows], self.deltas[:, columns]))
-            x, d = (side.reshape(len(mine), count, side.shape[1]) for side in (x, d))
+            x, d = (side.reshape(n, count, side.shape[1]) for side in (x, d))
             formed = torch.bmm(x.transpose(1, 2), d).flatten(1)
             if everyone:
                 return formed

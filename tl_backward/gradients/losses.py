@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias, cast, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from tl_backward._support.checks import check_choice, short
@@ -62,14 +62,24 @@ def next_token_loss(
             f"Expected at least two real tokens for a next-token loss, got tokens of shape {list(tokens.shape)}; "
             "use a longer prompt or target_loss(...)."
         )
-    following = as_ids(tokens)[:, 1:].masked_fill(~real, 0)
+    return _nats(logits, as_ids(tokens).masked_fill(~attention_mask, 0))[real].mean()
+
+
+def next_token_losses(
+    logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "batch"]:
+    """The `next_token_loss` of each of several texts of as many tokens, of which there are two or more."""
+    return _nats(logits, tokens).mean(1)
+
+
+def _nats(logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos-1"]:
+    following = tokens[:, 1:]
     if int(following.max()) >= logits.shape[-1]:
         raise ValueError(
             f"Expected next tokens with ids in [0, {logits.shape[-1]}), which the model has logits of, got "
             f"{int(following.max())}; a model that does not predict what it reads needs target_loss(...)."
         )
-    nats = -logits[:, :-1].log_softmax(-1).gather(-1, following[..., None])[..., 0]
-    return nats[real].mean()
+    return -logits[:, :-1].log_softmax(-1).gather(-1, following[..., None])[..., 0]
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,17 @@ _CHUNK = 1 << 22
 
 
 def model_digest(model: TransformerLensModel) -> str:
-    """Fingerprint of a model's weights in float32, its heads and activation function.
+    """Fingerprint of a model's weights, their data types, its heads and activation function.
 
-    Of each weight, the sum of all numbers' bits as integers, which one changed number changes, and up to 127 numbers.
+    In another data type the same numbers give other bits, and in half precision other gradients: what was begun with
+    one is not continued with the other. Of each weight, the sum of all numbers' bits as integers, which one changed
+    number changes, and up to 127 numbers, in float32.
     """
     parts: list[object] = [f"{model.cfg.n_heads} heads, {getattr(model.cfg, 'act_fn', None)}"]
     for name, weight in cast(nn.Module, model).named_parameters():
         flat = weight.detach().flatten()
         few = flat[:: max(1, len(flat) // _PROBED)]
-        parts += [f"{name} {list(weight.shape)} {_bits(flat)}", few.float()]
+        parts += [f"{name} {weight.dtype} {list(weight.shape)} {_bits(flat)}", few.float()]
     return fingerprint(*parts)[:16]
 
 

@@ -4,7 +4,7 @@ An encoder-decoder's prompts are what its encoder reads. Its logits belong to th
 given as `decoder_input_ids`, or what the decoder begins with when it generates.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
@@ -112,11 +112,23 @@ def encode_prompts(
             f"Expected a prompt as text, a non-empty list of texts or an integer tensor [batch, pos], got {what}; "
             "convert it first."
         )
+    return _checked(model, pad(model, encoded_rows(model, texts, prepend_bos=prepend_bos)))
+
+
+def encoded_rows(
+    model: TransformerLensModel, texts: Sequence[str], *, prepend_bos: bool | None = None
+) -> list[list[int]]:
+    """Each prompt's ids, with a warning of what a prompt should not end with, hold or begin with.
+
+    Raises:
+        ValueError, TypeError: as `encode_texts` does; a model that reads no text.
+    """
+    check_reads_text(model)
     rows = encode_texts(model, texts, prepend_bos=prepend_bos)
     if not warn_of_trailing_space(texts):
         warn_of_unknown(model, texts, rows)
     warn_of_two_beginnings(model, rows)
-    return _checked(model, pad(model, rows))
+    return rows
 
 
 def forward(model: TransformerLensModel, batch: Batch) -> Float[Tensor, "batch *rest"]:

@@ -31,11 +31,19 @@ class Projection:
         """How many numbers a gradient becomes."""
         return self.inputs.shape[1] * self.deltas.shape[1]
 
-    def of(self, rows: ExampleRows) -> Float[Tensor, "example entry"]:
-        """P^T (dL/dW) Q of each example, flat: its rows are projected, and no gradient is formed."""
+    def of(self, rows: ExampleRows, norms: Float[Tensor, "example"] | None = None) -> Float[Tensor, "example entry"]:
+        """P^T (dL/dW) Q of each example, flat: its rows are projected, and no gradient is formed.
+
+        Args:
+            rows: of the gradients.
+            norms: what each gradient is divided by, 0 where that is 0; None for nothing.
+        """
         x, d = rows.inputs.to(rows.dtype), rows.deltas.to(rows.dtype)
-        small = ExampleRows(x @ self.inputs.to(x), d @ self.deltas.to(d), rows.counts)
-        return small.gradients(slice(None), slice(None))
+        x, d = x @ self.inputs.to(x), d @ self.deltas.to(d)
+        if norms is not None:  # in float64, in which no norm is too small to be divided by
+            scale = inverse(norms).to(d.device)
+            d = (d * scale.repeat_interleave(rows.counts)[:, None]).to(d.dtype)
+        return ExampleRows(x, d, rows.counts).gradients(slice(None), slice(None))
 
     def damped(self, projected: Float[Tensor, "example entry"], damping: float) -> Float[Tensor, "example entry"]:
         """(A + a I)^-1 G (B + b I)^-1 of projected gradients G, with the moments A of x and B of delta (K-FAC).
@@ -78,6 +86,11 @@ class Moments:
     def _in(self, inputs: Tensor, deltas: Tensor) -> Projection:
         bases = ((self.inputs, inputs.double()), (self.deltas, deltas.double()))
         return Projection(inputs, deltas, *(basis.T @ sums @ basis / max(1, self.n) for sums, basis in bases))
+
+
+def inverse(norms: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """1 / norms, and 0 of 0."""
+    return torch.where(norms > 0, 1 / norms, 0.0)
 
 
 def _spectrum(moments: Tensor) -> tuple[Tensor, Tensor]:

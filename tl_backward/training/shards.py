@@ -6,6 +6,7 @@ than the projection, else projected, in float16; its norm in float64.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,12 +15,12 @@ from torch import Tensor
 from tl_backward._support.threads import steps
 from tl_backward.gradients.gram import ExampleRows, inner_products
 from tl_backward.gradients.similarity import Part
-from tl_backward.training.projections import Projection
+from tl_backward.training.projections import Projection, inverse
 
 _BLOCK = 256
 """Kept examples that are converted to float32 at a time."""
 ROUNDING = 2**-10
-"""Of both norms' product, at most: how a score of one query (`_products`) differs from the same among several."""
+"""Of both norms' product, at most: how a score of one query, in float16, differs from the same among several."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,24 @@ class Query:
         projected = [to.of(each).cpu() for to, each in zip(projections, rows, strict=True)]
         return cls(part.indices, part.norms, [_on_cpu(each) for each in rows], projected)
 
+    @classmethod
+    def joined(cls, queries: Sequence["Query"]) -> "Query":
+        """Those of several batches: what is kept is then read once for all of them."""
+        rows = [_joined(each) for each in zip(*(query.rows or () for query in queries), strict=True)]
+        projected = [torch.cat(each) for each in zip(*(query.projected for query in queries), strict=True)]
+        indices, norms = torch.cat([each.indices for each in queries]), torch.cat([each.norms for each in queries], 1)
+        return cls(indices, norms, rows or None, projected)
+
+    @cached_property
+    def halves(self) -> list[Float[Tensor, "query _"]]:
+        """`projected` in float16."""
+        return [each.half() for each in self.projected]
+
     def damped(self, projections: Sequence[Projection], damping: float) -> "Query":
         """Multiplied by the damped inverse covariances, within the projections."""
         found = [to.damped(each, damping) for to, each in zip(projections, self.projected, strict=True)]
         sizes = torch.stack([each.double().norm(dim=1) for each in found])
-        scale = torch.where(sizes > 0, 1 / sizes, 0.0)
-        units = [(each * own[:, None]).float() for each, own in zip(found, scale, strict=True)]
+        units = [(each * own[:, None]).float() for each, own in zip(found, inverse(sizes), strict=True)]
         return Query(self.indices, self.norms * sizes, None, units)
 
 
@@ -59,34 +72,40 @@ class Kept:
     projected: Float[Tensor, "other entry"]
 
     @classmethod
-    def of(cls, rows: ExampleRows, projection: Projection) -> "Kept":
-        """Each example in its smaller form."""
+    def of(cls, rows: ExampleRows, norms: Float[Tensor, "example"], projection: Projection) -> "Kept":
+        """Each example in its smaller form, divided by its norm."""
         n_bytes = 4 * (rows.inputs.shape[1] + rows.deltas.shape[1])
-        is_exact = rows.counts * n_bytes <= 2 * projection.n_entries
-        exact, others = _only(rows, is_exact), _only(rows, ~is_exact)
-        return cls(is_exact.cpu(), _on_cpu(exact), projection.of(others).half().cpu().reshape(-1, projection.n_entries))
+        is_exact = rows.counts.cpu() * n_bytes <= 2 * projection.n_entries
+        exact = _unit(_only(rows, is_exact), norms[is_exact])
+        projected = projection.of(_only(rows, ~is_exact), norms[~is_exact]).half().cpu()
+        return cls(is_exact, _on_cpu(exact), projected.reshape(-1, projection.n_entries))
 
     @classmethod
     def joined(cls, parts: Sequence["Kept"]) -> "Kept":
         """Those of several batches."""
-        exact = [part.exact for part in parts]
-        rows = (torch.cat([getattr(each, name) for each in exact]) for name in ("inputs", "deltas", "counts"))
         is_exact, projected = (torch.cat([getattr(part, name) for part in parts]) for name in ("is_exact", "projected"))
-        return cls(is_exact, ExampleRows(*rows), projected)
+        return cls(is_exact, _joined([part.exact for part in parts]), projected)
 
-    def inner(
-        self, rows: ExampleRows | None, projected: Float[Tensor, "query entry"], projection: Projection
-    ) -> Float[Tensor, "query example"]:
-        """Inner products of the unit gradients: exact where both have factors, else of what both become projected."""
-        others = _products(self.projected, projected)
+    def inner(self, query: Query, place: int, projection: Projection) -> Float[Tensor, "query example"]:
+        """Inner products of the unit gradients: exact where both have factors, else of what both become projected.
+
+        Args:
+            query: whose factors and projections are those of this weight at `place`.
+            place: among the weights that it was captured of.
+            projection: of this weight.
+        """
+        if len(query.indices) == 1:
+            others = (self.projected @ query.halves[place][0])[None]
+        else:
+            others = _products(self.projected, query.projected[place])
         if not len(self.exact.counts):
             return others
-        found = others.new_empty(len(others), len(self.is_exact))
-        found[:, ~self.is_exact] = others
-        if rows is None:
-            found[:, self.is_exact] = (projected @ projection.of(self.exact).T).double()
+        found = others.new_empty(len(others), len(self.is_exact), dtype=torch.float64)
+        found[:, ~self.is_exact] = others.double()
+        if query.rows is None:
+            found[:, self.is_exact] = (query.projected[place] @ projection.of(self.exact).T).double()
         else:
-            found[:, self.is_exact] = inner_products(rows, self.exact)
+            found[:, self.is_exact] = inner_products(query.rows[place], self.exact)
         return found
 
 
@@ -112,11 +131,14 @@ class Shard:
     ) -> tuple[Float[Tensor, "query example"], Float[Tensor, "query example"]]:
         """Inner products and cosines with a query over all weights, or over those with the numbers that it is of."""
         at = list(range(len(self.kept)) if chosen is None else chosen)
-        norms, total = self.norms[at], torch.zeros(len(query.indices), len(self.indices), dtype=torch.float64)
-        for place, number in enumerate(at):
-            rows = None if query.rows is None else query.rows[place]
-            found = self.kept[number].inner(rows, query.projected[place], projections[place])
-            total += found * query.norms[place, :, None] * norms[place]
+        norms = self.norms[at]
+        found = (self.kept[number].inner(query, place, projections[place]) for place, number in enumerate(at))
+        if len(query.indices) == 1:  # in one go: small operations between large ones find nothing in the cache
+            total = (torch.cat(list(found)).double() * query.norms * norms).sum(0)[None]
+        else:
+            total = torch.zeros(len(query.indices), len(self.indices), dtype=torch.float64)
+            for place, each in enumerate(found):
+                total += each * (query.norms[place, :, None] * norms[place])
         both = query.norms.square().sum(0).sqrt()[:, None] * norms.square().sum(0).sqrt()
         return total, torch.where(both > 0, total / both, 0.0)
 
@@ -149,23 +171,30 @@ class Shard:
 def _products(
     kept: Float[Tensor, "example entry"], asked: Float[Tensor, "query entry"]
 ) -> Float[Tensor, "query example"]:
-    """Of one query in float16, which sums in float32 and reads half the memory; of several in float32."""
-    if len(asked) == 1:
-        return (kept @ asked[0].half())[None].double()
+    """In float32; one query alone is multiplied in float16, which sums in float32 and reads half the memory."""
     found = [kept[rows].float() @ asked.T for rows in steps(len(kept), _BLOCK)]
-    return torch.cat(found).T.double() if found else torch.zeros(len(asked), 0, dtype=torch.float64)
+    return torch.cat(found).T if found else torch.zeros(len(asked), 0)
 
 
 def _unit(rows: ExampleRows, norms: Float[Tensor, "example"]) -> ExampleRows:
     """The rows of dL/dW / |dL/dW| in float32; of a gradient of 0, zeros."""
-    scale = torch.where(norms > 0, 1 / norms, 0.0).to(rows.deltas.device)
-    deltas = rows.deltas.double() * scale[rows.owners()][:, None]
+    scale = inverse(norms).to(rows.deltas.device)
+    deltas = rows.deltas * scale.repeat_interleave(rows.counts)[:, None]
     return ExampleRows(rows.inputs.float(), deltas.float(), rows.counts)
 
 
 def _only(rows: ExampleRows, chosen: Bool[Tensor, "example"]) -> ExampleRows:
+    if chosen.all():
+        return rows
+    if not chosen.any():
+        return rows[:0]
+    chosen = chosen.to(rows.counts.device)
     of_rows = chosen[rows.owners()]
     return ExampleRows(rows.inputs[of_rows], rows.deltas[of_rows], rows.counts[chosen])
+
+
+def _joined(parts: Sequence[ExampleRows]) -> ExampleRows:
+    return ExampleRows(*(torch.cat([getattr(each, name) for each in parts]) for name in ("inputs", "deltas", "counts")))
 
 
 def _on_cpu(rows: ExampleRows) -> ExampleRows:
@@ -174,5 +203,4 @@ def _on_cpu(rows: ExampleRows) -> ExampleRows:
 
 def kept_of(part: Part, projections: Sequence[Projection]) -> list[Kept]:
     """A batch as it is kept, for each weight."""
-    units = (_unit(rows, norms) for rows, norms in zip(part.rows, part.norms, strict=True))
-    return [Kept.of(rows, projection) for rows, projection in zip(units, projections, strict=True)]
+    return [Kept.of(*each) for each in zip(part.rows, part.norms, projections, strict=True)]

@@ -172,8 +172,8 @@ class GradientStore:
         plan, pairs = folder.plan(), folder.pairs()
         if plan["model"] != model_digest(model):
             raise ValueError(
-                f"Expected the model that the store {str(path)!r} was built with, got another, or other weights; load "
-                "that one, or build a store of this one."
+                f"Expected the model that the store {str(path)!r} was built with, got another, other weights or "
+                "another data type; load that one, or build a store of this one."
             )
         if dataset is not None:
             _check_same(path, pairs, _pairs(dataset))

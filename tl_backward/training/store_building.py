@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_backward._support.processes import process, together
@@ -49,7 +48,7 @@ class Building:
         mine = [number for number in range(rank, len(chunks), n_processes) if not folder.has_shard(number)]
         with together(), tqdm(total=len(mine), desc="store", unit="shard", disable=not show_progress) as bar:
             projections = folder.projections(self.names)
-            queries = self._queries(projections) if mine else []
+            queries = self._queries(projections) if mine else None
             for number in mine:
                 folder.save_shard(number, self._shard(chunks[number], projections, queries))
                 bar.update()
@@ -93,12 +92,14 @@ class Building:
         made = (each.projection(n_entries, self.kind, generator) for each in moments)
         return dict(zip(self.names, made, strict=True))
 
-    def _queries(self, projections: Sequence[Projection]) -> list[Query]:
-        """The random queries that scores are set beside."""
-        return [Query.of(part, projections) for part in self._captured(self._drawn(self.n_random, self.seed + 1))]
+    def _queries(self, projections: Sequence[Projection]) -> Query | None:
+        """The random queries that scores are set beside; None for none."""
+        drawn_queries = self._captured(self._drawn(self.n_random, self.seed + 1))
+        found = [Query.of(part, projections) for part in drawn_queries]
+        return Query.joined(found) if found else None
 
     def _shard(
-        self, batches: Sequence[Sequence[Example]], projections: Sequence[Projection], queries: Sequence[Query]
+        self, batches: Sequence[Sequence[Example]], projections: Sequence[Projection], queries: Query | None
     ) -> Shard:
         parts, kept = [], []
         for batch in batches:
@@ -109,17 +110,12 @@ class Building:
         whole = [Kept.joined(each) for each in zip(*kept, strict=True)]
         unknown = torch.full((2, len(indices)), float("nan"), dtype=torch.float64)
         shard = Shard(indices, norms, whole, unknown, unknown)
-        low, high = _intervals(shard, projections, queries)
-        return replace(shard, low=low, high=high)
+        return shard if queries is None else _with_intervals(shard, projections, queries)
 
 
-def _intervals(shard: Shard, projections: Sequence[Projection], queries: Sequence[Query]) -> tuple[Tensor, Tensor]:
+def _with_intervals(shard: Shard, projections: Sequence[Projection], queries: Query) -> Shard:
     """[metric, example]: the intervals of both metrics for random queries, each example left out of its own."""
-    nothing = torch.zeros(0, len(shard.indices), dtype=torch.float64)
-    found: tuple[list[Tensor], list[Tensor]] = ([nothing], [nothing])
-    for query in queries:
-        own = query.indices[:, None] == shard.indices
-        for scores, one in zip(found, shard.scores(query, projections), strict=True):
-            scores.append(one.masked_fill(own, float("nan")))
-    low, high = zip(*(interval(torch.cat(scores)) for scores in found), strict=True)
-    return torch.stack(low), torch.stack(high)
+    own = queries.indices[:, None] == shard.indices
+    scores = shard.scores(queries, projections)
+    low, high = zip(*(interval(each.masked_fill(own, float("nan"))) for each in scores), strict=True)
+    return replace(shard, low=torch.stack(low), high=torch.stack(high))

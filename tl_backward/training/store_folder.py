@@ -45,23 +45,30 @@ class StoreFolder:
     def check_for(self, plan: Mapping[str, object]) -> None:
         """Refuse a folder that holds something else than the beginnings of this store, or all of it.
 
+        A plan from which nothing was built, as after an error, may be another.
+
         Raises:
             ValueError: it does, or is a file.
         """
         if (self.path / _PLAN).is_file():
             saved = load_json(self.path / _PLAN)
             check_kind(self.path, saved.get("format") == FORMAT, "GradientStore.build")
-            check_run(self.path, saved, plan)
+            if self._is_begun:
+                check_run(self.path, saved, plan)
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             what = "a folder with other files" if self.path.is_dir() else "a file"
             raise ValueError(f"Expected out as a new or empty folder, got {str(self.path)!r}, {what}; name another.")
 
     def begin(self, plan: Mapping[str, object], pairs: Sequence[Pair]) -> None:
-        """Write what the store is of, unless it is there."""
+        """Write what the store is of, unless something was built of it."""
         self.path.mkdir(parents=True, exist_ok=True)
         for name, value in ((_DATA, {"examples": [list(pair) for pair in pairs]}), (_PLAN, plan)):
-            if not (self.path / name).is_file():
+            if not (self._is_begun and (self.path / name).is_file()):
                 save_json(self.path / name, value)
+
+    @property
+    def _is_begun(self) -> bool:
+        return self.has_projections or any(self.path.glob("shard-*.safetensors"))
 
     def plan(self) -> dict:
         """What the store was built with.

@@ -250,8 +250,8 @@ class GradientFactors(Saved):
         (x, d), n = self.rows(), len(self.deltas)
         examples = torch.arange(n, device=d.device).repeat_interleave(len(d) // max(1, n))
         owner = examples if self.origin is None else self.origin.example.flatten()
-        kept = d.any(-1).nonzero().flatten()
-        return (x, d, owner) if len(kept) == len(d) else (x[kept], d[kept], owner[kept])
+        kept = (d.abs().amax(-1) != 0).nonzero().flatten()  # `any` of floats takes three times as long
+        return (x, d, owner) if len(kept) == len(d) else tuple(each.index_select(0, kept) for each in (x, d, owner))
 
     # --- parts ---------------------------------------------------------------------------------------------
 
