@@ -251,7 +251,9 @@ class GradientFactors(Saved):
         examples = torch.arange(n, device=d.device).repeat_interleave(len(d) // max(1, n))
         owner = examples if self.origin is None else self.origin.example.flatten()
         kept = (d.abs().amax(-1) != 0).nonzero().flatten()  # `any` of floats takes three times as long
-        return (x, d, owner) if len(kept) == len(d) else tuple(each.index_select(0, kept) for each in (x, d, owner))
+        if len(kept) < len(d):
+            x, d, owner = (each.index_select(0, kept) for each in (x, d, owner))
+        return x, d, owner
 
     # --- parts ---------------------------------------------------------------------------------------------
 
