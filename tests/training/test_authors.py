@@ -119,7 +119,7 @@ def test_scores_of_another_method(world):
         assert found.top.tolist() == own.top.tolist() and found.written.top_ids.equal(own.written.top_ids)
         assert found.metric == "score" and found.weights == own.weights and found.n_random == 0
     assert (
-        f"(score {float(ranks.max()):.3g}); with fewer than 20" in found.summary()
+        f"(score {float(ranks.max()):.3g}); of scores that were given" in found.summary()
         and "score" in found.to_frame()
         and found.high.isnan().all()
     )

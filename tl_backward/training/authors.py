@@ -82,6 +82,8 @@ class Authors(Shown):
             f"Of {len(self.names)} examples a step on number {first} ({text!r}) would most write {answer} "
             f"({self.metric} {float(self.scores[first]):.3g}"
         )
+        if self.metric == "score":
+            return f"{said}); of scores that were given it is not known whether that is more than for other answers."
         if self.n_random < _LEAST_QUERIES:
             return (
                 f"{said}); with fewer than {_LEAST_QUERIES} random queries it is not known whether that is more than "
