@@ -1,5 +1,6 @@
 """What is easily mistaken gets one sentence that says what to write instead, or is understood."""
 
+import copy
 import functools
 
 import numpy as np
@@ -38,6 +39,22 @@ def test_a_weight_is_asked_for_by_layer_and_of_the_factors(cache):
 def test_factors_are_no_array(cache):
     with pytest.raises(TypeError, match=r"got factors, which are two; take \.inputs, \.deltas or \.gradient\(\)"):
         np.asarray(cache.factors["W_out", 2])
+
+
+@pytest.mark.parametrize("of", ["lens", "sweep", "difference"])
+def test_a_control_that_was_not_asked_for(model, of, tmp_path):
+    made = {
+        "lens": lambda: tlb.backward_lens(model, PROMPT, TARGET),
+        "sweep": lambda: tlb.sweep(model, [(PROMPT, TARGET)], control=None, show_progress=False),
+        "difference": lambda: tlb.training.difference(model, model, "W_out", noise=False),
+    }[of]()
+    load = tlb.load_sweep if of == "sweep" else tlb.load_result
+    for result in (made, load(made.save(tmp_path / f"{of}.safetensors"))):
+        assert not result.control and "without a control" in repr(result.control)
+        with pytest.raises(AttributeError, match=r"Expected a control, of which to take shift, got a result without; "):
+            _ = result.control.shift
+        assert copy.deepcopy(result.control) == result.control and not hasattr(result.control, "_ipython_display_")
+    assert "control" not in repr(made) and "control" not in made.to_frame()
 
 
 def test_measures_in_any_case(model):

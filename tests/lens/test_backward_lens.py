@@ -153,7 +153,7 @@ def test_control_is_the_same_architecture_untrained(world):
     assert torch.equal(one.control.shift[0].top_values, two.control.shift[0].top_values)
     assert not torch.equal(one.control.shift[0].top_values, other.control.shift[0].top_values)
     assert one.control.answer == one.answer and one.control.tokens == one.tokens
-    assert one.control.control is None
+    assert not one.control.control
 
 
 @pytest.mark.parametrize("compatibility", [False, True])

@@ -51,7 +51,7 @@ def test_an_old_keyword_does_what_the_option_does(function, old, new, named):
 
 def test_what_is_switched_off_stays_off():
     with pytest.warns(DeprecationWarning):
-        assert tlb.sweep(build(worlds()[0]), PROMPTS, TARGETS, control=None, seed=3, **QUIET).control is None
+        assert not tlb.sweep(build(worlds()[0]), PROMPTS, TARGETS, control=None, seed=3, **QUIET).control
 
 
 def test_one_definition_of_a_control():

@@ -280,7 +280,7 @@ def test_interrupted_it_returns_what_it_has(world):
 
     with model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", stop)], bwd_hooks=[]):
         found = sweep(model, PROMPTS, TARGETS, text_options=TextOptions(batch_size=2), show_progress=False)
-    assert found.interrupted and len(found.items) == 4 and found.control is None
+    assert found.interrupted and len(found.items) == 4 and not found.control
     whole = sweep(model, PROMPTS, TARGETS, text_options=TextOptions(batch_size=2), control=None, show_progress=False)
     torch.testing.assert_close(found.values["norm"], whole.values["norm"][found.items], equal_nan=True)
     assert not whole.interrupted
@@ -292,8 +292,8 @@ def same(a, b):
     assert torch.equal(a.answers, b.answers) and a.skipped == b.skipped and a.interrupted == b.interrupted
     assert a.values.keys() == b.values.keys() and a.about == b.about
     assert all(torch.equal(value.nan_to_num(-9), b.values[name].nan_to_num(-9)) for name, value in a.values.items())
-    assert (a.control is None) == (b.control is None)
-    if a.control is not None and b.control is not None:
+    assert bool(a.control) == bool(b.control)
+    if a.control and b.control:
         same(a.control, b.control)
 
 

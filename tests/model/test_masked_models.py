@@ -185,7 +185,7 @@ def test_sweep_and_its_control(bert):
         lens = tlb.backward_lens(bert, text, target)
         assert abs(float(swept.loss[index] - lens.loss)) < 1e-9
         assert float(swept.values["target_rank"][index, 1]) == float(lens.shift[1].target_rank[at])
-    assert swept.control is not None and len(swept.control.items) == 2
+    assert swept.control and len(swept.control.items) == 2
 
 
 def test_an_edit_of_a_masked_model(bert):

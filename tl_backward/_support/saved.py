@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar, cast
 import numpy as np
 from torch import Tensor
 
+from tl_backward._support.absent import Absent
 from tl_backward._support.checks import short
 from tl_backward._support.storage import check_kind, load_tensors, save_tensors
 
@@ -31,7 +32,8 @@ class Saved:
 
     def packed(self) -> dict[str, Any]:
         """What to save, by name."""
-        return {each.name: getattr(self, each.name) for each in fields(cast(Any, self)) if each.name != "tokenizer"}
+        named = {each.name: getattr(self, each.name) for each in fields(cast(Any, self)) if each.name != "tokenizer"}
+        return {name: value for name, value in named.items() if not isinstance(value, Absent)}
 
     @classmethod
     def unpacked(cls: type[S], saved: dict[str, Any]) -> S:

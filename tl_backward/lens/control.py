@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from tl_backward._support.absent import Absent
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.model.controls import random_inits
 
@@ -34,6 +35,8 @@ class RandomInit:
 
 
 Control: TypeAlias = Literal["random_init"] | RandomInit
+
+NO_CONTROL = Absent("a control", "ask for one with control='random_init'")
 
 OLD_KEYWORDS = {"n_draws": "control.n_draws", "seed": "control.seed"}
 """What functions took one by one before 0.2.0."""

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tl_backward._support.absent import Absent
 from tl_backward._support.checks import short
 from tl_backward._support.html import Cell, lens_table, visible_token
 from tl_backward._support.public import public
@@ -18,6 +19,7 @@ from tl_backward._support.saved import Saved, load_saved
 from tl_backward._support.shown import Shown
 from tl_backward._support.types import DataFrame, Tokenizer
 from tl_backward.gradients.cache import GradientCache
+from tl_backward.lens.control import NO_CONTROL
 from tl_backward.lens.expert_learning import ExpertLearning
 from tl_backward.lens.segments import Segments
 from tl_backward.lens.summary import Places, alone_at_top, batch_sentence, lens_sentence
@@ -113,8 +115,9 @@ class BackwardLens(Shown):
     latents: dict[str, dict[int, LatentReadout]] = field(default_factory=dict)
     """With a basis, per readout and layer, the same vectors in its latents, each [pos]: imprints along what latents
     read (left out where the basis has no encoder), shifts along what they write, raw sign."""
-    control: "BackwardLens | None" = None
-    """The same lens on the same architecture with fresh weights, its answer rank being that of the trained answer."""
+    control: "BackwardLens | Absent" = NO_CONTROL
+    """The same lens on the same architecture with fresh weights, its answer rank being that of the trained answer;
+    false where there is none."""
     controls: tuple["BackwardLens", ...] = ()
     """The same for each draw of fresh weights, `control` being the first."""
 
@@ -247,7 +250,7 @@ class BackwardLens(Shown):
 
         rows = []
         values = self.stacked(quantity, of)
-        draws = [each.stacked(quantity, of) for each in self.controls or filter(None, [self.control])]
+        draws = [each.stacked(quantity, of) for each in self.controls or ([self.control] if self.control else [])]
         for index, layer in enumerate(self.readouts()[of]):
             for segment, where in self.segments.masks().items():
                 where = where.reshape(values.shape[1:])
@@ -336,7 +339,7 @@ def rank_figure(lens: BackwardLens, of: str, example: int) -> "plotly.graph_obje
     }
     layers, at = list(lens.readouts()[of]), lens.answer_position.reshape(-1)[example]
     lines = []
-    sides = {"": lens} | ({} if lens.control is None else {", untrained control": lens.control})
+    sides = {"": lens} | ({", untrained control": lens.control} if lens.control else {})
     for beside, side in sides.items():
         for quantity, word in words.items():
             ranks = side.stacked(quantity, of).reshape(len(layers), -1, side.token_ids.shape[-1])[:, example, at]

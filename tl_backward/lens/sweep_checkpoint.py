@@ -7,6 +7,7 @@ from pathlib import Path
 from tl_backward._support.storage import check_run, fingerprint
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.gradients.examples import Example
+from tl_backward.lens.control import NO_CONTROL
 from tl_backward.lens.sweep_result import Sweep, load_sweep_of_run, rows_of_draw
 
 _RUN = "prompts, options or model"
@@ -37,8 +38,8 @@ class SweepCheckpoint:
     def done(self, draw: int | None) -> Sweep | None:
         """Rows of the file that belong to the model (draw None) or to a draw of the control."""
         if self.held is None or draw is None:
-            return None if self.held is None else replace(self.held, control=None, interrupted=False)
-        return None if self.held.control is None else rows_of_draw(self.held.control, draw)
+            return None if self.held is None else replace(self.held, control=NO_CONTROL, interrupted=False)
+        return rows_of_draw(self.held.control, draw) if self.held.control else None
 
     def save(self, sweep: Sweep) -> None:
         """Write the sweep so far, atomically, as a file that `load_sweep` reads."""

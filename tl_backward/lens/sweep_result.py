@@ -12,11 +12,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_backward._support.absent import Absent
 from tl_backward._support.bootstrap import Interval, bootstrap
 from tl_backward._support.checks import nearest
 from tl_backward._support.public import public
 from tl_backward._support.storage import check_kind, joined, load_tensors, part_of, save_tensors
 from tl_backward._support.types import DataFrame, Tokenizer
+from tl_backward.lens.control import NO_CONTROL
 from tl_backward.lens.segments import NAMES
 from tl_backward.lens.sweep_summary import Mean, Stands, sweep_sentence
 from tl_backward.text.token_strings import text_column, token_string
@@ -66,13 +68,13 @@ class Sweep:
     about: dict[str, object]
     """The options it was run with and a digest of the model; equal for sweeps that can be merged."""
     tokenizer: Tokenizer | None = None
-    control: "Sweep | None" = None
-    """The same of the untrained control."""
+    control: "Sweep | Absent" = NO_CONTROL
+    """The same of the untrained control; false where there is none."""
 
     def __repr__(self) -> str:
         skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
         ended = ", interrupted" if self.interrupted else ""
-        beside = "" if self.control is None else f", control of {len(self.control.items)}"
+        beside = f", control of {len(self.control.items)}" if self.control else ""
         quantities = ", ".join(self.values)
         said = f"{len(self.items)} prompts, {len(self.weights)} weights, {quantities}{skipped}{ended}{beside}"
         return f"Sweep({said}; {self.about['left_out']})" if "left_out" in self.about else f"Sweep({said})"
@@ -101,7 +103,7 @@ class Sweep:
         The quantity is the first that was collected of the old answer's rank, the target's, the subject's share, norms,
         ranks; intervals that overlap the control's make no difference.
         """
-        n_draws = 0 if self.control is None else len(self.control.draws.unique())
+        n_draws = len(self.control.draws.unique()) if self.control else 0
         return sweep_sentence(self._stands(), len(self.items), n_draws)
 
     def _stands(self) -> Stands | None:
@@ -111,7 +113,7 @@ class Sweep:
         if chosen is None or not at:
             return None
         quantity, what, smallest = chosen
-        control = self.control if self.control is not None and quantity in self.control.values else None
+        control = self.control if self.control and quantity in self.control.values else None
         sides = [side and side._means(quantity, at) for side in (self, control)]
         layers = [layer for layer in (self.layers[i] for i in at) if layer is not None]
         return Stands(f"{what} of {last}", layers, sides[0] or [], sides[1], smallest)
@@ -128,7 +130,7 @@ class Sweep:
 
         rows = []
         for quantity in (name for name in get_args(Quantity) if name in self.values):
-            sides = {"": self} | ({} if self.control is None else {"control_": self.control})
+            sides = {"": self} | ({"control_": self.control} if self.control else {})
             intervals = {
                 prefix: side.interval(quantity, level=level, n_boot=n_boot, seed=seed)
                 for prefix, side in sides.items()
@@ -179,7 +181,7 @@ class Sweep:
         place = self.weights.index(weight)
         counts: Counter[int] = Counter(self.values[f"{end}_ids"][:, place].flatten().tolist())
         del counts[-1]
-        beside = None if self.control is None else self.control.values[f"{end}_ids"][:, place]
+        beside = self.control.values[f"{end}_ids"][:, place] if self.control else None
         rows: dict[int, dict[str, float]] = {}
         for token, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:n]:
             control = {} if beside is None else {"control": int((beside == token).sum()) / max(1, len(beside))}
@@ -196,11 +198,11 @@ class Sweep:
 
     def save(self, path: str | Path, *, run: str = "") -> Path:
         """Write everything but the tokenizer as safetensors; atomically. `run` says of which run it is a part."""
-        tensors = _tensors(self) | ({} if self.control is None else joined(control=_tensors(self.control)))
+        tensors = _tensors(self) | (joined(control=_tensors(self.control)) if self.control else {})
         sides = {
             name: {"about": side.about, "skipped": side.skipped, "interrupted": side.interrupted}
             for name, side in (("model", self), ("control", self.control))
-            if side is not None
+            if side
         }
         return save_tensors(path, tensors, {"format": FORMAT, "weights": self.weights, "sides": sides, "run": run})
 
@@ -235,7 +237,7 @@ def load_sweep_of_run(path: str | Path, *, tokenizer: Tokenizer | None) -> tuple
         )
         for name, said in json.loads(about["sides"]).items()
     }
-    return replace(sides["model"], control=sides.get("control")), about.get("run", "")
+    return replace(sides["model"], control=sides.get("control", NO_CONTROL)), about.get("run", "")
 
 
 @public
@@ -264,7 +266,7 @@ def _merged(a: Sweep, b: Sweep) -> Sweep:
             f"Expected two sweeps of one model, got two whose weights differ (digests {a.about.get('model')} and "
             f"{b.about.get('model')}); run both on one."
         )
-    if a.weights != b.weights or a.about != b.about or (a.control is None) != (b.control is None):
+    if a.weights != b.weights or a.about != b.about or bool(a.control) != bool(b.control):
         raise ValueError(f"Expected two sweeps run with the same options, got {a.about} and {b.about}; run both alike.")
     indices = [set(side.items.tolist()) | set(side.skipped) for side in (a, b)]
     shared = sorted(indices[0] & indices[1])
@@ -273,7 +275,7 @@ def _merged(a: Sweep, b: Sweep) -> Sweep:
             f"Expected sweeps over different prompts, got {len(shared)} of the same index (the first is {shared[0]}); "
             "give the second part's first index with sweep(..., start=...)."
         )
-    control = None if a.control is None or b.control is None else _merged(a.control, b.control)
+    control = _merged(a.control, b.control) if a.control and b.control else NO_CONTROL
     return replace(in_order([a, b]), control=control)
 
 

@@ -101,7 +101,7 @@ def _largest(change: Difference) -> str:
 
 def _sides(change: Difference) -> dict[str, Difference]:
     beside = {of: getattr(change, of) for of in _BESIDE}
-    return {"": change} | {of: side for of, side in beside.items() if side is not None}
+    return {"": change} | {of: side for of, side in beside.items() if side}
 
 
 def _shares(each: Directions) -> Tensor:

@@ -128,12 +128,14 @@ class PromptView:
 
     def control(self) -> "PromptView | None":
         """View the same prompt in the untrained model, if the lens has that control."""
-        return None if self.lens.control is None else PromptView(self.lens.control, self.example)
+        return PromptView(self.lens.control, self.example) if self.lens.control else None
 
     @property
     def draws(self) -> "list[PromptView]":
         """The same prompt in each draw of the control."""
-        return [PromptView(each, self.example) for each in self.lens.controls or filter(None, [self.lens.control])]
+        lens = self.lens
+        draws = lens.controls or ([lens.control] if lens.control else [])
+        return [PromptView(each, self.example) for each in draws]
 
     def named(self, words: str) -> str:
         """One of `RANKS` with the word itself: "old answer ␣Graz"."""

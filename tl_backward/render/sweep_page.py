@@ -56,7 +56,7 @@ def sweep_curves(sweep: Sweep, quantity: Quantity, *, weight: str = "W_out") -> 
     if not places:
         raise ValueError(f"Expected a weight of the sweep's layers, got {weight!r}; it has {list(sweep.weights)}.")
     lines = []
-    sides = {"": sweep} | ({} if sweep.control is None else {", untrained control": sweep.control})
+    sides = {"": sweep} | ({", untrained control": sweep.control} if sweep.control else {})
     for end, side in sides.items():
         interval = side.interval(quantity)
         for s, segment in enumerate(NAMES if quantity in BY_SEGMENT else ("",)):

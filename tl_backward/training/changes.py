@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_backward._support.absent import Absent
 from tl_backward._support.checks import check_k, nearest
 from tl_backward._support.shown import Shown
 from tl_backward._support.types import DataFrame, TransformerLensModel, Weights, typed
@@ -31,6 +32,10 @@ _ROUNDING = 1e-7
 """How far the norm of a change may be from that of the same change rounded to float32."""
 
 
+_NO_CONTROL = Absent("a control", "give a model that was trained on shuffled targets to difference(..., control=...)")
+_NO_NOISE = Absent("noise beside it", "ask for it with difference(..., noise=True)")
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class Difference(Shown):
     """after - before, weight by weight. Its file has what was found, without the two models' weights."""
@@ -43,15 +48,15 @@ class Difference(Shown):
     """The leading directions of each change."""
     size: Mapping[str, float]
     """|after - before| / |before| (Frobenius)."""
-    control: "Difference | None" = None
-    """The same between `before` and the control."""
-    noise: "Difference | None" = None
-    """The same with Gaussian noise of each change's norm in its place."""
+    control: "Difference | Absent" = _NO_CONTROL
+    """The same between `before` and the control; false where there is none."""
+    noise: "Difference | Absent" = _NO_NOISE
+    """The same with Gaussian noise of each change's norm in its place; false where there is none."""
     before: Mapping[str, WeightSite] = field(default_factory=dict)
     after: Mapping[str, WeightSite] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        beside = [name for name in ("control", "noise") if getattr(self, name) is not None]
+        beside = [name for name in ("control", "noise") if getattr(self, name)]
         return f"Difference({len(self.weights)} weights{''.join(f', {name}' for name in beside)}: {self.summary()})"
 
     def change(self, weight: str) -> Float[Tensor, "d_in d_out"]:
@@ -90,9 +95,9 @@ class Difference(Shown):
             f"({changed[name].norm ** 2 / total:.0%} of the squared change): {len(changed[name].S)} directions hold "
             f"{changed[name].share:.0%} of it"
         )
-        if self.control is not None:
+        if self.control:
             said += f", of the control model's change there {self.control.changes[name].share:.0%}"
-        if self.noise is not None:
+        if self.noise:
             said += f", of noise of its norm {self.noise.changes[name].share:.0%}"
         return said + "."
 
@@ -103,9 +108,7 @@ class Difference(Shown):
         rows = []
         for name in self.weights:
             each = self.changes[name]
-            beside = {
-                of: other.changes[name] for of in ("control", "noise") if (other := getattr(self, of)) is not None
-            }
+            beside = {of: other.changes[name] for of in ("control", "noise") if (other := getattr(self, of))}
             for j, size in enumerate(each.S.tolist()):
                 rows.append(
                     {
@@ -196,9 +199,15 @@ def difference(
         if of != "before"
     }
     result = found["after"]
-    beside = _noise(after, result, options) if noise else None
+    beside = _noise(after, result, options) if noise else _NO_NOISE
     return Difference(
-        result.weights, result.changes, result.size, found.get("control"), beside, result.before, result.after
+        result.weights,
+        result.changes,
+        result.size,
+        found.get("control", _NO_CONTROL),
+        beside,
+        result.before,
+        result.after,
     )
 
 
