@@ -1,6 +1,7 @@
 """The file that `make bench` keeps, and the intervals that it prints."""
 
 import csv
+from math import isfinite
 
 from benchmarks.history import FIELDS, FILE, History
 from benchmarks.measure import Ratio, Seconds, row
@@ -25,10 +26,16 @@ def test_another_machine_is_not_compared_with(tmp_path):
     assert History(file, "two").add("lens", 3.0) == ""
 
 
+def test_less_memory_than_the_bound_is_kept_and_not_divided_by(tmp_path):
+    file = tmp_path / "history.csv"
+    History(file, "one").add("peak above the bound", -0.1)
+    assert History(file, "two").add("peak above the bound", 0.2) == ""
+
+
 def test_what_is_kept_reads():
     with FILE.open(newline="") as rows:
         reader = csv.DictReader(rows)
-        assert tuple(reader.fieldnames) == FIELDS and all(float(row["ratio"]) > 0 for row in reader)
+        assert tuple(reader.fieldnames) == FIELDS and all(isfinite(float(row["ratio"])) for row in reader)
 
 
 def test_a_ratio_of_medians_has_the_quartiles_of_its_rounds(capsys):

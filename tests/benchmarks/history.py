@@ -35,7 +35,7 @@ class History:
                 writer.writeheader()
             writer.writerow({**self.here, "what": what, "ratio": f"{ratio:.4f}"})
         last = self.last.get(what)
-        if last is None or not float(last["ratio"]):
+        if last is None or float(last["ratio"]) <= 0:
             return ""
         return f"[{ratio / float(last['ratio']):.2f} of {last['commit']}]"
 
