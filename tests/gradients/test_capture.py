@@ -153,6 +153,13 @@ def test_the_models_own_tokens_count_not_the_tokenizers():
         tlb.backward_lens(small, "w5 w6", 45)
 
 
+def test_a_first_token_behind_padding_needs_no_logit():
+    generator = torch.Generator().manual_seed(0)
+    logits, tokens = torch.randn(1, 4, 5, generator=generator), torch.tensor([[0, 9, 1, 2]])
+    padded = tlb.next_token_loss(logits, tokens, tokens > 0)
+    torch.testing.assert_close(padded, tlb.next_token_loss(logits[:, 1:], tokens[:, 1:]))
+
+
 @needs_hooked
 def test_a_model_that_has_no_logits_of_some_tokens_it_reads():
     model = hooked(d_vocab_out=40)

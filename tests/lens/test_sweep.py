@@ -390,6 +390,27 @@ def test_losses_of_ones_own_and_longer_targets(world):
 
 
 @every_world
+def test_a_loss_of_one_number_with_axes_beside_a_scalar(world):
+    def own(logits, tokens):
+        return logits[:, -1, 3]
+
+    found = sweep(build(world), PROMPTS[:2], [own, tlb.next_token_loss], control=None, show_progress=False)
+    alone = sweep(build(world), PROMPTS[:1], lambda *given: own(*given).sum(), control=None, show_progress=False)
+    assert found.loss.shape == (2,) and found.loss[0] == pytest.approx(alone.loss[0].item())
+
+
+@every_world
+def test_warnings_name_each_prompt_for_what_it_has(world):
+    """A space at one's end hides no unknown word of another."""
+    prompts = ["w5 w6 ", "w5 zzz", "w7"]
+    with pytest.warns(UserWarning) as seen:
+        sweep(build(world), prompts, "w9", control=None, show_progress=False)
+    said = sorted(str(each.message) for each in seen if "prompt" in str(each.message) or "text" in str(each.message))
+    assert len(said) == 2 and "A text has words" in said[0] and said[0].endswith("unknown: 'zzz'."), said
+    assert said[1].startswith("The prompt 'w5 w6 ' ends in a space"), said
+
+
+@every_world
 def test_every_weight_can_be_swept(world):
     model = build(world)
     weights = ["W_in", "W_Q", "W_V", "W_O", "W_out", "unembed.W_U", "embed.W_E"]
@@ -511,6 +532,21 @@ for prompts in ([("w5 w6", "w9"), "w7"], [("w5 w6", "w9", "w5")]):
 """
     done = plain.run(script)
     assert done.stdout.count("Expected (prompt, target) pairs alone, got other tuples") == 2, done.stderr
+
+
+def test_one_of_many_prompts_that_is_no_text_is_named_without_type_checks():
+    script = """
+import sys
+sys.path.insert(0, "tests")
+from models import bridge
+from tl_backward.lens.sweeps import sweep
+try:
+    sweep(bridge(), ["w5 w6"] * 11 + [None], "w9", control=None)
+except TypeError as error:
+    print(error)
+"""
+    done = plain.run(script)
+    assert done.stdout.startswith("Prompt 11: Expected a prompt as text"), done.stderr
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):

@@ -104,6 +104,17 @@ def test_bad_input(world):
         explained(w.result(), difference(model, model, "W_in"))
 
 
+@every_world
+def test_what_is_not_finite_is_named(world):
+    before, after = build(world), build(world)
+    with torch.no_grad():
+        tlb.weight_sites(after)["blocks.1.mlp.W_out"].parameter.view(-1)[3] = float("nan")
+    with pytest.raises(
+        ValueError, match=r"blocks\.1\.mlp\.W_out: Expected a change of finite numbers, got NaN or inf;"
+    ):
+        difference(before, after, "W_out")
+
+
 def test_the_sentence_says_what_the_control_does():
     before, after, other = (build(worlds()[0]) for _ in range(3))
     for model, seed in ((after, 1), (other, 2)):

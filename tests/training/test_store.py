@@ -316,6 +316,25 @@ def test_a_build_that_failed_is_begun_anew(tmp_path):
     refused("differs in weights", lambda: GradientStore.build(model, mixed(30), out=out, weights="W_O", **QUIET))
 
 
+@every_world
+def test_without_random_queries(world, tmp_path):
+    """There is no interval then, and all else is as it is with them."""
+    model, data = build(world), mixed(8)
+    bare = GradientStore.build(model, data, out=tmp_path / "bare", n_random=0, **QUIET)
+    whole = GradientStore.build(model, data, out=tmp_path / "whole", n_random=20, **QUIET)
+    assert torch.equal(bare.scores("w5 w6", "w7"), whole.scores("w5 w6", "w7"))
+    found = bare.query("w5 w6", "w7", k=0)
+    assert found.low.isnan().all() and found.high.isnan().all() and found.n_random == 0
+
+
+def test_a_finished_store_without_its_bases_is_not_begun_anew(tmp_path):
+    model, out = build(worlds()[0]), tmp_path / "store"
+    GradientStore.build(model, mixed(8), out=out, **QUIET)
+    for name in ("projection.safetensors", "shard-00000.safetensors"):
+        (out / name).unlink()
+    refused("differs in seed", lambda: GradientStore.build(model, mixed(8), out=out, seed=1, **QUIET))
+
+
 def test_damaged_and_other_files(kept, tmp_path):
     model = build(worlds()[0])
     for broken in ("truncated", "flipped", "missing", "version"):

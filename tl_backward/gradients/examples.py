@@ -202,6 +202,8 @@ def _inputs_of_each(model: TransformerLensModel, inputs: Mapping[str, object], n
 
 def _rows(model: TransformerLensModel, texts: Sequence[str], prepend_bos: bool | None) -> Sequence[str | Tensor]:
     """The texts' tokens, encoded in one go; the texts themselves where one is refused, so that it is named."""
+    if not all(isinstance(text, str) for text in texts):
+        return texts
     try:
         return [torch.tensor(row) for row in encoded_rows(model, texts, prepend_bos=prepend_bos)]
     except (ValueError, TypeError, IndexError):
@@ -342,7 +344,7 @@ class _EachItsOwn:
         total = logits.new_zeros(())
         for row, value in values:
             try:
-                check_loss(value)
+                value = check_loss(value)
             except NonFiniteError as error:
                 raise NonFiniteError(str(error), row) from error
             self.values.append(value.detach().double())

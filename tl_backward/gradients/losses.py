@@ -62,18 +62,19 @@ def next_token_loss(
             f"Expected at least two real tokens for a next-token loss, got tokens of shape {list(tokens.shape)}; "
             "use a longer prompt or target_loss(...)."
         )
-    return _nats(logits, as_ids(tokens).masked_fill(~attention_mask, 0))[real].mean()
+    return _nats(logits, as_ids(tokens)[:, 1:].masked_fill(~real, 0))[real].mean()
 
 
 def next_token_losses(
     logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch"]:
     """The `next_token_loss` of each of several texts of as many tokens, of which there are two or more."""
-    return _nats(logits, tokens).mean(1)
+    return _nats(logits, tokens[:, 1:]).mean(1)
 
 
-def _nats(logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos-1"]:
-    following = tokens[:, 1:]
+def _nats(
+    logits: Float[Tensor, "batch pos d_vocab"], following: Int[Tensor, "batch pos-1"]
+) -> Float[Tensor, "batch pos-1"]:
     if int(following.max()) >= logits.shape[-1]:
         raise ValueError(
             f"Expected next tokens with ids in [0, {logits.shape[-1]}), which the model has logits of, got "

@@ -101,7 +101,7 @@ def encode_warned(
     return rows
 
 
-def warn_of_trailing_space(texts: Sequence[str]) -> bool:
+def warn_of_trailing_space(texts: Sequence[str]) -> None:
     """Warn once for all prompts of a call of those that end in a space, which belongs to the next word's token.
 
     A model that was trained on words with the space before them was never asked after a space alone.
@@ -114,7 +114,6 @@ def warn_of_trailing_space(texts: Sequence[str]) -> bool:
             "begin the target with it (' word').",
             TrailingSpaceWarning,
         )
-    return bool(ends)
 
 
 def warn_of_unknown(model: TransformerLensModel, texts: Sequence[str], rows: Iterable[Sequence[int]]) -> None:

@@ -125,8 +125,9 @@ def encoded_rows(
     """
     check_reads_text(model)
     rows = encode_texts(model, texts, prepend_bos=prepend_bos)
-    if not warn_of_trailing_space(texts):
-        warn_of_unknown(model, texts, rows)
+    warn_of_trailing_space(texts)
+    others = [place for place, text in enumerate(texts) if text[-1:] != " "]
+    warn_of_unknown(model, [texts[place] for place in others], [rows[place] for place in others])
     warn_of_two_beginnings(model, rows)
     return rows
 

@@ -171,7 +171,7 @@ def difference(
         seed: of the randomized SVD and of the noise.
 
     Raises:
-        ValueError: models whose weights have other names or shapes; an unknown weight.
+        ValueError: models whose weights have other names or shapes, or are not finite; an unknown weight.
 
     Examples:
         >>> import copy
@@ -224,7 +224,10 @@ def _difference(
         small = math.prod(matrix_shape(site)) <= _EXACT
         dtypes = (torch.float64 if small else torch.float32, stored.dtype, after[name].parameter.dtype)
         change = _change(site, after[name], reduce(torch.promote_types, dtypes))
-        changes[name] = _decomposed(change, options["rank"], options["seed"])
+        try:
+            changes[name] = _decomposed(change, options["rank"], options["seed"])
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
         norm = float(torch.linalg.vector_norm(stored, dtype=change.dtype))
         size[name] = changes[name].norm / norm if norm else float("nan")
     read = directions_of(model, {name: (change, None) for name, change in changes.items()}, options["k"])
@@ -249,6 +252,8 @@ def _change(before: WeightSite, after: WeightSite, dtype: torch.dtype = torch.fl
 
 def _decomposed(change: Tensor, rank: int, seed: int) -> Approximation:
     r, norm = min(rank, *change.shape), float(torch.linalg.vector_norm(change, dtype=torch.float64))
+    if not math.isfinite(norm):
+        raise ValueError("Expected a change of finite numbers, got NaN or inf; compare models whose training held.")
     if not norm:
         u, s, v = (torch.zeros(*shape, dtype=torch.float64) for shape in ((len(change), 0), (0,), (change.shape[1], 0)))
         return Approximation(u, s, v, 0.0, 0.0, s)

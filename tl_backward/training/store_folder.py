@@ -68,7 +68,8 @@ class StoreFolder:
 
     @property
     def _is_begun(self) -> bool:
-        return self.has_projections or any(self.path.glob("shard-*.safetensors"))
+        finished = (self.path / _MANIFEST).is_file()
+        return finished or self.has_projections or any(self.path.glob("shard-*.safetensors"))
 
     def plan(self) -> dict:
         """What the store was built with.
