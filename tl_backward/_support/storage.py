@@ -188,8 +188,9 @@ def check_run(path: str | Path, saved: Mapping[str, object], asked: Mapping[str,
     """
     for key, value in json.loads(json.dumps(asked)).items():
         if key not in saved or saved[key] != value:
+            what = "model, its weights or their data type" if key == "model" else key
             raise ValueError(
-                f"Expected the checkpoint of this run in {str(path)!r}, got one that differs in {key} "
+                f"Expected the checkpoint of this run in {str(path)!r}, got one that differs in {what} "
                 f"({_short(saved.get(key))}, not {_short(value)}); resume with what the interrupted run was given, or "
                 "choose another file."
             )

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_backward._support.memory import keep_freed_memory
 from tl_backward._support.processes import gathered, process, several, sum_over
 from tl_backward._support.storage import fingerprint
 from tl_backward._support.warnings import warn_user
@@ -205,6 +206,7 @@ def gather(data: TextData, plan: Plan, show_progress: bool) -> Accumulated:
     Raises:
         ValueError: NaN or inf (the hook point and the batch are named), or other data than the checkpoint's.
     """
+    keep_freed_memory()
     accumulated, (rank, n_processes) = _empty_accumulators(plan), process()
     models = (plan.readers[0].model, plan.readers[1].model)
     path = None

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from tl_backward._support.checks import short
 from tl_backward._support.deprecation import old_keywords
+from tl_backward._support.memory import keep_freed_memory
 from tl_backward._support.public import public
 from tl_backward._support.shown import Shown
 from tl_backward._support.threads import steps
@@ -268,6 +269,7 @@ def _joined(parts: list[Part], rows: list[ExampleRows]) -> Part:
 
 def captured(model: TransformerLensModel, batch: Sequence[Example], names: Sequence[str]) -> Part:
     """One batch's factors of the named weights, on the model's device, and its norms."""
+    keep_freed_memory()
     cache, norms, rows = capture_batch(model, batch, names).cache, [], []
     for name in names:
         try:
