@@ -91,7 +91,8 @@ def _sentence(function: Callable, error: Exception, args: tuple, kwargs: dict[st
         # Keywords of an older form are turned within the call, which then failed of something else.
         if not (isinstance(error, TypeError) and ("required" in said or "positional" in said)):
             return None
-        return f"Expected a complete call of {function.__name__}, got one that is {reason}; see its help."
+        what = f"that is {reason}" if "missing" in str(reason) else f"with {reason}"
+        return f"Expected a complete call of {function.__name__}, got one {what}; see its help."
     for name, hint in _hints(function):
         if name in bound and not _fits(bound[name], hint):
             return (
