@@ -161,7 +161,7 @@ def test_a_model_by_its_name():
 def test_a_short_name_that_is_misspelt_among_full_ones():
     names = [f"blocks.{layer}.{end}" for layer in range(4) for end in ("attn.W_Q", "mlp.W_out")]
     assert nearest("W_ou", names) == "'blocks.0.mlp.W_out', 'blocks.1.mlp.W_out', 'blocks.2.mlp.W_out'"
-    assert nearest("zzz", names) == "nothing similar"
+    assert nearest("zzz", names).startswith("far from it, such as ")
 
 
 def test_a_result_is_no_picture(model, tmp_path):
@@ -169,3 +169,17 @@ def test_a_result_is_no_picture(model, tmp_path):
         with pytest.raises(ValueError, match=r"ends in \.safetensors .* pictures are those of \.plot\(\)"):
             tlb.readout(model, model.W_U.T[:2], k=2).save(tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_has_no_page_is_not_saved_as_one(model, cache, tmp_path):
+    edit = tlb.shift_edit(model, PROMPT, TARGET, layer=2)
+    sweep = tlb.sweep(model, [(PROMPT, TARGET)], control=None, show_progress=False)
+    for result in (edit, cache, sweep, tlb.readout(model, model.W_U.T[:2], k=2)):
+        with pytest.raises(ValueError, match=r"ends in \.safetensors \(or \.html for a page, of results that have one"):
+            result.save(tmp_path / "name.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_prompt_for_a_classifier(model):
+    with pytest.raises(TypeError, match="Expected a list of prompts, got one text; a single one is a list of one"):
+        tlb.alignment.fine_tune(model, PROMPT, [0])

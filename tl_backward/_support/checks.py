@@ -68,7 +68,14 @@ def short(value: object) -> str:
 
 
 def nearest(word: str, names: Iterable[str], n: int = 3, *, form: Callable[[str], str] = repr) -> str:
-    """The `n` names most like `word`, quoted or in another form, for the end of an error message."""
+    """The `n` names most like `word`, quoted or in another form, for "the nearest are ..." of an error message."""
+    known = list(dict.fromkeys(names))
+    close = close_names(word, known, n)
+    return ", ".join(map(form, close)) if close else f"far from it, such as {', '.join(map(form, known[:n]))}"
+
+
+def close_names(word: str, names: Iterable[str], n: int = 3) -> list[str]:
+    """The `n` names most like `word`; none where none is."""
     known = list(dict.fromkeys(names))
     last = word.rpartition(".")[2].lower()
     same = [name for name in known if last and name.rpartition(".")[2].lower() == last]
@@ -77,7 +84,7 @@ def nearest(word: str, names: Iterable[str], n: int = 3, *, form: Callable[[str]
     if not close:  # a short name that is misspelt, among full ones
         ends = difflib.get_close_matches(last, [name.rpartition(".")[2].lower() for name in known], n=n)
         close = [name for name in known if name.rpartition(".")[2].lower() in ends][:n]
-    return ", ".join(map(form, close)) if close else "nothing similar"
+    return close
 
 
 def check_callable_loss(loss: object) -> None:

@@ -11,7 +11,7 @@ from beartype.door import is_bearable
 from beartype.roar import BeartypeException
 from jaxtyping import TypeCheckError
 
-from tl_backward._support.checks import UnknownInputError, nearest, short
+from tl_backward._support.checks import UnknownInputError, close_names, short
 from tl_backward._support.warnings import SAID
 
 T = TypeVar("T", bound=Callable)
@@ -80,8 +80,9 @@ def _sentence(function: Callable, error: Exception, args: tuple, kwargs: dict[st
         keywords = [name for name, each in parameters.items() if each.kind is not each.VAR_KEYWORD]
         inputs = error.known if isinstance(error, UnknownInputError) else ()
         beside = " or an input of the model" if isinstance(error, UnknownInputError) else ""
-        close = nearest(unknown, known := list(dict.fromkeys([*keywords, *inputs])))
-        hint = f"known are {', '.join(known)}" if close == "nothing similar" else f"the nearest are {close}"
+        known = list(dict.fromkeys([*keywords, *inputs]))
+        close = ", ".join(map(repr, close_names(unknown, known)))
+        hint = f"the nearest are {close}" if close else f"known are {', '.join(known)}"
         return f"Expected a keyword of {function.__name__}{beside}, got {unknown!r}; {hint}."
     if isinstance(error, TypeCheckError | BeartypeException) or ("Expected " in said and "\n" not in said):
         return None

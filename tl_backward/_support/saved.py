@@ -45,21 +45,13 @@ class Saved:
 
         Raises:
             TypeError: something in it is neither (a model, a function).
-            ValueError: a name that promises a picture or a table.
+            ValueError: a name that promises a picture, a table or a page.
         """
-        if Path(path).suffix.lower() in _OTHERS:
-            raise ValueError(
-                f"Expected a name that ends in .safetensors (or .html for a page, of results that have one), got "
-                f"{str(path)!r}; pictures are those of .plot(), tables those of .to_frame()."
-            )
         tensors = _Tensors()
         tree = _tree(self, tensors, type(self).__name__)
         return save_tensors(
             path, tensors.named, {"format": FORMAT, "kind": _name(type(self)), "tree": json.dumps(tree)}
         )
-
-
-_OTHERS = {".png", ".svg", ".pdf", ".jpg", ".jpeg", ".csv", ".json", ".jsonl", ".xlsx", ".parquet"}
 
 
 def load_result(path: str | Path, *, tokenizer: object = None) -> "Saved":

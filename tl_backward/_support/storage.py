@@ -45,16 +45,30 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> Path:
-    """Write `path` atomically: an interruption leaves the file that was there. Metadata but text becomes JSON."""
+    """Write `path` atomically: an interruption leaves the file that was there. Metadata but text becomes JSON.
+
+    Raises:
+        ValueError: a name that promises a picture, a table or a page.
+    """
     from safetensors.torch import save_file
 
     path = Path(path)
+    if path.suffix.lower() in _OTHERS:
+        raise ValueError(
+            f"Expected a name that ends in .safetensors (or .html for a page, of results that have one), got "
+            f"{str(path)!r}; pictures are those of .plot(), tables those of .to_frame()."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
     with replacing(path) as partial:
         save_file(whole, partial, metadata={**texts, _CHECKSUM: checksum(whole, texts)})
     return path
+
+
+_OTHERS = {
+    ".html", ".htm", ".png", ".svg", ".pdf", ".jpg", ".jpeg", ".csv", ".json", ".jsonl", ".xlsx", ".parquet"
+}  # fmt: skip
 
 
 def load_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -123,6 +123,8 @@ def fine_tune(
     """
     check_model(model)
     check_one_device(model)
+    if isinstance(prompts, str):
+        raise TypeError("Expected a list of prompts, got one text; a single one is a list of one.")
     labels = as_ids(labels if isinstance(labels, ARRAYS) else torch.tensor(labels), "labels")
     if len(prompts) != len(labels) or not len(labels) or int(labels.min()) < 0 or int(labels.max()) < 1:
         raise ValueError(

@@ -400,7 +400,8 @@ def _check_known(model: TransformerLensModel, cases: Sequence[EditCase]) -> None
         words = ", ".join(map(repr, unknown_words(tokenizer, cases[0].prompt)[:4]))
         raise ValueError(
             f"Expected validation edits of facts that the model knows, got {len(cases)} with words that it reads as "
-            f"unknown ({words}); take some of its own, as tlb.zoo.edit_cases('validation') of \"facts\"."
+            f"unknown ({words}); take some of its own, as tlb.zoo.edit_cases('validation') of \"facts\", or choose "
+            "layer and scale yourself."
         )
     asked = [(case.prompt, case.answer) for case in cases if case.answer]
     if asked and not probabilities(model, encode(model, asked))[1].any():

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from tl_backward._support.checks import nearest
+from tl_backward._support.checks import close_names
 from tl_backward._support.public import public
 from tl_backward._support.types import TransformerLensModel
 from tl_backward._support.warnings import warn_user
@@ -132,8 +132,8 @@ def _load_named(name: str, wanted: Wanted) -> nn.Module:
                 )
             return process_bridge(boot(name, {"device": wanted.device, "dtype": wanted.dtype}), wanted)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        close = nearest(name, names(), n=1)
-        hint = "" if close == "nothing similar" else f"; of those that ship the nearest is {close}"
+        close = close_names(name, names(), n=1)
+        hint = f"; of those that ship the nearest is {close[0]!r}" if close else ""
         raise ValueError(
             f"Expected a shipped model ({', '.join(names())}), a folder with a Hugging Face model, or a name that "
             f"TransformerLens can load, got {name!r}{hint}: {first_line(error)} (without the internet, give the "
