@@ -28,6 +28,7 @@ def main() -> None:
         for shape in (SHAPE, *_drawn()):
             _against_vmap(*shape)
         _exponent()
+        _many()
         model = gpt2_shape()
         texts = words(model)
         _products(model, texts(N), texts(N))
@@ -113,6 +114,20 @@ def _exponent() -> None:
     exponent = math.log(seconds[-1] / seconds[0]) / math.log(sizes[-1] / sizes[0])
     detail = ", ".join(f"{n}: {each:.2f} s" for n, each in zip(sizes, seconds, strict=True))
     row("exponent in N of the products, 250 to 4,000 texts of 8 tokens", exponent, "<= 2.0", detail)
+
+
+def _many() -> None:
+    """10,000 texts of 16 tokens within the memory that `gradient_similarity`'s docstring plans."""
+    n, max_bytes = 10_000, 1 << 28
+    model = _small(128)
+    texts, _ = _texts(model, n, 16)
+    options = {"weights": "blocks.2.mlp.W_out", "max_bytes": max_bytes, "show_progress": False}
+    gradient_similarity(model, texts[:8], **options)
+    start = time.process_time()
+    peak = peak_memory(lambda: gradient_similarity(model, texts, **options))
+    planned = max_bytes + 8 * n**2 + 250e6
+    detail = f"{peak / 1e6:.0f} MB of {planned / 1e6:.0f} in {time.process_time() - start:.0f} s"
+    row(f"peak memory of the Gram of {n:,} texts of 16 tokens, one W_out / planned", peak / planned, "<= 1.0", detail)
 
 
 def _products(model, a, b):

@@ -74,6 +74,19 @@ def _sweep(model, prompts):
     )
     detail = f"{times['sweep']:.2f} s against {times['capture']:.2f} s for {len(prompts)} prompts of {N_TOKENS} tokens"
     row("sweep (default quantities) / bare capture", times["sweep"] / times["capture"], "<= 1.10", detail)
+    beside = interleaved(
+        {
+            "control": lambda: sweep(model, prompts, targets, show_progress=False),
+            "alone": lambda: sweep(model, prompts, targets, control=None, show_progress=False),
+        },
+        rounds=3,
+    )
+    detail = f"{beside['control']:.1f} s, {beside['alone']:.1f} s; five draws of {_millions(model):.0f} million numbers"
+    row("sweep of 8 prompts with its control / without", beside["control"] / beside["alone"], "<= 1.5", detail)
+
+
+def _millions(model) -> float:
+    return sum(parameter.numel() for parameter in model.parameters()) / 1e6
 
 
 if __name__ == "__main__":

@@ -4,6 +4,30 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_CHUNK = 4096
+_SQUARED = 1e-15, 1e15
+"""Between these float32 numbers have squares that are float32 numbers too, and sums of 4,096 of them."""
+
+
+def frobenius_norm(values: Tensor) -> float:
+    """|values| of a whole tensor, to seven digits whatever its size and layout.
+
+    On a CPU torch's own norm in float32 adds all squares into the few numbers of a register, one after the other: it is
+    .004 % short for a matrix of 768 x 3,072, .3 % for GPT-2's embedding, and 4 % for one of 268 million numbers. Norms
+    of short pieces are added in float64 here, which takes a fifth of the time of converting all.
+    """
+    if values.dtype == torch.float64 or values.is_complex():
+        return float(torch.linalg.vector_norm(values))
+    flat = values.detach().permute(sorted(range(values.ndim), key=values.stride, reverse=True))  # as it lies in memory
+    if flat.is_contiguous():
+        flat, n = flat.view(-1), flat.numel() // _CHUNK
+        pieces = flat[: n * _CHUNK].view(n, _CHUNK), flat[None, n * _CHUNK :]
+        number = torch.promote_types(flat.dtype, torch.float32)
+        norms = torch.cat([torch.linalg.vector_norm(piece, dim=1, dtype=number) for piece in pieces])
+        if _SQUARED[0] < float(norms.max()) < _SQUARED[1]:
+            return float(torch.linalg.vector_norm(norms, dtype=torch.float64))
+    return float(torch.linalg.vector_norm(values, dtype=torch.float64))
+
 
 def lengths(vectors: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead"]:
     """Euclidean norm of each vector, in float32 at least, without overflow or underflow in between.

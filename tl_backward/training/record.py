@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tl_backward._support.lengths import frobenius_norm
 from tl_backward.training.largest import Largest
 from tl_backward.training.sketch import Sketch
 from tl_backward.weights import WeightSite
@@ -46,7 +47,7 @@ class Record:
         stored = stored.detach()
         # Of another layout where the parameter is a part of several: theirs are no part of its norm.
         counted = stored if self.site.layout.part is None else as_matrix(self.site, stored)
-        norm = unit * float(torch.linalg.vector_norm(counted, dtype=_number(stored)))
+        norm = unit * frobenius_norm(counted)
         self.norms.append(norm)
         self.steps.append(step)
         if math.isfinite(norm):
