@@ -45,8 +45,11 @@ WITHOUT_MODELS = dissimilarity/test_measures_edges dissimilarity/test_measures_p
 	render/test_html render/test_pictures support/test_bootstrap support/test_deprecation support/test_storage \
 	training/test_sketch vocabulary/test_extremes vocabulary/test_top_pairs
 
+# Types are checked on 3.9, where all of this runs too: checks at each call are a third of the time.
+UNCHECKED = --jaxtyping-packages=nothing,literal_checks.check_types
+
 test-tl4: .venv-tl4/.installed  ## the tests that run models, on TransformerLens 4.3 (TransformerBridge)
-	.venv-tl4/bin/python -m pytest $(PYTEST_FLAGS) --durations=25 $(WITHOUT_MODELS:%=--ignore=tests/%.py)
+	.venv-tl4/bin/python -m pytest $(PYTEST_FLAGS) $(UNCHECKED) --durations=25 $(WITHOUT_MODELS:%=--ignore=tests/%.py)
 
 test-lowest: .venv-lowest/.installed  ## all tests on the lowest versions that pyproject.toml allows
 	.venv-lowest/bin/python -m pytest $(PYTEST_FLAGS) --durations=25
