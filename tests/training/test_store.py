@@ -57,11 +57,14 @@ def expected(store, gradients, query, damping=None):
     for name, projection, kept in zip(store.weights, store._projections, kept_of(store), strict=True):
         grads, asked = gradients[name], query[name][0]
         p, q = projection.inputs.double(), projection.deltas.double()
-        small, small_asked = p.T @ grads @ q, p.T @ asked @ q
+        mask = torch.zeros(p.shape[1] * q.shape[1], dtype=torch.float64)
+        mask[projection.entries] = 1
+        mask = mask.reshape(p.shape[1], q.shape[1])
+        small, small_asked = p.T @ grads @ q * mask, p.T @ asked @ q * mask
         if damping is not None:
             a, b = projection.input_moments, projection.delta_moments
             left, right = (m + damping * m.trace() / len(m) * torch.eye(len(m)) for m in (a, b))
-            small_asked = left.inverse() @ small_asked @ right.inverse()
+            small_asked = left.inverse() @ small_asked @ right.inverse() * mask
             kept = torch.zeros_like(kept)
         inner = inner + torch.where(kept, (grads * asked).sum((1, 2)), (small * small_asked).sum((1, 2)))
         squares = squares + grads.square().sum((1, 2))
@@ -79,7 +82,7 @@ def kept_of(store):
 
 
 @every_world
-@pytest.mark.parametrize(("projection", "n_bytes"), [("pca", 16), ("pca", 500), ("pca", 4096), ("random", 500)])
+@pytest.mark.parametrize(("projection", "n_bytes"), [("pca", 16), ("pca", 500), ("pca", 1000), ("random", 500)])
 def test_scores_are_those_of_dense_gradients(world, projection, n_bytes, tmp_path, monkeypatch):
     monkeypatch.setattr(store_building, "SHARD_EXAMPLES", 10)
     model, data, query = build(world), mixed(37), ("w7 w8 w9", "w30 w4")
@@ -97,7 +100,7 @@ def test_scores_are_those_of_dense_gradients(world, projection, n_bytes, tmp_pat
     torch.testing.assert_close(store.scores(*query, damping=0.1), damped_cosine, rtol=2e-3, atol=5e-4)
     torch.testing.assert_close(store.scores(*query, metric="inner", damping=0.1), damped, rtol=2e-3, atol=5e-4 * scale)
     for projected, gradient in zip(store._projections, gradients.values(), strict=True):
-        assert projected.n_entries <= n_bytes // 2
+        assert projected.n_entries <= n_bytes // 4
         small = projected.inputs.double().T @ gradient @ projected.deltas.double()
         assert projection == "random" or (small.norm(dim=(1, 2)) <= gradient.norm(dim=(1, 2)) * (1 + 1e-6)).all()
 

@@ -1,14 +1,16 @@
-"""One weight's gradients in few numbers: P^T (dL/dW) Q, from the factors, by bases of what it reads and writes.
+"""One weight's gradients in few numbers: entries of P^T (dL/dW) Q, from the factors, by bases of x and of delta.
 
-P and Q are the leading eigenvectors of the second moments of x and delta over a sample (PCA, not centred), or Gaussian.
-Inner products of what is kept stand for the gradients' own; of orthonormal bases they are those of the parts inside.
+P and Q are the leading eigenvectors of the second moments of x and delta over a sample (PCA, not centred; each delta is
+divided by its example's |dL/dW|), and of their pairs those are kept whose eigenvalues have the largest products: a
+rectangle of as many would spend half of itself on pairs of two small ones. Or both are Gaussian, all pairs kept. Inner
+products of what is kept stand for the gradients' own; of orthonormal bases they are those of the parts inside.
 """
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_backward.gradients.gram import ExampleRows
@@ -22,6 +24,8 @@ class Projection:
 
     inputs: Float[Tensor, "d_in p"]
     deltas: Float[Tensor, "d_out q"]
+    entries: Int[Tensor, "entry"]
+    """The pairs that are kept: i q + j for direction i of the inputs and j of the deltas, in rising order."""
     input_moments: Float[Tensor, "p p"]
     """E[x x^T] over rows of the sample, in the basis."""
     delta_moments: Float[Tensor, "q q"]
@@ -29,10 +33,10 @@ class Projection:
     @property
     def n_entries(self) -> int:
         """How many numbers a gradient becomes."""
-        return self.inputs.shape[1] * self.deltas.shape[1]
+        return len(self.entries)
 
     def of(self, rows: ExampleRows, norms: Float[Tensor, "example"] | None = None) -> Float[Tensor, "example entry"]:
-        """P^T (dL/dW) Q of each example, flat: its rows are projected, and no gradient is formed.
+        """The entries of P^T (dL/dW) Q of each example: its rows are projected, and no gradient is formed.
 
         Args:
             rows: of the gradients.
@@ -43,49 +47,66 @@ class Projection:
         if norms is not None:  # in float64, in which no norm is too small to be divided by
             scale = inverse(norms).to(d.device)
             d = (d * scale.repeat_interleave(rows.counts)[:, None]).to(d.dtype)
-        return ExampleRows(x, d, rows.counts).gradients(slice(None), slice(None))
+        found = ExampleRows(x, d, rows.counts).gradients(slice(None), slice(None)).reshape(-1, self._n_pairs)
+        return found if self.n_entries == self._n_pairs else found.index_select(1, self.entries.to(found.device))
+
+    @property
+    def _n_pairs(self) -> int:
+        return self.inputs.shape[1] * self.deltas.shape[1]
 
     def damped(self, projected: Float[Tensor, "example entry"], damping: float) -> Float[Tensor, "example entry"]:
         """(A + a I)^-1 G (B + b I)^-1 of projected gradients G, with the moments A of x and B of delta (K-FAC).
 
-        a and b are `damping` times the mean eigenvalue of A and of B.
+        a and b are `damping` times the mean eigenvalue of A and of B; what is not kept of G is 0.
         """
         p, q = self.inputs.shape[1], self.deltas.shape[1]
-        found = projected.double().reshape(-1, p, q)
+        found = torch.zeros(len(projected), p * q, dtype=torch.float64)
+        found[:, self.entries] = projected.double()
+        found = found.reshape(-1, p, q)
         found = torch.linalg.solve(_damped(self.input_moments, damping), found)
         found = torch.linalg.solve(_damped(self.delta_moments, damping), found.transpose(1, 2)).transpose(1, 2)
-        return found.flatten(1).to(projected.dtype)
+        return found.flatten(1)[:, self.entries].to(projected.dtype)
 
 
 class Moments:
-    """Sums of x x^T and delta delta^T over the rows of a sample."""
+    """Sums of x x^T and delta delta^T over the rows of a sample, and of the latter with unit gradients' deltas.
+
+    Cosines are of unit gradients: without that the few examples with the largest losses would choose the directions.
+    """
 
     def __init__(self, d_in: int, d_out: int) -> None:
-        self.inputs, self.deltas = (torch.zeros(d, d, dtype=torch.float64) for d in (d_in, d_out))
+        self.inputs, self.deltas, self.units = (
+            torch.zeros(d, d, dtype=torch.float64) for d in (d_in, d_out, d_out)
+        )
         self.n = 0
 
-    def add(self, rows: ExampleRows) -> None:
-        """Add those of some examples."""
+    def add(self, rows: ExampleRows, norms: Float[Tensor, "example"]) -> None:
+        """Add those of some examples, and the norms of their gradients."""
         x, d = rows.inputs.to(rows.dtype), rows.deltas.to(rows.dtype)
-        self.inputs += (x.T @ x).cpu()
-        self.deltas += (d.T @ d).cpu()
+        unit = (d * inverse(norms).to(d.device).repeat_interleave(rows.counts)[:, None]).to(d.dtype)
+        for sums, each in ((self.inputs, x), (self.deltas, d), (self.units, unit)):
+            sums += (each.T @ each).cpu()
         self.n += len(d)
 
     def projection(self, n_entries: int, kind: ProjectionKind, generator: torch.Generator) -> Projection:
-        """Bases of p and q vectors with p q <= n_entries, drawn or learnt from these moments."""
+        """Bases with at most so many pairs kept, drawn or learnt from these moments."""
         d_in, d_out = len(self.inputs), len(self.deltas)
         if kind == "random":
             p = min(d_in, max(1, int(n_entries**0.5)))
             q = min(d_out, max(1, n_entries // p))
             drawn = (torch.randn(d, k, generator=generator) / k**0.5 for d, k in ((d_in, p), (d_out, q)))
-            return self._in(*drawn)
-        (of_x, x), (of_d, d) = (_spectrum(each) for each in (self.inputs, self.deltas))
-        p, q = _shares(of_x, of_d, n_entries)
-        return self._in(x[:, :p].float().contiguous(), d[:, :q].float().contiguous())
+            return self._in(*drawn, torch.arange(p * q))
+        (of_x, x), (of_d, d) = (_spectrum(each, n_entries) for each in (self.inputs, self.units))
+        first = (of_x[:, None] * of_d).flatten().argsort(descending=True, stable=True)[:n_entries]
+        i, j = first // len(of_d), first % len(of_d)
+        p, q = int(i.max()) + 1, int(j.max()) + 1
+        x, d = (each.float().contiguous() for each in (x[:, :p], d[:, :q]))
+        return self._in(x, d, (i * q + j).sort().values)
 
-    def _in(self, inputs: Tensor, deltas: Tensor) -> Projection:
+    def _in(self, inputs: Tensor, deltas: Tensor, entries: Tensor) -> Projection:
         bases = ((self.inputs, inputs.double()), (self.deltas, deltas.double()))
-        return Projection(inputs, deltas, *(basis.T @ sums @ basis / max(1, self.n) for sums, basis in bases))
+        moments = (basis.T @ sums @ basis / max(1, self.n) for sums, basis in bases)
+        return Projection(inputs, deltas, entries, *moments)
 
 
 def inverse(norms: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -93,19 +114,10 @@ def inverse(norms: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return torch.where(norms > 0, 1 / norms, 0.0)
 
 
-def _spectrum(moments: Tensor) -> tuple[Tensor, Tensor]:
-    """The share of the energy in the first 1, 2, ... eigenvectors, and these, largest first."""
+def _spectrum(moments: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The largest `n` eigenvalues, largest first, and their vectors: of n pairs none is of a later one."""
     values, vectors = torch.linalg.eigh(moments)
-    shares = values.clamp(min=0).flip(0).cumsum(0)
-    return shares / shares[-1].clamp(min=torch.finfo(shares.dtype).tiny), vectors.flip(1)
-
-
-def _shares(of_x: Tensor, of_d: Tensor, n_entries: int) -> tuple[int, int]:
-    """The p and q that keep most: the energy of x in p directions times that of delta in q."""
-    p = torch.arange(1, min(len(of_x), n_entries) + 1)
-    q = (n_entries // p).clamp(max=len(of_d))
-    best = int((of_x[p - 1] * of_d[q - 1]).argmax())
-    return int(p[best]), int(q[best])
+    return values.clamp(min=0).flip(0)[:n], vectors.flip(1)[:, :n]
 
 
 def _damped(moments: Tensor, damping: float) -> Tensor:

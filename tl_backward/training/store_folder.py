@@ -28,12 +28,12 @@ from tl_backward._support.storage import (
 from tl_backward.training.projections import Projection
 from tl_backward.training.shards import Shard
 
-FORMAT = "tl_backward gradient store 1"
+FORMAT = "tl_backward gradient store 2"
 Pair: TypeAlias = tuple[str, str | None]
 """A prompt and its target; None where the text itself is predicted."""
 
 _PLAN, _DATA, _PROJECTION, _MANIFEST = "plan.json", "data.json", "projection.safetensors", "manifest.json"
-_BASES = ("inputs", "deltas", "input_moments", "delta_moments")
+_BASES = ("inputs", "deltas", "entries", "input_moments", "delta_moments")
 
 
 class StoreFolder:
