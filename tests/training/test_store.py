@@ -99,8 +99,11 @@ def test_scores_are_those_of_dense_gradients(world, projection, n_bytes, tmp_pat
     scale = float(damped.abs().max() / damped_cosine.abs().max())
     torch.testing.assert_close(store.scores(*query, damping=0.1), damped_cosine, rtol=2e-3, atol=5e-4)
     torch.testing.assert_close(store.scores(*query, metric="inner", damping=0.1), damped, rtol=2e-3, atol=5e-4 * scale)
-    for projected, gradient in zip(store._projections, gradients.values(), strict=True):
+    for name, projected, gradient in zip(store.weights, store._projections, gradients.values(), strict=True):
         assert projected.n_entries <= n_bytes // 4
+        for kept_now in (shard.kept[store.weights.index(name)] for shard in store._shards):
+            sizes = kept_now.exact.counts * 4 * sum(gradient.shape[1:])
+            assert (sizes <= n_bytes).all() and 2 * kept_now.projected.shape[1] <= n_bytes // 2
         small = projected.inputs.double().T @ gradient @ projected.deltas.double()
         assert projection == "random" or (small.norm(dim=(1, 2)) <= gradient.norm(dim=(1, 2)) * (1 + 1e-6)).all()
 
@@ -356,9 +359,12 @@ def test_damaged_and_other_files(kept, tmp_path):
     (tmp_path / "missing" / "shard-00000.safetensors").unlink()
     refused("there is no such file", lambda: GradientStore.open(tmp_path / "missing", model))
     plan = tmp_path / "version" / "plan.json"
-    save_json(plan, load_json(plan) | {"format": "tl_backward gradient store 0"})
-    refused("written by GradientStore.build, got .* of another format", lambda: GradientStore.open(plan.parent, model))
-    refused("of another format", lambda: GradientStore.build(model, mixed(30), out=plan.parent, **QUIET))
+    save_json(plan, load_json(plan) | {"format": "tl_backward gradient store 1"})
+    for call in (
+        lambda: GradientStore.open(plan.parent, model),
+        lambda: GradientStore.build(model, mixed(30), out=plan.parent, **QUIET),
+    ):
+        refused("Expected a store of the format .* of another format; build it anew with GradientStore.build", call)
     refused("Expected the folder of a gradient store", lambda: GradientStore.open(tmp_path, model))
     refused(
         "Expected out as a new or empty folder, got .*with other files",

@@ -52,6 +52,11 @@ class Query:
         return cls(indices, norms, rows or None, projected)
 
     @cached_property
+    def is_single(self) -> bool:
+        """Whether it is one gradient."""
+        return len(self.indices) == 1
+
+    @cached_property
     def halves(self) -> list[Float[Tensor, "query _"]]:
         """`projected` in float16."""
         return [each.half() for each in self.projected]
@@ -96,11 +101,11 @@ class Kept:
             place: among the weights that it was captured of.
             projection: of this weight.
         """
-        if len(query.indices) == 1:
+        if query.is_single:
             others = (self.projected @ query.halves[place][0])[None]
         else:
             others = _products(self.projected, query.projected[place])
-        if not len(self.exact.counts):
+        if not self.exact.counts.numel():
             return others
         found = others.new_empty(len(others), len(self.is_exact), dtype=torch.float64)
         found[:, ~self.is_exact] = others.double()
@@ -135,7 +140,7 @@ class Shard:
         at = list(range(len(self.kept)) if chosen is None else chosen)
         norms = self.norms[at]
         found = (self.kept[number].inner(query, place, projections[place]) for place, number in enumerate(at))
-        if len(query.indices) == 1:  # in one go: small operations between large ones find nothing in the cache
+        if query.is_single:  # in one go: small operations between large ones find nothing in the cache
             total = (torch.cat(list(found)).double() * query.norms * norms).sum(0)[None]
         else:
             total = torch.zeros(len(query.indices), len(self.indices), dtype=torch.float64)

@@ -14,7 +14,6 @@ from typing import TypeAlias
 from torch import Tensor
 
 from tl_backward._support.storage import (
-    check_kind,
     check_run,
     damaged,
     joined,
@@ -52,7 +51,7 @@ class StoreFolder:
         """
         if (self.path / _PLAN).is_file():
             saved = load_json(self.path / _PLAN)
-            check_kind(self.path, saved.get("format") == FORMAT, "GradientStore.build")
+            self._check_format(saved)
             if self._is_begun:
                 check_run(self.path, saved, plan)
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
@@ -83,13 +82,20 @@ class StoreFolder:
                 "one with GradientStore.build."
             )
         plan = load_json(self.path / _PLAN)
-        check_kind(self.path, plan.get("format") == FORMAT, "GradientStore.build")
+        self._check_format(plan)
         if not (self.path / _MANIFEST).is_file():
             raise ValueError(
                 f"Expected a finished store, got {str(self.path)!r}, whose build was interrupted; call "
                 "GradientStore.build again with the same arguments, and it goes on."
             )
         return plan
+
+    def _check_format(self, plan: Mapping[str, object]) -> None:
+        if plan.get("format") != FORMAT:
+            raise ValueError(
+                f"Expected a store of the format that this version of tl_backward writes, got {str(self.path)!r}, of "
+                "another format; build it anew with GradientStore.build, in another folder."
+            )
 
     def pairs(self) -> list[Pair]:
         """The examples."""
