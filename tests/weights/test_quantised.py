@@ -43,8 +43,19 @@ class Packed(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.detach.default:
-            return Packed(args[0].codes, args[0].scale)
+            return type(args[0])(args[0].codes, args[0].scale)
         raise NotImplementedError(f"Packed dispatch: {func}")
+
+
+class PackedWithActivations(Packed):
+    """The same with activations that are rounded too, as torchao's: the product is one of integers."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is F.linear:
+            with torch.no_grad():
+                return super().__torch_function__(func, types, args, kwargs)
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 class Packed8(nn.Parameter):
@@ -54,10 +65,10 @@ class Packed8(nn.Parameter):
         return torch.Tensor._make_subclass(cls, codes, False)
 
 
-def pack(module):
+def pack(module, kind=Packed):
     weight = module.weight.detach()
     scale = weight.abs().max() / 127
-    module.weight = nn.Parameter(Packed((weight / scale).round().to(torch.int8), scale), requires_grad=False)
+    module.weight = nn.Parameter(kind((weight / scale).round().to(torch.int8), scale), requires_grad=False)
 
 
 class Linear8(nn.Linear):
@@ -70,6 +81,10 @@ def pack8(module):
     module.scale = weight.abs().max() / 127
     module.weight = Packed8((weight / module.scale).round().to(torch.int8))
     module.__class__ = Linear8
+
+
+def pack_with_activations(module):
+    pack(module, PackedWithActivations)
 
 
 def quantised(how, of):
@@ -124,6 +139,24 @@ def test_a_whole_model(how):
             ask()
     _, cache = tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss, weights=[])
     assert cache["blocks.0.hook_resid_post"].any()
+
+
+def test_layers_that_no_gradient_passes_through():
+    """Autograd's gradients would be those of the residual stream around them, without a word."""
+    model = quantised(pack_with_activations, HALF)
+    sites = tlb.weight_sites(model)
+    assert sites.missing["blocks.0.mlp.W_in"] == "a quantised weight, whose layer lets no gradient through."
+    assert sorted(sites.missing) == [f"blocks.{i}.mlp.{name}" for i in range(2) for name in ("W_gate", "W_in", "W_out")]
+    for ask in (
+        lambda: tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss),
+        lambda: tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss, weights=[]),
+        lambda: tlb.gradient_similarity(model, ["w3 w4", "w5 w6"], weights="W_Q", show_progress=False),
+        lambda: tlb.training.watch(model, "W_Q"),
+    ):
+        with pytest.raises(ValueError, match=r"got a quantised one at blocks\.0\.mlp\.W_gate whose output has none"):
+            ask()
+    assert tlb.readout(model, torch.ones(model.cfg.d_model, dtype=torch.float64)).top_tokens  # no gradient is needed
+    assert not any(module._forward_hooks for module in model.original_model.modules())
 
 
 def test_gradients_at_hook_points_are_those_of_the_model_in_full_numbers():

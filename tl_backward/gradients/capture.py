@@ -31,7 +31,7 @@ from tl_backward.model.stamp import unchanged
 from tl_backward.text.asked import mask_token
 from tl_backward.text.prompts import Batch, encode_prompts, extend, forward, with_inputs
 from tl_backward.weights import WeightSite, WeightSites, select_sites, sites_of_batch, sites_of_longer
-from tl_backward.weights.account import DID_NOT_RUN, account_rows
+from tl_backward.weights.account import DID_NOT_RUN, account_rows, check_gradients_pass
 from tl_backward.weights.watch import LossWatch
 
 HookList: TypeAlias = Sequence[tuple[str | Callable[[str], bool], HookFn]]
@@ -100,7 +100,7 @@ def run_with_gradient_cache(
         TypeError: not a TransformerLens model, a compiled one, arguments of the wrong kind, an input that the model
             does not take, or no prompts for a model that reads text.
         ValueError: an unknown name, an empty prompt or target, too many tokens, a loss that is no finite scalar
-            depending on the logits, or a gradient that is not finite.
+            depending on the logits, a gradient that is not finite, or a quantised layer that none passes through.
 
     Examples:
         >>> loss, cache = tlb.run_with_gradient_cache(model, "Anna Berg lives in the city of", tlb.target_loss(" Oslo"))
@@ -160,7 +160,9 @@ def _prepared(
     if bind is not None:
         loss = bind(model, batch.n_examples)
         batch = extend(model, batch, getattr(loss, "continuation", ()))
-    return batch, loss, sites_of_batch(model, batch)
+    known = sites_of_batch(model, batch)
+    check_gradients_pass(known)
+    return batch, loss, known
 
 
 def _captured(

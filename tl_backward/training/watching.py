@@ -23,6 +23,7 @@ from tl_backward.training.record import Record
 from tl_backward.training.result import WatchResult, result_of
 from tl_backward.training.saving import load_records, save_records
 from tl_backward.weights import WeightSite, select_sites, weight_sites
+from tl_backward.weights.account import check_gradients_pass
 
 _NOTHING = nullcontext()
 
@@ -277,8 +278,9 @@ def watch(
         resume: what `TrainingWatch.save` wrote; the watch goes on from there.
 
     Raises:
-        ValueError: an unknown weight, or one that is computed from parameters; nothing to watch; a model that is
-            watched already; the state of another watch, or of other weights.
+        ValueError: an unknown weight, or one that is computed from parameters; nothing to watch; a quantised
+            layer that no gradient passes through; a model that is watched already; the state of another watch, or of
+            other weights.
 
     Examples:
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -295,6 +297,7 @@ def watch(
         if value < 1:
             raise ValueError(f"Expected {name} of at least 1, got {value}.")
     known = weight_sites(model)
+    check_gradients_pass(known)
     chosen = select_sites(known, weights)
     sites = [site for site in chosen.values() if weights is not None or site.parameter.requires_grad]
     computed = [site.name for site in sites if site.is_function or site.computed_from or site.kind != "matrix"]

@@ -12,9 +12,10 @@ from tl_backward.weights.watch import storage_of
 DID_NOT_RUN = "did not run in this pass"
 NOT_FLOAT = "not a floating-point parameter"
 QUANTISED = "a quantised weight, which has no gradient"
+CUT_OFF = "a quantised weight, whose layer lets no gradient through"
 NO_GRAD = "used only where autograd is off"
 NOT_ASKED = "not asked for (choose with weights=...)"
-REASONS = (DID_NOT_RUN, NOT_FLOAT, QUANTISED, NO_GRAD, NOT_ASKED)
+REASONS = (DID_NOT_RUN, NOT_FLOAT, QUANTISED, CUT_OFF, NO_GRAD, NOT_ASKED)
 """Every reason that an account gives."""
 
 
@@ -52,6 +53,16 @@ class WeightSites(dict[str, WeightSite]):
     def left_out(self) -> str:
         """What the pass used and cannot be captured, in one line with the reasons; "" where there is nothing."""
         return left_out(account_rows(self, self))
+
+
+def check_gradients_pass(sites: WeightSites) -> None:
+    """Refuse a model in which gradients end at quantised layers: autograd's would be those of what is around them."""
+    cut = next((name for name, why in sites.missing.items() if why == f"{CUT_OFF}."), None)
+    if cut is not None:
+        raise ValueError(
+            f"Expected layers that gradients pass through, got a quantised one at {cut} whose output has none (rounded "
+            "activations have no derivative); quantise the weights alone, or load the model without quantisation."
+        )
 
 
 def account_frame(rows: list[Row]) -> DataFrame:

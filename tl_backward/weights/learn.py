@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from tl_backward.model.guard import hooks_off
 from tl_backward.model.modules import is_hook_point
+from tl_backward.model.torch_hooks import Hooks
 from tl_backward.weights._site import WeightSite
-from tl_backward.weights.account import DID_NOT_RUN, NO_GRAD, NOT_FLOAT, QUANTISED, WeightSites, account_rows
+from tl_backward.weights.account import CUT_OFF, DID_NOT_RUN, NO_GRAD, NOT_FLOAT, QUANTISED, WeightSites, account_rows
 from tl_backward.weights.forms import Geometries, joint_sites, site_of, way_of
 from tl_backward.weights.layout import Layout
 from tl_backward.weights.names import Named
@@ -104,7 +105,7 @@ def learn(
         stack.enter_context(asking(list(every.values())))
         stack.enter_context(hooks_off([module for module in modules if is_hook_point(module)]))
         stack.enter_context(_state_restored(modules))
-        with Watch(watched, report, shapes):
+        with Watch(watched, report, shapes), _cut_off(modules) as cut:
             outputs = run()
         reached, edges = _graph(outputs)
         sites = WeightSites(parameters)
@@ -121,7 +122,9 @@ def learn(
                     sites.add(replace(whole, order=used.first))
                     continue
             decided = _decide(used, into, reached, geometry)
-            if isinstance(decided, str):
+            if id(used.parameter) in cut:
+                sites.unused[id(used.parameter)] = CUT_OFF
+            elif isinstance(decided, str):
                 sites.unused[id(used.parameter)] = decided
             else:
                 sites.add(*(site for site in decided if site.name not in sites))
@@ -213,8 +216,7 @@ def _tensors(value: object) -> Iterator[Tensor]:
 def _decide(uses: _Uses, into: list[object], reached: set[object], geometry: Geometries) -> list[WeightSite] | str:
     """The sites of one parameter, or the reason why it has none."""
     parameter, ways, aliases = uses.parameter, uses.ways, uses.aliases
-    # bitsandbytes packs its numbers into integers of a class of its own
-    if type(parameter) is not nn.Parameter and not (parameter.is_floating_point() and _plain_class(parameter)):
+    if _is_quantised(parameter):
         return QUANTISED
     if not parameter.is_floating_point():
         return NOT_FLOAT
@@ -274,6 +276,35 @@ def _misplaced(sites: WeightSites, uses: dict[int, _Uses], outputs: object, shap
             if examples is None or any(each != example for each in examples.tolist()):
                 wrong[site.name] = site
     return list(wrong.values())
+
+
+def _is_quantised(parameter: nn.Parameter) -> bool:
+    # bitsandbytes packs its numbers into integers of a class of its own
+    return type(parameter) is not nn.Parameter and not (parameter.is_floating_point() and _plain_class(parameter))
+
+
+@contextmanager
+def _cut_off(modules: Sequence[nn.Module]) -> Iterator[set[int]]:
+    """Context that collects the quantised parameters, by identity, whose modules return what no gradient leaves.
+
+    Where activations are quantised too the product is one of integers, and autograd does not see it.
+    """
+    quantised = {id(m): [id(p) for p in m._parameters.values() if p is not None and _is_quantised(p)] for m in modules}
+    cut: set[int] = set()
+
+    def look(module: nn.Module, args: tuple, output: object) -> None:
+        read = any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
+        if read and torch.is_grad_enabled() and isinstance(output, Tensor) and not output.requires_grad:
+            cut.update(quantised[id(module)])
+
+    hooks = Hooks()
+    try:
+        for module in modules:
+            if quantised[id(module)]:
+                hooks.first_out(module, look)
+        yield cut
+    finally:
+        hooks.remove()
 
 
 def _plain_class(parameter: nn.Parameter) -> bool:
