@@ -50,9 +50,10 @@ for kind, config in MODELS:
     layers = next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
     read, hooks = {}, []
     for number, layer in enumerate(layers):
-        hooks.append(layer.register_forward_pre_hook(
-            lambda module, args, kwargs, number=number: read.update({number: args[0] if args else kwargs["hidden_states"]}),
-            with_kwargs=True))
+        def note(module, args, kwargs, number=number):
+            read[number] = args[0] if args else kwargs["hidden_states"]
+
+        hooks.append(layer.register_forward_pre_hook(note, with_kwargs=True))
     with torch.no_grad():
         states = model(IDS, output_hidden_states=True).hidden_states
         for hook in hooks:

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # torch 2.13.0, transformers 5.23.0.
 #
-# `model(inputs_embeds=model.get_input_embeddings()(ids))` of an ESM model (ESM-1b, ESM-2) is not `model(ids)`, though both
-# take the same rows of the same matrix. BERT, RoBERTa and the others add positions, norms and masks to embeddings that
-# they are given; ESM takes them as what its first layer reads. So an ESM-1b loses its position
-# embeddings and its first norm: the protein becomes a bag of residues, and a shuffled one gets the shuffled
-# logits. An ESM-2 (rotary) loses the scale of 0.88 of its "token dropout", and a mask token keeps an embedding that is
-# zeroed otherwise. Integrated gradients, saliency and embedding optimisation all begin so, and explain another model;
-# a gradient taken at the output of the embedding matrix, with a hook, is right.
+# `model(inputs_embeds=model.get_input_embeddings()(ids))` of an ESM model (ESM-1b, ESM-2) is not `model(ids)`, though
+# both take the same rows of the same matrix. BERT, RoBERTa and the others add positions, norms and masks to embeddings
+# that they are given; ESM takes them as what its first layer reads. So an ESM-1b loses its position embeddings and
+# its first norm: the protein becomes a bag of residues, and a shuffled one gets the shuffled logits. An ESM-2 (rotary)
+# loses the scale of 0.88 of its "token dropout", and a mask token keeps an embedding that is zeroed otherwise.
+# Integrated gradients, saliency and embedding optimisation begin so, and explain another model; a gradient taken at
+# the output of the embedding matrix, with a hook, is right.
 #
 # Output seen (relative to the logits of the ids; the cosine is of the gradients of one logit at the embeddings):
 #   BERT: logits of embeddings differ by 0%, shuffled embeddings give other logits by 59%, cosine 1.00
