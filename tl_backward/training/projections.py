@@ -75,9 +75,7 @@ class Moments:
     """
 
     def __init__(self, d_in: int, d_out: int) -> None:
-        self.inputs, self.deltas, self.units = (
-            torch.zeros(d, d, dtype=torch.float64) for d in (d_in, d_out, d_out)
-        )
+        self.inputs, self.deltas, self.units = (torch.zeros(d, d, dtype=torch.float64) for d in (d_in, d_out, d_out))
         self.n = 0
 
     def add(self, rows: ExampleRows, norms: Float[Tensor, "example"]) -> None:
@@ -94,8 +92,8 @@ class Moments:
         if kind == "random":
             p = min(d_in, max(1, int(n_entries**0.5)))
             q = min(d_out, max(1, n_entries // p))
-            drawn = (torch.randn(d, k, generator=generator) / k**0.5 for d, k in ((d_in, p), (d_out, q)))
-            return self._in(*drawn, torch.arange(p * q))
+            x, d = (torch.randn(d, k, generator=generator) / k**0.5 for d, k in ((d_in, p), (d_out, q)))
+            return self._in(x, d, torch.arange(p * q))
         (of_x, x), (of_d, d) = (_spectrum(each, n_entries) for each in (self.inputs, self.units))
         first = (of_x[:, None] * of_d).flatten().argsort(descending=True, stable=True)[:n_entries]
         i, j = first // len(of_d), first % len(of_d)

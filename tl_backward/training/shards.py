@@ -20,7 +20,7 @@ from tl_backward.training.projections import Projection, inverse
 _BLOCK = 256
 """Kept examples that are converted to float32 at a time."""
 BYTES_PER_ENTRY = 4
-"""Of factors, which are exact, for each number of a projection, which takes 2: all projections are read by each query."""
+"""Of factors, at most, for each number of the projection, which takes 2 itself: they are exact."""
 ROUNDING = 2**-10
 """Of both norms' product, at most: how a score of one query, in float16, differs from the same among several."""
 
