@@ -134,23 +134,44 @@ def test_layers_that_correspond():
     assert "where samples paired at random give 0.00" in text
     apart = said(alike([[0.1, 0.8], [0.9, 0.2]], chance=1.4, similarity=False))
     assert "2 of 2" in apart and "(0.10 to 0.20, clearly)" in apart and "where samples" in apart
+    one = said(alike([[0.9, 0.2], [0.8, 0.1]]))
+    assert "1 of 2 layers of run1 is most like the same layer of run2 (0.90, clearly), where samples" in one
 
 
 def test_layers_that_chance_explains():
-    assert "0 of 2 are clearly more alike" in said(alike(DIAGONAL, chance=0.85, deviation=0.1))
+    assert "give 0.85, and none is clearly more alike than that." in said(alike(DIAGONAL, chance=0.85, deviation=0.1))
+    assert "give 0.84, and 1 of 2 is clearly more alike than that." in said(alike(DIAGONAL, chance=0.84))
+    three = [[0.9, 0.1, 0.1], [0.1, 0.9, 0.1], [0.1, 0.1, 0.8]]
+    labels = ("L0", "L1", "L2")
+    assert "2 of 3 are clearly more" in comparison_sentence(alike(three, chance=0.8), labels, labels, ("a", "b"))
+    lone = comparison_sentence(alike([[0.5]], chance=0.5), ["L0"], ["L0"], ("a", "b"))
+    assert "a's L0 is most like L0 of b (0.50); samples paired at random give 0.50, and it is not clearly" in lone
     assert "without random pairings" in said(alike(DIAGONAL, chance=NAN))
-    assert "cannot tell the two apart" in said(alike(DIAGONAL, n=3))
-    assert "cannot tell the two apart" in said(alike(DIAGONAL, deviation=NAN))
+
+
+@pytest.mark.parametrize(
+    ("n", "words"),
+    [
+        (0, "no random pairing was drawn that would tell the two apart."),
+        (1, "1 random pairing cannot tell the two apart."),
+        (3, "3 random pairings cannot tell the two apart."),
+    ],
+)
+def test_too_few_pairings_are_counted_in_words(n, words):
+    assert said(alike(DIAGONAL, n=n)).endswith(f"samples paired at random give 0.00 on average, but {words}")
 
 
 def test_ties_and_unknown_layers():
+    assert "cannot tell the two apart" in said(alike(DIAGONAL, deviation=NAN))
     constant = said(alike([[0.5, 0.5], [0.5, 0.5]]))
-    assert "0 of 2 layers" in constant and "0 of them clearly" in constant
-    assert "0 of them clearly" in said(alike(DIAGONAL, errors=NAN))
-    assert "0 of them clearly" in said(alike(DIAGONAL, errors=2.0))
+    assert "no layer of run1 is most like the same layer of run2 (best partners 0.50, not clearly)" in constant
+    assert "(0.80 to 0.90; without standard errors it is not known how clearly)" in said(alike(DIAGONAL, errors=NAN))
+    assert "(0.80 to 0.90, not clearly)" in said(alike(DIAGONAL, errors=2.0))
+    some = alike([[0.9, 0.2], [0.75, 0.8]], errors=0.1)
+    assert "2 of 2 layers of run1 are most like the same layer of run2 (0.80 to 0.90, 1 of them clearly)" in said(some)
     assert "nothing can be said" in said(alike([[NAN, NAN], [NAN, NAN]]))
     one = comparison_sentence(alike([[0.5]]), ["L0"], ["L0"], ("a", "b"))
-    assert "a's L0 is most like L0 of b" in one
+    assert "a's L0 is most like L0 of b (0.50)" in one
 
 
 def test_a_comparison_of_a_model_with_itself():
@@ -207,19 +228,29 @@ def known(*rows, inside=150, token=":"):
 
 
 def test_what_an_activation_keeps():
-    text = known_sentence([known(feature("letter", 1.0, 0.97), feature("count", 0.99, 0.96))], 0.1)
-    assert text.startswith('At ":" L1 resid_mid keeps letter and count (in 99 % to 100 % of the texts near it, 10 % of')
-    assert "partly keeps letter" in known_sentence([known(feature("letter", 0.5, 0.4))], 0.1)
-    forgotten = known_sentence([known(feature("letter", 0.12, 0.05))], 0.1)
+    text = known_sentence([known(feature("letter", 1.0, 0.97), feature("count", 0.99, 0.96))])
+    assert text == 'At ":", L1 resid_mid keeps letter and count (in at least 99 % of texts near it, 10 % of others).'
+    one = known_sentence([known(feature("letter", 0.97, 0.96), feature("count", 0.97, 0.96, prior=0.08))])
+    assert "(in 97 % of texts near it, at most 10 % of others)" in one
+    assert "partly keeps letter" in known_sentence([known(feature("letter", 0.5, 0.4))])
+    forgotten = known_sentence([known(feature("letter", 0.12, 0.05))])
     assert "does not keep any feature more often" in forgotten
-    overlapping = known_sentence([known(feature("letter", 0.96, 0.6, prior=0.5, prior_high=0.7))], 0.1)
+    overlapping = known_sentence([known(feature("letter", 0.96, 0.6, prior=0.5, prior_high=0.7))])
     assert "does not keep any feature" in overlapping
-    assert "cannot be read" in known_sentence([known(inside=0)], 0.1)
-    assert "does not keep any" in known_sentence([known(feature("letter", NAN, 0.0))], 0.1)
-    assert "beside no others" in known_sentence([known(feature("letter", 1.0, 0.97, prior=None))], 0.1)
-    assert "No activation" in known_sentence([], 0.1)
+    assert "cannot be read" in known_sentence([known(inside=0)])
+    assert "does not keep any" in known_sentence([known(feature("letter", NAN, 0.0))])
+    assert "beside no others" in known_sentence([known(feature("letter", 1.0, 0.97, prior=None))])
+    assert "No activation" in known_sentence([])
     decoder = replace(known(feature("letter", 1.0, 0.97)), by_decoder=True)
-    assert "whose habits they share" in known_sentence([decoder], 0.1)
+    assert "of a decoder's texts near it" in known_sentence([decoder])
+
+
+def test_of_many_places_the_most_telling_are_named():
+    """One sentence that fits a phone: what other places keep is in the table below it."""
+    best, other = known(feature("letter", 1.0, 0.97), feature("count", 1.0, 0.97)), known(feature("letter", 1.0, 0.97))
+    text = known_sentence([known(inside=0), other, *[best] * 4])
+    assert text.startswith('At ":", L1 resid_mid, L1 resid_mid and 2 other places keep letter and count (in 100 %')
+    assert len(text) < 130 and text.count(".") == 1
 
 
 # sweeps and similarities

@@ -253,6 +253,9 @@ TableCell = str | AnyNumber | Cell | None
 
 _BORDER = "border:1px solid #9a9a9a"
 _TD = f"{_BORDER};padding:2px 6px;text-align:left;vertical-align:top;white-space:pre;font-size:12px"
+_TD_LONG = _TD.replace("white-space:pre", "white-space:pre-wrap;min-width:18em")
+_LONG = 30
+"""From so many characters on a text wraps rather than push other columns out of view."""
 MARK = ' style="font-weight:bold;outline:2px solid #c2185b;outline-offset:1px"'
 # Opaque, so that scrolled cells do not shine through; dropped by the sanitizer together with "sticky". JupyterLab and
 # VS Code have dark themes without telling the browser, so their own colours come before its.
@@ -276,7 +279,7 @@ def _cell_html(cell: TableCell, bound: Number, limit: int) -> str:
         body = f"<bdi{MARK if cell.marked else ''}>{escape(visible_token(cell.text, limit))}</bdi>"
         if cell.sub is not None:
             body += f'<br><bdi style="font-size:10px;opacity:.8">{escape(visible_token(cell.sub, limit))}</bdi>'
-        style = f"{_TD};{MONO}"
+        style = f"{_td(tokens, limit)};{MONO}"
         if cell.value is not None:
             background = color_for(cell.value, bound, PALE)
             style += f";background-color:{background};color:{text_color(background)}"
@@ -284,8 +287,13 @@ def _cell_html(cell: TableCell, bound: Number, limit: int) -> str:
     if cell is None:
         return f'<td style="{_TD}"></td>'
     if isinstance(cell, str):
-        return f'<td style="{_TD}"{_cut_text(cell, 3 * limit)}</td>'
+        return f'<td style="{_td([cell], 3 * limit)}"{_cut_text(cell, 3 * limit)}</td>'
     return f'<td style="{_TD};text-align:right"{_title([repr(plain_number(cell))])}>{format_number(cell)}</td>'
+
+
+def _td(texts: Sequence[str], limit: int) -> str:
+    """The style of a cell of texts that are cut after `limit` characters."""
+    return _TD_LONG if any(_LONG < min(len(text), limit) for text in texts) else _TD
 
 
 def table(
@@ -298,13 +306,15 @@ def table(
     bound: Number | None = None,
     limit: int = 18,
     marked: int | None = None,
+    scrolls: bool = True,
 ) -> str:
     """Make a static table that scrolls sideways inside its own box and can be selected and copied.
 
     `columns` and `row_names` are plain text. Strings and numbers in `rows` are shown as they are, numbers
     with four digits and the exact value on hover; a `Cell` is coloured by its `value`, on a scale whose ends
     are +-`bound` (default: the largest absolute value in the table). Tokens longer than `limit` are cut, with
-    the whole of them on hover. The name of the column at `marked` has a frame.
+    the whole of them on hover. The name of the column at `marked` has a frame. One that
+    does not scroll is for a box that does.
     """
     if any(len(row) != len(columns) for row in rows) or (row_names is not None and len(row_names) != len(rows)):
         raise ValueError(
@@ -315,8 +325,9 @@ def table(
     values = (cell.value for row in rows for cell in row if isinstance(cell, Cell))
     bound = scale_bound(values) if bound is None else bound
     th = f"{_TD};font-weight:bold"
+    of_column = th.replace("white-space:pre", "white-space:pre-wrap")
     frame = "outline:2px solid #c2185b;outline-offset:-2px"
-    styles = (f"{th};{frame}" if i == marked else th for i in range(len(columns)))
+    styles = (f"{of_column};{frame}" if i == marked else of_column for i in range(len(columns)))
     head = "".join(
         _header(name, f'scope="col" style="{style}"', limit) for name, style in zip(columns, styles, strict=True)
     )
@@ -327,8 +338,9 @@ def table(
         name = "" if row_names is None else _header(row_names[i], f'scope="row" style="{th};{_STICKY}"', limit)
         body.append(f"<tr>{name}{''.join(_cell_html(cell, bound, limit) for cell in row)}</tr>")
     above = f'<div style="font-size:12px;margin:4px 0">{escape(visible_text(caption))}</div>' if caption else ""
+    box = "overflow-x:auto;max-width:100%;margin:4px 0" if scrolls else "margin:4px 0"
     return (
-        f'{above}<div style="overflow-x:auto;max-width:100%;margin:4px 0">'
+        f'{above}<div style="{box}">'
         f'<table style="border-collapse:collapse"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )

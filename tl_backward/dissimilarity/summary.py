@@ -50,21 +50,32 @@ def comparison_sentence(found: Alike, layers_a: Sequence[str], layers_b: Sequenc
     if bool(likeness.isnan().all()):
         return f"By {found.measure} nothing can be said: it has no value for any pair of layers."
     known = likeness.nan_to_num(-math.inf)
-    rows, best = torch.arange(len(known)), known.argmax(1)
-    at_best = found.values[rows, best].tolist()
-    n = len(layers_a)
-    clear = sum(_is_clear(found, row, int(column)) for row, column in zip(rows.tolist(), best, strict=True))
-    shown = spread(at_best, lambda value: f"{value:.2f}")
-    if tuple(layers_a) == tuple(layers_b) and n > 1:
-        same = sum(int(column) == row and _leads(known[row]) for row, column in enumerate(best.tolist()))
-        alike = f"{same} of {n} layers of {a} are most like the same layer of {b}"
-    elif n > 1:
-        alike = f"{count_text(n, 'layer')} of {a} have a most similar layer in {b}"
+    best = known.argmax(1)
+    rows = torch.arange(len(known))
+    if tuple(layers_a) == tuple(layers_b) and len(rows) > 1:
+        same = torch.tensor([int(column) == row and _leads(known[row]) for row, column in enumerate(best.tolist())])
+        n = int(same.sum())
+        some = f"{n} of {len(rows)} layers" if n else "no layer"
+        alike = f"{some} of {a} {'are' if n > 1 else 'is'} most like the same layer of {b}"
+        rows, whose = (rows[same], "") if n else (rows, "best partners ")
+    elif len(rows) > 1:
+        alike, whose = f"{count_text(len(rows), 'layer')} of {a} have a most similar layer in {b}", ""
     else:
-        alike = f"{a}'s {layers_a[0]} is most like {layers_b[int(best[0])]} of {b}"
-    clearly = f"{clear} of them clearly" if n > 1 and clear < n else "clearly" if clear else "though not clearly"
-    first = f"By {found.measure} {alike} ({shown}{'' if len(layers_b) == 1 else f', {clearly}'})"
-    return f"{first}{_beside_chance(found, rows, best)}."
+        alike, whose = f"{a}'s {layers_a[0]} is most like {layers_b[int(best[0])]} of {b}", ""
+    columns = best[rows]
+    shown = spread(found.values[rows, columns].tolist(), lambda value: f"{value:.2f}")
+    clearly = _clearly(found, rows, columns) if len(layers_b) > 1 else ""
+    return f"By {found.measure} {alike} ({whose}{shown}{clearly}){_beside_chance(found, rows, columns)}."
+
+
+def _clearly(found: Alike, rows: Tensor, columns: Tensor) -> str:
+    """How many of the layers are ahead of all others by more than the standard errors allow."""
+    if bool(found.errors[rows, columns].isnan().any()):
+        return "; without standard errors it is not known how clearly"
+    clear = sum(_is_clear(found, row, column) for row, column in zip(rows.tolist(), columns.tolist(), strict=True))
+    if clear == len(rows):
+        return ", clearly"
+    return ", not clearly" if clear == 0 else f", {clear} of them clearly"
 
 
 def _leads(row: Tensor) -> bool:
@@ -81,22 +92,27 @@ def _is_clear(found: Alike, row: int, column: int) -> bool:
     return all(float(gap[j]) > max(float(reach[j]), _TIE) for j in others) and not bool(reach[others].isnan().any())
 
 
-def _beside_chance(found: Alike, rows: Tensor, best: Tensor) -> str:
-    chance = found.chance[rows, best]
+def _beside_chance(found: Alike, rows: Tensor, columns: Tensor) -> str:
+    chance = found.chance[rows, columns]
     if bool(chance.isnan().any()):
         return "; without random pairings nothing tells it from chance"
     paired = f"samples paired at random give {spread(chance.tolist(), lambda value: f'{value:.2f}')}"
-    if found.n_pairings < DRAWS_NEEDED or bool(found.deviations[rows, best].isnan().any()):
-        return f"; {paired}, but {count_text(found.n_pairings, 'random pairing')} cannot tell the two apart"
-    sign = 1.0 if found.is_similarity else -1.0
-    above = 0
-    for row, column in zip(rows.tolist(), best.tolist(), strict=True):
-        value, mean, s = (float(each[row, column]) for each in (found.values, found.chance, found.deviations))
-        side = beyond_moments(value, mean, s, found.n_pairings)
-        above += side == ("above" if sign > 0 else "below")
+    if found.n_pairings < DRAWS_NEEDED or bool(found.deviations[rows, columns].isnan().any()):
+        drawn = count_text(found.n_pairings, "random pairing")
+        few = f"{drawn} cannot tell" if found.n_pairings else "no random pairing was drawn that would tell"
+        return f"; {paired} on average, but {few} the two apart"
+    more = "above" if found.is_similarity else "below"
+    above = sum(
+        beyond_moments(value, mean, deviation, found.n_pairings) == more
+        for value, mean, deviation in zip(
+            *(each[rows, columns].tolist() for each in (found.values, found.chance, found.deviations)), strict=True
+        )
+    )
     if above == len(rows):
         return f", where {paired}"
-    return f"; {paired}, and {above} of {len(rows)} are clearly more alike than that"
+    if above:
+        return f"; {paired}, and {above} of {len(rows)} {'is' if above == 1 else 'are'} clearly more alike than that"
+    return f"; {paired}, and {'it is not' if len(rows) == 1 else 'none is'} clearly more alike than that"
 
 
 def distances_sentence(

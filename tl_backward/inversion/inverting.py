@@ -61,7 +61,7 @@ class SiteComparison(Saved):
         for p, features in zip(self.preimages, self.features, strict=True):
             token = token_string(p.inputs.tokenizer, int(p.query.tokens[p.position]))
             known.append(Known(p.site, token, int(p.inside.sum()), len(p), features))
-        return known_sentence(known, self.preimages[0].epsilon)
+        return known_sentence(known)
 
     @property
     def _names(self) -> list[str]:
@@ -198,7 +198,7 @@ class Inversion(Shown):
 
     def summary(self) -> str:
         """In one sentence: what the activations keep of the query, the most telling place first."""
-        return known_sentence([each.known() for each in self.readings], self.readings[0].preimage.epsilon)
+        return known_sentence([each.known() for each in self.readings])
 
     def to_frame(self) -> DataFrame:
         """One row a text of each reading: site, asked_at (in the query), and the columns of `Preimage.to_frame`."""

@@ -89,7 +89,7 @@ class SiteReading(Saved):
         A feature counts as kept where at least 95 % of the texts within epsilon have the query's value, and its
         interval lies above that of the prior.
         """
-        return known_sentence([self.known()], self.preimage.epsilon)
+        return known_sentence([self.known()])
 
     def to_frame(self) -> DataFrame:
         """The preimage's frame: one row a text."""

@@ -5,15 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tl_backward._support.html import visible_text, visible_token
-from tl_backward._support.sentences import count_text, listed, percent, spread
+from tl_backward._support.sentences import count_text, listed, percent
 from tl_backward.inversion.features import FeatureConsistency, FeatureTable
 from tl_backward.model.place import Place
 
 KEPT = 0.95
 """A share of texts from which on a feature counts as kept."""
-_MOST = 2  # groups of places in a sentence
-_SITES = 3  # of a group, by name
-_FEATURES = 4
+_SITES, _FEATURES = 2, 4  # that a sentence names
 
 
 def kept_features(features: FeatureTable | None) -> list[FeatureConsistency]:
@@ -53,49 +51,42 @@ def site_label(site: Place) -> str:
     return f"{short}{head}" if site.layer is None else f"L{site.layer} {short}{head}"
 
 
-def known_sentence(found: Sequence[Known], epsilon: float) -> str:
-    """What the places keep, the most telling first, those that keep the same together.
+def known_sentence(found: Sequence[Known]) -> str:
+    """The features that the most telling places keep, and which places those are.
 
     Args:
         found: the places.
-        epsilon: how near counts as the same activation.
     """
-    groups: dict[tuple[str, str], list[Known]] = {}
-    for known in sorted(found, key=lambda each: -each.bits):
-        groups.setdefault((known.token, _kept(known)), []).append(known)
-    told = [_clause(token, kept, places) for (token, kept), places in list(groups.items())[:_MOST]]
-    more = sum(map(len, list(groups.values())[_MOST:]))
-    rest = f"; {count_text(more, 'other place')} less" if more else ""
-    habit = ", among a decoder's samples, whose habits they share" if any(each.by_decoder for each in found) else ""
-    if not told:
+    if not found:
         return "No activation was asked about."
-    return f"At {'; at '.join(told)}{rest} (texts within {epsilon:g}{habit})."
-
-
-def _clause(token: str, kept: str, places: Sequence[Known]) -> str:
-    names = [site_label(known.site) for known in places]
-    named = names if len(names) <= _SITES else [*names[:_SITES], f"{len(names) - _SITES} more"]
-    at, one = f'"{visible_token(token, 24)}" {listed(named)}', len(names) == 1
-    if not any(known.n_inside for known in places):
-        return f"{at} {kept}"
-    if kept.startswith("any"):
-        return f"{at} {'does' if one else 'do'} not keep {kept}"
-    rows = kept_features(places[0].features)
+    ordered = sorted(found, key=lambda each: (not each.n_inside, -each.bits))
+    first = ordered[0]
+    same = [known for known in ordered if _group(known) == _group(first)]
+    at = f'At "{visible_token(first.token, 24)}", {_places(same)}'
+    if not first.n_inside:
+        return f"{at} cannot be read: no text comes near enough."
+    rows = kept_features(first.features)
+    if first.features is not None and not rows:
+        return f"{at} {'does' if len(same) == 1 else 'do'} not keep any feature more often than other texts have it."
     partly = "partly " if rows and rows[0].rate.value < KEPT else ""
-    return f"{at} {partly}{'keeps' if one else 'keep'} {kept}{_shares(places)}"
+    return f"{at} {partly}{'keeps' if len(same) == 1 else 'keep'} {_kept(first)}{_shares(same)}."
+
+
+def _group(known: Known) -> tuple[str, bool, str]:
+    return known.token, known.n_inside > 0, _kept(known)
+
+
+def _places(same: Sequence[Known]) -> str:
+    names = [site_label(known.site) for known in same]
+    return listed(names if len(names) <= _SITES else [*names[:_SITES], count_text(len(names) - _SITES, "other place")])
 
 
 def _kept(known: Known) -> str:
     """The kept features by name."""
-    if not known.n_inside:
-        return "cannot be read: no text comes near enough"
     if known.features is None:
         return "what the texts near it share"
-    rows = kept_features(known.features)
-    if not rows:
-        return "any feature more often than other texts have it"
-    names = [visible_text(row.feature) for row in rows[:_FEATURES]]
-    return listed([*names, *([f"{len(rows) - _FEATURES} more"] if len(rows) > _FEATURES else [])])
+    names = [visible_text(row.feature) for row in kept_features(known.features)]
+    return listed([*names[:_FEATURES], *([f"{len(names) - _FEATURES} more"] if len(names) > _FEATURES else [])])
 
 
 def _shares(places: Sequence[Known]) -> str:
@@ -103,7 +94,10 @@ def _shares(places: Sequence[Known]) -> str:
     rows = [row for known in places for row in kept_features(known.features)]
     if not rows:
         return ""
-    own = spread([row.rate.value for row in rows], percent)
-    priors = [row.prior.value for row in rows if row.prior is not None]
-    beside = f", {spread(priors, percent)} of others" if priors else ", beside no others"
-    return f" (in {own} of the texts near it{beside})"
+    rates, priors = [row.rate.value for row in rows], [row.prior.value for row in rows if row.prior is not None]
+    near = "a decoder's texts near it" if any(known.by_decoder for known in places) else "texts near it"
+    own = percent(rates[0]) if len(set(rates)) == 1 else f"at least {math.floor(100 * min(rates))} %"
+    if not priors:
+        return f" (in {own} of {near}, beside no others)"
+    others = percent(priors[0]) if len(set(priors)) == 1 else f"at most {math.ceil(100 * max(priors))} %"
+    return f" (in {own} of {near}, {others} of others)"

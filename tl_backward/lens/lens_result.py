@@ -314,7 +314,7 @@ class BackwardLens(Shown):
         words = {targets[example], answers[example]}
         cells = [[_cell(read[place], towards, words) for place in places] for read in reads]
         asked = places.index(int(self.answer_position.reshape(-1)[example]))
-        label = "|delta_i|, VJP norm (loss in nats per unit of output)" if towards else ""
+        label = "|\u03b4\u1d62|, VJP norm (loss in nats per unit of output)" if towards else ""
         differ = len(set(self.kinds.values())) > 1
         rows = [f"layer {layer}" + (f" ({self.kinds[layer]})" if differ else "") for layer in layers]
         columns = [str(tokens[place]) for place in places]

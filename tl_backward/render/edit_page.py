@@ -32,8 +32,8 @@ _EFFECT = (
     "this very prompt: that it works here says little; `tl-backward edits` scores what else such edits change.",
 )
 _SHIFT = (
-    " Section 7 of the paper writes the target in with one forward pass: W_out += scale * outer(x, the target's "
-    "unembedding direction), x its input at the last token, both of unit norm."
+    " Section 7 of the paper writes the target in with one forward pass: it adds to W_out the scale times the outer "
+    "product of its input at the last token and the target's unembedding direction, both of unit norm."
 )
 _OTHERS = (
     "What else it changes",

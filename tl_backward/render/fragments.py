@@ -35,9 +35,9 @@ def figure_fragment(
         return _by_plotly(figure, min_width=min_width, static=static)
     svg = picture(drawing)
     width = int(svg.split(' width="', 1)[1].split('"', 1)[0])
-    # Letters of 11 pixels stay legible at four fifths of that, and look coarse far beyond.
+    # Letters of 11 pixels stay legible at four fifths of that, and grow no larger than the text around them.
     least = min_width or round(0.8 * width)
-    style = f"display:block;width:100%;min-width:{least}px;max-width:{max(least, round(1.25 * width))}px;height:auto"
+    style = f"display:block;width:100%;min-width:{least}px;max-width:{max(least, round(1.45 * width))}px;height:auto"
     svg = svg.replace("<svg ", f'<svg style="{style}" ', 1)
     return Fragment(f'<div style="overflow-x:auto;margin:6px 0">{svg}</div>')
 

@@ -1,7 +1,7 @@
 """A page about an activation's preimage: inputs that give nearly the same activation, and the features they share."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -24,7 +24,7 @@ from tl_backward.text.token_strings import token_string
 
 INTRO = (
     "What does an activation know of its input? Just what the inputs share that give nearly the same one: its "
-    "epsilon-preimage, all x with D(z, f(x)) <= epsilon. Whatever varies among them, the activation has forgotten."
+    "preimage within epsilon, all x with D(z, f(x)) \u2264 \u03b5. Whatever varies among them, the activation has forgotten."
 )
 FOOTER = (
     "Method: Xinting Huang, Madhur Panwar, Navin Goyal, Michael Hahn, InversionView, NeurIPS 2024. Every distance was "
@@ -88,39 +88,45 @@ def invert_report(
             f"Expected readings of one query, got {len(given)} of {len(queries)} queries; make a page of each."
         )
     first = given[0].preimage
-    told = known_sentence([each.known() for each in given], first.epsilon)
+    told = known_sentence([each.known() for each in given])
     page = Page("What an activation knows" + (f": {name}" if name else ""), finding=told, footer=FOOTER)
     one_place = len({each.preimage.position for each in given}) == 1
     strip = query_strip(first, marked=first.position if one_place else None)
-    page.section("What is kept", "", *_kept_picture(given))
-    page.section("The query", QUERY if one_place else "", strip, _summary(given))
+    page.section("What is kept", "", *_kept_picture(given), _summary(given))
+    page.section("The query", QUERY if one_place else "", strip)
     if comparison is not None:
         maps = [
-            _folded(row.feature, i == 0, feature_map(comparison, row.feature))
-            for i, row in enumerate(_ranked(comparison))
+            _folded(name, i == 0, feature_map(comparison, name))
+            for i, name in enumerate(_ranked(comparison, given))
         ]
         page.section("Where along the network", MAP, *maps, frame_block(comparison.to_frame(), "feature_map.csv"))
     for reading in given if len(given) < 2 else []:
         if reading.features is not None:
             page.section("Hypotheses", "", *_hypotheses(reading))
-    page.section("Site by site", "", *(_block(reading, is_open=i == 0, alone=len(given) < 2)
-                                       for i, reading in enumerate(given)))  # fmt: skip
+    telling = max(given, key=lambda reading: reading.known().bits)
+    blocks = [_block(reading, is_open=reading is telling, alone=len(given) < 2) for reading in given]
+    page.section("Site by site", "", *blocks)
     return page.section("Method", INTRO, folded=True)
 
 
 def _kept_picture(given: Sequence[SiteReading]) -> list[Fragment]:
-    """Each hypothesis at each site, as a heat map; nothing without hypotheses."""
+    """Each hypothesis at each site above its share of the prior, as a heat map; nothing without hypotheses."""
     known = [(reading.preimage, reading.features) for reading in given if reading.features is not None]
     if not known:
         return []
     names = list(dict.fromkeys(row.feature for _, features in known for row in features.rows))
-    values = torch.tensor([[features[name].rate.value for name in names] for _, features in known]).flip(0)
-    if bool(values.isnan().all()):
+    shares = [[features[name].rate.value for name in names] for _, features in known]
+    if all(map(math.isnan, sum(shares, start=[]))):
         return []
-    places = [f"{site_label(p.site)}, token {p.position}" for p, _ in known]
+    one_place = len({p.position for p, _ in known}) == 1
+    places = [site_label(p.site) + ("" if one_place else f", token {p.position}") for p, _ in known]
+    priors = [known[0][1][name].prior for name in names]
+    others = [prior.value for prior in priors if prior is not None]
+    if len(others) == len(names):
+        shares, places = [*shares, others], [*places, "other texts"]
     return [figure_fragment(heatmap(
-        values, rows=places[::-1], columns=names, title="What is kept", value_title=KEEPS, row_title="",
-        column_title="feature", bound=1.0,
+        torch.tensor(shares).flip(0), rows=places[::-1], columns=names, value_title="share", row_title="",
+        title=f"Texts within {known[0][0].epsilon:g} that have the query's value", column_title="", bound=1.0,
     ))]  # fmt: skip
 
 
@@ -134,28 +140,46 @@ def _hypotheses(reading: SiteReading) -> list[Fragment]:
     return [Fragment(paragraphs(FEATURES)), table, data]
 
 
-def _ranked(comparison: SiteComparison) -> list[FeatureConsistency]:
-    """Each feature at the site that retains it most, ranked."""
-    best: dict[str, FeatureConsistency] = {}
-    for row in (row for table in comparison.features for row in table.rows):
-        known = best.setdefault(row.feature, row)
-        if math.isnan(known.bits) or row.bits > known.bits:
-            best[row.feature] = row
-    return sorted(best.values(), key=lambda row: -math.inf if math.isnan(row.bits) else row.bits, reverse=True)
+def _ranked(comparison: SiteComparison, given: Sequence[SiteReading]) -> list[str]:
+    """Features, those first that are kept where the query was asked about, then those kept anywhere.
+
+    A token that is itself a feature's value keeps it trivially: such maps are not the finding.
+    """
+    asked = {reading.preimage.position for reading in given}
+    tables = list(zip(comparison.preimages, comparison.features, strict=True))
+    kept_there = [table for p, table in tables if p.position in asked]
+    read = [reading.features for reading in given if reading.features is not None]
+    ranks = [_best(kept_features(table) for table in of) for of in (kept_there, read)]
+    ranks.append(_best(table.rows for table in comparison.features))
+    return sorted(ranks[-1], key=lambda name: tuple(-rank.get(name, -math.inf) for rank in ranks))
+
+
+def _best(tables: Iterable[Iterable[FeatureConsistency]]) -> dict[str, float]:
+    """The most bits that each feature has in any of the tables."""
+    best: dict[str, float] = {}
+    for row in (row for rows in tables for row in rows):
+        bits = -math.inf if math.isnan(row.bits) else row.bits
+        best[row.feature] = max(best.get(row.feature, -math.inf), bits)
+    return best
 
 
 def _summary(readings: Sequence[SiteReading]) -> Fragment:
+    """What each site keeps, a row a site; what is the same for all of them is said once, above."""
     rows: list[list[TableCell]] = []
     for reading in readings:
         p, d = reading.preimage, reading.preimage.diagnostics
         told = "; ".join(f"{row.feature} {row.rate.value:.2f}" for row in kept_features(reading.features)) or "\u2013"
-        inside = int(p.inside.sum())
-        rows.append([told, p.position, p.method, inside, d.distinct, d.share_inside, d.chance, d.well_formed])
-    columns = ["kept inside", "position", "method", "inside", "distinct", "share inside", "chance", "well-formed"]
-    there = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
+        inside = f"{int(p.inside.sum())} of {len(p)}"
+        rows.append([told, p.position, p.method, inside, d.distinct, d.chance, d.well_formed])
+    columns = ["kept inside", "position", "method", "inside", "distinct", "chance", "well-formed"]
+    said_once = {i for i in (1, 2) if len({row[i] for row in rows}) == 1}
+    there = [i for i in range(len(columns)) if i not in said_once and any(row[i] is not None for row in rows)]
     names = [site_label(reading.preimage.site) for reading in readings]
-    rows = [[row[i] for i in there] for row in rows]
-    return Fragment(html.table([columns[i] for i in there], rows, row_names=names, corner="site", limit=80))
+    rows, once = [[row[i] for i in there] for row in rows], rows[0]
+    caption = "; ".join(f"{columns[i]} {once[i]}" for i in sorted(said_once))
+    return Fragment(html.table(
+        [columns[i] for i in there], rows, row_names=names, corner="site", limit=80, caption=caption,
+    ))  # fmt: skip
 
 
 def _block(reading: SiteReading, *, is_open: bool, alone: bool) -> Fragment:

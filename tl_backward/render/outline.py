@@ -12,6 +12,12 @@ p.finding { font-size: 1.2em; line-height: 1.45; max-width: none; margin: .5em 0
   border-left: 5px solid #1f5fa8; }
 nav { font-size: .85em; line-height: 1.7; margin: .6em 0; overflow-x: auto; white-space: nowrap; }
 nav a { margin-right: 1.2em; }
+/* What scrolls has a shadow on the side where it goes on. */
+[style*="overflow-x:auto"], [style*="overflow:auto"], nav { background:
+  linear-gradient(to right, var(--page) 40%, transparent) left / 32px 100% no-repeat local,
+  linear-gradient(to left, var(--page) 40%, transparent) right / 32px 100% no-repeat local,
+  linear-gradient(to right, #80808099, transparent) left / 12px 100% no-repeat scroll,
+  linear-gradient(to left, #80808099, transparent) right / 12px 100% no-repeat scroll; }
 summary.part { cursor: pointer; margin: 1.4em 0 .3em; }
 summary.part h2 { display: inline; }
 [style*="overflow-x:auto"]::-webkit-scrollbar, [style*="overflow:auto"]::-webkit-scrollbar {
@@ -26,7 +32,7 @@ summary.part h2 { display: inline; }
 @media print {
   nav, input[type=search], input[type=search] + span { display: none; }
   main { max-width: none; padding: 0; }
-  [style*="overflow"] { overflow: visible !important; max-height: none !important; }
+  [style*="overflow"] { background: none !important; overflow: visible !important; max-height: none !important; }
   th, td { white-space: pre-wrap !important; position: static !important; font-size: 9px !important;
     padding: 1px 3px !important; }
   table:has(tr > :nth-child(15)) :is(th, td) { overflow-wrap: anywhere; }
@@ -35,7 +41,7 @@ summary.part h2 { display: inline; }
   th, td, rect, div, span { print-color-adjust: exact; }
 }
 """
-"""Scrollbars that stay in view say that a table goes on; on a wide screen the contents stand beside the text.
+"""Shadows and scrollbars that stay in view say that a table goes on; on a wide screen the contents stand beside the text.
 
 Paper does not scroll: there all rows are printed, and what is too wide goes on in the next line.
 """
@@ -44,9 +50,10 @@ _SYMBOLS = {"delta": "\u03b4"}
 
 
 def prose(text: str) -> str:
-    """Plain text as HTML: `code` between backticks, and x_i and delta_i as they are typeset."""
+    """Plain text as HTML: `code` between backticks; x_i, delta_i and |x|^2 as they are typeset."""
     shown = re.sub("`([^`]+)`", r"<code>\1</code>", escape(visible_text(text)))
-    return re.sub(r"\b(x|y|delta)_(i|j)\b", lambda found: _indexed(*found.groups()), shown)
+    shown = re.sub(r"(?<=[\w|)])\^(\d)\b", r"<sup>\1</sup>", shown)
+    return re.sub(r"\b(x|y|delta|e|E)_([ijqkst])\b", lambda found: _indexed(*found.groups()), shown)
 
 
 def _indexed(name: str, index: str) -> str:

@@ -11,6 +11,7 @@ from tl_backward._support.html import escape, visible_text
 from tl_backward._support.storage import fingerprint, replacing
 from tl_backward.render import outline
 from tl_backward.render.libraries import LIBRARIES, Library, inline, library_source
+from tl_backward.render.shared_styles import shared
 from tl_backward.render.still import only_picture, stills
 from tl_backward.render.tips import TIPS, TIPS_STYLE
 
@@ -82,8 +83,8 @@ def _libraries(needs: Collection[Library]) -> tuple[str, ...]:
 
 
 _STYLE = """
-:root { color-scheme: light dark; }
-body { margin: 0; font: 16px/1.5 system-ui, sans-serif; background: #ffffff; color: #1a1a1a; }
+:root { color-scheme: light dark; --page: #ffffff; }
+body { margin: 0; font: 16px/1.5 system-ui, sans-serif; background: var(--page); color: #1a1a1a; }
 main { max-width: 1240px; margin: 0 auto; padding: 16px; }
 h1 { font-size: 1.7em; line-height: 1.2; margin: .4em 0; }
 h2 { font-size: 1.25em; margin: 1.6em 0 .3em; }
@@ -92,7 +93,8 @@ p { max-width: 80ch; margin: .4em 0; }
 footer { margin-top: 2.5em; font-size: .8em; opacity: .75; }
 a { color: #1f5fa8; }
 @media (prefers-color-scheme: dark) {
-  body { background: #16181c; color: #e4e4e4; }
+  :root { --page: #16181c; }
+  body { color: #e4e4e4; }
   a { color: #8ab8ec; }
 }
 """
@@ -150,6 +152,7 @@ class Page:
     def to_html(self) -> str:
         """Return the whole file as text."""
         scripts = self._scripts()
+        styles, sections = shared("\n".join(section.html for section in self._sections))
         hashes = [base64.b64encode(bytes.fromhex(fingerprint(_encode(s)))).decode("ascii") for s in scripts]
         # style: inline styles, and those that the libraries add; img: plotly saves a figure through a blob.
         policy = "; ".join(
@@ -170,9 +173,10 @@ class Page:
                 '<meta name="viewport" content="width=device-width, initial-scale=1">',
                 '<meta name="referrer" content="no-referrer">',
                 '<link rel="icon" href="data:,">',
-                f"{_element('title', self.title)}<style>{_STYLE}{_PICTURES}{TIPS_STYLE}{outline.STYLE}</style></head>",
+                _element("title", self.title),
+                f"<style>{_STYLE}{_PICTURES}{TIPS_STYLE}{outline.STYLE}{styles}</style></head>",
                 f"<body><main>{self._above()}{outline.contents(self._headings)}",
-                *(section.html for section in self._sections),
+                sections,
                 f"{_element('footer', self.footer)}</main>",
                 *(f"<script>{script}</script>" for script in scripts),
                 "</body></html>\n",

@@ -291,11 +291,15 @@ def group_table(found: Sequence[Coherence], *, n_shown: int = _SHOWN, k: int = 8
         of = found[which].projection[i]
         top = [_cell(*pair) for pair in zip(of.top_tokens[0][:k], of.top_scores[0].tolist(), strict=False)]
         bottom = [_cell(*pair) for pair in zip(of.bottom_tokens[0][:3], of.bottom_scores[0].tolist(), strict=False)]
-        rows.append([of.weight, names[which][i], Cell(f"{score:.3f}", value=score), shares[which][i], *top, *bottom])
-    width = max((len(row) for row in rows), default=4)
-    n_bottom = min(3, width - 4)
-    columns = ["weight", "vector", "coherence", "p"]
-    columns += [f"top {i}" for i in range(width - 4 - n_bottom)] + [f"bottom {i}" for i in range(n_bottom)]
+        p = shares[which][i]
+        rows.append([of.weight, names[which][i], Cell(f"{score:.3f}", value=score), Cell(f"{p:.2g}", title=(f"{p!r}",)), *top, *bottom])
+    named = ["weight", "vector", "coherence", "p"]
+    if len(found) == 1:  # the title says which weight that is
+        named, rows = named[1:], [row[1:] for row in rows]
+    width = max(map(len, rows), default=len(named))
+    n_bottom = min(3, width - len(named))
+    columns = [*named, *(f"top {i}" for i in range(width - len(named) - n_bottom))]
+    columns += [f"bottom {i}" for i in range(n_bottom)]
     total = sum(len(each.score) for each in found)
     caption = f"{len(rows)} of {total} vectors" if len(rows) < total else f"{total} vectors"
     return filter_table(columns, rows, caption=f"{caption}; scores on hover")

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import plotly.graph_objects
 
 _TITLES: dict[Quantity, tuple[str, str]] = {
-    "norm": ("VJP norms by part of the prompt", "mean |delta_i| (nats per unit of output)"),
+    "norm": ("VJP norms by part of the prompt", "mean |\u03b4\u1d62| (nats per unit of output)"),
     "gradient_norm": ("Gradient norms", "|dL/dW|"),
-    "share": ("Who carries the gradient", "share of |dL/dW|^2"),
+    "share": ("Who carries the gradient", "share of |dL/dW|\u00b2"),
     "rank": ("Numerical rank of the gradient", "rank"),
     "target_rank": ("Rank of the target where it is asked for", "mean rank in the raw readout (0 = largest)"),
     "answer_rank": ("Rank of the old answer where it is asked for", "mean rank in the raw readout (0 = largest)"),

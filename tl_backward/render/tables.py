@@ -118,7 +118,7 @@ def filter_table(
         >>> 'Oslo' in tlb.render.filter_table(['word', 'share'], [['Oslo', 0.5]]).html
         True
     """
-    table = html.table(columns, rows, row_names=row_names, caption=caption, corner=corner)
+    table = html.table(columns, rows, row_names=row_names, caption=caption, corner=corner, scrolls=False)
     key = place_key("filter", table)
     box = f'<div style="max-height:{height}px;overflow:auto;max-width:100%">{table}</div>'
     return Fragment(place(key, box, "max-width:100%"), (f'{_FILTER}("{key}");',))
