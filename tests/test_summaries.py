@@ -73,7 +73,7 @@ def methods(scores):
 
 def test_the_best_of_several_edits_is_clearly_ahead_or_not():
     ahead = methods([[0.9, 1.0, 0.8, 0.9, 1.0, 0.9], [0.1, 0.0, 0.2, 0.1, 0.2, 0.1]]).summary()
-    assert "method 0 has the best balance" in ahead and "clearly ahead of method 1" in ahead
+    assert "the best balance of scores is that of method 0" in ahead and "clearly ahead of method 1" in ahead
     near = methods([[0.9, 0.1, 0.8, 0.2, 0.9, 0.3], [0.8, 0.2, 0.9, 0.1, 0.3, 0.8]]).summary()
     assert "not clearly ahead" in near
     same = methods([[0.5] * 8, [0.5] * 8]).summary()

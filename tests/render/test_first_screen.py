@@ -1,6 +1,8 @@
-"""Each page's first screen, in Chromium: the result's sentence, and a drawn picture."""
+"""Each page's first screen, in Chromium, on a desk, a tablet and a phone: the result's sentence, and a drawn picture."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,6 @@ from models import build, worlds
 import tl_backward as tlb
 from tl_backward import render
 from tl_backward.inversion import pool_preimage, read_preimage
-from tl_backward.render.match_page import match_report
 
 from .browsing import Browser
 
@@ -62,6 +63,12 @@ def comparison():
     return found.summary(), render.compare_report(found)
 
 
+def stitches():
+    model = build(worlds()[0])
+    found = tlb.dissimilarity.stitching_grid(model, model, TEXTS * 3, **QUIET)
+    return found.summary(), render.stitching_report(found)
+
+
 def model_map():
     model = build(worlds()[0])
     found = tlb.dissimilarity.model_distances({"a": model, "b": model}, TEXTS, **QUIET)
@@ -88,7 +95,7 @@ def similarity():
 def match():
     model = build(worlds()[0])
     found = tlb.alignment.match_parameters(model, model, "W_O", **QUIET)
-    return found.summary(), match_report(found)
+    return found.summary(), render.match_report(found)
 
 
 def watched():
@@ -103,19 +110,19 @@ def watched():
 
 def training():
     found = watched()[2]
-    return found.summary(), found.page()
+    return found.summary(), render.watch_report(found)
 
 
 def change():
     before, after, _ = watched()
     found = tlb.training.difference(before, after, k=3)
-    return found.summary(), found.page()
+    return found.summary(), render.difference_report(found)
 
 
 def authors():
     data = [(text, "w10") for text in TEXTS]
     found = tlb.training.who_wrote(build(worlds()[0]), *data[0], data, k=3, **QUIET)
-    return found.summary(), found.page()
+    return found.summary(), render.authors_report(found)
 
 
 PAGES = [
@@ -126,6 +133,7 @@ PAGES = [
     words,
     atlas,
     comparison,
+    stitches,
     model_map,
     inversion,
     sweep,
@@ -142,15 +150,40 @@ PICTURE = """[...document.querySelectorAll('main img, main svg, main canvas')].s
 SENTENCE = "(() => { const box = document.querySelector('p.finding').getBoundingClientRect(); return box.bottom })()"
 
 
+SCREENS = {1400: 1000, 800: 1000, 420: 900}
+"""Width and height in CSS pixels."""
+
+
+@contextmanager
+def screen(browser: Browser, width: int) -> Iterator[None]:
+    size = {"width": width, "height": SCREENS[width], "deviceScaleFactor": 1, "mobile": False}
+    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        yield
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_every_kind_of_page_is_here() -> None:
+    source = Path(__file__).read_text(encoding="utf-8")
+    reports = {name for name in render.__all__ if name.endswith(("_report", "_page"))}
+    assert not [name for name in reports - {"params_report"} if f"{name}(" not in source]  # that is words_page's
+
+
 @pytest.mark.parametrize("make", PAGES, ids=[make.__name__ for make in PAGES])
 def test_the_first_screen_holds_the_finding_and_a_picture(browser: Browser, tmp_path: Path, make) -> None:
     said, page = make()
-    browser.open(page.save(tmp_path / "page.html"))
-    assert browser.texts("p.finding") == [said]
-    assert 0 < float(str(browser.run(f"return {SENTENCE}"))) < 600
-    browser.wait(PICTURE)
-    assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
-    assert browser.console() == []
+    path = page.save(tmp_path / "page.html")
+    assert path.stat().st_size < 2.5e6
+    for width in SCREENS:
+        with screen(browser, width):
+            browser.open(path)
+            assert browser.texts("p.finding") == [said]
+            assert 0 < float(str(browser.run(f"return {SENTENCE}"))) < 600
+            browser.wait(PICTURE)
+            assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
+            assert "`" not in str(browser.run("return document.querySelector('main').innerText"))
+            assert browser.console() == []
 
 
 def test_paper_holds_every_row_and_column(tmp_path, browser: Browser):

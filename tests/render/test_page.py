@@ -14,8 +14,10 @@ from tl_backward import render
 from tl_backward.render import Fragment, Page
 from tl_backward.render.circuits import component_token
 from tl_backward.render.libraries import inline, library_source
+from tl_backward.render.outline import prose
 from tl_backward.render.page import setup_notebook
 from tl_backward.render.scripts import escape_json, to_json
+from tl_backward.render.shared_styles import shared
 
 from .reading import read
 
@@ -67,6 +69,26 @@ def test_no_tag_loads_anything(hostile: list[str]) -> None:
     styles = [value for name, value in read(html).attributes if name == "style"]
     styles += re.findall("<style>(.*?)</style>", html, flags=re.DOTALL)
     assert styles and not [style for style in styles if "@import" in style or "url(" in style]
+
+
+def test_repeated_styles_are_said_once():
+    """With their classes written out again, a page's sections are what they were; what is looked for by style stays."""
+    table = render.table(
+        ["a", "b"], [["x" * 40, 0.5], [render.Cell("y", value=1.0), None]] * 100, row_names=["r"] * 200
+    )
+    own = '<p class="of-its-own" style="color:red">a</p>' * 5 + '<p style="color:&quot;">b</p>' * 5
+    css, html = shared(table.html + own)
+    rules = dict(re.findall(r"^\.(\w+) \{ (.*) \}$", css, flags=re.MULTILINE))
+    assert rules and len(rules) == len(set(rules.values())) == css.count("\n")
+    assert re.sub('class="(s\\d+)"', lambda found: f'style="{rules[found[1]]}"', html) == table.html + own
+    assert "overflow" not in css and own in html and "overflow-x:auto" in html
+    assert len(html) + len(css) < len(table.html + own) / 2
+
+
+def test_the_letters_of_formulas_are_typeset():
+    shown = prose("x_i, delta_j and e_s of `x_i`: |x|^2, W_out, blocks_in and p^2")
+    assert "<i>x<sub>i</sub></i>, <i>\u03b4<sub>j</sub></i> and <i>e<sub>s</sub></i>" in shown
+    assert "|x|<sup>2</sup>, W_out, blocks_in and p<sup>2</sup>" in shown
 
 
 def test_source_maps_are_not_mentioned() -> None:

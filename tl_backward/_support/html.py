@@ -261,7 +261,7 @@ MARK = ' style="font-weight:bold;outline:2px solid #c2185b;outline-offset:1px"'
 # VS Code have dark themes without telling the browser, so their own colours come before its.
 _STICKY = (
     "position:sticky;left:0;z-index:1;"
-    "background-color:var(--jp-layout-color0,var(--vscode-editor-background,Canvas));"
+    "background-color:var(--jp-layout-color0,var(--vscode-editor-background,var(--page,Canvas)));"
     "color:var(--jp-content-font-color1,var(--vscode-editor-foreground,CanvasText))"
 )
 

@@ -60,8 +60,8 @@ def comparison_sentence(
         return f"{over}, not every method has the scores to be compared by."
     best = int(objective.argmax())
     named = [visible_text(name) for name in methods]
-    told = _told({name: [float(x[best]) for x in (i.mean, i.low, i.high)] for name, i in scores.items()})
-    first = f"{over}, {named[best]} has the best balance of scores, {float(objective[best]):.2f}{told}"
+    told = _told({name: float(each.mean[best]) for name, each in scores.items()})
+    first = f"{over}, the best balance of scores is that of {named[best]}, {float(objective[best]):.2f}{told}"
     others = [i for i in range(len(named)) if i != best]
     if not others:
         return f"{first}; nothing was compared with it."
@@ -74,9 +74,9 @@ def comparison_sentence(
     return f"{first}, clearly ahead of {ahead}."
 
 
-def _told(scores: dict[str, list[float]]) -> str:
-    known = {name: each for name, each in scores.items() if not math.isnan(each[0])}
-    shown = [f"{name} {mean:.2f} ({low:.2f} to {high:.2f})" for name, (mean, low, high) in known.items()]
+def _told(scores: dict[str, float]) -> str:
+    known = {name: mean for name, mean in scores.items() if not math.isnan(mean)}
+    shown = [f"{name} {mean:.2f}" for name, mean in known.items()]
     return f" ({', '.join(shown)})" if shown else ""
 
 

@@ -28,8 +28,9 @@ _MOST_VALUES = 24  # singular values in the picture
 _MOST_WEIGHTS = 24  # that the table of words shows; the data below it have all
 _BESIDE = {"control": "the control model", "noise": "noise of the same norm"}
 _SPECTRUM = (
-    "Left, how {} spreads over its singular directions, each with its share of the squared change: a training that "
-    "writes few things puts much into few directions.{} Right, |after - before| / |before| of every weight; grey: none."
+    "The curve: how {} spreads over its singular directions, each with its share of the squared change: a training "
+    "that writes few things puts much into few directions.{} The squares: |after - before| / |before| of every weight; "
+    "grey: none."
 )
 _WORDS = (
     "The first direction of each change, the largest change first: the inputs that it comes to answer to (of a weight"

@@ -24,7 +24,7 @@ from tl_backward.text.token_strings import token_string
 
 INTRO = (
     "What does an activation know of its input? Just what the inputs share that give nearly the same one: its "
-    "preimage within epsilon, all x with D(z, f(x)) \u2264 \u03b5. Whatever varies among them, the activation has forgotten."
+    "preimage within \u03b5, all x with D(z, f(x)) \u2264 \u03b5. Whatever varies among them is forgotten."
 )
 FOOTER = (
     "Method: Xinting Huang, Madhur Panwar, Navin Goyal, Michael Hahn, InversionView, NeurIPS 2024. Every distance was "
@@ -96,8 +96,7 @@ def invert_report(
     page.section("The query", QUERY if one_place else "", strip)
     if comparison is not None:
         maps = [
-            _folded(name, i == 0, feature_map(comparison, name))
-            for i, name in enumerate(_ranked(comparison, given))
+            _folded(name, i == 0, feature_map(comparison, name)) for i, name in enumerate(_ranked(comparison, given))
         ]
         page.section("Where along the network", MAP, *maps, frame_block(comparison.to_frame(), "feature_map.csv"))
     for reading in given if len(given) < 2 else []:

@@ -44,6 +44,7 @@ def models_map(distances: ModelDistances) -> "plotly.graph_objects.Figure":
         at = [i for i, each in enumerate(distances.models) if each == model]
         labels = [plot_text(distances.layers[i]) for i in at]
         color = PALETTE[index % len(PALETTE)]
+        # The first are the broadest: a model on top of another like it leaves a rim of that.
         figure.add_scatter(
             x=plane.points[at, 0].tolist(),
             y=plane.points[at, 1].tolist(),
@@ -53,8 +54,12 @@ def models_map(distances: ModelDistances) -> "plotly.graph_objects.Figure":
             textposition="middle right",
             textfont={"size": 10},
             cliponaxis=False,
-            line={"color": color, "width": 1.5, "dash": _DASHES[index // len(PALETTE) % len(_DASHES)]},
-            marker={"symbol": _SYMBOLS[index % len(_SYMBOLS)], "size": 10, "color": color},
+            line={
+                "color": color,
+                "width": max(4.5 - 2 * index, 1.5),
+                "dash": _DASHES[index // len(PALETTE) % len(_DASHES)],
+            },
+            marker={"symbol": _SYMBOLS[index % len(_SYMBOLS)], "size": max(13 - 3 * index, 8), "color": color},
             customdata=labels,
             hovertemplate=f"{plot_text(model)} %{{customdata}}<br>%{{x:.4g}}, %{{y:.4g}}<extra></extra>",
         )

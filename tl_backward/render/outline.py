@@ -41,7 +41,7 @@ summary.part h2 { display: inline; }
   th, td, rect, div, span { print-color-adjust: exact; }
 }
 """
-"""Shadows and scrollbars that stay in view say that a table goes on; on a wide screen the contents stand beside the text.
+"""Shadows and scrollbars that stay in view say that a table goes on; a wide screen has the contents beside the text.
 
 Paper does not scroll: there all rows are printed, and what is too wide goes on in the next line.
 """

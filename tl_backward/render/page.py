@@ -91,6 +91,7 @@ h2 { font-size: 1.25em; margin: 1.6em 0 .3em; }
 h1, h2, p { overflow-wrap: anywhere; }
 p { max-width: 80ch; margin: .4em 0; }
 footer { margin-top: 2.5em; font-size: .8em; opacity: .75; }
+sub, sup { line-height: 0; }
 a { color: #1f5fa8; }
 @media (prefers-color-scheme: dark) {
   :root { --page: #16181c; }

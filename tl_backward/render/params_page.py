@@ -292,7 +292,8 @@ def group_table(found: Sequence[Coherence], *, n_shown: int = _SHOWN, k: int = 8
         top = [_cell(*pair) for pair in zip(of.top_tokens[0][:k], of.top_scores[0].tolist(), strict=False)]
         bottom = [_cell(*pair) for pair in zip(of.bottom_tokens[0][:3], of.bottom_scores[0].tolist(), strict=False)]
         p = shares[which][i]
-        rows.append([of.weight, names[which][i], Cell(f"{score:.3f}", value=score), Cell(f"{p:.2g}", title=(f"{p!r}",)), *top, *bottom])
+        told = Cell(f"{score:.3f}", value=score), Cell(f"{p:.2g}", title=(repr(p),))
+        rows.append([of.weight, names[which][i], *told, *top, *bottom])
     named = ["weight", "vector", "coherence", "p"]
     if len(found) == 1:  # the title says which weight that is
         named, rows = named[1:], [row[1:] for row in rows]

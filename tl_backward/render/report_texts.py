@@ -161,7 +161,7 @@ def attention(*, has_gradients: bool, causal: bool) -> tuple[str, str]:
         )
     return (
         "Attention and its gradient",
-        f"Left, h{attends} Right, the raw gradient of the loss with respect to that attention: more attention would "
+        f"H{attends} Beside it, the raw gradient of the loss with respect to that attention: more attention would "
         "raise the loss where it is positive (blue), and make the target more likely where it is negative (orange). "
         "Point at a head to see it in full, click to keep it.",
     )

@@ -1,4 +1,4 @@
-"""Inline styles that a page repeats, said once as classes: most of the bytes of a page's tables are their cells' styles."""
+"""Inline styles that a page repeats, said once as classes: they are most of the bytes of its tables."""
 
 import re
 from collections import Counter

@@ -22,7 +22,7 @@ class Cost:
 def stitches_sentence(costs: dict[tuple[str, str], Sequence[Cost]]) -> str:
     """The cheapest stitch of each direction between the models: (head's name, tail's name) -> its stitches."""
     parts = [_part(head, tail, each) for (head, tail), each in costs.items()]
-    return f"{'; '.join(part for part in parts if part)}." if any(parts) else "No stitch has a finite cost."
+    return f"At least, {'; '.join(part for part in parts if part)}." if any(parts) else "No stitch has a finite cost."
 
 
 def _part(head: str, tail: str, costs: Sequence[Cost]) -> str:
@@ -30,14 +30,9 @@ def _part(head: str, tail: str, costs: Sequence[Cost]) -> str:
     if not known:
         return ""
     best = min(known, key=lambda each: each.nats)
-    low, high = best.interval
-    said = (
-        f"{head}'s head up to layer {best.head} with {tail}'s tail after layer {best.tail} costs {best.nats:.2g} nats "
-        f"a token ({low:.2g} to {high:.2g}), the least of that direction"
-    )
+    said = f"{head} to layer {best.head} with {tail} after layer {best.tail} costs {best.nats:.2g} nats a token"
     if math.isnan(best.own):
         return f"{said}, with no stitch of {tail} to itself to compare with"
-    beside = f"{tail}'s own head there costs {best.own:.2g}"
     if overlap(best.interval, best.own_interval):
-        return f"{said}, no clear difference from {tail}'s own head there ({best.own:.2g})"
-    return f"{said}, where {beside}"
+        return f"{said}, no clear difference from {tail}'s own head"
+    return f"{said}, where {tail}'s own head costs {best.own:.2g}"
