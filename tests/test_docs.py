@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from model.test_masked_models import SMALL, word_pieces
 from models import HAS_HOOKED_TRANSFORMER
-from transformers import BertConfig, BertForMaskedLM
+from transformers import AutoConfig, AutoModelForMaskedLM
 
 import tl_backward as tlb
 
@@ -48,7 +48,7 @@ def test_snippets_run(page, names, monkeypatch, tmp_path):
 def calls_of_its_table_run(page, names, monkeypatch):
     """What stands in the table below the snippets, of which a reader pastes one cell: all names are there by then."""
     monkeypatch.setattr(webbrowser, "open", lambda address: True)
-    BertForMaskedLM(BertConfig(**SMALL)).save_pretrained("my-bert")
+    AutoModelForMaskedLM.from_config(AutoConfig.for_model("bert", **SMALL)).save_pretrained("my-bert")
     word_pieces().save_pretrained("my-bert")
     (table,) = re.findall(r"\| more \| call \|\n.*\n((?:\|.*\n)+)", page.read_text(encoding="utf-8"))
     codes = [code for code in re.findall("`([^`]+)`", table) if runs(code)]
