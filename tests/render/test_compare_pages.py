@@ -179,7 +179,7 @@ def test_hostile_labels_stay_text(found, hostile):
         )  # fmt: skip
         page = render.compare_report(evil, name=labels[0])
         reader = read("".join(section.html for section in page._sections))
-        own = set("section h2 p div table thead tbody tr th td bdi br span img details summary a".split())
+        own = set("section h2 p sup div table thead tbody tr th td bdi br span img details summary a".split())
         assert set(reader.tags) <= own | PICTURE
         assert not any(name.startswith("on") for name, _ in reader.attributes)
         assert all(value.startswith(("data:", "#")) for name, value in reader.attributes if name in ("src", "href"))
@@ -226,7 +226,7 @@ def test_stitched_models_are_called_by_their_names(grid):
     assert sorted(lines) == sorted(f"{a}-&gt;{b}" for a in ("run&lt;1&gt;", "run2") for b in ("run&lt;1&gt;", "run2"))
     page = render.stitching_report(grid, names=names).to_html()
     assert "Two models stitched: run&lt;1&gt; and run2" in page and "run<1>" not in page
-    assert grid.summary(names).startswith("run<1>'s head up to layer ")
+    assert grid.summary(names).startswith("At least, run<1> to layer ")
     twins = render.stitching_report(grid, names=("same", "same")).to_html()
     assert "same (A)&#x27;s head" in twins and "same (B)&#x27;s tail" in twins
 

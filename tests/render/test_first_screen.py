@@ -192,6 +192,8 @@ def test_paper_holds_every_row_and_column(tmp_path, browser: Browser):
     page = tlb.render.Page("Wide", finding="A table.").section(
         "Rows", "", tlb.render.filter_table([f"column {i}" for i in range(14)], words, height=200)
     )
+    grid = render.heatmap(torch.rand(2, 60), rows=["0", "1"], columns=["step"] * 60, title="", value_title="")
+    page.section("Steps", "", render.figure_fragment(grid))
     path = page.save(tmp_path / "wide.html")
     size = browser.driver.get_window_size()
     try:
@@ -200,6 +202,7 @@ def test_paper_holds_every_row_and_column(tmp_path, browser: Browser):
         browser.open(path)
         assert browser.number("document.querySelector('table').parentElement.clientHeight") > 600
         assert browser.number("Math.ceil(document.querySelector('table').getBoundingClientRect().right)") <= 718
+        assert browser.number("document.documentElement.scrollWidth") <= 718
         assert browser.run("return getComputedStyle(document.querySelector('input')).display") == "none"
     finally:
         browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})

@@ -20,7 +20,7 @@ from .reading import PICTURE, read
 VOCABULARY = [token or f"[{i}]" for i, token in enumerate(TOKENS)]
 TAGS = PICTURE | set(
     "html head meta link title style script body main h1 h2 p section footer div span b bdi br a img details summary input "
-    "table thead tbody tr th td svg line text nav code i sub".split()
+    "table thead tbody tr th td svg line text nav code i sub sup".split()
 )
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 POLICY = re.compile('<meta http-equiv="Content-Security-Policy"[^>]*>')

@@ -59,9 +59,8 @@ def known_sentence(found: Sequence[Known]) -> str:
     """
     if not found:
         return "No activation was asked about."
-    ordered = sorted(found, key=lambda each: (not each.n_inside, -each.bits))
-    first = ordered[0]
-    same = [known for known in ordered if _group(known) == _group(first)]
+    first = min(found, key=lambda each: (not each.n_inside, -each.bits))
+    same = [known for known in found if _group(known) == _group(first)]
     at = f'At "{visible_token(first.token, 24)}", {_places(same)}'
     if not first.n_inside:
         return f"{at} cannot be read: no text comes near enough."

@@ -9,6 +9,7 @@ from tl_backward._support import html
 from tl_backward._support.csv import finite
 from tl_backward._support.html import Cell, TableCell, escape, visible_text
 from tl_backward._support.public import public
+from tl_backward._support.sentences import count_text
 from tl_backward._support.types import typed
 from tl_backward.inversion import FeatureTable, Preimage, SiteComparison
 from tl_backward.inversion.features import FeatureConsistency, Rate
@@ -195,7 +196,8 @@ def _block(reading: SiteReading, *, is_open: bool, alone: bool) -> Fragment:
     others = []
     exact, pool = reading.exact, reading.retrieval
     if exact is not None and exact is not p:
-        said = f"{int(exact.inside.sum())} inputs of the domain, a share of {exact.diagnostics.share_inside:.3g}."
+        inside, share = int(exact.inside.sum()), exact.diagnostics.share_inside
+        said = f"{count_text(inside, 'input')} of the domain, a share of {share:.3g}."
         others.append(_part("The exact preimage", said, nearest_texts(exact)))
     if pool is not None:
         share = pool.diagnostics.share_inside
@@ -307,7 +309,7 @@ def _facts(p: Preimage) -> Fragment:
         "accepted": d.acceptance,
         "recall": d.recall,
     }
-    others |= {f"TV of {name}": value for name, value in d.total_variation.items()}
+    others |= {f"TV of {name}": round(value, 9) for name, value in d.total_variation.items()}
     rows += [[name, value] for name, value in others.items() if value is not None]
     return Fragment(html.table(["what", "value"], rows, limit=30))
 

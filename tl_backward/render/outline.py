@@ -37,6 +37,7 @@ summary.part h2 { display: inline; }
     padding: 1px 3px !important; }
   table:has(tr > :nth-child(15)) :is(th, td) { overflow-wrap: anywhere; }
   tr, svg { break-inside: avoid; }
+  svg, th, td { min-width: 0 !important; }
   h2 { break-after: avoid; }
   th, td, rect, div, span { print-color-adjust: exact; }
 }

@@ -139,7 +139,7 @@ def words_page(words: ParameterWords, *, name: str = "", note: str = "") -> Page
     page = Page(f"{title} in words" + (f": {name}" if name else ""), finding=words.summary(), footer=_FOOTER)
     figure = coherence_figure({title: coherence.score}, coherence.gaussian)
     page.section("How coherent the vectors are", "", figure_fragment(figure), Fragment(paragraphs(note)))
-    page.section("Every vector in words", _GROUPS, group_table([coherence]), _data(coherence))
+    page.section("Every vector in words", _GROUPS, group_table([coherence], named=False), _data(coherence))
     if related is not None:
         text = f"{_PAIRED} Here the {related.k} top tokens of {' and '.join(related.weights)}."
         page.section("Vectors that belong together", text, _related(related))
@@ -278,8 +278,11 @@ def _heads(found: Sequence[HeadPairs]) -> Fragment:
     return filter_table(columns, rows, caption="First token above, second below; scores on hover")
 
 
-def group_table(found: Sequence[Coherence], *, n_shown: int = _SHOWN, k: int = 8) -> Fragment:
-    """Make a table of token groups that can be filtered: the most coherent vectors of some weights, best first."""
+def group_table(found: Sequence[Coherence], *, n_shown: int = _SHOWN, k: int = 8, named: bool = True) -> Fragment:
+    """Make a table of token groups that can be filtered: the most coherent vectors of some weights, best first.
+
+    Their weights are `named` unless the page is about one.
+    """
     ranked = sorted(
         ((float(each.score[i]), which, i) for which, each in enumerate(found) for i in each.order[:n_shown].tolist()),
         key=lambda entry: -entry[0] if entry[0] == entry[0] else float("inf"),
@@ -294,12 +297,12 @@ def group_table(found: Sequence[Coherence], *, n_shown: int = _SHOWN, k: int = 8
         p = shares[which][i]
         told = Cell(f"{score:.3f}", value=score), Cell(f"{p:.2g}", title=(repr(p),))
         rows.append([of.weight, names[which][i], *told, *top, *bottom])
-    named = ["weight", "vector", "coherence", "p"]
-    if len(found) == 1:  # the title says which weight that is
-        named, rows = named[1:], [row[1:] for row in rows]
-    width = max(map(len, rows), default=len(named))
-    n_bottom = min(3, width - len(named))
-    columns = [*named, *(f"top {i}" for i in range(width - len(named) - n_bottom))]
+    heads = ["weight", "vector", "coherence", "p"]
+    if not named:
+        heads, rows = heads[1:], [row[1:] for row in rows]
+    width = max(map(len, rows), default=len(heads))
+    n_bottom = min(3, width - len(heads))
+    columns = [*heads, *(f"top {i}" for i in range(width - len(heads) - n_bottom))]
     columns += [f"bottom {i}" for i in range(n_bottom)]
     total = sum(len(each.score) for each in found)
     caption = f"{len(rows)} of {total} vectors" if len(rows) < total else f"{total} vectors"
