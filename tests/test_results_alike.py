@@ -12,12 +12,12 @@ import torch
 import tl_backward as tlb
 from tl_backward.inversion.features import FeatureConsistency, FeatureTable, Rate
 
+PROMPT = "Anna Berg lives in the city of"
 WAYS = ("summary", "to_frame", "save", "_repr_html_")
 WITHOUT = {
     "Measure": {"to_frame", "save", "_repr_html_"},  # an entry of the registry, whose summary says what it measures
     "Stitch": {"summary", "save"},  # holds the stitched model; the grid of stitches is saved
     "DecoderRates": {"summary", "save", "_repr_html_"},  # of a decoder, and in its file
-    "GradientCache": {"summary", "_repr_html_"},  # raw gradients; what they say is backward_lens
     "TopPairs": {"summary"},  # ids and products of any two matrices; HeadPairs says them in words
     "ExpertLearning": {"summary"},  # a part of a lens, whose sentence is the lens's
 }
@@ -50,6 +50,56 @@ def asked(result):
     assert isinstance(frame, pandas.DataFrame) and len(frame) and "<table" in result._repr_html_()
     assert isinstance(sentence, str) and sentence.endswith(".") and "\n" not in sentence
     return sentence
+
+
+@pytest.mark.parametrize("applied", [False, True])
+def test_an_edit_says_what_it_adds(model, applied):
+    """Rank and norms are those of the dense difference, whether the edit is applied or not."""
+    made = [tlb.shift_edit(model, PROMPT, " Oslo", layer=2), tlb.gradient_edit(model, PROMPT, " Oslo", lr=0.01)]
+    for edit in made:
+        sites = tlb.weight_sites(model)
+        before = {name: sites[name].parameter.detach().double().clone() for name in edit.updates}
+        with edit:
+            changes = {name: sites[name].parameter.detach().double() - before[name] for name in edit.updates}
+            shown = (asked(edit), edit.to_frame()) if applied else ("", None)
+        sentence, frame = shown if applied else (asked(edit), edit.to_frame())
+        assert frame["weight"].tolist() == list(edit.updates)
+        share = torch.tensor([float(changes[name].norm() / before[name].norm()) for name in edit.updates])
+        torch.testing.assert_close(torch.tensor(frame["relative_norm"].to_numpy()).float(), share, rtol=1e-4, atol=0)
+        assert frame["written"].notna().all() or not applied
+        assert sentence.startswith(f'The edit "{PROMPT}" -> "␣Oslo" adds ')
+        assert sentence.endswith("; it is applied." if applied else "; it is not applied.")
+    one, all_layers = (edit.summary() for edit in made)
+    assert "adds a matrix of rank 1 to blocks.2.mlp.W_out, 0.26 of that weight's norm" in one
+    assert " to W_out in layers 0-3, " in all_layers and made[0].to_frame()["rank"].tolist() == [1]
+
+
+def test_an_edit_of_nothing(model):
+    edit = tlb.rank_one_edit(model, "blocks.2.mlp.W_out", torch.zeros(512), torch.ones(128))
+    assert asked(edit) == (
+        "The edit adds a matrix of rank 0 to blocks.2.mlp.W_out, 0 of that weight's norm; it is not applied."
+    )
+
+
+def test_gradients_say_which_is_largest(model, tmp_path):
+    _, cache = tlb.run_with_gradient_cache(model, PROMPT, tlb.target_loss(" Oslo"))
+    norms = {name: float(factors.gradient().norm()) for name, factors in cache.factors.items()}
+    largest = max(norms, key=norms.get)
+    assert asked(cache) == (
+        f"The loss of ␣Oslo is {float(cache.loss):.4g} over 8 tokens; of the gradients of W_Q, W_K, W_V, W_O, W_in and "
+        f"W_out in layers 0-3 that of {largest} is largest (norm {norms[largest]:.3g})."
+    )
+    assert largest in cache._repr_html_() and tlb.load_cache(cache.save(tmp_path / "c")).summary() == cache.summary()
+    _, none = tlb.run_with_gradient_cache(model, [PROMPT] * 2, tlb.next_token_loss, weights="b_out")
+    assert "over 16 tokens of 2 prompts; of the gradients of b_out in layers 0-3 that of " in asked(none)
+
+
+def test_names_in_tables_are_escaped(model):
+    edit = tlb.shift_edit(model, "<b>Anna</b> Berg", " Oslo", layer=2)
+    _, cache = tlb.run_with_gradient_cache(model, PROMPT, tlb.target_loss(" Oslo"))
+    hostile = replace(cache, bound=tlb.target_loss("<img src=x>"))
+    for shown in (edit._repr_html_(), hostile._repr_html_()):
+        assert "<b>Anna" not in shown and "<img" not in shown and "&lt;" in shown
 
 
 def test_weights_in_words(model):

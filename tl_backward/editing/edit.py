@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from types import TracebackType
 
@@ -17,15 +17,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._support.checks import all_finite
+from tl_backward._support.html import frame_table, visible_text, visible_token
 from tl_backward._support.public import public
 from tl_backward._support.storage import check_kind, fingerprint, load_tensors, save_tensors
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward._support.warnings import warn_user
+from tl_backward.editing.summary import edit_sentence
 from tl_backward.editing.writable import check_widths, check_writable
 from tl_backward.model.checks import check_model
 from tl_backward.model.guard import visiting
 from tl_backward.text.token_strings import token_string, vocabulary_size
-from tl_backward.weights import WeightSite, WeightSites, weight_sites
+from tl_backward.weights import WeightSite, WeightSites, select_sites, weight_sites
+from tl_backward.weights.factors import GradientFactors
+from tl_backward.weights.words import weights_text
 
 FORMAT = "tl_backward edit 1"
 
@@ -70,22 +74,84 @@ class Edit:
     """While it is a context: no other thread may use the model."""
 
     def __repr__(self) -> str:
-        # The share of an update that was written is said where that is not nearly all.
-        said = {name: share for name, share in self.written.items() if abs(share - 1) > 1 - LEAST_WRITTEN}
+        said = self._lost()
         parts = ", ".join(
             f"{name} rank <= {len(update.x)}" + (f" ({said[name]:.2f} written)" if name in said else "")
             for name, update in self.updates.items()
         )
-        return f"Edit({self._said()}{parts}{', applied' if self.is_applied else ''})"
+        asked = "".join(f"{prompt[-60:]!r} -> {target!r}: " for prompt, target in self._asked())
+        return f"Edit({asked}{parts}{', applied' if self.is_applied else ''})"
 
-    def _said(self) -> str:
-        """The prompt and the target that it was made of, where it is known."""
+    def _asked(self) -> list[tuple[str, str]]:
+        """The prompt and the target that it was made of, where they are known."""
         prompt, target = self.how.get("prompt"), self.how.get("target")
-        if not isinstance(prompt, str) or not isinstance(target, list):
-            return ""
+        if not isinstance(prompt, str | list) or not isinstance(target, list):
+            return []
         tokenizer = getattr(self.model, "tokenizer", None)
-        words = "".join(token_string(tokenizer, token) for token in target)
-        return f"{prompt[-60:]!r} -> {words!r}: "
+        prompt, words = (
+            side if isinstance(side, str) else "".join(token_string(tokenizer, token) for token in side)
+            for side in (prompt, target)
+        )
+        return [(prompt, words)]
+
+    def _lost(self) -> dict[str, float]:
+        """The share of an update that was written, where that is not nearly all."""
+        return {name: share for name, share in self.written.items() if abs(share - 1) > 1 - LEAST_WRITTEN}
+
+    def summary(self) -> str:
+        """In one sentence: to which weights it adds what, how large beside what they were, and whether it is applied.
+
+        Raises:
+            ValueError: the model no longer has such a weight.
+        """
+        return self._sentence(self.to_frame())
+
+    def _sentence(self, frame: DataFrame) -> str:
+        return edit_sentence(
+            "".join(
+                f'"{visible_text(prompt)[-200:]}" -> "{visible_token(target)}" ' for prompt, target in self._asked()
+            ),
+            weights_text(self.updates),
+            frame["rank"].tolist(),
+            frame["relative_norm"].tolist(),
+            list(self._lost().items()),
+            applied=self.is_applied,
+        )
+
+    def to_frame(self) -> DataFrame:
+        """One row a weight: the rank and norm of its update dW, the norm of W without it, and |dW| / |W|.
+
+        Beside them the weight's shape, and the share of dW that was written (NaN until the edit is applied). Norms are
+        Frobenius norms, those of updates from their factors alone.
+
+        Raises:
+            ValueError: the model no longer has such a weight.
+        """
+        import pandas
+
+        sites, rows = select_sites(weight_sites(self.model), list(self.updates)), []
+        for name, update in self.updates.items():
+            change = GradientFactors(update.x[None], update.v[None], sites[name].layout)
+            before = self._saved[name][0] if name in self._saved else sites[name].parameter
+            norm, own = float(change.norm()), float(torch.linalg.vector_norm(before.detach(), dtype=torch.float64))
+            rows.append(
+                {
+                    "weight": name,
+                    "rank": change.rank(),
+                    "update_norm": norm,
+                    "weight_norm": own,
+                    "relative_norm": norm / own if own else nan,
+                    "written": self.written.get(name, nan),
+                    "shape": sites[name].layout.shape,
+                }
+            )
+        return pandas.DataFrame(rows)
+
+    def _repr_html_(self) -> str:
+        """The frame as a static table under the sentence."""
+        frame = self.to_frame()
+        shown = frame.assign(shape=[str(list(shape)) for shape in frame["shape"]])
+        return frame_table(shown, caption=self._sentence(frame), limit=60)
 
     @property
     def is_applied(self) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tl_backward._support.bootstrap import Interval
 from tl_backward._support.html import visible_text, visible_token
-from tl_backward._support.sentences import count_text, listed, percent
+from tl_backward._support.sentences import count_text, listed, percent, spread
 
 FEWEST = 5
 """Cases from which on methods are told apart."""
@@ -31,6 +31,29 @@ def effect_sentence(prompt: str, before: tuple[str, float, float], after: tuple[
         f"{asked} the answer goes from {visible_token(old)} {percent(old_was)} to {visible_token(new)} "
         f"{percent(new_is)}: {visible_token(old)} is left {percent(old_is)}, {visible_token(new)} had "
         f"{percent(new_was)}; that it works where it was made says nothing of other prompts."
+    )
+
+
+def edit_sentence(
+    asked: str, weights: str, ranks: Sequence[int], shares: Sequence[float], lost: Sequence[tuple[str, float]],
+    *, applied: bool,
+) -> str:  # fmt: skip
+    """What an edit adds to which weights, beside what they are.
+
+    Args:
+        asked: what it was made of, in words, with a space behind it; "" where that is not known.
+        weights: in words.
+        ranks: of what is added to each.
+        shares: |dW| / |W| of each.
+        lost: weights whose numbers did not take their update as it is, and the share that they took.
+        applied: whether the model is edited now.
+    """
+    low, high = min(ranks), max(ranks)
+    what, whose = ("a matrix", "that weight's norm") if len(ranks) == 1 else ("matrices", "the weights' norms")
+    taken = "".join(f"; {name} took {share:.2f} of it" for name, share in lost)
+    return (
+        f"The edit {asked}adds {what} of rank {low if low == high else f'{low} to {high}'} to "
+        f"{weights}, {spread(shares)} of {whose}{taken}; it is {'' if applied else 'not '}applied."
     )
 
 

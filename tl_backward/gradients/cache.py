@@ -11,9 +11,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_backward._support.checks import is_integer, nearest
+from tl_backward._support.html import table, visible_token
 from tl_backward._support.saved import Saved, load_saved
+from tl_backward._support.sentences import count_text
 from tl_backward._support.types import DataFrame
 from tl_backward.gradients.losses import Loss
+from tl_backward.gradients.summary import cache_sentence
 from tl_backward.weights.account import Row, account_frame, left_out
 from tl_backward.weights.factors import GradientFactors
 
@@ -211,6 +214,27 @@ class GradientCache(Saved, Mapping[Key, Tensor]):
             f"factors of {len(self.factors)} weights, gradients at {len(self)} hook points"
             + (f"; {short})" if (short := self.left_out()) else ")")
         )
+
+    def summary(self) -> str:
+        """In one sentence: the loss, the tokens, which weights' gradients were captured, and the largest of them."""
+        target = getattr(self.bound, "target", None)
+        if self.prompt_tokens.numel():
+            n = int(self.prompt_tokens.numel() if self.prompt_mask is None else self.prompt_mask.sum())
+            prompts = len(self.prompt_tokens)
+            tokens = count_text(n, "token") + (f" of {count_text(prompts, 'prompt')}" if prompts > 1 else "")
+        else:
+            tokens = count_text(len(self.logits), "input")
+        norms = {name: float(factors.norm()) for name, factors in self.factors.items()}
+        words = visible_token(target) if isinstance(target, str) else ""
+        return cache_sentence(self.loss.item(), words, tokens, norms)
+
+    def _repr_html_(self) -> str:
+        """Norms, tokens and shapes as a static table under the sentence; ranks, which take longer, are in the frame."""
+        rows = [
+            [name, float(factors.norm()), factors.n_tokens, str(list(factors.layout.shape))]
+            for name, factors in self.factors.items()
+        ]
+        return table(["weight", "gradient_norm", "n_tokens", "shape"], rows, caption=self.summary(), limit=60)
 
     def to_frame(self) -> DataFrame:
         """One row a captured weight: its gradient's norm, numerical rank, tokens and shape."""

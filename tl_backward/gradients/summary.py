@@ -1,15 +1,37 @@
 """What a gradient similarity found, in one sentence."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._support.html import visible_text
 from tl_backward._support.sentences import count_text
+from tl_backward.weights.words import weights_text
 
 _LONGEST = 80  # characters of an example
 _TIE = 1e-6
+
+
+def cache_sentence(loss: float, target: str, tokens: str, norms: Mapping[str, float]) -> str:
+    """What was captured of which weights, and which of their gradients is largest.
+
+    Args:
+        loss: that was differentiated.
+        target: of that loss, in words; "" where it has none.
+        tokens: how many there are, in words.
+        norms: of the gradient of each weight, by full name.
+    """
+    what = f"The loss{f' of {target}' if target else ''} is {loss:.4g} over {tokens}"
+    if not norms:
+        return f"{what}; no weight's gradient was captured."
+    of = f"{what}; of the gradients of {weights_text(norms)}"
+    largest = max(norms, key=lambda name: norms[name])
+    if len(norms) == 1:
+        return f"{what}; the gradient of {largest} has norm {norms[largest]:.3g}."
+    if norms[largest] - min(norms.values()) <= _TIE * max(1.0, norms[largest]):
+        return f"{of} all have norm {norms[largest]:.3g}."
+    return f"{of} that of {largest} is largest (norm {norms[largest]:.3g})."
 
 
 def similarity_sentence(

@@ -82,6 +82,16 @@ def layer_of(name: str) -> int | None:
     return int(parts[1]) if parts[0].endswith("blocks") and parts[1].isdigit() else None
 
 
+def short_name(name: str) -> str:
+    """A weight's full name without block and container, as `WeightSite.short_name` says."""
+    first, *parts = name.split(".")
+    layer = layer_of(name)
+    stack = [] if layer is None or first == "blocks" else [first]
+    parts = [first, *parts] if layer is None else parts[1:]
+    inside = len(parts) > 1 and parts[0] in ("attn", "mlp", "embed", "pos_embed", "unembed")
+    return ".".join([*stack, *(parts[1:] if inside else parts)])
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class WeightSite:
     """One weight of a model: its live parameter, where it reads x and where it writes y."""
@@ -141,11 +151,7 @@ class WeightSite:
 
         Where a model has several stacks of blocks theirs comes first: "encoder_blocks.W_out".
         """
-        first, *parts = self.name.split(".")
-        stack = [] if self.layer is None or first == "blocks" else [first]
-        parts = [first, *parts] if self.layer is None else parts[1:]
-        inside = len(parts) > 1 and parts[0] in ("attn", "mlp", "embed", "pos_embed", "unembed")
-        return ".".join([*stack, *(parts[1:] if inside else parts)])
+        return short_name(self.name)
 
     @cached_property
     def key(self) -> str | tuple[str, int]:
