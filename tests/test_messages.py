@@ -10,8 +10,10 @@ import torch
 
 import tl_backward as tlb
 from tl_backward._support.checks import nearest
+from tl_backward.dissimilarity.plan import find_measures
 from tl_backward.model.checks import model_kind
 
+METRICS = ("shape_angular", "Shape_Angular")
 PROMPT, TARGET = "Anna Berg lives in the city of", " Oslo"
 
 
@@ -59,11 +61,19 @@ def test_a_control_that_was_not_asked_for(model, of, tmp_path):
 
 def test_measures_in_any_case(model):
     assert tlb.dissimilarity.get_measure("CKA_Debiased") is tlb.dissimilarity.get_measure("cka_debiased")
-    with pytest.raises(ValueError, match="got 'CKA'; the nearest are 'cka_biased', 'cka_debiased', "):
-        tlb.dissimilarity.get_measure("CKA")
+    for name in ("cka", "CKA"):
+        assert tlb.dissimilarity.get_measure(name) is tlb.dissimilarity.get_measure("cka_debiased")
+    for found in (tlb.dissimilarity.get_measure, lambda name: find_measures(name, tlb.dissimilarity.RunOptions())):
+        with pytest.raises(ValueError, match="of a measure, got 'ckaa'; the nearest are 'cka', .*list_measures"):
+            found("ckaa")
     texts = [f"w{i} {PROMPT}" for i in range(5)]
     found = tlb.dissimilarity.compare(model, model, texts, measures=["CKA", "Procrustes"], show_progress=False)
-    assert found.measures == ("cka", "procrustes")
+    assert found.measures == ("cka", "procrustes") and torch.equal(found["CKA"], found["cka"])
+    asked = {"hook": "resid_post", "layers": [0, 3], "show_progress": False}
+    one, other = (tlb.dissimilarity.model_distances({"a": model}, texts, measure=m, **asked) for m in METRICS)
+    assert one.measure == other.measure and torch.equal(one.values, other.values)
+    with pytest.raises(ValueError, match="Expected a metric, got 'CKA', which is none; choose among "):
+        tlb.dissimilarity.model_distances({"a": model}, texts, measure="CKA", **asked)
 
 
 @pytest.mark.parametrize("loss", [lambda logits: logits.sum(), lambda: 0, lambda logits, tokens, weight: logits.sum()])

@@ -196,7 +196,7 @@ def model_distances(
     """
     if not models:
         raise ValueError("Expected at least one model by name, got none; for example {'a': model_a, 'b': model_b}.")
-    if measure == "cka" or not get_measure(measure).metric:
+    if not get_measure(measure).metric:
         frame = list_measures()
         metrics = ", ".join(frame[frame["metric"]]["name"])
         raise ValueError(f"Expected a metric, got {measure!r}, which is none; choose among {metrics}.")
@@ -219,4 +219,4 @@ def model_distances(
     names, labels = zip(*points, strict=True)
     counts = [each.n_samples for each in comparisons.values()]
     aligned = tuple(sorted({each.aligned for each in comparisons.values()}))
-    return ModelDistances(measure, names, labels, values, aligned, (min(counts), max(counts)))
+    return ModelDistances(get_measure(measure).name, names, labels, values, aligned, (min(counts), max(counts)))

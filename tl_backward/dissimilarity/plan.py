@@ -9,13 +9,12 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from tl_backward._support.checks import nearest
 from tl_backward._support.processes import process
 from tl_backward._support.saved import Saved
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.activations import PlaceReader
 from tl_backward.dissimilarity._rows import buffer_bytes
-from tl_backward.dissimilarity.measures.registry import ADDITIVE, Measure, get_measure, list_names
+from tl_backward.dissimilarity.measures.registry import ADDITIVE, Measure, get_measure, measure_name
 from tl_backward.dissimilarity.minibatch import TILE_BYTES
 from tl_backward.dissimilarity.options import Estimator, RunOptions, SampleOptions
 from tl_backward.dissimilarity.statistics import planned_bytes
@@ -67,18 +66,15 @@ def find_measures(measures: str | Sequence[str], options: RunOptions) -> Wanted:
         ImportError: a measure's package is not installed.
         ValueError: an unknown measure (the nearest are named), or more samples than a measure takes.
     """
-    names = tuple(str(name).lower() for name in ((measures,) if isinstance(measures, str) else measures))
+    names = tuple(measure_name(name) for name in ((measures,) if isinstance(measures, str) else measures))
     if not names:
         raise ValueError("Expected at least one measure, got none; for example measures=('cka',).")
     additive, sampled = {}, {}
-    known = ["cka", *list_names()]
     for name in names:
-        if name not in known:
-            raise ValueError(f"Expected the name of a measure, got {name!r}; the nearest are {nearest(name, known)}.")
         if name != "cka":
             (additive if name in ADDITIVE else sampled)[name] = get_measure(name)
         elif options.estimator == "full":
-            additive[name] = ADDITIVE["cka_debiased"]
+            additive[name] = get_measure(name)
     for name, measure in sampled.items():
         if measure.package is not None and find_spec(measure.package) is None:
             raise ImportError(

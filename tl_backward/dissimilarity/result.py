@@ -85,7 +85,7 @@ class Comparison(Shown):
         name = self.measures[0]
         closed, drawn = self.null_means[0], self.permutation_means[0]
         chance = closed if bool(closed.isfinite().all()) else drawn
-        entry = get_measure("cka_debiased" if name == "cka" else name)
+        entry = get_measure(name)
         found = Alike(
             name, self.values[0], entry.kind == "similarity", self.standard_errors[0], chance,
             self.permutation_deviations[0], self.n_permutations,
@@ -93,13 +93,21 @@ class Comparison(Shown):
         return comparison_sentence(found, self.layers_a, self.layers_b, names)
 
     def __getitem__(self, measure: str) -> Float[Tensor, "layer_a layer_b"]:
-        """One measure's values."""
-        if measure not in self.measures:
+        """One measure's values; its name in upper or lower case."""
+        return self.values[self.index(measure)]
+
+    def index(self, measure: str) -> int:
+        """Where a measure stands among `measures`, by its name in upper or lower case.
+
+        Raises:
+            KeyError: it was not computed.
+        """
+        if str(measure).lower() not in self.measures:
             raise KeyError(
                 f"Expected a measure that was computed, got {measure!r}; nearest to it: "
-                f"{nearest(measure, self.measures)}."
+                f"{nearest(str(measure), self.measures)}."
             )
-        return self.values[self.measures.index(measure)]
+        return self.measures.index(str(measure).lower())
 
     def to_frame(self) -> DataFrame:
         """One row a measure and pair of layers: value, standard error, nulls, and what it was taken from."""

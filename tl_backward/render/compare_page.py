@@ -11,7 +11,7 @@ from torch import Tensor
 from tl_backward._support.html import TableCell
 from tl_backward._support.public import public
 from tl_backward._support.types import typed
-from tl_backward.dissimilarity import Comparison, Measure, StitchingGrid, get_measure
+from tl_backward.dissimilarity import Comparison, StitchingGrid, get_measure
 from tl_backward.render.figures import Curve, banded, curves, heatmap
 from tl_backward.render.fragments import figure_fragment
 from tl_backward.render.outline import paragraphs
@@ -120,7 +120,7 @@ def _sides(names: tuple[str, str] | None) -> tuple[str, str]:
 
 def _in_words(measure: str) -> str:
     """A measure in words: its definition, range and invariances."""
-    entry = measure_of(measure)
+    entry = get_measure(measure)
     low, high = entry.range
     bounds = f"[{low:.4g}, {high:.4g}]" if high < float("inf") else f"[{low:.4g}, no end)"
     blind = ", ".join(_WORDS[each] for each in entry.invariances)
@@ -170,14 +170,9 @@ def caveats(comparison: Comparison) -> list[str]:
     return found
 
 
-def measure_of(name: str) -> Measure:
-    """The registry's entry behind a measure of `compare`, whose "cka" is debiased."""
-    return get_measure("cka_debiased" if name == "cka" else name)
-
-
 def unit_of(name: str) -> str:
     """A measure's name with its unit and the value that means the same."""
-    measure = measure_of(name)
+    measure = get_measure(name)
     unit = "radians, " if measure.range[1] == math.pi / 2 else ""
     return f"{name} ({unit}{'1 = the same' if measure.kind == 'similarity' else '0 = the same'})"
 
@@ -185,13 +180,13 @@ def unit_of(name: str) -> str:
 def best_partners(comparison: Comparison, measure: str) -> Int[Tensor, "layer_a"]:
     """For each layer of A, the index of the most similar layer of B."""
     values = comparison[measure]
-    unlike = -values if measure_of(measure).kind == "similarity" else values
+    unlike = -values if get_measure(measure).kind == "similarity" else values
     return unlike.nan_to_num(math.inf).argmin(1)
 
 
 def _bound(comparison: Comparison, measure: str) -> float:
     """The end of a measure's range, or the largest value where there is none."""
-    high = measure_of(measure).range[1]
+    high = get_measure(measure).range[1]
     largest = float(comparison[measure].abs().nan_to_num(0.0).max())
     return max(high, largest) if math.isfinite(high) else largest or 1.0
 
@@ -215,7 +210,7 @@ def comparison_heatmap(
         True
     """
     values = comparison[measure]
-    m, bound = comparison.measures.index(measure), _bound(comparison, measure)
+    m, bound = comparison.index(measure), _bound(comparison, measure)
     figure = heatmap(
         values,
         rows=comparison.layers_a,
@@ -275,7 +270,7 @@ def chance_of(comparison: Comparison, measure: str) -> Chance | None:
     The deviation is over random pairings of the samples kept, which may be fewer than the value's own: then it is the
     wider one.
     """
-    m = comparison.measures.index(measure)
+    m = comparison.index(measure)
     closed, drawn = comparison.null_means[m], comparison.permutation_means[m]
     deviation = comparison.permutation_deviations[m]
     pairings = f"{comparison.n_permutations} random pairings of {comparison.n_permuted[m]} samples"
@@ -309,7 +304,7 @@ def comparison_curves(
         True
     """
     values = comparison[measure]
-    errors = comparison.standard_errors[comparison.measures.index(measure)]
+    errors = comparison.standard_errors[comparison.index(measure)]
     n_a, n_b = values.shape
     best, chance = best_partners(comparison, measure), chance_of(comparison, measure)
     if n_a == n_b and best.tolist() == list(range(n_a)):  # one curve, which two would hide

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, overload
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward._support.checks import nearest
+from tl_backward._support.checks import nearest, short
 from tl_backward._support.public import public
 from tl_backward.dissimilarity import measures
 from tl_backward.dissimilarity.measures import additive as sums
@@ -253,9 +253,28 @@ ADDITIVE = MappingProxyType({measure.name: measure for measure in _ALL if measur
 """Those with a streamed evaluation, by name: `compare` takes these over all samples, all others on a bounded sample."""
 
 
+_COMPARED = {"cka": "cka_debiased"}
+"""What `compare` calls a measure, whose estimator is chosen there, and the entry that it is over all samples."""
+
+
+def measure_name(name: str) -> str:
+    """The name of a measure as `compare` and the registry have it, from one in upper or lower case.
+
+    Raises:
+        ValueError: no measure has it; the message names the nearest.
+    """
+    own = str(name).lower()
+    if own not in _BY_NAME and own not in _COMPARED:
+        raise ValueError(
+            f"Expected the name of a measure, got {str(name)!r}; the nearest are "
+            f"{nearest(own, [*_COMPARED, *_BY_NAME])}, and list_measures() shows all."
+        )
+    return own
+
+
 @public
 def get_measure(name: str) -> Measure:
-    """The measure of that name, in upper or lower case.
+    """The measure of that name, in upper or lower case; "cka" is the debiased one, as in `compare`.
 
     Raises:
         ValueError: no measure has it; the message names the nearest.
@@ -266,17 +285,10 @@ def get_measure(name: str) -> Measure:
         >>> round(float(cka.function(x, 3 * x)), 6)  # a scale does not matter
         1.0
     """
-    if name.lower() not in _BY_NAME:
-        raise ValueError(
-            f"Expected the name of a measure, got {name!r}; the nearest are {nearest(str(name), _BY_NAME)}, and "
-            "list_measures() shows all."
-        )
-    return _BY_NAME[name.lower()]
-
-
-def list_names() -> list[str]:
-    """The names of all measures."""
-    return list(_BY_NAME)
+    if not isinstance(name, str):
+        raise TypeError(f"Expected the name of a measure as text, got {short(name)}; list_measures() shows all.")
+    own = measure_name(name)
+    return _BY_NAME[_COMPARED.get(own, own)]
 
 
 def list_measures() -> "pd.DataFrame":
