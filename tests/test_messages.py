@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import importlib
+import pkgutil
 
 import numpy as np
 import plain
@@ -119,6 +121,30 @@ def test_dir_is_what_there_is_to_use():
     names = dir(tlb)
     assert {*tlb.__all__} <= {*names} and "importlib" not in names and "ModuleType" not in names
     assert all(hasattr(tlb, name) for name in names)
+
+
+PACKAGES = [
+    each.name
+    for each in pkgutil.walk_packages(tlb.__path__, "tl_backward.")
+    if each.ispkg and "._" not in each.name and ".cli" not in each.name
+]
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_dir_of_a_room_is_what_there_is_to_use(name):
+    """What it offers, or where its modules are what it offers those; nothing that its own code imports."""
+    room = importlib.import_module(name)
+    offered = {*getattr(room, "__all__", ())}
+    modules = {each.name for each in pkgutil.iter_modules(room.__path__) if each.name[0] != "_"}
+    names = dir(room)
+    assert names and names == sorted(names) and offered <= {*names} <= offered | modules
+    assert not {"offer", "torch", "public", "TYPE_CHECKING", "__builtins__"} & {*names}
+    assert all(hasattr(room, each) for each in names)
+    assert {*names} == (offered or modules) or name == "tl_backward.lens"  # which has both
+
+
+def test_rooms_are_the_packages():
+    assert {f"tl_backward.{room}" for room in tlb._ROOMS} <= {*PACKAGES} and len(PACKAGES) > 20
 
 
 def test_an_edit_by_known_factors(model):

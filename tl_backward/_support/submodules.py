@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.machinery import PathFinder
+from pkgutil import iter_modules
 from sys import modules
 from threading import RLock
 from types import ModuleType
@@ -33,8 +34,9 @@ def submodule(package: str, name: str) -> ModuleType:
 def offer(package: str, names: Mapping[str, str | None] | None = None) -> None:
     """Let a package's modules be asked for as its attributes, and names, each of a module within `tl_backward`.
 
-    A name of None is a module of the package that threads may ask for at once. Type checkers, which read what stands
-    under TYPE_CHECKING, are told nothing.
+    A name of None is a module of the package that threads may ask for at once. `dir()` shows what there is to use:
+    `__all__` and the names; without names the package's modules are, and are shown too. What the package's own code
+    imports is not. Type checkers, which read what stands under TYPE_CHECKING, are told nothing.
     """
     table = names or {}
 
@@ -47,4 +49,9 @@ def offer(package: str, names: Mapping[str, str | None] | None = None) -> None:
                 return submodule(package, name)
             return vars(modules[package]).setdefault(name, getattr(import_module(f"tl_backward.{module}"), name))
 
-    vars(modules[package])["__getattr__"] = asked
+    def listed() -> list[str]:
+        own = vars(modules[package])
+        inside = iter_modules(own["__path__"]) if names is None else ()
+        return sorted({*own.get("__all__", ()), *table, *(each.name for each in inside if each.name[0] != "_")})
+
+    vars(modules[package]).update(__getattr__=asked, __dir__=listed)

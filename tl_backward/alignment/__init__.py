@@ -1,5 +1,6 @@
 """Two models, one vocabulary: parameters matched, models stitched, classifiers translated (Dar et al. 2022, sec. 5)."""
 
+from tl_backward._support.submodules import offer
 from tl_backward.alignment.classifiers import Classifier, fine_tune, transfer_head
 from tl_backward.alignment.kernels import random_kernel, translation
 from tl_backward.alignment.matching import ParameterMatch, SpaceMatch, match_parameters
@@ -21,3 +22,5 @@ __all__ = [
     "token_map",
     "TokenMap",
 ]
+
+offer(__name__, {})

@@ -1,5 +1,6 @@
 """Do two models compute the same thing? Measures of (dis)similarity, streamed over data, and stitching."""
 
+from tl_backward._support.submodules import offer
 from tl_backward.dissimilarity import measures as measures
 from tl_backward.dissimilarity.comparison import compare
 from tl_backward.dissimilarity.distances import LayerMap, ModelDistances, classical_mds, model_distances
@@ -35,3 +36,5 @@ __all__ = [
     "StitchedModel",
     "StitchingGrid",
 ]
+
+offer(__name__, {})

@@ -1,5 +1,6 @@
 """Edits with one forward pass, their scores, and the choice of a layer for them (Katz et al. 2024, sec. 7)."""
 
+from tl_backward._support.submodules import offer
 from tl_backward.editing.comparison import (
     LRS,
     SCALES,
@@ -47,3 +48,5 @@ __all__ = [
     "LayerGrid",
     "shift_probabilities",
 ]
+
+offer(__name__, {})

@@ -1,5 +1,6 @@
 """Parameters in embedding space: what the weights say in words, with no data (Dar et al. 2022)."""
 
+from tl_backward._support.submodules import offer
 from tl_backward.embedding_space.atlas import ParameterAtlas, ParameterWords, parameter_atlas, parameter_words
 from tl_backward.embedding_space.coherence import Coherence, parameter_coherence
 from tl_backward.embedding_space.heads import HeadPairs, head_pairs
@@ -32,3 +33,5 @@ __all__ = [
     "parameter_atlas",
     "ParameterAtlas",
 ]
+
+offer(__name__, {})

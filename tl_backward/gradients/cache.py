@@ -224,7 +224,7 @@ class GradientCache(Saved, Mapping[Key, Tensor]):
             tokens = count_text(n, "token") + (f" of {count_text(prompts, 'prompt')}" if prompts > 1 else "")
         else:
             tokens = count_text(len(self.logits), "input")
-        norms = {name: float(factors.norm()) for name, factors in self.factors.items()}
+        norms = {str(name): float(factors.norm()) for name, factors in self.factors.items()}
         words = visible_token(target) if isinstance(target, str) else ""
         return cache_sentence(self.loss.item(), words, tokens, norms)
 

@@ -1,5 +1,6 @@
 """What does an activation know? The inputs that give nearly the same one (InversionView, Huang et al. 2024)."""
 
+from tl_backward._support.submodules import offer
 from tl_backward.inversion._old_calls import Site as Site
 from tl_backward.inversion._old_calls import resolve_site as resolve_site
 from tl_backward.inversion.activations import collect
@@ -88,3 +89,5 @@ __all__ = [
     "task_of_texts",
     "Task",
 ]
+
+offer(__name__, {})

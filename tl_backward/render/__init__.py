@@ -131,10 +131,6 @@ _FROM = {
 offer(__name__, _FROM)
 
 
-def __dir__() -> list[str]:
-    return sorted(_FROM)
-
-
 __all__ = [
     # reports
     "lens_report",

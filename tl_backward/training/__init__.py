@@ -1,8 +1,8 @@
 """What a training wrote: watch it, compare with what really changed, find who wrote it."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from tl_backward._support.submodules import offer
 from tl_backward.training.authors import Authors, who_wrote
 from tl_backward.training.changes import Difference, difference, explained
 from tl_backward.training.merging import merge
@@ -29,8 +29,4 @@ __all__ = [
     "who_wrote",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name == "WatchCallback":  # whose base class takes a second to import
-        return import_module("tl_backward.training.callback").WatchCallback
-    raise AttributeError(f"module 'tl_backward.training' has no attribute {name!r}")
+offer(__name__, {"WatchCallback": "training.callback"})  # whose base class takes a second to import

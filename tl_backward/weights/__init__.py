@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tl_backward._support.checks import nearest
 from tl_backward._support.public import public
+from tl_backward._support.submodules import offer
 from tl_backward._support.types import Prompts, TransformerLensModel, Weights
 from tl_backward.model.checks import check_checkpointing, model_kind
 from tl_backward.model.guard import rng_untouched
@@ -28,6 +29,8 @@ __all__ = [
     "Calls", "Read", "WeightSite", "WeightSites", "Write", "layer_of", "rotation", "select_sites", "watched",
     "weight_sites",
 ]  # fmt: skip
+
+offer(__name__, {})
 
 
 @public

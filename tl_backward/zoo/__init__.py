@@ -1,5 +1,6 @@
 """Small trained models that ship with the package, and the recipes that train them."""
 
+from tl_backward._support.submodules import offer
 from tl_backward.model.shipped import names as names
 from tl_backward.zoo import addition as addition
 from tl_backward.zoo import counting as counting
@@ -10,3 +11,5 @@ from tl_backward.zoo.recipes import RECIPES as RECIPES
 from tl_backward.zoo.recipes import Recipe as Recipe
 
 __all__ = ["load", "names", "facts", "counting", "addition", "edit_cases", "RECIPES", "Recipe"]
+
+offer(__name__, {})

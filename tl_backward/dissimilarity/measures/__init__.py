@@ -9,6 +9,7 @@ the name `msid` belongs to something else. `soft_match` is Li et al.'s; the opti
 (Khosla & Williams 2024) is `soft_match_transport`, and rests on POT (the extra `transport`).
 """
 
+from tl_backward._support.submodules import offer
 from tl_backward.dissimilarity.measures._cka import cka_angular, cka_biased, cka_debiased, cka_hollow
 from tl_backward.dissimilarity.measures._matching import (
     hard_match,
@@ -88,3 +89,5 @@ __all__ = [
     # topology
     "rtd",
 ]
+
+offer(__name__, {})

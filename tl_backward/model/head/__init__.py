@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from tl_backward._support.submodules import offer
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.model.checks import check_model
 from tl_backward.model.guard import unobserved
@@ -34,6 +35,10 @@ from tl_backward.model.head._watched import (
 from tl_backward.model.inputs import check_reads_text
 
 __all__ = ["Head", "Product"]
+
+__all__ = ["Head", "Product"]
+
+offer(__name__, {})
 
 Product: TypeAlias = Tensor | Callable[[Tensor], Tensor]
 """A matrix [d, d_vocab], or a function that multiplies rows [n, d] with it whole."""

@@ -9,6 +9,7 @@ from torch import nn
 
 from tl_backward._support.checks import close_names
 from tl_backward._support.public import public
+from tl_backward._support.submodules import offer
 from tl_backward._support.types import TransformerLensModel
 from tl_backward._support.warnings import warn_user
 from tl_backward.model.loading._folder import read_folder
@@ -34,6 +35,8 @@ __all__ = [
     "load",
     "load_model",
 ]
+
+offer(__name__, {})
 
 
 @public

@@ -3,6 +3,7 @@
 ``python -m tl_backward.studies.dissimilarity solu --out DIR`` trains the zoo's models for one of them and prints it.
 """
 
+from tl_backward._support.submodules import offer
 from tl_backward.studies.dissimilarity.asymmetry import StitchingAsymmetry, activation_asymmetry
 from tl_backward.studies.dissimilarity.heuristics import Heuristics, heuristics
 from tl_backward.studies.dissimilarity.outliers import OutlierSearch, find_outliers, planted
@@ -27,3 +28,5 @@ __all__ = [
     # means over seeds
     "over_seeds",
 ]
+
+offer(__name__, {})
