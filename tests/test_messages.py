@@ -185,7 +185,7 @@ def test_what_types_alone_would_refuse():
     *keys, measure, prompts, parts = done.stdout.splitlines()
     assert len(keys) == 12 and all(line.startswith("KeyError Expected a name or (name, layer), got ") for line in keys)
     assert measure.startswith("ValueError Expected the name of a measure, got '3'; the nearest are ")
-    assert prompts == "TypeError Expected one prompt, got 2; an edit a prompt."
+    assert prompts == "TypeError Expected one prompt, got 2; give one at a time."
     assert parts.startswith("TypeError Expected the sweeps of the parts, got Sweep, str; load saved ones")
 
 

@@ -149,15 +149,29 @@ else:
     TransformerLensModel: TypeAlias = nn.Module
 
 Tokens: TypeAlias = Int[Tensor, "batch pos"]
-Prompts: TypeAlias = (
+Prompt: TypeAlias = (
     str
+    | list[int]
+    | tuple[int, ...]
+    | list[np.integer]
+    | Integer[Tensor, "pos"]
+    | Integer[Tensor, "1 pos"]
+    | Integer[np.ndarray, "pos"]
+    | Integer[np.ndarray, "1 pos"]
+)
+"""One prompt: text, or its token ids."""
+Prompts: TypeAlias = (
+    Prompt
     | list[str]
     | tuple[str, ...]
+    | list[list[int]]
+    | list[tuple[int, ...]]
+    | list[Integer[Tensor, "pos"]]
+    | list[Integer[np.ndarray, "pos"]]
     | Integer[Tensor, "batch pos"]
-    | Integer[Tensor, "pos"]
     | Integer[np.ndarray, "batch pos"]
-    | Integer[np.ndarray, "pos"]
 )
+"""One or several: a list of texts, or of rows of ids, is a batch; a list of ids is one prompt."""
 DataFrame: TypeAlias = "pandas.DataFrame"
 Series: TypeAlias = "pandas.Series"
 """pandas is imported where a frame is made, not before."""

@@ -222,11 +222,12 @@ class StitchedModel(nn.Module):
         Raises:
             ValueError: texts of different lengths.
         """
-        if isinstance(input, list | tuple) and len(lengths := {self.to_tokens(text).shape[1] for text in input}) > 1:
+        batch = self.encode(input)
+        if batch.mask is not None and len(lengths := {len(row) for row in batch.rows()}) > 1:
             raise ValueError(
                 f"Expected texts of one length in tokens, got {sorted(lengths)}; continue them one at a time."
             )
-        tokens = self.encode(input).tokens
+        tokens = batch.tokens
         generator = torch.Generator(device=tokens.device).manual_seed(seed)
         end = getattr(self.tokenizer, "eos_token_id", None)
         n_ctx = min(model.cfg.n_ctx for model in self._models)
@@ -243,14 +244,15 @@ class StitchedModel(nn.Module):
             tokens = torch.cat([tokens, following[:, None]], 1)
             if bool(ended.all()):
                 break
-        if not isinstance(input, str | list | tuple):
+        texts = [input] if isinstance(input, str) else input
+        if not isinstance(texts, list | tuple) or not isinstance(texts[0], str):
             return tokens
         decode = cast(Tokenizer, self.tokenizer).decode
         # Of the whole row, as some tokenizers drop the space that a text starts with.
         said = [decode(row.tolist()).removeprefix(decode(row[:start].tolist())) for row in tokens]
         if isinstance(input, str):
             return input + said[0]
-        return [text + more for text, more in zip(input, said, strict=True)]
+        return [str(text) + more for text, more in zip(texts, said, strict=True)]
 
     def _sorted(self, hooks: HookList) -> dict[str, list[tuple[str, HookFn]]]:
         """Part (HEAD, TAIL or "" for the map) -> its hooks, each with the part's own name of the hook point."""

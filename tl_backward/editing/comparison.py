@@ -16,7 +16,7 @@ from tl_backward._support.html import Cell, table, visible_text
 from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
 from tl_backward._support.shown import Shown
-from tl_backward._support.types import DataFrame, TransformerLensModel
+from tl_backward._support.types import DataFrame, Prompt, TransformerLensModel
 from tl_backward._support.warnings import warn_user
 from tl_backward.editing.edit import Edit
 from tl_backward.editing.methods import Scaling, gradient_edit, shift, shift_edit
@@ -24,6 +24,8 @@ from tl_backward.editing.scores import METRICS, EditScores, ask, encode, probabi
 from tl_backward.editing.summary import comparison_sentence, grid_sentence
 from tl_backward.model.inputs import check_text_model
 from tl_backward.text.cases import EditCase
+from tl_backward.text.encoded import prompt_text
+from tl_backward.text.prompts import encode_prompt
 from tl_backward.text.tables import Cases, cases_of
 from tl_backward.text.token_strings import reads_unknown, text_frame, unknown_words
 
@@ -326,7 +328,7 @@ class LayerGrid(Saved):
 @public
 def find_layer(
     model: TransformerLensModel,
-    prompt: str,
+    prompt: Prompt,
     target: str,
     *,
     validation: Cases,
@@ -339,7 +341,7 @@ def find_layer(
 
     Args:
         model: a HookedTransformer or TransformerBridge.
-        prompt: of the edit that is to be made.
+        prompt: of the edit that is to be made, as text or as token ids.
         target: its new answer.
         validation: other edits, of other prompts.
         layers: which to try; None for all.
@@ -362,12 +364,13 @@ def find_layer(
     """
     check_text_model(model)
     chosen, validation = check_layers(layers, model.cfg.n_layers), cases_of(validation)
+    own, asked = prompt_text(model, prompt), encode(model, [(_key(model, prompt), target)])
     if not validation or not scales:
         raise ValueError(
             f"Expected at least one validation edit and one scale, got {len(validation)} and {len(scales)}; give both."
         )
     for index, case in enumerate(validation):
-        if prompt in (case.prompt, *case.paraphrases):
+        if own in (case.prompt, *case.paraphrases):
             raise ValueError(
                 f"Expected validation edits apart from this one, got its prompt in case {index}; leave that out."
             )
@@ -382,7 +385,7 @@ def find_layer(
         layers=tuple(chosen),
         scales=tuple(scales),
         probability=shift_probabilities(model, prompt, target, layers=chosen, scales=scales, scaling=scaling),
-        before=float(probabilities(model, encode(model, [(prompt, target)]))[0][0]),
+        before=float(probabilities(model, asked)[0][0]),
         n_validation=len(validation),
         objective=comparison.objective.reshape(shape).T,
         best=cells[comparison.best],
@@ -414,7 +417,7 @@ def _check_known(model: TransformerLensModel, cases: Sequence[EditCase]) -> None
 @public
 def shift_probabilities(
     model: TransformerLensModel,
-    prompt: str,
+    prompt: Prompt,
     target: str,
     *,
     layers: int | Sequence[int] | None = None,
@@ -429,10 +432,15 @@ def shift_probabilities(
         >>> bool(p[0, 1] > p[0, 0])
         True
     """
-    probability, asked = [], encode(model, [(prompt, target)])
+    probability, asked = [], encode(model, [(_key(model, prompt), target)])
     for layer in check_layers(layers, model.cfg.n_layers):
         found = shift(model, prompt, target, layer, scaling=scaling)
         for scale in scales:
             with found.by(scale):
                 probability.append(probabilities(model, asked)[0][0])
     return torch.stack(probability).reshape(-1, len(scales)).double().cpu()
+
+
+def _key(model: TransformerLensModel, prompt: Prompt) -> str | tuple[int, ...]:
+    """One prompt as a dictionary's key: its text, or its ids."""
+    return prompt if isinstance(prompt, str) else tuple(encode_prompt(model, prompt).rows()[0])

@@ -26,6 +26,7 @@ from tl_backward.editing.summary import edit_sentence
 from tl_backward.editing.writable import check_widths, check_writable
 from tl_backward.model.checks import check_model
 from tl_backward.model.guard import visiting
+from tl_backward.text.encoded import decode
 from tl_backward.text.token_strings import token_string, vocabulary_size
 from tl_backward.weights import WeightSite, WeightSites, select_sites, weight_sites
 from tl_backward.weights.factors import GradientFactors
@@ -88,11 +89,8 @@ class Edit:
         if not isinstance(prompt, str | list) or not isinstance(target, list):
             return []
         tokenizer = getattr(self.model, "tokenizer", None)
-        prompt, words = (
-            side if isinstance(side, str) else "".join(token_string(tokenizer, token) for token in side)
-            for side in (prompt, target)
-        )
-        return [(prompt, words)]
+        words = "".join(token_string(tokenizer, token) for token in target)
+        return [(prompt if isinstance(prompt, str) else decode(tokenizer, prompt), words)]
 
     def _lost(self) -> dict[str, float]:
         """The share of an update that was written, where that is not nearly all."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from tl_backward._support.checks import check_choice, check_layers, short
 from tl_backward._support.lengths import units
 from tl_backward._support.public import public
-from tl_backward._support.types import TransformerLensModel, typed
+from tl_backward._support.types import Prompt, TransformerLensModel, typed
 from tl_backward.editing.edit import Edit, Update, editable, put_on
 from tl_backward.editing.writable import check_writable
 from tl_backward.gradients.capture import run_with_gradient_cache
@@ -19,7 +19,7 @@ from tl_backward.gradients.losses import Target, target_loss
 from tl_backward.model.checks import check_model
 from tl_backward.model.head import Head
 from tl_backward.model.inputs import check_text_model
-from tl_backward.text.prompts import encode_prompts, extend
+from tl_backward.text.prompts import Batch, encode_prompt, extend
 from tl_backward.weights import WeightSite, select_sites, weight_sites
 from tl_backward.weights.blocks import USUAL, chosen_weights, written_by
 from tl_backward.weights.rows import weight_inputs
@@ -62,7 +62,7 @@ def rank_one_edit(
 @public
 def shift_edit(
     model: TransformerLensModel,
-    prompt: str,
+    prompt: Prompt,
     target: Target,
     layer: int,
     scale: float = 2.0,
@@ -78,7 +78,7 @@ def shift_edit(
 
     Args:
         model: a HookedTransformer or TransformerBridge.
-        prompt: what the edit answers.
+        prompt: what the edit answers, as text or as token ids.
         target: the new answer.
         layer: whose W_out; negative counts from the end. A block without one is shifted where it writes to the stream:
             by its mixer's out projection (Mamba) or, with nothing but an attention, its W_O.
@@ -122,7 +122,7 @@ class Shift:
 
 def shift(
     model: TransformerLensModel,
-    prompt: str,
+    prompt: Prompt,
     target: Target,
     layer: int,
     *,
@@ -132,11 +132,10 @@ def shift(
     """Read x_last and the target's directions, as `shift_edit` says."""
     check_text_model(model)
     check_choice("scaling", scaling, get_args(Scaling))
-    if isinstance(prompt, list | tuple):
-        raise TypeError(f"Expected one prompt, got {len(prompt)}; an edit a prompt.")
     (index,) = check_layers(layer, model.cfg.n_layers)
     loss = target_loss(target).bind(model, 1)
-    batch = extend(model, encode_prompts(model, prompt, prepend_bos=prepend_bos), loss.continuation)
+    given = encode_prompt(model, prompt, prepend_bos=prepend_bos)
+    batch = extend(model, given, loss.continuation)
     (ids,) = loss.ids or ((),)
     site = _shifted(model, index)
     n_tokens = (batch.tokens.shape[0], batch.tokens.shape[1])
@@ -147,7 +146,13 @@ def shift(
     v = Head.of(model).matrix(list(ids)).T
     if scaling == "unit":
         x, v = (units(side) for side in (x, v))
-    how = {"method": "shift", "prompt": prompt, "target": list(ids), "layer": index, "scaling": scaling}
+    how = {
+        "method": "shift",
+        "prompt": _as_given(prompt, given),
+        "target": list(ids),
+        "layer": index,
+        "scaling": scaling,
+    }
     return Shift(model, site.name, x, v, how)
 
 
@@ -164,7 +169,7 @@ def _shifted(model: TransformerLensModel, layer: int) -> WeightSite:
 @public
 def gradient_edit(
     model: TransformerLensModel,
-    prompt: str,
+    prompt: Prompt,
     target: Target,
     *,
     weights: str | Sequence[str] | None = None,
@@ -176,7 +181,7 @@ def gradient_edit(
 
     Args:
         model: a HookedTransformer or TransformerBridge.
-        prompt: what the edit answers.
+        prompt: what the edit answers, as text or as token ids.
         target: the new answer; the loss is `target_loss(target)`.
         weights: which to change, as in `run_with_gradient_cache`; None for the matrix that each block writes with:
             W_out, and where a block has none its mixer's out projection.
@@ -200,12 +205,12 @@ def gradient_edit(
         raise ValueError(f"Expected at least one step, got {steps}; a step is one descent of the loss.")
     names = list(chosen_weights(model, weight_sites(model), weights))
     check_writable(model, names)
-    loss = target_loss(target).bind(model, 1)
+    loss, given = target_loss(target).bind(model, 1), encode_prompt(model, prompt, prepend_bos=prepend_bos)
     total: dict[str, Update] = {}
     for step in range(steps):
         with put_on(Edit(model, total)) if total else nullcontext():
             _, cache = run_with_gradient_cache(
-                model, prompt, loss, weights=names, names_filter=[], prepend_bos=prepend_bos
+                model, given.tokens, loss, weights=names, names_filter=[], attention_mask=given.mask
             )
         if not step:
             (at,) = loss.places(cache.tokens)
@@ -216,7 +221,13 @@ def gradient_edit(
             total[name] = total[name] + moved if step else moved
     editable(model, total)
     (ids,) = loss.ids or ((),)
-    return Edit(model, total, {"method": "gradient", "prompt": prompt, "target": list(ids), "lr": lr, "steps": steps})
+    how = {"method": "gradient", "prompt": _as_given(prompt, given), "target": list(ids), "lr": lr, "steps": steps}
+    return Edit(model, total, how)
+
+
+def _as_given(prompt: Prompt, batch: Batch) -> str | list[int]:
+    """A prompt as it is kept with an edit: its text, or its ids."""
+    return prompt if isinstance(prompt, str) else batch.rows()[0]
 
 
 def _check_news(logits: Float[Tensor, "token d_vocab"], ids: Sequence[int], target: Target) -> None:

@@ -2,15 +2,15 @@
 
 from tl_backward._support.checks import check_at_least_one
 from tl_backward._support.public import public
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.types import Prompt, TransformerLensModel
 from tl_backward.model.inputs import check_text_model
-from tl_backward.text.prompts import encode_prompts
+from tl_backward.text.prompts import encode_prompt
 from tl_backward.text.subjects import Subject, subject_spans
 from tl_backward.text.token_strings import token_string
 
 
 @public
-def neighbour_prompts(model: TransformerLensModel, prompt: str, subject: Subject, *, k: int = 8) -> list[str]:
+def neighbour_prompts(model: TransformerLensModel, prompt: Prompt, subject: Subject, *, k: int = 8) -> list[str]:
     """The prompt with its subject's last token replaced by each of the k tokens of the largest cosine in W_E.
 
     Only words that begin as the subject does (with a space, or without) are taken, so that the prompt stays one. What
@@ -34,9 +34,9 @@ def neighbour_prompts(model: TransformerLensModel, prompt: str, subject: Subject
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise ValueError("Expected a model with a tokenizer, got one without; set model.tokenizer.")
-    ids = encode_prompts(model, prompt).rows()[0]
+    ids = encode_prompt(model, prompt).rows()[0]
     ids = list(map(int, ids))
-    span = subject_spans(tokenizer, [ids], [prompt], subject)[0]
+    span = subject_spans(tokenizer, [ids], [prompt] if isinstance(prompt, str) else None, subject)[0]
     if span is None:
         raise ValueError("Expected a subject in the prompt, got none; pass subject='...'.")
     place, embedding = span[1] - 1, model.W_E.detach().float()

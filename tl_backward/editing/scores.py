@@ -19,15 +19,16 @@ from tl_backward._support.checks import check_k
 from tl_backward._support.html import Cell, TableCell, table
 from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
-from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel
+from tl_backward._support.types import DataFrame, Prompt, Tokenizer, TransformerLensModel
 from tl_backward.editing.edit import Edit
 from tl_backward.editing.summary import effect_sentence, scores_sentence
 from tl_backward.model.inputs import check_text_model
 from tl_backward.text.asked import asked_index, check_one_token, mask_token
 from tl_backward.text.cases import EditCase
+from tl_backward.text.encoded import prompt_text
 from tl_backward.text.encoding import encode_continuation
 from tl_backward.text.ids import Id, one_id
-from tl_backward.text.prompts import encode_prompts, forward, pad
+from tl_backward.text.prompts import encode_prompt, encode_prompts, forward, pad
 from tl_backward.text.tables import cases_of
 from tl_backward.text.token_strings import output_size, text_column, token_string
 
@@ -209,9 +210,11 @@ def score(model: TransformerLensModel, questions: Questions, *, n_tokens: int = 
 
 
 def encode(
-    model: TransformerLensModel, asked: Sequence[tuple[str, str | Id]], prepend_bos: bool | None = None
+    model: TransformerLensModel,
+    asked: Sequence[tuple[str | tuple[int, ...], str | Id]],
+    prepend_bos: bool | None = None,
 ) -> list[Encoded]:
-    """(prompt, answer) pairs as ids; an answer may be one id."""
+    """(prompt, answer) pairs as ids; a prompt may be its ids, an answer one id."""
     mask = mask_token(model)
     prompts = {
         prompt: encode_prompts(model, prompt, prepend_bos=prepend_bos).rows()[0]
@@ -374,7 +377,7 @@ class EditEffect(Saved):
 
 @public
 def edit_effect(
-    model: TransformerLensModel, edit: Edit, prompt: str, *, k: int = 10, prepend_bos: bool | None = None
+    model: TransformerLensModel, edit: Edit, prompt: Prompt, *, k: int = 10, prepend_bos: bool | None = None
 ) -> EditEffect:
     """The next-token probabilities after `prompt` (or those at its mask), without an edit and with it.
 
@@ -391,7 +394,7 @@ def edit_effect(
     check_k(k, output_size(model) or model.cfg.d_vocab)
     if edit.is_applied:
         raise ValueError("Expected an edit that is not applied, got one that is; revert() it first.")
-    batch = encode_prompts(model, prompt, prepend_bos=prepend_bos)
+    batch = encode_prompt(model, prompt, prepend_bos=prepend_bos)
     at = asked_index(batch.rows()[0], mask_token(model))
 
     def next_token_probabilities() -> Tensor:
@@ -402,4 +405,6 @@ def edit_effect(
     with edit:
         after = next_token_probabilities()
     tops = (side.topk(k).indices for side in (before, after))
-    return EditEffect(prompt, before, after, next(tops), next(tops), getattr(model, "tokenizer", None))
+    return EditEffect(
+        prompt_text(model, prompt), before, after, next(tops), next(tops), getattr(model, "tokenizer", None)
+    )

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_backward._support.checks import NonFiniteError, check_callable_loss, check_loss, short
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.types import Prompt, TransformerLensModel
 from tl_backward.gradients.cache import GradientCache
 from tl_backward.gradients.capture import run_with_gradient_cache
 from tl_backward.gradients.losses import (
@@ -26,9 +26,9 @@ from tl_backward.gradients.losses import (
 from tl_backward.model.inputs import DECODER, PER_TOKEN, check_inputs, padding_limit
 from tl_backward.text.asked import asked_index, mask_token
 from tl_backward.text.cases import EditCase
-from tl_backward.text.ids import Id, is_id
+from tl_backward.text.ids import ARRAYS, Id, as_prompt, is_id
 from tl_backward.text.options import TextOptions
-from tl_backward.text.prompts import Batch, encode_prompts, encoded_rows, pad, with_inputs
+from tl_backward.text.prompts import Batch, encode_prompt, encoded_rows, pad, with_inputs
 from tl_backward.text.subjects import Span, find_span
 from tl_backward.text.tables import Cases, cases_of, is_file, rows_of
 
@@ -40,8 +40,8 @@ _NUMBERS, _LEAST = 16_000_000, 8
 """What a pass holds at most, about (60 to 110 MB), beyond which larger ones gain nothing; but 8 examples always may."""
 
 Losses: TypeAlias = str | Id | Loss | Iterable[str | Id | Loss] | None
-Examples: TypeAlias = Iterable[str] | Iterable[tuple[str, str | Id | Loss]] | Cases
-"""Texts, (prompt, target) pairs, or edit cases and the tables and files of them."""
+Examples: TypeAlias = Iterable[Prompt] | Iterable[tuple[Prompt, str | Id | Loss]] | Cases
+"""Prompts (each a text or its ids), (prompt, target) pairs, or edit cases and the tables and files of them."""
 Each = TypeVar("Each")
 
 
@@ -94,6 +94,7 @@ def encode_examples(
     if is_file(prompts) or rows_of(prompts) is not None:
         prompts = cases_of(cast(Cases, prompts))
     elif isinstance(prompts, Iterable) and not isinstance(prompts, str):
+        check_several(prompts)
         prompts = cast("Sequence[str] | Sequence[tuple] | Sequence[EditCase]", list(prompts))
     if isinstance(prompts, str) or not prompts or not isinstance(prompts, Sequence):
         got = "one text" if isinstance(prompts, str) else "none" if not prompts else short(prompts)
@@ -127,17 +128,31 @@ def encode_examples(
     examples, rows = [], _rows(model, texts, prepend_bos)
     for index, (text, row, loss, subject, answer, given) in enumerate(zip(texts, rows, *columns, strict=True), start):
         try:
-            batch = with_inputs(model, encode_prompts(model, row, prepend_bos=prepend_bos), given)
+            batch = with_inputs(model, encode_prompt(model, row, prepend_bos=prepend_bos), given)
             examples.append(_encoded(model, index, text, batch, loss, subject, answer))
         except (ValueError, TypeError, IndexError) as error:
             raise type(error)(f"Prompt {index}: {error}") from error
     return examples
 
 
-def _text(prompt: str | tuple | EditCase) -> str:
+def check_several(prompts: object) -> None:
+    """Refuse the ids of one prompt where several prompts are meant.
+
+    Raises:
+        ValueError: they are.
+    """
+    ids = as_prompt(prompts)
+    if isinstance(ids, ARRAYS) and ids.ndim == 1:
+        raise ValueError(
+            f"Expected a list of prompts or edit cases, got the {len(ids)} token ids of one; a single one is a list "
+            "of one."
+        )
+
+
+def _text(prompt: Prompt | tuple | EditCase) -> Prompt:
     """What the model is given of an example."""
     if isinstance(prompt, tuple):
-        return prompt[0]
+        return cast(Prompt, prompt[0])
     return prompt.prompt if isinstance(prompt, EditCase) else prompt
 
 
@@ -200,12 +215,13 @@ def _inputs_of_each(model: TransformerLensModel, inputs: Mapping[str, object], n
     return [{name: value[row : row + 1] for name, value in tensors.items()} for row in range(n)]
 
 
-def _rows(model: TransformerLensModel, texts: Sequence[str], prepend_bos: bool | None) -> Sequence[str | Tensor]:
+def _rows(model: TransformerLensModel, texts: Sequence[Prompt], prepend_bos: bool | None) -> Sequence[Prompt]:
     """The texts' tokens, encoded in one go; the texts themselves where one is refused, so that it is named."""
     if not all(isinstance(text, str) for text in texts):
         return texts
     try:
-        return [torch.tensor(row) for row in encoded_rows(model, texts, prepend_bos=prepend_bos)]
+        found = encoded_rows(model, cast("Sequence[str]", texts), prepend_bos=prepend_bos)
+        return [torch.tensor(row) for row in found]
     except (ValueError, TypeError, IndexError):
         return texts
 
@@ -213,7 +229,7 @@ def _rows(model: TransformerLensModel, texts: Sequence[str], prepend_bos: bool |
 def _encoded(
     model: TransformerLensModel,
     index: int,
-    prompt: str,
+    prompt: Prompt,
     batch: Batch,
     wanted: str | Id | Loss,
     subject: Span,
@@ -232,7 +248,8 @@ def _encoded(
     if len(answered) + len(forced) > model.cfg.n_ctx:
         raise ValueError(f"Expected at most n_ctx={model.cfg.n_ctx} tokens (target included), got more; shorten it.")
     if subject is not None:
-        subject = find_span(getattr(model, "tokenizer", None), tokens, subject, prompt)
+        text = prompt if isinstance(prompt, str) else None
+        subject = find_span(getattr(model, "tokenizer", None), tokens, subject, text)
     predicted = [*answered, *forced]
     return Example(
         index=index,

@@ -28,6 +28,7 @@ from tl_backward.gradients.examples import (
     batching,
     by_length,
     capture_batch,
+    check_several,
     encode_examples,
 )
 from tl_backward.gradients.gram import ExampleRows, inner_products
@@ -36,6 +37,7 @@ from tl_backward.gradients.summary import similarity_sentence
 from tl_backward.model.inputs import check_text_model, has_decoder
 from tl_backward.text.asked import mask_token
 from tl_backward.text.cases import EditCase
+from tl_backward.text.encoded import prompt_text
 from tl_backward.text.options import TextOptions
 from tl_backward.text.tables import Cases, cases_of, is_file, rows_of
 from tl_backward.text.token_strings import text_column
@@ -285,6 +287,7 @@ def listed(examples: Examples) -> Examples:
     if is_file(examples) or rows_of(examples) is not None:
         return cases_of(cast(Cases, examples))
     if isinstance(examples, Iterable) and not isinstance(examples, str | Mapping):  # of a dictionary it lists the keys
+        check_several(examples)
         return cast(Examples, list(examples))
     return examples
 
@@ -303,8 +306,8 @@ def encoded(
             raise ValueError("Expected edit cases alone, got others beside them; give examples of one kind.")
         names = tuple(f"{case.prompt} -> {case.target}" for case in cases)
         return encode_examples(model, cases, None, prepend_bos=prepend_bos), names
-    pairs = [each if isinstance(each, tuple) else (str(each), next_token_loss) for each in examples]
-    plain = next((text for text, loss in pairs if loss is next_token_loss), None)
+    pairs = [each if isinstance(each, tuple) else (each, next_token_loss) for each in examples]
+    plain = next((prompt_text(model, each[0]) for each in pairs if each[-1] is next_token_loss), None)
     if plain is not None and (has_decoder(model) or mask_token(model) is not None):
         raise ValueError(
             f"Expected (prompt, target) pairs for a model that does not predict its prompt's next tokens, got the text "
@@ -312,6 +315,8 @@ def encoded(
         )
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError("Expected examples as texts, (prompt, target) pairs or edit cases, got other tuples.")
-    names = tuple(f"{text} -> {target}" if isinstance(target, str) else text for text, target in pairs)
-    texts, losses = [text for text, _ in pairs], [loss for _, loss in pairs]
-    return encode_examples(model, texts, losses, prepend_bos=prepend_bos), names
+    prompts, losses = (list(side) for side in zip(*pairs, strict=True))
+    encoded = encode_examples(model, prompts, losses, prepend_bos=prepend_bos)
+    texts = (prompt_text(model, prompt) for prompt in prompts)
+    names = (f"{text} -> {loss}" if isinstance(loss, str) else text for text, loss in zip(texts, losses, strict=True))
+    return encoded, tuple(names)

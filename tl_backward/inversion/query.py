@@ -8,20 +8,21 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_backward._support.checks import check_choice
+from tl_backward._support.checks import check_choice, short
 from tl_backward._support.lengths import largest, lengths
 from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
-from tl_backward._support.types import TransformerLensModel, typed
+from tl_backward._support.types import Prompt, TransformerLensModel, typed
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion.activations import Samples, batches, collect_at
 from tl_backward.inversion.options import TEXTS, Closeness, Metric, check_text_options
 from tl_backward.inversion.positions import NOWHERE, Position, find_position, find_positions
 from tl_backward.model.place import Place, PlaceLike, resolve_place
 from tl_backward.text.encoded import Encoded, Inputs, encode
+from tl_backward.text.ids import ARRAYS, as_ids, as_prompt
 from tl_backward.text.options import TextOptions
 
-QueryLike: TypeAlias = str | Int[Tensor, "pos"]
+QueryLike: TypeAlias = Prompt
 
 _HELD = 2**26
 """Numbers of all places' activations that a batch of texts holds (256 MB in float32)."""
@@ -59,7 +60,7 @@ def read_query(
 
     Args:
         model: a HookedTransformer or TransformerBridge.
-        query: a text, or its tokens [pos].
+        query: a text, or its tokens [pos], as a tensor, an array or a list.
         site: see `resolve_place`.
         position: see `positions.Position`.
         prepend_bos: as TransformerLens means it, for text.
@@ -75,12 +76,14 @@ def read_query(
     """
     if isinstance(query, Query):
         return query
-    if not (isinstance(query, str) or hasattr(query, "shape")):
+    ids = as_prompt(query)
+    row = as_ids(ids) if isinstance(ids, ARRAYS) else None
+    if not isinstance(query, str) and (row is None or not row.ndim or row.numel() != row.shape[-1]):
         raise TypeError(
-            f"Expected a query as a text, its tokens [pos] or a Query, got {type(query).__name__}; the order is "
+            f"Expected a query as a text, its tokens [pos] or a Query, got {short(query)}; the order is "
             "(model, query, site, position, inputs)."
         )
-    texts = encode(model, [query] if isinstance(query, str) else query.reshape(1, -1), prepend_bos=prepend_bos)
+    texts = encode(model, [str(query)] if row is None else row.reshape(1, -1), prepend_bos=prepend_bos)
     resolved = resolve_place(model, site)
     at = find_position(texts, position)
     (value,) = collect_at(model, texts, resolved, torch.tensor([at]))[resolved]

@@ -33,7 +33,7 @@ from tl_backward.lens.segments import Answer, answer_position, answer_tokens, se
 from tl_backward.model.checks import model_kind
 from tl_backward.model.inputs import check_text_model
 from tl_backward.model.stamp import unchanged
-from tl_backward.text.ids import ARRAYS
+from tl_backward.text.ids import ARRAYS, as_prompt
 from tl_backward.text.subjects import Subject, subject_spans
 from tl_backward.text.token_strings import output_size, token_string, token_strings
 from tl_backward.vocabulary.basis import Basis
@@ -106,7 +106,8 @@ def backward_lens(
 
     Args:
         model: a HookedTransformer or TransformerBridge.
-        prompt: text, a list of texts, or tokens; a list gives every result a leading batch axis.
+        prompt: text, a list of texts, or token ids (a list of them, a tensor or an array); a list of texts or of lists
+            of ids gives every result a leading batch axis.
         target: the new answer (one, or one a prompt); several tokens are teacher-forced and ranks are the first one's.
         layers: which to read; None for all.
         k: how many top and bottom tokens to keep.
@@ -159,9 +160,10 @@ def backward_lens(
         prepend_bos=prepend_bos,
         **cast("dict[str, Never]", inputs),
     )
+    given = as_prompt(prompt)
     bound = cache.bound
     assert isinstance(bound, TargetLoss)
-    batched = not isinstance(prompt, str) and not (isinstance(prompt, ARRAYS) and prompt.ndim == 1)
+    batched = not isinstance(given, str) and not (isinstance(given, ARRAYS) and given.ndim == 1)
     mask = cache.mask if cache.mask is not None else torch.ones_like(cache.tokens, dtype=torch.bool)
     asked = answer_position(bound, cache.tokens, mask)
     target_ids = torch.tensor([row[0] for row in bound.ids or ()], device=cache.tokens.device)
@@ -193,7 +195,7 @@ def backward_lens(
     # Each prompt's real tokens, without those of a longer target.
     each = zip(cache.tokens, mask, forced, strict=True)
     rows = [row[real].tolist()[: int(real.sum()) - n] for row, real, n in each]
-    spans = subject_spans(tokenizer, rows, _texts(prompt, cache), subject, where=where)
+    spans = subject_spans(tokenizer, rows, _texts(given, cache), subject, where=where)
     draws: tuple[BackwardLens, ...] = ()
     if untrained is not None:
         # The first draw comes last: what reads its weights later finds them in place.
@@ -240,8 +242,9 @@ def backward_lens(
     )
 
 
-def _texts(prompt: Prompts, cache: GradientCache) -> Sequence[str] | None:
+def _texts(prompt: object, cache: GradientCache) -> Sequence[str] | None:
     """The prompts as texts; None where tokens were given or the logits belong to a decoder's tokens."""
-    if isinstance(prompt, ARRAYS) or cache.prompt_tokens is not cache.tokens:
+    texts = prompt if isinstance(prompt, list | tuple) else [prompt]
+    if not all(isinstance(text, str) for text in texts) or cache.prompt_tokens is not cache.tokens:
         return None
-    return [prompt] if isinstance(prompt, str) else prompt
+    return cast("Sequence[str]", texts)

@@ -8,13 +8,15 @@ from typing import TypeAlias, cast
 import numpy as np
 from torch import Tensor
 
-from tl_backward.text.ids import ARRAYS, Ids, as_ids
+from tl_backward.text.ids import ARRAYS, Ids, as_ids, as_prompt
 from tl_backward.text.prompts import Batch, given_tokens
 from tl_backward.text.tables import Frame, texts_of
 
-TextData: TypeAlias = Ids | Iterable[str | Mapping[str, object] | Ids | Sequence[Tensor | np.ndarray]]
+TextData: TypeAlias = (
+    Ids | Iterable[str | Mapping[str, object] | Ids | Sequence[Tensor | np.ndarray] | Sequence[int]] | Sequence[int]
+)
 """Texts; rows of a `datasets` data set or stream, with a text or with `input_ids`; token ids [batch, pos], all at once
-or batch by batch; or (tokens, attention_mask) pairs."""
+or batch by batch; lists of ids, one a text; or (tokens, attention_mask) pairs."""
 Data: TypeAlias = Sequence[str] | Callable[[int], Iterable[str]] | Iterable[Mapping[str, object]]
 """A list of texts, read in a new order each epoch; a function epoch -> texts, called anew each epoch, which may give
 texts without end; or a `datasets` data set or stream, read again each epoch."""
@@ -35,6 +37,8 @@ def batches_of(data: object, batch_size: int, text_key: str = "text") -> Iterato
         )
     if isinstance(data, Frame):
         data = texts_of(data, text_key if text_key in data.columns else None)
+    one = as_prompt(data)
+    data = one if isinstance(one, Tensor) and one.ndim == 1 else data  # a list of ids is one text
     if isinstance(data, ARRAYS) and data.ndim:
         ids = as_ids(data, "tokens [batch, pos]") if all(data.shape) else None
         data = () if ids is None else ids.reshape(-1, ids.shape[-1]).split(batch_size)
@@ -81,6 +85,8 @@ def _rows(data: Iterable, text_key: str) -> Iterator[str | Batch]:
             yield _tokens(item["input_ids"], item.get("attention_mask"))
         elif isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(part, ARRAYS) for part in item):
             yield _tokens(*item)
+        elif isinstance(ids := as_prompt(item), ARRAYS):
+            yield _tokens(ids, None)
         else:
             held = f"a row with the columns {list(item)[:6]}" if isinstance(item, Mapping) else type(item).__name__
             raise TypeError(

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from jaxtyping import Bool, Int
@@ -14,7 +14,7 @@ from tl_backward._support.saved import Saved
 from tl_backward._support.types import Tokenizer, TransformerLensModel
 from tl_backward.model.checks import model_kind
 from tl_backward.text.encoding import encode_texts, encode_warned
-from tl_backward.text.ids import ARRAYS, Ids, as_ids, check_in_vocabulary, side_by_side
+from tl_backward.text.ids import ARRAYS, Ids, as_ids, as_prompt, check_in_vocabulary, side_by_side
 from tl_backward.text.prompts import Batch
 from tl_backward.text.tables import texts_of
 from tl_backward.text.token_strings import token_string, vocabulary_size
@@ -72,7 +72,7 @@ class Encoded(Saved):
         return Encoded(self.tokens[index, :width], lengths, self.tokenizer, source)
 
 
-Inputs: TypeAlias = Iterable[str] | Ids | Batch | Encoded
+Inputs: TypeAlias = Iterable[str] | Ids | Sequence[Sequence[int] | Ids] | Batch | Encoded
 
 
 def encode(model: TransformerLensModel, inputs: Inputs, *, prepend_bos: bool | None = None) -> Encoded:
@@ -81,7 +81,8 @@ def encode(model: TransformerLensModel, inputs: Inputs, *, prepend_bos: bool | N
     Args:
         model: any TransformerLens model.
         inputs: a list or an iterator of texts; a table's column text or prompt; a tensor of tokens [text, pos] without
-            padding; a `prompts.Batch` of tokens with their mask, padded on either side; or what this function gave.
+            padding, or a list with a list of them a text; a `prompts.Batch` of tokens with their mask, padded on either
+            side; or what this function gave.
         prepend_bos: as TransformerLens means it; None is the tokenizer's and the model's own.
 
     Raises:
@@ -92,6 +93,10 @@ def encode(model: TransformerLensModel, inputs: Inputs, *, prepend_bos: bool | N
     model_kind(model)
     if isinstance(inputs, Encoded):
         return inputs
+    ids = as_prompt(inputs)
+    if ids is not inputs and not isinstance(ids, ARRAYS):
+        return encode_rows(model, cast("list[list[int]]", ids))
+    inputs = cast(Inputs, ids)
     if isinstance(inputs, ARRAYS):
         inputs = Batch(as_ids(inputs, "tokens [text, pos]"), None)
     if isinstance(inputs, Batch):
@@ -105,7 +110,7 @@ def encode(model: TransformerLensModel, inputs: Inputs, *, prepend_bos: bool | N
             return encode_rows(model, Batch(tokens, inputs.mask.cpu().bool()).rows())
         return _checked(model, Encoded(tokens, torch.full((len(tokens),), tokens.shape[1]), model.tokenizer))
     inputs = texts_of(inputs)
-    texts = list(inputs) if isinstance(inputs, Iterable) else None
+    texts = list(cast("Iterable[str]", inputs)) if isinstance(inputs, Iterable) else None
     if texts is None or isinstance(inputs, str) or not all(isinstance(text, str) for text in texts):
         what = "one text" if isinstance(inputs, str) else f"a {type(inputs).__name__} of something else"
         raise TypeError(
@@ -152,6 +157,14 @@ def _checked(model: TransformerLensModel, texts: Encoded) -> Encoded:
             )
     check_in_vocabulary(texts.tokens, vocabulary_size(model))
     return texts
+
+
+def prompt_text(model: TransformerLensModel, prompt: object) -> str:
+    """One prompt as it came, or what its ids decode to, without the BOS before them."""
+    ids = as_prompt(prompt)
+    if not isinstance(ids, ARRAYS):
+        return str(prompt)
+    return decode(getattr(model, "tokenizer", None), as_ids(ids).reshape(-1).tolist())
 
 
 def decode(tokenizer: Tokenizer | None, row: Sequence[int]) -> str:

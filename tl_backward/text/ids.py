@@ -46,6 +46,39 @@ def as_ids(value: Tensor | np.ndarray, what: str = "token ids") -> Tensor:
     return torch.from_numpy(value.astype(np.int64)) if isinstance(value, np.ndarray) else value.long()
 
 
+def as_prompt(value: object) -> object:
+    """Prompts whose ids come in lists as a tensor: a list of ids [pos], a list of as many ids each [batch, pos].
+
+    Rows of other lengths become lists of ints, to be padded; whatever is no list of ids stays what it is.
+
+    Examples:
+        >>> from tl_backward.text.ids import as_prompt
+        >>> as_prompt([5, 6]), as_prompt([[5, 6], (7, 8)]), as_prompt([[5], [7, 8]]), as_prompt(["a"])
+        (tensor([5, 6]), tensor([[5, 6],
+                [7, 8]]), [[5], [7, 8]], ['a'])
+    """
+    if not isinstance(value, list | tuple) or not value:
+        return value
+    if is_id(value[0]):
+        row = _ids_of(value)
+        return value if row is None else torch.tensor(row)
+    rows: list[list[int]] = []
+    for item in value:
+        if (row := _ids_of(item)) is None:
+            return value
+        rows.append(row)
+    return torch.tensor(rows, dtype=torch.long) if len({len(row) for row in rows}) == 1 else rows
+
+
+def _ids_of(value: object) -> list[int] | None:
+    """A list, or an array with one axis, of ids as ints; None where it is something else."""
+    if isinstance(value, ARRAYS):
+        return as_ids(value).tolist() if is_integers(value) and value.ndim == 1 else None
+    if not isinstance(value, list | tuple) or not all(is_id(item) for item in value):
+        return None
+    return [one_id(item) for item in value]
+
+
 def one_id(value: object, what: str = "a token id") -> int:
     """One id as an int.
 

@@ -6,14 +6,16 @@ given as `decoder_input_ids`, or what the decoder begins with when it generates.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
+from tl_backward._support.checks import short
 from tl_backward._support.closeness import difference, tolerance
-from tl_backward._support.types import Prompts, TransformerLensModel
+from tl_backward._support.types import Prompt, Prompts, TransformerLensModel
 from tl_backward.model.checks import model_kind
 from tl_backward.model.guard import rng_untouched, unobserved
 from tl_backward.model.inputs import (
@@ -32,7 +34,7 @@ from tl_backward.model.inputs import (
     without_cache,
 )
 from tl_backward.text.encoding import encode_texts, warn_of_trailing_space, warn_of_two_beginnings, warn_of_unknown
-from tl_backward.text.ids import ARRAYS, as_ids, check_in_vocabulary, side_by_side
+from tl_backward.text.ids import ARRAYS, as_ids, as_prompt, check_in_vocabulary, side_by_side
 from tl_backward.text.token_strings import embedding_table, vocabulary_size
 
 
@@ -90,7 +92,7 @@ def encode_prompts(
     prepend_bos: bool | None = None,
     attention_mask: Bool[Tensor, "batch pos"] | Integer[Tensor, "batch pos"] | None = None,
 ) -> Batch:
-    """Tokenise `prompts` as the model does; several texts are padded (see `pad`), with their mask.
+    """Tokenise `prompts` as the model does; several of unequal lengths are padded (see `pad`), with their mask.
 
     Raises:
         ValueError: an empty prompt, one longer than n_ctx, ids outside the vocabulary, text without a tokenizer, or a
@@ -98,21 +100,41 @@ def encode_prompts(
         TypeError: anything but text, a list of texts or integer tokens; a model that reads no text.
     """
     check_reads_text(model)
-    if isinstance(prompts, ARRAYS):
-        return _checked(model, given_tokens(prompts, attention_mask))
+    given = as_prompt(prompts)
+    if isinstance(given, ARRAYS):
+        return _checked(model, given_tokens(given, attention_mask))
+    texts = [given] if isinstance(given, str) else given
+    is_text = isinstance(texts, list | tuple) and len(texts) > 0 and all(isinstance(text, str) for text in texts)
+    if given is prompts and not is_text:
+        what = "an empty list" if isinstance(texts, list | tuple) and not texts else short(prompts)
+        raise TypeError(
+            "Expected a prompt as text, a non-empty list of texts, or token ids (a list of them, or an integer tensor "
+            f"[batch, pos]), got {what}; convert it first."
+        )
     if attention_mask is not None:
         raise ValueError(
-            "Expected attention_mask only together with tokens, got one with text; leave it out, padding of text is "
-            "masked exactly."
+            f"Expected attention_mask only together with tokens, got one with {'text' if is_text else 'several lists'};"
+            " leave it out, their padding is masked exactly."
         )
-    texts = [prompts] if isinstance(prompts, str) else prompts
-    if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
-        what = "an empty list" if isinstance(texts, list | tuple) and not texts else type(prompts).__name__
-        raise TypeError(
-            f"Expected a prompt as text, a non-empty list of texts or an integer tensor [batch, pos], got {what}; "
-            "convert it first."
-        )
-    return _checked(model, pad(model, encoded_rows(model, texts, prepend_bos=prepend_bos)))
+    if is_text:
+        return _checked(model, pad(model, encoded_rows(model, cast("list[str]", texts), prepend_bos=prepend_bos)))
+    rows = cast("list[list[int]]", given)
+    if not all(rows):
+        empty = [index for index, row in enumerate(rows) if not row][0]
+        raise ValueError(f"Expected at least one token in every prompt, got none in prompt {empty}; leave it out.")
+    return _checked(model, pad(model, rows))
+
+
+def encode_prompt(model: TransformerLensModel, prompt: Prompt, *, prepend_bos: bool | None = None) -> Batch:
+    """One prompt as a batch of one, as `encode_prompts` makes it.
+
+    Raises:
+        ValueError, TypeError: as `encode_prompts` does; several prompts.
+    """
+    batch = encode_prompts(model, prompt, prepend_bos=prepend_bos)
+    if batch.n_examples != 1:
+        raise TypeError(f"Expected one prompt, got {batch.n_examples}; give one at a time.")
+    return batch
 
 
 def encoded_rows(

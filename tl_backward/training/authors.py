@@ -13,11 +13,12 @@ from torch import Tensor
 from tl_backward._support.checks import check_k
 from tl_backward._support.html import frame_table, visible_text, visible_token
 from tl_backward._support.shown import Shown
-from tl_backward._support.types import DataFrame, TransformerLensModel, typed
+from tl_backward._support.types import DataFrame, Prompt, TransformerLensModel, typed
 from tl_backward.gradients.examples import EXAMPLES, Example, batching, capture_batch
 from tl_backward.gradients.losses import Loss
 from tl_backward.gradients.similarity import MAX_FACTOR_BYTES, Examples, Metric, encoded, gradient_similarity, listed
 from tl_backward.text.cases import EditCase
+from tl_backward.text.encoded import prompt_text
 from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import output_size, text_column
 from tl_backward.vocabulary.readout import TargetReadout, readout
@@ -143,7 +144,7 @@ class Authors(Shown):
 @typed
 def who_wrote(
     model: TransformerLensModel,
-    prompt: str,
+    prompt: Prompt,
     target: str,
     dataset: Examples,
     *,
@@ -168,7 +169,7 @@ def who_wrote(
 
     Args:
         model: the model that was trained on the data set, or is to be.
-        prompt: of the query.
+        prompt: of the query, as text or as token ids.
         target: its answer, whose author is asked for.
         dataset: texts, (prompt, target) pairs, edit cases, or a table or file of them, as in `gradient_similarity`.
         weights: as there; None for what each block writes with.
@@ -203,14 +204,15 @@ def who_wrote(
     dataset = listed(dataset)
     examples, names = encoded(model, dataset, prepend_bos)
     query = encoded(model, [(prompt, target)], prepend_bos)[0][0]
+    asked = prompt_text(model, prompt)
     if scores is not None:
         given = _checked(scores, len(examples))
         chosen = tuple(chosen_weights(model, weight_sites(model), weights))
         top, unknown = leading(given, n), torch.full_like(given, float("nan"))
         words = written(model, query, [examples[i] for i in top.tolist()], chosen, k)
-        return Authors(prompt, target, names, given, unknown, unknown.clone(), top, words, chosen, "score", 0)
+        return Authors(asked, target, names, given, unknown, unknown.clone(), top, words, chosen, "score", 0)
     own: list[int] = []
-    queries: list[tuple[str, str | Loss]] = [(prompt, target)]
+    queries: list[tuple[Prompt, str | Loss]] = [(prompt, target)]
     if random_queries is not None:
         queries += [
             (each.prompt, each.target) if isinstance(each, EditCase) else each
@@ -230,7 +232,7 @@ def who_wrote(
     low, high = interval(others)
     top = leading(found[0], n)
     words = written(model, query, [examples[i] for i in top.tolist()], similarity.weights, k)
-    return Authors(prompt, target, names, found[0], low, high, top, words, similarity.weights, metric, len(others))
+    return Authors(asked, target, names, found[0], low, high, top, words, similarity.weights, metric, len(others))
 
 
 def _checked(scores: object, n: int) -> Float[Tensor, "example"]:
