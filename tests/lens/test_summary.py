@@ -154,3 +154,21 @@ def test_several_prompts():
     assert lens.summary().startswith("Over 2 prompts") and lens.summary(1) == alone.summary()
     with pytest.raises(IndexError, match=r"Expected an example in \[0, 2\), got 2; the lens has 2 prompts"):
         lens.summary(2)
+
+
+def test_a_target_of_several_tokens_is_named_whole():
+    """Its ranks are those of the first token, which the sentence says."""
+    model = tlb.load("facts")
+    prompt, target = "Anna Berg lives in the city of", " Oslo in"
+    lens = tlb.backward_lens(model, prompt, target)
+    assert lens.target == " Oslo" and lens.whole_target == target and repr(target) in repr(lens)
+    start = 'One step toward "␣Oslo in" would write its first token, ␣Oslo, in every layer and push ␣Graz down in '
+    assert lens.summary().startswith(start)
+    page = str(lens.page())
+    assert start.replace('"', "&quot;") in page or start in page
+    assert "␣Oslo in</bdi></b>, whose first token is <b>" in page
+    several = tlb.backward_lens(model, [prompt, prompt], [target, " Oslo"])
+    assert several.whole_target == [target, " Oslo"] and several.summary(0) == lens.summary()
+    assert several.summary(1).startswith("One step toward ␣Oslo would write ␣Oslo in ")
+    known = tlb.backward_lens(model, prompt, " Graz in").summary()
+    assert known.startswith('The model already says ␣Graz, the first token of "␣Graz in", and one step toward it ')

@@ -5,7 +5,7 @@ In a batch every example has the gradient it has alone: the loss of a batch is t
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import Never, TypeAlias, TypeVar, cast
+from typing import Never, TypeAlias, TypeGuard, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -106,7 +106,7 @@ def encode_examples(
         subjects = [case.subject for case in cases] if subjects is None else subjects
         answers = [case.answer for case in cases] if answers is None else answers
         losses = [case.target for case in cases]
-    pairs = [prompt for prompt in prompts if isinstance(prompt, tuple)]
+    pairs = [prompt for prompt in prompts if is_pair(prompt)]
     if pairs:
         if losses is not None or len(pairs) != len(prompts) or any(len(pair) != 2 for pair in pairs):
             raise ValueError(
@@ -149,10 +149,15 @@ def check_several(prompts: object) -> None:
         )
 
 
+def is_pair(example: object) -> TypeGuard[tuple]:
+    """Whether an example is a (prompt, target) pair, and not a prompt whose ids come as a tuple."""
+    return isinstance(example, tuple) and not (example and all(is_id(item) for item in example))
+
+
 def _text(prompt: Prompt | tuple | EditCase) -> Prompt:
     """What the model is given of an example."""
-    if isinstance(prompt, tuple):
-        return cast(Prompt, prompt[0])
+    if is_pair(prompt):
+        return prompt[0]
     return prompt.prompt if isinstance(prompt, EditCase) else prompt
 
 

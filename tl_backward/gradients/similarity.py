@@ -30,6 +30,7 @@ from tl_backward.gradients.examples import (
     capture_batch,
     check_several,
     encode_examples,
+    is_pair,
 )
 from tl_backward.gradients.gram import ExampleRows, inner_products
 from tl_backward.gradients.losses import next_token_loss
@@ -306,7 +307,7 @@ def encoded(
             raise ValueError("Expected edit cases alone, got others beside them; give examples of one kind.")
         names = tuple(f"{case.prompt} -> {case.target}" for case in cases)
         return encode_examples(model, cases, None, prepend_bos=prepend_bos), names
-    pairs = [each if isinstance(each, tuple) else (each, next_token_loss) for each in examples]
+    pairs = [each if is_pair(each) else (each, next_token_loss) for each in examples]
     plain = next((prompt_text(model, each[0]) for each in pairs if each[-1] is next_token_loss), None)
     if plain is not None and (has_decoder(model) or mask_token(model) is not None):
         raise ValueError(

@@ -134,11 +134,12 @@ class BackwardLens(Shown):
     def __repr__(self) -> str:
         prompts = f"{self.token_ids.shape[0]} prompts" if self.is_batch else f"{self.token_ids.shape[0]} tokens"
         return (
-            f"BackwardLens({prompts}, layers={self.layers}, target={self._whole_target()!r}, answer={self.answer!r}, "
+            f"BackwardLens({prompts}, layers={self.layers}, target={self.whole_target!r}, answer={self.answer!r}, "
             f"loss={self.loss.item():.4g}" + (f"; {short})" if (short := self.cache.left_out()) else ")")
         )
 
-    def _whole_target(self) -> str | list[str]:
+    @property
+    def whole_target(self) -> str | list[str]:
         """The target, or targets, with all their tokens."""
         tokenizer = next(iter(next(iter(self.readouts().values())).values())).tokenizer
         rows = getattr(self.cache.bound, "ids", None)
@@ -174,7 +175,8 @@ class BackwardLens(Shown):
             differs = torch.tensor([new != old for new, old in zip(targets, answers, strict=True)])
             return batch_sentence(layers, own, draws, differs)
         row = example or 0
-        return lens_sentence(targets[row], answers[row], layers, own[row], [each[row] for each in draws])
+        whole = self.whole_target if isinstance(self.whole_target, str) else self.whole_target[row]
+        return lens_sentence(targets[row], answers[row], layers, own[row], [each[row] for each in draws], whole=whole)
 
     def _places(self) -> Places:
         """Where the target and the old answer stand at the token asked at, in the main readout."""

@@ -64,32 +64,45 @@ def _log_odds(rank: Tensor, d_vocab: int) -> Tensor:
     return ((d_vocab - rank - 0.5) / (rank + 0.5)).log()
 
 
-def lens_sentence(target: str, answer: str, layers: Sequence[int], places: Places, draws: Sequence[Places]) -> str:
+def lens_sentence(
+    target: str,
+    answer: str,
+    layers: Sequence[int],
+    places: Places,
+    draws: Sequence[Places],
+    *,
+    whole: str | None = None,
+) -> str:
     """The finding of one prompt (row 0 of `places`); `draws` are the same prompt in untrained networks.
 
     Args:
-        target: the new answer's token, raw.
+        target: the new answer's (first) token, raw.
         answer: the old one's.
         layers: that were read.
         places: of the model.
         draws: of its control.
+        whole: the new answer, where it has more tokens than that one.
     """
     new, old = visible_token(target, _LONGEST), visible_token(answer, _LONGEST)
+    toward, word, said = new, new, new
+    if whole is not None and whole != target:
+        toward = f'"{visible_token(whole, _LONGEST)}"'
+        word, said = f"its first token, {new},", f"{new}, the first token of {toward}"
     enough = len(draws) >= DRAWS_NEEDED
     beside = draws if enough else []
     end = "" if enough else no_comparison(len(draws), HOW)
     if bool(places.target[0].isnan().all()):
         where = layers_text(list(layers), layers)
-        return f"One step toward {new} would write nothing at the token asked at: its gradient is zero in {where}."
-    written = _part(f"write {new}", layers, *_ends(places, "written"), [_ends(each, "written") for each in beside])
+        return f"One step toward {toward} would write nothing at the token asked at: its gradient is zero in {where}."
+    written = _part(f"write {word}", layers, *_ends(places, "written"), [_ends(each, "written") for each in beside])
     if not bool(places.written.any()):
-        written = f"write {new} before all other words in no layer{_they(beside, 'written')}"
+        written = f"write {word} before all other words in no layer{_they(beside, 'written')}"
     if target == answer:
-        return f"The model already says {new}, and one step toward it would {written}{end}."
+        return f"The model already says {said}, and one step toward it would {written}{end}."
     pushed = _part(f"push {old} down", layers, *_ends(places, "pushed"), [_ends(each, "pushed") for each in beside])
     if not bool(places.pushed.any()):
         pushed = f"push {old} down most in no layer{_they(beside, 'pushed')}"
-    return f"One step toward {new} would {written} and {pushed}{end}."
+    return f"One step toward {toward} would {written} and {pushed}{end}."
 
 
 def _ends(places: Places, which: Literal["written", "pushed"]) -> Ends:

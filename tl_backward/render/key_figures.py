@@ -96,6 +96,11 @@ class PromptView:
         return self.row(self.lens.target)
 
     @property
+    def whole_target(self) -> str:
+        """The target with all its tokens."""
+        return self.row(self.lens.whole_target)
+
+    @property
     def answer(self) -> str:
         """The model's old answer, raw."""
         return self.row(self.lens.answer)

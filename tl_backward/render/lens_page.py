@@ -84,14 +84,14 @@ def lens_report(
 def _question(page: Page, view: PromptView) -> None:
     end = len(view.tokens) - view.n_forced
     prompt, forced = joined(view.tokens[:end], view.gaps[:end]), joined(view.tokens[end:], view.gaps[end:]).strip(" ")
-    first = "" if not forced else ", the first token of the target,"
+    first = f", whose first token is {_quoted(view.target)}," if view.whole_target != view.target else ""
     encoder = view.encoder
     where = "after" if view.asks == "last" else f"at {_quoted(view.tokens[view.asked])} in"
     says = f"{where} {_quoted(prompt)} the {'model' if encoder is None else 'decoder'} says"
     says = says[0].upper() + says[1:] if encoder is None else f"The encoder reads {_quoted(joined(*encoder))}; {says}"
     sentence = (
         f"<p>{says} {_quoted(view.answer)}. "
-        f"What would one step of training toward {_quoted(view.target)}{first} write?</p>"
+        f"What would one step of training toward {_quoted(view.whole_target)}{first} write?</p>"
     )
     text = "" if encoder is None else report_texts.ENCODER
     if forced:
