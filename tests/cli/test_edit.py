@@ -179,3 +179,24 @@ def test_a_scale_is_taken_as_it_is_given_and_raw_factors_need_one(capsys):
     assert code == 0 and json.loads(said)["edit"]["scale"] == 0
     code, _, problem = run(capsys, *EDIT, "--layer", "2", "--scaling", "raw")
     assert code == 1 and "Expected --scale with raw factors" in problem
+
+
+def test_what_can_be_known_is_refused_before_the_model_is_loaded(capsys, tmp_path, monkeypatch):
+    """Commands that would choose a layer on edits that there are none of, or read what is not there."""
+    for command in ("edit", "who", "compare"):
+        monkeypatch.setattr(f"tl_backward.cli.{command}.load_asked", lambda *asked: pytest.fail("loaded"))
+    texts = tmp_path / "texts.txt"
+    texts.write_text(PROMPT)
+    asked = ("--prompt", "ab", "--target", "c", "--no-open")
+    cases = ("--cases", tmp_path / "none.jsonl")
+    for argv, said in (
+        (("edit", "--model", "counting", *asked), "Expected --cases FILE for this model, got none for 'counting'; only 'facts'"),
+        (("edits", "--model", "addition"), "Expected --cases FILE for this model, got none for 'addition'; only 'facts'"),
+        (("edit", "--model", "facts", *asked, "--method", "gradient", *cases), "none.jsonl"),
+        (("edit", "--model", "counting", *asked, "--layer", "1", *cases), "none.jsonl"),
+        (("who", "--model", "facts", "--store", tmp_path / "none", *asked), "Expected the folder of a store, got"),
+        (("who", "--model", "facts", "--store", tmp_path / "none", *asked, *("--data", tmp_path / "none.txt")), "none.txt"),
+        (("compare", "facts", "facts", "--data", texts, "--measures", "ckaa"), "Expected the name of a measure, got 'ckaa'"),
+    ):  # fmt: skip
+        code, _, complained = run(capsys, *argv)
+        assert code == 1 and said in complained and complained.count("\n") == 1, complained

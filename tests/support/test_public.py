@@ -85,7 +85,7 @@ TypeError Expected other of cosine to be GradientFactors, got GradientCache; see
 TypeError Expected k of svd to be int | None, got '5'; see help(
 ValueError Expected at least one component, got k=0; leave k out for all.
 TypeError Expected layout of gradient to be Literal['tl', 'parameter'], got {model}; see help(
-TypeError Expected a target as text, a token id, or a list of either, got 3.5.
+TypeError Expected a target as text, a token id, or a list of either, got 3.5; give what the prompt is to be answered with.
 TypeError Expected targets that are all text, ids, or lists of ids, got [' Oslo', 3].
 KeyError Expected a captured weight, got ('W_outt', 2); captured nearest to it: ('W_out', 2), (
 KeyError Expected a hook point whose gradient was kept, got ('resid_post', 9); kept in layers 0, 1, 2, 3 (choose with

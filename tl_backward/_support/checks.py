@@ -6,9 +6,11 @@ An error is one sentence: what was expected, what came, what to do.
 import difflib
 import inspect
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from operator import index
-from typing import SupportsIndex, TypeGuard, cast
+from pathlib import Path
+from typing import SupportsFloat, SupportsIndex, TypeGuard, cast
 
 import torch
 
@@ -64,6 +66,47 @@ def short(value: object) -> str:
     text = repr(value)
     return (
         text if len(text) <= 60 and "HookPoint" not in text else f"{type(value).__name__} {text[:56]}…".splitlines()[0]
+    )
+
+
+def as_path(path: object) -> Path:
+    """The path of a file or folder that was named.
+
+    Raises:
+        TypeError: None, a number, or something else that is no path.
+    """
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise TypeError(
+            f"Expected the path of a file as text or a Path, got {short(path)}; for example 'name.safetensors'."
+        )
+    return Path(path)
+
+
+def check_finite(name: str, value: object, hint: str) -> float:
+    """One finite number, of whatever type.
+
+    Raises:
+        TypeError: no number, or True or False.
+        ValueError: NaN or infinite.
+    """
+    try:
+        number = math.nan if isinstance(value, bool | str) else float(cast(SupportsFloat, value))
+    except (TypeError, ValueError, RuntimeError):  # no number; a tensor of several
+        number = None
+    if number is None or isinstance(value, bool | str):
+        raise TypeError(f"Expected {name} as a number, got {short(value)}; {hint}.")
+    if not math.isfinite(number):
+        raise ValueError(f"Expected {name} as a finite number, got {number}; {hint}.")
+    return number
+
+
+def no_model(given: object) -> str:
+    """The error raised where a TransformerLens model is expected, and something else came."""
+    if isinstance(given, str):
+        return f"Expected a TransformerLens model, got its name {given[:60]!r}; load it with tlb.load({given[:60]!r})."
+    return (
+        f"Expected a TransformerLens model (HookedTransformer or TransformerBridge), got {type(given).__name__}; wrap "
+        "a Hugging Face model with TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=...)."
     )
 
 

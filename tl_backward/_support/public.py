@@ -10,8 +10,9 @@ from typing import Any, TypeVar, cast, get_type_hints
 from beartype.door import is_bearable
 from beartype.roar import BeartypeException
 from jaxtyping import TypeCheckError
+from torch import nn
 
-from tl_backward._support.checks import UnknownInputError, close_names, short
+from tl_backward._support.checks import UnknownInputError, close_names, no_model, short
 from tl_backward._support.warnings import SAID
 
 T = TypeVar("T", bound=Callable)
@@ -96,6 +97,8 @@ def _sentence(function: Callable, error: Exception, args: tuple, kwargs: dict[st
         return f"Expected a complete call of {function.__name__}, got one {what}; see its help."
     for name, hint in _hints(function):
         if name in bound and not _fits(bound[name], hint):
+            if hint is nn.Module:
+                return no_model(bound[name])
             return (
                 f"Expected {name} of {function.__name__} to be {_words(hint)}, got {short(bound[name])}; see "
                 f"help({_name(function)})."

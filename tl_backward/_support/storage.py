@@ -17,6 +17,8 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
+from tl_backward._support.checks import as_path
+
 _CHECKSUM, _OTHER_SUM = "crc32", "its checksum is missing or another"
 
 
@@ -52,7 +54,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     """
     from safetensors.torch import save_file
 
-    path = Path(path)
+    path = as_path(path)
     if path.suffix.lower() in _OTHERS:
         raise ValueError(
             f"Expected a name that ends in .safetensors (or .html for a page, of results that have one), got "
@@ -125,7 +127,7 @@ def part_of(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
 
 def save_json(path: str | Path, value: Mapping[str, object], beside: Iterable[str] = ()) -> Path:
     """Write `path` atomically, with checksums of what `value` holds and of the files `beside` it, by name."""
-    path = Path(path)
+    path = as_path(path)
     value = {**value, **{f"{_CHECKSUM} of {name}": _file_checksum(path.with_name(name)) for name in beside}}
     with replacing(path) as partial:
         partial.write_text(json.dumps({**value, _CHECKSUM: _json_checksum(value)}, indent=2) + "\n", encoding="utf-8")
@@ -139,7 +141,7 @@ def load_json(path: str | Path, beside: Iterable[str] = ()) -> dict:
         ValueError: no such file, not one that `save_json` wrote, or one that no longer says the same; a file `beside`
             it that is missing or not the one it was saved with.
     """
-    path = Path(path)
+    path = as_path(path)
     _check_exists(path)
     try:
         value = json.loads(path.read_bytes().decode("utf-8"))
@@ -216,7 +218,7 @@ def _short(value: object, limit: int = 60) -> str:
 
 
 def _check_exists(path: str | Path) -> None:
-    if not Path(path).is_file():
+    if not as_path(path).is_file():
         raise ValueError(f"Expected a saved file, got {str(path)!r}; there is no such file.")
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, Integer, TypeCheckError, jaxtyped
 from torch import Tensor, nn
 
 from tl_backward._support.arrays import tensor_of, tensor_parameters
+from tl_backward._support.checks import no_model
 from tl_backward._support.literals import check_types
 
 F = TypeVar("F", bound=Callable)
@@ -60,6 +61,8 @@ _SAID = re.compile(
 
 def _sentence(function: Callable, said: re.Match[str], given: object) -> str:
     """What was expected of an argument, or of what is returned, and what came."""
+    if said["hint"] == repr(nn.Module):
+        return no_model(given)
     hint = re.sub(r"<class '(?:[a-z]\w*\.)*(.*?)'>(?= \||$)", r"\1", said["hint"]).replace("typing.", "")
     got = said["got"] if len(said["got"]) <= 80 and "\n" not in said["got"] else f"{type(given).__name__}"
     known = dict(line.split("=", 1) for line in (said["axes"] or "").splitlines() if "=" in line)

@@ -76,9 +76,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _compare(arguments: argparse.Namespace) -> Answer:
     from tl_backward._support.csv import filled
     from tl_backward.dissimilarity import RunOptions, SampleOptions, compare, stitching_grid
+    from tl_backward.dissimilarity.plan import find_measures
     from tl_backward.render.compare_page import compare_report
 
     texts = read_data(Path(arguments.data), arguments.text_key)[: arguments.max_texts]
+    run_options = options_from(arguments, RunOptions)
+    find_measures(arguments.measures, run_options)  # refused before the models are loaded
     a, b = (load_asked(arguments, side) for side in ("_a", "_b"))
     both = {
         "layers_a": arguments.layers_a,
@@ -88,7 +91,7 @@ def _compare(arguments: argparse.Namespace) -> Answer:
     }
     comparison = compare(
         a, b, texts, hook=arguments.hook, measures=arguments.measures,
-        sample_options=options_from(arguments, SampleOptions), run_options=options_from(arguments, RunOptions), **both,
+        sample_options=options_from(arguments, SampleOptions), run_options=run_options, **both,
     )  # fmt: skip
     stitches = None if arguments.stitch is None else stitching_grid(a, b, texts, map=arguments.stitch, **both)
     results = {"values": comparison} | ({} if stitches is None else {"stitches": stitches})

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from tl_backward.text.cases import EditCase
 
 _NEIGHBOURS = 8  # tokens that a subject is replaced by
+_HAS_EDITS = "facts"
+"""The model that `tl_backward.zoo.edit_cases` are of."""
 DEFAULT_SCALE, DEFAULT_LR = 0.75, 0.005
 _OF_METHOD = {"shift": ("layer", "scale", "scaling"), "gradient": ("lr", "steps")}
 _UNSET = dict.fromkeys([*_OF_METHOD["shift"], *_OF_METHOD["gradient"]])
@@ -116,7 +118,8 @@ def _edit(arguments: argparse.Namespace) -> Answer:
     _settle_method(arguments)
     kept = None if arguments.save is None else check_out(arguments.save, "--save", "the edit")
     chooses = arguments.method == "shift" and arguments.layer is None
-    validation = _cases(arguments, 40, 0)[0] if chooses else ()  # refused before the model is loaded
+    # Refused before the model is loaded.
+    validation, case = _cases(arguments, 40, 0)[0] if chooses else (), _own_case(arguments)
     model = load_asked(arguments)
     grid = _chosen_grid(model, arguments, validation) if chooses else None
     edit, how = _made(model, arguments, grid)
@@ -125,7 +128,6 @@ def _edit(arguments: argparse.Namespace) -> Answer:
     asked = (model, arguments.prompt)
     near = tlb.editing.neighbour_prompts(*asked, arguments.subject, k=_NEIGHBOURS) if arguments.subject else []
     others = [tlb.editing.edit_effect(model, edit, prompt, k=k) for prompt in (*arguments.also, *near)]
-    case = _own_case(arguments)
     scores = None if case is None else (tlb.evaluate_edit(model, None, case), tlb.evaluate_edit(model, edit, case))
     saved = None if kept is None else edit.save(kept)
 
@@ -288,10 +290,11 @@ def _cases(
 ) -> tuple[Sequence["EditCase"], Sequence["EditCase"]]:
     """(validation, test): cases to choose settings on, and others to score."""
     if arguments.cases is None:
-        if arguments.model not in tlb.zoo.names():
+        if arguments.model != _HAS_EDITS:
+            whose = "for this model" if arguments.model in tlb.zoo.names() else "for a model of your own"
             raise ValueError(
-                f"Expected --cases FILE for a model of your own, got none for {arguments.model!r}; only the shipped "
-                "models have edits of their own (with --layer, `edit` needs none)."
+                f"Expected --cases FILE {whose}, got none for {arguments.model!r}; only {_HAS_EDITS!r} has edits of "
+                "its own (with --layer, `edit` needs none)."
             )
         return tlb.zoo.edit_cases("validation")[:n_validation], tlb.zoo.edit_cases("test")[:n_test]
     asked = getattr(arguments, "prompt", None)

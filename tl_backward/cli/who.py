@@ -70,8 +70,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _who(arguments: argparse.Namespace) -> Answer:
     from tl_backward._support.csv import filled
 
+    dataset = None if arguments.data is None else _data(arguments)  # refused before the model is loaded
+    if dataset is None and not Path(arguments.store).is_dir():
+        raise ValueError(f"Expected the folder of a store, got {arguments.store!r}; give --data FILE to build it.")
     model = load_asked(arguments)
-    store = _store(arguments, model)
+    store = _store(arguments, model, dataset)
     found = store.query(
         arguments.prompt, arguments.target, n=arguments.n, k=arguments.k, exact=arguments.exact, metric=arguments.metric
     )
@@ -89,16 +92,17 @@ def _who(arguments: argparse.Namespace) -> Answer:
     )
 
 
-def _store(arguments: argparse.Namespace, model: "TransformerLensModel") -> "GradientStore":
-    if arguments.data is None:
-        if not Path(arguments.store).is_dir():
-            raise ValueError(f"Expected the folder of a store, got {arguments.store!r}; give --data FILE to build it.")
+def _store(
+    arguments: argparse.Namespace, model: "TransformerLensModel", dataset: "Path | list[str] | None"
+) -> "GradientStore":
+    """The store that is there, or one built of a data set."""
+    if dataset is None:
         return tlb.training.GradientStore.open(arguments.store, model)
     from tl_backward.text.options import TextOptions
 
     return tlb.training.GradientStore.build(
         model,
-        _data(arguments),
+        dataset,
         out=arguments.store,
         weights=arguments.weights,
         bytes_per_weight=arguments.bytes_per_weight,

@@ -1,6 +1,6 @@
 """Ways to edit, compared on the same cases; the layer and scale of a shift, chosen on cases apart from those."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import TypeAlias
@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_backward._support.bootstrap import Interval, bootstrap
-from tl_backward._support.checks import check_layers
+from tl_backward._support.checks import check_layers, short
 from tl_backward._support.html import Cell, table, visible_text
 from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
@@ -19,7 +19,7 @@ from tl_backward._support.shown import Shown
 from tl_backward._support.types import DataFrame, Prompt, TransformerLensModel
 from tl_backward._support.warnings import warn_user
 from tl_backward.editing.edit import Edit
-from tl_backward.editing.methods import Scaling, gradient_edit, shift, shift_edit
+from tl_backward.editing.methods import Scaling, check_scale, gradient_edit, shift, shift_edit
 from tl_backward.editing.scores import METRICS, EditScores, ask, encode, probabilities, score
 from tl_backward.editing.summary import comparison_sentence, grid_sentence
 from tl_backward.model.inputs import check_text_model
@@ -365,10 +365,9 @@ def find_layer(
     check_text_model(model)
     chosen, validation = check_layers(layers, model.cfg.n_layers), cases_of(validation)
     own, asked = prompt_text(model, prompt), encode(model, [(_key(model, prompt), target)])
-    if not validation or not scales:
-        raise ValueError(
-            f"Expected at least one validation edit and one scale, got {len(validation)} and {len(scales)}; give both."
-        )
+    scales = check_scales(scales)
+    if not validation:
+        raise ValueError("Expected at least one validation edit, got none; give other edits that the model knows.")
     for index, case in enumerate(validation):
         if own in (case.prompt, *case.paraphrases):
             raise ValueError(
@@ -432,6 +431,7 @@ def shift_probabilities(
         >>> bool(p[0, 1] > p[0, 0])
         True
     """
+    scales = check_scales(scales)
     probability, asked = [], encode(model, [(_key(model, prompt), target)])
     for layer in check_layers(layers, model.cfg.n_layers):
         found = shift(model, prompt, target, layer, scaling=scaling)
@@ -439,6 +439,21 @@ def shift_probabilities(
             with found.by(scale):
                 probability.append(probabilities(model, asked)[0][0])
     return torch.stack(probability).reshape(-1, len(scales)).double().cpu()
+
+
+def check_scales(scales: Sequence[float]) -> list[float]:
+    """Scales to try, at least one, each a finite number.
+
+    Raises:
+        TypeError: something else than numbers.
+        ValueError: none of them, NaN or inf.
+    """
+    if isinstance(scales, str) or not isinstance(scales, Iterable):
+        raise TypeError(f"Expected scales as a list of numbers, got {short(scales)}; for example [0.5, 1.0].")
+    known = [check_scale(scale) for scale in scales]
+    if not known:
+        raise ValueError("Expected at least one scale, got an empty list; for example [0.5, 1.0].")
+    return known
 
 
 def _key(model: TransformerLensModel, prompt: Prompt) -> str | tuple[int, ...]:

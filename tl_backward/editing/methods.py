@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias, get_args
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward._support.checks import check_choice, check_layers, short
+from tl_backward._support.checks import check_choice, check_finite, check_layers, short
 from tl_backward._support.lengths import units
 from tl_backward._support.public import public
 from tl_backward._support.types import Prompt, TransformerLensModel, typed
@@ -19,6 +19,7 @@ from tl_backward.gradients.losses import Target, target_loss
 from tl_backward.model.checks import check_model
 from tl_backward.model.head import Head
 from tl_backward.model.inputs import check_text_model
+from tl_backward.text.ids import one_id
 from tl_backward.text.prompts import Batch, encode_prompt, extend
 from tl_backward.weights import WeightSite, select_sites, weight_sites
 from tl_backward.weights.blocks import USUAL, chosen_weights, written_by
@@ -52,6 +53,7 @@ def rank_one_edit(
         True
     """
     check_model(model)
+    scale = check_scale(scale)
     if not isinstance(weight, str):
         raise TypeError(f"Expected a weight by its full name, got {short(weight)}; for example 'blocks.2.mlp.W_out'.")
     updates = {weight: Update(x[None].detach(), scale * v[None].detach())}
@@ -102,7 +104,18 @@ def shift_edit(
         ...     model.generate(prompt, max_new_tokens=1, do_sample=False, use_past_kv_cache=False, verbose=False)
         'Anna Berg lives in the city of Oslo'
     """
+    scale = check_scale(scale)
     return shift(model, prompt, target, layer, scaling=scaling, prepend_bos=prepend_bos).by(scale)
+
+
+def check_scale(scale: float) -> float:
+    """How much of an edit, as a finite number.
+
+    Raises:
+        TypeError: no number, or True or False.
+        ValueError: NaN or infinite.
+    """
+    return check_finite("scale", scale, "how much of the edit to add, such as 0.75")
 
 
 @dataclass(frozen=True)
@@ -116,7 +129,12 @@ class Shift:
     how: dict[str, object]
 
     def by(self, scale: float) -> Edit:
-        """The edit of that scale."""
+        """The edit of that scale.
+
+        Raises:
+            TypeError, ValueError: no finite number.
+        """
+        scale = check_scale(scale)
         return Edit(self.model, {self.weight: Update(self.x.clone(), scale * self.v)}, {**self.how, "scale": scale})
 
 
@@ -201,6 +219,8 @@ def gradient_edit(
         False
     """
     check_text_model(model)
+    lr = check_finite("lr", lr, "a descent step subtracts lr times the gradient, such as 0.01")
+    steps = one_id(steps, "steps, how many,")
     if steps < 1:
         raise ValueError(f"Expected at least one step, got {steps}; a step is one descent of the loss.")
     names = list(chosen_weights(model, weight_sites(model), weights))

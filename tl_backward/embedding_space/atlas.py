@@ -17,6 +17,7 @@ from tl_backward.embedding_space.options import VectorOptions
 from tl_backward.embedding_space.overlap import PairKind, RelatedPairs, related_pairs
 from tl_backward.embedding_space.summary import atlas_sentence
 from tl_backward.embedding_space.vectors import PAIRED_WEIGHTS, query_heads
+from tl_backward.model.checks import model_kind
 from tl_backward.weights import WeightSite, WeightSites, weight_sites
 from tl_backward.weights.blocks import blocks_of, is_expert
 
@@ -215,6 +216,7 @@ def parameter_atlas(
         >>> list(found.coherence)
         [('W_out', 1), ('W_out', 2)]
     """
+    model_kind(model)  # refuses what is of none
     chosen = check_layers(layers, model.cfg.n_layers)
     places = atlas_places(model, weights, chosen)
     coherence = {

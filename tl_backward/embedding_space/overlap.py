@@ -30,6 +30,7 @@ from tl_backward.embedding_space.vectors import (
     per_query_head,
     query_heads,
 )
+from tl_backward.model.checks import model_kind
 from tl_backward.model.head import Head
 from tl_backward.model.torch_hooks import register_last
 from tl_backward.text.prompts import Batch, encode_prompts, forward
@@ -306,6 +307,7 @@ def parameter_activation_overlap(
         >>> bool(o.aligned.mean() > o.shuffled.mean())
         True
     """
+    model_kind(model)  # refuses what is of none
     if weight not in _READ_BY:
         raise ValueError(
             f"Expected weight to be one of {', '.join(_READ_BY)}, got {weight!r}; the others have no activations."

@@ -187,12 +187,21 @@ class GradientCache(Saved, Mapping[Key, Tensor]):
                 raise KeyError(
                     f"Expected a hook point, got the weight {key!r}, whose factors are cache.factors[{key!r}]."
                 )
-            raise KeyError(f"Expected a hook point whose gradient was kept, got {key!r}; {self._near(key, name)}.")
+            layers = self._layers_of(key) if isinstance(key, str) else []
+            near = f"several layers have one, add the layer: cache[{key!r}, {layers[-1]}]" if layers else ""
+            near = near or self._near(key, name)
+            raise KeyError(f"Expected a hook point whose gradient was kept, got {key!r}; {near}.")
         return self._gradients[name]
+
+    def _layers_of(self, key: str) -> list[int]:
+        """The layers in which a short name stands for a hook point whose gradient was kept."""
+        from transformer_lens.utilities.components_utils import get_act_name
+
+        return [layer for layer in range(self.factors._n_layers) if get_act_name(key, layer) in self._gradients]
 
     def _near(self, key: Key, name: str) -> str:
         """What was kept like a key that was not: the same in other layers, or other names in that layer."""
-        layer = re.compile(r"(?<=\.)\d+(?=\.)")
+        layer = re.compile(r"(?<=\.)-?\d+(?=\.)")
         same = [layer.search(other) for other in self._gradients if layer.sub("", other) == layer.sub("", name)]
         layers = sorted(int(match[0]) for match in same if match is not None)
         if isinstance(key, tuple) and layers:

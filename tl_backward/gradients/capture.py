@@ -21,7 +21,7 @@ from tl_backward._support.checks import (
 from tl_backward._support.public import public
 from tl_backward._support.types import HookFn, NamesFilter, Prompts, TransformerLensModel, Weights
 from tl_backward.gradients.cache import FactorMap, GradientCache, GradientMap
-from tl_backward.gradients.losses import OWN_LOSSES, Loss, next_token_loss, takes_mask
+from tl_backward.gradients.losses import OWN_LOSSES, Loss, check_has_next, next_token_loss, takes_mask
 from tl_backward.gradients.recorder import NOT_IN_PLACE, Recorder
 from tl_backward.model.checks import check_checkpointing, check_model, model_kind
 from tl_backward.model.guard import rng_untouched
@@ -141,6 +141,8 @@ def _prepared(
     check_checkpointing(model)
     check_callable_loss(loss)
     batch = _batch(model, prompts, inputs, prepend_bos=prepend_bos, attention_mask=attention_mask)
+    if loss is next_token_loss and isinstance(prompts, str):
+        check_has_next(batch.answered.rows(), prompts)
     bind = getattr(loss, "bind", None)
     if prompts is None and (bind is not None or loss is next_token_loss):
         raise TypeError(

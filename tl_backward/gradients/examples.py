@@ -18,6 +18,7 @@ from tl_backward.gradients.capture import run_with_gradient_cache
 from tl_backward.gradients.losses import (
     Loss,
     TargetLoss,
+    check_has_next,
     next_token_loss,
     next_token_losses,
     takes_mask,
@@ -26,6 +27,7 @@ from tl_backward.gradients.losses import (
 from tl_backward.model.inputs import DECODER, PER_TOKEN, check_inputs, padding_limit
 from tl_backward.text.asked import asked_index, mask_token
 from tl_backward.text.cases import EditCase
+from tl_backward.text.encoded import prompt_text
 from tl_backward.text.ids import ARRAYS, Id, as_prompt, is_id
 from tl_backward.text.options import TextOptions
 from tl_backward.text.prompts import Batch, encode_prompt, encoded_rows, pad, with_inputs
@@ -242,9 +244,10 @@ def _encoded(
 ) -> Example:
     ((tokens,), (answered,)) = batch.rows(), batch.answered.rows()
     forced, target = (), -1
-    named = isinstance(wanted, str | int) or is_id(wanted)
-    loss: Loss = target_loss(cast("str | Id", wanted)) if named else cast(Loss, wanted)
+    loss: Loss = cast(Loss, wanted) if callable(wanted) else target_loss(wanted)
     check_callable_loss(loss)
+    if loss is next_token_loss:
+        check_has_next([answered], prompt_text(model, prompt))
     if isinstance(loss, TargetLoss):
         loss = loss.bind(model, 1)
         (ids,) = loss.ids or ((-1,),)

@@ -65,6 +65,19 @@ def next_token_loss(
     return _nats(logits, as_ids(tokens)[:, 1:].masked_fill(~real, 0))[real].mean()
 
 
+def check_has_next(rows: Sequence[Sequence[int]], text: str) -> None:
+    """Refuse prompts of which none has a token after its first, for a `next_token_loss`; `text` is the first of them.
+
+    Raises:
+        ValueError: none has.
+    """
+    if all(len(row) < 2 for row in rows):
+        raise ValueError(
+            f"Expected at least two real tokens for a next-token loss, got one, of {text!r:.60}; use a longer prompt "
+            "or target_loss(...)."
+        )
+
+
 def next_token_losses(
     logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch"]:
@@ -255,7 +268,10 @@ def _check(target: Target, reduction: Reduction) -> None:
     if isinstance(target, str | Tensor | np.ndarray) or is_id(target):
         return
     if not isinstance(target, Sequence):
-        raise TypeError(f"Expected a target as text, a token id, or a list of either, got {short(target)}.")
+        raise TypeError(
+            f"Expected a target as text, a token id, or a list of either, got {short(target)}; give what the prompt is "
+            "to be answered with."
+        )
     if not len(target):
         raise ValueError("Expected a target of at least one token, got an empty list; give text or ids.")
     kinds = {str if isinstance(item, str) else int if is_id(item) else type(item) for item in target}

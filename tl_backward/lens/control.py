@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from tl_backward._support.absent import Absent
+from tl_backward._support.checks import short
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.model.controls import random_inits
 
@@ -51,5 +52,8 @@ def control_of(control: Control | None) -> RandomInit | None:
     if control is None or isinstance(control, RandomInit):
         return control
     if control != "random_init":
-        raise ValueError(f"Expected control=None or 'random_init', got {control!r}; no other control is known.")
+        raise ValueError(
+            "Expected control to be None, 'random_init' (the same architecture with fresh weights) or a "
+            f"tlb.lens.RandomInit(n_draws=..., seed=...), got {short(control)}; no other control is known."
+        )
     return RandomInit()

@@ -1,11 +1,11 @@
 """The result of a Backward Lens: a Readout for each layer and side, the prompt's segments, and the control."""
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypeVar, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -34,6 +34,8 @@ Quantity: TypeAlias = Literal["norm", "target_rank", "answer_rank"]
 
 
 Read = TypeVar("Read", bound=Saved)
+Key = TypeVar("Key")
+Item = TypeVar("Item")
 
 
 class LayerReadouts(Saved, dict[int, Read]):
@@ -51,6 +53,37 @@ class LayerReadouts(Saved, dict[int, Read]):
         if isinstance(layer, int) and layer < 0 and layer + self._n_layers in self:
             return self[layer + self._n_layers]
         raise KeyError(f"Expected one of the layers that were read, {list(self)}, got {layer!r}.")
+
+
+class Held(dict[Key, Item]):
+    """Parts of a lens by layer or by name; asked for one that is not there, it says which are, or why none is."""
+
+    def __init__(self, items: Mapping[Key, Item], what: str, none: str) -> None:
+        super().__init__(items)
+        self._what, self._none = what, none
+
+    def __missing__(self, key: object) -> NoReturn:
+        if not self:
+            raise KeyError(f"Expected {self._what}, got {key!r} of a lens without any; {self._none}.")
+        raise KeyError(f"Expected {self._what} among {', '.join(map(repr, self))}, got {key!r}.")
+
+
+_NO_MLP, _NO_ATTENTION = "its blocks have no MLP that is read", "pass attention=True to backward_lens"
+_PARTS = {
+    "imprint": ("a layer that was read", _NO_MLP),
+    "shift": ("a layer that was read", _NO_MLP),
+    "attn_imprint": ("a layer whose attention was read", _NO_ATTENTION),
+    "attn_shift": ("a layer whose attention was read", _NO_ATTENTION),
+    "kinds": ("a layer that was read", "read one"),
+    "sources": ("a readout", "read a layer"),
+    "experts": ("a layer with experts that was read", "its layers have none"),
+    "patterns": (
+        "a layer whose attention pattern was kept",
+        "pass names_filter=tl_backward.render.pattern_names(model) to backward_lens",
+    ),
+    "latents": ("a readout in latents", "pass basis=... to backward_lens"),
+}
+"""Fields that hold several things: what each is, and what to do where there is none."""
 
 
 @public
@@ -120,6 +153,15 @@ class BackwardLens(Shown):
     false where there is none."""
     controls: tuple["BackwardLens", ...] = ()
     """The same for each draw of fresh weights, `control` being the first."""
+
+    def __post_init__(self) -> None:
+        """Let what is asked for and not there be said in a sentence."""
+        for name, words in _PARTS.items():
+            held = getattr(self, name)
+            if name in ("sources", "latents"):
+                held = {of: Held(each, "a layer that was read", "read one") for of, each in held.items()}
+            if not isinstance(held, LayerReadouts):
+                object.__setattr__(self, name, Held(held, *words))
 
     @property
     def layers(self) -> list[int]:
@@ -197,7 +239,7 @@ class BackwardLens(Shown):
     def readouts(self) -> dict[str, dict[int, RankedReadout]]:
         """The readouts by name: "imprint", "shift", "attn_imprint", "attn_shift", where present."""
         names = ("imprint", "shift", "attn_imprint", "attn_shift")
-        return {name: getattr(self, name) for name in names if getattr(self, name)}
+        return Held({name: getattr(self, name) for name in names if getattr(self, name)}, "a readout", "read a layer")
 
     def stacked(self, quantity: Quantity, of: str = "shift") -> Float[Tensor, "layer *batch pos"]:
         """One quantity of one readout for all layers, as a tensor; ranks of zero vectors are NaN."""

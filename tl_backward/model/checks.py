@@ -1,5 +1,6 @@
 """Checks of a model before it is used: a TransformerLens model, uncompiled, with its weights in memory."""
 
+from tl_backward._support.checks import no_model
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.model.modules import every_module, name_of
 from tl_backward.model.stamp import once
@@ -26,12 +27,7 @@ def model_kind(model: object) -> str:
             "Expected an uncompiled TransformerLens model, got the result of torch.compile, whose hooks cannot "
             "fire; pass the model you compiled (compiled._orig_mod)."
         )
-    if isinstance(model, str):
-        raise TypeError(f"Expected a TransformerLens model, got its name {model[:60]!r}; load it with tlb.load(name).")
-    raise TypeError(
-        f"Expected a TransformerLens model (HookedTransformer or TransformerBridge), got {type(model).__name__}; "
-        "wrap a Hugging Face model with TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=...)."
-    )
+    raise TypeError(no_model(model))
 
 
 def check_model(model: TransformerLensModel) -> None:

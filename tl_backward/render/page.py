@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tl_backward._support.checks import as_path
 from tl_backward._support.html import escape, visible_text
 from tl_backward._support.storage import fingerprint, replacing
 from tl_backward.render import outline
@@ -189,7 +190,7 @@ class Page:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the file in one step: a reader sees the old file or the new one, never half of one."""
-        target = Path(path)
+        target = as_path(path)
         data = _encode(self.to_html())
         if not target.parent.is_dir():
             raise FileNotFoundError(

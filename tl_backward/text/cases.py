@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tl_backward._support.checks import as_path
 from tl_backward._support.public import public
 from tl_backward.text.files import read_records, read_table
 from tl_backward.text.subjects import occurrences
@@ -79,7 +80,7 @@ def load_cases(path: str | Path) -> list[EditCase]:
         >>> tlb.load_cases("cases.jsonl")
         [EditCase('Anna Berg lives in the city of': '?' -> ' Oslo')]
     """
-    path = Path(path)
+    path = as_path(path)
     if path.suffix not in FILES:
         raise ValueError(f"Expected a file of edit cases as {', '.join(FILES)}, got {path.name!r}; convert it first.")
     if not path.is_file():

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_backward._support.checks import check_choice, check_k, short
+from tl_backward._support.checks import as_path, check_choice, check_k, short
 from tl_backward._support.processes import process, together
 from tl_backward._support.public import public
 from tl_backward._support.storage import fingerprint
@@ -156,7 +156,7 @@ class GradientStore:
                 folder.begin(plan, pairs)
         building = Building(model, examples, names, batch_size, bytes_per_weight, projection, n_sample, n_random, seed)
         building.write(folder, show_progress=show_progress)
-        return cls(Path(out), model, plan, pairs)
+        return cls(as_path(out), model, plan, pairs)
 
     @classmethod
     def open(cls, path: str | Path, model: TransformerLensModel, *, dataset: Examples | None = None) -> "GradientStore":
@@ -179,7 +179,7 @@ class GradientStore:
             )
         if dataset is not None:
             _check_same(path, pairs, _pairs(dataset))
-        return cls(Path(path), model, plan, pairs)
+        return cls(as_path(path), model, plan, pairs)
 
     def verify(self) -> None:
         """Read every shard and compare it with its checksum, which a query does not.

@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
+from tl_backward._support.checks import as_path
 from tl_backward._support.storage import (
     check_run,
     damaged,
@@ -39,7 +40,7 @@ class StoreFolder:
     """Reads and writes the files of a store."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = as_path(path)
 
     def check_for(self, plan: Mapping[str, object]) -> None:
         """Refuse a folder that holds something else than the beginnings of this store, or all of it.

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._support.arrays import tensor_of
-from tl_backward._support.checks import all_finite, check_choice, is_integer, short
+from tl_backward._support.checks import all_finite, as_path, check_choice, is_integer, short
 from tl_backward._support.public import public
 from tl_backward.text.files import read_records, read_table
 
@@ -114,7 +114,7 @@ class Basis:
             FileNotFoundError: no such file.
             ValueError: a malformed one, an index that no latent has, or no description at all.
         """
-        path = Path(path)
+        path = as_path(path)
         if not path.is_file():
             raise FileNotFoundError(f"Expected a file of labels, got {str(path)!r}; there is no such file.")
         if path.suffix not in (".json", ".jsonl", ".csv"):

@@ -84,6 +84,14 @@ class GradientFactors(Saved):
             ".gradient()."
         )
 
+    def __dlpack__(self, **kwargs: object) -> NoReturn:
+        """Refuse to be one tensor, as `__array__` does to be one array."""
+        self.__array__()
+
+    def __dlpack_device__(self) -> NoReturn:
+        """Refuse to be one tensor: PyTorch asks for its device first."""
+        self.__array__()
+
     # --- shape ---------------------------------------------------------------------------------------------
 
     @property

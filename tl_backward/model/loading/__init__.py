@@ -63,7 +63,7 @@ def load(
         dtype: of the weights.
 
     Raises:
-        TypeError: a name that is no text.
+        TypeError: a name that is no text; processing that is no dictionary.
         ValueError: an unknown name, kind, option, dtype or device; a directory without a model, or whose files are
             damaged, lack weights of it or have others; a directory of which TransformerLens's model would not compute
             what Hugging Face's does, on a few tokens (the models that ship are known to).
@@ -85,7 +85,7 @@ def load(
         )
     name = os.fspath(name_or_dir)
     if dtype not in DTYPES:
-        raise ValueError(f"Expected a dtype among {', '.join(DTYPES)}, got {dtype!r}.")
+        raise ValueError(f"Expected a dtype among {', '.join(DTYPES)}, got {dtype!r}; name one of them as text.")
     directory = shipped_directory(name)
     default = "hooked" if directory is not None and has_hooked_transformer() else "bridge"
     wanted = Wanted(default if kind is None else kind, device, getattr(torch, dtype), processing)

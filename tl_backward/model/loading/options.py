@@ -1,10 +1,12 @@
 """Options of loading a model: TransformerLens class, device, precision, and processing of the weights."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypedDict, cast, get_args
 
 import torch
 
+from tl_backward._support.checks import short
 from tl_backward.model.loading._others import first_line
 
 Kind: TypeAlias = Literal["hooked", "bridge"]
@@ -47,6 +49,7 @@ class Wanted:
         processing: None for the weights as they were trained.
 
     Raises:
+        TypeError: processing that is no dictionary.
         ValueError: a kind, device or option that there is not.
     """
 
@@ -58,11 +61,17 @@ class Wanted:
     def __post_init__(self) -> None:
         """Refuse what PyTorch or TransformerLens does not know."""
         if self.kind not in KINDS:
-            raise ValueError(f"Expected kind 'hooked' or 'bridge', got {self.kind!r}.")
+            raise ValueError(f"Expected kind 'hooked' or 'bridge', got {self.kind!r}; choose one of them.")
+        if self.processing is not None and not isinstance(self.processing, Mapping):
+            raise TypeError(
+                f"Expected processing to be None (the weights as they were trained) or a dictionary that says True of "
+                f"some of {', '.join(_OFF)}, got {short(self.processing)}; for example {{'fold_ln': True}}."
+            )
         for option, on in (self.processing or {}).items():
             if option not in _OFF or not isinstance(on, bool):
                 raise ValueError(
-                    f"Expected processing to say True or False of some of {', '.join(_OFF)}, got {option!r}: {on!r}."
+                    f"Expected processing to say True or False of some of {', '.join(_OFF)}, got {option!r}: {on!r}; "
+                    "for example {'fold_ln': True}."
                 )
         try:
             torch.empty(0, device=self.device)
