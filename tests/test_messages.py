@@ -219,3 +219,116 @@ def test_what_has_no_page_is_not_saved_as_one(model, cache, tmp_path):
 def test_one_prompt_for_a_classifier(model):
     with pytest.raises(TypeError, match="Expected a list of prompts, got one text; a single one is a list of one"):
         tlb.alignment.fine_tune(model, PROMPT, [0])
+
+
+# Each call, and how what is said of it begins.
+SAID = """
+import numpy as np
+import torch
+import tl_backward as tlb
+
+model = tlb.load("facts")
+prompt, target, quiet = "Anna Berg lives in the city of", " Oslo", {"show_progress": False, "control": None}
+lens, edit = tlb.backward_lens(model, prompt, target), tlb.shift_edit(model, prompt, target, layer=2)
+cache, factors = lens.cache, lens.cache.factors["W_out", 2]
+cache = tlb.run_with_gradient_cache(model, prompt, tlb.target_loss(target))[1]
+sweep = tlb.sweep(model, [(prompt, target)], **quiet)
+cases = tlb.zoo.edit_cases("validation")[:1]
+
+
+def said(*calls):
+    for call in calls:
+        try:
+            print("took", call())
+        except (KeyError, TypeError, ValueError) as error:
+            print(type(error).__name__, error.args[0])
+
+
+paths = [lens.save, edit.save, cache.save, sweep.save, lens.page().save, tlb.load_lens, tlb.load_sweep, tlb.load_cache]
+paths += [tlb.load_result, tlb.load_cases, lambda path: tlb.load_edit(model, path)]
+said(*(lambda call=call, path=path: call(path) for call in paths for path in (None, 3, b"name")))
+print("--")
+for none in ("facts", None, torch.nn.Linear(2, 2)):
+    said(
+        lambda: tlb.readout(none, torch.zeros(128)),
+        lambda: tlb.project_parameter(none, "W_out", 2),
+        lambda: tlb.head_pairs(none, "VO", 2, 1),
+        lambda: tlb.embedding_space.parameter_activation_overlap(none, [prompt], "W_out", 2),
+        lambda: tlb.embedding_space.parameter_atlas(none),
+        lambda: tlb.training.difference(none, none, "W_out"),
+        lambda: tlb.backward_lens(none, prompt, target),
+        lambda: tlb.rank_one_edit(none, "blocks.2.mlp.W_out", torch.zeros(512), torch.zeros(128)),
+    )
+print("--")
+said(*(lambda given=given: tlb.load("facts", processing=given) for given in ("default", True, ["fold_ln"])))
+said(*(lambda given=given: tlb.backward_lens(model, prompt, target, control=given) for given in ("random", 3, model)))
+said(lambda: cache["resid_post"], lambda: cache["z"], lambda: cache["resid_post", -9])
+said(lambda: torch.as_tensor(factors), lambda: torch.tensor(factors))
+said(lambda: lens.latents["imprint"], lambda: lens.experts[3], lambda: lens.patterns[3], lambda: lens.attn_shift[3])
+said(lambda: lens.kinds[9], lambda: lens.sources["x"], lambda: lens.sources["shift"][9], lambda: lens.readouts()["x"])
+said(*(lambda pair=pair: tlb.sweep(model, [pair], **quiet) for pair in ((prompt, None), (prompt, 3.5), (None, target))))
+one = ("Anna", tlb.next_token_loss)
+options = tlb.text.options.TextOptions(prepend_bos=False)
+said(lambda: tlb.sweep(model, [one], text_options=options, **quiet))
+said(lambda: tlb.run_with_gradient_cache(model, *one, prepend_bos=False))
+print("--")
+for number in (float("nan"), float("inf"), True, "1", None):
+    said(
+        lambda: tlb.shift_edit(model, prompt, target, layer=2, scale=number),
+        lambda: tlb.rank_one_edit(model, "blocks.2.mlp.W_out", torch.zeros(512), torch.zeros(128), scale=number),
+        lambda: tlb.gradient_edit(model, prompt, target, lr=number),
+        lambda: tlb.find_layer(model, prompt, target, validation=cases, scales=[number], show_progress=False),
+        lambda: tlb.editing.shift_probabilities(model, prompt, target, scales=[number]),
+    )
+said(lambda: tlb.gradient_edit(model, prompt, target, steps=True))
+said(lambda: tlb.editing.shift_probabilities(model, prompt, target, scales=[]))
+for number in (1, 0.5, np.float32(0.5), torch.tensor(0.5)):
+    tlb.shift_edit(model, prompt, target, layer=2, scale=number)
+"""
+OTHERS = [
+    *["Expected processing to be None (the weights as they were trained) or a dictionary that says True of "] * 3,
+    *["Expected control to be None, 'random_init' (the same architecture with fresh weights) or a tlb.lens.Ra"] * 3,
+    "Expected a hook point whose gradient was kept, got 'resid_post'; several layers have one, add the layer: cache[",
+    "Expected a hook point whose gradient was kept, got 'z'; several layers have one, add the layer: cache['z', 3].",
+    "Expected a hook point whose gradient was kept, got ('resid_post', -9); kept in layers 0, 1, 2, 3",
+    *["Expected an array to be made of one tensor, got factors, which are two; take .inputs, .deltas or "] * 2,
+    "Expected a readout in latents, got 'imprint' of a lens without any; pass basis=... to backward_lens.",
+    "Expected a layer with experts that was read, got 3 of a lens without any; its layers have none.",
+    "Expected a layer whose attention pattern was kept, got 3 of a lens without any; pass names_filter=",
+    "Expected a layer whose attention was read, got 3 of a lens without any; pass attention=True to backward_lens.",
+    "Expected a layer that was read among 0, 1, 2, 3, got 9.",
+    "Expected a readout among 'imprint', 'shift', got 'x'.",
+    "Expected a layer that was read among 0, 1, 2, 3, got 9.",
+    "Expected a readout among 'imprint', 'shift', got 'x'.",
+    "Prompt 0: Expected a target as text, a token id, or a list of either, got None; give what the prompt is to be",
+    "Prompt 0: Expected a target as text, a token id, or a list of either, got 3.5; give what the prompt is to be",
+    "Prompt 0: Expected a prompt as text, a non-empty list of texts, or token ids (a list of them, or an integer ",
+    "Prompt 0: Expected at least two real tokens for a next-token loss, got one, of 'Anna'; use a longer prompt or",
+    "Expected at least two real tokens for a next-token loss, got one, of 'Anna'; use a longer prompt or target_loss",
+]
+
+
+def test_each_call_is_answered_in_a_sentence():
+    done = plain.run(SAID)
+    assert done.returncode == 0, done.stderr
+    paths, models, others, numbers = (part.splitlines() for part in done.stdout.split("--\n"))
+    assert len(paths) == 33 and all("Expected a path as text or a Path, got " in line for line in paths), paths
+    assert len(models) == 24 and all("Expected a TransformerLens model" in line for line in models), models
+    assert all("got its name 'facts'; load it with tlb.load('facts')." in line for line in models[:8])
+    for line, words in zip(others, OTHERS, strict=True):
+        assert line.partition(" ")[2].startswith(words), line
+    *scales, steps, none = numbers
+    assert len(scales) == 25 and "Expected steps, how many, as an integer, got True" in steps
+    assert "Expected at least one scale, got an empty list" in none
+    kinds = [
+        "as a finite number, got nan",
+        "as a finite number, got inf",
+        "as a number, got True",
+        "as a number, got '1'",
+    ]
+    for place, line in enumerate(scales):
+        words = [*kinds, "as a number, got None"][place // 5]
+        if place % 5 == 1 and place // 5 > 1:  # of which the run-time check of its tensors speaks first
+            assert "Expected scale of rank_one_edit to be float, got " in line, line
+        else:
+            assert f"Expected {'lr' if place % 5 == 2 else 'scale'} {words}; " in line, line

@@ -196,7 +196,7 @@ def test_what_can_be_known_is_refused_before_the_model_is_loaded(capsys, tmp_pat
         (("edit", "--model", "counting", *asked, "--layer", "1", *cases), "none.jsonl"),
         (("who", "--model", "facts", "--store", tmp_path / "none", *asked), "Expected the folder of a store, got"),
         (("who", "--model", "facts", "--store", tmp_path / "none", *asked, *("--data", tmp_path / "none.txt")), "none.txt"),
-        (("compare", "facts", "facts", "--data", texts, "--measures", "ckaa"), "Expected the name of a measure, got 'ckaa'"),
+        (("compare", "--model-a", "facts", "--model-b", "facts", "--data", texts, "--measures", "ckaa"), "Expected the name of a measure, got 'ckaa'"),
     ):  # fmt: skip
         code, _, complained = run(capsys, *argv)
         assert code == 1 and said in complained and complained.count("\n") == 1, complained

@@ -76,9 +76,7 @@ def as_path(path: object) -> Path:
         TypeError: None, a number, or something else that is no path.
     """
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
-        raise TypeError(
-            f"Expected the path of a file as text or a Path, got {short(path)}; for example 'name.safetensors'."
-        )
+        raise TypeError(f"Expected a path as text or a Path, got {short(path)}; for example 'name.safetensors'.")
     return Path(path)
 
 
