@@ -373,7 +373,7 @@ def test_in_a_browser_without_network(chrome, facts, tmp_path):
     assert [entry for entry in chrome.get_log("browser") if entry["level"] == "SEVERE"] == []
     events = [json.loads(entry["message"])["message"] for entry in chrome.get_log("performance")]
     asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-    assert [url for url in asked if not url.startswith(("data:", "blob:", path.as_uri()))] == []
+    assert [url for url in asked if not url.startswith(("data:", "blob:", "chrome:", path.as_uri()))] == []
 
 
 def test_hostile_tokens_in_a_browser(browser, hostile_page, tmp_path):
