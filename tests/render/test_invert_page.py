@@ -24,6 +24,7 @@ from tl_backward.inversion import (
     preimage_of,
     read_preimage,
 )
+from tl_backward.inversion.features import FeatureConsistency, FeatureTable, Rate
 
 from .reading import PICTURE, read
 
@@ -211,6 +212,29 @@ def test_hostile_tokens_stay_text(hostile):
         assert set(reader.tags) <= allowed | PICTURE and reader.tags.count("script") == html.count("<script>") == 1
         assert not any(name.startswith("on") or name == "src" for name, _ in reader.attributes)
         assert all(value.startswith(("data:", "#part-")) for name, value in reader.attributes if name == "href")
+
+
+def test_the_open_map_is_of_what_is_kept_where_the_query_was_asked():
+    """A token keeps what it is itself, trivially and in more bits than the finding has."""
+    world = worlds()[-1]
+    found = compare_sites(cached(world), QUERY, SITE, inputs=TEXTS, features=FEATURES, positions=[0, -1], **QUIET)
+
+    def table(first, words):
+        shares = {"first": (first, 0.05), "words": (words, 0.12)}
+        rows = (
+            FeatureConsistency(name, 1, Rate(own, own - 0.02, own, 200.0), Rate(prior, 0.0, prior + 0.02, 200.0))
+            for name, (own, prior) in shares.items()
+        )
+        return FeatureTable(tuple(rows), "")
+
+    evident = replace(found, features=(table(1.0, 0.12), table(0.05, 0.5)))
+    one = replace(reading(world), features=table(0.05, 0.5))
+    html = render.invert_report(one, comparison=evident).to_html()
+    assert html.index("words = ") < html.index("first = ")
+    opened = re.search(r"<details open[^>]*><summary[^>]*>([^<]*)<", html)
+    assert opened is not None and opened[1] == "words"
+    picture = re.search('aria-label="(Texts within [^"]*)"', html)
+    assert picture is not None and "have the query" in picture[1] and "other texts" in html
 
 
 def test_bad_input():
