@@ -157,20 +157,20 @@ Prompt: TypeAlias = (
     | list[int]
     | tuple[int, ...]
     | list[np.integer]
-    | Integer[Tensor, "pos"]
-    | Integer[Tensor, "1 pos"]
-    | Integer[np.ndarray, "pos"]
-    | Integer[np.ndarray, "1 pos"]
+    | Integer[Tensor, "_"]
+    | Integer[Tensor, "1 _"]
+    | Integer[np.ndarray, "_"]
+    | Integer[np.ndarray, "1 _"]
 )
-"""One prompt: text, or its token ids."""
+"""One prompt: text, or its token ids; each of several has its own length."""
 Prompts: TypeAlias = (
     Prompt
     | list[str]
     | tuple[str, ...]
     | list[list[int]]
     | list[tuple[int, ...]]
-    | list[Integer[Tensor, "pos"]]
-    | list[Integer[np.ndarray, "pos"]]
+    | list[Integer[Tensor, "_"]]
+    | list[Integer[np.ndarray, "_"]]
     | Integer[Tensor, "batch pos"]
     | Integer[np.ndarray, "batch pos"]
 )
