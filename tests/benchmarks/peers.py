@@ -179,7 +179,7 @@ def _vmap(n: int, n_tokens: int, d_model: int, target: float) -> None:
     _compared(_label("norms", n, n_tokens, d_model, "vmap(grad)"), peer, partial(_norms, model, tokens), target)
 
 
-def _trak(n: int = 1000, n_queries: int = 100, size: int = 500, bytes_per_weight: int = 8192) -> None:
+def _trak(n: int = 1000, n_queries: int = 100, size: int = 500, bytes_per_weight: int = 4096) -> None:
     """Features of W_out by its projector for CPUs, in float32: half as many numbers as in float16, and much faster.
 
     Its random matrix is drawn anew for each batch: the larger the better for it. Its covariance and inverse, and the

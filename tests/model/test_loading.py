@@ -487,7 +487,7 @@ def test_what_is_no_name_gets_a_sentence_without_type_checks():
         "'fact'": "a shipped model (addition, counting, facts), a folder with a Hugging Face model, or a name that "
         "TransformerLens can load, got 'fact'; of those that ship the nearest is 'facts': ",
         "b'facts'": "a model's name or folder as text, got bytes;",
-        "'facts', kind='both'": "kind 'hooked' or 'bridge', got 'both'.",
+        "'facts', kind='both'": "kind 'hooked' or 'bridge', got 'both'; choose one of them.",
         "'facts', dtype='int4'": "a dtype among float32, ",
         "'facts', device='cuda:99'": "a device that PyTorch can use here, got 'cuda:99':",
         "'facts', processing={'fold': True}": "processing to say True or False of some of fold_ln, ",

@@ -76,7 +76,7 @@ def as_path(path: object) -> Path:
         TypeError: None, a number, or something else that is no path.
     """
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
-        raise TypeError(f"Expected a path as text or a Path, got {short(path)}; for example 'name.safetensors'.")
+        raise TypeError(f"Expected a path as text or a Path, got {short(path)}; name the file or folder.")
     return Path(path)
 
 

@@ -1,7 +1,7 @@
 """Some examples' gradients as a store keeps them, and what they say to a query.
 
-Of each example and weight the unit gradient dL/dW / |dL/dW| is kept, as its factors in float32 where these take no more
-than twice the projection, else projected, in float16; its norm in float64.
+Of each example and weight the unit gradient dL/dW / |dL/dW| is kept, as its factors in float32 where these are smaller
+than the projection, else projected, in float16; its norm in float64.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,8 +19,6 @@ from tl_backward.training.projections import Projection, inverse
 
 _BLOCK = 256
 """Kept examples that are converted to float32 at a time."""
-BYTES_PER_ENTRY = 4
-"""Of factors, at most, for each number of the projection, which takes 2 itself: they are exact."""
 ROUNDING = 2**-10
 """Of both norms' product, at most: how a score of one query, in float16, differs from the same among several."""
 
@@ -82,7 +80,7 @@ class Kept:
     def of(cls, rows: ExampleRows, norms: Float[Tensor, "example"], projection: Projection) -> "Kept":
         """Each example in one form, divided by its norm."""
         n_bytes = 4 * (rows.inputs.shape[1] + rows.deltas.shape[1])
-        is_exact = rows.counts.cpu() * n_bytes <= BYTES_PER_ENTRY * projection.n_entries
+        is_exact = rows.counts.cpu() * n_bytes <= 2 * projection.n_entries
         exact = _unit(_only(rows, is_exact), norms[is_exact])
         projected = projection.of(_only(rows, ~is_exact), norms[~is_exact]).half().cpu()
         return cls(is_exact, _on_cpu(exact), projected.reshape(-1, projection.n_entries))

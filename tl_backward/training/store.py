@@ -37,7 +37,7 @@ class GradientStore:
     """The gradients of a data set's examples in a folder, projected weight by weight, read by memory map.
 
     Of each example e and weight W it keeps the unit gradient G = dL_e/dW / |dL_e/dW|: its factors (float32) where they
-    take no more than twice the projection, entries of P^T G Q (float16), and |dL_e/dW|. A query's scores are
+    take no more than the projection, entries of P^T G Q (float16), and |dL_e/dW|. A query's scores are
     sum_W |dL_q/dW| |dL_e/dW| <G_q, G_e>, exact for factors, else of the entries that are kept; what is kept of an
     example's norms is exact, so that an error of a cosine is one of the projection alone.
     """
@@ -100,8 +100,8 @@ class GradientStore:
                 losses that are functions are not kept, and refused.
             out: a new folder, or that of the interrupted build.
             weights: as in `gradient_similarity`; None for what each block writes with.
-            bytes_per_weight: at most, of each example and weight: of factors, which are exact, so many, of a
-                projection half, which every query reads; 4,096 are 1,024 numbers of it.
+            bytes_per_weight: at most, of each example and weight; 4,096 are 2,048 numbers. A query reads all of them:
+                half as many take half the time.
             projection: "pca", the leading pairs of directions of x and of delta over a sample, or "random", Gaussian
                 ones.
             n_sample: examples of the sample.

@@ -16,7 +16,7 @@ from tl_backward.gradients.examples import Example, by_length
 from tl_backward.gradients.similarity import Part, captured
 from tl_backward.training.authors import drawn, interval
 from tl_backward.training.projections import Moments, Projection, ProjectionKind
-from tl_backward.training.shards import BYTES_PER_ENTRY, Kept, Query, Shard, kept_of
+from tl_backward.training.shards import Kept, Query, Shard, kept_of
 from tl_backward.training.store_folder import StoreFolder
 
 SHARD_EXAMPLES = 1024
@@ -88,7 +88,7 @@ class Building:
             moments = moments or [Moments(rows.inputs.shape[1], rows.deltas.shape[1]) for rows in part.rows]
             for each, rows, norms in zip(moments, part.rows, part.norms, strict=True):
                 each.add(rows, norms)
-        generator, n_entries = torch.Generator().manual_seed(self.seed), self.bytes_per_weight // BYTES_PER_ENTRY
+        generator, n_entries = torch.Generator().manual_seed(self.seed), self.bytes_per_weight // 2
         made = (each.projection(n_entries, self.kind, generator) for each in moments)
         return dict(zip(self.names, made, strict=True))
 
