@@ -7,7 +7,8 @@ CALLS = {
     "resolve_place(model, ('z',))": "TypeError: Expected a place as a hook name",
     "resolve_place(model, ('z', '0'))": "TypeError: Expected a place as a hook name",
     "resolve_place(object(), ('z', 0))": "TypeError: Expected a TransformerLens model",
-    "encode(model, [3])": "TypeError: Expected inputs as a list of texts or a tensor of tokens [text, pos], got a list of something else",
+    "encode(model, [3])": "TypeError: Expected integer tokens [text, pos], got torch.int64 of shape [1]; put one text's ids into a list.",
+    "encode(model, ['w3', 3])": "TypeError: Expected inputs as a list of texts or a tensor of tokens [text, pos], got a list of something else",
     "encode(model, 3)": "TypeError: Expected inputs as a list of texts or a tensor of tokens [text, pos], got a int of something else",
     "encode(model, torch.tensor([0, 1]))": "TypeError: Expected integer tokens [text, pos], got torch.int64 of shape [2]",
     "encode(model, torch.zeros(2, 2))": "TypeError: Expected integer tokens [text, pos], got torch.float32",
@@ -21,7 +22,7 @@ CALLS = {
     "distances(torch.ones(2, 3), torch.ones(3), 'l1')": "ValueError: Expected metric among 'euclidean', 'cosine', got 'l1'; choose one of them.",
     "ActivationIndex.of(model, ('z', 1), -1, ['w3'], match='all')": "ValueError: Expected match among 'any', 'same', got 'all'",
     "ActivationIndex.of(model, ('z', 1), -1, ['w3']).preimage('w3', metric='dot')": "ValueError: Expected metric among",
-    "search_preimage(model, ['w3'], ('z', 0), -1, ['w3'])": "TypeError: Expected a query as a text, its tokens [pos] or a Query, got list; the order is (model, query,",
+    "search_preimage(model, ['w3'], ('z', 0), -1, ['w3'])": "TypeError: Expected a query as a text, its tokens [pos] or a Query, got ['w3']; the order is (model, query,",
     "preimage_of(model, 'w3', ('z', 0), -1, ['w3'], epsilon=0)": "ValueError: Expected epsilon > 0, got 0",
 }  # fmt: skip
 

@@ -159,7 +159,10 @@ class BackwardLens(Shown):
         for name, words in _PARTS.items():
             held = getattr(self, name)
             if name in ("sources", "latents"):
-                held = {of: Held(each, "a layer that was read", "read one") for of, each in held.items()}
+                held = {
+                    of: each if isinstance(each, LayerReadouts) else Held(each, "a layer that was read", "read one")
+                    for of, each in held.items()
+                }
             if not isinstance(held, LayerReadouts):
                 object.__setattr__(self, name, Held(held, *words))
 

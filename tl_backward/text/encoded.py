@@ -102,9 +102,9 @@ def encode(model: TransformerLensModel, inputs: Inputs, *, prepend_bos: bool | N
     if isinstance(inputs, Batch):
         tokens = as_ids(inputs.tokens, "tokens [text, pos]").cpu()
         if tokens.ndim != 2:
+            hint = "put one text's ids into a list" if tokens.ndim == 1 else "token ids come from model.to_tokens(text)"
             raise TypeError(
-                f"Expected integer tokens [text, pos], got {inputs.tokens.dtype} of shape {list(tokens.shape)}; token "
-                "ids come from model.to_tokens(text)."
+                f"Expected integer tokens [text, pos], got {inputs.tokens.dtype} of shape {list(tokens.shape)}; {hint}."
             )
         if inputs.mask is not None:
             return encode_rows(model, Batch(tokens, inputs.mask.cpu().bool()).rows())
