@@ -58,6 +58,21 @@ def test_sizes_of_large_weights(world):
     assert found.size[name] == pytest.approx(float((two - one).norm() / one.norm()), rel=1e-6)
 
 
+@every_world
+def test_an_even_change_of_a_large_weight(world):
+    """Its equal numbers are rounded alike, which is no change since the models were compared."""
+    sizes = {"hooked": {"d_model": 256, "d_mlp": 2048}, "bridge": {"n_embd": 256, "n_inner": 2048, "n_head": 4}}
+    before, after = (build(world, dtype=torch.float32, **sizes[world]) for _ in range(2))
+    name = "blocks.0.mlp.W_in"
+    one, two = (tlb.weight_sites(model)[name].parameter for model in (before, after))
+    with torch.no_grad():
+        one.zero_()
+        two.fill_(0.02)
+    found = difference(before, after, name, rank=2, noise=False)
+    assert found.changes[name].norm == pytest.approx(float(two.detach()[0, 0]) * two.numel() ** 0.5, rel=2e-7)
+    assert found.change(name).eq(float(two.detach()[0, 0])).all()
+
+
 def test_larger_changes_are_decomposed_at_random():
     generator = torch.Generator().manual_seed(0)
     x, d = (torch.randn(n, 5, generator=generator, dtype=torch.float64) for n in (700, 600))
