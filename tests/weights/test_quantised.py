@@ -87,18 +87,27 @@ def pack_with_activations(module):
     pack(module, PackedWithActivations)
 
 
-def quantised(how, of):
-    """A Bridge whose linear layers of these names are quantised, and the rest are not."""
+def whole(change, dtype=torch.float64):
+    """A Bridge around a Llama that is changed before."""
     from transformer_lens.model_bridge import TransformerBridge
 
     torch.manual_seed(0)
-    inner = AutoModelForCausalLM.from_config(BRIDGED["llama"][1], attn_implementation="eager").double().eval()
-    for name, module in inner.named_modules():
-        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1].endswith(of):
-            how(module)
+    inner = AutoModelForCausalLM.from_config(BRIDGED["llama"][1], attn_implementation="eager").to(dtype).eval()
     return TransformerBridge.boot_transformers(
-        BRIDGED["llama"][0], hf_model=inner, tokenizer=tokenizer(), device="cpu", dtype=torch.float64
+        BRIDGED["llama"][0], hf_model=change(inner), tokenizer=tokenizer(), device="cpu", dtype=dtype
     ).eval()
+
+
+def quantised(how, of):
+    """A Bridge whose linear layers of these names are quantised, and the rest are not."""
+
+    def inside(inner):
+        for name, module in inner.named_modules():
+            if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1].endswith(of):
+                how(module)
+        return inner
+
+    return whole(inside)
 
 
 EVERY = {"pack": ("_proj", "lm_head"), "pack8": ("_proj",)}  # TransformerLens 3.9 gives lm_head a bias of its dtype
@@ -157,6 +166,59 @@ def test_layers_that_no_gradient_passes_through():
             ask()
     assert tlb.readout(model, torch.ones(model.cfg.d_model, dtype=torch.float64)).top_tokens  # no gradient is needed
     assert not any(module._forward_hooks for module in model.original_model.modules())
+
+
+def test_layers_of_pytorch_that_no_gradient_passes_through():
+    """Their weights are no parameters: they are known by their classes, and called by their paths."""
+
+    def inside(inner):
+        asked = {name for name, _ in inner.named_modules() if name.endswith(HALF)}
+        return torch.ao.quantization.quantize_dynamic(inner.float(), asked, dtype=torch.qint8)
+
+    model = whole(inside, torch.float32)
+    names = [f"layers.{i}.mlp.{name}.weight" for i in range(2) for name in HALF]
+    missing = tlb.weight_sites(model).missing
+    assert len(missing) == 6 and all(any(each.endswith(name) for each in missing) for name in names)
+    with pytest.raises(ValueError, match=r"got a quantised one at .*mlp\.\w+_proj\.weight whose output has none"):
+        tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss)
+
+
+class Chooses(nn.Module):
+    """Multiplies by one of three numbers, which a quantised layer chooses."""
+
+    def __init__(self, d):
+        super().__init__()
+        self.among = nn.Linear(d, 3, bias=False).double()
+        self.chosen = Chosen(self.among)
+
+    def forward(self, x):
+        return F.silu(x) * torch.tensor([0.5, 1.0, 2.0], dtype=x.dtype)[self.chosen(x)][..., None]
+
+
+class Chosen(nn.Module):
+    """Indices, which have no gradient whatever they are computed with."""
+
+    def __init__(self, linear):
+        super().__init__()
+        pack(linear)
+        self.weight = linear.weight
+
+    def forward(self, x):
+        return F.linear(x, self.weight).argmax(-1)
+
+
+def test_a_quantised_layer_that_chooses_lets_gradients_pass():
+    def inside(inner):
+        for layer in inner.model.layers:
+            layer.mlp.act_fn = Chooses(inner.config.intermediate_size)
+        return inner
+
+    model = whole(inside, torch.float64)
+    _, cache = tlb.run_with_gradient_cache(model, TOKENS, tlb.next_token_loss)
+    loss = tlb.next_token_loss(model(TOKENS), TOKENS)
+    name = "blocks.0.mlp.W_in"
+    (expected,) = torch.autograd.grad(loss, tlb.weight_sites(model)[name].parameter)
+    torch.testing.assert_close(cache.factors[name].gradient(), expected.T)
 
 
 def test_gradients_at_hook_points_are_those_of_the_model_in_full_numbers():

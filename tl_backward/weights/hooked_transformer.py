@@ -44,7 +44,7 @@ def collect(model: TransformerLensModel, run: Callable[[], object], shapes: Shap
     sites = WeightSites(parameters)
     if not all(id(parameter) in known for parameter in parameters.values()):
         ways, modules = named_weights(root, {}), every_module(model)
-        sites = learn(parameters, ways, run, shapes, modules, lambda way: None, known)
+        sites = learn(parameters, ways, run, shapes, modules, lambda way: None, dict(root.named_modules()), known)
         told = {name: why for name, why in sites.missing.items() if id(parameters.get(name)) not in known}
         sites.missing = {name: why for name, why in told.items() if name not in places}
     sites.update(places)

@@ -5,7 +5,7 @@ graph is walked: the edges that lead into a parameter must be those of the uses 
 an operation is not known, the parameter's gradient is asked of autograd whole (kind "parameter"): always exact.
 """
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -68,6 +68,7 @@ def learn(
     shapes: Shapes,
     modules: Sequence[nn.Module],
     geometry: Geometries,
+    paths: Mapping[str, nn.Module],
     leave: frozenset[int] = frozenset(),
 ) -> WeightSites:
     """The sites of a model's weights, found by one pass.
@@ -79,6 +80,7 @@ def learn(
         shapes: [batch, pos] of each sequence of tokens that the pass reads.
         modules: all of the model's, which are left as they are; hooks of its hook points do not take part.
         geometry: how the attention around a matrix is split into heads.
+        paths: modules by what they are called where their weights have no names.
         leave: parameters (by identity) whose places are known otherwise.
     """
     # Those of the modules too, which `named_parameters()` may leave out.
@@ -109,6 +111,7 @@ def learn(
             outputs = run()
         reached, edges = _graph(outputs)
         sites = WeightSites(parameters)
+        lost = {id(parameter) for module in cut for parameter in _quantised(module)}
         joint = joint_sites(
             [used.parameter for used in numbered],
             [used.seen for used in numbered],
@@ -122,7 +125,7 @@ def learn(
                     sites.add(replace(whole, order=used.first))
                     continue
             decided = _decide(used, into, reached, geometry)
-            if id(used.parameter) in cut:
+            if id(used.parameter) in lost:
                 sites.unused[id(used.parameter)] = CUT_OFF
             elif isinstance(decided, str):
                 sites.unused[id(used.parameter)] = decided
@@ -136,6 +139,8 @@ def learn(
         if reason:
             known = ways.get(id(parameters[name]))
             sites.missing[known[0].name if known else name] = f"{reason}."
+    packed = {id(module) for module in cut if not _quantised(module)}
+    sites.missing |= {f"{path}.weight": f"{CUT_OFF}." for path, module in paths.items() if id(module) in packed}
     return sites
 
 
@@ -283,24 +288,50 @@ def _is_quantised(parameter: nn.Parameter) -> bool:
     return type(parameter) is not nn.Parameter and not (parameter.is_floating_point() and _plain_class(parameter))
 
 
+_UNKNOWN = "torch::autograd::WarnNotImplemented"
+"""PyTorch's node of an operation without a derivative: it warns, and gives none."""
+
+
+def _quantised(module: nn.Module) -> list[nn.Parameter]:
+    return [each for each in module._parameters.values() if each is not None and _is_quantised(each)]
+
+
+def _is_packed(module: nn.Module) -> bool:
+    """Whether a module keeps a quantised weight where parameters are not: in PyTorch's own objects, integer buffers."""
+    small = (torch.int8, torch.uint8, torch.int16, torch.int32)
+    buffers = (buffer for buffer in module._buffers.values() if buffer is not None)
+    return type(module).__module__.startswith("torch.ao.nn.") or any(b.ndim > 1 and b.dtype in small for b in buffers)
+
+
+def _has_derivative(tensor: Tensor) -> bool:
+    """Whether autograd goes on behind a tensor, and does not end at an operation that it knows no derivative of."""
+    node = tensor.grad_fn
+    while node is not None and node.name() != _UNKNOWN:
+        others = [other for other, _ in node.next_functions if other is not None and not hasattr(other, "variable")]
+        if len(others) != 1:  # the operation itself, or what is made of its output: another shape, a bias beside it
+            return True
+        (node,) = others
+    return node is None and tensor.requires_grad
+
+
 @contextmanager
-def _cut_off(modules: Sequence[nn.Module]) -> Iterator[set[int]]:
-    """Context that collects the quantised parameters, by identity, whose modules return what no gradient leaves.
+def _cut_off(modules: Sequence[nn.Module]) -> Iterator[list[nn.Module]]:
+    """Context that collects the quantised modules that read what has a gradient and return numbers that have none.
 
     Where activations are quantised too the product is one of integers, and autograd does not see it.
     """
-    quantised = {id(m): [id(p) for p in m._parameters.values() if p is not None and _is_quantised(p)] for m in modules}
-    cut: set[int] = set()
+    cut: list[nn.Module] = []
 
     def look(module: nn.Module, args: tuple, output: object) -> None:
-        read = any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
-        if read and torch.is_grad_enabled() and isinstance(output, Tensor) and not output.requires_grad:
-            cut.update(quantised[id(module)])
+        numbers = [tensor for tensor in _tensors(output) if tensor.is_floating_point()]  # indices have no gradient
+        read = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors(args))
+        if read and numbers and not any(map(_has_derivative, numbers)):
+            cut.append(module)
 
     hooks = Hooks()
     try:
         for module in modules:
-            if quantised[id(module)]:
+            if _quantised(module) or _is_packed(module):
                 hooks.first_out(module, look)
         yield cut
     finally:

@@ -27,8 +27,8 @@ def collect(model: TransformerLensModel, run: Callable[[], object], shapes: Shap
     root = cast(nn.Module, model)
     inner = getattr(model, "original_model", root)
     ways, modules = named_weights(inner, components(model)), every_module(model)
-    sites = learn(dict(root.named_parameters()), ways, run, shapes, modules, partial(_geometry, model))
     paths = {name.replace("._original_component", ""): module for name, module in inner.named_modules()}
+    sites = learn(dict(root.named_parameters()), ways, run, shapes, modules, partial(_geometry, model), paths)
     warn_of_lost_adapters(paths, sites)
     mark_adapted(paths, sites)
     return sites
