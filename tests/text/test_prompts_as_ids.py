@@ -136,6 +136,10 @@ def said(call):
 for prompt in ([], [True], [1.0, 2.0], [1, "a"], ["a", [1]], [[]], [ids, []], [ids, None], [["a"]], [10**6], [-1]):
     said(lambda: tlb.run_with_gradient_cache(model, prompt, loss))
 said(lambda: tlb.run_with_gradient_cache(model, [ids, ids[1:]], loss, attention_mask=np.ones((2, 8), dtype=bool)))
+for large in ([2**70], [ids, [2**63]], np.array([2**63 + 1], dtype=np.uint64)):
+    said(lambda: tlb.run_with_gradient_cache(model, large, loss))
+for mask in (np.array([ids]), np.full((1, 8), np.nan), np.full((1, 8), -1e9)):
+    said(lambda: tlb.run_with_gradient_cache(model, [ids], loss, attention_mask=mask))
 for one in (ids, np.array(ids)):
     said(lambda: tlb.sweep(model, one, " Oslo", show_progress=False))
     said(lambda: tlb.gradient_similarity(model, one, show_progress=False))
@@ -158,6 +162,8 @@ SAID = [
     "ValueError Expected token ids in [0, ",
     "ValueError Expected token ids in [0, ",
     "ValueError Expected attention_mask only together with tokens, got one with several lists; leave it out",
+    *["ValueError Expected token ids of at most 63 bits, got a larger one; token ids come from"] * 3,
+    *["ValueError Expected attention_mask of 1 where a token is real and 0 where it is padding, got other numbers"] * 3,
     *["ValueError Expected a list of prompts or edit cases, got the 8 token ids of one; a single one is a list"] * 4,
     *[
         *["TypeError Expected one prompt, got 2; give one at a time."] * 4,

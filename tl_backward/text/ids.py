@@ -17,6 +17,9 @@ Ids: TypeAlias = Integer[Tensor, "..."] | Integer[np.ndarray, "..."]
 ARRAYS = (Tensor, np.ndarray)
 """What `as_ids` takes, or refuses for what it holds."""
 
+_UNSIGNED = (np.dtype(np.uint64), torch.uint64)
+_TOO_LARGE = "Expected token ids of at most 63 bits, got a larger one; token ids come from model.to_tokens(text)."
+
 
 def is_id(value: object) -> bool:
     """Whether something is one integer: Python's, NumPy's, or a tensor without axes; True and False are none."""
@@ -37,19 +40,26 @@ def as_ids(value: Tensor | np.ndarray, what: str = "token ids") -> Tensor:
 
     Raises:
         TypeError: it holds no integers.
+        ValueError: one has more than 63 bits.
     """
     if not is_integers(value):
         raise TypeError(
             f"Expected integer {what}, got {value.dtype} of shape {list(value.shape)}; token ids come from "
             "model.to_tokens(text)."
         )
-    return torch.from_numpy(value.astype(np.int64)) if isinstance(value, np.ndarray) else value.long()
+    ids = torch.from_numpy(value.astype(np.int64)) if isinstance(value, np.ndarray) else value.long()
+    if value.dtype in _UNSIGNED and bool((ids < 0).any()):
+        raise ValueError(_TOO_LARGE)
+    return ids
 
 
 def as_prompt(value: object) -> object:
     """Prompts whose ids come in lists as a tensor: a list of ids [pos], a list of as many ids each [batch, pos].
 
     Rows of other lengths become lists of ints, to be padded; whatever is no list of ids stays what it is.
+
+    Raises:
+        ValueError: an id has more than 63 bits.
 
     Examples:
         >>> from tl_backward.text.ids import as_prompt
@@ -76,7 +86,10 @@ def _ids_of(value: object) -> list[int] | None:
         return as_ids(value).tolist() if is_integers(value) and value.ndim == 1 else None
     if not isinstance(value, list | tuple) or not all(is_id(item) for item in value):
         return None
-    return [one_id(item) for item in value]
+    row = [one_id(item) for item in value]
+    if any(not -(2**63) <= item < 2**63 for item in row):
+        raise ValueError(_TOO_LARGE)
+    return row
 
 
 def one_id(value: object, what: str = "a token id") -> int:

@@ -363,7 +363,7 @@ def given_tokens(tokens: object, mask: object, name: str = "tokens", mask_name: 
 
     Raises:
         TypeError: no integers, or other axes.
-        ValueError: a mask of another shape.
+        ValueError: a mask of another shape, or of other numbers than 0 and 1.
     """
     ids = as_ids(tokens if isinstance(tokens, ARRAYS) else torch.as_tensor(tokens), f"{name} [batch, pos] or [pos]")
     if ids.ndim not in (1, 2):
@@ -379,6 +379,11 @@ def given_tokens(tokens: object, mask: object, name: str = "tokens", mask_name: 
         raise ValueError(
             f"Expected {mask_name} of the tokens' shape {list(ids.shape)}, got {list(real.shape)}; one entry a token, "
             "1 where real."
+        )
+    if bool(((real != 0) & (real != 1)).any()):  # another row of ids, additive masks, numbers of packed texts
+        raise ValueError(
+            f"Expected {mask_name} of 1 where a token is real and 0 where it is padding, got other numbers; give "
+            "the tokenizer's own."
         )
     return Batch(ids, real.bool())
 
