@@ -117,6 +117,11 @@ def test_all_that_fits_is_exact(world, tmp_path):
     torch.testing.assert_close(found.scores, whole.scores, rtol=1e-3, atol=1e-4)
     assert found.top.tolist() == whole.top.tolist() and found.names == whole.names and found.weights == whole.weights
     assert found.written.top_ids.equal(whole.written.top_ids)
+    ids = model.to_tokens(query[0])[0]
+    for prompt in (ids, ids.numpy(), ids.tolist()):
+        by_ids = store.query(prompt, query[1], n=4, k=3, exact=True)
+        assert by_ids.prompt == query[0] and by_ids.top.tolist() == found.top.tolist()
+        assert torch.equal(store.scores(prompt), store.scores(query[0]))
     some = store.query(*query, weights="W_out", n=4, k=0)
     assert some.written is None and found.written is not None
 

@@ -12,13 +12,14 @@ from tl_backward._support.checks import as_path, check_choice, check_k, short
 from tl_backward._support.processes import process, together
 from tl_backward._support.public import public
 from tl_backward._support.storage import fingerprint
-from tl_backward._support.types import TransformerLensModel
+from tl_backward._support.types import Prompt, TransformerLensModel
 from tl_backward.gradients.examples import EXAMPLES, Example, batching
 from tl_backward.gradients.losses import next_token_loss
 from tl_backward.gradients.similarity import Examples, Metric, Part, captured, encoded, gradient_similarity, listed
 from tl_backward.model.digest import model_digest
 from tl_backward.model.inputs import check_text_model
 from tl_backward.text.cases import EditCase
+from tl_backward.text.encoded import prompt_text
 from tl_backward.text.options import TextOptions
 from tl_backward.text.token_strings import output_size
 from tl_backward.training.authors import Authors, drawn, interval, leading, written
@@ -191,7 +192,7 @@ class GradientStore:
 
     def scores(
         self,
-        prompt: str,
+        prompt: Prompt,
         target: str | None = None,
         *,
         weights: str | list[str] | None = None,
@@ -201,7 +202,7 @@ class GradientStore:
         """Every example's score for a query: one pass of the query, and one reading of what is kept.
 
         Args:
-            prompt: of the query.
+            prompt: of the query, as text or as token ids.
             target: its answer; None where the prompt is a whole text, which is predicted itself.
             weights: some of the store's, by name; None for all.
             metric: "cosine" or "inner".
@@ -231,7 +232,7 @@ class GradientStore:
 
     def query(
         self,
-        prompt: str,
+        prompt: Prompt,
         target: str,
         *,
         n: int = 10,
@@ -247,7 +248,7 @@ class GradientStore:
         float16 rounds (.001 of a cosine). Of some weights, or with damping, there is none, unless `exact`.
 
         Args:
-            prompt: of the query.
+            prompt: of the query, as text or as token ids.
             target: its answer.
             n: examples to read in words.
             k: words of each; 0 for none, which spares a pass of each.
@@ -287,10 +288,11 @@ class GradientStore:
         if k:
             of_top = self._encoded([self._pairs[i] for i in top.tolist()])
             words = written(self._model, self._asked(prompt, target), of_top, names, k)
-        return Authors(prompt, target, self.names, scores, low, high, top, words, names, metric, n_random)
+        asked = prompt_text(self._model, prompt)
+        return Authors(asked, target, self.names, scores, low, high, top, words, names, metric, n_random)
 
     def _again(
-        self, prompt: str, target: str, first: Tensor, names: tuple[str, ...], metric: Metric
+        self, prompt: Prompt, target: str, first: Tensor, names: tuple[str, ...], metric: Metric
     ) -> tuple[Tensor, Tensor, Tensor, int]:
         """Exact scores of some examples, and their intervals for the random queries."""
         random = drawn(len(self), self._plan["n_random"], self._plan["seed"] + 1)
@@ -303,7 +305,7 @@ class GradientStore:
         others = found[1:].masked_fill(torch.tensor(random, dtype=torch.long)[:, None] == first, float("nan"))
         return found[0], *interval(others), len(others)
 
-    def _captured(self, prompt: str, target: str | None, weights: str | list[str] | None) -> tuple[Part, list[int]]:
+    def _captured(self, prompt: Prompt, target: str | None, weights: str | list[str] | None) -> tuple[Part, list[int]]:
         """A query, and the numbers of the weights that it was captured of."""
         chosen = self._chosen(weights)
         names = [self.weights[number] for number in chosen]
@@ -321,12 +323,12 @@ class GradientStore:
             )
         return [self.weights.index(name) for name in asked]
 
-    def _asked(self, prompt: str, target: str | None) -> Example:
-        if not prompt or target == "":
-            raise ValueError(f"Expected a query's prompt and its target, got {prompt!r} and {target!r}; give both.")
+    def _asked(self, prompt: Prompt, target: str | None) -> Example:
+        if prompt is None or (isinstance(prompt, str) and not prompt) or target == "":
+            raise ValueError(f"Expected a query's prompt and its target, got {prompt!r:.60} and {target!r}; give both.")
         return self._encoded([(prompt, target)])[0]
 
-    def _encoded(self, pairs: Sequence[Pair]) -> list[Example]:
+    def _encoded(self, pairs: Sequence[tuple[Prompt, str | None]]) -> list[Example]:
         return encoded(self._model, _examples(pairs), self._plan["prepend_bos"])[0]
 
 
@@ -356,7 +358,7 @@ def _pairs(dataset: Examples) -> list[Pair]:
     return pairs
 
 
-def _examples(pairs: Sequence[Pair]) -> list:
+def _examples(pairs: Sequence[tuple[Prompt, str | None]]) -> list:
     """What `gradient_similarity` takes: texts are pairs too, so that both kinds may stand beside each other."""
     return [(text, next_token_loss) if target is None else (text, target) for text, target in pairs]
 
