@@ -458,6 +458,11 @@ def test_topology_is_taken_on_few_samples(monkeypatch):
         compare(a, b, unread, measures="rtd", run_options=RunOptions(sample_size=30), **QUIET)
 
 
+def test_a_measure_that_is_named_twice_is_computed_once():
+    found = compare(bridge(), bridge(), TEXTS, measures=("CKA", "rsa", "cka", "RSA"), **QUIET)
+    assert found.measures == ("cka", "rsa") and len(found.values) == 2
+
+
 def test_an_unknown_measure_names_the_registry_s_too():
     a = build(worlds()[0])
     with pytest.raises(ValueError, match="got 'rsaa'; the nearest are 'rsa'"):

@@ -66,7 +66,8 @@ def find_measures(measures: str | Sequence[str], options: RunOptions) -> Wanted:
         ImportError: a measure's package is not installed.
         ValueError: an unknown measure (the nearest are named), or more samples than a measure takes.
     """
-    names = tuple(measure_name(name) for name in ((measures,) if isinstance(measures, str) else measures))
+    asked = (measures,) if isinstance(measures, str) else measures
+    names = tuple(dict.fromkeys(measure_name(name) for name in asked))  # one asked for twice is computed once
     if not names:
         raise ValueError("Expected at least one measure, got none; for example measures=('cka',).")
     additive, sampled = {}, {}
