@@ -248,7 +248,7 @@ for tokens, options in [
         "use target_loss('w7')",
         "got 'torch'",
         "got 'rank' of 'shift'",
-        "got None.",
+        "got None;",
         "got '3'",
         "pairs",
     ):
