@@ -255,7 +255,7 @@ for tokens, options in [
         assert any(sentence in line for line in lines[:6]), (sentence, lines)
     lines = lines[6:]
     assert "got torch.float32 of shape [1, 2]" in lines[0] and "[2, 7], got [2, 3]" in lines[1]
-    assert "of shape [1, 2, 3]" in lines[2] and "got int" in lines[3]
+    assert "of shape [1, 2, 3]" in lines[2] and "got 7;" in lines[3]
 
 
 @every_world
