@@ -20,7 +20,7 @@ from tl_backward.editing.scores import METRICS
 from tl_backward.editing.summary import comparison_sentence as edits_sentence
 from tl_backward.editing.summary import effect_sentence
 from tl_backward.embedding_space.summary import Above, atlas_sentence, coherence_sentence
-from tl_backward.gradients.summary import similarity_sentence
+from tl_backward.gradients.summary import cache_sentence, similarity_sentence
 from tl_backward.inversion.features import FeatureConsistency, FeatureTable, Rate
 from tl_backward.inversion.summary import Known, known_sentence
 from tl_backward.lens.sweep_summary import Mean, Stands, sweep_sentence
@@ -280,6 +280,18 @@ def test_alike_gradients():
     assert "equally alike" in similarity_sentence("cosine", names, names, torch.ones(3, 3), within=True)
     assert "no two examples" in similarity_sentence("cosine", names[:1], names[:1], torch.ones(1, 1), within=True)
     assert "no two examples" in similarity_sentence("cosine", names, names, torch.full((3, 3), NAN), within=True)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-8, 1.0, 1e8])
+def test_small_gradients_are_no_ties(scale):
+    """Of texts that are learnt they are; sizes are compared with each other."""
+    norms = {"blocks.0.mlp.W_in": 2 * scale, "blocks.0.mlp.W_out": 3 * scale}
+    assert f"blocks.0.mlp.W_out is largest (norm {3 * scale:.3g})" in cache_sentence(1.0, "", "3 tokens", norms)
+    norms["blocks.0.mlp.W_in"] = 3 * scale
+    assert f"all have norm {3 * scale:.3g}" in cache_sentence(1.0, "", "3 tokens", norms)
+    inner = scale * torch.tensor([[1.0, 0.8, 0.1], [0.8, 1.0, 0.2], [0.1, 0.2, 1.0]], dtype=torch.float64)
+    text = similarity_sentence("inner", ("one", "two", "three"), ("one", "two", "three"), inner, within=True)
+    assert f'gradients of "one" and "two" are most alike (inner {0.8 * scale:.2g}), ' in text
 
 
 @pytest.mark.parametrize("n_draws", [1, 5])

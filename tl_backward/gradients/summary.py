@@ -29,7 +29,7 @@ def cache_sentence(loss: float, target: str, tokens: str, norms: Mapping[str, fl
     largest = max(norms, key=lambda name: norms[name])
     if len(norms) == 1:
         return f"{what}; the gradient of {largest} has norm {norms[largest]:.3g}."
-    if norms[largest] - min(norms.values()) <= _TIE * max(1.0, norms[largest]):
+    if norms[largest] - min(norms.values()) <= _TIE * norms[largest]:
         return f"{of} all have norm {norms[largest]:.3g}."
     return f"{of} that of {largest} is largest (norm {norms[largest]:.3g})."
 
@@ -45,10 +45,11 @@ def similarity_sentence(
         return "There are no two examples whose gradients can be compared."
     values = sorted(value for value, _ in known)
     middle, largest = values[len(values) // 2], values[-1]
-    if len(known) > 1 and largest - values[0] <= _TIE * max(1.0, abs(largest)):
+    tie = _TIE * (1.0 if metric == "cosine" else abs(largest))  # inner products of small gradients are small
+    if len(known) > 1 and largest - values[0] <= tie:
         return f"All {count_text(len(known), 'pair')} of gradients are equally alike ({metric} {largest:.2g})."
     i, j = max(known)[1]
-    ties = sum(largest - value <= _TIE * max(1.0, abs(largest)) for value in values) - 1
+    ties = sum(largest - value <= tie for value in values) - 1
     also = f", as are {count_text(ties, 'other pair')}" if ties else ""
     one, other = (visible_text(name)[:_LONGEST] for name in (names_a[i], names_b[j]))
     return (
