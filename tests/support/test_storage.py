@@ -142,3 +142,12 @@ def test_a_device_is_written_to_and_not_replaced():
         partial.write_text("a page")
     after = os.stat(os.devnull)
     assert stat.S_ISCHR(after.st_mode) and (after.st_ino, after.st_rdev) == (before.st_ino, before.st_rdev)
+
+
+def test_a_folder_is_not_written_over(tmp_path):
+    """It is said in words; nothing is left beside it."""
+    for folder in (tmp_path / "results", Path()):
+        (tmp_path / "results").mkdir(exist_ok=True)
+        with pytest.raises(IsADirectoryError, match=r"^Cannot write '.*': it is a folder; add a file's name\.$"):
+            save_tensors(folder, {"a": torch.ones(1)}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]

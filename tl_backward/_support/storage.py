@@ -27,8 +27,13 @@ def replacing(path: Path) -> Iterator[Path]:
     """A file beside `path` to write, which takes its place once the block ends; after an error nothing has changed.
 
     A device or a pipe keeps its place, and what was written is sent to it.
+
+    Raises:
+        IsADirectoryError: `path` is a folder.
     """
-    special = path.exists() and not path.is_file() and not path.is_dir()
+    if path.is_dir():
+        raise IsADirectoryError(f"Cannot write {str(path)!r}: it is a folder; add a file's name.")
+    special = path.exists() and not path.is_file()
     folder = Path(gettempdir()) if special else path.parent
     partial = folder / f".{path.name[:64]}.{uuid4().hex}.part"
     try:
