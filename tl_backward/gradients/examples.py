@@ -28,7 +28,7 @@ from tl_backward.model.inputs import DECODER, PER_TOKEN, check_inputs, padding_l
 from tl_backward.text.asked import asked_index, mask_token
 from tl_backward.text.cases import EditCase
 from tl_backward.text.encoded import prompt_text
-from tl_backward.text.ids import ARRAYS, Id, as_prompt, is_id
+from tl_backward.text.ids import Id, as_prompt, is_id, is_integers
 from tl_backward.text.options import TextOptions
 from tl_backward.text.prompts import Batch, encode_prompt, encoded_rows, pad, with_inputs
 from tl_backward.text.subjects import Span, find_span
@@ -144,7 +144,7 @@ def check_several(prompts: object) -> None:
         ValueError: they are.
     """
     ids = as_prompt(prompts)
-    if isinstance(ids, ARRAYS) and ids.ndim == 1:
+    if is_integers(ids) and ids.ndim == 1:
         raise ValueError(
             f"Expected a list of prompts or edit cases, got the {len(ids)} token ids of one; a single one is a list "
             "of one."
