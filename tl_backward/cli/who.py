@@ -42,7 +42,6 @@ def add_commands(commands: Commands) -> None:
         description="Ask a store of gradients (training.GradientStore) which examples' own step would most write\n"
         "TARGET after PROMPT into MODEL, and what each would write there. With --data it is built first.",
         examples=_EXAMPLES,
-        paged=False,
     )  # fmt: skip
 
 

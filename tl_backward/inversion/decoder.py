@@ -160,8 +160,9 @@ class Decoder:
     def _query(self, query: QueryLike | Query, site: PlaceLike | None, position: Position | None) -> Query:
         if not isinstance(query, Query):
             if site is None or position is None:
+                lacking = " and ".join(of for of, each in (("site", site), ("position", position)) if each is None)
                 raise ValueError(
-                    "Expected a site and a position beside the query, got none; name them, for example "
+                    f"Expected a site and a position beside the query, got no {lacking}; name it, for example "
                     f"site={str(self.sites[0])!r}, position=-1."
                 )
             query = read_query(self.model, query, self._site(site), position)
