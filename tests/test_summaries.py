@@ -238,7 +238,11 @@ def test_what_an_activation_keeps():
     overlapping = known_sentence([known(feature("letter", 0.96, 0.6, prior=0.5, prior_high=0.7))])
     assert "does not keep any feature" in overlapping
     assert "cannot be read" in known_sentence([known(inside=0)])
-    assert "does not keep any" in known_sentence([known(feature("letter", NAN, 0.0))])
+    unasked = known_sentence([known(feature("letter", NAN, 0.0))])
+    assert unasked.endswith(" cannot be read: the query has none of the features that were asked about.")
+    itself, others = (replace(known(feature(name, 1.0, 0.97)), n_distinct=n) for name, n in (("all", 1), ("count", 9)))
+    assert known_sentence([itself]).endswith(": one text alone comes near enough, and shares everything with itself.")
+    assert " keeps count " in known_sentence([itself, others])
     assert "beside no others" in known_sentence([known(feature("letter", 1.0, 0.97, prior=None))])
     assert "No activation" in known_sentence([])
     decoder = replace(known(feature("letter", 1.0, 0.97)), by_decoder=True)

@@ -37,7 +37,7 @@ from tl_backward.inversion.tasks import Task
 from tl_backward.model.place import Places, resolve_places
 from tl_backward.text.encoded import Encoded, Inputs, encode, encode_starts
 from tl_backward.text.options import TextOptions
-from tl_backward.text.token_strings import text_frame, token_string
+from tl_backward.text.token_strings import text_frame
 
 _CHAINS, _STEPS = 64, 400  # of a search
 
@@ -57,11 +57,7 @@ class SiteComparison(Saved):
 
     def summary(self) -> str:
         """In one sentence: what each place keeps of the query, the most telling first."""
-        known = []
-        for p, features in zip(self.preimages, self.features, strict=True):
-            token = token_string(p.inputs.tokenizer, int(p.query.tokens[p.position]))
-            known.append(Known(p.site, token, int(p.inside.sum()), len(p), features))
-        return known_sentence(known)
+        return known_sentence([Known.of(*each) for each in zip(self.preimages, self.features, strict=True)])
 
     @property
     def _names(self) -> list[str]:

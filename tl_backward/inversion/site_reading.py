@@ -18,7 +18,6 @@ from tl_backward.inversion.preimage import Preimage
 from tl_backward.inversion.query import Query, distances
 from tl_backward.inversion.summary import Known, known_sentence
 from tl_backward.text.encoded import Inputs
-from tl_backward.text.token_strings import token_string
 
 N_SHOWN = 16
 
@@ -77,11 +76,7 @@ class SiteReading(Saved):
 
     def known(self) -> Known:
         """What the summary says of this site."""
-        p = self.preimage
-        token = token_string(p.inputs.tokenizer, int(p.query.tokens[p.position]))
-        return Known(
-            p.site, token, int(p.inside.sum()), len(p), self.features, by_decoder=p.method == "decoder"
-        )  # fmt: skip
+        return Known.of(self.preimage, self.features)
 
     def summary(self) -> str:
         """In one sentence: which features of the query the activation keeps, beside how often other texts have them.

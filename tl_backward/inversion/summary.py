@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from tl_backward._support.html import visible_text, visible_token
 from tl_backward._support.sentences import count_text, listed, percent
 from tl_backward.inversion.features import FeatureConsistency, FeatureTable
+from tl_backward.inversion.preimage import Preimage
 from tl_backward.model.place import Place
+from tl_backward.text.token_strings import token_string
 
 KEPT = 0.95
 """A share of texts from which on a feature counts as kept."""
@@ -37,6 +39,16 @@ class Known:
     n: int
     features: FeatureTable | None
     by_decoder: bool = False
+    n_distinct: int = 2
+    """Different texts inside, as far as one differs from several: one shares all features with itself."""
+
+    @classmethod
+    def of(cls, preimage: Preimage, features: FeatureTable | None) -> "Known":
+        """What the texts inside a preimage say."""
+        p, inside = preimage, preimage.inside.nonzero().flatten().tolist()
+        token = token_string(p.inputs.tokenizer, int(p.query.tokens[p.position]))
+        n_distinct = len({p.texts[i] for i in inside})
+        return cls(p.site, token, len(inside), len(p), features, p.method == "decoder", n_distinct)
 
     @property
     def bits(self) -> float:
@@ -59,11 +71,15 @@ def known_sentence(found: Sequence[Known]) -> str:
     """
     if not found:
         return "No activation was asked about."
-    first = min(found, key=lambda each: (not each.n_inside, -each.bits))
+    first = min(found, key=lambda each: (not each.n_inside, each.n_distinct == 1, -each.bits))
     same = [known for known in found if _group(known) == _group(first)]
     at = f'At "{visible_token(first.token, 24)}", {_places(same)}'
     if not first.n_inside:
         return f"{at} cannot be read: no text comes near enough."
+    if first.n_distinct == 1:
+        return f"{at} cannot be read: one text alone comes near enough, and shares everything with itself."
+    if first.features is not None and first.features.rows and not _asked(first.features):
+        return f"{at} cannot be read: the query has none of the features that were asked about."
     rows = kept_features(first.features)
     if first.features is not None and not rows:
         return f"{at} {'does' if len(same) == 1 else 'do'} not keep any feature more often than other texts have it."
@@ -71,8 +87,13 @@ def known_sentence(found: Sequence[Known]) -> str:
     return f"{at} {partly}{'keeps' if len(same) == 1 else 'keep'} {_kept(first)}{_shares(same)}."
 
 
-def _group(known: Known) -> tuple[str, bool, str]:
-    return known.token, known.n_inside > 0, _kept(known)
+def _asked(features: FeatureTable) -> bool:
+    """Whether the query has any of them."""
+    return any(not math.isnan(row.rate.value) for row in features.rows)
+
+
+def _group(known: Known) -> tuple[str, bool, bool, str]:
+    return known.token, known.n_inside > 0, known.n_distinct == 1, _kept(known)
 
 
 def _places(same: Sequence[Known]) -> str:
