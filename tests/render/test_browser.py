@@ -113,7 +113,7 @@ def test_two_models_compared(browser: Browser, hostile: list[str], tmp_path: Pat
     page.section("Map", names[1], render.figure_fragment(render.models_map(distances)))
     path = page.save(tmp_path / "page.html")
     browser.open(path)
-    assert browser.number("document.querySelectorAll('.tlb-picture').length") == 3
+    browser.wait("document.querySelectorAll('.tlb-picture').length === 3")
     assert any("standard error 0." in text for text in hover_everything(browser))
     ticks = {clean(tick) for tick in browser.texts(".tlb-picture text")}
     assert {shown(name, 16) for name in names} <= ticks
