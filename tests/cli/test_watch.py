@@ -34,7 +34,8 @@ def test_what_it_wrote_as_a_page_and_a_file(capsys, tmp_path, data):
     assert code == 0 and complained == ""
     result = tlb.load_result(save, tokenizer=tlb.zoo.load("facts").tokenizer)
     assert said.startswith(result.summary()) and result.steps == 30
-    assert "6 of the first 6 prompts answered with another token than before" in said
+    assert "6 of the first 6 prompts answered with another token than before; " in said
+    assert " of 6 answer with what was wanted, 0 before" in said
     page = out.read_text(encoding="utf-8")
     assert "What a training wrote: facts" in page and "6 of 6 prompts have another answer now." in page
     # The losses of the same loop, by hand.

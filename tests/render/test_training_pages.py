@@ -52,6 +52,11 @@ def test_the_page_of_a_training(world, tmp_path):
     lost = replace(result, missing={HOSTILE: HOSTILE})
     html = render.watch_report(lost, answers=answers).to_html()
     assert "Answers before and after" in html and "Not watched" in html and "onerror=alert(1)>" not in html
+    assert ">wanted<" not in html
+    (effect,) = answers
+    for target, met in ((int(effect.top_after[0]), "1 of 1 answer with what was wanted"), (0, "0 of 1 answer with")):
+        html = render.watch_report(lost, answers=answers, targets=[target]).to_html()
+        assert met in html and ">wanted<" in html
     back = tlb.training.load_watch(result.save(tmp_path / "w.safetensors"), tokenizer=model.tokenizer)
     assert str(back.page(name=HOSTILE)) == str(page)
     assert result.save(tmp_path / "w.html").read_text("utf-8").startswith("<!DOCTYPE html>")

@@ -85,13 +85,14 @@ def _watch(arguments: argparse.Namespace) -> Answer:
     with training.watch(model, optimizer=optimizer, **options) as watching:
         losses = _train(model, examples, optimizer, arguments)
     result, effects = watching.result(), _effects(model, prompts, before, arguments.k)
+    targets = [int(example.target) for example in examples[:_SHOWN]]
     if save is not None:
         result.save(save)
     return Answer(
-        lambda: _lines(result, effects, losses, save),
+        lambda: _lines(result, effects, targets, losses, save),
         lambda: _data(result, effects, losses, arguments.model),
         lambda: import_module("tl_backward.render").watch_report(
-            result, answers=effects, name=name_of(arguments.model)
+            result, answers=effects, targets=targets, name=name_of(arguments.model)
         ),
     )
 
@@ -204,15 +205,21 @@ def _with_adapters(arguments: argparse.Namespace) -> "TransformerLensModel":
 
 
 def _lines(
-    result: "WatchResult", effects: "Sequence[EditEffect]", losses: Sequence[float], save: Path | None
+    result: "WatchResult",
+    effects: "Sequence[EditEffect]",
+    targets: Sequence[int],
+    losses: Sequence[float],
+    save: Path | None,
 ) -> Iterator[str]:
     from tl_backward._support.sentences import count_text
+    from tl_backward.editing.summary import targets_met
 
     yield result.summary()
-    changed = sum(int(each.top_before[0]) != int(each.top_after[0]) for each in effects)
+    answers = [(int(each.top_before[0]), int(each.top_after[0])) for each in effects]
+    changed = sum(old != new for old, new in answers)
     yield (
         f"loss {losses[0]:.3g} -> {losses[-1]:.3g} nats in {count_text(len(losses), 'step')}; {changed} of the first "
-        f"{count_text(len(effects), 'prompt')} answered with another token than before"
+        f"{count_text(len(effects), 'prompt')} answered with another token than before; {targets_met(answers, targets)}"
     )
     first = sorted(
         (row for row in result.to_frame().to_dict("records") if row["direction"] == 0 and row["size"] > 0),

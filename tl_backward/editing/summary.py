@@ -34,6 +34,18 @@ def effect_sentence(prompt: str, before: tuple[str, float, float], after: tuple[
     )
 
 
+def targets_met(answers: Sequence[tuple[int, int]], targets: Sequence[int]) -> str:
+    """How many prompts are answered with the token that was wanted, and how many were before.
+
+    Args:
+        answers: the most likely token before and after, of each prompt.
+        targets: the token that each should be answered with.
+    """
+    met = [(old == target, new == target) for (old, new), target in zip(answers, targets, strict=True)]
+    before, after = (sum(each) for each in zip(*met, strict=True)) if met else (0, 0)
+    return f"{after} of {len(met)} answer with what was wanted, {before} before"
+
+
 def edit_sentence(
     asked: str, weights: str, ranks: Sequence[int], shares: Sequence[float], lost: Sequence[tuple[str, float]],
     *, applied: bool,

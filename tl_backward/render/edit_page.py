@@ -13,6 +13,7 @@ from tl_backward._support.sentences import count_text, percent
 from tl_backward._support.types import typed
 from tl_backward.editing import EditComparison, EditEffect, EditScores, LayerGrid
 from tl_backward.editing.comparison import SHOWN
+from tl_backward.editing.summary import targets_met
 from tl_backward.render.figures import Drawing, heatmap_drawing
 from tl_backward.render.fragments import figure_fragment
 from tl_backward.render.outline import paragraphs
@@ -196,17 +197,24 @@ def others_sentence(others: Sequence[EditEffect], what: str = "other prompt") ->
     return f"{changed} of {count_text(len(others), what)} {have} another answer now."
 
 
-def others_table(others: Sequence[EditEffect]) -> Fragment:
-    """A row a prompt: the answer before and after, and their probabilities."""
+def wanted_sentence(others: Sequence[EditEffect], targets: Sequence[int]) -> str:
+    """How many prompts got the answer that was wanted."""
+    return targets_met([(int(each.top_before[0]), int(each.top_after[0])) for each in others], targets) + "."
+
+
+def others_table(others: Sequence[EditEffect], targets: Sequence[int] = ()) -> Fragment:
+    """A row a prompt: the answer before and after, their probabilities, and the token that was wanted, if any was."""
     rows: list[list[TableCell]] = []
-    for each in others:
+    wanted = [[Cell(token_string(each.tokenizer, id_))] for each, id_ in zip(others, targets, strict=False)]
+    for each, target in zip(others, wanted or [[]] * len(others), strict=True):
         (old, p_old), (new, p_new) = (
             (token_string(each.tokenizer, int(top)), float(side[top]))
             for top, side in ((each.top_before[0], each.before), (each.top_after[0], each.after))
         )
         after = Cell(new, marked=new != old)
-        rows.append([each.prompt, Cell(old), percent(p_old), after, percent(p_new)])
-    return Fragment(html.table(["prompt", "before", "p", "after", "p with the edit"], rows, limit=30))
+        rows.append([each.prompt, *target, Cell(old), percent(p_old), after, percent(p_new)])
+    columns = ["prompt", *(["wanted"] if targets else []), "before", "p before", "after", "p after"]
+    return Fragment(html.table(columns, rows, limit=30))
 
 
 def add_comparison(page: Page, comparison: EditComparison) -> None:

@@ -14,7 +14,7 @@ from tl_backward._support.sentences import percent
 from tl_backward._support.types import typed
 from tl_backward.editing import EditEffect
 from tl_backward.render.directions import direction_cells, listed_words, words_of
-from tl_backward.render.edit_page import others_sentence, others_table
+from tl_backward.render.edit_page import others_sentence, others_table, wanted_sentence
 from tl_backward.render.figures import Drawing, heatmap_drawing
 from tl_backward.render.fragments import figure_fragment
 from tl_backward.render.outline import paragraphs
@@ -71,12 +71,15 @@ def watch_heatmap(result: WatchResult) -> "plotly.graph_objects.Figure":
 
 
 @typed
-def watch_report(result: WatchResult, *, answers: Sequence[EditEffect] = (), name: str = "") -> Page:
+def watch_report(
+    result: WatchResult, *, answers: Sequence[EditEffect] = (), targets: Sequence[int] = (), name: str = ""
+) -> Page:
     """Make a page of what a training wrote; `.save(path)` writes one offline file.
 
     Args:
         result: from `watch(...)`.result(), a callback's, or `load_watch`.
         answers: of prompts, before the training and after it.
+        targets: the token that each should be answered with, where that is known.
         name: the model's, for the title.
 
     Examples:
@@ -92,9 +95,9 @@ def watch_report(result: WatchResult, *, answers: Sequence[EditEffect] = (), nam
     picture = figure_fragment(_norms_drawing(result))
     page.section("Where and when the gradients were large", "", picture, Fragment(paragraphs(_NORMS)), data)
     if answers:
-        page.section(
-            "Answers before and after", f"{others_sentence(answers, 'prompt')} {_ANSWERS}", others_table(answers)
-        )
+        right = f" {wanted_sentence(answers, targets)}" if targets else ""
+        said = f"{others_sentence(answers, 'prompt')}{right} {_ANSWERS}"
+        page.section("Answers before and after", said, others_table(answers, targets))
     by_size = sorted(result.weights, key=lambda each: result.written[each].norm, reverse=True)
     data = frame_block(listed_words(result.to_frame()), "written.csv")
     page.section("What was written, in words", _WRITTEN, _words(result, by_size), data)
