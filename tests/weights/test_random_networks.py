@@ -68,6 +68,7 @@ def check(seed: int) -> Counter:
         (tuple(tokens.shape),),
         [*net.modules()],
         lambda _: None,
+        dict(net.named_modules()),
     )
     own = net(tokens)
     recorder = Recorder(net)
