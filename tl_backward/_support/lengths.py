@@ -15,7 +15,7 @@ def frobenius_norm(values: Tensor) -> float:
 
     On a CPU torch's own norm in float32 adds all squares into the few numbers of a register, one after the other: it is
     .004 % short for a matrix of 768 x 3,072, .3 % for GPT-2's embedding, and 4 % for one of 268 million numbers. Norms
-    of short pieces are added in float64 here, which takes a fifth of the time of converting all.
+    of short pieces are added in float64 here, which takes a quarter of the time of converting all.
     """
     if values.dtype == torch.float64 or values.is_complex():
         return float(torch.linalg.vector_norm(values))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tl_backward._support.checks import all_finite
 from tl_backward._support.html import frame_table, visible_text, visible_token
+from tl_backward._support.lengths import frobenius_norm
 from tl_backward._support.public import public
 from tl_backward._support.storage import check_kind, fingerprint, load_tensors, save_tensors
 from tl_backward._support.types import DataFrame, TransformerLensModel
@@ -131,7 +132,7 @@ class Edit:
         for name, update in self.updates.items():
             change = GradientFactors(update.x[None], update.v[None], sites[name].layout)
             before = self._saved[name][0] if name in self._saved else sites[name].parameter
-            norm, own = float(change.norm()), float(torch.linalg.vector_norm(before.detach(), dtype=torch.float64))
+            norm, own = float(change.norm()), frobenius_norm(before)
             rows.append(
                 {
                     "weight": name,
