@@ -16,9 +16,10 @@ from tl_backward.editing.edit import Edit, Update, editable, put_on
 from tl_backward.editing.writable import check_writable
 from tl_backward.gradients.capture import run_with_gradient_cache
 from tl_backward.gradients.losses import Target, target_loss
-from tl_backward.model.checks import check_model
+from tl_backward.model.checks import check_model, model_kind
 from tl_backward.model.head import Head
 from tl_backward.model.inputs import check_text_model
+from tl_backward.model.stamp import unchanged
 from tl_backward.text.ids import one_id
 from tl_backward.text.prompts import Batch, encode_prompt, extend
 from tl_backward.weights import WeightSite, select_sites, weight_sites
@@ -148,14 +149,16 @@ def shift(
     prepend_bos: bool | None = None,
 ) -> Shift:
     """Read x_last and the target's directions, as `shift_edit` says."""
-    check_text_model(model)
-    check_choice("scaling", scaling, get_args(Scaling))
-    (index,) = check_layers(layer, model.cfg.n_layers)
-    loss = target_loss(target).bind(model, 1)
-    given = encode_prompt(model, prompt, prepend_bos=prepend_bos)
-    batch = extend(model, given, loss.continuation)
-    (ids,) = loss.ids or ((),)
-    site = _shifted(model, index)
+    model_kind(model)  # refuses what is of none
+    with unchanged(model):
+        check_text_model(model)
+        check_choice("scaling", scaling, get_args(Scaling))
+        (index,) = check_layers(layer, model.cfg.n_layers)
+        loss = target_loss(target).bind(model, 1)
+        given = encode_prompt(model, prompt, prepend_bos=prepend_bos)
+        batch = extend(model, given, loss.continuation)
+        (ids,) = loss.ids or ((),)
+        site = _shifted(model, index)
     n_tokens = (batch.tokens.shape[0], batch.tokens.shape[1])
     inputs, logits = weight_inputs(model, site, lambda: model(batch.tokens, return_type="logits"), n_tokens)
     (at,) = loss.places(batch.tokens)
