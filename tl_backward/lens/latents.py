@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._support.types import TransformerLensModel
-from tl_backward.lens.lens_result import LayerReadouts
+from tl_backward.lens.lens_result import LayerLatents
 from tl_backward.lens.reading import Reading
 from tl_backward.vocabulary.basis import Basis, Side
 from tl_backward.vocabulary.latents import LatentReadout
@@ -45,4 +45,4 @@ def in_latents(
         for row, at in enumerate(chosen):
             assert read is not None
             found.setdefault(places[at][0], {})[places[at][1]] = read[row]
-    return {of: LayerReadouts(layers, model.cfg.n_layers) for of, layers in found.items()}
+    return {of: LayerLatents(layers, model.cfg.n_layers) for of, layers in found.items()}

@@ -38,8 +38,8 @@ Key = TypeVar("Key")
 Item = TypeVar("Item")
 
 
-class LayerReadouts(Saved, dict[int, Read]):
-    """A readout for each layer; negative layers count from the model's end."""
+class OfLayers(Saved, dict[int, Read]):
+    """Something of each layer that was read; negative layers count from the model's end."""
 
     def __init__(self, readouts: dict[int, Read], n_layers: int) -> None:
         super().__init__(readouts)
@@ -53,6 +53,15 @@ class LayerReadouts(Saved, dict[int, Read]):
         if isinstance(layer, int) and layer < 0 and layer + self._n_layers in self:
             return self[layer + self._n_layers]
         raise KeyError(f"Expected one of the layers that were read, {list(self)}, got {layer!r}.")
+
+
+# Each by its own class, since completion at a prompt knows what an item has from the class alone.
+class LayerReadouts(OfLayers[RankedReadout]):
+    """A readout in words for each layer."""
+
+
+class LayerLatents(OfLayers[LatentReadout]):
+    """A readout in latents for each layer."""
 
 
 class Held(dict[Key, Item]):
@@ -160,10 +169,10 @@ class BackwardLens(Shown):
             held = getattr(self, name)
             if name in ("sources", "latents"):
                 held = {
-                    of: each if isinstance(each, LayerReadouts) else Held(each, "a layer that was read", "read one")
+                    of: each if isinstance(each, OfLayers) else Held(each, "a layer that was read", "read one")
                     for of, each in held.items()
                 }
-            if not isinstance(held, LayerReadouts):
+            if not isinstance(held, OfLayers):
                 object.__setattr__(self, name, Held(held, *words))
 
     @property
