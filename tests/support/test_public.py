@@ -80,11 +80,11 @@ TypeError Expected a keyword of backward_lens or an input of the model, got 'lay
 TypeError Expected a keyword of backward_lens, got 'prompts'; the nearest are 'prompt',
 TypeError Expected k, how many tokens, as an integer, got '10'; for example k=10.
 TypeError Expected layers as an integer or a list of integers, got {model}; for example [0, -1].
-TypeError Expected attention_mask of run_with_gradient_cache to be Bool[Tensor, 'batch pos'] | Int[Tensor, 'batch pos']
+TypeError Expected attention_mask of run_with_gradient_cache to be tensor of booleans [batch, pos] | tensor of integers [batch, pos]
 TypeError Expected other of cosine to be GradientFactors, got GradientCache; see help(tl_backward.weights.factors.
 TypeError Expected k of svd to be int | None, got '5'; see help(
 ValueError Expected at least one component, got k=0; leave k out for all.
-TypeError Expected layout of gradient to be Literal['tl', 'parameter'], got {model}; see help(
+TypeError Expected layout of gradient to be 'tl' | 'parameter', got {model}; see help(
 TypeError Expected a target as text, a token id, or a list of either, got 3.5; give what the prompt is to be answered with.
 TypeError Expected targets that are all text, ids, or lists of ids, got [' Oslo', 3].
 KeyError Expected a captured weight, got ('W_outt', 2); captured nearest to it: ('W_out', 2), (

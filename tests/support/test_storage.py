@@ -121,11 +121,11 @@ def test_a_fingerprint_is_the_sha256_of_all_its_parts():
 
 
 def test_files_of_another_kind_or_run_are_refused_by_name():
-    check_kind("file", True, "Edit.save")
+    check_kind("file", True, "Edit.save", {})
     with pytest.raises(
         ValueError, match="Expected a file written by Edit.save, got 'file', of another format; save it"
     ):
-        check_kind("file", False, "Edit.save")
+        check_kind("file", False, "Edit.save", {})
     check_run("file", {"seed": 1, "sites": [[1, 2]], "more": 0}, {"seed": 1, "sites": ((1, 2),)})
     for saved, named in (({}, "None"), ({"seed": 0}, "0")):
         message = (

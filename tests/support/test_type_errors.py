@@ -13,16 +13,16 @@ def test_a_wrong_type_gets_a_sentence_without_the_model():
     model = tlb.zoo.load("facts")
     kind = type(model).__name__
     for call, expected in (
-        (lambda: tlb.readout(model, torch.ones(2, 128, dtype=torch.int64)), "vectors of readout to be Float[Tensor, "),
+        (lambda: tlb.readout(model, torch.ones(2, 128, dtype=torch.int64)), "vectors of readout to be tensor of floats [*lead, d_model], got "),
         (
             lambda: tlb.top_pairs(torch.ones(5, 3), torch.ones(4, 3), "k"),
             "k of top_pairs to be int, got 'k'; see help(",
         ),
         (
             lambda: distances(torch.ones(3, 4), torch.ones(5)),
-            "query of distances to be Float[Tensor, 'd'] where d = 4, got f32[5](torch); see help(",
+            "query of distances to be tensor of floats [d] where d = 4, got f32[5](torch); see help(",
         ),
-        (lambda: tlb.readout(model, model), f"to be Float[Tensor, '*lead d_model'], got {kind}; see help("),
+        (lambda: tlb.readout(model, model), f"to be tensor of floats [*lead, d_model], got {kind}; see help("),
         (lambda: tlb.readout(model, torch.ones(128), target=1.5), "None, got 1.5; see help("),
     ):
         with pytest.raises(TypeError, match="Expected .*" + re.escape(expected)) as caught:

@@ -100,6 +100,8 @@ def check_finite(name: str, value: object, hint: str) -> float:
 
 def no_model(given: object) -> str:
     """The error raised where a TransformerLens model is expected, and something else came."""
+    if isinstance(given, str) and given.endswith(".safetensors"):
+        return f"Expected a TransformerLens model, got the file {given[-60:]!r}; give the model first, then the file."
     if isinstance(given, str):
         return f"Expected a TransformerLens model, got its name {given[:60]!r}; load it with tlb.load({given[:60]!r})."
     return (

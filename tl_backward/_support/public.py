@@ -13,6 +13,7 @@ from jaxtyping import TypeCheckError
 from torch import nn
 
 from tl_backward._support.checks import UnknownInputError, close_names, no_model, short
+from tl_backward._support.hints import in_words
 from tl_backward._support.warnings import SAID
 
 T = TypeVar("T", bound=Callable)
@@ -100,7 +101,7 @@ def _sentence(function: Callable, error: Exception, args: tuple, kwargs: dict[st
             if hint is nn.Module:
                 return no_model(bound[name])
             return (
-                f"Expected {name} of {function.__name__} to be {_words(hint)}, got {short(bound[name])}; see "
+                f"Expected {name} of {function.__name__} to be {in_words(hint)}, got {short(bound[name])}; see "
                 f"help({_name(function)})."
             )
     return None
@@ -130,9 +131,3 @@ def _fits(value: object, hint: Any) -> bool:
         return True
     finally:
         random.setstate(before)
-
-
-def _words(hint: Any) -> str:
-    """A hint as it is written, without the modules that its names are from."""
-    text = inspect.formatannotation(hint).replace("torch.nn.modules.module.Module", "TransformerLensModel")
-    return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])", "", text)

@@ -75,9 +75,10 @@ def load_saved(path: str | Path, kind: type[S], *, tokenizer: object = None) -> 
         ValueError: no such file, a damaged one, or one of another kind.
     """
     tensors, about = load_tensors(path)
-    check_kind(path, about.get("format") == FORMAT, f"{kind.__name__}.save")
+    writer = "a result's save" if kind is Saved else f"{kind.__name__}.save"
+    check_kind(path, about.get("format") == FORMAT, writer, about)
     found = _class(about["kind"])
-    check_kind(path, found is not None and issubclass(found, kind), f"{kind.__name__}.save")
+    check_kind(path, found is not None and issubclass(found, kind), writer, about if found is not None else {})
     return _grown(json.loads(about["tree"]), tensors, tokenizer)
 
 

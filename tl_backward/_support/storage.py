@@ -191,14 +191,44 @@ def damaged(path: str | Path, why: str) -> str:
     return f"Expected a file that tl_backward saved, got {str(path)!r}, damaged or another's ({why}); make it anew."
 
 
-def check_kind(path: str | Path, is_so: bool, writer: str) -> None:
+def check_kind(path: str | Path, is_so: bool, writer: str, about: Mapping[str, str]) -> None:
     """Refuse an intact file of another kind, or of another version of the format, than `writer` writes.
 
     Raises:
-        ValueError: it is not so.
+        ValueError: it is not so; what reads such a file is named, as its metadata `about` tell.
     """
     if not is_so:
-        raise ValueError(f"Expected a file written by {writer}, got {str(path)!r}, of another format; save it anew.")
+        reader = _reader_of(about)
+        hint = "save it anew" if reader is None else f"what reads it is {reader}"
+        raise ValueError(f"Expected a file written by {writer}, got {str(path)!r}, of another format; {hint}.")
+
+
+def _reader_of(about: Mapping[str, str]) -> str | None:
+    """What reads a file that this package wrote, by its metadata; None where that is not known."""
+    if about.get("format") == "tl_backward result 1":
+        return _RESULTS.get(about.get("kind", "").rpartition(":")[2], "tl_backward.load_result(path)")
+    if about.get("format") in _READERS:
+        return _READERS[about["format"]]
+    return next((reader for key, reader in _BY_KEY.items() if key in about), None)
+
+
+_RESULTS = {
+    "BackwardLens": "tl_backward.load_lens(path)",
+    "GradientCache": "tl_backward.load_cache(path)",
+    "WatchResult": "tl_backward.training.load_watch(path)",
+}
+_READERS = {
+    "tl_backward edit 1": "tl_backward.load_edit(model, path)",
+    "tl_backward sweep 1": "tl_backward.load_sweep(path)",
+    "tl_backward training watch 1": "tl_backward.training.watch(model, resume=path)",
+    "pt": "tl_backward.load(folder) of the model's whole folder",
+}
+_BY_KEY = {
+    "covariance_statistics": "tl_backward.dissimilarity.CovarianceStatistics.load(path)",
+    "states": "compare(..., run_options=RunOptions(checkpoint=path)) of tl_backward.dissimilarity",
+    "descent": "stitch(..., fit_options=FitOptions(checkpoint=path)) of tl_backward.dissimilarity",
+}
+"""What reads each kind of file: results by class, others by their format or by what their metadata have."""
 
 
 def check_run(path: str | Path, saved: Mapping[str, object], asked: Mapping[str, object]) -> None:

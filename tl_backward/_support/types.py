@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tl_backward._support.arrays import tensor_of, tensor_parameters
 from tl_backward._support.checks import no_model
+from tl_backward._support.hints import in_words, say_as
 from tl_backward._support.literals import check_types
 
 F = TypeVar("F", bound=Callable)
@@ -63,15 +64,21 @@ def _sentence(function: Callable, said: re.Match[str], given: object) -> str:
     """What was expected of an argument, or of what is returned, and what came."""
     if said["hint"] == repr(nn.Module):
         return no_model(given)
-    hint = re.sub(r"<class '(?:[a-z]\w*\.)*(.*?)'>(?= \||$)", r"\1", said["hint"]).replace("typing.", "")
+    signature = inspect.signature(function)
+    hint = signature.parameters[said["name"]].annotation if said["name"] else signature.return_annotation
     got = said["got"] if len(said["got"]) <= 80 and "\n" not in said["got"] else f"{type(given).__name__}"
     known = dict(line.split("=", 1) for line in (said["axes"] or "").splitlines() if "=" in line)
     sizes = [
-        f"{name} = {size.removeprefix('torch.Size')}" for name, size in known.items() if re.search(rf"\b{name}\b", hint)
+        f"{name} = {size.removeprefix('torch.Size')}"
+        for name, size in known.items()
+        if re.search(rf"\b{name}\b", said["hint"])
     ]
     axes = f" where {', '.join(sizes)}" if sizes else ""
     what = f"{said['name']} of {function.__name__}" if said["name"] else f"what {function.__name__} returns"
-    return f"Expected {what} to be {hint}{axes}, got {got}; see help({function.__module__}.{function.__qualname__})."
+    return (
+        f"Expected {what} to be {in_words(hint)}{axes}, got {got}; see "
+        f"help({function.__module__}.{function.__qualname__})."
+    )
 
 
 def _checked(signature: F) -> F:
@@ -175,6 +182,8 @@ Prompts: TypeAlias = (
     | Integer[np.ndarray, "batch pos"]
 )
 """One or several: a list of texts, or of rows of ids, is a batch; a list of ids is one prompt."""
+say_as(Prompt, "text | token ids")
+say_as(Prompts, "text | token ids | list of either")
 DataFrame: TypeAlias = "pandas.DataFrame"
 Series: TypeAlias = "pandas.Series"
 """pandas is imported where a frame is made, not before."""

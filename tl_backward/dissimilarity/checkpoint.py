@@ -46,7 +46,7 @@ def load_checkpoint(
         ValueError: no such checkpoint, or one of a run with other options (the first that differs is named).
     """
     tensors, metadata = load_tensors(path, device)
-    check_kind(path, "run" in metadata and "states" in metadata, "compare")
+    check_kind(path, "run" in metadata and "states" in metadata, "compare", metadata)
     saved = json.loads(metadata["run"])
     check_run(path, saved, {key: value for key, value in run.items() if key in saved})
     for name, part in gathered.items():

@@ -19,6 +19,7 @@ from tl_backward.dissimilarity.comparison import compare
 from tl_backward.dissimilarity.measures.registry import get_measure, list_measures
 from tl_backward.dissimilarity.options import OLD_TEXT, RunOptions
 from tl_backward.dissimilarity.summary import distances_sentence
+from tl_backward.model.checks import check_model
 from tl_backward.model.place import Places
 from tl_backward.text.data import TextData
 from tl_backward.text.options import TextOptions
@@ -160,7 +161,7 @@ def classical_mds(distances: Float[Tensor, "_ _"], *, dimensions: int = 2) -> La
 @public
 @old_keywords(OLD_TEXT, text_options=TextOptions)
 def model_distances(
-    models: Mapping[str, TransformerLensModel],
+    models: Mapping[str, TransformerLensModel] | Sequence[TransformerLensModel],
     data: TextData,
     *,
     hook: Places = "resid_post",
@@ -175,7 +176,7 @@ def model_distances(
     Every pair reads the data anew, n (n + 1) / 2 passes for n models.
 
     Args:
-        models: by name; at least one, of any kind, width and depth.
+        models: by name; at least one, of any kind, width and depth. Those of a list are called model 0, model 1, ...
         data: as in `compare`, and readable more than once: a list, not an iterator.
         hook: a hook point in every layer, by TransformerLens's short name.
         layers: which, in every model; None for all, negative from the end.
@@ -194,6 +195,11 @@ def model_distances(
         >>> d.values.shape
         torch.Size([2, 2])
     """
+    if isinstance(models, list | tuple):
+        models = {f"model {index}": each for index, each in enumerate(models)}
+    if isinstance(models, Mapping):
+        for each in models.values():
+            check_model(each)
     if not models:
         raise ValueError("Expected at least one model by name, got none; for example {'a': model_a, 'b': model_b}.")
     if not get_measure(measure).metric:

@@ -344,7 +344,7 @@ class CovarianceStatistics:
             ValueError: not such a file.
         """
         tensors, metadata = load_tensors(path, device)
-        check_kind(path, "covariance_statistics" in metadata, "CovarianceStatistics.save")
+        check_kind(path, "covariance_statistics" in metadata, "CovarianceStatistics.save", metadata)
         return cls.restore(tensors, json.loads(metadata["covariance_statistics"]))
 
 

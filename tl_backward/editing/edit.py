@@ -270,7 +270,7 @@ def load_edit(model: TransformerLensModel, path: str | Path) -> Edit:
     """
     check_model(model)
     tensors, about = load_tensors(path)
-    check_kind(path, about.get("format") == FORMAT, "Edit.save")
+    check_kind(path, about.get("format") == FORMAT, "Edit.save", about)
     if about["model"] != _describe(model):
         raise ValueError(
             f"Expected an edit of a model with {_describe(model)}, got one of {about['model']}; load it into the model "

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_backward._support.checks import NonFiniteError, check_callable_loss, check_loss, short
+from tl_backward._support.hints import say_as
 from tl_backward._support.types import Prompt, TransformerLensModel
 from tl_backward.gradients.cache import GradientCache
 from tl_backward.gradients.capture import run_with_gradient_cache
@@ -44,6 +45,7 @@ _NUMBERS, _LEAST = 16_000_000, 8
 Losses: TypeAlias = str | Id | Loss | Iterable[str | Id | Loss] | None
 Examples: TypeAlias = Iterable[Prompt] | Iterable[tuple[Prompt, str | Id | Loss]] | Cases
 """Prompts (each a text or its ids), (prompt, target) pairs, or edit cases and the tables and files of them."""
+say_as(Examples, "list of prompts or of (prompt, target) pairs | list, table or file of edit cases")
 Each = TypeVar("Each")
 
 

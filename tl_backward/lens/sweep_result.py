@@ -223,7 +223,7 @@ def load_sweep(path: str | Path, *, tokenizer: Tokenizer | None = None) -> Sweep
 def load_sweep_of_run(path: str | Path, *, tokenizer: Tokenizer | None) -> tuple[Sweep, str]:
     """A saved sweep and the fingerprint of its run; errors as of `load_sweep`."""
     tensors, about = load_tensors(path)
-    check_kind(path, about.get("format") == FORMAT, "Sweep.save")
+    check_kind(path, about.get("format") == FORMAT, "Sweep.save", about)
     own = {"model": tensors, "control": part_of(tensors, "control")}
     sides = {
         name: Sweep(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias, cast
 
 from tl_backward._support.checks import check_head, check_layers, nearest
+from tl_backward._support.hints import say_as
 from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
 from tl_backward._support.types import TransformerLensModel
@@ -78,6 +79,7 @@ PlaceLike: TypeAlias = (
     | tuple[str, int | None, int | None]
     | tuple[str, int | None, int | None, int | None]
 )
+say_as(PlaceLike, "hook name | (short name, layer) | (short name, layer, head)")
 Places: TypeAlias = PlaceLike | Sequence[PlaceLike]
 
 

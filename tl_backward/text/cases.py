@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tl_backward._support.checks import as_path
+from tl_backward._support.checks import as_path, short
 from tl_backward._support.public import public
 from tl_backward.text.files import read_records, read_table
 from tl_backward.text.subjects import occurrences
@@ -44,6 +44,9 @@ class EditCase:
 
     def __post_init__(self) -> None:
         """Refuse an edit without a prompt, a target, or anything to change."""
+        for name in ("prompt", "target", "answer"):
+            if not isinstance(value := getattr(self, name), str):
+                raise TypeError(f"Expected {name} of an edit case as text, got {short(value)}; write it out.")
         if not self.prompt or not self.target:
             raise ValueError(
                 f"Expected an edit case with a prompt and a target, got {self.prompt!r} and {self.target!r}; give both."

@@ -8,6 +8,7 @@ from typing import TypeAlias, cast
 import numpy as np
 from torch import Tensor
 
+from tl_backward._support.hints import say_as
 from tl_backward.text.ids import ARRAYS, Ids, as_ids, as_prompt
 from tl_backward.text.prompts import Batch, given_tokens
 from tl_backward.text.tables import Frame, texts_of
@@ -17,6 +18,7 @@ TextData: TypeAlias = (
 )
 """Texts; rows of a `datasets` data set or stream, with a text or with `input_ids`; token ids [batch, pos], all at once
 or batch by batch; lists of ids, one a text; or (tokens, attention_mask) pairs."""
+say_as(TextData, "list of texts | rows with a text each | token ids [batch, pos]")
 Data: TypeAlias = Sequence[str] | Callable[[int], Iterable[str]] | Iterable[Mapping[str, object]]
 """A list of texts, read in a new order each epoch; a function epoch -> texts, called anew each epoch, which may give
 texts without end; or a `datasets` data set or stream, read again each epoch."""

@@ -6,16 +6,24 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import TypeAlias, cast
 
+from tl_backward._support.checks import is_integer, short
+from tl_backward._support.hints import say_as
 from tl_backward._support.types import Tokenizer
 from tl_backward._support.warnings import warn_user
 from tl_backward.text.extents import Extent, decoded_extents, extents_in_text, plain
 
 Span: TypeAlias = str | tuple[int, int] | None
 Subject: TypeAlias = Span | Sequence[Span]
+say_as(Subject, "text | (start, end) tokens | None | list of these")
 
 
 class SubjectWarning(UserWarning):
     """A subject occurs in its prompt more than once, or only within a longer word."""
+
+_NO_SUBJECT = (
+    "Expected a subject as text that occurs in the prompt, or as (start, end) among its tokens, got {}; for example "
+    "subject='Anna Berg'."
+)
 
 
 def subject_spans(
@@ -155,6 +163,8 @@ def _warn(what: str, ids: Sequence[int], subject: str) -> None:
 
 
 def _checked(span: tuple[int, int], n_tokens: int) -> tuple[int, int]:
+    if not isinstance(span, tuple | list) or len(span) != 2 or not all(map(is_integer, span)):
+        raise TypeError(_NO_SUBJECT.format(short(span)))
     start, end = (int(place) for place in span)
     if not 0 <= start < end <= n_tokens:
         raise ValueError(
@@ -167,6 +177,8 @@ def _checked(span: tuple[int, int], n_tokens: int) -> tuple[int, int]:
 def _one_each(subject: Subject, n: int) -> Sequence[Span]:
     if subject is None or isinstance(subject, str):
         return [subject] * n
+    if not isinstance(subject, Sequence):
+        raise TypeError(_NO_SUBJECT.format(short(subject)))
     if len(subject) and isinstance(subject[0], Integral):
         return [cast(tuple[int, int], subject)] * n
     if len(subject) != n:

@@ -29,7 +29,7 @@ def load_records(path: str | Path, records: Mapping[str, Record], about: dict[st
         ValueError: no such file, a damaged one, that of another watch, or of a model with other weights.
     """
     tensors, said = load_tensors(path)
-    check_kind(path, said.get("format") == FORMAT, "TrainingWatch.save")
+    check_kind(path, said.get("format") == FORMAT, "TrainingWatch.save", said)
     asked = {**about, "weights": {name: list(record.total.shape) for name, record in records.items()}}
     check_run(path, json.loads(said["run"]), asked)
     heaps = json.loads(said["heaps"])

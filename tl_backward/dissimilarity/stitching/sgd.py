@@ -109,7 +109,7 @@ def _resume(path: str | Path, map: torch.nn.Module, optimizer: torch.optim.SGD, 
     if not Path(path).exists():
         return []
     tensors, metadata = load_tensors(path, str(next(map.parameters()).device))
-    check_kind(path, "descent" in metadata, "stitch")
+    check_kind(path, "descent" in metadata, "stitch", metadata)
     state = json.loads(metadata["descent"])
     check_run(path, {**state["options"], "map": state["map"]}, {**_identity(options), "map": repr(map)})
     map.load_state_dict(part_of(tensors, "map"))

@@ -1,0 +1,84 @@
+"""Type hints in the words of an error message: what a function takes, without the modules that its types are from."""
+
+import inspect
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from types import UnionType
+from typing import Any, ForwardRef, Literal, Union, get_args, get_origin
+
+from torch import Tensor
+
+_KINDS = {"Float": "floats", "Int": "integers", "Integer": "integers", "Bool": "booleans"}
+_NAMED: list[tuple[frozenset, str]] = []
+"""Hints that have a name of their own, by their members, the largest first."""
+
+
+def say_as(hint: Any, words: str) -> None:
+    """Let what many functions take be said in words, alone and within unions."""
+    _NAMED.append((_parts(hint), words))
+    _NAMED.sort(key=lambda each: -len(each[0]))
+
+
+def in_words(hint: Any) -> str:
+    """A hint as a sentence has it.
+
+    Examples:
+        >>> from tl_backward._support.hints import in_words
+        >>> in_words(dict[str, list[int]] | None)
+        'dictionary {str: list of int} | None'
+    """
+    origin, parts = get_origin(hint), get_args(hint)
+    named = next((words for members, words in _NAMED if members == _parts(hint)), None)
+    if named is not None:
+        return named
+    if origin in (Union, UnionType):
+        return " | ".join(dict.fromkeys(_members(parts)))
+    if hint is type(None):
+        return "None"
+    if origin is Literal:
+        return " | ".join(map(repr, parts))
+    if hasattr(hint, "array_type"):
+        return _array(hint)
+    if origin is tuple:
+        return f"({', '.join('...' if part is ... else in_words(part) for part in parts)})"
+    if isinstance(origin, type) and issubclass(origin, Mapping) and len(parts) == 2:
+        return f"dictionary {{{in_words(parts[0])}: {in_words(parts[1])}}}"
+    if isinstance(origin, type) and issubclass(origin, Collection | Iterable) and len(parts) == 1:
+        return f"list of {_whole(parts[0])}"
+    if origin is Callable and len(parts) == 2:
+        taken = "..." if parts[0] is ... else ", ".join(map(in_words, parts[0]))
+        return f"function ({taken}) -> {_whole(parts[1])}"
+    if isinstance(hint, ForwardRef):
+        return hint.__forward_arg__
+    text = inspect.formatannotation(hint).replace("torch.nn.modules.module.Module", "TransformerLensModel")
+    return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])", "", text)
+
+
+def _whole(hint: Any) -> str:
+    """A hint within another: in brackets where it is one of several."""
+    text = in_words(hint)
+    return f"({text})" if "|" in text and text[0] not in "{[(" else text
+
+
+def _parts(hint: Any) -> frozenset:
+    return frozenset(get_args(hint) if get_origin(hint) in (Union, UnionType) else [hint])
+
+
+def _members(parts: tuple) -> list[str]:
+    """What a union is made of, in its order; members that have a name together are said by it."""
+    left, said = list(parts), {}
+    for members, words in _NAMED:
+        if members <= {*left}:
+            first = next(part for part in left if part in members)
+            said[first] = words
+            left = [part for part in left if part not in members or part is first]
+    return [said[part] if part in said else in_words(part) for part in left]
+
+
+def _array(hint: Any) -> str:
+    """An array of jaxtyping: of what, and its axes."""
+    of = _KINDS.get(hint.dtype.__name__, "numbers")
+    what = "tensor" if hint.array_type is Tensor else "NumPy array"
+    if not hint.dim_str:
+        return f"scalar {what} of {of}"
+    return f"{what} of {of}" + ("" if hint.dim_str == "..." else f" [{', '.join(hint.dim_str.split())}]")
