@@ -54,7 +54,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add_precision(parser)
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--data", required=True, metavar="FILE", help=".txt, a text a line; .json, a list of texts; .jsonl, one a line"
+        "--data",
+        required=True,
+        metavar="FILE",
+        help=".txt, a text a line; .json, a list of texts; .jsonl, one a line; .csv, its column text or prompt",
     )
     data.add_argument("--max-texts", type=positive, metavar="N", help="read the first N (default: all)")
     add_options(data, TextOptions, "text_key", "max_tokens", "batch_size")

@@ -11,9 +11,10 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, TypeAlias
 
-from tl_backward.model.shipped import names
+from tl_backward.model.shipped import check_not_misspelt, names
 
 if TYPE_CHECKING:
     from tl_backward._support.types import TransformerLensModel
@@ -129,9 +130,10 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
 
 def load_asked(arguments: argparse.Namespace, side: str = "") -> "TransformerLensModel":
     """Load the model named by the options of `add_model`; `side` is the suffix of those options ("_a", "_b")."""
+    model, kind = (getattr(arguments, name + side) for name in ("model", "kind"))
+    check_not_misspelt(model)  # which needs no PyTorch
     from tl_backward.model.loading import load
 
-    model, kind = (getattr(arguments, name + side) for name in ("model", "kind"))
     return load(model, kind=kind, device=arguments.device, dtype=arguments.dtype)
 
 
@@ -196,11 +198,24 @@ def check_out(out: str, option: str = "--out", what: str = "the page") -> Path:
         raise FileNotFoundError(
             f"Expected {option} in a folder that exists, got {str(path)!r}; create {str(path.parent)!r} first."
         )
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(
-            f"Expected {option} in a folder that can be written to, got {str(path)!r}; choose another."
-        )
+    if path.exists() and not path.is_file():  # a device or a pipe
+        return path
+    check_folder(path.parent, option, out)
     return path
+
+
+def check_folder(folder: Path, option: str, given: str) -> None:
+    """Refuse a folder in which no file can be made: permissions alone do not tell, of /proc for one.
+
+    Raises:
+        PermissionError: so it is.
+    """
+    try:
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise PermissionError(
+            f"Expected {option} in a folder that can be written to, got {given!r} ({error.strerror}); choose another."
+        ) from error
 
 
 def size_of(path: Path) -> str:

@@ -18,6 +18,7 @@ from tl_backward.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from tl_backward._support.types import TransformerLensModel
     from tl_backward.embedding_space import Coherence, ParameterAtlas
 
 _FILTERS = ("ascii", "alphanumeric", "not_special", "not_byte", "none")
@@ -77,6 +78,7 @@ def _params(arguments: argparse.Namespace) -> Answer:
 
     layer, name = _one_layer(arguments), name_of(arguments.model)
     model = load_asked(arguments)
+    _check_layer(model, arguments)
     usual, n_left = without_bytes(model) if not arguments.filter else ((), 0)
     filters = [each for each in arguments.filter if each != "none"] or usual
     vectors = options_from(arguments, VectorOptions, filters=filters)
@@ -124,6 +126,20 @@ def _atlas_lines(every: "ParameterAtlas", name: str) -> Iterator[str]:
     yield f"{name}: the atlas of its weights is a page; {command} prints one weight's words"
     if every.left_out:
         yield every.left_out
+
+
+def _check_layer(model: "TransformerLensModel", arguments: argparse.Namespace) -> None:
+    """Say with which option one of several weights of a name is chosen."""
+    from tl_backward.weights import select_sites, weight_sites
+
+    if arguments.weight is not None and arguments.layer is None:
+        found = select_sites(weight_sites(model), arguments.weight)
+        if len(found) > 1:
+            layers = [site.layer for site in found.values()]
+            raise ValueError(
+                f"Expected --layer N with --weight {arguments.weight}, which {len(found)} blocks have, got none; add "
+                f"one from --layer {layers[0]} to --layer {layers[-1]}."
+            )
 
 
 def _one_layer(arguments: argparse.Namespace) -> int | None:

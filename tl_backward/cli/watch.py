@@ -180,8 +180,9 @@ def _with_adapters(arguments: argparse.Namespace) -> "TransformerLensModel":
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from tl_backward.model.loading import shipped_directory
+    from tl_backward.model.shipped import check_not_misspelt, shipped_directory
 
+    check_not_misspelt(arguments.model)
     folder = str(shipped_directory(arguments.model) or arguments.model)
     dtype = getattr(torch, arguments.dtype)
     inner = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")

@@ -14,6 +14,7 @@ from tl_backward.cli.options import (
     add_command,
     add_model,
     aligned,
+    check_folder,
     load_asked,
     name_of,
     positive,
@@ -72,6 +73,9 @@ def _who(arguments: argparse.Namespace) -> Answer:
     dataset = None if arguments.data is None else _data(arguments)  # refused before the model is loaded
     if dataset is None and not Path(arguments.store).is_dir():
         raise ValueError(f"Expected the folder of a store, got {arguments.store!r}; give --data FILE to build it.")
+    if dataset is not None:
+        store = Path(arguments.store).absolute()
+        check_folder(next(each for each in (store, *store.parents) if each.exists()), "--store", arguments.store)
     model = load_asked(arguments)
     store = _store(arguments, model, dataset)
     found = store.query(
@@ -117,7 +121,7 @@ def _data(arguments: argparse.Namespace) -> "Path | list[str]":
     from tl_backward.text.files import read_data
 
     path = Path(arguments.data)
-    return path if path.suffix == ".csv" else read_data(path, arguments.text_key)
+    return path if path.suffix.lower() == ".csv" else read_data(path, arguments.text_key)
 
 
 def _lines(store: "GradientStore", found: "Authors") -> Iterator[str]:

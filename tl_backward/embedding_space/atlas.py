@@ -89,7 +89,7 @@ def parameter_words(
     Examples:
         >>> words = tlb.embedding_space.parameter_words(model, "W_O", 2, head=1, n_pairs=5, show_progress=False)
         >>> words.pairs
-        (HeadPairs(VO, layer 2, head 1, 5 largest pairs),)
+        (HeadPairs(OV, layer 2, head 1, 5 largest pairs),)
     """
     coherence = parameter_coherence(
         model, weight, layer, head=head, k=k, vector_options=vector_options, seed=seed, show_progress=show_progress

@@ -32,7 +32,8 @@ class HeadPairs(Saved):
     """The strongest pairs of tokens of a head's VO or QK matrix, best first."""
 
     circuit: Circuit
-    """"VO": attended token and what is written for it. "QK": the token that looks and the token looked at."""
+    """"VO": attended token and what is written for it (shown by its usual name, OV). "QK": the token that looks and the
+    token looked at."""
     layer: int
     head: int
     offset: int | None
@@ -50,6 +51,11 @@ class HeadPairs(Saved):
         return _SIDES[self.circuit]
 
     @property
+    def circuit_name(self) -> str:
+        """What the circuit is usually called: "OV" or "QK"."""
+        return "OV" if self.circuit == "VO" else self.circuit
+
+    @property
     def first_tokens(self) -> list[str]:
         """The attended token (VO) or the query's (QK)."""
         return token_strings(self.tokenizer, self.pairs.rows)
@@ -61,7 +67,7 @@ class HeadPairs(Saved):
 
     def __repr__(self) -> str:
         what = "largest" if self.pairs.largest else "smallest"
-        return f"HeadPairs({self.circuit}, layer {self.layer}, head {self.head}, {len(self.pairs.rows)} {what} pairs)"
+        return f"HeadPairs({self.circuit_name}, layer {self.layer}, head {self.head}, {len(self.pairs.rows)} {what} pairs)"
 
     def summary(self) -> str:
         """In one sentence: the first pairs. They are read from the weights alone, with nothing beside them."""
@@ -69,7 +75,7 @@ class HeadPairs(Saved):
         named = [f"{visible_token(first, 24)} -> {visible_token(second, 24)}" for first, second in pairs]
         which = "strongest" if self.pairs.largest else "most negative"
         where = f"of head {self.head} in layer {self.layer}"
-        return f"The {which} {self.circuit} pairs {where} are {listed(named)}, with no control beside them."
+        return f"The {which} {self.circuit_name} pairs {where} are {listed(named)}, with no control beside them."
 
     def to_frame(self) -> DataFrame:
         """One row a pair, best first: both tokens, the score, both ids."""
@@ -115,7 +121,8 @@ def head_pairs(
 
     Args:
         model: a HookedTransformer or TransformerBridge.
-        circuit: "VO" (or "OV", as it is also called) or "QK".
+        circuit: "VO" (in the order of its factors; "OV", its usual name, by which results show it, is the same) or
+            "QK".
         layer: the block; negative counts from the end.
         head: the (query) head; negative counts from the end.
         k: how many pairs.
@@ -130,7 +137,7 @@ def head_pairs(
     Examples:
         >>> pairs = tlb.head_pairs(model, "VO", 3, 1, k=20, show_progress=False)
         >>> pairs
-        HeadPairs(VO, layer 3, head 1, 20 largest pairs)
+        HeadPairs(OV, layer 3, head 1, 20 largest pairs)
     """
     check_model(model)
     circuit = cast(Circuit, pair_name(circuit))  # checked next
@@ -171,7 +178,7 @@ def _check_options(circuit: Circuit, offset: int | None, n_ctx: int) -> None:
     if circuit not in get_args(Circuit):
         neurons = "; those are an MLP's, which related_pairs takes" if circuit in PAIRED_WEIGHTS else ""
         raise ValueError(
-            f"Expected circuit to be 'VO' or 'QK', the two matrices of a head, got {short(circuit)}{neurons}."
+            f"Expected circuit to be 'OV' (also 'VO') or 'QK', the two matrices of a head, got {short(circuit)}{neurons}."
         )
     if offset is not None and circuit != "QK":
         raise ValueError(f"Expected no offset for {circuit!r}, which knows no positions, got {offset}; leave it out.")

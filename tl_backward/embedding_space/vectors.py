@@ -137,7 +137,8 @@ def _site(model: TransformerLensModel, weight: str, layer: int | None) -> Weight
         return found[0]
     if layer is None:
         raise ValueError(
-            f"Expected a layer for {weight!r}, which {len(found)} blocks have, got none; name one of the layers."
+            f"Expected a layer for {weight!r}, which {len(found)} blocks have, got none; name one of them, such as "
+            f"layer={found[0].layer}."
         )
     raise ValueError(f"Expected a layer with {weight!r}, got layer {layer}, which has none; see weight_sites(model).")
 

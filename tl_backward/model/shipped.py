@@ -1,5 +1,6 @@
 """The models that ship with the package: names, files, and a check that the files are unchanged."""
 
+import difflib
 from pathlib import Path
 
 WEIGHTS = Path(__file__).parents[1] / "zoo" / "weights"
@@ -31,6 +32,28 @@ def shipped_directory(name: str) -> Path | None:
             f"`python -m tl_backward.zoo.train {name} --out DIR` and load DIR."
         )
     return WEIGHTS / name if name in names() else None
+
+
+def nearest_shipped(name: str) -> str | None:
+    """The shipped model that another name is most like; None where it is like none."""
+    close = difflib.get_close_matches(name.lower(), names(), n=1, cutoff=0.7)
+    return close[0] if close else None
+
+
+def check_not_misspelt(name: str) -> None:
+    """Refuse a name that is nearly a shipped model's, before anything is fetched for it.
+
+    A model of the hub is named with its owner, and none that TransformerLens knows without one is near to these.
+
+    Raises:
+        ValueError: it is nearly one, and no folder.
+    """
+    close = nearest_shipped(name)
+    if close and close != name and "/" not in name and not Path(name).exists():
+        raise ValueError(
+            f"Expected a shipped model ({', '.join(names())}), a folder, or a name that TransformerLens can load, got "
+            f"{name!r}; did you mean {close!r}?"
+        )
 
 
 def metrics(directory: Path) -> dict:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from tl_backward._support.checks import as_path, short
 from tl_backward._support.public import public
-from tl_backward.text.files import read_records, read_table
+from tl_backward.text.files import as_known, read_records, read_table
 from tl_backward.text.subjects import occurrences
 
 Value = TypeVar("Value")
@@ -71,7 +71,7 @@ def load_cases(path: str | Path) -> list[EditCase]:
     `.json`: CounterFact's list of records (`requested_rewrite`, `paraphrase_prompts`, `neighborhood_prompts`, optional
     `generation_prompts`); its answers get the leading space they are meant to have. `.jsonl`: one record a line,
     CounterFact's or an object with the fields of `EditCase`. `.csv`: a header with `prompt` and `target`, optionally
-    `answer` and `subject`.
+    `answer` and `subject`; columns and fields are taken in any case ("Prompt").
 
     Raises:
         FileNotFoundError: no such file.
@@ -84,11 +84,11 @@ def load_cases(path: str | Path) -> list[EditCase]:
         [EditCase('Anna Berg lives in the city of': '?' -> ' Oslo')]
     """
     path = as_path(path)
-    if path.suffix not in FILES:
+    if path.suffix.lower() not in FILES:
         raise ValueError(f"Expected a file of edit cases as {', '.join(FILES)}, got {path.name!r}; convert it first.")
     if not path.is_file():
         raise FileNotFoundError(f"Expected a file of edit cases, got {str(path)!r}; there is no such file.")
-    records = read_table(path, ("prompt", "target")) if path.suffix == ".csv" else read_records(path)
+    records = read_table(path, ("prompt", "target")) if path.suffix.lower() == ".csv" else read_records(path)
     cases = [case_of(record, where) for where, record in records]
     if not cases:
         raise ValueError(f"Expected at least one edit case in {path.name!r}, got none; the file is empty.")
@@ -138,6 +138,7 @@ def _counterfact(record: dict, where: str) -> dict[str, Any]:
 
 
 def _plain(record: dict, where: str) -> dict[str, Any]:
+    record = as_known(record, _READERS)
     unknown = [name for name in record if name not in _READERS]
     if unknown:
         raise ValueError(f"Expected only {', '.join(_READERS)} in {where}, got {unknown[0]!r} too; rename or drop it.")

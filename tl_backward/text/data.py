@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from tl_backward._support.hints import say_as
+from tl_backward.text.files import as_known
 from tl_backward.text.ids import ARRAYS, Ids, as_ids, as_prompt
 from tl_backward.text.prompts import Batch, given_tokens
 from tl_backward.text.tables import Frame, texts_of
@@ -79,6 +80,8 @@ def text_of(row: object, text_key: str) -> str:
 def _rows(data: Iterable, text_key: str) -> Iterator[str | Batch]:
     """Each item of the data as a text or as a batch of tokens."""
     for index, item in enumerate(data):
+        if isinstance(item, Mapping) and text_key not in item:
+            item = as_known(item, (text_key,))
         if isinstance(item, str) or (isinstance(item, Mapping) and text_key in item):
             yield text_of(item, text_key)
         elif isinstance(item, ARRAYS):

@@ -3,8 +3,24 @@
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+
+
+TEXT_COLUMNS = ("text", "prompt")
+"""Where a table has its texts, unless told otherwise."""
+
+
+def as_known(record: Mapping[str, object], known: Iterable[str]) -> dict[str, object]:
+    """A record with those of its names that are known ones in another case, or with spaces around, as they are known.
+
+    Examples:
+        >>> from tl_backward.text.files import as_known
+        >>> as_known({"Prompt": "a", " TARGET": "b", "Other": 3}, ["prompt", "target"])
+        {'prompt': 'a', 'target': 'b', 'Other': 3}
+    """
+    usual = {name.lower(): name for name in known if name not in record}
+    return {usual.pop(str(name).strip().lower(), str(name)): value for name, value in record.items()}
 
 
 def read_text(path: Path) -> str:
@@ -31,7 +47,7 @@ def read_records(path: Path) -> Iterator[tuple[str, object]]:
         ValueError: no UTF-8, no JSON or no list; the message names the line.
     """
     content = read_text(path)
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         lines = [(f"{path.name!r}, line {n}", line) for n, line in enumerate(lines_of(content), 1) if line.strip()]
         yield from ((where, _parsed(line, where)) for where, line in lines)
         return
@@ -49,14 +65,15 @@ def read_table(path: Path, required: Sequence[str]) -> Iterator[tuple[str, objec
     """
     with io.StringIO(read_text(path), newline="") as file:
         reader = _CheckedRows(file, path.name)
-        missing = set(required) - set(reader.fieldnames or ())
+        missing = set(required) - as_known(dict.fromkeys(reader.fieldnames or ()), required).keys()
         if reader.fieldnames and missing:
             raise ValueError(
                 f"Expected the columns {' and '.join(required)} in {path.name!r}, line 1, got {reader.fieldnames}; add "
                 f"{', '.join(sorted(missing))}."
             )
         for row in reader:
-            yield f"{path.name!r}, line {reader.line_num}", {key: value for key, value in row.items() if value}
+            filled = {key: value for key, value in row.items() if value}
+            yield f"{path.name!r}, line {reader.line_num}", as_known(filled, required)
 
 
 class _CheckedRows(csv.DictReader):
@@ -82,7 +99,9 @@ class _CheckedRows(csv.DictReader):
 
 
 def read_data(path: Path, text_key: str) -> list[str]:
-    """The texts of a file: a line each (.txt, empty ones left out), a JSON list, or a JSON value a line.
+    """The texts of a file: a line each (.txt, empty ones left out), a JSON list, a JSON value a line, or a table (.csv).
+
+    Of objects and of a table's rows what stands under `text_key`; of a table without that column, their prompts.
 
     Raises:
         FileNotFoundError: no such file.
@@ -90,12 +109,16 @@ def read_data(path: Path, text_key: str) -> list[str]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"Expected a file of texts, got {str(path)!r}, which is not there; give --data one.")
-    if path.suffix not in (".txt", ".json", ".jsonl"):
-        raise ValueError(f"Expected --data to end in .txt, .json or .jsonl, got {path.name!r}; convert it to one.")
-    if path.suffix == ".txt":
+    kind = path.suffix.lower()
+    if kind not in (".txt", ".json", ".jsonl", ".csv"):
+        raise ValueError(f"Expected --data to end in .txt, .json, .jsonl or .csv, got {path.name!r}; convert it to one.")
+    if kind == ".txt":
         items = [line for line in lines_of(read_text(path)) if line.strip()]
     else:
-        items = [record for _, record in read_records(path)]
+        items = [record for _, record in (read_table(path, ()) if kind == ".csv" else read_records(path))]
+    items = [as_known(item, (text_key, *TEXT_COLUMNS)) if isinstance(item, dict) else item for item in items]
+    if kind == ".csv" and not any(isinstance(item, dict) and text_key in item for item in items):
+        text_key = TEXT_COLUMNS[1]
     if not items:
         raise ValueError(f"Expected a list of texts in {str(path)!r}, got nothing; put texts in it.")
     texts = [item.get(text_key) if isinstance(item, dict) else item for item in items]

@@ -8,10 +8,9 @@ import numpy as np
 
 from tl_backward._support.hints import say_as
 from tl_backward.text.cases import FILES, EditCase, case_of, load_cases
+from tl_backward.text.files import TEXT_COLUMNS, as_known
 
 Item = TypeVar("Item")
-_TEXT_COLUMNS = ("text", "prompt")
-"""Where a table has its texts, unless told otherwise."""
 
 
 @runtime_checkable
@@ -63,7 +62,7 @@ def cases_of(cases: Cases) -> Sequence[EditCase]:
 
 def is_file(value: object) -> bool:
     """Whether a value is meant as a file of cases: a Path, or a text that ends as one does."""
-    return isinstance(value, Path) or (isinstance(value, str) and Path(value).suffix in FILES and "\n" not in value)
+    return isinstance(value, Path) or (isinstance(value, str) and Path(value).suffix.lower() in FILES and "\n" not in value)
 
 
 def rows_of(value: object) -> Sequence[Mapping[str, object]] | None:
@@ -86,11 +85,12 @@ def texts_of(value: Item, column: str | None = None) -> Item | list[str]:
     rows = rows_of(value)
     if rows is None:
         return value
-    wanted = _TEXT_COLUMNS if column is None else (column,)
+    wanted = TEXT_COLUMNS if column is None else (column,)
+    columns, rows = [*rows[0]] if rows else "no rows", [as_known(row, wanted) for row in rows]
     name = next((each for each in wanted if any(each in row for row in rows)), None)
     if name is None:
         raise ValueError(
-            f"Expected a table with the column {' or '.join(wanted)}, got {[*rows[0]] if rows else 'no rows'}; rename "
+            f"Expected a table with the column {' or '.join(wanted)}, got {columns}; rename "
             "one, or give its texts as a list."
         )
     texts = [row.get(name) for row in rows]

@@ -117,9 +117,9 @@ class Basis:
         path = as_path(path)
         if not path.is_file():
             raise FileNotFoundError(f"Expected a file of labels, got {str(path)!r}; there is no such file.")
-        if path.suffix not in (".json", ".jsonl", ".csv"):
+        if path.suffix.lower() not in (".json", ".jsonl", ".csv"):
             raise ValueError(f"Expected labels as .json, .jsonl or .csv, got {path.name!r}; convert the file first.")
-        is_table = path.suffix == ".csv"
+        is_table = path.suffix.lower() == ".csv"
         found: dict[int, str] = {}
         for where, record in read_table(path, ("index", "description")) if is_table else read_records(path):
             index, text = _label(record, where, len(self.directions))

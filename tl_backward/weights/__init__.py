@@ -163,8 +163,10 @@ def select_sites(sites: WeightSites, weights: Weights = None) -> dict[str, Weigh
                 raise ValueError(f"Expected a weight that can be captured, got {name!r}: {reason}")
             shorts = dict.fromkeys(site.short_name for site in sites.values())
             of_stacks = [short for short in shorts if short.endswith(f".{name}")]  # "decoder_blocks.W_out"
-            close = ", ".join(map(repr, of_stacks[:3])) or nearest(name, [*sites, *shorts])
-            raise ValueError(f"Expected the name of a weight, got {name!r}; the nearest are {close}.")
+            alike = [short for short in shorts if short.lower() == name.lower()]  # a name in another case
+            close = ", ".join(map(repr, of_stacks[:3] or alike)) or nearest(name, [*sites, *shorts])
+            verb = "are" if "," in close else "is"
+            raise ValueError(f"Expected the name of a weight, got {name!r}; the nearest {verb} {close}.")
         chosen |= named
     if not chosen:
         raise ValueError("Expected at least one weight, got an empty list; pass weights=None for all matrices.")

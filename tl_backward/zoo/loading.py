@@ -13,7 +13,7 @@ from tl_backward.model.loading import Kind, has_hooked_transformer
 from tl_backward.model.loading import load as load_any
 from tl_backward.model.loading._folder import read_folder
 from tl_backward.model.loading._others import quiet_transformers
-from tl_backward.model.shipped import FILES, metrics, names, shipped_directory
+from tl_backward.model.shipped import FILES, metrics, names, nearest_shipped, shipped_directory
 
 if TYPE_CHECKING:
     import transformers
@@ -63,9 +63,11 @@ def load_hugging_face(
 def _directory(name_or_dir: str | Path) -> Path:
     directory = shipped_directory(str(name_or_dir)) or Path(name_or_dir)
     if not all((directory / file).is_file() for file in FILES):
-        shipped = ", ".join(map(repr, names()))
+        shipped, close = ", ".join(map(repr, names())), nearest_shipped(str(name_or_dir))
+        hint = f"did you mean {close!r}?" if close else "others are loaded with tl_backward.load."
         raise ValueError(
-            f"Unknown model {str(name_or_dir)!r}: expected one of {shipped}, or a directory with {', '.join(FILES)}."
+            f"Expected a model of the zoo, one of {shipped}, or a directory with {', '.join(FILES)}, got "
+            f"{str(name_or_dir)!r}; {hint}"
         )
     try:
         model_type = json.loads((directory / "config.json").read_text()).get("model_type")

@@ -7,7 +7,6 @@ from typing import cast
 import torch
 from torch import nn
 
-from tl_backward._support.checks import close_names
 from tl_backward._support.public import public
 from tl_backward._support.submodules import offer
 from tl_backward._support.types import TransformerLensModel
@@ -22,7 +21,7 @@ from tl_backward.model.loading._wrapped import (
     transformer_bridge,
 )
 from tl_backward.model.loading.options import DTYPES, KINDS, Dtype, Kind, Processing, Wanted
-from tl_backward.model.shipped import WEIGHTS, metrics, names, shipped_directory
+from tl_backward.model.shipped import WEIGHTS, check_not_misspelt, metrics, names, shipped_directory
 
 __all__ = [
     "DTYPES",
@@ -99,6 +98,7 @@ def load(
     elif name.startswith((".", "/", "~")):
         raise ValueError(f"Expected a folder with a Hugging Face model, got {name!r}; there is no such folder.")
     else:
+        check_not_misspelt(name)
         loaded = _load_named(name, wanted)
     return cast(TransformerLensModel, loaded.eval())
 
@@ -135,10 +135,8 @@ def _load_named(name: str, wanted: Wanted) -> nn.Module:
                 )
             return process_bridge(boot(name, {"device": wanted.device, "dtype": wanted.dtype}), wanted)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        close = close_names(name, names(), n=1)
-        hint = f"; of those that ship the nearest is {close[0]!r}" if close else ""
         raise ValueError(
             f"Expected a shipped model ({', '.join(names())}), a folder with a Hugging Face model, or a name that "
-            f"TransformerLens can load, got {name!r}{hint}: {first_line(error)} (without the internet, give the "
+            f"TransformerLens can load, got {name!r}: {first_line(error)} (without the internet, give the "
             "folder that save_pretrained wrote)"
         ) from error
