@@ -332,3 +332,137 @@ def test_each_call_is_answered_in_a_sentence():
             assert "Expected scale of rank_one_edit to be float, got " in line, line
         else:
             assert f"Expected {'lr' if place % 5 == 2 else 'scale'} {words}; " in line, line
+
+
+WORDS = """
+import tl_backward as tlb
+from tl_backward import dissimilarity, training
+
+model = tlb.load("facts")
+prompt, target = "Anna Berg lives in the city of", " Oslo"
+cases = tlb.zoo.edit_cases("test")[:2]
+
+
+def said(call):
+    try:
+        print("took", call())
+    except Exception as error:
+        print(type(error).__name__, error.args[0])
+
+
+for each in CALLS:
+    said(lambda: eval(each))
+"""
+TYPES = {
+    "training.who_wrote(model, prompt, target, dataset=None)": "Expected dataset of who_wrote to be list of prompts or of "
+    "(prompt, target) pairs | list, table or file of edit cases, got None; see help(",
+    "tlb.readout(model, None)": "Expected vectors of readout to be tensor of floats [*lead, d_model], got None; see help(",
+    "tlb.head_pairs(model, None, 1, 0)": "Expected circuit of head_pairs to be 'VO' | 'QK' | 'OV', got None; see help(",
+    "tlb.sweep(model, [(prompt, target)], collect=None)": "Expected collect of sweep to be list of ('norm' | ",
+    "dissimilarity.model_distances(model, [prompt])": "Expected models of model_distances to be dictionary {str: "
+    "TransformerLensModel} | list of TransformerLensModel, got ",
+    "dissimilarity.model_distances({'a': model, 'b': None}, [prompt])": "Expected a TransformerLens model (Hooked",
+    "tlb.load_edit('edit.safetensors', model)": "Expected a TransformerLens model, got the file 'edit.safetensors'; give",
+    "tlb.EditCase(3, 4)": "Expected prompt of an edit case as text, got 3; write it out.",
+    "tlb.EditCase(prompt, target, answer=None)": "Expected answer of an edit case as text, got None; write it out.",
+    "tlb.sweep(model, [prompt], target, subjects=[3], control=None)": "Prompt 0: Expected a subject as text that occurs in",
+    **{
+        f"tlb.backward_lens(model, prompt, target, subject={given})": "Expected a subject as text that occurs in the prompt, "
+        f"or as (start, end) among its tokens, got {given}; for example subject='Anna Berg'."
+        for given in ("3", "(1,)", "(1, 2, 3)")
+    },
+    **{
+        f"tlb.compare_edits(model, cases, {given})": "Expected methods as a dictionary of names to functions (model, case) -> "
+        f"edit, got {given}; such as tlb.editing.edit_methods("
+        for given in ("'shift'", "['shift']", "None", "{'shift': None}")
+    },
+}
+
+
+def test_types_are_said_in_words():
+    done = plain.run(WORDS.replace("CALLS", repr(list(TYPES))))
+    assert done.returncode == 0, done.stderr
+    for (call, words), line in zip(TYPES.items(), done.stdout.splitlines(), strict=True):
+        assert line.partition(" ")[2].startswith(words), (call, line)
+
+
+def test_models_of_a_list_are_called_by_their_numbers(model):
+    texts, asked = [f"w{i} {PROMPT}" for i in range(5)], {"layers": [0, 3], "show_progress": False}
+    listed = tlb.dissimilarity.model_distances([model, model], texts, **asked)
+    named = tlb.dissimilarity.model_distances({"model 0": model, "model 1": model}, texts, **asked)
+    assert listed.models == named.models == ("model 0", "model 0", "model 1", "model 1")
+    assert torch.equal(listed.values, named.values)
+
+
+def test_a_file_of_another_kind_names_its_loader(model, cache, tmp_path):
+    lens = tlb.backward_lens(model, PROMPT, TARGET)
+    statistics = tlb.dissimilarity.CovarianceStatistics([2], [2])
+    statistics.update([torch.randn(9, 2)], [torch.randn(9, 2)])
+    with tlb.training.watch(model) as watching:
+        pass
+    saved = {
+        "tl_backward.load_lens(path)": lens.save,
+        "tl_backward.load_cache(path)": cache.save,
+        "tl_backward.load_result(path)": lens.shift[3].save,
+        "tl_backward.load_sweep(path)": tlb.sweep(model, [(PROMPT, TARGET)], control=None, show_progress=False).save,
+        "tl_backward.load_edit(model, path)": tlb.shift_edit(model, PROMPT, TARGET, layer=2).save,
+        "tl_backward.training.watch(model, resume=path)": watching.save,
+        "tl_backward.dissimilarity.CovarianceStatistics.load(path)": statistics.save,
+    }
+    loaders = {
+        "tl_backward.load_lens(path)": tlb.load_lens,
+        "tl_backward.load_cache(path)": tlb.load_cache,
+        "tl_backward.load_result(path)": tlb.load_result,
+        "tl_backward.load_sweep(path)": tlb.load_sweep,
+        "tl_backward.load_edit(model, path)": lambda path: tlb.load_edit(model, path),
+        "tl_backward.dissimilarity.CovarianceStatistics.load(path)": tlb.dissimilarity.CovarianceStatistics.load,
+    }
+    for number, (own, save) in enumerate(saved.items()):
+        save(path := tmp_path / f"{number}.safetensors")
+        for reader, load in loaders.items():
+            results = {"tl_backward.load_lens(path)", "tl_backward.load_cache(path)", "tl_backward.load_result(path)"}
+            if reader == own or (reader == "tl_backward.load_result(path)" and own in results):
+                assert load(path) is not None
+                continue
+            with pytest.raises(ValueError) as caught:
+                load(path)
+            assert str(caught.value).endswith(f", of another format; what reads it is {own}."), (own, reader)
+
+
+def test_a_weight_in_another_case_is_named_as_it_is_asked_for(model):
+    with pytest.raises(ValueError, match="Expected the name of a weight, got 'w_out'; the nearest is 'W_out'"):
+        tlb.run_with_gradient_cache(model, PROMPT, tlb.target_loss(TARGET), weights="w_out")
+
+
+@pytest.mark.parametrize("name", ["fact", "Facts", "fatcs", "adition", "count", "ADDITION"])
+def test_a_name_near_a_shipped_one_asks_nobody(name, monkeypatch, tmp_path):
+    from tl_backward.model import loading
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "_load_named", lambda *asked: pytest.fail("asked the hub"))
+    with pytest.raises(ValueError, match=f"got {name!r}; did you mean '(facts|addition|counting)'") as caught:
+        tlb.load(name)
+    assert len(str(caught.value)) < 250
+    with pytest.raises(ValueError, match=f"got {name!r}; did you mean '(facts|addition|counting)'"):
+        tlb.zoo.load(name)
+
+
+def test_no_name_that_transformer_lens_knows_is_near_a_shipped_one():
+    from tl_backward.model.shipped import nearest_shipped
+
+    try:
+        from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
+    except ImportError:
+        from transformer_lens.loading_from_pretrained import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
+    known = [*OFFICIAL_MODEL_NAMES, *(alias for aliases in MODEL_ALIASES.values() for alias in aliases)]
+    assert len(known) > 100 and not [name for name in known if "/" not in name and nearest_shipped(name)]
+
+
+def test_a_head_is_shown_by_its_usual_name(model):
+    pairs = tlb.head_pairs(model, "VO", 1, 0, k=3, show_progress=False)
+    assert repr(pairs) == "HeadPairs(OV, layer 1, head 0, 3 largest pairs)" and "OV pairs" in pairs.summary()
+
+
+def test_an_edit_that_changes_nothing_says_so(model):
+    edit = tlb.shift_edit(model, PROMPT, TARGET, layer=2, scale=0.0)
+    assert edit.summary().endswith("changes nothing: what it adds to blocks.2.mlp.W_out is zero; it is not applied.")

@@ -99,6 +99,22 @@ def test_json(capsys, tmp_path, monkeypatch, kind):
     assert {"imprint", "shift", "attn_imprint", "attn_shift"} <= set(data) and data["segments"][1] == "subject"
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder that nobody can write to")
+@pytest.mark.parametrize("ask", [["demo"], ASK, ["params", "--model", "facts"]])
+def test_a_page_where_none_can_be_written_is_refused_first(capsys, monkeypatch, ask):
+    monkeypatch.setattr(tlb.zoo, "load", lambda *asked, **how: pytest.fail("loaded"))
+    monkeypatch.setattr("tl_backward.model.loading.load", lambda *asked, **how: pytest.fail("loaded"))
+    for out, words in (("/proc/self/page.html", "in a folder that can be written to"), ("/proc/x/page.html", "that exists")):
+        code, said, complained = run(capsys, *ask, "--out", out)
+        assert (code, said) == (1, "") and words in complained and out in complained and complained.count("\n") == 1
+
+
+def test_a_name_near_a_shipped_one_is_refused_at_once(capsys, monkeypatch):
+    monkeypatch.setattr("tl_backward.model.loading.load", lambda *asked, **how: pytest.fail("asked"))
+    code, said, complained = run(capsys, "lens", "--model", "fact", "--prompt", PROMPT, "--target", TARGET)
+    assert (code, said) == (1, "") and complained.endswith("got 'fact'; did you mean 'facts'?\n")
+
+
 def test_json_with_a_page(capsys, tmp_path, no_browser):
     out = tmp_path / "page.html"
     code, said, _ = run(capsys, *ASK, "--json", "--layers", "2-3", "--no-control", "--out", out)

@@ -93,12 +93,15 @@ def test_kinds_of_files(tmp_path):
     objects.write_text('{"story": "one"}\n{"story": "two"}\n')
     assert read_data(lines, "text") == ["one", " two \u2028three"]
     assert read_data(listed, "text") == ["one", "two\nlines"]
-    assert read_data(rows, "text") == ["one", "two"] and read_data(objects, "story") == ["one", "two"]
+    table = tmp_path / "e.csv"
+    table.write_text("prompt,target\none,1\ntwo,2\n")
+    assert read_data(rows, "text") == read_data(table, "text") == ["one", "two"] and read_data(objects, "story") == ["one", "two"]
 
 
 BAD = {
     "absent.txt": (None, "Expected a file of texts, got"),
-    "a.csv": ("x", "Expected --data to end in .txt, .json or .jsonl, got 'a.csv'"),
+    "a.xlsx": ("x", "Expected --data to end in .txt, .json, .jsonl or .csv, got 'a.xlsx'"),
+    "a.csv": ("story\nAnna", "Expected the column 'text' or 'prompt' in 'a.csv', got ['story']; name another"),
     "a.json": ("[1", "Expected JSON in a.json, got"),
     "b.json": ('{"a": 1}', "to hold a list of records, got dict"),
     "c.json": ("[]", "got nothing"),

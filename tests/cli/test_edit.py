@@ -1,5 +1,6 @@
 """`tl-backward edit` and `edits`: what they print agrees with the library, in words and as JSON."""
 
+import errno
 import json
 import os
 
@@ -37,7 +38,11 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_model_is_loaded(cap
     }.items():
         code, _, complained = run(capsys, *EDIT, "--layer", "2", "--json", "--save", path)
         assert code == 1 and complained.startswith(said) and complained.count("\n") == 1
-    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+
+    def full(**how):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tl_backward.cli.options.TemporaryFile", full)
     code, _, complained = run(capsys, *EDIT, "--layer", "2", "--json", "--save", tmp_path / "edit.safetensors")
     assert code == 1 and "Expected --save in a folder that can be written to" in complained
 

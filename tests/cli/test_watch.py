@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -36,6 +37,8 @@ def test_what_it_wrote_as_a_page_and_a_file(capsys, tmp_path, data):
     assert said.startswith(result.summary()) and result.steps == 30
     assert "6 of the first 6 prompts answered with another token than before; " in said
     assert " of 6 answer with what was wanted, 0 before" in said
+    first, last = re.search(r"loss (\d+\.\d+) -> (\d+\.\d+) nats in 30 steps", said).groups()
+    assert len(first.partition(".")[2]) == len(last.partition(".")[2]) >= 2
     page = out.read_text(encoding="utf-8")
     assert "What a training wrote: facts" in page and "6 of 6 prompts have another answer now." in page
     # The losses of the same loop, by hand.

@@ -3,6 +3,7 @@
 import csv
 import html
 import json
+from pathlib import Path
 
 import tl_backward as tlb
 from cli.test_commands import run
@@ -50,5 +51,8 @@ def test_texts_weights_and_bad_input(capsys, tmp_path):
         assert (code, said) == (1, "") and words in complained and complained.count("\n") == 1
     code, _, complained = run(capsys, *ASK, "--store", tmp_path)
     assert code == 1 and "Expected the folder of a gradient store" in complained
+    if Path("/proc/self").is_dir():  # where permissions alone would let anyone write who may do all
+        code, _, complained = run(capsys, *ASK, "--store", "/proc/self/store/x", "--data", data)
+        assert code == 1 and "Expected --store in a folder that can be written to, got '/proc/self/store/x'" in complained
     code, _, complained = run(capsys, *ASK, "--store", tmp_path / "none")
     assert code == 1 and "give --data FILE to build it" in complained

@@ -80,7 +80,8 @@ def test_draws_that_differ_much_allow_no_claim():
 
 def test_ties_zeros_and_words_the_model_says_already():
     draws = [places(ranks) for ranks in OUTSIDE]
-    assert "push \u2423Graz down most in no layer" in said(places(OWN, alone=False), draws)
+    assert "would write \u2423Oslo in" in said(places(OWN, alone=False), draws)
+    assert "), but in none push \u2423Graz down most" in said(places(OWN, alone=False), draws)
     nowhere = said(places([math.nan] * 4, [math.nan] * 4), draws)
     assert nowhere == (
         "One step toward \u2423Oslo would write nothing at the token asked at: its gradient is zero in every layer."
@@ -106,11 +107,11 @@ ROW = st.lists(RANK, min_size=4, max_size=4)
 def test_never_a_claim_that_the_control_has_too(own, draws, alone):
     text = said(places(own, alone=alone), [places(ranks) for ranks in draws])
     top = [layer for layer, rank in enumerate(own) if rank == 0]
-    if CLAIM in text.partition(" and push ")[2]:
+    if CLAIM in text.partition("push ")[2]:
         assert alone and top
         assert not any(0 in ranks for ranks in draws)
     if not top or not alone:
-        assert "down most in no layer" in text
+        assert "in none push \u2423Graz down most" in text or "nor push \u2423Graz down most" in text
     # The model among its own draws is never set apart from them.
     assert CLAIM not in said(places(own, alone=alone), [places(own, alone=alone), *map(places, draws[1:])])
 
@@ -172,3 +173,28 @@ def test_a_target_of_several_tokens_is_named_whole():
     assert several.summary(1).startswith("One step toward ␣Oslo would write ␣Oslo in ")
     known = tlb.backward_lens(model, prompt, " Graz in").summary()
     assert known.startswith('The model already says ␣Graz, the first token of "␣Graz in", and one step toward it ')
+
+
+def test_in_no_layer():
+    """Each of the two words may stand at its end in no layer."""
+    nothing, somewhere = [26.0, 11.0, 3.0, 2.0], [400.0] * 4
+    draws = [places(ranks) for ranks in OUTSIDE]
+    assert said(places(nothing), draws) == (
+        "One step toward \u2423Oslo would write \u2423Oslo in every layer (all 5 untrained networks do that too), but in none "
+        "push \u2423Graz down most."
+    )
+    assert said(places(OWN, somewhere), draws) == (
+        "One step toward \u2423Oslo would push \u2423Graz down in layers 2 and 3 (none of 5 untrained networks does), but in "
+        "none write \u2423Oslo before all other words (5 of 5 untrained networks do somewhere)."
+    )
+    assert said(places(nothing, somewhere), [places(ranks, somewhere) for ranks in OUTSIDE]) == (
+        "One step toward \u2423Oslo would neither write \u2423Oslo before all other words nor push \u2423Graz down most in any "
+        "layer."
+    )
+    assert "toward it would not write \u2423Oslo before all other words in any layer; no control" in said(
+        places(nothing, somewhere), [], answer=" Oslo"
+    )
+    assert 'but in none push "." down most' in said(places(nothing), draws, answer=".")
+    assert "for none of 2 in any layer" in batch_sentence(
+        LAYERS, Places(torch.zeros(2, 4), torch.ones(2, 4), torch.ones(2, 4).bool(), D_VOCAB), [], torch.ones(2).bool()
+    )

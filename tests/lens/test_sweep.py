@@ -604,3 +604,11 @@ def test_stories(kind):
     target, answer = frame.loc["target_rank", last, ""], frame.loc["answer_rank", last, ""]
     assert target["mean"] == target["control_mean"] == model.cfg.d_vocab - 1
     assert answer["high"] < answer["control_low"]
+
+
+def test_the_bar_counts_prompts(capsys):
+    """Eight are eight, whatever the control does with them."""
+    model = tlb.zoo.load("facts")
+    tlb.sweep(model, tlb.zoo.edit_cases("test")[:8], collect=["norm"])
+    said = capsys.readouterr().err
+    assert "sweep" in said and "control" in said and "8/8" in said and "/16" not in said

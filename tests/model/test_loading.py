@@ -484,8 +484,8 @@ def test_what_is_no_name_gets_a_sentence_without_type_checks():
     calls = {
         "None": "a model's name or folder as text, got NoneType;",
         "3": "a model's name or folder as text, got int;",
-        "'fact'": "a shipped model (addition, counting, facts), a folder with a Hugging Face model, or a name that "
-        "TransformerLens can load, got 'fact'; of those that ship the nearest is 'facts': ",
+        "'fact'": "a shipped model (addition, counting, facts), a folder, or a name that TransformerLens can load, got "
+        "'fact'; did you mean 'facts'?",
         "b'facts'": "a model's name or folder as text, got bytes;",
         "'facts', kind='both'": "kind 'hooked' or 'bridge', got 'both'; choose one of them.",
         "'facts', dtype='int4'": "a dtype among float32, ",

@@ -1,5 +1,7 @@
 """Tables of cases and of texts: frames, splits, dictionaries and files stand for lists of edit cases."""
 
+import json
+
 import datasets
 import numpy as np
 import pandas
@@ -7,6 +9,8 @@ import plain
 import pytest
 
 import tl_backward as tlb
+from tl_backward.text.data import batches_of
+from tl_backward.text.files import read_data
 from tl_backward.text.tables import cases_of, texts_of
 
 PROMPTS = ["Anna Berg lives in the city of", "The pet of Anna Berg is a"]
@@ -107,3 +111,32 @@ for given in (["a", "b"], "a", None, 3, {"prompt": ["a"]}):
             "Expected edit cases as a list, a table with the columns prompt and target, or a path, got"
         )
         assert f" got {got}; see" in line
+
+
+@pytest.mark.parametrize("names", [("Prompt", "Target", "Subject"), ("PROMPT", " target", "subject ")])
+def test_columns_in_any_case(names, tmp_path):
+    row = dict(zip(names, ("Anna Berg lives in the city of", " Oslo", "Anna Berg"), strict=True))
+    frame = pandas.DataFrame([row])
+    frame.to_csv(tmp_path / "cases.CSV", index=False)
+    (tmp_path / "cases.JSONL").write_text(json.dumps(row))
+    own = [tlb.EditCase("Anna Berg lives in the city of", " Oslo", subject="Anna Berg")]
+    for cases in (frame, [row], tmp_path / "cases.CSV", str(tmp_path / "cases.JSONL")):
+        assert cases_of(cases) == own
+    assert texts_of(frame) == [own[0].prompt] == next(batches_of([row], 4, "prompt"))
+    assert next(batches_of(frame, 4)) == [own[0].prompt]
+    with pytest.raises(ValueError, match=r"got \['" + names[0]):
+        texts_of(frame, "story")
+    both = {"Prompt": "a", "prompt": "b", "target": "c"}  # the name itself comes first
+    with pytest.raises(ValueError, match="Expected only prompt, .* got 'Prompt' too"):
+        cases_of([both])
+
+
+def test_texts_of_a_table_file(tmp_path):
+    path = tmp_path / "cases.csv"
+    path.write_text("Prompt,target\nAnna Berg lives in, Oslo\n\"Carl Berg, too, lives in\", Graz\n")
+    assert read_data(path, "text") == ["Anna Berg lives in", "Carl Berg, too, lives in"]
+    assert read_data(path, "target") == [" Oslo", " Graz"]
+    path.write_text("story\nAnna\n")
+    assert read_data(path, "story") == ["Anna"]
+    with pytest.raises(ValueError, match=r"the column 'text' or 'prompt' in 'cases.csv', got \['story'\]; name another with --text-key"):
+        read_data(path, "text")

@@ -218,8 +218,9 @@ def _lines(
     yield result.summary()
     answers = [(int(each.top_before[0]), int(each.top_after[0])) for each in effects]
     changed = sum(old != new for old, new in answers)
+    decimals = 2 if min(losses[0], losses[-1]) >= 0.1 else 4
     yield (
-        f"loss {losses[0]:.3g} -> {losses[-1]:.3g} nats in {count_text(len(losses), 'step')}; {changed} of the first "
+        f"loss {losses[0]:.{decimals}f} -> {losses[-1]:.{decimals}f} nats in {count_text(len(losses), 'step')}; {changed} of the first "
         f"{count_text(len(effects), 'prompt')} answered with another token than before; {targets_met(answers, targets)}"
     )
     first = sorted(

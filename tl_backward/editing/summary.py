@@ -61,6 +61,10 @@ def edit_sentence(
         applied: whether the model is edited now.
     """
     low, high = min(ranks), max(ranks)
+    if not high:
+        return (
+            f"The edit {asked}changes nothing: what it adds to {weights} is zero; it is {'' if applied else 'not '}applied."
+        )
     what, whose = ("a matrix", "that weight's norm") if len(ranks) == 1 else ("matrices", "the weights' norms")
     taken = "".join(f"; {name} took {share:.2f} of it" for name, share in lost)
     return (

@@ -83,7 +83,7 @@ def lens_sentence(
         draws: of its control.
         whole: the new answer, where it has more tokens than that one.
     """
-    new, old = visible_token(target, _LONGEST), visible_token(answer, _LONGEST)
+    new, old = _word(target), _word(answer)
     toward, word, said = new, new, new
     if whole is not None and whole != target:
         toward = f'"{visible_token(whole, _LONGEST)}"'
@@ -94,15 +94,31 @@ def lens_sentence(
     if bool(places.target[0].isnan().all()):
         where = layers_text(list(layers), layers)
         return f"One step toward {toward} would write nothing at the token asked at: its gradient is zero in {where}."
-    written = _part(f"write {word}", layers, *_ends(places, "written"), [_ends(each, "written") for each in beside])
-    if not bool(places.written.any()):
-        written = f"write {word} before all other words in no layer{_they(beside, 'written')}"
+    written, pushed = (
+        _part(what, layers, *_ends(places, which), [_ends(each, which) for each in beside])
+        for what, which in ((f"write {word}", "written"), (f"push {old} down", "pushed"))
+    )
+    writes, pushes = bool(places.written.any()), bool(places.pushed.any())
+    not_written = f"write {word} before all other words{_they(beside, 'written')}"
+    not_pushed = f"push {old} down most{_they(beside, 'pushed')}"
     if target == answer:
-        return f"The model already says {said}, and one step toward it would {written}{end}."
-    pushed = _part(f"push {old} down", layers, *_ends(places, "pushed"), [_ends(each, "pushed") for each in beside])
-    if not bool(places.pushed.any()):
-        pushed = f"push {old} down most in no layer{_they(beside, 'pushed')}"
-    return f"One step toward {toward} would {written} and {pushed}{end}."
+        does = written if writes else f"not {not_written} in any layer"
+        return f"The model already says {said}, and one step toward it would {does}{end}."
+    if writes and pushes:
+        does = f"{written} and {pushed}"
+    elif writes:
+        does = f"{written}, but in none {not_pushed}"
+    elif pushes:
+        does = f"{pushed}, but in none {not_written}"
+    else:
+        does = f"neither {not_written} nor {not_pushed} in any layer"
+    return f"One step toward {toward} would {does}{end}."
+
+
+def _word(token: str) -> str:
+    """A token as a sentence has it: in quotes where it might be taken for the sentence's own punctuation."""
+    shown = visible_token(token, _LONGEST)
+    return shown if any(map(str.isalnum, token)) else f'"{shown}"'
 
 
 def _ends(places: Places, which: Literal["written", "pushed"]) -> Ends:
@@ -168,11 +184,11 @@ def batch_sentence(
     enough = len(draws) >= DRAWS_NEEDED
     n, others = len(differs), int(differs.sum())
     layer, count = _best(places.written)
-    written = f"write it in {_where(layer, count, layers)} for {count} of {n}"
+    written = f"write it {_where(layer, count, layers, n)}"
     parts = [written + _counts(count, [_best(each.written)[1] for each in draws] if enough else [])]
     if others:
         layer, count = _best(places.pushed[differs.cpu()])
-        pushed = f"push the old answer down most in {_where(layer, count, layers)} for {count} of {others}"
+        pushed = f"push the old answer down most {_where(layer, count, layers, others)}"
         parts.append(
             pushed + _counts(count, [_best(each.pushed[differs.cpu()])[1] for each in draws] if enough else [])
         )
@@ -187,8 +203,8 @@ def _best(there: Bool[Tensor, "prompt layer"]) -> tuple[int, int]:
     return int((counts == counts.max()).nonzero()[-1]), int(counts.max())
 
 
-def _where(index: int, count: int, layers: Sequence[int]) -> str:
-    return f"layer {layers[index]}" if count else "any layer"
+def _where(index: int, count: int, layers: Sequence[int], n: int) -> str:
+    return f"in layer {layers[index]} for {count} of {n}" if count else f"for none of {n} in any layer"
 
 
 def _counts(count: int, draws: Sequence[int]) -> str:

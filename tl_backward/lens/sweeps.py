@@ -148,19 +148,18 @@ def sweep(
     options = about | {"weights": names, "batch_size": batch_size, "control": named, "start": start}
     saved = SweepCheckpoint.of(checkpoint, run_digest(items, options), model)
     run = _Run(names, wanted, k, batch_size, about, stream_writers(model, sites))
-    with tqdm(
-        total=len(items) * (2 if untrained else 1), desc="sweep", unit="prompt", disable=not show_progress
-    ) as bar:
+    with tqdm(total=len(items), desc="sweep", unit="prompt", disable=not show_progress) as bar:
         trained = run(model, items, bar, saved.done(None), saved.save)
-        if untrained is None:
-            return trained
-        old = dict(zip(trained.items.tolist(), trained.answers.tolist(), strict=True))
-        parts = [trained]
-        draw_of = {index: index % draws.n_draws for index in old if not trained.interrupted}
-        seen_by = {
-            draw: [replace(item, answer=old[item.index]) for item in items if draw_of.get(item.index) == draw]
-            for draw in sorted(set(draw_of.values()))
-        }
+    if untrained is None or trained.interrupted:
+        return trained
+    old = dict(zip(trained.items.tolist(), trained.answers.tolist(), strict=True))
+    parts = [trained]
+    draw_of = {index: index % draws.n_draws for index in old}
+    seen_by = {
+        draw: [replace(item, answer=old[item.index]) for item in items if draw_of.get(item.index) == draw]
+        for draw in sorted(set(draw_of.values()))
+    }
+    with tqdm(total=len(draw_of), desc="control", unit="prompt", disable=not (show_progress and draw_of)) as bar:
         try:
             for draw, fresh in zip(seen_by, draws.models(model, seen_by), strict=True):
                 beside = partial(_beside, trained, parts[1:])
