@@ -114,7 +114,7 @@ def test_weights_in_words(model):
     assert "W_out's 512 vectors the longest" in asked(space.project_parameter(model, "W_out", 2)).replace(
         "blocks.2.mlp.", ""
     )
-    assert "VO pairs of head 1 in layer 2 are" in asked(space.head_pairs(model, "VO", 2, 1, k=5, **quiet))
+    assert "OV pairs of head 1 in layer 2 are" in asked(space.head_pairs(model, "VO", 2, 1, k=5, **quiet))
     assert asked(tlb.readout(model, model.W_U[:, 5], k=3)).startswith("In words, 1 vector: top ")
 
 

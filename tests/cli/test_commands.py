@@ -104,7 +104,10 @@ def test_json(capsys, tmp_path, monkeypatch, kind):
 def test_a_page_where_none_can_be_written_is_refused_first(capsys, monkeypatch, ask):
     monkeypatch.setattr(tlb.zoo, "load", lambda *asked, **how: pytest.fail("loaded"))
     monkeypatch.setattr("tl_backward.model.loading.load", lambda *asked, **how: pytest.fail("loaded"))
-    for out, words in (("/proc/self/page.html", "in a folder that can be written to"), ("/proc/x/page.html", "that exists")):
+    for out, words in (
+        ("/proc/self/page.html", "in a folder that can be written to"),
+        ("/proc/x/page.html", "that exists"),
+    ):
         code, said, complained = run(capsys, *ask, "--out", out)
         assert (code, said) == (1, "") and words in complained and out in complained and complained.count("\n") == 1
 

@@ -95,7 +95,10 @@ def test_kinds_of_files(tmp_path):
     assert read_data(listed, "text") == ["one", "two\nlines"]
     table = tmp_path / "e.csv"
     table.write_text("prompt,target\none,1\ntwo,2\n")
-    assert read_data(rows, "text") == read_data(table, "text") == ["one", "two"] and read_data(objects, "story") == ["one", "two"]
+    assert read_data(rows, "text") == read_data(table, "text") == ["one", "two"] and read_data(objects, "story") == [
+        "one",
+        "two",
+    ]
 
 
 BAD = {

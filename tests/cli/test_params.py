@@ -26,7 +26,7 @@ def test_a_weight_as_a_page(capsys, tmp_path):
     )
     assert f'"{found.projection.top_tokens[best][0]}"' in said
     shown = out.read_text(encoding="utf-8")
-    assert "blocks.2.attn.W_O, head 1 in words: facts" in shown and "VO pairs of head 1" in shown
+    assert "blocks.2.attn.W_O, head 1 in words: facts" in shown and "OV pairs of head 1" in shown
 
 
 def test_a_weight_as_json(capsys):
@@ -62,7 +62,10 @@ def test_the_atlas(capsys, tmp_path):
         (["--head", "1"], "Expected --weight NAME with --head, got --head alone"),
         (["--json"], "Expected --weight NAME with --json, got --json alone"),
         (["--weight", "W_out", "--layer", "0,1"], "Expected one --layer with --weight"),
-        (["--weight", "W_out"], "Expected --layer N with --weight W_out, which 4 blocks have, got none; add one from --la"),
+        (
+            ["--weight", "W_out"],
+            "Expected --layer N with --weight W_out, which 4 blocks have, got none; add one from --la",
+        ),
         (["--weight", "w_out", "--layer", "0"], "got 'w_out'; the nearest is 'W_out'"),
         (["--weight", "W_ou", "--layer", "0"], "Expected the name of a weight"),
         (["--weight", "W_out", "--layer", "9"], "Expected layers in"),

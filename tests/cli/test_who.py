@@ -53,6 +53,8 @@ def test_texts_weights_and_bad_input(capsys, tmp_path):
     assert code == 1 and "Expected the folder of a gradient store" in complained
     if Path("/proc/self").is_dir():  # where permissions alone would let anyone write who may do all
         code, _, complained = run(capsys, *ASK, "--store", "/proc/self/store/x", "--data", data)
-        assert code == 1 and "Expected --store in a folder that can be written to, got '/proc/self/store/x'" in complained
+        assert (
+            code == 1 and "Expected --store in a folder that can be written to, got '/proc/self/store/x'" in complained
+        )
     code, _, complained = run(capsys, *ASK, "--store", tmp_path / "none")
     assert code == 1 and "give --data FILE to build it" in complained

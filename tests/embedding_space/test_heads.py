@@ -233,7 +233,7 @@ def test_bad_input(world):
     n_heads = model.cfg.n_heads
     with pytest.raises(
         ValueError,
-        match="Expected circuit to be 'VO' or 'QK', the two matrices of a head, got 'KV'; those are an MLP's",
+        match="Expected circuit to be 'OV' .also 'VO'. or 'QK', a head's two matrices, got 'KV'; those are an MLP's",
     ):
         tlb.head_pairs(model, "KV", 0, 0)
     with pytest.raises(ValueError, match="Expected source to be 'W_U' or 'W_E', got 'W_pos'"):

@@ -322,7 +322,8 @@ def test_bad_input(world):
     with pytest.raises(ValueError, match="Expected the name of a weight, got 'W_on'; the nearest are"):
         tlb.project_parameter(model, "W_on", 0)
     with pytest.raises(
-        ValueError, match="Expected a layer for 'W_in', which 2 blocks have, got none; name one of them, such as layer=0"
+        ValueError,
+        match="Expected a layer for 'W_in', which 2 blocks have, got none; name one of them, such as layer=0",
     ):
         tlb.project_parameter(model, "W_in")
     with pytest.raises(ValueError, match="Expected no layer for 'W_E', which is in no block, got 1"):

@@ -213,7 +213,7 @@ def test_an_atlas_of_latent_attention_has_no_pairs():
     assert "W_kv_b_proj" in shown and "strongest token pairs" not in shown
     assert "W_gate of layer 1 is the experts' router." in shown
     page = text_of(params_report(model, "W_O", 0, k=3, **quiet))
-    assert "VO pairs" not in page and "belong together" not in page
+    assert "OV pairs" not in page and "belong together" not in page
 
 
 def test_a_router_has_no_partner():

@@ -53,7 +53,7 @@ def test_the_page_of_a_neuron_weight(world):
     model = build(world)
     page = render.params_report(model, "W_out", 1, k=4, name="<b>mine</b>", **quiet)
     html = page.to_html()
-    assert "blocks.1.mlp.W_out in words: &lt;b&gt;mine&lt;/b&gt;" in html and "VO pairs" not in html
+    assert "blocks.1.mlp.W_out in words: &lt;b&gt;mine&lt;/b&gt;" in html and "OV pairs" not in html
     found = parameter_coherence(model, "W_out", 1, k=4, **quiet)
     rows = data_of(page, "blocks.1.mlp.W_out.csv")
     assert [int(row["index"]) for row in rows] == found.projection.index[found.order].tolist()
@@ -72,7 +72,7 @@ def test_the_page_of_an_attention_weight(world):
     page = render.params_report(model, "W_O", 0, k=3, n_pairs=9, **quiet)
     html = page.to_html()
     assert (
-        html.count("<h2>VO pairs of head") == model.cfg.n_heads and html.count('<svg role="img"') == model.cfg.n_heads
+        html.count("<h2>OV pairs of head") == model.cfg.n_heads and html.count('<svg role="img"') == model.cfg.n_heads
     )
     one = render.params_report(model, "W_K", -1, head=1, k=3, n_pairs=9, **quiet).to_html()
     assert "QK pairs of head 1" in one and "QK pairs of head 0" not in one and "blocks.1.attn.W_K, head 1" in one

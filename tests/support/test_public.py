@@ -101,3 +101,41 @@ def test_what_is_said_of_wrong_calls():
     assert len(lines) == len(expected), lines
     for line, start in zip(lines, expected, strict=True):
         assert line.startswith(start)
+
+
+def test_a_class_is_called_by_its_name():
+    code = """
+import tl_backward as tlb
+from tl_backward import dissimilarity, inversion
+from tl_backward.text.options import TextOptions
+for call in (
+    lambda: tlb.lens.RandomInit(n_draws=None),
+    lambda: tlb.lens.RandomInit(seed=None),
+    lambda: dissimilarity.RunOptions(sample_size="a"),
+    lambda: dissimilarity.FitOptions(steps="a"),
+    lambda: inversion.SearchOptions(steps="a"),
+    lambda: dissimilarity.CovarianceStatistics(None, None),
+    lambda: TextOptions(batch_size="a"),
+    lambda: dissimilarity.RunOptions(samples=3),
+    lambda: tlb.weight_sites(tlb.zoo.load("facts"))["w_out"],
+):
+    try:
+        call()
+        print("taken")
+    except Exception as error:
+        print(type(error).__name__, error.args[0])
+"""
+    said = """
+TypeError Expected n_draws of RandomInit to be int, got None; see help(tl_backward.lens.control.RandomInit).
+TypeError Expected seed of RandomInit as an integer, got None; the default is 0.
+TypeError Expected sample_size of RunOptions to be int, got 'a'; see help(tl_backward.dissimilarity.options.RunOptions).
+TypeError Expected steps of FitOptions to be int, got 'a'; see help(tl_backward.dissimilarity.options.FitOptions).
+TypeError Expected
+TypeError Expected widths_a of CovarianceStatistics
+TypeError Expected batch_size as a whole number, got 'a'; such as 8.
+TypeError Expected a keyword of RunOptions, got 'samples'; the nearest are
+KeyError Expected the full name of a weight that can be captured, got 'w_out'; the nearest are 'blocks.0.mlp.W_out',"""
+    done = plain.run(code)
+    assert done.returncode == 0, done.stderr
+    for line, expected in zip(done.stdout.splitlines(), said.strip().splitlines(), strict=True):
+        assert line.startswith(expected), (line, expected)

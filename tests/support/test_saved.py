@@ -110,10 +110,14 @@ def test_a_function_of_a_parameter_is_not_saved(tmp_path):
 def test_files_of_other_kinds(model, tmp_path):
     readout = tlb.readout(model, model.W_U.T[:3].detach())
     path = readout.save(tmp_path / "readout.safetensors")
-    with pytest.raises(ValueError, match=r"by BackwardLens.save, got .*, of another format; .* tl_backward.load_result\(path\)"):
+    with pytest.raises(
+        ValueError, match=r"by BackwardLens.save, got .*, of another format; .* tl_backward.load_result\(path\)"
+    ):
         tlb.load_lens(path)
     edit = tlb.shift_edit(model, PROMPTS[0], TARGETS[0], layer=2).save(tmp_path / "edit.safetensors")
-    with pytest.raises(ValueError, match=r"by a result's save, got .*, of another format; .* tl_backward.load_edit\(model, path\)"):
+    with pytest.raises(
+        ValueError, match=r"by a result's save, got .*, of another format; .* tl_backward.load_edit\(model, path\)"
+    ):
         tlb.load_result(edit)
     with pytest.raises(ValueError, match="there is no such file"):
         tlb.load_cache(tmp_path / "nothing")

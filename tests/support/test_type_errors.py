@@ -13,7 +13,10 @@ def test_a_wrong_type_gets_a_sentence_without_the_model():
     model = tlb.zoo.load("facts")
     kind = type(model).__name__
     for call, expected in (
-        (lambda: tlb.readout(model, torch.ones(2, 128, dtype=torch.int64)), "vectors of readout to be tensor of floats [*lead, d_model], got "),
+        (
+            lambda: tlb.readout(model, torch.ones(2, 128, dtype=torch.int64)),
+            "vectors of readout to be tensor of floats [*lead, d_model], got ",
+        ),
         (
             lambda: tlb.top_pairs(torch.ones(5, 3), torch.ones(4, 3), "k"),
             "k of top_pairs to be int, got 'k'; see help(",

@@ -133,10 +133,12 @@ def test_columns_in_any_case(names, tmp_path):
 
 def test_texts_of_a_table_file(tmp_path):
     path = tmp_path / "cases.csv"
-    path.write_text("Prompt,target\nAnna Berg lives in, Oslo\n\"Carl Berg, too, lives in\", Graz\n")
+    path.write_text('Prompt,target\nAnna Berg lives in, Oslo\n"Carl Berg, too, lives in", Graz\n')
     assert read_data(path, "text") == ["Anna Berg lives in", "Carl Berg, too, lives in"]
     assert read_data(path, "target") == [" Oslo", " Graz"]
     path.write_text("story\nAnna\n")
     assert read_data(path, "story") == ["Anna"]
-    with pytest.raises(ValueError, match=r"the column 'text' or 'prompt' in 'cases.csv', got \['story'\]; name another with --text-key"):
+    with pytest.raises(
+        ValueError, match=r"the column 'text' or 'prompt' in 'cases.csv', got \['story'\]; name another with --text-key"
+    ):
         read_data(path, "text")

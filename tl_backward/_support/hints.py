@@ -72,7 +72,8 @@ def _members(parts: tuple) -> list[str]:
             first = next(part for part in left if part in members)
             said[first] = words
             left = [part for part in left if part not in members or part is first]
-    return [said[part] if part in said else in_words(part) for part in left]
+    words = [said[part] if part in said else in_words(part) for part in left]
+    return [f"({each})" if each.startswith("function") and len(words) > 1 else each for each in words]
 
 
 def _array(hint: Any) -> str:

@@ -23,7 +23,7 @@ _NO_SUCH_KEYWORD = re.compile(r"\(\) got (?:an unexpected keyword argument|multi
 
 
 def public(thing: T) -> T:
-    """Let a function, or each public method of a class, say which of its arguments is none of what it takes.
+    """Let a function, or a class and each of its public methods, say which argument is none of what it takes.
 
     Arguments are looked at where an error has been raised that is no sentence of ours (`Expected ...`), so that a call
     that works is taken whatever its types are; nor is anything lost where none is to blame: the error stays. Of public
@@ -43,7 +43,7 @@ def public(thing: T) -> T:
     """
     if isinstance(thing, type):
         for name, method in list(vars(thing).items()):
-            if name.startswith("_") and name != "__getitem__":
+            if name.startswith("_") and name not in ("__getitem__", "__init__"):
                 continue
             if inspect.isfunction(method):
                 setattr(thing, name, _speaking(method))
@@ -85,7 +85,7 @@ def _sentence(function: Callable, error: Exception, args: tuple, kwargs: dict[st
         known = list(dict.fromkeys([*keywords, *inputs]))
         close = ", ".join(map(repr, close_names(unknown, known)))
         hint = f"the nearest are {close}" if close else f"known are {', '.join(known)}"
-        return f"Expected a keyword of {function.__name__}{beside}, got {unknown!r}; {hint}."
+        return f"Expected a keyword of {_called(function)}{beside}, got {unknown!r}; {hint}."
     if isinstance(error, TypeCheckError | BeartypeException) or ("Expected " in said and "\n" not in said):
         return None
     try:
@@ -95,20 +95,25 @@ def _sentence(function: Callable, error: Exception, args: tuple, kwargs: dict[st
         if not (isinstance(error, TypeError) and ("required" in said or "positional" in said)):
             return None
         what = f"that is {reason}" if "missing" in str(reason) else f"with {reason}"
-        return f"Expected a complete call of {function.__name__}, got one {what}; see its help."
+        return f"Expected a complete call of {_called(function)}, got one {what}; see its help."
     for name, hint in _hints(function):
         if name in bound and not _fits(bound[name], hint):
             if hint is nn.Module:
                 return no_model(bound[name])
             return (
-                f"Expected {name} of {function.__name__} to be {in_words(hint)}, got {short(bound[name])}; see "
+                f"Expected {name} of {_called(function)} to be {in_words(hint)}, got {short(bound[name])}; see "
                 f"help({_name(function)})."
             )
     return None
 
 
 def _name(function: Callable) -> str:
-    return f"{function.__module__}.{function.__qualname__}".replace(".<locals>", "")
+    return f"{function.__module__}.{function.__qualname__}".replace(".<locals>", "").removesuffix(".__init__")
+
+
+def _called(function: Callable) -> str:
+    """What is called: a class where that makes one."""
+    return _name(function).rpartition(".")[2]
 
 
 def _hints(function: Callable) -> Iterator[tuple[str, Any]]:

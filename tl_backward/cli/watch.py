@@ -219,19 +219,20 @@ def _lines(
     answers = [(int(each.top_before[0]), int(each.top_after[0])) for each in effects]
     changed = sum(old != new for old, new in answers)
     decimals = 2 if min(losses[0], losses[-1]) >= 0.1 else 4
+    first, last = (f"{loss:.{decimals}f}" for loss in (losses[0], losses[-1]))
     yield (
-        f"loss {losses[0]:.{decimals}f} -> {losses[-1]:.{decimals}f} nats in {count_text(len(losses), 'step')}; {changed} of the first "
+        f"loss {first} -> {last} nats in {count_text(len(losses), 'step')}; {changed} of the first "
         f"{count_text(len(effects), 'prompt')} answered with another token than before; {targets_met(answers, targets)}"
     )
-    first = sorted(
+    largest = sorted(
         (row for row in result.to_frame().to_dict("records") if row["direction"] == 0 and row["size"] > 0),
         key=lambda row: (bool(row["imprint"] or row["shift"]), row["size"]), reverse=True,
     )  # fmt: skip
     rows = [("weight", "size", "answers to", "writes")]
-    for row in first[:8]:
+    for row in largest[:8]:
         imprint, shift = (", ".join(map(quoted, (row[side] or [])[:3])) for side in ("imprint", "shift"))
         rows.append((str(row["weight"]), f"{row['size']:.3g}", imprint, shift))
-    yield from (f"  {line}" for line in aligned(rows if first else ()))
+    yield from (f"  {line}" for line in aligned(rows if largest else ()))
     if save is not None:
         yield f"result: {save.resolve()}"
 

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tl_backward._support.checks import check_choice
+from tl_backward._support.public import public
 from tl_backward.activations.reader import Heads
 from tl_backward.model.place import Places
 from tl_backward.text.options import TextOptions
@@ -21,6 +22,7 @@ MapKind: TypeAlias = Literal["identity", "orthogonal", "linear", "affine"]
 Fit: TypeAlias = Literal["least_squares", "sgd"]
 
 
+@public
 @dataclass(frozen=True)
 class SampleOptions:
     """What one sample of two models is: a place in a text, and what each of them holds there.
@@ -49,6 +51,7 @@ class SampleOptions:
             check_choice(name, getattr(self, name), get_args(kind))
 
 
+@public
 @dataclass(frozen=True)
 class RunOptions:
     """How a comparison is run: how values, their errors and chance are estimated, and in how much memory.
@@ -87,6 +90,7 @@ class RunOptions:
                 raise ValueError(f"Expected {name} of at least {least}, got {getattr(self, name)}; give a larger one.")
 
 
+@public
 @dataclass(frozen=True)
 class FitOptions:
     """How a stitch's map is fitted: in closed form, and from there by SGD where asked.

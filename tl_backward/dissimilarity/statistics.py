@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._support.processes import from_process, gathered, greatest_of, several, sum_over
+from tl_backward._support.public import public
 from tl_backward._support.storage import check_kind, load_tensors, save_tensors
 from tl_backward.dissimilarity._rows import TILE, RowBuffer, matrices, parts
 from tl_backward.dissimilarity.measures.moments import LayerSums, PairSums
@@ -45,6 +46,7 @@ _NAMES = tuple(_shapes([1], [1]))
 _SUMS = _NAMES[2:]
 
 
+@public
 class CovarianceStatistics:
     """The sums over samples of every layer of A, every layer of B, and every pair of them.
 

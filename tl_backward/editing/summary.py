@@ -62,9 +62,8 @@ def edit_sentence(
     """
     low, high = min(ranks), max(ranks)
     if not high:
-        return (
-            f"The edit {asked}changes nothing: what it adds to {weights} is zero; it is {'' if applied else 'not '}applied."
-        )
+        now = "" if applied else "not "
+        return f"The edit {asked}changes nothing: what it adds to {weights} is zero; it is {now}applied."
     what, whose = ("a matrix", "that weight's norm") if len(ranks) == 1 else ("matrices", "the weights' norms")
     taken = "".join(f"; {name} took {share:.2f} of it" for name, share in lost)
     return (

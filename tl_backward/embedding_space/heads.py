@@ -67,7 +67,9 @@ class HeadPairs(Saved):
 
     def __repr__(self) -> str:
         what = "largest" if self.pairs.largest else "smallest"
-        return f"HeadPairs({self.circuit_name}, layer {self.layer}, head {self.head}, {len(self.pairs.rows)} {what} pairs)"
+        return (
+            f"HeadPairs({self.circuit_name}, layer {self.layer}, head {self.head}, {len(self.pairs.rows)} {what} pairs)"
+        )
 
     def summary(self) -> str:
         """In one sentence: the first pairs. They are read from the weights alone, with nothing beside them."""
@@ -178,7 +180,7 @@ def _check_options(circuit: Circuit, offset: int | None, n_ctx: int) -> None:
     if circuit not in get_args(Circuit):
         neurons = "; those are an MLP's, which related_pairs takes" if circuit in PAIRED_WEIGHTS else ""
         raise ValueError(
-            f"Expected circuit to be 'OV' (also 'VO') or 'QK', the two matrices of a head, got {short(circuit)}{neurons}."
+            f"Expected circuit to be 'OV' (also 'VO') or 'QK', a head's two matrices, got {short(circuit)}{neurons}."
         )
     if offset is not None and circuit != "QK":
         raise ValueError(f"Expected no offset for {circuit!r}, which knows no positions, got {offset}; leave it out.")

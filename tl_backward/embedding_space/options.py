@@ -34,6 +34,7 @@ OLD_KEYWORDS = {name: f"vector_options.{name}" for name in ("inverse", "fold_ln"
 """Deprecated keyword -> the field of `vector_options` that replaces it."""
 
 
+@public
 @dataclass(frozen=True)
 class VectorOptions(Saved):
     """How vectors of the residual stream are read in words.
@@ -62,6 +63,7 @@ class VectorOptions(Saved):
         return token_mask(model, tokens=self.tokens, filters=self.filters)
 
 
+@public
 @dataclass(frozen=True)
 class PairOptions(Saved):
     """Which pairs of tokens of a head are wanted.

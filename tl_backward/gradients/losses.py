@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from tl_backward._support.checks import check_choice, short
-from tl_backward._support.public import public
 from tl_backward._support.hints import say_as
+from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.text.asked import asked_index, check_one_token, mask_token

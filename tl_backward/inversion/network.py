@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tl_backward._support.checks import check_at_least_one, check_choice
+from tl_backward._support.public import public
 
 Conditioning: TypeAlias = Literal["prefix", "cross"]
 
@@ -19,6 +20,7 @@ BATCH_SIZE = 512
 """Texts drawn side by side."""
 
 
+@public
 @dataclass(frozen=True)
 class DecoderConfig:
     """The shape of a decoder."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, TypeAlias, get_args
 
 from tl_backward._support.checks import check_choice
+from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
 from tl_backward.text.options import TextOptions
 
@@ -21,6 +22,7 @@ TEXTS = TextOptions(batch_size=256)
 """How inputs are read by default: forward passes up to one site take many at once."""
 
 
+@public
 @dataclass(frozen=True)
 class Closeness(Saved):
     """When an activation counts as the query's: D(z, z') <= epsilon. A number stands for one with the paper's D.
@@ -51,6 +53,7 @@ class Closeness(Saved):
         return epsilon if isinstance(epsilon, Closeness) else cls(epsilon)
 
 
+@public
 @dataclass(frozen=True)
 class SearchOptions:
     """How a search walks, and what it draws from: see `search_preimage`.
@@ -99,6 +102,7 @@ class SearchOptions:
         return self.steps // 2 if self.burn_in is None else self.burn_in
 
 
+@public
 @dataclass(frozen=True)
 class SamplingOptions:
     """How a decoder draws texts.
@@ -122,6 +126,7 @@ class SamplingOptions:
             )
 
 
+@public
 @dataclass(frozen=True)
 class InversionOptions:
     """How `invert` finds preimages.

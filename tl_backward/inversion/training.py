@@ -38,6 +38,7 @@ _LEAST_SHARE = 0.05
 """The least weight of a site and position in drawing, before normalising: that of one decoded without error."""
 
 
+@public
 @dataclass(frozen=True)
 class TrainingOptions:
     """How a decoder is trained: AdamW, a linear warm-up, then a cosine to zero.

@@ -146,7 +146,9 @@ def words_page(words: ParameterWords, *, name: str = "", note: str = "") -> Page
     page.section("Method: what coherence is", _COHERENCE, folded=True)
     for pairs in words.pairs:
         text = _PAIRS[pairs.circuit] + (f" Without {', '.join(pairs.left_out)}." if pairs.left_out else "")
-        page.section(f"{pairs.circuit_name} pairs of head {pairs.head}", text, beside(pair_list(pairs), pair_picture(pairs)))
+        page.section(
+            f"{pairs.circuit_name} pairs of head {pairs.head}", text, beside(pair_list(pairs), pair_picture(pairs))
+        )
     return page
 
 
@@ -274,7 +276,9 @@ def _heads(found: Sequence[HeadPairs]) -> Fragment:
             Cell(first, sub=second, title=(f"score {score:.4g}",))
             for first, second, score in zip(pairs.first_tokens, pairs.second_tokens, scores, strict=True)
         ]
-        rows.append([pairs.circuit_name, f"{pairs.layer}.{pairs.head}", Cell(f"{scores[0]:.4g}", value=scores[0]), *cells])
+        rows.append(
+            [pairs.circuit_name, f"{pairs.layer}.{pairs.head}", Cell(f"{scores[0]:.4g}", value=scores[0]), *cells]
+        )
     columns = ["circuit", "layer.head", "best score", *[f"pair {i + 1}" for i in range(len(found[0].pairs.values))]]
     return filter_table(columns, rows, caption="First token above, second below; scores on hover")
 

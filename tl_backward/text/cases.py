@@ -17,6 +17,7 @@ FILES = (".json", ".jsonl", ".csv")
 """How the names of files of cases end."""
 
 
+@public
 @dataclass(frozen=True, repr=False)
 class EditCase:
     """One edit and the prompts that score it, in CounterFact's terms (Meng et al. 2022, sec. 3.4).

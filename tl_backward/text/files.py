@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-
 TEXT_COLUMNS = ("text", "prompt")
 """Where a table has its texts, unless told otherwise."""
 
@@ -99,7 +98,7 @@ class _CheckedRows(csv.DictReader):
 
 
 def read_data(path: Path, text_key: str) -> list[str]:
-    """The texts of a file: a line each (.txt, empty ones left out), a JSON list, a JSON value a line, or a table (.csv).
+    """The texts of a file: a line each (.txt, empty ones left out), a JSON list, a JSON value a line, or a .csv.
 
     Of objects and of a table's rows what stands under `text_key`; of a table without that column, their prompts.
 
@@ -111,7 +110,9 @@ def read_data(path: Path, text_key: str) -> list[str]:
         raise FileNotFoundError(f"Expected a file of texts, got {str(path)!r}, which is not there; give --data one.")
     kind = path.suffix.lower()
     if kind not in (".txt", ".json", ".jsonl", ".csv"):
-        raise ValueError(f"Expected --data to end in .txt, .json, .jsonl or .csv, got {path.name!r}; convert it to one.")
+        raise ValueError(
+            f"Expected --data to end in .txt, .json, .jsonl or .csv, got {path.name!r}; convert it to one."
+        )
     if kind == ".txt":
         items = [line for line in lines_of(read_text(path)) if line.strip()]
     else:

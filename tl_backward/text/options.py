@@ -16,6 +16,7 @@ class TextOptions:
         text_key: where a text is in rows of a dataset or a file.
 
     Raises:
+        TypeError: what is no number.
         ValueError: a number below 1.
     """
 
@@ -29,5 +30,7 @@ class TextOptions:
     def __post_init__(self) -> None:
         for name in ("batch_size", "n_batches", "max_tokens"):
             number = getattr(self, name)
+            if number is not None and not hasattr(number, "__index__"):
+                raise TypeError(f"Expected {name} as a whole number, got {number!r}; such as 8.")
             if number is not None and number < 1:
                 raise ValueError(f"Expected {name} of at least 1, got {number}; give a larger one.")

@@ -20,6 +20,7 @@ say_as(Subject, "text | (start, end) tokens | None | list of these")
 class SubjectWarning(UserWarning):
     """A subject occurs in its prompt more than once, or only within a longer word."""
 
+
 _NO_SUBJECT = (
     "Expected a subject as text that occurs in the prompt, or as (start, end) among its tokens, got {}; for example "
     "subject='Anna Berg'."

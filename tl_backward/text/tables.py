@@ -62,7 +62,9 @@ def cases_of(cases: Cases) -> Sequence[EditCase]:
 
 def is_file(value: object) -> bool:
     """Whether a value is meant as a file of cases: a Path, or a text that ends as one does."""
-    return isinstance(value, Path) or (isinstance(value, str) and Path(value).suffix.lower() in FILES and "\n" not in value)
+    return isinstance(value, Path) or (
+        isinstance(value, str) and Path(value).suffix.lower() in FILES and "\n" not in value
+    )
 
 
 def rows_of(value: object) -> Sequence[Mapping[str, object]] | None:

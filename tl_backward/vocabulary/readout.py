@@ -83,7 +83,13 @@ class Readout(Saved):
 
     def __getitem__(self: Same, index: int | slice | Tensor | tuple[int | slice | Tensor, ...]) -> Same:
         """Index the leading axes, as one would the vectors."""
-        tensors = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        try:
+            tensors = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        except IndexError as error:
+            raise IndexError(
+                f"Expected an index within the {list(self.norm.shape)} vectors that were read, got {short(index)}; see "
+                ".norm.shape."
+            ) from error
         return replace(self, **tensors)
 
     def __repr__(self) -> str:

@@ -1,10 +1,11 @@
 """A model's sites by name, and for each parameter its site or the reason why it has none."""
 
 from collections.abc import Container, Iterable, Mapping
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 from torch import Tensor, nn
 
+from tl_backward._support.checks import nearest
 from tl_backward._support.types import DataFrame
 from tl_backward.weights._site import WeightSite
 from tl_backward.weights.watch import storage_of
@@ -33,6 +34,12 @@ class WeightSites(dict[str, WeightSite]):
         """The model's `named_parameters()`."""
         self.unused: dict[int, str] = {}
         """Why a parameter has no site, by its identity."""
+
+    def __missing__(self, name: object) -> NoReturn:
+        known = nearest(str(name), self)
+        raise KeyError(
+            f"Expected the full name of a weight that can be captured, got {name!r}; the nearest are {known}."
+        )
 
     def add(self, *sites: WeightSite) -> None:
         """Insert sites under their names."""
