@@ -104,7 +104,7 @@ def test_kinds_of_files(tmp_path):
 BAD = {
     "absent.txt": (None, "Expected a file of texts, got"),
     "a.xlsx": ("x", "Expected --data to end in .txt, .json, .jsonl or .csv, got 'a.xlsx'"),
-    "a.csv": ("story\nAnna", "Expected the column 'text' or 'prompt' in 'a.csv', got ['story']; name another"),
+    "a.csv": ("story\nAnna", "Expected the column 'text' or 'prompt' in 'a.csv', got ['story']; name one"),
     "a.json": ("[1", "Expected JSON in a.json, got"),
     "b.json": ('{"a": 1}', "to hold a list of records, got dict"),
     "c.json": ("[]", "got nothing"),

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -197,11 +198,11 @@ def model_distances(
     """
     if isinstance(models, list | tuple):
         models = {f"model {index}": each for index, each in enumerate(models)}
-    if isinstance(models, Mapping):
-        for each in models.values():
-            check_model(each)
+    models = cast("Mapping[str, TransformerLensModel]", models)
     if not models:
         raise ValueError("Expected at least one model by name, got none; for example {'a': model_a, 'b': model_b}.")
+    for each in models.values():
+        check_model(each)
     if not get_measure(measure).metric:
         frame = list_measures()
         metrics = ", ".join(frame[frame["metric"]]["name"])

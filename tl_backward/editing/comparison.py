@@ -158,7 +158,7 @@ def compare_edits(
     if not isinstance(methods, Mapping) or not all(map(callable, methods.values())):
         raise TypeError(
             f"Expected methods as a dictionary of names to functions (model, case) -> edit, got {short(methods)}; such "
-            'as tlb.editing.edit_methods(layer=2, scale=0.75, lr=0.001) or {"shift": tlb.editing.shift_method(2, 0.75)}.'
+            'as tlb.editing.edit_methods(layer=2, scale=0.7, lr=0.001) or {"shift": tlb.editing.shift_method(2, 0.7)}.'
         )
     if not cases or not methods:
         raise ValueError(f"Expected at least one case and one method, got {len(cases)} and {len(methods)}; give both.")

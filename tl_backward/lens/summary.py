@@ -94,10 +94,8 @@ def lens_sentence(
     if bool(places.target[0].isnan().all()):
         where = layers_text(list(layers), layers)
         return f"One step toward {toward} would write nothing at the token asked at: its gradient is zero in {where}."
-    written, pushed = (
-        _part(what, layers, *_ends(places, which), [_ends(each, which) for each in beside])
-        for what, which in ((f"write {word}", "written"), (f"push {old} down", "pushed"))
-    )
+    written = _part(f"write {word}", layers, *_ends(places, "written"), [_ends(each, "written") for each in beside])
+    pushed = _part(f"push {old} down", layers, *_ends(places, "pushed"), [_ends(each, "pushed") for each in beside])
     writes, pushes = bool(places.written.any()), bool(places.pushed.any())
     not_written = f"write {word} before all other words{_they(beside, 'written')}"
     not_pushed = f"push {old} down most{_they(beside, 'pushed')}"

@@ -119,10 +119,11 @@ def read_data(path: Path, text_key: str) -> list[str]:
         items = [record for _, record in (read_table(path, ()) if kind == ".csv" else read_records(path))]
     items = [as_known(item, (text_key, *TEXT_COLUMNS)) if isinstance(item, dict) else item for item in items]
     if kind == ".csv" and not any(isinstance(item, dict) and text_key in item for item in items):
-        if items and not any(isinstance(item, dict) and TEXT_COLUMNS[1] in item for item in items):
+        columns = list(dict.fromkeys(name for item in items if isinstance(item, dict) for name in item))
+        if columns and TEXT_COLUMNS[1] not in columns:
             raise ValueError(
-                f"Expected the column {text_key!r} or {TEXT_COLUMNS[1]!r} in {path.name!r}, got {list(items[0])}; name "
-                "another with --text-key."
+                f"Expected the column {text_key!r} or {TEXT_COLUMNS[1]!r} in {path.name!r}, got {columns}; name one "
+                "with --text-key."
             )
         text_key = TEXT_COLUMNS[1]
     if not items:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_backward._support.checks import check_k
+from tl_backward._support.checks import check_k, short
 from tl_backward._support.html import Cell, table, visible_token
 from tl_backward._support.lengths import lengths, units
 from tl_backward._support.public import public
