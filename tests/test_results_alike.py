@@ -76,9 +76,7 @@ def test_an_edit_says_what_it_adds(model, applied):
 
 def test_an_edit_of_nothing(model):
     edit = tlb.rank_one_edit(model, "blocks.2.mlp.W_out", torch.zeros(512), torch.ones(128))
-    assert asked(edit) == (
-        "The edit adds a matrix of rank 0 to blocks.2.mlp.W_out, 0 of that weight's norm; it is not applied."
-    )
+    assert asked(edit) == ("The edit changes nothing: what it adds to blocks.2.mlp.W_out is zero; it is not applied.")
 
 
 def test_gradients_say_which_is_largest(model, tmp_path):

@@ -139,6 +139,6 @@ def test_texts_of_a_table_file(tmp_path):
     path.write_text("story\nAnna\n")
     assert read_data(path, "story") == ["Anna"]
     with pytest.raises(
-        ValueError, match=r"the column 'text' or 'prompt' in 'cases.csv', got \['story'\]; name another with --text-key"
+        ValueError, match=r"the column 'text' or 'prompt' in 'cases.csv', got \['story'\]; name one with --text-key"
     ):
         read_data(path, "text")
