@@ -35,6 +35,10 @@ def test_what_it_wrote_as_a_page_and_a_file(capsys, tmp_path, data):
     assert code == 0 and complained == ""
     result = tlb.load_result(save, tokenizer=tlb.zoo.load("facts").tokenizer)
     assert said.startswith(result.summary()) and result.steps == 30
+    assert "no control was run, so any training may do the same" in result.summary()
+    rows = [line.split()[0] for line in said.splitlines() if line.startswith("  blocks.")]
+    by_size = sorted(result.weights, key=lambda name: -result.written[name].norm)
+    assert rows == by_size[:8] and f"most into {rows[0]} (" in result.summary()  # table and sentence by one order
     assert "6 of the first 6 prompts answered with another token than before; " in said
     assert " of 6 answer with what was wanted, 0 before" in said
     first, last = re.search(r"loss (\d+\.\d+) -> (\d+\.\d+) nats in 30 steps", said).groups()

@@ -152,3 +152,8 @@ def test_the_sentence_says_what_the_control_does():
     name = max(change.weights, key=lambda each: change.changes[each].norm)
     share = change.control.changes[name].share
     assert f", of the control model's change there {share:.0%}, of noise" in change.summary()
+    assert "one control has no spread, so no difference between them is claimed." in change.summary()
+    alone = difference(before, after, "W_out").summary()
+    assert alone.endswith(
+        "; no control was run, so any training may do the same (training.difference(..., control=...) shows it)."
+    )

@@ -113,10 +113,10 @@ def _reach(middle: float, deviation: float, n: int, level: float) -> float:
     return float(stdtrit(n - 1, (1 + level) / 2)) * deviation * math.sqrt(1 + 1 / n) + 1e-9 * max(1.0, abs(middle))
 
 
-def no_comparison(n_draws: int, how: str) -> str:
+def no_comparison(n_draws: int, how: str, other: str = "an untrained network") -> str:
     """The end of a sentence that compares nothing: without a control, or with too few draws of it."""
     if n_draws == 0:
-        return f"; no control was run, so an untrained network may do the same ({how} shows it)"
+        return f"; no control was run, so {other} may do the same ({how} shows it)"
     draws = count_text(n_draws, "draw")
     return f"; its control has {draws}, too few to compare with ({how} makes {DRAWS_NEEDED})"
 

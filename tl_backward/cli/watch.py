@@ -212,7 +212,7 @@ def _lines(
     losses: Sequence[float],
     save: Path | None,
 ) -> Iterator[str]:
-    from tl_backward._support.sentences import count_text
+    from tl_backward._support.sentences import count_text, percent
     from tl_backward.editing.summary import targets_met
 
     yield result.summary()
@@ -224,15 +224,14 @@ def _lines(
         f"loss {first} -> {last} nats in {count_text(len(losses), 'step')}; {changed} of the first "
         f"{count_text(len(effects), 'prompt')} answered with another token than before; {targets_met(answers, targets)}"
     )
-    largest = sorted(
-        (row for row in result.to_frame().to_dict("records") if row["direction"] == 0 and row["size"] > 0),
-        key=lambda row: (bool(row["imprint"] or row["shift"]), row["size"]), reverse=True,
-    )  # fmt: skip
-    rows = [("weight", "size", "answers to", "writes")]
-    for row in largest[:8]:
-        imprint, shift = (", ".join(map(quoted, (row[side] or [])[:3])) for side in ("imprint", "shift"))
-        rows.append((str(row["weight"]), f"{row['size']:.3g}", imprint, shift))
-    yield from (f"  {line}" for line in aligned(rows if largest else ()))
+    rows = [("weight", "of all change", "answers to", "writes")]
+    for name, share in list(result.shares().items())[:8]:
+        each = result.written[name]
+        read = [side.top_tokens[0][:3] if side is not None and len(each.S) else [] for side in (each.imprint, each.shift)]
+        rows.append((name, percent(share), *(", ".join(map(quoted, tokens)) for tokens in read)))
+    if len(rows) > 1 and any(result.shares().values()):
+        yield "largest changes first, with the words of each one's first direction (none: it lies outside the stream):"
+        yield from (f"  {line}" for line in aligned(rows))
     if save is not None:
         yield f"result: {save.resolve()}"
 

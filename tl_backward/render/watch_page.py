@@ -98,7 +98,7 @@ def watch_report(
         right = f" {wanted_sentence(answers, targets)}" if targets else ""
         said = f"{others_sentence(answers, 'prompt')}{right} {_ANSWERS}"
         page.section("Answers before and after", said, others_table(answers, targets))
-    by_size = sorted(result.weights, key=lambda each: result.written[each].norm, reverse=True)
+    by_size = list(result.shares())
     data = frame_block(listed_words(result.to_frame()), "written.csv")
     page.section("What was written, in words", _WRITTEN, _words(result, by_size), data)
     page.section("Who contributed most", _CONTRIBUTED.format(by_size[0]), *_contributions(result, by_size[0]))
@@ -139,11 +139,11 @@ def _norms_drawing(result: WatchResult) -> Drawing:
 
 def _words(result: WatchResult, names: Sequence[str]) -> Fragment:
     """The first direction of the weights that changed most, a row each."""
-    total = sum(each.norm**2 for each in result.written.values())
+    shares = result.shares()
     rows: list[list[TableCell]] = []
     for name in names[:_MOST_WEIGHTS]:
         each = result.written[name]
-        share = percent(each.norm**2 / total) if total else "none"
+        share = percent(shares[name]) if each.norm else "none"
         before, after = (words_of(side.get(name)) for side in (result.before, result.after))
         rows.append([share, *direction_cells(each), before, after, direction_cells(result.gradient[name])[1]])
     columns = ["of all change", "first direction", "in words", "before", "after", "gradients asked for"]

@@ -14,13 +14,14 @@ from torch import Tensor
 from tl_backward._support.absent import Absent
 from tl_backward._support.checks import check_k, nearest
 from tl_backward._support.lengths import frobenius_norm
+from tl_backward._support.sentences import no_comparison
 from tl_backward._support.shown import Shown
 from tl_backward._support.types import DataFrame, TransformerLensModel, Weights, typed
 from tl_backward.model.checks import check_model
 from tl_backward.text.token_strings import output_size
 from tl_backward.training.directions import Directions, directions_of, first_directions
 from tl_backward.training.record import as_matrix, matrix_shape
-from tl_backward.training.result import WatchResult
+from tl_backward.training.result import NO_CONTROL, WatchResult
 from tl_backward.training.sketch import Approximation
 from tl_backward.weights import WeightSite, layer_of, select_sites, weight_sites
 
@@ -102,7 +103,9 @@ class Difference(Shown):
             said += f", of the control model's change there {self.control.changes[name].share:.0%}"
         if self.noise:
             said += f", of noise of its norm {self.noise.changes[name].share:.0%}"
-        return said + "."
+        if not self.control:
+            return f"{said}{no_comparison(0, NO_CONTROL, 'any training')}."
+        return f"{said}; one control has no spread, so no difference between them is claimed."
 
     def to_frame(self) -> DataFrame:
         """A row a weight and direction: sizes, shares, words; `noise` and `control` are the shares of theirs."""

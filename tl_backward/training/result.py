@@ -12,7 +12,7 @@ from torch import Tensor
 from tl_backward._support.checks import nearest
 from tl_backward._support.html import visible_token
 from tl_backward._support.saved import load_saved
-from tl_backward._support.sentences import count_text
+from tl_backward._support.sentences import count_text, no_comparison
 from tl_backward._support.shown import Shown
 from tl_backward._support.types import DataFrame, Tokenizer, TransformerLensModel
 from tl_backward.text.token_strings import token_string, token_strings
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     import plotly.graph_objects
 
 Of: TypeAlias = Literal["gradient", "written"]
+
+NO_CONTROL = "training.difference(..., control=...)"
+"""What sets a training beside another."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -76,14 +79,13 @@ class WatchResult(Shown):
         return [layer_of(name) for name in self.weights]
 
     def summary(self) -> str:
-        """One sentence: where most was written, in which words, by which token."""
-        sizes = {name: self.written[name].norm ** 2 for name in self.weights}
-        total = sum(sizes.values())
-        if total == 0:
+        """One sentence: where most was written, in which words, by which token; a watch has no control."""
+        shares = self.shares()
+        if not any(shares.values()):
             return f"{self._passes} wrote nothing: no watched weight has changed."
-        name = max(sizes, key=sizes.__getitem__)
+        name = next(iter(shares))
         change = self.written[name]
-        said = f"{self._passes} wrote most into {name} ({sizes[name] / total:.0%} of the squared change)"
+        said = f"{self._passes} wrote most into {name} ({shares[name]:.0%} of the squared change)"
         side = change.shift or change.imprint
         if side is not None and len(change.S):
             share = float(change.S[0] ** 2) / change.norm**2
@@ -94,7 +96,13 @@ class WatchResult(Shown):
         if first is not None and first.position < len(first.ids) and self.tokenizer is not None:
             token = token_string(self.tokenizer, first.ids[first.position])
             said += f"; the token that contributed most is {visible_token(token)}"
-        return said + "."
+        return f"{said}{no_comparison(0, NO_CONTROL, 'any training')}."
+
+    def shares(self) -> dict[str, float]:
+        """Each weight's share of the squared change of all, |W_written|^2 / sum |W_written|^2, largest first."""
+        squares = {name: self.written[name].norm ** 2 for name in self.weights}
+        total = sum(squares.values()) or 1.0
+        return {name: squares[name] / total for name in sorted(squares, key=squares.__getitem__, reverse=True)}
 
     def to_frame(self, of: Of = "written") -> DataFrame:
         """A row a weight and direction: its size, its share of the weight's squared change, and its words.
