@@ -139,8 +139,8 @@ def test_layers_that_correspond():
 
 
 def test_layers_that_chance_explains():
-    assert "give 0.85, and none is clearly more alike than that." in said(alike(DIAGONAL, chance=0.85, deviation=0.1))
-    assert "give 0.84, and 1 of 2 is clearly more alike than that." in said(alike(DIAGONAL, chance=0.84))
+    assert "give 0.85, and none is clearly more alike than that;" in said(alike(DIAGONAL, chance=0.85, deviation=0.1))
+    assert "give 0.84, and 1 of 2 is clearly more alike than that;" in said(alike(DIAGONAL, chance=0.84))
     three = [[0.9, 0.1, 0.1], [0.1, 0.9, 0.1], [0.1, 0.1, 0.8]]
     labels = ("L0", "L1", "L2")
     assert "2 of 3 are clearly more" in comparison_sentence(alike(three, chance=0.8), labels, labels, ("a", "b"))
@@ -152,13 +152,36 @@ def test_layers_that_chance_explains():
 @pytest.mark.parametrize(
     ("n", "words"),
     [
-        (0, "no random pairing was drawn that would tell the two apart."),
-        (1, "1 random pairing cannot tell the two apart."),
-        (3, "3 random pairings cannot tell the two apart."),
+        (0, "no random pairing was drawn that would tell the two apart;"),
+        (1, "1 random pairing cannot tell the two apart;"),
+        (3, "3 random pairings cannot tell the two apart;"),
     ],
 )
 def test_too_few_pairings_are_counted_in_words(n, words):
-    assert said(alike(DIAGONAL, n=n)).endswith(f"samples paired at random give 0.00 on average, but {words}")
+    assert f"samples paired at random give 0.00 on average, but {words}" in said(alike(DIAGONAL, n=n))
+
+
+def untrained(best, similarity=True):
+    """Draws whose layers are as much like their best partner, which is not at the model's own place."""
+    other = 0.0 if similarity else 9.0
+    draws = torch.tensor([[[other, first], [second, other]] for first, second in best], dtype=torch.float64)
+    values = DIAGONAL if similarity else [[0.1, 0.8], [0.9, 0.2]]
+    return said(replace(alike(values, chance=0.0 if similarity else 1.4, similarity=similarity), untrained=draws))
+
+
+def test_untrained_networks_beside_a_comparison():
+    low, high = [0.41, 0.42, 0.43, 0.44, 0.45], [0.81, 0.86, 0.92, 0.88, 0.9]
+    assert "0.00; 5 pairs of untrained networks reach 0.41 to 0.45 there, and all are clearly more" in untrained(
+        list(zip(low, low, strict=True))
+    )
+    assert "reach 0.41 to 0.92 there, and 1 of 2 is clearly more" in untrained(list(zip(low, high, strict=True)))
+    assert "and none is clearly more alike than that." in untrained(list(zip(high, high, strict=True)))
+    assert "and all are clearly more" in untrained(list(zip(low, low, strict=True)), similarity=False)
+    few = untrained([(0.4, 0.4)] * 4)
+    assert few.endswith("; its control has 4 draws, too few to compare with (control='random_init' makes 5).")
+    assert said(alike(DIAGONAL)).endswith(
+        "; no control was run, so untrained networks may do the same (control='random_init' shows it)."
+    )
 
 
 def test_ties_and_unknown_layers():

@@ -853,3 +853,30 @@ def test_a_planted_massive_activation(world):
         abs(float(found["cca"]) - float(cca)) < 1e-4
         and abs(float(found["linear_regression"]) - float(explained)) < 1e-4
     )
+
+
+@every_world
+def test_the_control_is_pairs_of_untrained_networks(world):
+    """Values of networks drawn one by one here: another draw for B, so that a model beside itself has a control too."""
+    model, options = build(world), {"measures": ("cka", "procrustes"), "text_options": TextOptions(batch_size=2)}
+    control = tlb.lens.RandomInit(n_draws=2, seed=7)
+    before = state(model)
+    found = compare(model, model, TEXTS, run_options=RunOptions(control=control), **options, **QUIET)
+    assert_same(before, state(model))
+    for draw in range(2):
+        a, b = (tlb.random_init(model, seed=seed) for seed in (7 + draw, 9 + draw))
+        once = compare(a, b, TEXTS, run_options=RunOptions(jackknife=0, permutations=0), **options, **QUIET)
+        torch.testing.assert_close(found.untrained[draw], once.values)
+    alone = compare(model, model, TEXTS, **options, **QUIET)
+    torch.testing.assert_close(found.values, alone.values)
+    assert not alone.untrained and alone.to_frame()["untrained_mean"].isna().all()
+    row = found.to_frame().iloc[1]
+    assert row["untrained_mean"] == pytest.approx(found.untrained[:, 0, 0, 1].mean().item())
+    assert row["untrained_low"] < row["untrained_high"]
+
+
+def test_a_control_reads_the_data_for_every_draw():
+    options = RunOptions(control="random_init")
+    model = bridge("llama")
+    with pytest.raises(TypeError, match="read for every draw of the control, got an iterator; pass a list of it"):
+        compare(model, model, iter(TEXTS), run_options=options, **QUIET)

@@ -69,6 +69,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add_options(how, compared, "measures")
     add_options(how, f"{options}RunOptions", "sample_size", "permutations", "seed")
     how.add_argument(
+        "--control",
+        action="store_true",
+        help="also compare five pairs of untrained networks of the same configurations, for five times the passes",
+    )
+    how.add_argument(
         "--stitch",
         choices=kinds,
         metavar="MAP",
@@ -83,7 +88,7 @@ def _compare(arguments: argparse.Namespace) -> Answer:
     from tl_backward.render.compare_page import compare_report
 
     texts = read_data(Path(arguments.data), arguments.text_key)[: arguments.max_texts]
-    run_options = options_from(arguments, RunOptions)
+    run_options = options_from(arguments, RunOptions, control="random_init" if arguments.control else None)
     find_measures(arguments.measures, run_options)  # refused before the models are loaded
     a, b = (load_asked(arguments, side) for side in ("_a", "_b"))
     both = {
@@ -130,4 +135,7 @@ def _lines(comparison: "Comparison", names: tuple[str, str]) -> Iterator[str]:
         mean, deviation = of[["permutation_mean", "permutation_deviation"]].mean().tolist()
         if not math.isnan(mean):
             yield f"by chance (samples paired at random): {mean:.3f}, deviation {deviation:.3f}"
+        mean, low, high = of["untrained_mean"].mean(), of["untrained_low"].min(), of["untrained_high"].max()
+        if not math.isnan(mean):
+            yield f"untrained networks: {mean:.3f}, from {low:.3f} to {high:.3f}"
     yield from (f"note: {caveat}" for caveat in caveats(comparison))

@@ -1,7 +1,9 @@
 """Compare all layers of two models in one pass over the data."""
 
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+
+import torch
 
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.public import public
@@ -11,6 +13,7 @@ from tl_backward.dissimilarity.gather import gather
 from tl_backward.dissimilarity.options import OLD_TEXT, RunOptions, SampleOptions
 from tl_backward.dissimilarity.plan import plan_comparison
 from tl_backward.dissimilarity.result import Comparison
+from tl_backward.lens.control import control_of
 from tl_backward.model.checks import check_model
 from tl_backward.model.inputs import check_reads_text
 from tl_backward.model.place import Places
@@ -21,6 +24,7 @@ _OLD = {
     field.name: f"{parameter}.{field.name}"
     for parameter, options in (("sample_options", SampleOptions), ("run_options", RunOptions))
     for field in fields(options)
+    if field.name != "control"  # it came later
 }
 
 
@@ -69,11 +73,12 @@ def compare(
         text_options: how the data become batches. One massive activation a text, which position 0 often holds, can make
             up most of CKA: a warning says when it does, and `exclude_first` leaves it out.
         sample_options: what one sample is, how the models' tokens are paired, and B's own hook point.
-        run_options: the estimator of "cka", standard errors, chance, the bounded sample, memory and checkpoint.
+        run_options: the estimator of "cka", standard errors, chance, untrained networks beside them, the bounded sample,
+            memory and checkpoint.
         show_progress: show progress bars.
 
     Raises:
-        TypeError: no TransformerLens model, or data of an unknown kind.
+        TypeError: no TransformerLens model, data of an unknown kind, or an iterator of them with a control.
         ValueError: an unknown measure, hook point or layer; models without a common vocabulary for tokens; NaN or inf
             (the hook point and the batch are named); fewer than 4 samples, or a layer that never varies; more memory
             than allowed, with what would fit.
@@ -88,9 +93,25 @@ def compare(
         check_model(model)
         check_reads_text(model)
     models = (model_a, model_b)
-    plan = plan_comparison(
-        models, data, hook, (layers_a, layers_b), measures, text_options, sample_options, run_options
-    )
+    control, asked = control_of(run_options.control), replace(run_options, control=None)
+    if control is not None and isinstance(data, Iterator):
+        raise TypeError(
+            "Expected data that can be read for every draw of the control, got an iterator; pass a list of it."
+        )
+    plan = plan_comparison(models, data, hook, (layers_a, layers_b), measures, text_options, sample_options, asked)
     if run_options.show_plan:
         print(plan.memory)
-    return evaluate(plan, gather(data, plan, show_progress), show_progress)
+    found = evaluate(plan, gather(data, plan, show_progress), show_progress)
+    if control is None:
+        return found
+    once = replace(asked, jackknife=0, permutations=0, checkpoint=None, show_plan=False)
+    n = control.n_draws  # B's are others than A's, or two models of one configuration would be the same
+    pairs = zip(control.models(model_a, range(n)), control.models(model_b, range(n, 2 * n)), strict=True)
+    draws = [
+        compare(
+            a, b, data, hook=hook, layers_a=layers_a, layers_b=layers_b, measures=measures, text_options=text_options,
+            sample_options=sample_options, run_options=once, show_progress=show_progress,
+        ).values
+        for a, b in pairs
+    ]  # fmt: skip
+    return replace(found, untrained=torch.stack(draws))

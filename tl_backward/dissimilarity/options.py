@@ -11,6 +11,7 @@ from torch import Tensor
 from tl_backward._support.checks import check_choice
 from tl_backward._support.public import public
 from tl_backward.activations.reader import Heads
+from tl_backward.lens.control import Control, control_of
 from tl_backward.model.place import Places
 from tl_backward.text.options import TextOptions
 
@@ -69,9 +70,11 @@ class RunOptions:
         checkpoint: a file to save to every 20 batches and to go on from if it is there, given the same data and
             options.
         show_plan: print the memory plan before the run.
+        control: "random_init", or a `RandomInit` with another seed or number of draws: also compares pairs of untrained
+            networks of the two models' configurations, without errors and chance; each draw reads the data anew.
 
     Raises:
-        ValueError: an unknown estimator, or a number that is too small.
+        ValueError: an unknown estimator or control, or a number that is too small.
     """
 
     estimator: Estimator = "full"
@@ -82,9 +85,11 @@ class RunOptions:
     max_memory: int = 8_000_000_000
     checkpoint: str | Path | None = None
     show_plan: bool = False
+    control: Control | None = None
 
     def __post_init__(self) -> None:
         check_choice("estimator", self.estimator, get_args(Estimator))
+        control_of(self.control)
         for name, least in (("jackknife", 0), ("permutations", 0), ("sample_size", 4)):
             if getattr(self, name) < least:
                 raise ValueError(f"Expected {name} of at least {least}, got {getattr(self, name)}; give a larger one.")

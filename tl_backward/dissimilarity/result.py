@@ -1,11 +1,13 @@
 """Comparison, the result of `compare`: each measure of each pair of layers, and the samples behind it."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_backward._support.absent import Absent
 from tl_backward._support.checks import nearest
 from tl_backward._support.html import Cell, table
 from tl_backward._support.shown import Shown
@@ -15,6 +17,8 @@ from tl_backward.dissimilarity.options import Estimator, Sample
 from tl_backward.dissimilarity.plan import MemoryPlan
 from tl_backward.dissimilarity.summary import Alike, comparison_sentence
 from tl_backward.text.token_strings import text_frame
+
+_NO_CONTROL = Absent("untrained networks", "ask for them with run_options=RunOptions(control='random_init')")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -68,6 +72,8 @@ class Comparison(Shown):
     """Empty texts, which were left out."""
     plan: MemoryPlan
     seed: int
+    untrained: "Float[Tensor, 'draw measure layer_a layer_b'] | Absent" = _NO_CONTROL
+    """`values` of pairs of untrained networks of the same configurations; false where there are none."""
 
     def __repr__(self) -> str:
         shape = f"{len(self.layers_a)} x {len(self.layers_b)} layers"
@@ -77,7 +83,7 @@ class Comparison(Shown):
         )
 
     def summary(self, names: tuple[str, str] = ("A", "B")) -> str:
-        """In one sentence: how well layers correspond by the first measure, how clearly, and what chance gives.
+        """In one sentence: how well layers correspond by the first measure, how clearly, beside chance and the control.
 
         Args:
             names: what A and B are called.
@@ -89,6 +95,7 @@ class Comparison(Shown):
         found = Alike(
             name, self.values[0], entry.kind == "similarity", self.standard_errors[0], chance,
             self.permutation_deviations[0], self.n_permutations,
+            None if isinstance(self.untrained, Absent) else self.untrained[:, 0],
         )  # fmt: skip
         return comparison_sentence(found, self.layers_a, self.layers_b, names)
 
@@ -110,7 +117,11 @@ class Comparison(Shown):
         return self.measures.index(str(measure).lower())
 
     def to_frame(self) -> DataFrame:
-        """One row a measure and pair of layers: value, standard error, nulls, and what it was taken from."""
+        """One row a measure and pair of layers: value, standard error, nulls, control, and what it was taken from.
+
+        `untrained_mean`, `untrained_low` and `untrained_high` are over the control's draws, NaN without.
+        """
+        mean, low, high = self.untrained_range()
         return text_frame(
             {
                 "measure": measure,
@@ -122,6 +133,9 @@ class Comparison(Shown):
                 "permutation_mean": float(self.permutation_means[m, i, j]),
                 "permutation_deviation": float(self.permutation_deviations[m, i, j]),
                 "n_permuted": self.n_permuted[m],
+                "untrained_mean": float(mean[m, i, j]),
+                "untrained_low": float(low[m, i, j]),
+                "untrained_high": float(high[m, i, j]),
                 "computed_from": self.computed_from[m],
                 "estimator": self.estimator if measure == "cka" else "full",
                 "sample": self.sample,
@@ -132,6 +146,13 @@ class Comparison(Shown):
             for i, a in enumerate(self.layers_a)
             for j, b in enumerate(self.layers_b)
         )
+
+    def untrained_range(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, least and most of the control's draws, [measure, layer_a, layer_b] each; NaN without a control."""
+        if isinstance(self.untrained, Absent):
+            none = self.values.new_full(self.values.shape, math.nan)
+            return none, none, none
+        return self.untrained.mean(0), self.untrained.amin(0), self.untrained.amax(0)
 
     def _repr_html_(self) -> str:
         """A static table a measure: layers of A down, of B across, standard errors beside the values."""

@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_backward._support.html import visible_text
-from tl_backward._support.sentences import DRAWS_NEEDED, beyond_moments, count_text, spread
+from tl_backward._support.sentences import DRAWS_NEEDED, beyond, beyond_moments, count_text, no_comparison, spread
 
 _TIE = 1e-9
+_HOW = "control='random_init'"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Alike:
     deviations: Float[Tensor, "layer_a layer_b"]
     """Of chance, from one random pairing to another; NaN where unknown."""
     n_pairings: int
+    untrained: Float[Tensor, "draw layer_a layer_b"] | None = None
+    """The same of pairs of untrained networks."""
 
     @property
     def likeness(self) -> Float[Tensor, "layer_a layer_b"]:
@@ -37,7 +40,7 @@ class Alike:
 
 
 def comparison_sentence(found: Alike, layers_a: Sequence[str], layers_b: Sequence[str], names: tuple[str, str]) -> str:
-    """How well the layers of two models correspond by one measure, and whether that is more than chance.
+    """How well the layers of two models correspond by one measure, and whether more than chance and untrained networks.
 
     Args:
         found: the measure.
@@ -65,7 +68,7 @@ def comparison_sentence(found: Alike, layers_a: Sequence[str], layers_b: Sequenc
     columns = best[rows]
     shown = spread(found.values[rows, columns].tolist(), lambda value: f"{value:.2f}")
     clearly = _clearly(found, rows, columns) if len(layers_b) > 1 else ""
-    return f"By {found.measure} {alike} ({whose}{shown}{clearly}){_beside_chance(found, rows, columns)}."
+    return f"By {found.measure} {alike} ({whose}{shown}{clearly}){_beside_chance(found, rows, columns)}{_beside_untrained(found, rows, columns)}."
 
 
 def _clearly(found: Alike, rows: Tensor, columns: Tensor) -> str:
@@ -113,6 +116,25 @@ def _beside_chance(found: Alike, rows: Tensor, columns: Tensor) -> str:
     if above:
         return f"; {paired}, and {above} of {len(rows)} {'is' if above == 1 else 'are'} clearly more alike than that"
     return f"; {paired}, and {'it is not' if len(rows) == 1 else 'none is'} clearly more alike than that"
+
+
+def _beside_untrained(found: Alike, rows: Tensor, columns: Tensor) -> str:
+    """The same layers of untrained networks, each with its own best partner, which was chosen as the model's was."""
+    n = 0 if found.untrained is None else len(found.untrained)
+    if found.untrained is None or n < DRAWS_NEEDED:
+        return no_comparison(n, _HOW, "untrained networks")
+    sign = 1 if found.is_similarity else -1
+    best = (sign * found.untrained).nan_to_num(-math.inf).amax(-1)[:, rows]
+    own = found.likeness[rows, columns].tolist()
+    above = sum(beyond(value, draws) == "above" for value, draws in zip(own, best.T.tolist(), strict=True))
+    reached = spread((sign * best).flatten().tolist(), lambda value: f"{value:.2f}")
+    if len(rows) == 1:
+        which = "it is" if above else "it is not"
+    elif above == len(rows):
+        which = "all are"
+    else:
+        which = f"{above} of {len(rows)} {'is' if above == 1 else 'are'}" if above else "none is"
+    return f"; {n} pairs of untrained networks reach {reached} there, and {which} clearly more alike than that"
 
 
 def distances_sentence(

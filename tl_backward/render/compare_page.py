@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_backward._support.absent import Absent
 from tl_backward._support.html import TableCell
 from tl_backward._support.public import public
 from tl_backward._support.types import typed
@@ -45,6 +46,10 @@ _READ = (
     "read the whole map: a diagonal band of likeness says that depth corresponds, a block that the layers in it hardly "
     "differ, and one that stands out against all others may be a few massive activations. In the curves, what lies on "
     "its dashed line is what unrelated samples give too.",
+)
+_UNTRAINED = (
+    "Untrained networks: {} pairs of the same configurations, each layer with its own best partner; the line is their "
+    "mean, the band runs from the least to the most."
 )
 _WORDS = {
     "permutation": "permuting the neurons",
@@ -97,6 +102,8 @@ def compare_report(
         chance = chance_of(comparison, measure)
         if chance is not None:
             words += f" Chance (dashed): {chance.words}."
+        if not isinstance(comparison.untrained, Absent):
+            words += f" {_UNTRAINED.format(len(comparison.untrained))}"
         page.section(measure, "", beside(*figures), Fragment(paragraphs(words)), data)
     shares = [
         [side, label, float(share)]
@@ -144,6 +151,7 @@ def facts(comparison: Comparison) -> list[list[TableCell]]:
         ["estimator of cka", c.estimator],
         ["standard errors", f"{c.n_groups} groups of batches left out in turn" if c.n_groups else "none"],
         ["random pairings", f"{c.n_permutations}, seed {c.seed}" if c.n_permutations else "none"],
+        ["pairs of untrained networks", "none" if isinstance(c.untrained, Absent) else str(len(c.untrained))],
         ["memory planned", f"{c.plan.bytes / 1e6:.1f} MB, by the route {c.plan.route!r}"],
     ]
 
@@ -243,6 +251,7 @@ def _detail(comparison: Comparison, m: int, i: int, j: int) -> str:
         ("standard error", comparison.standard_errors),
         ("mean over all pairings", comparison.null_means),
         ("mean over random pairings", comparison.permutation_means),
+        ("mean of untrained networks", comparison.untrained_range()[0]),
     ]
     said = [f"{what} {float(each[m, i, j]):.3g}" for what, each in parts if each[m, i, j].isfinite()]
     return "; ".join(said) or "no standard error was asked for"
@@ -312,6 +321,10 @@ def comparison_curves(
     else:
         lines = _lines("same place", range(n_a), values, errors, chance) if n_a == n_b else []
         lines += _lines("best layer of B", best.tolist(), values, errors, None if n_a == n_b else chance)
+    if not isinstance(comparison.untrained, Absent):
+        each = comparison.untrained[:, comparison.index(measure)]
+        best_of = each.amax(-1) if get_measure(measure).kind == "similarity" else each.amin(-1)
+        lines.append(banded("untrained networks", best_of.mean(0), best_of.amin(0), best_of.amax(0)))
     labels = [f"{a} | {comparison.layers_b[int(j)]}" for a, j in zip(comparison.layers_a, best, strict=True)]
     return curves(
         lines,
