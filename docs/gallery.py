@@ -91,7 +91,9 @@ def _training() -> "tuple[tlb.training.WatchResult, tlb.training.Difference]":
         tokens = model.to_tokens([case.prompt + answer for case, answer in zip(cases, answers, strict=True)])
         with tlb.training.watch(model, optimizer=optimizer) as w:
             for step in range(64):
-                model(tokens[step % 8 :: 8], return_type="loss").backward()
+                batch = tokens[step % 8 :: 8]
+                losses = model(batch, return_type="loss", loss_per_token=True)
+                losses[batch[:, 1:] != model.tokenizer.pad_token_id].mean().backward()
                 optimizer.step()
                 optimizer.zero_grad()
         models.append(model)

@@ -253,17 +253,17 @@ TableCell = str | AnyNumber | Cell | None
 
 _BORDER = "border:1px solid #9a9a9a"
 _TD = f"{_BORDER};padding:2px 6px;text-align:left;vertical-align:top;white-space:pre;font-size:12px"
-_TD_LONG = _TD.replace("white-space:pre", "white-space:pre-wrap;min-width:18em")
+_TD_LONG = _TD.replace("white-space:pre", "white-space:pre-wrap;min-width:11em")
 _LONG = 30
 """From so many characters on a text wraps rather than push other columns out of view."""
 MARK = ' style="font-weight:bold;outline:2px solid #c2185b;outline-offset:1px"'
 # Opaque, so that scrolled cells do not shine through; dropped by the sanitizer together with "sticky". JupyterLab and
 # VS Code have dark themes without telling the browser, so their own colours come before its.
-_STICKY = (
-    "position:sticky;left:0;z-index:1;"
-    "background-color:var(--jp-layout-color0,var(--vscode-editor-background,var(--page,Canvas)));"
+_OPAQUE = (
+    "z-index:1;background-color:var(--jp-layout-color0,var(--vscode-editor-background,var(--page,Canvas)));"
     "color:var(--jp-content-font-color1,var(--vscode-editor-foreground,CanvasText))"
 )
+_STICKY, _STICKY_RIGHT = (f"position:sticky;{side}:0;{_OPAQUE}" for side in ("left", "right"))
 
 
 def _title(lines: Sequence[str]) -> str:
@@ -271,7 +271,7 @@ def _title(lines: Sequence[str]) -> str:
     return f' title="{text}"' if text else ""
 
 
-def _cell_html(cell: TableCell, bound: Number, limit: int) -> str:
+def _cell_html(cell: TableCell, bound: Number, limit: int, pinned: str = "") -> str:
     if isinstance(cell, Cell):
         tokens = [visible_token(each) for each in (cell.text, cell.sub) if each is not None]
         # The cut tokens' own titles would hide the cell's, so the full ones lead its lines.
@@ -279,16 +279,16 @@ def _cell_html(cell: TableCell, bound: Number, limit: int) -> str:
         body = f"<bdi{MARK if cell.marked else ''}>{escape(visible_token(cell.text, limit))}</bdi>"
         if cell.sub is not None:
             body += f'<br><bdi style="font-size:10px;opacity:.8">{escape(visible_token(cell.sub, limit))}</bdi>'
-        style = f"{_td(tokens, limit)};{MONO}"
+        style = f"{_td(tokens, limit)};{MONO}{pinned}"
         if cell.value is not None:
             background = color_for(cell.value, bound, PALE)
             style += f";background-color:{background};color:{text_color(background)}"
         return f'<td style="{style}"{_title(lines)}>{body}</td>'
     if cell is None:
-        return f'<td style="{_TD}"></td>'
+        return f'<td style="{_TD}{pinned}"></td>'
     if isinstance(cell, str):
-        return f'<td style="{_td([cell], 3 * limit)}"{_cut_text(cell, 3 * limit)}</td>'
-    return f'<td style="{_TD};text-align:right"{_title([repr(plain_number(cell))])}>{format_number(cell)}</td>'
+        return f'<td style="{_td([cell], 3 * limit)}{pinned}"{_cut_text(cell, 3 * limit)}</td>'
+    return f'<td style="{_TD};text-align:right{pinned}"{_title([repr(plain_number(cell))])}>{format_number(cell)}</td>'
 
 
 def _td(texts: Sequence[str], limit: int) -> str:
@@ -313,8 +313,8 @@ def table(
     `columns` and `row_names` are plain text. Strings and numbers in `rows` are shown as they are, numbers
     with four digits and the exact value on hover; a `Cell` is coloured by its `value`, on a scale whose ends
     are +-`bound` (default: the largest absolute value in the table). Tokens longer than `limit` are cut, with
-    the whole of them on hover. The name of the column at `marked` has a frame. One that
-    does not scroll is for a box that does.
+    the whole of them on hover. The column at `marked` stays in view where it would be off to
+    the right, its name in a frame. One that does not scroll is for a box that does.
     """
     if any(len(row) != len(columns) for row in rows) or (row_names is not None and len(row_names) != len(rows)):
         raise ValueError(
@@ -326,7 +326,7 @@ def table(
     bound = scale_bound(values) if bound is None else bound
     th = f"{_TD};font-weight:bold"
     of_column = th.replace("white-space:pre", "white-space:pre-wrap")
-    frame = "outline:2px solid #c2185b;outline-offset:-2px"
+    frame = f"outline:2px solid #c2185b;outline-offset:-2px;{_STICKY_RIGHT}"
     styles = (f"{of_column};{frame}" if i == marked else of_column for i in range(len(columns)))
     head = "".join(
         _header(name, f'scope="col" style="{style}"', limit) for name, style in zip(columns, styles, strict=True)
@@ -336,7 +336,8 @@ def table(
     body = []
     for i, row in enumerate(rows):
         name = "" if row_names is None else _header(row_names[i], f'scope="row" style="{th};{_STICKY}"', limit)
-        body.append(f"<tr>{name}{''.join(_cell_html(cell, bound, limit) for cell in row)}</tr>")
+        cells = (_cell_html(cell, bound, limit, f";{_STICKY_RIGHT}" if j == marked else "") for j, cell in enumerate(row))
+        body.append(f"<tr>{name}{''.join(cells)}</tr>")
     above = f'<div style="font-size:12px;margin:4px 0">{escape(visible_text(caption))}</div>' if caption else ""
     box = "overflow-x:auto;max-width:100%;margin:4px 0" if scrolls else "margin:4px 0"
     return (

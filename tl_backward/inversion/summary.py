@@ -14,6 +14,7 @@ from tl_backward.text.token_strings import token_string
 KEPT = 0.95
 """A share of texts from which on a feature counts as kept."""
 _SITES, _FEATURES = 2, 4  # that a sentence names
+_HABIT = "; a decoder's texts share its habits too, so that a search (method='search') may find less kept"
 
 
 def kept_features(features: FeatureTable | None) -> list[FeatureConsistency]:
@@ -84,7 +85,7 @@ def known_sentence(found: Sequence[Known]) -> str:
     if first.features is not None and not rows:
         return f"{at} {'does' if len(same) == 1 else 'do'} not keep any feature more often than other texts have it."
     partly = "partly " if rows and rows[0].rate.value < KEPT else ""
-    return f"{at} {partly}{'keeps' if len(same) == 1 else 'keep'} {_kept(first)}{_shares(same)}."
+    return f"{at} {partly}{'keeps' if len(same) == 1 else 'keep'} {_kept(first)}{_shares(same)}{_HABIT if any(known.by_decoder for known in same) else ''}."
 
 
 def _asked(features: FeatureTable) -> bool:

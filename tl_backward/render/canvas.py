@@ -40,6 +40,7 @@ class Canvas:
         self.texts: list[str] = []
         self.legend: list[list[Trace]] = []
         self.slanted = False
+        self.left: Number = 0  # pixels of the axis to the left
 
     # What the two kinds say
 
@@ -50,6 +51,10 @@ class Canvas:
     def right(self, high: Number) -> Number:
         """Pixels to the right of the axes."""
         raise NotImplementedError
+
+    def above(self) -> Number:
+        """Pixels between the title and the axes."""
+        return 0
 
     def draw(self, axes: "Axes") -> None:
         """Everything between the axes and what belongs to it."""
@@ -66,13 +71,14 @@ class Canvas:
         wide, high = self.size()
         y_title = wrapped(title_of(self.y), high)
         left = 12 + max(map(text_width, self.y_labels or ["0.0000"])) + 15 * len(y_title) + 5 * bool(y_title)
+        self.left = left
         right = self.right(high)
         wide = max(wide, self.least() - left - right)
         self.slanted = self.x.get("tickangle") != 0 and _collide(self.x_labels, wide)
         labels = 8 + 0.87 * max(map(text_width, self.x_labels)) if self.slanted else 18
         self.legend = self.legend_rows(left + wide + right)
         below = labels + (24 if title_of(self.x) else 6) + _ROW * len(self.legend)
-        above = 10 + 19 * len(self.title) if any(self.title) else 8
+        above = self.above() + (10 + 19 * len(self.title) if any(self.title) else 8)
         total = max(left + wide + right, 12 + max(text_width(line, _TITLE) for line in self.title))
         tall = above + high + below
         self.total, self.tall, self.edges = total, tall, (left, below, wide, high)

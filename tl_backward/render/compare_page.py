@@ -98,7 +98,7 @@ def compare_report(
         if len(comparison.layers_a) > 1:
             figures.append(figure_fragment(comparison_curves(comparison, measure, names=names)))
         data = frame_block(frame[frame["measure"] == measure], f"{measure}.csv")
-        words = f"{_in_words(measure)} Taken from {comparison.computed_from[m]}."
+        words = f"{measure_in_words(measure)} Taken from {comparison.computed_from[m]}."
         chance = chance_of(comparison, measure)
         if chance is not None:
             words += f" Chance (dashed): {chance.words}."
@@ -125,7 +125,7 @@ def _sides(names: tuple[str, str] | None) -> tuple[str, str]:
     return ("A", "B") if names is None else (f"A ({names[0]})", f"B ({names[1]})")
 
 
-def _in_words(measure: str) -> str:
+def measure_in_words(measure: str) -> str:
     """A measure in words: its definition, range and invariances."""
     entry = get_measure(measure)
     low, high = entry.range

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+_NARROW = 480
+"""Pixels from which on a picture scrolls on a telephone: the colours' bar then lies above it, where it is seen."""
+
+
 class HeatMapPicture(Canvas):
     """Squares with a colour bar, and perhaps markers on them."""
 
@@ -25,6 +29,7 @@ class HeatMapPicture(Canvas):
         x, y = ([str(i) for i in range(n)] if of is None else [plain(str(name)) for name in of]
                 for of, n in zip(given, counts, strict=True))  # fmt: skip
         self.x_labels, self.y_labels = self.x_labels or x, self.y_labels or y
+        self.lies = False
 
     def size(self) -> tuple[Number, Number]:
         """Width and height of the axes."""
@@ -34,8 +39,14 @@ class HeatMapPicture(Canvas):
         return max(cell * n, 150.0), max(row * m, 76.0)
 
     def right(self, high: Number) -> Number:
-        """Room beside them, for the bar of colours."""
-        return 30 + self.bar_labels_width() + 15 * len(self.bar_title(high)) + 8
+        """Room beside them, for the bar of colours where it stands there."""
+        upright = 30 + self.bar_labels_width() + 15 * len(self.bar_title(high)) + 8
+        self.lies = self.left + self.size()[0] + upright > _NARROW
+        return 10 if self.lies else upright
+
+    def above(self) -> Number:
+        """Room above them, for the bar that lies there."""
+        return 22 * (self.lies and self.heat.get("showscale", True))
 
     def bar_labels(self) -> list[str]:
         """The colour bar's ends and middle."""
@@ -96,22 +107,33 @@ class HeatMapPicture(Canvas):
         return hits
 
     def draw_bar(self) -> None:
-        """The colour bar to the right: the scale, its ends and middle, its title."""
-        from matplotlib.patches import Rectangle
-
+        """The colour bar to the right or above: the scale, its ends and, to the right, its middle, its title."""
         left, bottom, wide, tall = self.edges
-        colors = self.scale()[2]
-        x, n = left + wide + 10, 32
-        for step in range(n):
-            place = (x, bottom + tall * step / n)
-            self.figure.add_artist(
-                Rectangle(place, 14, tall / n + (step < n - 1), fc=colors((step + 0.5) / n), lw=0, transform=None)
-            )
-        frame = Rectangle((x, bottom), 14, tall, fill=False, edgecolor=TICKS, linewidth=0.8, transform=None)
-        self.figure.add_artist(frame)
+        if self.lies:
+            (low, _, high), y = self.bar_labels(), bottom + tall + 6
+            x = 8 + text_width(low)
+            self.draw_scale(x, y, 120, 12)
+            self.write(4, y + 2, low, TICK)
+            self.write(x + 124, y + 2, f"{high}  {plain(title_of(self.heat.get('colorbar') or {}))}".strip(), TICK)
+            return
+        x = left + wide + 10
+        self.draw_scale(x, bottom, 14, tall)
         for i, label in enumerate(self.bar_labels()):
             self.write(x + 20, bottom + i * (tall / 2 - 4), label, TICK)
         for i, line in enumerate(self.bar_title(tall)):
             self.write(
                 x + 36 + self.bar_labels_width() + 15 * i, bottom + tall / 2, line, FONT, ha="center", rotation=90
             )
+
+    def draw_scale(self, x: Number, y: Number, wide: Number, tall: Number) -> None:
+        """The colours of the scale in a frame, along the longer side."""
+        from matplotlib.patches import Rectangle
+
+        colors, n, lies = self.scale()[2], 32, wide > tall
+        for step in range(n):
+            more = step < n - 1
+            place = (x + wide * step / n, y) if lies else (x, y + tall * step / n)
+            size = (wide / n + more, tall) if lies else (wide, tall / n + more)
+            self.figure.add_artist(Rectangle(place, *size, fc=colors((step + 0.5) / n), lw=0, transform=None))
+        frame = Rectangle((x, y), wide, tall, fill=False, edgecolor=TICKS, linewidth=0.8, transform=None)
+        self.figure.add_artist(frame)

@@ -15,7 +15,7 @@ from tl_backward.inversion import FeatureTable, Preimage, SiteComparison
 from tl_backward.inversion.features import FeatureConsistency, Rate
 from tl_backward.inversion.site_reading import SiteReading
 from tl_backward.inversion.summary import kept_features, known_sentence, site_label
-from tl_backward.render.figures import heatmap
+from tl_backward.render.figures import Curve, curves_drawing, heatmap
 from tl_backward.render.fragments import figure_fragment
 from tl_backward.render.outline import paragraphs
 from tl_backward.render.page import Fragment, Page, beside
@@ -58,6 +58,7 @@ MAP = (
 )
 
 
+_NEAREST = 30  # texts of a site in the picture of distances
 KEEPS = "share of the preimage that keeps it"
 
 
@@ -110,16 +111,13 @@ def invert_report(
 
 
 def _kept_picture(given: Sequence[SiteReading]) -> list[Fragment]:
-    """Each hypothesis at each site above its share of the prior, as a heat map; nothing without hypotheses."""
+    """Each hypothesis at each site above its share of the prior, as a heat map; without any, how near texts come."""
     known = [(reading.preimage, reading.features) for reading in given if reading.features is not None]
-    if not known:
-        return []
     names = list(dict.fromkeys(row.feature for _, features in known for row in features.rows))
     shares = [[features[name].rate.value for name in names] for _, features in known]
     if all(map(math.isnan, sum(shares, start=[]))):
-        return []
-    one_place = len({p.position for p, _ in known}) == 1
-    places = [site_label(p.site) + ("" if one_place else f", token {p.position}") for p, _ in known]
+        return _distances_picture([reading.preimage for reading in given])
+    places = _places([p for p, _ in known])
     priors = [known[0][1][name].prior for name in names]
     others = [prior.value for prior in priors if prior is not None]
     if len(others) == len(names):
@@ -127,6 +125,30 @@ def _kept_picture(given: Sequence[SiteReading]) -> list[Fragment]:
     return [figure_fragment(heatmap(
         torch.tensor(shares).flip(0), rows=places[::-1], columns=names, value_title="share", row_title="",
         title=f"Texts within {known[0][0].epsilon:g} that have the query's value", column_title="", bound=1.0,
+    ))]  # fmt: skip
+
+
+def _places(preimages: Sequence[Preimage]) -> list[str]:
+    """Sites by their short names, with the token where there are several."""
+    one_place = len({p.position for p in preimages}) == 1
+    return [site_label(p.site) + ("" if one_place else f", token {p.position}") for p in preimages]
+
+
+def _distances_picture(preimages: Sequence[Preimage]) -> list[Fragment]:
+    """The distances of the nearest texts beside epsilon."""
+    near = {
+        place: p.distances[p.distances.isfinite()].double().sort().values[:_NEAREST]
+        for place, p in zip(_places(preimages), preimages, strict=True)
+    }
+    n = max(map(len, near.values()))
+    if not n:
+        return []
+    lines = [
+        Curve(place, torch.cat([each, each.new_full((n - len(each),), math.nan)])) for place, each in near.items()
+    ]
+    return [figure_fragment(curves_drawing(
+        [*lines, Curve("\u03b5", [preimages[0].epsilon] * n)], title="How near the nearest texts come",
+        x_title="text, the nearest first", y_title="distance D", x=list(range(1, n + 1)),
     ))]  # fmt: skip
 
 

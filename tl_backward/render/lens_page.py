@@ -229,7 +229,9 @@ def _segments(view: PromptView) -> list[Fragment]:
         for source, end in {"mean": "", "control": ", control"}.items():
             if source in mean:
                 by_layer.setdefault(mean["layer"], {"layer": mean["layer"]})[mean["segment"] + end] = mean[source]
-    columns, rows = list(next(iter(by_layer.values()))), [list(row.values()) for row in by_layer.values()]
+    columns = list(next(iter(by_layer.values())))
+    columns.sort(key=lambda name: (name != "layer", not name.startswith("last")))  # in view on a narrow screen too
+    rows = [[row[name] for name in columns] for row in by_layer.values()]
     counts = ", ".join(f"{int(mask.sum())} {name}" for name, mask in view.lens.segments.masks().items())
     text = report_texts.segments(view.asks, has_encoder=view.encoder is not None)
     text += f" Tokens: {counts}." + ("" if "subject" in counts else " No subject was given.")

@@ -1,10 +1,14 @@
 """Layers of many models as points of a plane."""
 
+from itertools import combinations
 from typing import TYPE_CHECKING
 
+from tl_backward._support.html import visible_text
 from tl_backward._support.public import public
+from tl_backward._support.sentences import listed
 from tl_backward._support.types import typed
 from tl_backward.dissimilarity import ModelDistances
+from tl_backward.render.compare_page import measure_in_words
 from tl_backward.render.figures import heatmap, plot_layout, plot_text
 from tl_backward.render.fragments import figure_fragment
 from tl_backward.render.outline import paragraphs
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
 
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star", "hexagon", "cross")
 _DASHES = ("solid", "dot", "dash", "longdash")
+_HIDDEN = 0.01  # of the largest distance: markers are that large
 _INTRO = (
     "Every point is one layer of one model, joined in order of depth. Distances on the map are as near as a plane "
     "allows to the measured ones; the axes themselves mean nothing, and neither do turns and reflections of the whole."
@@ -89,13 +94,14 @@ def map_report(distances: ModelDistances, *, name: str = "") -> Page:
     page = Page(f"A map of models: {name}" if name else "A map of models", finding=distances.summary())
     plane = distances.map()
     low, high = distances.n_samples
-    words = (
+    words = _hidden(distances) + (
         f"The plane holds {sum(plane.shares.tolist()):.0%} of the distances; {plane.negative:.0%} fit no flat space of "
         f"any dimension. Samples: {low if low == high else f'{low} to {high}, pair by pair'}, aligned by "
         f"{' and '.join(distances.aligned)}."
     )
     if low != high:
         words += " Pairs measured on different samples are comparable only roughly."
+    words += f"\n\n{distances.measure}: {measure_in_words(distances.measure)}"
     every = heatmap(
         distances.values,
         rows=distances.names,
@@ -110,3 +116,14 @@ def map_report(distances: ModelDistances, *, name: str = "") -> Page:
     data = frame_block(distances.to_frame(), "distances.csv")
     page.section("Map and distances", "", figures, Fragment(paragraphs(words)), data)
     return page.section("How to read the map", _INTRO, folded=True)
+
+
+def _hidden(distances: ModelDistances) -> str:
+    """Which models lie on each other, layer by layer, so that one of them is not seen; "" where none do."""
+    at = {model: [i for i, each in enumerate(distances.models) if each == model] for model in distances.models}
+    found = []
+    for a, b in combinations(at, 2):
+        apart = [float(distances.values[i, j]) for i, j in zip(at[a], at[b], strict=False)]
+        if len(at[a]) == len(at[b]) and max(apart) <= _HIDDEN * float(distances.values.max()):
+            found.append(f"{visible_text(b)} lies on {visible_text(a)} (at most {max(apart):.2g} apart, layer by layer)")
+    return f"On the map {listed(found)}. " if found else ""

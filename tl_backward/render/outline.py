@@ -18,6 +18,7 @@ nav a { margin-right: 1.2em; }
   linear-gradient(to left, var(--page) 40%, transparent) right / 32px 100% no-repeat local,
   linear-gradient(to right, #80808099, transparent) left / 12px 100% no-repeat scroll,
   linear-gradient(to left, #80808099, transparent) right / 12px 100% no-repeat scroll; }
+@media (prefers-color-scheme: dark) { p.finding { border-left-color: #8ab8ec; } }
 summary.part { cursor: pointer; margin: 1.4em 0 .3em; }
 summary.part h2 { display: inline; }
 [style*="overflow-x:auto"]::-webkit-scrollbar, [style*="overflow:auto"]::-webkit-scrollbar {

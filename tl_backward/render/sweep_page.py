@@ -27,6 +27,10 @@ _TITLES: dict[Quantity, tuple[str, str]] = {
     "answer_rank": ("Rank of the old answer where it is asked for", "mean rank in the raw readout (0 = largest)"),
 }
 _ORDER: tuple[Quantity, ...] = ("answer_rank", "target_rank", "share", "norm", "gradient_norm", "rank")
+_TERMS = (
+    "A weight's VJP at a token, delta_i, is how the loss changes with what the weight writes there; its raw readout, the "
+    "logits that the model's head gives it, sign unchanged: a descent step pushes down rank 0 and writes the last one."
+)
 _INTRO = (
     "Means over prompts with 95 % bootstrap intervals; dashed, the same architecture with random weights (several "
     "draws). All gradients are raw, dL/d(.): a descent step subtracts. Where a curve lies on its control, it says "
@@ -81,7 +85,7 @@ def sweep_report(sweep: Sweep, *, name: str = "") -> Page:
         True
     """
     title, short = f"Gradients of {len(sweep.items)} prompts", str(sweep.about.get("left_out", ""))
-    page = Page(title + (f": {name}" if name else ""), finding=sweep.summary(), footer=short)
+    page = Page(title + (f": {name}" if name else ""), finding=sweep.summary(), intro=_TERMS, footer=short)
     shorts = list(dict.fromkeys(weight.rpartition(".")[2] for weight in sweep.weights if weight.startswith("blocks.")))
     frame = sweep.to_frame()
     told: dict[Quantity, tuple[str, str]] = {

@@ -112,12 +112,12 @@ def watch_report(
 def _norms(result: WatchResult) -> tuple[list[str], list[str], Float[Tensor, "row stretch"]]:
     """Rows by name, the first gradient of each stretch, and root mean squares; NaN where a weight has fewer."""
     most = max((len(each) for each in result.norms.values()), default=0)
-    n = max(1, min(most, _MOST_COLUMNS))
-    squares = torch.full((len(result.weights), n), torch.nan, dtype=torch.float64)
+    size = max(1, -(-most // _MOST_COLUMNS))  # of every stretch but the last
+    starts = list(range(0, most, size)) or [0]
+    squares = torch.full((len(result.weights), len(starts)), torch.nan, dtype=torch.float64)
     for i, name in enumerate(result.weights):
         if len(result.norms[name]) == most and most:
-            squares[i] = torch.stack([each.square().mean() for each in result.norms[name].tensor_split(n)])
-    starts = [int(each[0]) if len(each) else 0 for each in torch.arange(most).tensor_split(n)]
+            squares[i] = torch.stack([each.square().mean() for each in result.norms[name].split(size)])
     short = [name.rpartition(".")[2] if layer is None else f"{layer} {name.rpartition('.')[2]}"
              for name, layer in zip(result.weights, result.layers, strict=True)]  # fmt: skip
     names = short if len(set(short)) == len(short) else list(result.weights)

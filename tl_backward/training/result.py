@@ -132,16 +132,19 @@ class WatchResult(Shown):
         return pandas.DataFrame(rows)
 
     def contributions(self, weight: str, of: Literal["tokens", "examples"] = "tokens") -> DataFrame:
-        """A row a token or example, largest first: its norm, when and where it was, and its text."""
+        """A row a token or example, largest first: its norm, when and where it was, and its text without padding."""
         import pandas
 
         if weight not in self.weights:
             raise ValueError(
                 f"Expected a weight that was watched, got {weight!r}; the nearest are {nearest(weight, self.weights)}."
             )
-        rows = []
+        rows, pad = [], getattr(self.tokenizer, "pad_token_id", None)
         for each in getattr(self, of)[weight]:
-            texts = token_strings(self.tokenizer, torch.tensor(each.ids)) if each.ids else []
+            end = len(each.ids)
+            while end > each.position + 1 and each.ids[end - 1] == pad:
+                end -= 1
+            texts = token_strings(self.tokenizer, torch.tensor(each.ids[:end])) if end else []
             word = {"token": texts[each.position]} if of == "tokens" and each.position < len(texts) else {}
             rows.append(
                 {
