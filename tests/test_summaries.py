@@ -269,7 +269,9 @@ def test_what_an_activation_keeps():
     assert "beside no others" in known_sentence([known(feature("letter", 1.0, 0.97, prior=None))])
     assert "No activation" in known_sentence([])
     decoder = replace(known(feature("letter", 1.0, 0.97)), by_decoder=True)
-    assert "of a decoder's texts near it" in known_sentence([decoder])
+    hedge = "; a decoder's texts share its habits too, so that a search (method='search') may find less kept."
+    assert "of a decoder's texts near it" in known_sentence([decoder]) and known_sentence([decoder]).endswith(hedge)
+    assert "habits" not in known_sentence([replace(decoder, by_decoder=False)])
 
 
 def test_of_many_places_the_most_telling_are_named():

@@ -262,3 +262,26 @@ def test_the_map_is_that_of_the_distances():
     rows = data_of(page, "distances.csv")
     n = len(distances.layers)
     assert len(rows) == n * (n - 1) // 2 and "<b>gpt2" not in page.to_html()
+    assert "The angular shape metric" in page.to_html() and " lies on " not in page.to_html()
+
+
+def test_models_that_hide_each_other_are_named():
+    model = bridge("llama")
+    page = render.map_report(model_distances({"a": model, "b": model, "other": bridge("gpt2")}, TEXTS, **quiet))
+    assert re.search(r"On the map b lies on a \(at most [-\de.]+ apart, layer by layer\)\. The plane", page.to_html())
+
+
+def test_untrained_networks_on_the_page():
+    model = bridge("llama")
+    options = RunOptions(jackknife=0, permutations=0, control="random_init")
+    some = compare(model, bridge("gpt2"), TEXTS, measures=("cka", "procrustes"), run_options=options, **quiet)
+    for m, (measure, best) in enumerate({"cka": torch.amax, "procrustes": torch.amin}.items()):
+        lines = {line.get("name"): line for line in traces(render.comparison_curves(some, measure))}
+        drawn = best(some.untrained[:, m], -1)
+        assert lines["untrained networks"]["y"] == pytest.approx(drawn.mean(0).tolist())
+        band = [line for line in traces(render.comparison_curves(some, measure)) if line.get("fill") == "toself"][-1]
+        assert band["y"][: len(drawn[0])] == pytest.approx(drawn.amax(0).tolist())
+    page = render.compare_report(some)
+    assert "Untrained networks: 5 pairs of the same configurations" in page.to_html()
+    row = data_of(page, "cka.csv")[0]
+    assert float(row["untrained_high"]) == pytest.approx(float(some.untrained[:, 0, 0, 0].max()))

@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import re
+from html import unescape
 
 import pytest
 import torch
@@ -95,6 +96,8 @@ def test_the_page_of_a_sweep():
     means = found.values["norm"][:, rows, NAMES.index("last")].nanmean(0)
     assert list(lines["last"].y) == pytest.approx(means.tolist())
     page = sweep_report(found, name=HOSTILE)
+    above = page.to_html().partition("<section")[0]
+    assert "A weight's VJP at a token" in unescape(above) and "its raw readout" in above
     html = page.to_html()
     assert html.count("<h2>Most often at the") == 8 and "onerror=alert(1)>" not in html
     data = data_of(page, "target_rank.csv")

@@ -11,6 +11,7 @@ from models import build, worlds
 
 import tl_backward as tlb
 from tl_backward import render
+from tl_backward._support import html
 from tl_backward.inversion import pool_preimage, read_preimage
 
 from .browsing import Browser
@@ -207,3 +208,20 @@ def test_paper_holds_every_row_and_column(tmp_path, browser: Browser):
     finally:
         browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
         browser.driver.set_window_size(size["width"], size["height"])
+
+
+def test_on_a_telephone_the_answer_and_the_colours_are_in_view(browser: Browser, tmp_path: Path) -> None:
+    """A wide lens table keeps the column that is asked about at its right edge, a wide heat map its scale on the left."""
+    tokens = [f"token{i}" for i in range(30)]
+    lens = html.lens_table(["0"], tokens, [[render.Cell(each) for each in tokens]], marked=29)
+    grid = render.heatmap(torch.rand(2, 60), rows=["0", "1"], columns=["step"] * 60, title="", value_title="the scale")
+    page = render.Page("Wide").section("Table", "", render.page.Fragment(lens))
+    path = page.section("Map", "", render.figure_fragment(grid)).save(tmp_path / "wide.html")
+    right = "Math.ceil(document.querySelector('{}').getBoundingClientRect().right)"
+    with screen(browser, 420):
+        browser.open(path)
+        assert browser.number("document.querySelector('table').parentElement.scrollWidth") > 1000
+        for cell in ("th:last-child", "td:last-child"):
+            assert 350 < browser.number(right.format(cell)) <= 420
+        scale = "[...document.querySelectorAll('svg text')].find(each => each.textContent.includes('the scale'))"
+        assert browser.number(f"Math.ceil({scale}.getBoundingClientRect().right)") <= 420

@@ -179,6 +179,7 @@ def test_nothing_inside_and_nothing_outside_are_said():
     assert (
         not none.inside
         and "No text within epsilon was found." in page
+        and "How near the nearest texts come" in page.partition("<h2>The query")[0]
         and "nan" not in re.sub(r'base64,[^"]*|<script>.*?</script>', "", page, flags=re.DOTALL)
     )
     everything = read_preimage(model, preimage_of(model, QUERY, SITE, -1, TEXTS, epsilon=99.0, **QUIET))

@@ -105,7 +105,21 @@ def test_a_long_training_of_many_weights_is_drawn_in_stretches(world):
     long = replace(result, weights=tuple(many), norms=many, before={}, after={}, **parts)
     rows = data_of(long.page(), "norms.csv")
     assert [row["of"] for row in rows] == [f"layer {layer}" for layer in range(6)]
-    assert len(rows[0]) == 41 and float(rows[2]["0"]) == pytest.approx(3 * 9**0.5)
+    assert list(rows[0])[1:] == [str(start) for start in range(0, 95, 3)]  # of one length each, so that ticks are even
+    assert float(rows[2]["0"]) == pytest.approx(3 * 9**0.5)
+
+
+def test_padding_is_no_part_of_the_text():
+    result = trained(worlds()[0])[2]
+    name = result.weights[0]
+    first = result.tokens[name][0]
+    padded = first._replace(ids=(*first.ids, 1, 1))
+    long = replace(result, tokens={**result.tokens, name: (padded,)})
+    text, token = (long.contributions(name).iloc[0][column] for column in ("text", "token"))
+    assert "<pad>" not in text and text == result.contributions(name).iloc[0]["text"]
+    own = padded._replace(position=len(padded.ids) - 1)  # a pad that itself contributed is what it is
+    assert replace(result, tokens={**result.tokens, name: (own,)}).contributions(name).iloc[0]["token"] == "<pad>"
+    assert token == result.contributions(name).iloc[0]["token"]
 
 
 @every_world

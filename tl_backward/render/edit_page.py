@@ -11,7 +11,7 @@ from tl_backward._support.html import Cell, TableCell, visible_text, visible_tok
 from tl_backward._support.public import public
 from tl_backward._support.sentences import count_text, percent
 from tl_backward._support.types import typed
-from tl_backward.editing import EditComparison, EditEffect, EditScores, LayerGrid
+from tl_backward.editing import METRICS, EditComparison, EditEffect, EditScores, LayerGrid
 from tl_backward.editing.comparison import SHOWN
 from tl_backward.editing.summary import targets_met
 from tl_backward.render.figures import Drawing, heatmap_drawing
@@ -240,7 +240,9 @@ def comparison_report(comparison: EditComparison, *, name: str = "") -> Page:
     """
     title = f"Ways to edit {name}" if name else "Ways to edit"
     page = Page(title, finding=comparison.summary(), footer=_FOOTER)
-    page.section("All scores at a glance", "", figure_fragment(_methods_map(comparison)))
+    meanings = "; ".join(f"{name}: {METRICS[name]}" for name in SHOWN if name != "entropy")
+    words = Fragment(paragraphs(f"o* is the new answer, o_c the true one. {meanings}."))
+    page.section("All scores at a glance", "", figure_fragment(_methods_map(comparison)), words)
     add_comparison(page, comparison)
     return page
 

@@ -27,6 +27,7 @@ Numbers = Real[Tensor, "x"] | Sequence[Number]
 
 _LONGEST_LABEL = 16  # characters of a token below an axis; hovering shows all of it
 _LONGEST_ROW = 26  # characters of a name beside one
+_LONGEST_ROW_OF_FEW, _FEW_COLUMNS = 44, 12  # the same where few columns leave it room
 _PLOT_HEIGHT = 230  # pixels between the axes of a curves figure
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross")
 _FONT = {"family": "system-ui, sans-serif", "size": 12, "color": "#1a1a1a"}
@@ -172,7 +173,9 @@ def heatmap_drawing(
     }
     layout = plot_layout(title, max(24 * len(rows), 120) + _label_height(columns) + 50) | {
         "xaxis": _label_axis(column_title, columns, angle=-60),
-        "yaxis": _label_axis(row_title, rows, angle=0),
+        "yaxis": _label_axis(
+            row_title, rows, angle=0, limit=_LONGEST_ROW_OF_FEW if len(columns) <= _FEW_COLUMNS else _LONGEST_ROW
+        ),
         "plot_bgcolor": UNKNOWN,
         # For figure_fragment: below this, the columns' names would run into each other.
         "meta": {"min_width": _min_width(columns)},
@@ -189,8 +192,8 @@ def _label_height(labels: Sequence[str]) -> int:
     return 16 + max((6 * len(visible_token(label, _LONGEST_LABEL)) for label in labels), default=0)
 
 
-def _label_axis(title: str, names: Sequence[str], angle: int) -> dict[str, object]:
-    labels = [plot_token(name, _LONGEST_LABEL if angle else _LONGEST_ROW) for name in names]
+def _label_axis(title: str, names: Sequence[str], angle: int, limit: int = _LONGEST_LABEL) -> dict[str, object]:
+    labels = [plot_token(name, limit) for name in names]
     # The categories are positions, because a text can hold the same token twice.
     return {
         "title": {"text": plot_text(title), "standoff": 8},
