@@ -189,12 +189,14 @@ def test_the_first_screen_holds_the_finding_and_a_picture(browser: Browser, tmp_
 
 def test_paper_holds_every_row_and_column(tmp_path, browser: Browser):
     """Nothing scrolls on paper: what a screen cuts off goes on in the next line, or on the next page."""
-    words = [[f"{row}of{column}" for column in range(14)] for row in range(60)]
+    words = [[f"{row}ofcolumn{column}" for column in range(14)] for row in range(60)]
     page = tlb.render.Page("Wide", finding="A table.").section(
         "Rows", "", tlb.render.filter_table([f"column {i}" for i in range(14)], words, height=200)
     )
     grid = render.heatmap(torch.rand(2, 60), rows=["0", "1"], columns=["step"] * 60, title="", value_title="")
     page.section("Steps", "", render.figure_fragment(grid))
+    data = render.data_block(["n"], [[1]], filename="n.csv")
+    page.section("Method", "The method is on paper.", data, folded=True)
     path = page.save(tmp_path / "wide.html")
     size = browser.driver.get_window_size()
     try:
@@ -205,6 +207,10 @@ def test_paper_holds_every_row_and_column(tmp_path, browser: Browser):
         assert browser.number("Math.ceil(document.querySelector('table').getBoundingClientRect().right)") <= 718
         assert browser.number("document.documentElement.scrollWidth") <= 718
         assert browser.run("return getComputedStyle(document.querySelector('input')).display") == "none"
+        (method,) = browser.texts("details > p")
+        assert method == "The method is on paper."
+        assert browser.number("document.querySelector('details > p').getBoundingClientRect().height") > 10
+        assert browser.run("return getComputedStyle(document.querySelector('details details')).display") == "none"
     finally:
         browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
         browser.driver.set_window_size(size["width"], size["height"])

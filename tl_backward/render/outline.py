@@ -36,7 +36,10 @@ summary.part h2 { display: inline; }
   [style*="overflow"] { background: none !important; overflow: visible !important; max-height: none !important; }
   th, td { white-space: pre-wrap !important; position: static !important; font-size: 9px !important;
     padding: 1px 3px !important; }
-  table:has(tr > :nth-child(15)) :is(th, td) { overflow-wrap: anywhere; }
+  table:has(tr > :nth-child(12)) :is(th, td) {
+    font-size: 7px !important; padding: 1px 2px !important; overflow-wrap: anywhere; }
+  details:has(> summary.part)::details-content { content-visibility: visible; height: auto; }
+  details:has(> div > a[download]):not([open]) { display: none; }
   tr, svg { break-inside: avoid; }
   svg, th, td { min-width: 0 !important; }
   h2 { break-after: avoid; }
@@ -45,7 +48,8 @@ summary.part h2 { display: inline; }
 """
 """Shadows and scrollbars that stay in view say that a table goes on; a wide screen has the contents beside the text.
 
-Paper does not scroll: there all rows are printed, and what is too wide goes on in the next line.
+Paper does not scroll: there all rows are printed, and what is too wide goes on in the next line. Nor does it unfold: method
+and caveats are printed, and the boxes of data, which cannot be opened there, are not.
 """
 
 _SYMBOLS = {"delta": "\u03b4"}
