@@ -254,7 +254,7 @@ TableCell = str | AnyNumber | Cell | None
 _BORDER = "border:1px solid #9a9a9a"
 _TD = f"{_BORDER};padding:2px 6px;text-align:left;vertical-align:top;white-space:pre;font-size:12px"
 _TD_LONG = _TD.replace("white-space:pre", "white-space:pre-wrap;min-width:11em")
-_LONG = 30
+_LONG = 20
 """From so many characters on a text wraps rather than push other columns out of view."""
 MARK = ' style="font-weight:bold;outline:2px solid #c2185b;outline-offset:1px"'
 # Opaque, so that scrolled cells do not shine through; dropped by the sanitizer together with "sticky". JupyterLab and
