@@ -336,7 +336,9 @@ def table(
     body = []
     for i, row in enumerate(rows):
         name = "" if row_names is None else _header(row_names[i], f'scope="row" style="{th};{_STICKY}"', limit)
-        cells = (_cell_html(cell, bound, limit, f";{_STICKY_RIGHT}" if j == marked else "") for j, cell in enumerate(row))
+        cells = (
+            _cell_html(cell, bound, limit, f";{_STICKY_RIGHT}" if j == marked else "") for j, cell in enumerate(row)
+        )
         body.append(f"<tr>{name}{''.join(cells)}</tr>")
     above = f'<div style="font-size:12px;margin:4px 0">{escape(visible_text(caption))}</div>' if caption else ""
     box = "overflow-x:auto;max-width:100%;margin:4px 0" if scrolls else "margin:4px 0"

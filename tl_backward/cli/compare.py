@@ -118,6 +118,7 @@ def _compare(arguments: argparse.Namespace) -> Answer:
 
 def _lines(comparison: "Comparison", names: tuple[str, str]) -> Iterator[str]:
     """Lines of text: a table for each measure, layers of A by layers of B, and the caveats of the data."""
+    from tl_backward._support.absent import Absent
     from tl_backward.render.compare_page import caveats
     from tl_backward.render.told_apart import told_apart
 
@@ -135,7 +136,7 @@ def _lines(comparison: "Comparison", names: tuple[str, str]) -> Iterator[str]:
         mean, deviation = of[["permutation_mean", "permutation_deviation"]].mean().tolist()
         if not math.isnan(mean):
             yield f"by chance (samples paired at random): {mean:.3f}, deviation {deviation:.3f}"
-        mean, low, high = of["untrained_mean"].mean(), of["untrained_low"].min(), of["untrained_high"].max()
-        if not math.isnan(mean):
-            yield f"untrained networks: {mean:.3f}, from {low:.3f} to {high:.3f}"
+        mean, low, high = (each[comparison.index(measure)] for each in comparison.untrained_range())
+        if not isinstance(comparison.untrained, Absent):
+            yield f"untrained networks: {float(mean.mean()):.3f}, from {float(low.min()):.3f} to {float(high.max()):.3f}"
     yield from (f"note: {caveat}" for caveat in caveats(comparison))

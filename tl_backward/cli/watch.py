@@ -227,8 +227,11 @@ def _lines(
     rows = [("weight", "of all change", "answers to", "writes")]
     for name, share in list(result.shares().items())[:8]:
         each = result.written[name]
-        read = [side.top_tokens[0][:3] if side is not None and len(each.S) else [] for side in (each.imprint, each.shift)]
-        rows.append((name, percent(share), *(", ".join(map(quoted, tokens)) for tokens in read)))
+        read = [
+            side.top_tokens[0][:3] if side is not None and len(each.S) else [] for side in (each.imprint, each.shift)
+        ]
+        imprint, shift = (", ".join(map(quoted, tokens)) for tokens in read)
+        rows.append((name, percent(share), imprint, shift))
     if len(rows) > 1 and any(result.shares().values()):
         yield "largest changes first, with the words of each one's first direction (none: it lies outside the stream):"
         yield from (f"  {line}" for line in aligned(rows))

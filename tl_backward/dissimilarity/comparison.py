@@ -73,8 +73,8 @@ def compare(
         text_options: how the data become batches. One massive activation a text, which position 0 often holds, can make
             up most of CKA: a warning says when it does, and `exclude_first` leaves it out.
         sample_options: what one sample is, how the models' tokens are paired, and B's own hook point.
-        run_options: the estimator of "cka", standard errors, chance, untrained networks beside them, the bounded sample,
-            memory and checkpoint.
+        run_options: the estimator of "cka", standard errors, chance, untrained networks, the bounded sample, memory and
+            checkpoint.
         show_progress: show progress bars.
 
     Raises:

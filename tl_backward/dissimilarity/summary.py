@@ -68,7 +68,8 @@ def comparison_sentence(found: Alike, layers_a: Sequence[str], layers_b: Sequenc
     columns = best[rows]
     shown = spread(found.values[rows, columns].tolist(), lambda value: f"{value:.2f}")
     clearly = _clearly(found, rows, columns) if len(layers_b) > 1 else ""
-    return f"By {found.measure} {alike} ({whose}{shown}{clearly}){_beside_chance(found, rows, columns)}{_beside_untrained(found, rows, columns)}."
+    beside = _beside_chance(found, rows, columns) + _beside_untrained(found, rows, columns)
+    return f"By {found.measure} {alike} ({whose}{shown}{clearly}){beside}."
 
 
 def _clearly(found: Alike, rows: Tensor, columns: Tensor) -> str:

@@ -85,7 +85,9 @@ def known_sentence(found: Sequence[Known]) -> str:
     if first.features is not None and not rows:
         return f"{at} {'does' if len(same) == 1 else 'do'} not keep any feature more often than other texts have it."
     partly = "partly " if rows and rows[0].rate.value < KEPT else ""
-    return f"{at} {partly}{'keeps' if len(same) == 1 else 'keep'} {_kept(first)}{_shares(same)}{_HABIT if any(known.by_decoder for known in same) else ''}."
+    habit = _HABIT if any(known.by_decoder for known in same) else ""
+    keeps = "keeps" if len(same) == 1 else "keep"
+    return f"{at} {partly}{keeps} {_kept(first)}{_shares(same)}{habit}."
 
 
 def _asked(features: FeatureTable) -> bool:

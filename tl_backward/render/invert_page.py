@@ -143,9 +143,7 @@ def _distances_picture(preimages: Sequence[Preimage]) -> list[Fragment]:
     n = max(map(len, near.values()))
     if not n:
         return []
-    lines = [
-        Curve(place, torch.cat([each, each.new_full((n - len(each),), math.nan)])) for place, each in near.items()
-    ]
+    lines = [Curve(place, torch.cat([each, each.new_full((n - len(each),), math.nan)])) for place, each in near.items()]
     return [figure_fragment(curves_drawing(
         [*lines, Curve("\u03b5", [preimages[0].epsilon] * n)], title="How near the nearest texts come",
         x_title="text, the nearest first", y_title="distance D", x=list(range(1, n + 1)),

@@ -125,5 +125,7 @@ def _hidden(distances: ModelDistances) -> str:
     for a, b in combinations(at, 2):
         apart = [float(distances.values[i, j]) for i, j in zip(at[a], at[b], strict=False)]
         if len(at[a]) == len(at[b]) and max(apart) <= _HIDDEN * float(distances.values.max()):
-            found.append(f"{visible_text(b)} lies on {visible_text(a)} (at most {max(apart):.2g} apart, layer by layer)")
+            found.append(
+                f"{visible_text(b)} lies on {visible_text(a)} (at most {max(apart):.2g} apart, layer by layer)"
+            )
     return f"On the map {listed(found)}. " if found else ""

@@ -48,8 +48,8 @@ summary.part h2 { display: inline; }
 """
 """Shadows and scrollbars that stay in view say that a table goes on; a wide screen has the contents beside the text.
 
-Paper does not scroll: there all rows are printed, and what is too wide goes on in the next line. Nor does it unfold: method
-and caveats are printed, and the boxes of data, which cannot be opened there, are not.
+Paper does not scroll: there all rows are printed, and what is too wide goes on in the next line. Nor does it unfold:
+method and caveats are printed, and the boxes of data, which cannot be opened there, are not.
 """
 
 _SYMBOLS = {"delta": "\u03b4"}

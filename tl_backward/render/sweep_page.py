@@ -28,8 +28,8 @@ _TITLES: dict[Quantity, tuple[str, str]] = {
 }
 _ORDER: tuple[Quantity, ...] = ("answer_rank", "target_rank", "share", "norm", "gradient_norm", "rank")
 _TERMS = (
-    "A weight's VJP at a token, delta_i, is how the loss changes with what the weight writes there; its raw readout, the "
-    "logits that the model's head gives it, sign unchanged: a descent step pushes down rank 0 and writes the last one."
+    "A weight's VJP at a token, delta_i, is how the loss changes with what the weight writes there; its raw readout, "
+    "the logits that the model's head gives it, sign unchanged: a descent step pushes down rank 0 and writes the last."
 )
 _INTRO = (
     "Means over prompts with 95 % bootstrap intervals; dashed, the same architecture with random weights (several "
