@@ -66,7 +66,9 @@ def _texts() -> list[str]:
 def _compare() -> "tlb.render.Page":
     model = tlb.load("facts")
     measures = ["cka_debiased", "procrustes"]
-    return tlb.render.compare_report(tlb.dissimilarity.compare(model, model, _texts(), measures=measures, **QUIET))
+    options = tlb.dissimilarity.RunOptions(control="random_init")
+    found = tlb.dissimilarity.compare(model, model, _texts(), measures=measures, run_options=options, **QUIET)
+    return tlb.render.compare_report(found)
 
 
 def _map() -> "tlb.render.Page":
@@ -130,7 +132,7 @@ ENTRIES = (
     Entry("match", "Parameters matched", "which vectors of two models say the same words, beside a rotation",
           'tlb.render.match_report(tlb.alignment.match_parameters(a, b, "W_out"))', _match),
     Entry("compare", "Two models compared", "every layer of one against every layer of the other, by several measures",
-          "tl-backward compare --model-a A --model-b B --data texts.json", _compare),
+          "tl-backward compare --model-a A --model-b B --data texts.json --control", _compare),
     Entry("stitching", "Models stitched", "what it costs to run one model's first layers and another's last ones",
           "tlb.render.stitching_report(tlb.dissimilarity.stitching_grid(a, b, texts))", _stitching),
     Entry("map", "Many models on a map", "layers of models placed by their distances",

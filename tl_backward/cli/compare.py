@@ -136,7 +136,8 @@ def _lines(comparison: "Comparison", names: tuple[str, str]) -> Iterator[str]:
         mean, deviation = of[["permutation_mean", "permutation_deviation"]].mean().tolist()
         if not math.isnan(mean):
             yield f"by chance (samples paired at random): {mean:.3f}, deviation {deviation:.3f}"
-        mean, low, high = (each[comparison.index(measure)] for each in comparison.untrained_range())
         if not isinstance(comparison.untrained, Absent):
-            yield f"untrained networks: {float(mean.mean()):.3f}, from {float(low.min()):.3f} to {float(high.max()):.3f}"
+            drawn = comparison.untrained[:, comparison.index(measure)]
+            middle, low, high = (float(each) for each in (drawn.mean(), drawn.min(), drawn.max()))
+            yield f"untrained networks: {middle:.3f}, from {low:.3f} to {high:.3f}"
     yield from (f"note: {caveat}" for caveat in caveats(comparison))
