@@ -77,7 +77,7 @@ def test_json(capsys, texts):
 
 def test_untrained_networks(capsys, tmp_path, texts):
     out = tmp_path / "found.html"
-    options = ["--layers-a", "3", "--layers-b", "2,3", "--permutations", "0", "--control"]
+    options = ["--layers-a", "2,3", "--layers-b", "2,3", "--permutations", "0", "--control"]
     code, said, _ = run(capsys, *FACTS, "--data", texts, "--out", out, *options)
     assert code == 0 and "; 5 pairs of untrained networks reach " in said.splitlines()[0]
     assert re.search(r"^untrained networks: 0\.\d+, from 0\.\d+ to 0\.\d+$", said, re.MULTILINE)

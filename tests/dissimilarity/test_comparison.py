@@ -25,6 +25,7 @@ from tl_backward.dissimilarity import (
     list_measures,
     measures,
 )
+from tl_backward.model.controls import random_init
 from tl_backward.text.options import TextOptions
 
 every_world = pytest.mark.parametrize("world", worlds())
@@ -864,7 +865,7 @@ def test_the_control_is_pairs_of_untrained_networks(world):
     found = compare(model, model, TEXTS, run_options=RunOptions(control=control), **options, **QUIET)
     assert_same(before, state(model))
     for draw in range(2):
-        a, b = (tlb.random_init(model, seed=seed) for seed in (7 + draw, 9 + draw))
+        a, b = (random_init(model, seed=seed) for seed in (7 + draw, 9 + draw))
         once = compare(a, b, TEXTS, run_options=RunOptions(jackknife=0, permutations=0), **options, **QUIET)
         torch.testing.assert_close(found.untrained[draw], once.values)
     alone = compare(model, model, TEXTS, **options, **QUIET)
