@@ -1,6 +1,9 @@
 """A store of gradients: its scores against dense gradients of autograd in float64, its bits, and what it refuses."""
 
+import copy
+import importlib
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import plain
@@ -14,6 +17,7 @@ from tl_backward._support.storage import load_json, save_json
 from tl_backward.text.options import TextOptions
 from tl_backward.training import GradientStore, store_building, who_wrote
 
+store_module = importlib.import_module("tl_backward.training.store")
 every_world = pytest.mark.parametrize("world", worlds())
 QUIET = {"show_progress": False}
 BATCHED = {"text_options": TextOptions(batch_size=4), **QUIET}
@@ -103,7 +107,8 @@ def test_scores_are_those_of_dense_gradients(world, projection, n_bytes, tmp_pat
         assert projected.n_entries <= n_bytes // 2
         for kept_now in (shard.kept[store.weights.index(name)] for shard in store._shards):
             sizes = kept_now.exact.counts * 4 * sum(gradient.shape[1:])
-            assert (sizes <= n_bytes).all() and 2 * kept_now.projected.shape[1] <= n_bytes
+            assert (sizes <= n_bytes).all() and kept_now.leading.shape[1] == projected.n_leading
+            assert kept_now.leading.shape[1] + kept_now.rest.shape[1] == projected.n_entries
         small = projected.inputs.double().T @ gradient @ projected.deltas.double()
         assert projection == "random" or (small.norm(dim=(1, 2)) <= gradient.norm(dim=(1, 2)) * (1 + 1e-6)).all()
 
@@ -172,6 +177,51 @@ def _as_query(store, example):
     for shard in store._shards:
         found[shard.indices] = shard.scores(query, store._projections)[1][0]
     return found
+
+
+@every_world
+@pytest.mark.parametrize("damping", [None, 0.1])
+@pytest.mark.parametrize("metric", ["cosine", "inner"])
+def test_a_query_reads_the_first_whole(world, metric, damping, tmp_path, monkeypatch):
+    """Beside the scores by all entries: equal of what is read whole, no farther than they say of the others."""
+    for name, value in (("SHARD_EXAMPLES", 10), ("_FEW", 2), ("_AGAIN", 12)):
+        monkeypatch.setattr(store_building if name == "SHARD_EXAMPLES" else store_module, name, value)
+    model, data = build(world), mixed(70)
+    store = GradientStore.build(
+        model, data, out=tmp_path / "store", weights=WEIGHTS, bytes_per_weight=500, n_random=25, n_sample=20, **BATCHED
+    )
+    assert any(kept.exact.counts.numel() and kept.rest.numel() for kept in store._shards[0].kept)
+    for query in (data[9], ("w7 w8 w9", "w30 w4")):
+        whole = store.scores(*query, metric=metric, damping=damping)
+        found = store.query(*query, n=3, k=0, metric=metric, damping=damping)
+        again = store.leading_scores(*store._captured(*query, None), 12, metric=metric, damping=damping)
+        scores, errors = again
+        assert found.scores.equal(scores) and int((errors == 0).sum()) >= 12 and bool((errors > 0).any())
+        size = float((whole / store.scores(*query, damping=damping)).nan_to_num(0.0).max())
+        off = (scores - whole).abs()
+        assert bool((off <= errors + 1e-3 * size).all()) and float(off.max()) > 2e-3 * size
+        first = _by_leading_entries(store, query, metric, damping).topk(12).indices
+        assert set(first.tolist()) <= set((errors == 0).nonzero().flatten().tolist())
+        assert not errors[found.top].any()
+        best = whole.masked_fill(errors > 0, -float("inf")).topk(3).values
+        torch.testing.assert_close(found.scores[found.top], best, rtol=2e-3, atol=1e-3 * size)
+    if damping is not None:
+        return
+    monkeypatch.setattr(store_module, "_FEW", 99)
+    narrow = store.query(*query, k=0, metric=metric)
+    torch.testing.assert_close(narrow.high + errors, found.high)
+    torch.testing.assert_close(narrow.low - errors, found.low)
+    torch.testing.assert_close(narrow.scores, whole, rtol=0, atol=0)
+
+
+def _by_leading_entries(store, query, metric, damping):
+    """The scores of a store whose other entries are zeros."""
+    bare = copy.copy(store)
+    bare._shards = [
+        replace(shard, kept=[replace(each, rest=torch.zeros_like(each.rest)) for each in shard.kept])
+        for shard in store._shards
+    ]
+    return bare.scores(*query, metric=metric, damping=damping)
 
 
 @every_world
@@ -364,7 +414,7 @@ def test_damaged_and_other_files(kept, tmp_path):
     (tmp_path / "missing" / "shard-00000.safetensors").unlink()
     refused("there is no such file", lambda: GradientStore.open(tmp_path / "missing", model))
     plan = tmp_path / "version" / "plan.json"
-    save_json(plan, load_json(plan) | {"format": "tl_backward gradient store 1"})
+    save_json(plan, load_json(plan) | {"format": "tl_backward gradient store 2"})
     for call in (
         lambda: GradientStore.open(plan.parent, model),
         lambda: GradientStore.build(model, mixed(30), out=plan.parent, **QUIET),

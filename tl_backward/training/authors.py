@@ -44,7 +44,7 @@ class Authors(Shown):
     """Every example of the data set as text."""
     scores: Float[Tensor, "example"]
     """<dL_query, dL_example>, or its cosine: positive where a descent step on the example lowers the query's loss;
-    or what was given."""
+    or what was given. Of a store's query, rough for examples that it did not read whole."""
     low: Float[Tensor, "example"]
     """2.5 % quantile of the example's scores for random queries; NaN where there are fewer than 20."""
     high: Float[Tensor, "example"]

@@ -3,7 +3,8 @@
 P and Q are the leading eigenvectors of the second moments of x and delta over a sample (PCA, not centred; each delta is
 divided by its example's |dL/dW|), and of their pairs those are kept whose eigenvalues have the largest products: a
 rectangle of as many would spend half of itself on pairs of two small ones. Or both are Gaussian, all pairs kept. Inner
-products of what is kept stand for the gradients' own; of orthonormal bases they are those of the parts inside.
+products of what is kept stand for the gradients' own; of orthonormal bases they are those of the parts inside. The
+largest products lead: the first entries alone tell most examples from those that a query is about.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from tl_backward.gradients.gram import ExampleRows
 
 ProjectionKind: TypeAlias = Literal["pca", "random"]
 
+_LEADING = 9 / 32
+"""Of the entries: with more a first look takes longer, with fewer more examples are left for a second."""
+
 
 @dataclass(frozen=True)
 class Projection:
@@ -25,7 +29,8 @@ class Projection:
     inputs: Float[Tensor, "d_in p"]
     deltas: Float[Tensor, "d_out q"]
     entries: Int[Tensor, "entry"]
-    """The pairs that are kept: i q + j for direction i of the inputs and j of the deltas, in rising order."""
+    """The pairs that are kept: i q + j for direction i of the inputs and j of the deltas, largest products first;
+    where all pairs are, in rising order."""
     input_moments: Float[Tensor, "p p"]
     """E[x x^T] over rows of the sample, in the basis."""
     delta_moments: Float[Tensor, "q q"]
@@ -34,6 +39,11 @@ class Projection:
     def n_entries(self) -> int:
         """How many numbers a gradient becomes."""
         return len(self.entries)
+
+    @property
+    def n_leading(self) -> int:
+        """How many of them lead; all where no pair was left out, as of Gaussian ones, which have no order."""
+        return self.n_entries if self.n_entries == self._n_pairs else max(1, int(_LEADING * self.n_entries))
 
     def of(self, rows: ExampleRows, norms: Float[Tensor, "example"] | None = None) -> Float[Tensor, "example entry"]:
         """The entries of P^T (dL/dW) Q of each example: its rows are projected, and no gradient is formed.
@@ -99,7 +109,8 @@ class Moments:
         i, j = first // len(of_d), first % len(of_d)
         p, q = int(i.max()) + 1, int(j.max()) + 1
         x, d = (each.float().contiguous() for each in (x[:, :p], d[:, :q]))
-        return self._in(x, d, (i * q + j).sort().values)
+        entries = i * q + j
+        return self._in(x, d, entries.sort().values if len(entries) == p * q else entries)
 
     def _in(self, inputs: Tensor, deltas: Tensor, entries: Tensor) -> Projection:
         bases = ((self.inputs, inputs.double()), (self.deltas, deltas.double()))

@@ -1,7 +1,8 @@
 """Some examples' gradients as a store keeps them, and what they say to a query.
 
 Of each example and weight the unit gradient dL/dW / |dL/dW| is kept, as its factors in float32 where these are smaller
-than the projection, else projected, in float16; its norm in float64.
+than the projection, else projected, in float16; its norm in float64. Of a projection the leading entries lie apart from
+the others: a query reads them of every example, and the others of those that may be among its first (`Shard.leading`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,12 @@ class Query:
         """`projected` in float16."""
         return [each.half() for each in self.projected]
 
+    def rest_norms(self, projections: Sequence[Projection]) -> Float[Tensor, "weight query"]:
+        """Of the entries that do not lead, in units of the gradient's own norm."""
+        return torch.stack(
+            [each[:, to.n_leading :].norm(dim=1).double() for to, each in zip(projections, self.projected, strict=True)]
+        )
+
     def damped(self, projections: Sequence[Projection], damping: float) -> "Query":
         """Multiplied by the damped inverse covariances, within the projections."""
         found = [to.damped(each, damping) for to, each in zip(projections, self.projected, strict=True)]
@@ -74,7 +81,8 @@ class Kept:
     is_exact: Bool[Tensor, "example"]
     """Whose factors are kept; the others are projected."""
     exact: ExampleRows
-    projected: Float[Tensor, "other entry"]
+    leading: Float[Tensor, "other leading"]
+    rest: Float[Tensor, "other following"]
 
     @classmethod
     def of(cls, rows: ExampleRows, norms: Float[Tensor, "example"], projection: Projection) -> "Kept":
@@ -83,26 +91,33 @@ class Kept:
         is_exact = rows.counts.cpu() * n_bytes <= 2 * projection.n_entries
         exact = _unit(_only(rows, is_exact), norms[is_exact])
         projected = projection.of(_only(rows, ~is_exact), norms[~is_exact]).half().cpu()
-        return cls(is_exact, _on_cpu(exact), projected.reshape(-1, projection.n_entries))
+        n = projection.n_leading
+        projected = projected.reshape(-1, projection.n_entries)
+        return cls(is_exact, _on_cpu(exact), projected[:, :n], projected[:, n:])
 
     @classmethod
     def joined(cls, parts: Sequence["Kept"]) -> "Kept":
         """Those of several batches."""
-        is_exact, projected = (torch.cat([getattr(part, name) for part in parts]) for name in ("is_exact", "projected"))
-        return cls(is_exact, _joined([part.exact for part in parts]), projected)
+        is_exact, leading, rest = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("is_exact", "leading", "rest")
+        )
+        return cls(is_exact, _joined([part.exact for part in parts]), leading, rest)
 
-    def inner(self, query: Query, place: int, projection: Projection) -> Float[Tensor, "query example"]:
+    def inner(
+        self, query: Query, place: int, projection: Projection, *, leading: bool = False
+    ) -> Float[Tensor, "query example"]:
         """Inner products of the unit gradients: exact where both have factors, else of what both become projected.
 
         Args:
             query: whose factors and projections are those of this weight at `place`.
             place: among the weights that it was captured of.
             projection: of this weight.
+            leading: of what is projected, to take the leading entries alone.
         """
-        if query.is_single:
-            others = (self.projected @ query.halves[place][0])[None]
-        else:
-            others = _products(self.projected, query.projected[place])
+        n = self.leading.shape[1]
+        others = _products(self.leading, query, place, slice(n))
+        if self.rest.numel() and not leading:
+            others = others.float() + _products(self.rest, query, place, slice(n, None))
         if not self.exact.counts.numel():
             return others
         found = others.new_empty(len(others), len(self.is_exact), dtype=torch.float64)
@@ -113,6 +128,26 @@ class Kept:
             found[:, self.is_exact] = inner_products(query.rows[place], self.exact)
         return found
 
+    def rest_norms(self) -> Float[Tensor, "example"]:
+        """Of the entries that do not lead; 0 of factors."""
+        found = torch.zeros(len(self.is_exact))
+        norms = [self.rest[rows].float().norm(dim=1) for rows in steps(len(self.rest), _BLOCK)]
+        found[~self.is_exact] = torch.cat([found[:0], *norms])
+        return found
+
+    def following(self, query: Query, place: int, chosen: Int[Tensor, "chosen"]) -> Float[Tensor, "chosen"]:
+        """What the entries that do not lead add to a single query's inner products with some examples."""
+        asked = query.halves[place][0, self.leading.shape[1] :]
+        if not self.exact.counts.numel():
+            if 3 * len(chosen) > len(self.rest):  # gathering them would take longer
+                return (self.rest @ asked)[chosen]
+            return self.rest.index_select(0, chosen) @ asked
+        is_projected = ~self.is_exact
+        at, mine = is_projected.cumsum(0) - 1, is_projected[chosen]
+        found = asked.new_zeros(len(chosen))
+        found[mine] = self.rest.index_select(0, at[chosen[mine]]) @ asked
+        return found
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -121,6 +156,8 @@ class Shard:
     indices: Int[Tensor, "example"]
     """Where each is in the data set."""
     norms: Float[Tensor, "weight example"]
+    rests: Float[Tensor, "weight example"]
+    """|dL/dW| times the norm of the unit gradient's entries that do not lead; 0 of factors."""
     kept: list[Kept]
     """Of each weight."""
     low: Float[Tensor, "metric example"]
@@ -147,9 +184,41 @@ class Shard:
         both = query.norms.square().sum(0).sqrt()[:, None] * norms.square().sum(0).sqrt()
         return total, torch.where(both > 0, total / both, 0.0)
 
+    def leading(
+        self,
+        query: Query,
+        rests: Float[Tensor, "weight 1"],
+        projections: Sequence[Projection],
+        chosen: Sequence[int],
+    ) -> tuple[Float[Tensor, "example"], Float[Tensor, "example"], Float[Tensor, "example"]]:
+        """Inner products with a single query by what leads; how far from those by all, at most; the gradients' norms.
+
+        Args:
+            query: of one gradient.
+            rests: its `rest_norms`.
+            projections: of the chosen weights.
+            chosen: their numbers.
+        """
+        norms = self.norms[chosen]
+        found = [
+            self.kept[number].inner(query, place, projections[place], leading=True)
+            for place, number in enumerate(chosen)
+        ]
+        total = (torch.cat(found).double() * query.norms * norms).sum(0)
+        most = (rests * query.norms)[:, 0] @ self.rests[chosen].double()
+        return total, most, norms.square().sum(0).sqrt()
+
+    def following(
+        self, query: Query, chosen: Sequence[int], examples: Int[Tensor, "chosen"]
+    ) -> Float[Tensor, "chosen"]:
+        """What the other entries of some examples add to these inner products."""
+        found = [self.kept[number].following(query, place, examples) for place, number in enumerate(chosen)]
+        norms = self.norms[chosen].index_select(1, examples)
+        return (torch.stack(found).double() * query.norms * norms).sum(0)
+
     def tensors(self) -> dict[str, Tensor]:
         """All that it is, by name."""
-        named = {name: getattr(self, name) for name in ("indices", "norms", "low", "high")}
+        named = {name: getattr(self, name) for name in ("indices", "norms", "rests", "low", "high")}
         for number, kept in enumerate(self.kept):
             named |= {
                 f"{number}/{name}": value
@@ -158,7 +227,8 @@ class Shard:
                     ("inputs", kept.exact.inputs),
                     ("deltas", kept.exact.deltas),
                     ("counts", kept.exact.counts),
-                    ("projected", kept.projected),
+                    ("leading", kept.leading),
+                    ("rest", kept.rest),
                 )
             }
         return named
@@ -169,14 +239,19 @@ class Shard:
         kept = []
         for number in range(len(tensors["norms"])):
             exact = ExampleRows(*(tensors[f"{number}/{name}"] for name in ("inputs", "deltas", "counts")))
-            kept.append(Kept(tensors[f"{number}/is_exact"], exact, tensors[f"{number}/projected"]))
-        return cls(tensors["indices"], tensors["norms"], kept, tensors["low"], tensors["high"])
+            is_exact, leading, rest = (tensors[f"{number}/{name}"] for name in ("is_exact", "leading", "rest"))
+            kept.append(Kept(is_exact, exact, leading, rest))
+        indices, norms, rests = (tensors[name] for name in ("indices", "norms", "rests"))
+        return cls(indices, norms, rests, kept, tensors["low"], tensors["high"])
 
 
 def _products(
-    kept: Float[Tensor, "example entry"], asked: Float[Tensor, "query entry"]
+    kept: Float[Tensor, "example _"], query: Query, place: int, entries: slice
 ) -> Float[Tensor, "query example"]:
     """In float32; one query alone is multiplied in float16, which sums in float32 and reads half the memory."""
+    if query.is_single:
+        return (kept @ query.halves[place][0, entries])[None]
+    asked = query.projected[place][:, entries]
     found = [kept[rows].float() @ asked.T for rows in steps(len(kept), _BLOCK)]
     return torch.cat(found).T if found else torch.zeros(len(asked), 0)
 

@@ -109,7 +109,8 @@ class Building:
         indices, norms = torch.cat([each for each, _ in parts]), torch.cat([each for _, each in parts], 1)
         whole = [Kept.joined(each) for each in zip(*kept, strict=True)]
         low, high = (torch.full((2, len(indices)), float("nan"), dtype=torch.float64) for _ in range(2))
-        shard = Shard(indices, norms, whole, low, high)
+        rests = torch.stack([each.rest_norms() for each in whole]) * norms
+        shard = Shard(indices, norms, rests.float(), whole, low, high)
         return shard if queries is None else _with_intervals(shard, projections, queries)
 
 

@@ -28,7 +28,7 @@ from tl_backward._support.storage import (
 from tl_backward.training.projections import Projection
 from tl_backward.training.shards import Shard
 
-FORMAT = "tl_backward gradient store 2"
+FORMAT = "tl_backward gradient store 3"
 Pair: TypeAlias = tuple[str, str | None]
 """A prompt and its target; None where the text itself is predicted."""
 
