@@ -94,9 +94,11 @@ def recall(model, every, kind: str, folder: Path) -> None:
             truth = (exact.inner[at].sum(0) / norms).topk(5).indices.tolist()
             for each, five in zip(queries, truth, strict=True):
                 prompt, target = each if isinstance(each, tuple) else (each, None)
-                scores, _ = store.leading_scores(*store._captured(prompt, target, chosen), 50, metric="cosine")
-                for first in (5, 50):
-                    share = len({*five} & {*scores.topk(first).indices.tolist()}) / 5
+                part = store._captured(prompt, target, chosen)
+                scores, errors = store.leading_scores(*part, 50, metric="cosine")
+                scores[errors > 0] = -float("inf")  # as a query leaves them out; with `exact` it reads all
+                for first, those in ((5, scores), (50, store.scores_of(*part, metric="cosine"))):
+                    share = len({*five} & {*those.topk(first).indices.tolist()}) / 5
                     found.setdefault((label, first), {}).setdefault(seed, []).append(share)
     for label in ("24", "4 W_out"):
         means = [statistics.mean(shares) for shares in found[label, 5].values()]

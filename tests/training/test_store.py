@@ -184,7 +184,7 @@ def _as_query(store, example):
 @pytest.mark.parametrize("metric", ["cosine", "inner"])
 def test_a_query_reads_the_first_whole(world, metric, damping, tmp_path, monkeypatch):
     """Beside the scores by all entries: equal of what is read whole, no farther than they say of the others."""
-    for name, value in (("SHARD_EXAMPLES", 10), ("_FEW", 2), ("_AGAIN", 12)):
+    for name, value in (("SHARD_EXAMPLES", 10), ("_FEW", 2), ("_AGAIN", 12), ("_BEYOND", 1)):
         monkeypatch.setattr(store_building if name == "SHARD_EXAMPLES" else store_module, name, value)
     model, data = build(world), mixed(70)
     store = GradientStore.build(
@@ -207,6 +207,10 @@ def test_a_query_reads_the_first_whole(world, metric, damping, tmp_path, monkeyp
         torch.testing.assert_close(found.scores[found.top], best, rtol=2e-3, atol=1e-3 * size)
     if damping is not None:
         return
+    others = torch.ones(70, dtype=torch.bool)
+    others[whole.topk(12).indices] = False
+    exact = store.query(*query, n=3, k=0, metric=metric, exact=True)
+    assert exact.scores[others].equal(whole[others])  # beside the first all is read
     monkeypatch.setattr(store_module, "_FEW", 99)
     narrow = store.query(*query, k=0, metric=metric)
     torch.testing.assert_close(narrow.high + errors, found.high)

@@ -18,7 +18,7 @@ from tl_backward.gradients.gram import ExampleRows
 
 ProjectionKind: TypeAlias = Literal["pca", "random"]
 
-_LEADING = 9 / 32
+_LEADING = 1 / 4
 """Of the entries: with more a first look takes longer, with fewer more examples are left for a second."""
 
 

@@ -204,17 +204,16 @@ class Shard:
             self.kept[number].inner(query, place, projections[place], leading=True)
             for place, number in enumerate(chosen)
         ]
-        total = (torch.cat(found).double() * query.norms * norms).sum(0)
-        most = (rests * query.norms)[:, 0] @ self.rests[chosen].double()
-        return total, most, norms.square().sum(0).sqrt()
+        total = query.norms[:, 0] @ (torch.cat(found).double() * norms)
+        most = (rests * query.norms)[:, 0].float() @ self.rests[chosen]
+        return total, most.double(), torch.linalg.vector_norm(norms, dim=0)
 
     def following(
         self, query: Query, chosen: Sequence[int], examples: Int[Tensor, "chosen"]
     ) -> Float[Tensor, "chosen"]:
         """What the other entries of some examples add to these inner products."""
         found = [self.kept[number].following(query, place, examples) for place, number in enumerate(chosen)]
-        norms = self.norms[chosen].index_select(1, examples)
-        return (torch.stack(found).double() * query.norms * norms).sum(0)
+        return query.norms[:, 0] @ (torch.stack(found).double() * self.norms[chosen].index_select(1, examples))
 
     def tensors(self) -> dict[str, Tensor]:
         """All that it is, by name."""

@@ -32,7 +32,9 @@ from tl_backward.weights.blocks import chosen_weights
 
 _LEAST_BYTES = 16
 _SHARE = 16
-"""One in how many examples a query reads whole: of texts asked with facts, the hardest, .996 of the first ten."""
+"""One in how many examples a query reads whole: of texts asked with facts, the hardest, .995 of the first ten."""
+_BEYOND = 10
+"""Examples read whole for each that is wanted, at least: of 2,000 one in 16 are too few to choose 50 from."""
 _FEW = 8
 """Weights up to which all are: by few the leading entries alone tell less, and reading all takes 5 ms of each."""
 _AGAIN = 50
@@ -239,7 +241,7 @@ class GradientStore:
         Args:
             part: as there.
             chosen: as there; of few weights all is read.
-            n: examples, at least, that are read whole.
+            n: examples that are wanted; ten times as many, at least, are read whole.
             metric: as there.
             damping: as there.
 
@@ -247,7 +249,7 @@ class GradientStore:
             The scores, and how far each may be from that of `scores_of`: 0 of those that were read whole. Of entries
             q and e that do not lead, |sum_W <q_W, e_W>| <= sum_W |q_W| |e_W|, some ten times what it is.
         """
-        if len(chosen) <= _FEW:
+        if len(chosen) <= _FEW or n >= len(self):
             return self.scores_of(part, chosen, metric=metric, damping=damping), torch.zeros(len(self)).double()
         query, projections = self._query(part, chosen, metric, damping)
         rests = query.rest_norms(projections)
@@ -258,7 +260,7 @@ class GradientStore:
         unit = inverse(unit * query.norms.norm()) if metric == "cosine" else torch.ones_like(unit)
         scores, errors = scores * unit, errors * unit
         is_first = torch.zeros(len(self), dtype=torch.bool)
-        is_first[scores.topk(min(len(self), max(n, len(self) // _SHARE))).indices] = True
+        is_first[scores.topk(min(len(self), max(_BEYOND * n, len(self) // _SHARE))).indices] = True
         for shard in self._shards:
             places = is_first[shard.indices].nonzero().flatten()
             at = shard.indices[places]
@@ -290,8 +292,9 @@ class GradientStore:
     ) -> Authors:
         """The examples whose own step would most write an answer, as `who_wrote` says it.
 
-        Of more than eight weights all entries are read of one example in 16 (at least max(4 n, 50)), the first by the
-        9/32 that lead, and `top` is among these. The others' scores are of what leads alone; `scores` has all of them.
+        Of more than eight weights, unless `exact`, all entries are read of one example in 16 (40 n and 500, at least),
+        the first by the quarter that leads, and `top` is among these. The others' scores are of what leads alone;
+        `scores` has all of them.
 
         Intervals are of the random queries of `build`, over all the store's weights, wider on both sides by what
         float16 rounds (.001 of a cosine), and, of examples that are not read whole, by the most that the other entries
@@ -319,7 +322,7 @@ class GradientStore:
         if k:
             check_k(k, output_size(self._model) or self._model.cfg.d_vocab)
         part, chosen = self._captured(prompt, target, weights)
-        n_first = max(4 * n, _AGAIN)
+        n_first = len(self) if exact else max(4 * n, _AGAIN)  # beside what is captured again, reading all takes nothing
         scores, errors = self.leading_scores(part, chosen, n_first, metric=metric, damping=damping)
         names = tuple(self.weights[number] for number in chosen)
         low, high = (torch.full_like(scores, float("nan")) for _ in range(2))
@@ -334,7 +337,7 @@ class GradientStore:
         known = scores.masked_fill(errors > 0, -float("inf"))
         top = leading(known, n)
         if exact:
-            first = leading(known, n_first)
+            first = leading(known, max(4 * n, _AGAIN))
             scores[first], low[first], high[first], n_random = self._again(prompt, target, first, names, metric)
             top = first[leading(scores[first], len(top))]
         words = None
