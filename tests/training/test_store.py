@@ -182,7 +182,7 @@ def _as_query(store, example):
 @every_world
 @pytest.mark.parametrize("damping", [None, 0.1])
 @pytest.mark.parametrize("metric", ["cosine", "inner"])
-def test_a_query_reads_the_first_whole(world, metric, damping, tmp_path, monkeypatch):
+def test_a_quick_query_reads_the_first_whole(world, metric, damping, tmp_path, monkeypatch):
     """Beside the scores by all entries: equal of what is read whole, no farther than they say of the others."""
     for name, value in (("SHARD_EXAMPLES", 10), ("_FEW", 2), ("_AGAIN", 12), ("_BEYOND", 1)):
         monkeypatch.setattr(store_building if name == "SHARD_EXAMPLES" else store_module, name, value)
@@ -193,10 +193,15 @@ def test_a_query_reads_the_first_whole(world, metric, damping, tmp_path, monkeyp
     assert any(kept.exact.counts.numel() and kept.rest.numel() for kept in store._shards[0].kept)
     for query in (data[9], ("w7 w8 w9", "w30 w4")):
         whole = store.scores(*query, metric=metric, damping=damping)
-        found = store.query(*query, n=3, k=0, metric=metric, damping=damping)
+        found = store.query(*query, n=3, k=0, metric=metric, damping=damping, quick=True)
         again = store.leading_scores(*store._captured(*query, None), 12, metric=metric, damping=damping)
         scores, errors = again
-        assert found.scores.equal(scores) and int((errors == 0).sum()) >= 12 and bool((errors > 0).any())
+        assert (
+            found.scores.equal(scores)
+            and found.errors.equal(errors)
+            and int((errors == 0).sum()) >= 12
+            and bool((errors > 0).any())
+        )
         size = float((whole / store.scores(*query, damping=damping)).nan_to_num(0.0).max())
         off = (scores - whole).abs()
         assert bool((off <= errors + 1e-3 * size).all()) and float(off.max()) > 2e-3 * size
@@ -207,15 +212,32 @@ def test_a_query_reads_the_first_whole(world, metric, damping, tmp_path, monkeyp
         torch.testing.assert_close(found.scores[found.top], best, rtol=2e-3, atol=1e-3 * size)
     if damping is not None:
         return
-    others = torch.ones(70, dtype=torch.bool)
-    others[whole.topk(12).indices] = False
-    exact = store.query(*query, n=3, k=0, metric=metric, exact=True)
-    assert exact.scores[others].equal(whole[others])  # beside the first all is read
-    monkeypatch.setattr(store_module, "_FEW", 99)
     narrow = store.query(*query, k=0, metric=metric)
+    assert narrow.errors is None and narrow.scores.equal(whole)
     torch.testing.assert_close(narrow.high + errors, found.high)
     torch.testing.assert_close(narrow.low - errors, found.low)
-    torch.testing.assert_close(narrow.scores, whole, rtol=0, atol=0)
+    monkeypatch.setattr(store_module, "_FEW", 99)  # of few weights a quick query reads all too
+    assert store.query(*query, k=0, metric=metric, quick=True).scores.equal(whole)
+    assert store.query(*query, k=0, metric=metric, quick=True).errors.eq(0).all()
+
+
+@every_world
+def test_a_quick_query_of_equal_examples(world, tmp_path, monkeypatch):
+    """All that are equal to the last that is read are read too, so that equal examples have equal scores."""
+    for name, value in (("_FEW", 2), ("_AGAIN", 5), ("_BEYOND", 1)):
+        monkeypatch.setattr(store_module, name, value)
+    model, data = build(world), mixed(30)
+    data = data[:9] + [data[9]] * 12 + data[10:]
+    store = GradientStore.build(
+        model, data, out=tmp_path / "store", weights=WEIGHTS, bytes_per_weight=64, n_sample=20, n_random=0, **BATCHED
+    )
+    found = store.query(*data[9], n=3, k=0, quick=True)
+    assert found.top.tolist() == [9, 10, 11] and found.scores[9:21].unique().numel() == 1
+    assert found.errors[9:21].eq(0).all() and found.errors.gt(0).any()
+    with pytest.raises(ValueError, match="exact scores or quick"):
+        store.query(*data[9], quick=True, exact=True)
+    page = tlb.render.authors_report(found).to_html()
+    assert "off by at most" in page and "was quick" in page
 
 
 def _by_leading_entries(store, query, metric, damping):

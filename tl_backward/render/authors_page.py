@@ -29,6 +29,10 @@ _INTERVAL = (
     "example above its band says more to this question than to others."
 )
 _NO_INTERVAL = "There is no interval, as fewer than 20 random queries were asked: a score alone is no evidence."
+_QUICK = (
+    "This query was quick: {} of {} examples were read whole, those with the largest scores by a quarter of what is "
+    "kept; the first of all may be another."
+)
 _TABLE = (
     "What a step on each example would add to the residual stream where the question is asked, in words, and the rank"
     " of the answer there (0 is the first of all words). The text is the example's own."
@@ -73,12 +77,18 @@ def authors_report(found: Authors, *, name: str = "") -> Page:
     asked = f'Asked: "{visible_text(found.prompt)}", answered with {visible_token(found.target)}.'
     page = Page("Who wrote it?" + (f" {name}" if name else ""), finding=found.summary(), intro=asked, footer=_FOOTER)
     known = not bool(found.high[found.top].isnan().all())
-    words = Fragment(paragraphs(_SCORES.format(_INTERVAL.format(found.n_random) if known else _NO_INTERVAL)))
+    said = [_SCORES.format(_INTERVAL.format(found.n_random) if known else _NO_INTERVAL)]
+    if found.errors is not None:
+        said.append(_QUICK.format(int((found.errors == 0).sum()), len(found.errors)))
+    words = Fragment(paragraphs("\n\n".join(said)))
     page.section("Scores of the first", "", figure_fragment(_scores(found)), words)
     page.section("What they would write", _TABLE if found.written is not None else "", _table(found))
     columns = ["example", found.metric, "low", "high", "text"]
     numbers = (side.tolist() for side in (found.scores, found.low, found.high))
     rows = [[i, *each] for i, each in enumerate(zip(*numbers, found.names, strict=True))]
+    if found.errors is not None:  # a quick query's
+        columns.append("off by at most")
+        rows = [[*row, error] for row, error in zip(rows, found.errors.tolist(), strict=True)]
     page.section("Every example", "", data_block(columns, finite(rows), filename="scores.csv"))
     weights = data_block(["weight"], [[weight] for weight in found.weights], filename="weights.csv")
     return page.section("How this was made", _METHOD, weights, folded=True)

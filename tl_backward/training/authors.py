@@ -44,7 +44,7 @@ class Authors(Shown):
     """Every example of the data set as text."""
     scores: Float[Tensor, "example"]
     """<dL_query, dL_example>, or its cosine: positive where a descent step on the example lowers the query's loss;
-    or what was given. Of a store's query, rough for examples that it did not read whole."""
+    or what was given."""
     low: Float[Tensor, "example"]
     """2.5 % quantile of the example's scores for random queries; NaN where there are fewer than 20."""
     high: Float[Tensor, "example"]
@@ -59,6 +59,9 @@ class Authors(Shown):
     """"score" where the scores were given."""
     n_random: int
     """Random queries that the interval is of."""
+    errors: Float[Tensor, "example"] | None = None
+    """How far each score may be from that by all that a store keeps: 0 of the examples that a quick query read whole;
+    None where all were."""
 
     def __repr__(self) -> str:
         return f"Authors({len(self.names)} examples, {self.metric} of {len(self.weights)} weights: {self.summary()})"

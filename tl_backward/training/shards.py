@@ -205,8 +205,8 @@ class Shard:
             for place, number in enumerate(chosen)
         ]
         total = query.norms[:, 0] @ (torch.cat(found).double() * norms)
-        most = (rests * query.norms)[:, 0].float() @ self.rests[chosen]
-        return total, most.double(), torch.linalg.vector_norm(norms, dim=0)
+        most = (rests * query.norms)[:, 0] @ self.rests[chosen].double()
+        return total, most, torch.linalg.vector_norm(norms, dim=0)
 
     def following(
         self, query: Query, chosen: Sequence[int], examples: Int[Tensor, "chosen"]
