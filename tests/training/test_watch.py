@@ -2,13 +2,14 @@
 
 import copy
 import gc
+import warnings
 import weakref
 from functools import partial
 
 import pytest
 import torch
 from leaves_no_trace import assert_same, state
-from models import D_VOCAB, bridge, build, hooked, worlds
+from models import D_VOCAB, HAS_HOOKED_TRANSFORMER, bridge, build, hooked, worlds
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -687,3 +688,19 @@ def test_weights_that_are_computed_are_named():
     result = w.result()
     left = [name for name in result.missing if name.startswith("blocks.0.mlp")]
     assert left and not set(left) & set(result.weights) and "blocks.1.mlp.W_out" in result.weights
+
+
+@pytest.mark.parametrize("kind", ["bridge", *["hooked"] * HAS_HOOKED_TRANSFORMER])
+@pytest.mark.parametrize("fused", [True, False])
+def test_fused_steps_that_go_elsewhere_are_said_once(kind, fused):
+    """Of a Bridge's q, k and v, which are views of one matrix: the step is not that of AdamW."""
+    model = tlb.zoo.load("facts", kind=kind)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=fused)
+    with warnings.catch_warnings(record=True) as said, tlb.training.watch(model, optimizer=optimizer):
+        warnings.simplefilter("always")
+        for _ in range(2):
+            model("Anna Berg lives in the city of Oslo", return_type="loss").backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    found = [each for each in said if "fused" in str(each.message)]
+    assert len(found) == (1 if fused and kind == "bridge" else 0)

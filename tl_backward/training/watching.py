@@ -71,7 +71,7 @@ class TrainingWatch:
         self._handles: list[RemovableHandle] = []
         self._nodes: list[Node] = []
         self._frozen = {name for name, record in self.records.items() if not record.site.parameter.requires_grad}
-        self._arrived_any = False
+        self._arrived_any = self._warned_fused = False
         self._lost: dict[str, str] = dict(left_out)
 
     def __repr__(self) -> str:
@@ -176,6 +176,7 @@ class TrainingWatch:
             for group in optimizer.param_groups
             for p in group["params"]
         }
+        self._check_fused(optimizer)
         for record in self.records.values():
             parameter = record.site.parameter
             if parameter.grad is None or id(parameter) not in rates:
@@ -185,6 +186,23 @@ class TrainingWatch:
                 record.add(parameter.grad, max(0, self.steps - 1), rates[id(parameter)], unit)
             except Exception as error:
                 self._lose(record, error)
+
+    def _check_fused(self, optimizer: torch.optim.Optimizer) -> None:
+        """Say once that torch's fused steps on a CPU read a gradient as if it lay in memory as its parameter does."""
+        scrambled = not self._warned_fused and any(
+            p.grad is not None and p.device.type == "cpu" and _places(p.grad) != _places(p)
+            for group in optimizer.param_groups
+            if group.get("fused")
+            for p in group["params"]
+        )
+        if scrambled:
+            self._warned_fused = True
+            warnings.warn(
+                "The optimizer is a fused one on a CPU, whose steps go to the wrong entries of parameters that are "
+                "views, as GPT-2's q, k and v are in a TransformerBridge; train with one that is not fused (of a "
+                "Trainer optim='adamw_torch').",
+                stacklevel=2,
+            )
 
     def _finish(self, passes: list[Pass]) -> None:
         """At the end of a backward: the factors of the passes that it went through."""
@@ -229,6 +247,11 @@ class TrainingWatch:
         if name not in self._lost:
             self._lost[name] = f"from backward pass {self.steps} on: {error}"
             warnings.warn(f"{name} is no longer watched: {error}", UnwatchedWarning, stacklevel=2)
+
+
+def _places(tensor: Tensor) -> list[int]:
+    """How far apart a tensor's numbers lie along each axis that has more than one."""
+    return [step for step, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1]
 
 
 def _has_closure(args: tuple, kwargs: dict) -> bool:
