@@ -16,7 +16,7 @@ PROMPT = "Anna Berg lives in the city of"
 WAYS = ("summary", "to_frame", "save", "_repr_html_")
 WITHOUT = {
     "Measure": {"to_frame", "save", "_repr_html_"},  # an entry of the registry, whose summary says what it measures
-    "Stitch": {"summary", "save"},  # holds the stitched model; the grid of stitches is saved
+    "Stitch": {"save"},  # holds the stitched model; the grid of stitches is saved
     "DecoderRates": {"summary", "save", "_repr_html_"},  # of a decoder, and in its file
     "TopPairs": {"summary"},  # ids and products of any two matrices; HeadPairs says them in words
     "ExpertLearning": {"summary"},  # a part of a lens, whose sentence is the lens's

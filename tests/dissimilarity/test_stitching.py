@@ -145,6 +145,9 @@ def test_the_penalty_is_brute_force(world):
     frame = found.to_frame()
     assert frame["penalty_nats"].item() == p.nats and frame["tail_loss"].item() == p.tail_loss
     assert "<table" in found._repr_html_() and "nats a token" in repr(found)
+    assert f"change B's loss by {p.nats:+.3f} nats" in found.summary() and f"{p.nats:+.4f} nats" in repr(p)
+    for interval, word in (((0.1, 0.3), "clearly worse"), ((-0.3, -0.1), "clearly better"), ((-0.1, 0.1), "no clear")):
+        assert word in replace(found, penalty=replace(p, interval=interval)).summary()
 
 
 def test_held_out_data_and_token_batches():

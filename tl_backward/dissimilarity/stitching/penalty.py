@@ -99,7 +99,7 @@ def fit_and_held_out_texts(
     return batches[:-n_held], batches[-n_held:]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Penalty:
     """Loss of a stitched model minus its tail model's own, over the tokens of the texts it is measured on."""
 
@@ -119,6 +119,13 @@ class Penalty:
     """The tail model's own."""
     n_texts: int
     n_tokens: int
+
+    def __repr__(self) -> str:
+        low, high = self.interval
+        return (
+            f"Penalty({self.nats:+.4f} nats a token [{low:+.4f}, {high:+.4f}], {self.bits_per_byte:+.4f} bits a byte, "
+            f"on {self.n_texts} texts)"
+        )
 
 
 def penalty_of(

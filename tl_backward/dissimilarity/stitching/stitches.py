@@ -1,5 +1,6 @@
 """Stitch two models at a pair of layers, or at all of them both ways, fit the maps, and say what each costs."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import get_args
@@ -13,6 +14,7 @@ from tl_backward._support.checks import check_choice, check_layers
 from tl_backward._support.deprecation import old_keywords
 from tl_backward._support.html import Cell, table
 from tl_backward._support.public import public
+from tl_backward._support.sentences import count_text
 from tl_backward._support.shown import Shown
 from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.alignment.stitched import StitchedModel
@@ -51,6 +53,21 @@ class Stitch:
             f"Stitch(layer {self.layer_a} -> {self.layer_b}, {self.map} map by {self.fit}: "
             f"{self.penalty.nats:+.4f} nats a token [{low:+.4f}, {high:+.4f}], "
             f"{self.penalty.bits_per_byte:+.4f} bits a byte, on {self.penalty.n_texts} texts)"
+        )
+
+    def summary(self) -> str:
+        """In one sentence: what the stitch costs, and whether that is clearly more than nothing."""
+        p, (low, high) = self.penalty, self.penalty.interval
+        if math.isnan(low):
+            clearly = "no interval being known of one text"
+        elif low <= 0 <= high:
+            clearly = "no clear difference"
+        else:
+            clearly = f"clearly {'worse' if low > 0 else 'better'}"
+        return (
+            f"A up to layer {self.layer_a}, a map ({self.map}, by {self.fit}) and B after layer {self.layer_b} change "
+            f"B's loss by {p.nats:+.3f} nats a token [{low:+.3f}, {high:+.3f}] on {count_text(p.n_texts, 'text')}, "
+            f"{clearly}; `stitching_grid` sets beside it what a map within one model changes."
         )
 
     def to_frame(self) -> DataFrame:
