@@ -1,5 +1,6 @@
 """`tl-backward edit` and `edits`: what they print agrees with the library, in words and as JSON."""
 
+import argparse
 import errno
 import json
 import os
@@ -9,6 +10,7 @@ from shared import shared
 
 import tl_backward as tlb
 from cli.test_commands import PROMPT, TARGET, run
+from tl_backward.cli.options import check_page
 from tl_backward.editing import edit_effect, shift_edit
 from tl_backward.zoo import edit_cases
 
@@ -45,6 +47,44 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_model_is_loaded(cap
     monkeypatch.setattr("tl_backward.cli.options.TemporaryFile", full)
     code, _, complained = run(capsys, *EDIT, "--layer", "2", "--json", "--save", tmp_path / "edit.safetensors")
     assert code == 1 and "Expected --save in a folder that can be written to" in complained
+
+
+@pytest.mark.parametrize("argv", [
+    ["watch", "--model", "facts"],
+    ["who", "--model", "facts", "--store", "store", "--prompt", PROMPT, "--target", TARGET],
+    ["compare", "--model-a", "facts", "--model-b", "counting"],
+    ["invert", "--model", "facts", "--prompt", PROMPT],
+    EDIT,
+    ["edits", "--model", "facts"],
+])  # fmt: skip
+def test_no_file_that_is_read_is_written_over(capsys, tmp_path, monkeypatch, argv):
+    """Nor one with a name that promises no page; whatever leads to it, and before the work."""
+    monkeypatch.chdir(tmp_path)
+    rows, source = "prompt,target\nAnna Berg works as a, baker\n", "--cases" if argv[0].startswith("edit") else "--data"
+    paths = ["in.csv", tmp_path / "in.csv", "link.csv", "in.html", "other.csv", "none"]
+    (tmp_path / "in.csv").write_text(rows)
+    (tmp_path / "other.csv").write_text("mine")
+    (tmp_path / "link.csv").symlink_to("in.csv")
+    (tmp_path / "in.html").hardlink_to(tmp_path / "in.csv")
+    before = sorted(tmp_path.iterdir())
+    for path in paths:
+        lost = f"Expected --out to be another file than those of {source}, got {str(path)!r}, which would be lost"
+        said = f"Expected --out to end in .html or .htm, got {path!r}" if path in ("other.csv", "none") else lost
+        code, out, complained = run(capsys, *argv, source, "in.csv", "--out", path)
+        assert (code, out) == (1, "") and said in complained and complained.count("\n") == 1, complained
+    assert (tmp_path / "in.csv").read_text() == rows and (tmp_path / "other.csv").read_text() == "mine"
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_no_model_is_written_over(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("tl_backward.cli.edit.load_asked", lambda arguments: pytest.fail("loaded"))
+    kept = tmp_path / "model.safetensors"
+    kept.write_text("weights")
+    (tmp_path / "page.html").write_text("an older page")
+    argv = ["edit", "--model", tmp_path, "--prompt", PROMPT, "--target", TARGET, "--layer", "1", "--json"]
+    code, _, complained = run(capsys, *argv, "--save", kept)
+    assert code == 1 and f"Expected --save to be another file than those of --model, got {str(kept)!r}" in complained
+    assert check_page(str(tmp_path / "page.html"), argparse.Namespace(model=str(tmp_path))).name == "page.html"
 
 
 def test_edit_as_json_with_gradient_steps(capsys, tmp_path):

@@ -34,6 +34,9 @@ PALE = ("#f4a05a", "#6baed6")
 UNKNOWN = "#d9d9d9"
 """Colour of a value that is not finite."""
 
+PAGES = (".html", ".htm")
+"""How the name of a page's file ends."""
+
 MONO = "font-family:ui-monospace,Menlo,Consolas,monospace"
 
 _NAMED_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}

@@ -11,9 +11,8 @@ from tempfile import mkdtemp
 from typing import Any, ClassVar
 
 from tl_backward._support.checks import as_path
+from tl_backward._support.html import PAGES
 from tl_backward._support.saved import Saved
-
-_PAGES = (".html", ".htm")
 
 
 class Shown(Saved):
@@ -28,7 +27,7 @@ class Shown(Saved):
 
     def save(self, path: str | Path) -> Path:
         """Write all numbers and texts as safetensors, atomically; a page for people where `path` ends in .html."""
-        return self.page().save(path) if as_path(path).suffix.lower() in _PAGES else super().save(path)
+        return self.page().save(path) if as_path(path).suffix.lower() in PAGES else super().save(path)
 
     def show(self, **options: object) -> Path | None:
         """Show the page: below the cell in a notebook, else in the browser, from a temporary file.

@@ -60,7 +60,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     from safetensors.torch import save_file
 
     path = as_path(path)
-    if path.suffix.lower() in _OTHERS:
+    if path.suffix.lower() in OTHER_KINDS:
         raise ValueError(
             f"Expected a name that ends in .safetensors (or .html for a page, of results that have one), got "
             f"{str(path)!r}; pictures are those of .plot(), tables those of .to_frame()."
@@ -73,9 +73,10 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     return path
 
 
-_OTHERS = {
+OTHER_KINDS = {
     ".html", ".htm", ".png", ".svg", ".pdf", ".jpg", ".jpeg", ".csv", ".json", ".jsonl", ".xlsx", ".parquet"
 }  # fmt: skip
+"""Ends of names that promise something else than safetensors."""
 
 
 def load_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:

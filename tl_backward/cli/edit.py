@@ -12,7 +12,7 @@ from tl_backward.cli.options import (
     add_command,
     add_model,
     aligned,
-    check_out,
+    check_save,
     load_asked,
     name_of,
     positive,
@@ -116,7 +116,7 @@ def _add_edits_options(parser: argparse.ArgumentParser) -> None:
 
 def _edit(arguments: argparse.Namespace) -> Answer:
     _settle_method(arguments)
-    kept = None if arguments.save is None else check_out(arguments.save, "--save", "the edit")
+    kept = check_save(arguments, "the edit")
     chooses = arguments.method == "shift" and arguments.layer is None
     # Refused before the model is loaded.
     validation, case = _cases(arguments, 40, 0)[0] if chooses else (), _own_case(arguments)

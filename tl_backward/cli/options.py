@@ -24,6 +24,8 @@ Commands: TypeAlias = Mapping[str, argparse.ArgumentParser]
 """The parsers of the commands that were given, by name; those of others are left as they are."""
 
 DEFAULT_OUT = "tl-backward-COMMAND-MODEL.html"
+_INPUTS = ("data", "cases", "model", "model_a", "model_b", "store", "decoder")
+"""Options, of any command, that name a file or folder which is read."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def _run(answer: Callable[[argparse.Namespace], Answer], arguments: argparse.Nam
     from tl_backward._support.csv import finite
 
     arguments.paged = bool(arguments.out or (arguments.paged and not arguments.json))
-    out = check_out(arguments.out or default_out(arguments)) if arguments.paged else None
+    out = check_page(arguments.out or default_out(arguments), arguments) if arguments.paged else None
     # Nothing that another library prints may end up among the results.
     with redirect_stdout(sys.stderr):
         result = answer(arguments)
@@ -178,16 +180,52 @@ def default_out(arguments: argparse.Namespace) -> str:
     return "-".join(re.sub(r"[^\w.-]+", "_", word) for word in words) + ".html"
 
 
-def check_out(out: str, option: str = "--out", what: str = "the page") -> Path:
-    """Path of what is written; one that cannot be is refused before the computation.
+def check_page(out: str, arguments: argparse.Namespace) -> Path:
+    """Path of the page, refused before the computation as by `check_out`.
+
+    Raises:
+        OSError: as there.
+        ValueError: as there, or a name that promises no page.
+    """
+    from tl_backward._support.html import PAGES
+
+    path = check_out(out, arguments, "--out", "the page")
+    if path.suffix.lower() not in PAGES and not _is_special(path):
+        raise ValueError(f"Expected --out to end in {' or '.join(PAGES)}, got {out!r}; name a new file for the page.")
+    return path
+
+
+def check_save(arguments: argparse.Namespace, what: str) -> Path | None:
+    """Path of what --save keeps as safetensors, refused before the computation as by `check_out`; None without it.
+
+    Raises:
+        OSError: as there.
+        ValueError: as there, or a name that promises another kind of file.
+    """
+    if arguments.save is None:
+        return None
+    from tl_backward._support.storage import OTHER_KINDS
+
+    path = check_out(arguments.save, arguments, "--save", what)
+    if path.suffix.lower() in OTHER_KINDS:
+        raise ValueError(
+            f"Expected --save to end in .safetensors, got {arguments.save!r}; the page is what --out names."
+        )
+    return path
+
+
+def check_out(out: str, arguments: argparse.Namespace, option: str, what: str) -> Path:
+    """Path of what is written; one that cannot be, or must not, is refused before the computation.
 
     Args:
         out: the path.
+        arguments: whose input files stay as they are.
         option: that it was given with.
         what: is written there.
 
     Raises:
         OSError: a folder, one in no folder that exists, or where nothing may be written.
+        ValueError: a file that the command reads.
     """
     path = Path(out)
     if path.is_dir():
@@ -198,10 +236,30 @@ def check_out(out: str, option: str = "--out", what: str = "the page") -> Path:
         raise FileNotFoundError(
             f"Expected {option} in a folder that exists, got {str(path)!r}; create {str(path.parent)!r} first."
         )
-    if path.exists() and not path.is_file():  # a device or a pipe
-        return path
-    check_folder(path.parent, option, out)
+    for name in _INPUTS:
+        if path.is_file() and _is_read(path, getattr(arguments, name, None)):
+            raise ValueError(
+                f"Expected {option} to be another file than those of --{name.replace('_', '-')}, got {out!r}, which "
+                "would be lost; name a new one."
+            )
+    if not _is_special(path):
+        check_folder(path.parent, option, out)
     return path
+
+
+def _is_read(path: Path, given: str | None) -> bool:
+    """Whether a file is the input that was given, or one of its folder, where no page is ever read."""
+    from tl_backward._support.html import PAGES
+
+    if given is None or not os.path.exists(given):
+        return False
+    inside = Path(given).resolve() in path.resolve().parents
+    return os.path.samefile(given, path) or (inside and path.suffix.lower() not in PAGES)
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is a device or a pipe."""
+    return path.exists() and not path.is_file()
 
 
 def check_folder(folder: Path, option: str, given: str) -> None:

@@ -14,7 +14,7 @@ from tl_backward.cli.options import (
     add_command,
     add_model,
     aligned,
-    check_out,
+    check_save,
     load_asked,
     name_of,
     positive,
@@ -67,7 +67,7 @@ def _watch(arguments: argparse.Namespace) -> Answer:
     from tl_backward.gradients.examples import encode_examples
     from tl_backward.text.cases import load_cases
 
-    save = None if arguments.save is None else check_out(arguments.save, "--save", "the result")
+    save = check_save(arguments, "the result")
     if not 0 < arguments.lr < float("inf"):
         raise ValueError(f"Expected --lr above 0, got {arguments.lr}.")
     cases = load_cases(arguments.data)
