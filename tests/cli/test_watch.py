@@ -97,9 +97,12 @@ def test_lora(capsys, monkeypatch, tmp_path, data):
         (("--lr", "0"), "Expected --lr above 0"),
         (("--data", "none.csv"), "none.csv"),
         (("--save", "nowhere/x.safetensors"), "Expected --save in a folder that exists"),
+        (("--save", "x.csv"), "Expected --save to end in .safetensors, got 'x.csv'; the page is what --out names."),
+        (("--save", "x.HTML"), "Expected --save to end in .safetensors, got 'x.HTML'"),
     ],
 )
-def test_bad_input(capsys, tmp_path, data, more, message):
+def test_bad_input(capsys, monkeypatch, tmp_path, data, more, message):
+    monkeypatch.setattr("tl_backward.cli.watch.load_asked", lambda arguments: pytest.fail("loaded"))
     code, said, complained = run(capsys, *asked(data, *more, "--out", tmp_path / "a.html"))
     assert code == 1 and said == "" and message in complained and complained.count("\n") == 1
 

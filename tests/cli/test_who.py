@@ -1,6 +1,7 @@
 """`tl-backward who`: a store is built from a file, asked again, and says who wrote an answer as the library does."""
 
 import csv
+import errno
 import html
 import json
 from pathlib import Path
@@ -34,6 +35,33 @@ def test_build_and_ask(capsys, tmp_path):
     )
     assert [row["example"] for row in answer["examples"]] == exact.top.tolist()[:3] and exact.top[0] == 7
     assert abs(answer["examples"][0]["cosine"] - 1) < 1e-6 and answer["examples"][0]["target_rank"] == 0
+
+
+def test_a_store_that_is_there_is_asked_where_nothing_can_be_written(capsys, tmp_path, monkeypatch):
+    """Its --data says again what it is of; another column of a table is read, and one that is not there is refused."""
+    data, store = tmp_path / "facts.csv", tmp_path / "store"
+    rows = [("prompt", "target", "story"), *((prompt, target, prompt + target) for prompt, target in FACTS)]
+    with data.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    ask = [*ASK, "--json", "--data", data, "--text-key"]
+    code, first, _ = run(capsys, *ask, "story", "--store", store)
+    assert code == 0 and [row["text"] for row in json.loads(first)["examples"] if row["example"] == 7] == [
+        PROMPT + TARGET
+    ]
+    code, said, complained = run(capsys, *ask, "stroy", "--store", tmp_path / "other")
+    assert (code, said) == (
+        1,
+        "",
+    ) and "Expected the column 'stroy' in 'facts.csv', got ['prompt', 'target'" in complained
+
+    def full(**how):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tl_backward.cli.options.TemporaryFile", full)
+    monkeypatch.setattr("tl_backward._support.storage.replacing", full)
+    assert run(capsys, *ask, "story", "--store", store)[:2] == (0, first)
+    code, _, complained = run(capsys, *ask, "story", "--store", tmp_path / "other")
+    assert code == 1 and "Expected --store in a folder that can be written to" in complained
 
 
 def test_texts_weights_and_bad_input(capsys, tmp_path):

@@ -142,3 +142,10 @@ def test_texts_of_a_table_file(tmp_path):
         ValueError, match=r"the column 'text' or 'prompt' in 'cases.csv', got \['story'\]; name one with --text-key"
     ):
         read_data(path, "text")
+    path.write_text("prompt,story,target\na,b,c\n")
+    assert read_data(path, "text") == ["a"] and read_data(path, "Story") == ["b"]
+    with pytest.raises(  # no other column stands in for one that was named
+        ValueError,
+        match=r"the column 'stroy' in 'cases.csv', got \['prompt', 'story', 'target'\]; name one with --text-key",
+    ):
+        read_data(path, "stroy")

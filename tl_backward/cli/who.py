@@ -69,11 +69,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def _who(arguments: argparse.Namespace) -> Answer:
     from tl_backward._support.csv import filled
+    from tl_backward.training.store_folder import StoreFolder
 
     dataset = None if arguments.data is None else _data(arguments)  # refused before the model is loaded
     if dataset is None and not Path(arguments.store).is_dir():
         raise ValueError(f"Expected the folder of a store, got {arguments.store!r}; give --data FILE to build it.")
-    if dataset is not None:
+    if dataset is not None and not StoreFolder(arguments.store).is_finished:
         store = Path(arguments.store).absolute()
         check_folder(next(each for each in (store, *store.parents) if each.exists()), "--store", arguments.store)
     model = load_asked(arguments)
@@ -117,11 +118,14 @@ def _store(
 
 
 def _data(arguments: argparse.Namespace) -> "Path | list[str]":
-    """The texts of a file, or the table of prompts and targets itself."""
+    """The texts of a file, or the table of prompts and targets itself, unless another column of it is asked for."""
     from tl_backward.text.files import read_data
+    from tl_backward.text.options import TextOptions
 
     path = Path(arguments.data)
-    return path if path.suffix.lower() == ".csv" else read_data(path, arguments.text_key)
+    if path.suffix.lower() == ".csv" and arguments.text_key == TextOptions.text_key:
+        return path
+    return read_data(path, arguments.text_key)
 
 
 def _lines(store: "GradientStore", found: "Authors") -> Iterator[str]:

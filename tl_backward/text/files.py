@@ -100,11 +100,11 @@ class _CheckedRows(csv.DictReader):
 def read_data(path: Path, text_key: str) -> list[str]:
     """The texts of a file: a line each (.txt, empty ones left out), a JSON list, a JSON value a line, or a .csv.
 
-    Of objects and of a table's rows what stands under `text_key`; of a table without that column, their prompts.
+    Of objects and of a table's rows what stands under `text_key`; of a table without the usual one, their prompts.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another kind of file, no JSON, no texts in it.
+        ValueError: another kind of file, no JSON, no texts in it, a table without the column.
     """
     if not path.is_file():
         raise FileNotFoundError(f"Expected a file of texts, got {str(path)!r}, which is not there; give --data one.")
@@ -120,10 +120,11 @@ def read_data(path: Path, text_key: str) -> list[str]:
     items = [as_known(item, (text_key, *TEXT_COLUMNS)) if isinstance(item, dict) else item for item in items]
     if kind == ".csv" and not any(isinstance(item, dict) and text_key in item for item in items):
         columns = list(dict.fromkeys(name for item in items if isinstance(item, dict) for name in item))
-        if columns and TEXT_COLUMNS[1] not in columns:
+        wanted = TEXT_COLUMNS if text_key == TEXT_COLUMNS[0] else (text_key,)
+        if columns and wanted[-1] not in columns:
             raise ValueError(
-                f"Expected the column {text_key!r} or {TEXT_COLUMNS[1]!r} in {path.name!r}, got {columns}; name one "
-                "with --text-key."
+                f"Expected the column {' or '.join(map(repr, wanted))} in {path.name!r}, got {columns}; name one with "
+                "--text-key."
             )
         text_key = TEXT_COLUMNS[1]
     if not items:

@@ -67,9 +67,13 @@ class StoreFolder:
                 save_json(self.path / name, value)
 
     @property
+    def is_finished(self) -> bool:
+        """Whether all of a store is there, so that a build of it writes nothing."""
+        return (self.path / _MANIFEST).is_file()
+
+    @property
     def _is_begun(self) -> bool:
-        finished = (self.path / _MANIFEST).is_file()
-        return finished or self.has_projections or any(self.path.glob("shard-*.safetensors"))
+        return self.is_finished or self.has_projections or any(self.path.glob("shard-*.safetensors"))
 
     def plan(self) -> dict:
         """What the store was built with.
@@ -84,7 +88,7 @@ class StoreFolder:
             )
         plan = load_json(self.path / _PLAN)
         self._check_format(plan)
-        if not (self.path / _MANIFEST).is_file():
+        if not self.is_finished:
             raise ValueError(
                 f"Expected a finished store, got {str(self.path)!r}, whose build was interrupted; call "
                 "GradientStore.build again with the same arguments, and it goes on."
@@ -127,7 +131,7 @@ class StoreFolder:
 
     def finish(self, n_shards: int) -> None:
         """Write the manifest of everything, unless it is there."""
-        if (self.path / _MANIFEST).is_file():
+        if self.is_finished:
             return
         names = [_DATA, _PROJECTION, *(self._shard(number).name for number in range(n_shards))]
         sizes = {name: (self.path / name).stat().st_size for name in names}
