@@ -61,6 +61,16 @@ def test_a_further_draw_is_beyond_one_in_twenty_times():
 def test_an_edit_s_effect():
     moved = effect_sentence("Anna lives in", (" Graz", 0.9, 0.01), (" Oslo", 0.002, 0.64))
     assert "goes from \u2423Graz 90 % to \u2423Oslo 64 %" in moved and "\u2423Oslo had under 1 %" in moved
+    assert "says nothing of other prompts" in moved
+    both = ((" Graz", 0.9, 0.01), (" Oslo", 0.002, 0.64))
+    for others, said in (
+        ([(1, 2), (3, 3), (4, 5)], "2 of 3 other prompts have"),
+        ([(1, 2)], "1 of 1 other prompt has"),
+    ):
+        measured = effect_sentence("Anna lives in", *both, others=others)
+        assert measured.endswith(f"; {said} another answer now.") and "says nothing" not in measured
+    stays = effect_sentence("a", (" Graz", 0.9, 0.7), (" Graz", 0.9, 0.7), others=[(1, 1)])
+    assert stays.endswith("90 % -> 70 % with the edit; 0 of 1 other prompt have another answer now.")
     assert "stays \u2423Graz: 90 % -> 70 %" in effect_sentence("a", (" Graz", 0.9, 0.7), (" Graz", 0.9, 0.7))
 
 

@@ -114,8 +114,9 @@ def test_a_page_where_none_can_be_written_is_refused_first(capsys, monkeypatch, 
 
 def test_a_name_near_a_shipped_one_is_refused_at_once(capsys, monkeypatch):
     monkeypatch.setattr("tl_backward.model.loading.load", lambda *asked, **how: pytest.fail("asked"))
-    code, said, complained = run(capsys, "lens", "--model", "fact", "--prompt", PROMPT, "--target", TARGET)
-    assert (code, said) == (1, "") and complained.endswith("got 'fact'; did you mean 'facts'?\n")
+    for name in ("fact", "facts/", "Facts//"):
+        code, said, complained = run(capsys, "lens", "--model", name, "--prompt", PROMPT, "--target", TARGET)
+        assert (code, said) == (1, "") and complained.endswith(f"got {name!r}; did you mean 'facts'?\n")
 
 
 def test_json_with_a_page(capsys, tmp_path, no_browser):

@@ -160,6 +160,36 @@ def test_what_the_probabilities_do_not_say(capsys):
     assert code == 0 and "is the first token: probabilities are its own" in said
 
 
+def test_what_else_it_changes_is_said_first(capsys, tmp_path):
+    also = ["Anna Berg works as a", "Carl Berg lives in the city of"]
+    argv = [
+        *EDIT,
+        "--layer",
+        "2",
+        "--scale",
+        "3",
+        "--also",
+        also[0],
+        "--also",
+        also[1],
+        "--out",
+        tmp_path / "edit.html",
+    ]
+    code, said, _ = run(capsys, *argv)
+    model = tlb.zoo.load("facts")
+    edit = shift_edit(model, PROMPT, TARGET, 2, 3.0)
+    before = [int(model(prompt)[0, -1].argmax()) for prompt in also]
+    with edit:
+        changed = sum(int(model(prompt)[0, -1].argmax()) != old for prompt, old in zip(also, before, strict=True))
+    words = f"; {changed} of 2 other prompts {'has' if changed == 1 else 'have'} another answer now."
+    first = said.splitlines()[0]
+    assert code == 0 and changed and first.endswith(words) and "says nothing of other" not in said
+    assert (
+        words in (tmp_path / "edit.html").read_text(encoding="utf-8")
+        and json.loads(run(capsys, *argv[:-2], "--json")[1])["summary"] == first
+    )
+
+
 def test_one_edit_alone_cannot_choose_its_layer(capsys, tmp_path):
     cases = tmp_path / "cases.jsonl"
     cases.write_text(json.dumps({"prompt": PROMPT, "target": TARGET}))

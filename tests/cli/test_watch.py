@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import sys
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -74,14 +75,28 @@ def adapt(model, config):
 
 def test_lora(capsys, monkeypatch, tmp_path, data):
     if find_spec("peft") is None:
-        monkeypatch.setitem(sys.modules, "peft", SimpleNamespace(LoraConfig=Config, get_peft_model=adapt))
-    save = tmp_path / "wrote.safetensors"
-    more = ("--lora", "--lora-rank", "3", "--lr", "1e-2", "--save", save, "--json")
+        stands_in = {"LoraConfig": Config, "get_peft_model": adapt, "__spec__": ModuleSpec("peft", None)}
+        monkeypatch.setitem(sys.modules, "peft", SimpleNamespace(**stands_in))
+    save, more = tmp_path / "wrote.safetensors", ("--lora", "--lora-rank", "3", "--lr", "1e-2")
+    code, said, complained = run(capsys, *asked(data, *more, "--out", tmp_path / "wrote.html"))
+    assert code == 0, complained
+    # Rows with words alone, though the largest changes lie between a weight's two adapters, outside the stream.
+    rows = [line for line in said.splitlines() if line.startswith("  blocks.")]
+    assert len(rows) == 8 and all('"' in line and ("in.W_lora_A" in line or "out.W_lora_B" in line) for line in rows)
+    left_out = re.search(
+        r"Left out: \d weights? \(\d+ % of all change\) between these, with no words: outside the", said
+    )
+    page = (tmp_path / "wrote.html").read_text(encoding="utf-8")
+    assert "not in the stream" not in page and "Left out: 8 weights (" in page
+    more = (*more, "--save", save, "--json")
     code, said, complained = run(capsys, *asked(data, *more))
     assert code == 0, complained
     found = json.loads(said)
     assert found["losses"][-1] < 0.1 * found["losses"][0]
     result = tlb.load_result(save, tokenizer=tlb.zoo.load("facts").tokenizer)
+    names = [line.split()[0] for line in rows]
+    by_size = [name for name in result.shares() if name in names]
+    assert names == by_size and left_out is not None
     assert len(result.weights) == 16 and all("lora" in name for name in result.weights)
     for name in result.weights:
         reads, writes = name.endswith("in.W_lora_A"), name.endswith("out.W_lora_B")

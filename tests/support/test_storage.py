@@ -144,6 +144,15 @@ def test_a_device_is_written_to_and_not_replaced():
     assert stat.S_ISCHR(after.st_mode) and (after.st_ino, after.st_rdev) == (before.st_ino, before.st_rdev)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_where_nothing_more_can_be_written_is_said_in_words():
+    with (
+        pytest.raises(OSError, match=r"^Expected to write '/dev/full', got: No space left on device; make room there"),
+        replacing(Path("/dev/full")) as partial,
+    ):
+        partial.write_text("a page")
+
+
 def test_a_folder_is_not_written_over(tmp_path):
     """It is said in words; nothing is left beside it."""
     for folder in (tmp_path / "results", Path()):

@@ -30,6 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises:
         IsADirectoryError: `path` is a folder.
+        OSError: the disk is full, or nothing may be written there.
     """
     if path.is_dir():
         raise IsADirectoryError(f"Cannot write {str(path)!r}: it is a folder; add a file's name.")
@@ -47,6 +48,12 @@ def replacing(path: Path) -> Iterator[Path]:
             path.write_bytes(partial.read_bytes())
         else:
             os.replace(partial, path)
+    except OSError as error:
+        if error.strerror is None:  # said in words already
+            raise
+        raise type(error)(
+            f"Expected to write {str(path)!r}, got: {error.strerror}; make room there, or name another file."
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 

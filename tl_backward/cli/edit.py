@@ -149,7 +149,7 @@ def _edit(arguments: argparse.Namespace) -> Answer:
         lambda: _edit_lines(model, arguments, how, effect, others, scores, saved),
         lambda: {
             **{name: getattr(arguments, name) for name in ("model", "prompt", "target")},
-            "summary": effect.summary(),
+            "summary": effect.summary(others),
             "edit": edit.how,
             "tokens": effect.to_frame().to_dict("records"),
             "scores": None if scores is None else vars(scores[1]),
@@ -174,7 +174,7 @@ def _edit_lines(
     from tl_backward.text.encoding import encode_continuation
     from tl_backward.text.token_strings import token_string
 
-    yield effect.summary()
+    yield effect.summary(others)
     yield f"{quoted(arguments.prompt)} -> {quoted(arguments.target)}: {how}"
     first, *rest = encode_continuation(model, arguments.target)
     word = token_string(effect.tokenizer, first)
@@ -188,11 +188,8 @@ def _edit_lines(
         more = "scale or another layer" if arguments.method == "shift" else "--lr or more --steps"
         yield f"  note: the target is still not the most likely; try a larger {more}"
     if others:
-        from tl_backward.render.edit_page import others_sentence
-
-        yield f"  {others_sentence(others)}"
         for each in others:
-            old, new = (token_string(each.tokenizer, int(top[0])) for top in (each.top_before, each.top_after))
+            old, new = (token_string(each.tokenizer, token) for token in each.answers())
             yield f"  {quoted(each.prompt)}: {quoted(old)}" + ("" if old == new else f" -> {quoted(new)}")
     else:
         yield "  note: --also PROMPT and --subject TEXT show what else it changes"

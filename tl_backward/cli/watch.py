@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tl_backward.training import WatchResult
 
 _SHOWN = 12  # cases whose answers are asked before and after
+_ROWS = 8  # weights whose words are printed
 _EXAMPLES = """  your model's folder on cases of your own (.csv or .jsonl with prompt and target, CounterFact's .json):
     tl-backward watch --model ./my-llama --data cases.csv --steps 200 --out wrote.html
   LoRA on the MLPs' matrices in place of all weights (needs PEFT), and the numbers kept:
@@ -214,9 +215,10 @@ def _lines(
 ) -> Iterator[str]:
     from tl_backward._support.sentences import count_text, percent
     from tl_backward.editing.summary import targets_met
+    from tl_backward.render.watch_page import in_words
 
     yield result.summary()
-    answers = [(int(each.top_before[0]), int(each.top_after[0])) for each in effects]
+    answers = [each.answers() for each in effects]
     changed = sum(old != new for old, new in answers)
     decimals = 2 if min(losses[0], losses[-1]) >= 0.1 else 4
     first, last = (f"{loss:.{decimals}f}" for loss in (losses[0], losses[-1]))
@@ -225,16 +227,19 @@ def _lines(
         f"{count_text(len(effects), 'prompt')} answered with another token than before; {targets_met(answers, targets)}"
     )
     rows = [("weight", "of all change", "answers to", "writes")]
-    for name, share in list(result.shares().items())[:8]:
+    shares, (names, left_out) = result.shares(), in_words(result, _ROWS)
+    for name in names:
         each = result.written[name]
         read = [
             side.top_tokens[0][:3] if side is not None and len(each.S) else [] for side in (each.imprint, each.shift)
         ]
         imprint, shift = (", ".join(map(quoted, tokens)) for tokens in read)
-        rows.append((name, percent(share), imprint, shift))
-    if len(rows) > 1 and any(result.shares().values()):
+        rows.append((name, percent(shares[name]), imprint, shift))
+    if len(rows) > 1 and any(shares.values()):
         yield "largest changes first, with the words of each one's first direction (none: it lies outside the stream):"
         yield from (f"  {line}" for line in aligned(rows))
+        if left_out:
+            yield f"  {left_out}"
     if save is not None:
         yield f"result: {save.resolve()}"
 

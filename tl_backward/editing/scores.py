@@ -338,11 +338,18 @@ class EditEffect(Saved):
     def __repr__(self) -> str:
         return f"EditEffect({self.prompt!r}: {self._word(self.top_before[0])!r} -> {self._word(self.top_after[0])!r})"
 
-    def summary(self) -> str:
-        """In one sentence: the most likely token without the edit and with it, and their probabilities."""
+    def summary(self, others: Sequence["EditEffect"] = ()) -> str:
+        """In one sentence: the most likely token without the edit and with it, and their probabilities.
+
+        Of the edit's effects on `others`, prompts that it was not made for, it says how many have another answer.
+        """
         old, new = self.top_before[0], self.top_after[0]
         sides = ((self._word(each), float(self.before[each]), float(self.after[each])) for each in (old, new))
-        return effect_sentence(self.prompt, *sides)
+        return effect_sentence(self.prompt, *sides, others=[each.answers() for each in others])
+
+    def answers(self) -> tuple[int, int]:
+        """The most likely token before and after."""
+        return int(self.top_before[0]), int(self.top_after[0])
 
     def _word(self, token: Tensor) -> str:
         return token_string(self.tokenizer, int(token))

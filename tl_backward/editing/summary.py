@@ -15,23 +15,43 @@ FEWEST = 5
 """Cases from which on methods are told apart."""
 
 
-def effect_sentence(prompt: str, before: tuple[str, float, float], after: tuple[str, float, float]) -> str:
-    """The most likely token without and with the edit.
+def effect_sentence(
+    prompt: str, before: tuple[str, float, float], after: tuple[str, float, float],
+    others: Sequence[tuple[int, int]] = (),
+) -> str:  # fmt: skip
+    """The most likely token without and with the edit, and how many other prompts have another one now.
 
     Args:
         prompt: that was edited.
         before: the unedited model's most likely token, its probability, and that which the edit leaves it.
         after: the edited model's most likely token, the probability it had, and the one it has.
+        others: the most likely token before and after, of each other prompt that was tried.
     """
     (old, old_was, old_is), (new, new_was, new_is) = before, after
     asked = f'After "{visible_text(prompt)[:200]}"'
     if old == new:
-        return f"{asked} the answer stays {visible_token(new)}: {percent(new_was)} -> {percent(new_is)} with the edit."
+        elsewhere = f"; {answers_changed(others)}" if others else ""
+        return (
+            f"{asked} the answer stays {visible_token(new)}: {percent(new_was)} -> {percent(new_is)} with the edit"
+            f"{elsewhere}."
+        )
+    elsewhere = answers_changed(others) if others else "that it works where it was made says nothing of other prompts"
     return (
         f"{asked} the answer goes from {visible_token(old)} {percent(old_was)} to {visible_token(new)} "
         f"{percent(new_is)}: {visible_token(old)} is left {percent(old_is)}, {visible_token(new)} had "
-        f"{percent(new_was)}; that it works where it was made says nothing of other prompts."
+        f"{percent(new_was)}; {elsewhere}."
     )
+
+
+def answers_changed(answers: Sequence[tuple[int, int]], what: str = "other prompt") -> str:
+    """How many prompts have another answer than before.
+
+    Args:
+        answers: the most likely token before and after, of each prompt.
+        what: one of them is called.
+    """
+    changed = sum(old != new for old, new in answers)
+    return f"{changed} of {count_text(len(answers), what)} {'has' if changed == 1 else 'have'} another answer now"
 
 
 def targets_met(answers: Sequence[tuple[int, int]], targets: Sequence[int]) -> str:

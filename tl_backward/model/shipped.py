@@ -49,7 +49,7 @@ def check_not_misspelt(name: str) -> None:
         ValueError: it is nearly one, and no folder.
     """
     close = nearest_shipped(name)
-    if close and close != name and "/" not in name and not Path(name).exists():
+    if close and close != name and "/" not in name.rstrip("/") and not Path(name).exists():
         raise ValueError(
             f"Expected a shipped model ({', '.join(names())}), a folder, or a name that TransformerLens can load, got "
             f"{name!r}; did you mean {close!r}?"

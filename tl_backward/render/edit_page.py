@@ -9,11 +9,11 @@ from torch import Tensor
 from tl_backward._support import html
 from tl_backward._support.html import Cell, TableCell, visible_text, visible_token
 from tl_backward._support.public import public
-from tl_backward._support.sentences import count_text, percent
+from tl_backward._support.sentences import percent
 from tl_backward._support.types import typed
 from tl_backward.editing import METRICS, EditComparison, EditEffect, EditScores, LayerGrid
 from tl_backward.editing.comparison import SHOWN
-from tl_backward.editing.summary import targets_met
+from tl_backward.editing.summary import answers_changed, targets_met
 from tl_backward.render.figures import Drawing, heatmap_drawing
 from tl_backward.render.fragments import figure_fragment
 from tl_backward.render.outline import paragraphs
@@ -100,7 +100,9 @@ def edit_report(
         'One edit: facts'
     """
     asked = f'The edit, to make the model say "{visible_token(target)}": {visible_text(how)}.'
-    page = Page(f"One edit: {name}" if name else "One edit", finding=effect.summary(), intro=asked, footer=_FOOTER)
+    page = Page(
+        f"One edit: {name}" if name else "One edit", finding=effect.summary(others), intro=asked, footer=_FOOTER
+    )
     add_edit(page, effect, how=how, cells=cells, layers=layers, scales=scales, grid=grid, chosen=chosen)
     if others:
         page.section(_OTHERS[0], others_sentence(others) + _OTHERS[1], others_table(others))
@@ -192,14 +194,12 @@ def _before_and_after(effect: EditEffect) -> Drawing:
 
 def others_sentence(others: Sequence[EditEffect], what: str = "other prompt") -> str:
     """How many other prompts got another answer."""
-    changed = sum(int(each.top_before[0]) != int(each.top_after[0]) for each in others)
-    have = "has" if changed == 1 else "have"
-    return f"{changed} of {count_text(len(others), what)} {have} another answer now."
+    return f"{answers_changed([each.answers() for each in others], what)}."
 
 
 def wanted_sentence(others: Sequence[EditEffect], targets: Sequence[int]) -> str:
     """How many prompts got the answer that was wanted."""
-    return targets_met([(int(each.top_before[0]), int(each.top_after[0])) for each in others], targets) + "."
+    return targets_met([each.answers() for each in others], targets) + "."
 
 
 def others_table(others: Sequence[EditEffect], targets: Sequence[int] = ()) -> Fragment:

@@ -10,7 +10,7 @@ from torch import Tensor
 from tl_backward._support import html
 from tl_backward._support.html import Cell, TableCell
 from tl_backward._support.public import public
-from tl_backward._support.sentences import percent
+from tl_backward._support.sentences import count_text, percent
 from tl_backward._support.types import typed
 from tl_backward.editing import EditEffect
 from tl_backward.render.directions import direction_cells, listed_words, words_of
@@ -22,6 +22,7 @@ from tl_backward.render.page import Fragment, Page
 from tl_backward.render.shown_figure import shown
 from tl_backward.render.tables import data_block, frame_block, table
 from tl_backward.training import WatchResult
+from tl_backward.training.directions import Directions
 
 if TYPE_CHECKING:
     import plotly.graph_objects
@@ -100,7 +101,8 @@ def watch_report(
         page.section("Answers before and after", said, others_table(answers, targets))
     by_size = list(result.shares())
     data = frame_block(listed_words(result.to_frame()), "written.csv")
-    page.section("What was written, in words", _WRITTEN, _words(result, by_size), data)
+    worded, left_out = in_words(result, _MOST_WEIGHTS)
+    page.section("What was written, in words", f"{_WRITTEN} {left_out}".strip(), _words(result, worded), data)
     page.section("Who contributed most", _CONTRIBUTED.format(by_size[0]), *_contributions(result, by_size[0]))
     if result.missing:
         rows = [[weight, why] for weight, why in result.missing.items()]
@@ -137,17 +139,40 @@ def _norms_drawing(result: WatchResult) -> Drawing:
     )  # fmt: skip
 
 
+def in_words(result: WatchResult, most: int) -> tuple[list[str], str]:
+    """The weights that changed most and have words, or all alike where none has any; and what that leaves out, said.
+
+    Args:
+        result: of the watch.
+        most: how many to name at most.
+    """
+    shares = result.shares()
+    by_size = list(shares)
+    worded = [name for name in by_size if _has_words(result.written[name])][:most]
+    if not worded:
+        return by_size[:most], ""
+    without = [name for name in by_size[: by_size.index(worded[-1])] if name not in worded]
+    if not without:
+        return worded, ""
+    share, what = percent(sum(shares[name] for name in without)), count_text(len(without), "weight")
+    return worded, f"Left out: {what} ({share} of all change) between these, with no words: outside the stream."
+
+
+def _has_words(each: Directions) -> bool:
+    return bool(each.norm) and (each.imprint is not None or each.shift is not None)
+
+
 def _words(result: WatchResult, names: Sequence[str]) -> Fragment:
-    """The first direction of the weights that changed most, a row each."""
+    """The first direction of some weights, a row each."""
     shares = result.shares()
     rows: list[list[TableCell]] = []
-    for name in names[:_MOST_WEIGHTS]:
+    for name in names:
         each = result.written[name]
         share = percent(shares[name]) if each.norm else "none"
         before, after = (words_of(side.get(name)) for side in (result.before, result.after))
         rows.append([share, *direction_cells(each), before, after, direction_cells(result.gradient[name])[1]])
     columns = ["of all change", "first direction", "in words", "before", "after", "gradients asked for"]
-    return Fragment(html.table(columns, rows, row_names=names[:_MOST_WEIGHTS], corner="weight", limit=26))
+    return Fragment(html.table(columns, rows, row_names=names, corner="weight", limit=26))
 
 
 def _contributions(result: WatchResult, weight: str) -> list[Fragment]:
