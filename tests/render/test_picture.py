@@ -80,6 +80,22 @@ def test_each_square_says_its_value_and_has_its_colour() -> None:
     assert place[0][1] > place[5][1] > place[10][1] and place[0][0] < place[1][0] < place[4][0]
 
 
+def test_squares_as_white_as_the_page_lie_in_a_frame() -> None:
+    def framed(svg: str) -> tuple[list[float], list[float]]:
+        drawn = [each for each in read(svg).iter(f"{SVG}path") if each.get("stroke") == "currentColor"]
+        lines = [
+            each.get("d").replace("M", "").replace("L", "").split() for each in drawn if each.get("d").count("L") == 1
+        ]
+        return tuple([float(place) for line in lines for place in line[side::2]] for side in (0, 1))
+
+    svg = heat(torch.zeros(3, 4))
+    squares = [each for each in read(svg).iter(f"{SVG}rect") if each.find(f"{SVG}title") is not None]
+    assert {each.get("fill") for each in squares} == {"#ffffff"}
+    for places, side in zip(framed(svg), ("x", "y"), strict=True):
+        own = [float(each.get(side)) for each in squares]
+        assert min(places) <= min(own) + 0.01 and max(places) > max(own)
+
+
 def test_details_come_below_the_value() -> None:
     svg = heat(torch.tensor([[0.5]]), details=[["standard error < 0.1 & more"]])
     assert titles(svg) == ["layer: 0\ntoken: 0\nnats: 0.5\nstandard error < 0.1 & more"]
