@@ -2,6 +2,8 @@
 
 import warnings
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -170,3 +172,28 @@ def test_a_subject_of_the_target_is_not_the_prompts():
     ids = torch.tensor([ids_of(tokenizer, "the rent in")])
     with pytest.raises(ValueError, match="occur in the prompt"):
         tlb.backward_lens(model, ids, " Niger Oslo", layers=0, subject="Niger")
+
+
+@pytest.mark.parametrize("of", [tuple, list, np.array, pd.Series])
+def test_subjects_in_whatever_holds_several(of):
+    """Texts and spans of lists, arrays and a table's columns are one; what has no order is none."""
+    model = tlb.zoo.load("facts")
+    prompt, name, places = "Anna Berg lives in the city of", "Anna Berg", [1, 3]
+    codes = tlb.backward_lens(model, prompt, " Oslo", subject=name).segments.codes
+    given = of(places)
+    assert torch.equal(tlb.backward_lens(model, prompt, " Oslo", subject=given).segments.codes, codes)
+    mixed = [[of(places), name], [range(1, 3), torch.tensor(places)]]
+    for subjects in (of([name] * 2), of(places), range(1, 3), *mixed):
+        two = tlb.backward_lens(model, [prompt] * 2, " Oslo", subject=subjects).segments.codes
+        assert torch.equal(two, codes.reshape(1, -1).expand(2, -1))
+    assert tlb.editing.neighbour_prompts(model, prompt, given, k=1) == tlb.editing.neighbour_prompts(
+        model, prompt, name, k=1
+    )
+    swept = [
+        tlb.sweep(model, [(prompt, " Oslo")], subjects=each, control=None, show_progress=False)
+        for each in (of([name]), [given])
+    ]
+    torch.testing.assert_close(*(one.values["norm"] for one in swept), equal_nan=True)
+    for none in ({1, 3}, {1: 3}, np.array(3), range(1, 5, 2), [1, 2, 3]):
+        with pytest.raises(TypeError, match="Expected a subject as text that occurs"):
+            subject_spans(None, [range(8)], None, none)

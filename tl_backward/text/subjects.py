@@ -2,9 +2,8 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
-from numbers import Integral
-from typing import TypeAlias, cast
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set, Sized
+from typing import SupportsIndex, TypeAlias, cast
 
 from tl_backward._support.checks import is_integer, short
 from tl_backward._support.hints import say_as
@@ -12,8 +11,10 @@ from tl_backward._support.types import Tokenizer
 from tl_backward._support.warnings import warn_user
 from tl_backward.text.extents import Extent, decoded_extents, extents_in_text, plain
 
-Span: TypeAlias = str | tuple[int, int] | None
-Subject: TypeAlias = Span | Sequence[Span]
+Span: TypeAlias = str | Collection[SupportsIndex] | None
+"""A subject's text, or its (start, end) as a tuple, a list or an array, or as range(start, end)."""
+Subject: TypeAlias = Span | Collection[Span]
+say_as(Span, "text | (start, end) tokens | None")
 say_as(Subject, "text | (start, end) tokens | None | list of these")
 
 
@@ -41,7 +42,7 @@ def subject_spans(
         tokenizer: the model's.
         rows: each prompt's real token ids.
         texts: the prompts as they came; None where they came as ids.
-        subject: text or span, one for all prompts or one each; None for none.
+        subject: text or span, one for all prompts or one each (in a list, an array or a table's column); None for none.
         where: what the rows are, in words.
 
     Raises:
@@ -58,7 +59,7 @@ def subject_spans(
 def find_span(
     tokenizer: Tokenizer | None,
     ids: Sequence[int],
-    subject: str | tuple[int, int],
+    subject: str | Collection[SupportsIndex],
     text: str | None = None,
     *,
     where: str = "the prompt",
@@ -163,10 +164,12 @@ def _warn(what: str, ids: Sequence[int], subject: str) -> None:
     )
 
 
-def _checked(span: tuple[int, int], n_tokens: int) -> tuple[int, int]:
-    if not isinstance(span, tuple | list) or len(span) != 2 or not all(map(is_integer, span)):
+def _checked(span: Collection[SupportsIndex], n_tokens: int) -> tuple[int, int]:
+    # A range is the tokens themselves: its end is excluded as a span's is.
+    places = [span.start, span.stop] if isinstance(span, range) and span.step == 1 else _listed(span)
+    if len(places) != 2 or not all(map(is_integer, places)):
         raise TypeError(_NO_SUBJECT.format(short(span)))
-    start, end = (int(place) for place in span)
+    start, end = (int(place) for place in cast(list[SupportsIndex], places))
     if not 0 <= start < end <= n_tokens:
         raise ValueError(
             f"Expected a subject span within the prompt's {n_tokens} tokens, got {(start, end)}; give (start, end) "
@@ -176,12 +179,23 @@ def _checked(span: tuple[int, int], n_tokens: int) -> tuple[int, int]:
 
 
 def _one_each(subject: Subject, n: int) -> Sequence[Span]:
-    if subject is None or isinstance(subject, str):
+    if subject is None or isinstance(subject, str | range):
         return [subject] * n
-    if not isinstance(subject, Sequence):
-        raise TypeError(_NO_SUBJECT.format(short(subject)))
-    if len(subject) and isinstance(subject[0], Integral):
-        return [cast(tuple[int, int], subject)] * n
-    if len(subject) != n:
-        raise ValueError(f"Expected one subject, or one for each of {n} prompts, got {len(subject)}; pair them.")
-    return cast(Sequence[Span], subject)
+    subjects = _listed(subject)
+    if subjects and is_integer(subjects[0]):
+        return [cast(Span, subject)] * n
+    if len(subjects) != n:
+        raise ValueError(f"Expected one subject, or one for each of {n} prompts, got {len(subjects)}; pair them.")
+    return cast(list[Span], subjects)
+
+
+def _listed(given: object) -> list[object]:
+    """The items of a list, a tuple, a range, an array or a table's column.
+
+    Raises:
+        TypeError: it is none of these.
+    """
+    ordered = isinstance(given, Iterable) and isinstance(given, Sized) and not isinstance(given, str | Mapping | Set)
+    if not ordered or getattr(given, "ndim", 1) == 0:
+        raise TypeError(_NO_SUBJECT.format(short(given)))
+    return list(cast(Iterable, given))
