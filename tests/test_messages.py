@@ -108,7 +108,9 @@ def test_a_report_of_another_result(model):
         (tlb.render.map_report, "ModelDistances"),
         (tlb.render.stitching_report, "StitchingGrid"),
     ):
-        with pytest.raises(TypeError, match=f"of {report.__name__} to be {name}, got BackwardLens; see help"):
+        with pytest.raises(
+            TypeError, match=f"of {report.__name__} to be {name}, got BackwardLens, whose own page is .show.*; see help"
+        ):
             report(lens)
 
 
@@ -121,6 +123,7 @@ def test_dir_is_what_there_is_to_use():
     names = dir(tlb)
     assert {*tlb.__all__} <= {*names} and "importlib" not in names and "ModuleType" not in names
     assert all(hasattr(tlb, name) for name in names)
+    assert {"EditCase", "Basis", "BackwardLens"} <= {*names}  # what a user makes or loads
 
 
 PACKAGES = [
@@ -363,6 +366,19 @@ TYPES = {
     "TransformerLensModel} | list of TransformerLensModel, got ",
     "dissimilarity.model_distances({'a': model, 'b': None}, [prompt])": "Expected a TransformerLens model (Hooked",
     "tlb.load_edit('edit.safetensors', model)": "Expected a TransformerLens model, got the file 'edit.safetensors'; give",
+    "tlb.readout(model, model.W_U.T, basis=model.W_U.T)": "Expected basis of readout to be tlb.Basis(directions, names=...) "
+    "| None, got ",
+    "tlb.backward_lens(model, prompt, target, basis=model.W_U.T)": "Expected basis of backward_lens to be tlb.Basis(",
+    "dissimilarity.compare(model, [prompt], model)": "Expected a TransformerLens model, got ['Anna Berg lives in the city "
+    "of']; models come first, then texts or data.",
+    "tlb.backward_lens(prompt, model, target)": "Expected a TransformerLens model, got 'Anna Berg lives in the city of'; "
+    "models come first, then",
+    "training.who_wrote(model, [(prompt, target)], prompt, target)": "Expected prompt of who_wrote to be text | token ids, "
+    "got [('Anna Berg lives in the city of', ' Oslo')]; the order is who_wrote(model, prompt, target, dataset); see help(",
+    "training.WatchCallback()": "Expected a complete call of WatchCallback, got one that is missing a required argument: ",
+    "training.WatchCallback(None)": "Expected a TransformerLens model (HookedTransformer or TransformerBridge), got NoneT",
+    "training.WatchCallback('my-gpt2')": "Expected a TransformerLens model, got its name 'my-gpt2'; load it with tlb.load(",
+    "training.WatchCallback(model, evry=2)": "Expected options of watch (every, k, rank, n_examples, seed), got 'evry'",
     "tlb.EditCase(3, 4)": "Expected prompt of an edit case as text, got 3; write it out.",
     "tlb.EditCase(prompt, target, answer=None)": "Expected answer of an edit case as text, got None; write it out.",
     "tlb.sweep(model, [prompt], target, subjects=[3], control=None)": "Prompt 0: Expected a subject as text that occurs in",

@@ -188,9 +188,10 @@ def test_untrained_networks_beside_a_comparison():
     assert "and none is clearly more alike than that." in untrained(list(zip(high, high, strict=True)))
     assert "and all are clearly more" in untrained(list(zip(low, low, strict=True)), similarity=False)
     few = untrained([(0.4, 0.4)] * 4)
-    assert few.endswith("; its control has 4 draws, too few to compare with (control='random_init' makes 5).")
+    how = "run_options=RunOptions(control='random_init')"
+    assert few.endswith(f"; its control has 4 draws, too few to compare with ({how} makes 5).")
     assert said(alike(DIAGONAL)).endswith(
-        "; no control was run, so untrained networks may do the same (control='random_init' shows it)."
+        f"; no control was run, so untrained networks may do the same ({how} shows it)."
     )
 
 

@@ -139,7 +139,7 @@ offer(__name__, {**_FROM, **dict.fromkeys(_ROOMS)})
 
 
 def __dir__() -> list[str]:
-    return sorted({*_ROOMS, *(name for name in _FROM if name.islower()), "__version__"})
+    return sorted({*_ROOMS, *_FROM, "__version__"})
 
 
 __all__ = [

@@ -881,3 +881,14 @@ def test_a_control_reads_the_data_for_every_draw():
     model = bridge("llama")
     with pytest.raises(TypeError, match="read for every draw of the control, got an iterator; pass a list of it"):
         compare(model, model, iter(TEXTS), run_options=options, **QUIET)
+
+
+def test_a_model_without_an_untrained_copy_is_refused_before_the_pass(monkeypatch):
+    passes = []
+    monkeypatch.setattr("tl_backward.dissimilarity.comparison.evaluate", lambda *_: passes.append(1))
+    sound, adapted = bridge("llama"), bridge("llama")
+    torch.nn.utils.parametrizations.weight_norm(adapted.original_model.model.layers[0].mlp.down_proj)
+    for models in ((sound, adapted), (adapted, sound)):
+        with pytest.raises(ValueError, match="Expected every parameter to be one that .* makes from its configuration"):
+            compare(*models, TEXTS, run_options=RunOptions(control="random_init"), **QUIET)
+    assert not passes

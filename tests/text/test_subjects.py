@@ -194,6 +194,6 @@ def test_subjects_in_whatever_holds_several(of):
         for each in (of([name]), [given])
     ]
     torch.testing.assert_close(*(one.values["norm"] for one in swept), equal_nan=True)
-    for none in ({1, 3}, {1: 3}, np.array(3), range(1, 5, 2), [1, 2, 3]):
+    for none in ({1, 3}, {1: 3}, range(1, 5, 2), [1, 2, 3]):
         with pytest.raises(TypeError, match="Expected a subject as text that occurs"):
             subject_spans(None, [range(8)], None, none)

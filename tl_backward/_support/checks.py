@@ -8,9 +8,10 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from operator import index
 from pathlib import Path
-from typing import SupportsFloat, SupportsIndex, TypeGuard, cast
+from typing import Any, SupportsFloat, SupportsIndex, TypeGuard, cast
 
 import torch
 
@@ -50,6 +51,25 @@ def is_integer(value: object) -> TypeGuard[SupportsIndex]:
         return not isinstance(value, bool) and index(cast(SupportsIndex, value)) is not None
     except (TypeError, ValueError):  # no number at all; of a tensor, several or no integer
         return False
+
+
+def check_integers(options: object, *names: str) -> None:
+    """Refuse fields of an option dataclass that are no integers; None passes where that is the default.
+
+    Raises:
+        TypeError: one is none, or True or False.
+        ValueError: a seed of more than 64 bits, which no generator takes.
+    """
+    defaults = {field.name: field.default for field in fields(cast(Any, options))}
+    for name in names:
+        value, default, of = getattr(options, name), defaults[name], type(options).__name__
+        if value is None and default is None:
+            continue
+        if not is_integer(value):
+            hint = "leave it out for all" if default is None else f"the default is {default}"
+            raise TypeError(f"Expected {name} of {of} as an integer, got {short(value)}; {hint}.")
+        if name == "seed" and not -(2**63) <= index(value) < 2**63:
+            raise ValueError(f"Expected seed of {of} as an integer of 64 bits, got {value}; the default is {default}.")
 
 
 def short(value: object) -> str:
@@ -102,6 +122,8 @@ def no_model(given: object) -> str:
     """The error raised where a TransformerLens model is expected, and something else came."""
     if isinstance(given, str) and given.endswith(".safetensors"):
         return f"Expected a TransformerLens model, got the file {given[-60:]!r}; give the model first, then the file."
+    if isinstance(given, list | tuple) or (isinstance(given, str) and len(given.split()) > 1):
+        return f"Expected a TransformerLens model, got {short(given)}; models come first, then texts or data."
     if isinstance(given, str):
         return f"Expected a TransformerLens model, got its name {given[:60]!r}; load it with tlb.load({given[:60]!r})."
     return (

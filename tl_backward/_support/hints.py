@@ -1,11 +1,14 @@
 """Type hints in the words of an error message: what a function takes, without the modules that its types are from."""
 
 import inspect
+import random
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from types import UnionType
 from typing import Any, ForwardRef, Literal, Union, get_args, get_origin
 
+from beartype.door import is_bearable
+from beartype.roar import BeartypeException
 from torch import Tensor
 
 _KINDS = {"Float": "floats", "Int": "integers", "Integer": "integers", "Bool": "booleans"}
@@ -44,7 +47,7 @@ def in_words(hint: Any) -> str:
     if isinstance(origin, type) and issubclass(origin, Mapping) and len(parts) == 2:
         return f"dictionary {{{in_words(parts[0])}: {in_words(parts[1])}}}"
     if isinstance(origin, type) and issubclass(origin, Collection | Iterable) and len(parts) == 1:
-        return f"list of {_whole(parts[0])}"
+        return f"{'set' if issubclass(origin, Set) else 'list'} of {_whole(parts[0])}"
     if origin is Callable and len(parts) == 2:
         taken = "..." if parts[0] is ... else ", ".join(map(in_words, parts[0]))
         return f"function ({taken}) -> {_whole(parts[1])}"
@@ -52,6 +55,28 @@ def in_words(hint: Any) -> str:
         return hint.__forward_arg__
     text = inspect.formatannotation(hint).replace("torch.nn.modules.module.Module", "TransformerLensModel")
     return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])", "", text)
+
+
+def fits(value: object, hint: Any) -> bool:
+    """Whether a value is what a hint says, as far as beartype looks; the global random state is left as found."""
+    before = random.getstate()  # from which beartype draws the item of a list that it looks at
+    try:
+        return is_bearable(value, hint)
+    except BeartypeException:  # a hint that it does not know
+        return True
+    finally:
+        random.setstate(before)
+
+
+def order_of(function: Callable, name: str, value: object) -> str:
+    """The order of a call, for the end of an error message: where a value is what another argument takes; else ""."""
+    every = inspect.signature(function).parameters
+    own = [each for each in every.values() if each.kind is each.POSITIONAL_OR_KEYWORD and each.name != "self"]
+    hints = [each.annotation for each in own if each.name != name and not isinstance(each.annotation, str)]
+    alone = value is None or isinstance(value, str | int | float) or hasattr(value, "shape")  # most take such
+    if alone or name not in [each.name for each in own] or not any(fits(value, hint) for hint in hints):
+        return ""
+    return f"the order is {function.__name__}({', '.join(each.name for each in own)}); "
 
 
 def _whole(hint: Any) -> str:

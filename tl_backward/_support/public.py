@@ -2,18 +2,17 @@
 
 import functools
 import inspect
-import random
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar, cast, get_type_hints
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
-from beartype.door import is_bearable
 from beartype.roar import BeartypeException
 from jaxtyping import TypeCheckError
 from torch import nn
 
 from tl_backward._support.checks import UnknownInputError, close_names, no_model, short
-from tl_backward._support.hints import in_words
+from tl_backward._support.hints import fits, in_words, order_of
 from tl_backward._support.warnings import SAID
 
 T = TypeVar("T", bound=Callable)
@@ -79,13 +78,14 @@ def _sentence(function: Callable, error: Exception, args: tuple, kwargs: dict[st
     if isinstance(error, TypeError) and (match := _NO_SUCH_KEYWORD.search(said)):
         unknown = match[1] if match[1] not in parameters else None
     if unknown is not None:
-        keywords = [name for name, each in parameters.items() if each.kind is not each.VAR_KEYWORD]
+        if option := _option_with(function, unknown):
+            return f"Expected a keyword of {_called(function, args)}{_beside(error)}, got {unknown!r}; write {option}."
+        keywords = _keywords(function, args)
         inputs = error.known if isinstance(error, UnknownInputError) else ()
-        beside = " or an input of the model" if isinstance(error, UnknownInputError) else ""
         known = list(dict.fromkeys([*keywords, *inputs]))
         close = ", ".join(map(repr, close_names(unknown, known)))
         hint = f"the nearest are {close}" if close else f"known are {', '.join(known)}"
-        return f"Expected a keyword of {_called(function)}{beside}, got {unknown!r}; {hint}."
+        return f"Expected a keyword of {_called(function, args)}{_beside(error)}, got {unknown!r}; {hint}."
     if isinstance(error, TypeCheckError | BeartypeException) or ("Expected " in said and "\n" not in said):
         return None
     try:
@@ -95,14 +95,14 @@ def _sentence(function: Callable, error: Exception, args: tuple, kwargs: dict[st
         if not (isinstance(error, TypeError) and ("required" in said or "positional" in said)):
             return None
         what = f"that is {reason}" if "missing" in str(reason) else f"with {reason}"
-        return f"Expected a complete call of {_called(function)}, got one {what}; see its help."
+        return f"Expected a complete call of {_called(function, args)}, got one {what}; see its help."
     for name, hint in _hints(function):
-        if name in bound and not _fits(bound[name], hint):
+        if name in bound and not fits(bound[name], hint):
             if hint is nn.Module:
                 return no_model(bound[name])
             return (
-                f"Expected {name} of {_called(function)} to be {in_words(hint)}, got {short(bound[name])}; see "
-                f"help({_name(function)})."
+                f"Expected {name} of {_called(function, args)} to be {in_words(hint)}, got {short(bound[name])}; "
+                f"{order_of(function, name, bound[name])}see help({_name(function)})."
             )
     return None
 
@@ -111,9 +111,36 @@ def _name(function: Callable) -> str:
     return f"{function.__module__}.{function.__qualname__}".replace(".<locals>", "").removesuffix(".__init__")
 
 
-def _called(function: Callable) -> str:
-    """What is called: a class where that makes one."""
-    return _name(function).rpartition(".")[2]
+def _called(function: Callable, args: tuple) -> str:
+    """What is called: where that makes an object its class, which may be another that passes its keywords on."""
+    return type(args[0]).__name__ if _makes(function, args) else _name(function).rpartition(".")[2]
+
+
+def _makes(function: Callable, args: tuple) -> bool:
+    return function.__name__ == "__init__" and bool(args)
+
+
+def _beside(error: Exception) -> str:
+    return " or an input of the model" if isinstance(error, UnknownInputError) else ""
+
+
+def _keywords(function: Callable, args: tuple) -> list[str]:
+    """The keywords that are taken, those of an object's own class first."""
+    called = [type(args[0]), function] if _makes(function, args) else [function]
+    every = [each for one in called for each in inspect.signature(one).parameters.values()]
+    named = [each.name for each in every if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    return [name for name in dict.fromkeys(named) if name not in ("self", "cls")]
+
+
+def _option_with(function: Callable, field: str) -> str | None:
+    """How to give what is a field of one of the function's options; None where it is of none."""
+    parameters = inspect.signature(function).parameters
+    for name, hint in _hints(function):
+        for kind in get_args(hint) or (hint,):
+            among = is_dataclass(kind) and any(own.name == field and own.init for own in fields(kind))
+            if among and parameters[name].kind is inspect.Parameter.KEYWORD_ONLY:
+                return f"{name}={cast(type, kind).__name__}({field}=...)"
+    return None
 
 
 def _hints(function: Callable) -> Iterator[tuple[str, Any]]:
@@ -126,13 +153,3 @@ def _hints(function: Callable) -> Iterator[tuple[str, Any]]:
     for name, parameter in inspect.signature(own).parameters.items():
         if name in hints and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             yield name, hints[name]
-
-
-def _fits(value: object, hint: Any) -> bool:
-    before = random.getstate()  # from which beartype draws the item of a list that it looks at
-    try:
-        return is_bearable(value, hint)
-    except BeartypeException:  # a hint that it does not know
-        return True
-    finally:
-        random.setstate(before)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tl_backward._support.arrays import tensor_of, tensor_parameters
 from tl_backward._support.checks import no_model
-from tl_backward._support.hints import in_words, say_as
+from tl_backward._support.hints import in_words, order_of, say_as
 from tl_backward._support.literals import check_types
 
 F = TypeVar("F", bound=Callable)
@@ -75,8 +75,11 @@ def _sentence(function: Callable, said: re.Match[str], given: object) -> str:
     ]
     axes = f" where {', '.join(sizes)}" if sizes else ""
     what = f"{said['name']} of {function.__name__}" if said["name"] else f"what {function.__name__} returns"
+    if function.__name__.endswith("_report") and hasattr(type(given), "show"):
+        got += ", whose own page is .show()"
+    order = order_of(function, said["name"] or "", given)
     return (
-        f"Expected {what} to be {in_words(hint)}{axes}, got {got}; see "
+        f"Expected {what} to be {in_words(hint)}{axes}, got {got}; {order}see "
         f"help({function.__module__}.{function.__qualname__})."
     )
 

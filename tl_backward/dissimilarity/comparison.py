@@ -81,7 +81,7 @@ def compare(
         TypeError: no TransformerLens model, data of an unknown kind, or an iterator of them with a control.
         ValueError: an unknown measure, hook point or layer; models without a common vocabulary for tokens; NaN or inf
             (the hook point and the batch are named); fewer than 4 samples, or a layer that never varies; more memory
-            than allowed, with what would fit.
+            than allowed, with what would fit; with a control, a model of which no untrained copy can be made.
 
     Examples:
         >>> texts = [example.text for example in tlb.zoo.facts.world().examples(split="held_out")[:40]]
@@ -99,13 +99,16 @@ def compare(
             "Expected data that can be read for every draw of the control, got an iterator; pass a list of it."
         )
     plan = plan_comparison(models, data, hook, (layers_a, layers_b), measures, text_options, sample_options, asked)
+    n = 0 if control is None else control.n_draws  # B's are others than A's, or equal models would stay so
+    if control is not None:  # a model of which none can be made is refused before the pass, which would be lost
+        for model, draw in zip(models, (0, n), strict=True):
+            next(control.models(model, [draw]))
     if run_options.show_plan:
         print(plan.memory)
     found = evaluate(plan, gather(data, plan, show_progress), show_progress)
     if control is None:
         return found
     once = replace(asked, jackknife=0, permutations=0, checkpoint=None, show_plan=False)
-    n = control.n_draws  # B's are others than A's, or two models of one configuration would be the same
     pairs = zip(control.models(model_a, range(n)), control.models(model_b, range(n, 2 * n)), strict=True)
     draws = [
         compare(

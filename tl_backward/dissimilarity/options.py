@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias, get_args
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tl_backward._support.checks import check_choice
+from tl_backward._support.checks import check_choice, check_integers
 from tl_backward._support.public import public
 from tl_backward.activations.reader import Heads
 from tl_backward.lens.control import Control, control_of
@@ -74,6 +74,7 @@ class RunOptions:
             networks of the two models' configurations, without errors and chance; each draw reads the data anew.
 
     Raises:
+        TypeError: a count or seed that is no integer.
         ValueError: an unknown estimator or control, or a number that is too small.
     """
 
@@ -90,6 +91,7 @@ class RunOptions:
     def __post_init__(self) -> None:
         check_choice("estimator", self.estimator, get_args(Estimator))
         control_of(self.control)
+        check_integers(self, "jackknife", "permutations", "sample_size", "seed")
         for name, least in (("jackknife", 0), ("permutations", 0), ("sample_size", 4)):
             if getattr(self, name) < least:
                 raise ValueError(f"Expected {name} of at least {least}, got {getattr(self, name)}; give a larger one.")
@@ -115,6 +117,7 @@ class FitOptions:
         layer_norm: whether an extra LayerNorm comes before the map; None for SGD alone.
 
     Raises:
+        TypeError: a count or seed that is no integer.
         ValueError: no step, or a learning rate that is not positive.
     """
 
@@ -130,6 +133,7 @@ class FitOptions:
     layer_norm: bool | None = None
 
     def __post_init__(self) -> None:
+        check_integers(self, "steps", "warmup_steps", "seed", "save_every")
         if self.steps < 1 or self.warmup_steps < 0 or self.learning_rate <= 0:
             raise ValueError(
                 f"Expected at least one step, a warm-up of at least 0 and a positive learning rate, got {self.steps}, "

@@ -12,7 +12,7 @@ from tl_backward._support.html import visible_text
 from tl_backward._support.sentences import DRAWS_NEEDED, beyond, beyond_moments, count_text, no_comparison, spread
 
 _TIE = 1e-9
-_HOW = "control='random_init'"
+_HOW = "run_options=RunOptions(control='random_init')"
 
 
 @dataclass(frozen=True)

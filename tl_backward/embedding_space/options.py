@@ -4,15 +4,15 @@ Which tokens a projection may name is said by filters on a token's text, or by a
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, cast, get_args
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from tl_backward._support.checks import nearest
+from tl_backward._support.checks import nearest, short
 from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
 from tl_backward._support.types import TransformerLensModel, typed
@@ -46,7 +46,8 @@ class VectorOptions(Saved):
         filters: which tokens to consider, by name or predicate; see `tl_backward.embedding_space.token_mask`.
 
     Raises:
-        ValueError: another inverse.
+        TypeError: tokens or filters of another type.
+        ValueError: another inverse, or an unknown filter.
     """
 
     inverse: Inverse = "transpose"
@@ -57,6 +58,11 @@ class VectorOptions(Saved):
     def __post_init__(self) -> None:
         if self.inverse not in get_args(Inverse):
             raise ValueError(f"Expected inverse 'transpose' or 'pinv', got {self.inverse!r}; choose one of them.")
+        _listed_filters(self.filters)
+        if isinstance(self.tokens, str) or not isinstance(self.tokens, Iterable | None):
+            raise TypeError(
+                f"Expected tokens as a list of ids or texts, got {short(self.tokens)}; one is a list of one."
+            )
 
     def mask(self, model: TransformerLensModel) -> Bool[Tensor, " d_vocab"] | None:
         """The tokens to consider; None for all."""
@@ -110,6 +116,7 @@ _BY_TEXT: dict[str, Callable[[str], bool]] = {
     "alphanumeric": is_alphanumeric,
     "not_byte": is_no_byte,
 }
+_NAMES = get_args(FilterName)
 
 
 def without_bytes(model: TransformerLensModel) -> tuple[tuple[FilterName, ...], int]:
@@ -151,7 +158,7 @@ def token_mask(
         >>> int(tlb.embedding_space.token_mask(model, tokens=[" Oslo", " Graz"]).sum())
         2
     """
-    wanted = [filters] if isinstance(filters, str) or callable(filters) else list(filters)
+    wanted = _listed_filters(filters)
     if tokens is None and not wanted:
         return None
     d_vocab = model.W_U.shape[1]
@@ -169,6 +176,26 @@ def token_mask(
     return kept.to(model.W_U.device)
 
 
+def _listed_filters(filters: Filters) -> list[Filter]:
+    """One filter or several as a list.
+
+    Raises:
+        TypeError: one that is neither a name nor a predicate.
+        ValueError: a name that is none.
+    """
+    one = isinstance(filters, str) or not isinstance(filters, Iterable)
+    listed = cast("list[Filter]", [filters] if one else list(cast("Iterable[Filter]", filters)))
+    for each in listed:
+        if not isinstance(each, str) and not callable(each):
+            raise TypeError(f"Expected filters by name or as a predicate on text, got {short(each)}; such as 'ascii'.")
+        if isinstance(each, str) and each not in _NAMES:
+            raise ValueError(
+                f"Expected a filter's name or a predicate on text, got {each!r}; the nearest are "
+                f"{nearest(each, _NAMES)}."
+            )
+    return listed
+
+
 def _passing(model: TransformerLensModel, one: Filter, among: Tensor) -> Tensor:
     """Which of the tokens in `among` pass one filter."""
     tokenizer = getattr(model, "tokenizer", None)
@@ -177,10 +204,5 @@ def _passing(model: TransformerLensModel, one: Filter, among: Tensor) -> Tensor:
     if one == "not_special":
         special, n_known = set(getattr(tokenizer, "all_special_ids", ())), len(tokenizer)
         return torch.tensor([id_ not in special and id_ < n_known for id_ in range(len(among))])
-    predicate = _BY_TEXT.get(one) if isinstance(one, str) else one
-    if predicate is None:
-        raise ValueError(
-            f"Expected a filter's name or a predicate on text, got {one!r}; the nearest are "
-            f"{nearest(str(one), [*_BY_TEXT, 'not_special'])}."
-        )
+    predicate = _BY_TEXT[one] if isinstance(one, str) else one
     return torch.tensor([left and bool(predicate(token_string(tokenizer, i))) for i, left in enumerate(among.tolist())])

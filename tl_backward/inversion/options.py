@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, TypeAlias, get_args
 
-from tl_backward._support.checks import check_choice
+from tl_backward._support.checks import check_choice, check_integers
 from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
 from tl_backward.text.options import TextOptions
@@ -71,6 +71,7 @@ class SearchOptions:
         vocabulary: token ids that edits write and erase; None for those that occur in the proposals and the query.
 
     Raises:
+        TypeError: a count that is no integer.
         ValueError: settings out of range.
     """
 
@@ -86,6 +87,7 @@ class SearchOptions:
     vocabulary: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
+        check_integers(self, "chains", "steps", "burn_in", "thin", "n_proposals")
         if not self.tau > 0 or (self.plateau or 0) < 0:
             raise ValueError(
                 f"Expected tau > 0 and plateau >= 0, got {self.tau} and {self.plateau}; 0.001 and epsilon serve."
@@ -139,6 +141,7 @@ class InversionOptions:
         seed: of everything that is drawn.
 
     Raises:
+        TypeError: a number that is no integer.
         ValueError: another method, or a number below 1.
     """
 
@@ -148,6 +151,7 @@ class InversionOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_integers(self, "n", "n_pool", "seed")
         if self.method is not None:
             check_choice("method", self.method, get_args(Way))
         if min(self.n, self.n_pool) < 1:

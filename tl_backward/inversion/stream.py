@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from tl_backward._support.checks import check_integers
+from tl_backward._support.public import public
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.activations import PlaceReader
 from tl_backward.inversion.positions import NOWHERE, Position, find_each
@@ -22,6 +24,7 @@ LAG = 2
 """New shares hold from this many batches after the step that computed them: one batch may be read ahead."""
 
 
+@public
 @dataclass(frozen=True)
 class Drawing:
     """How training batches are drawn: their size, and how many sites and positions of each text."""
@@ -33,6 +36,10 @@ class Drawing:
     no_information: float = 0.01
     """Share of activations that are replaced by the site's no-information activation."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse counts and seeds that are no integers."""
+        check_integers(self, "batch_size", "pairs", "seed")
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from tl_backward._support.absent import Absent
-from tl_backward._support.checks import is_integer, short
+from tl_backward._support.checks import check_integers, short
 from tl_backward._support.public import public
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.model.controls import random_inits
@@ -22,16 +22,15 @@ class RandomInit:
         seed: of the first draw; the next draws' follow it.
 
     Raises:
-        TypeError: what is no number.
-        ValueError: no draw.
+        TypeError: what is no integer.
+        ValueError: no draw, or a seed of more than 64 bits.
     """
 
     n_draws: int = 5
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not is_integer(self.seed):
-            raise TypeError(f"Expected seed of RandomInit as an integer, got {short(self.seed)}; the default is 0.")
+        check_integers(self, "n_draws", "seed")
         if self.n_draws < 1:
             raise ValueError(f"Expected n_draws of at least 1, got {self.n_draws}; leave the control out with None.")
 

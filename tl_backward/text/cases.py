@@ -1,9 +1,9 @@
 """Edit cases: each an edit with the prompts that score it, built in Python or read from CounterFact, JSONL or CSV."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from tl_backward._support.checks import as_path, short
 from tl_backward._support.public import public
@@ -48,6 +48,17 @@ class EditCase:
         for name in ("prompt", "target", "answer"):
             if not isinstance(value := getattr(self, name), str):
                 raise TypeError(f"Expected {name} of an edit case as text, got {short(value)}; write it out.")
+        if self.subject is not None and not isinstance(self.subject, str):
+            raise TypeError(f"Expected subject of an edit case as text, got {short(self.subject)}; write it out.")
+        for name, read in _COLUMNS.items():
+            given = getattr(self, name)
+            column = None if isinstance(given, str) or not isinstance(given, Iterable) else read(tuple(given))
+            if column is None:
+                what = "texts" if read is _as_texts else "(prompt, answer) pairs"
+                raise TypeError(
+                    f"Expected {name} of an edit case as a list of {what}, got {short(given)}; one is a list of one."
+                )
+            object.__setattr__(self, name, column)
         if not self.prompt or not self.target:
             raise ValueError(
                 f"Expected an edit case with a prompt and a target, got {self.prompt!r} and {self.target!r}; give both."
@@ -195,6 +206,25 @@ def _pairs(value: object) -> Asked:
 def _spaced(text: str) -> str:
     return text if text[0].isspace() else f" {text}"
 
+
+def _as_texts(items: tuple) -> tuple[str, ...] | None:
+    return items if all(isinstance(item, str) for item in items) else None
+
+
+def _as_pairs(items: tuple) -> Asked | None:
+    pairs = [None if isinstance(item, str) or not isinstance(item, Iterable) else tuple(item) for item in items]
+    fit = all(pair is not None and len(pair) == 2 and _as_texts(pair) for pair in pairs)
+    return cast(Asked, tuple(pairs)) if fit else None
+
+
+_COLUMNS: dict[str, Callable[[tuple], tuple | None]] = {
+    "paraphrases": _as_texts,
+    "neighbours": _as_pairs,
+    "relations": _as_pairs,
+    "portability": _as_pairs,
+    "generation": _as_texts,
+}
+"""What a case holds several of: as it is kept, None where it is something else."""
 
 _READERS: dict[str, Callable[[object], object]] = {
     "prompt": _text,

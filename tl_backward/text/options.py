@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass
 
+from tl_backward._support.checks import check_integers
+from tl_backward._support.public import public
 
+
+@public
 @dataclass(frozen=True)
 class TextOptions:
     """How data become batches of tokens.
@@ -16,7 +20,7 @@ class TextOptions:
         text_key: where a text is in rows of a dataset or a file.
 
     Raises:
-        TypeError: what is no number.
+        TypeError: what is no integer.
         ValueError: a number below 1.
     """
 
@@ -28,9 +32,8 @@ class TextOptions:
     text_key: str = "text"
 
     def __post_init__(self) -> None:
+        check_integers(self, "batch_size", "n_batches", "max_tokens")
         for name in ("batch_size", "n_batches", "max_tokens"):
             number = getattr(self, name)
-            if number is not None and not hasattr(number, "__index__"):
-                raise TypeError(f"Expected {name} as a whole number, got {number!r}; such as 8.")
             if number is not None and number < 1:
                 raise ValueError(f"Expected {name} of at least 1, got {number}; give a larger one.")

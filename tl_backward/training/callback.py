@@ -7,7 +7,9 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from tl_backward._support.public import public
 from tl_backward._support.types import TransformerLensModel, Weights
+from tl_backward.model.checks import check_model
 from tl_backward.training.result import WatchResult
 from tl_backward.training.watching import TrainingWatch, watch
 
@@ -25,6 +27,7 @@ class WatchOptions(TypedDict, total=False):
     seed: int
 
 
+@public
 class WatchCallback(TrainerCallback):
     """Watches a `transformers.Trainer` that trains the Hugging Face model in a TransformerBridge.
 
@@ -37,6 +40,9 @@ class WatchCallback(TrainerCallback):
         weights: as in `watch`.
         options: of `watch`.
 
+    Raises:
+        TypeError: no TransformerLens model, or an option that `watch` does not take.
+
     Examples:
         >>> bridge = tlb.zoo.load("facts", kind="bridge")
         >>> watching = tlb.training.WatchCallback(bridge, "W_out")
@@ -46,6 +52,10 @@ class WatchCallback(TrainerCallback):
     """
 
     def __init__(self, model: TransformerLensModel, weights: Weights = None, **options: Unpack[WatchOptions]) -> None:
+        check_model(model)
+        known = list(WatchOptions.__annotations__)
+        if unknown := [name for name in options if name not in known]:
+            raise TypeError(f"Expected options of watch ({', '.join(known)}), got {unknown[0]!r}; correct it.")
         self.model, self.weights, self.options = model, weights, options
         self.watching: TrainingWatch | None = None
 

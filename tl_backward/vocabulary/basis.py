@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tl_backward._support.arrays import tensor_of
 from tl_backward._support.checks import all_finite, as_path, check_choice, is_integer, short
+from tl_backward._support.hints import say_as
 from tl_backward._support.public import public
 from tl_backward.text.files import read_records, read_table
 
@@ -153,6 +154,9 @@ class Basis:
         encoder = "no encoder" if self.encoder is None else "with an encoder"
         n, width = self.directions.shape
         return f"Basis({n:,} latents, d_model={width}, {n_names or 'no'} names, {encoder})"
+
+
+say_as(Basis, "tlb.Basis(directions, names=...)")
 
 
 def _matrix(what: str, given: object) -> Tensor:
