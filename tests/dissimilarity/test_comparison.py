@@ -887,7 +887,7 @@ def test_a_model_without_an_untrained_copy_is_refused_before_the_pass(monkeypatc
     passes = []
     monkeypatch.setattr("tl_backward.dissimilarity.comparison.evaluate", lambda *_: passes.append(1))
     sound, adapted = bridge("llama"), bridge("llama")
-    torch.nn.utils.parametrizations.weight_norm(adapted.original_model.model.layers[0].mlp.down_proj)
+    torch.nn.utils.parametrizations.weight_norm(adapted.original_model.model.layers[0].mlp.down_proj.original_component)
     for models in ((sound, adapted), (adapted, sound)):
         with pytest.raises(ValueError, match="Expected every parameter to be one that .* makes from its configuration"):
             compare(*models, TEXTS, run_options=RunOptions(control="random_init"), **QUIET)
