@@ -25,7 +25,10 @@ def test_a_wrong_type_gets_a_sentence_without_the_model():
             lambda: distances(torch.ones(3, 4), torch.ones(5)),
             "query of distances to be tensor of floats [d] where d = 4, got f32[5](torch); see help(",
         ),
-        (lambda: tlb.readout(model, model), f"to be tensor of floats [*lead, d_model], got {kind}; see help("),
+        (
+            lambda: tlb.readout(model, model),
+            f"[*lead, d_model], got {kind}; the order is readout(model, vectors); see help(",
+        ),
         (lambda: tlb.readout(model, torch.ones(128), target=1.5), "None, got 1.5; see help("),
     ):
         with pytest.raises(TypeError, match="Expected .*" + re.escape(expected)) as caught:
