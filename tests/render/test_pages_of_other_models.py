@@ -202,7 +202,7 @@ def test_an_atlas_of_layers_that_differ():
     model = jamba()
     page = atlas(model, k=3, n_pairs=1, **quiet)
     shown = text_of(page)
-    assert "VO" in shown and "1.3" in shown and "0.0 " not in shown.split("The heads' strongest")[1].split("score")[0]
+    assert "OV" in shown and "1.3" in shown and "0.0 " not in shown.split("The heads' strongest")[1].split("score")[0]
     said = left_out_of_atlas(model, atlas_places(model, None, [0, 1]), [0, 1])
     assert said in shown and "mixer" in said or "mamba" in said or "W_in_proj" in said
 
