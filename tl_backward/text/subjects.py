@@ -166,7 +166,7 @@ def _warn(what: str, ids: Sequence[int], subject: str) -> None:
 
 def _checked(span: Collection[SupportsIndex], n_tokens: int) -> tuple[int, int]:
     # A range is the tokens themselves: its end is excluded as a span's is.
-    places = [span.start, span.stop] if isinstance(span, range) and span.step == 1 else _listed(span)
+    places = [span.start, span.stop, span.step][: 2 + (span.step != 1)] if isinstance(span, range) else _listed(span)
     if len(places) != 2 or not all(map(is_integer, places)):
         raise TypeError(_NO_SUBJECT.format(short(span)))
     start, end = (int(place) for place in cast(list[SupportsIndex], places))
