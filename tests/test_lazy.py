@@ -81,7 +81,7 @@ assert "backward_lens" in dir(tlb) and not heavy & set(sys.modules)
 for none in ("asked", "nonsense", "_ipython_display_", "__wrapped__"):  # a module of the release before, and nothing
     assert not hasattr(tlb, none), none
 assert not heavy & set(sys.modules)
-assert callable(tlb.text.files.read_table)  # a module of a room that was not imported
+assert tlb.text.options.TextOptions.batch_size == 8  # a module of a room that was not imported
 assert not hasattr(tlb.text, "nonsense") and "torch" not in sys.modules
 import tl_backward.lens
 assert callable(tlb.backward_lens) and callable(tlb.lens.backward_lens) and tl_backward.lens is tlb.lens

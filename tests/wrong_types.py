@@ -19,7 +19,8 @@ import torch
 from models import worlds
 
 import tl_backward as tlb
-from tl_backward._support.public import _fits, _hints
+from tl_backward._support.hints import fits
+from tl_backward._support.public import _hints
 
 ROOMS = "alignment dissimilarity editing embedding_space inversion render training zoo lens".split()
 EVERY = (None, 5, -1, "nonsense", object(), [], {}, float("nan"), b"x", torch.zeros(0), [None])
@@ -74,7 +75,7 @@ def unanswered(function, name, values):
     kinds = inspect.signature(function).parameters
     for parameter in [each for each in kinds if kinds[each].kind not in (2, 4) and each in hints]:
         for wrong in values:
-            if _fits(wrong, hints[parameter]):
+            if fits(wrong, hints[parameter]):
                 continue
             arguments = {**bound.arguments, parameter: wrong}
             call = inspect.BoundArguments(

@@ -2,11 +2,7 @@
 
 from dataclasses import dataclass
 
-from tl_backward._support.checks import check_integers
-from tl_backward._support.public import public
 
-
-@public
 @dataclass(frozen=True)
 class TextOptions:
     """How data become batches of tokens.
@@ -32,6 +28,8 @@ class TextOptions:
     text_key: str = "text"
 
     def __post_init__(self) -> None:
+        from tl_backward._support.checks import check_integers  # here: commands' help reads the fields without PyTorch
+
         check_integers(self, "batch_size", "n_batches", "max_tokens")
         for name in ("batch_size", "n_batches", "max_tokens"):
             number = getattr(self, name)
