@@ -120,8 +120,8 @@ def test_runs_live_and_draws(lab, browser, name, tmp_path):
         return browser.find_elements(By.CSS_SELECTOR, selector)
 
     wait_for(lambda: len(all_of(".jp-Notebook .jp-CodeCell")) == n_code, 240, "the notebook to open")
+    all_of(".jp-Notebook .jp-Cell")[0].click()  # the status bar speaks of a notebook that has the focus
     wait_for(lambda: "Idle" in browser.execute_script("return document.body.innerText"), 120, "the kernel")
-    all_of(".jp-Notebook .jp-Cell")[0].click()
     for _ in cells:
         browser.switch_to.active_element.send_keys(Keys.SHIFT, Keys.ENTER)
         time.sleep(0.1)
