@@ -215,7 +215,7 @@ def _lines(
 ) -> Iterator[str]:
     from tl_backward._support.sentences import count_text, percent
     from tl_backward.editing.summary import targets_met
-    from tl_backward.render.watch_page import in_words
+    from tl_backward.render.watch_page import worded_weights
 
     yield result.summary()
     answers = [each.answers() for each in effects]
@@ -227,7 +227,7 @@ def _lines(
         f"{count_text(len(effects), 'prompt')} answered with another token than before; {targets_met(answers, targets)}"
     )
     rows = [("weight", "of all change", "answers to", "writes")]
-    shares, (names, left_out) = result.shares(), in_words(result, _ROWS)
+    shares, (names, left_out) = result.shares(), worded_weights(result, _ROWS)
     for name in names:
         each = result.written[name]
         read = [

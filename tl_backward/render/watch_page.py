@@ -101,7 +101,7 @@ def watch_report(
         page.section("Answers before and after", said, others_table(answers, targets))
     by_size = list(result.shares())
     data = frame_block(listed_words(result.to_frame()), "written.csv")
-    worded, left_out = in_words(result, _MOST_WEIGHTS)
+    worded, left_out = worded_weights(result, _MOST_WEIGHTS)
     page.section("What was written, in words", f"{_WRITTEN} {left_out}".strip(), _words(result, worded), data)
     page.section("Who contributed most", _CONTRIBUTED.format(by_size[0]), *_contributions(result, by_size[0]))
     if result.missing:
@@ -139,7 +139,7 @@ def _norms_drawing(result: WatchResult) -> Drawing:
     )  # fmt: skip
 
 
-def in_words(result: WatchResult, most: int) -> tuple[list[str], str]:
+def worded_weights(result: WatchResult, most: int) -> tuple[list[str], str]:
     """The weights that changed most and have words, or all alike where none has any; and what that leaves out, said.
 
     Args:
