@@ -169,44 +169,30 @@ class Shard:
         return self.norms.square().sum(0).sqrt()
 
     def scores(
-        self, query: Query, projections: Sequence[Projection], chosen: Sequence[int] | None = None
+        self, query: Query, projections: Sequence[Projection]
     ) -> tuple[Float[Tensor, "query example"], Float[Tensor, "query example"]]:
-        """Inner products and cosines with a query over all weights, or over those with the numbers that it is of."""
-        at = list(range(len(self.kept)) if chosen is None else chosen)
-        norms = self.norms[at]
-        found = (self.kept[number].inner(query, place, projections[place]) for place, number in enumerate(at))
-        if query.is_single:  # in one go: small operations between large ones find nothing in the cache
-            total = (torch.cat(list(found)).double() * query.norms * norms).sum(0)[None]
-        else:
-            total = torch.zeros(len(query.indices), len(self.indices), dtype=torch.float64)
-            for place, each in enumerate(found):
-                total += each * (query.norms[place, :, None] * norms[place])
-        both = query.norms.square().sum(0).sqrt()[:, None] * norms.square().sum(0).sqrt()
+        """Inner products and cosines with queries over all weights."""
+        total = torch.zeros(len(query.indices), len(self.indices), dtype=torch.float64)
+        for number, kept in enumerate(self.kept):
+            each = kept.inner(query, number, projections[number])
+            total += each * (query.norms[number, :, None] * self.norms[number])
+        both = query.norms.square().sum(0).sqrt()[:, None] * self.sizes()
         return total, torch.where(both > 0, total / both, 0.0)
 
-    def leading(
-        self,
-        query: Query,
-        rests: Float[Tensor, "weight 1"],
-        projections: Sequence[Projection],
-        chosen: Sequence[int],
-    ) -> tuple[Float[Tensor, "example"], Float[Tensor, "example"], Float[Tensor, "example"]]:
-        """Inner products with a single query by what leads; how far from those by all, at most; the gradients' norms.
+    def inner(
+        self, query: Query, projections: Sequence[Projection], chosen: Sequence[int], *, leading: bool = False
+    ) -> Float[Tensor, "weight example"]:
+        """Inner products of the unit gradients of the weights with those numbers, which a single query is of.
 
         Args:
             query: of one gradient.
-            rests: its `rest_norms`.
             projections: of the chosen weights.
             chosen: their numbers.
+            leading: of what is projected, to take the leading entries alone.
         """
-        norms = self.norms[chosen]
-        found = [
-            self.kept[number].inner(query, place, projections[place], leading=True)
-            for place, number in enumerate(chosen)
-        ]
-        total = query.norms[:, 0] @ (torch.cat(found).double() * norms)
-        most = (rests * query.norms)[:, 0] @ self.rests[chosen].double()
-        return total, most, torch.linalg.vector_norm(norms, dim=0)
+        numbered = enumerate(chosen)
+        found = [self.kept[n].inner(query, place, projections[place], leading=leading) for place, n in numbered]
+        return torch.cat(found)
 
     def following(
         self, query: Query, chosen: Sequence[int], examples: Int[Tensor, "chosen"]

@@ -228,10 +228,8 @@ class GradientStore:
     ) -> Float[Tensor, "example"]:
         """The same of one example that was captured, over the weights with those numbers, which it was captured of."""
         query, projections = self._query(part, chosen, metric, damping)
-        found = torch.empty(len(self), dtype=torch.float64)
-        for shard in self._shards:
-            found[shard.indices] = shard.scores(query, projections, chosen)[metric == "cosine"][0]
-        return found
+        scores, unit = self._summed(query, projections, chosen)
+        return self._in_order(scores * unit if metric == "cosine" else scores)
 
     def leading_scores(
         self, part: Part, chosen: Sequence[int], n: int, *, metric: Metric, damping: float | None = None
@@ -252,20 +250,38 @@ class GradientStore:
         if len(chosen) <= _FEW or n >= len(self):
             return self.scores_of(part, chosen, metric=metric, damping=damping), torch.zeros(len(self)).double()
         query, projections = self._query(part, chosen, metric, damping)
-        rests = query.rest_norms(projections)
-        scores, errors, unit = (torch.empty(len(self), dtype=torch.float64) for _ in range(3))
-        for shard in self._shards:
-            at = shard.indices
-            scores[at], errors[at], unit[at] = shard.leading(query, rests, projections, chosen)
-        unit = inverse(unit * query.norms.norm()) if metric == "cosine" else torch.ones_like(unit)
-        scores, errors = scores * unit, errors * unit
+        scores, unit = self._summed(query, projections, chosen, leading=True)
+        rests = torch.cat([shard.rests[chosen] for shard in self._shards], 1).double()
+        errors = (query.rest_norms(projections) * query.norms)[:, 0] @ rests
+        if metric == "cosine":
+            scores, errors = scores * unit, errors * unit
         n_first = min(len(self), max(_BEYOND * n, len(self) // _SHARE))
         is_first = scores >= scores.topk(n_first).values[-1]  # and all that are equal to the last
-        for shard in self._shards:
-            places = is_first[shard.indices].nonzero().flatten()
-            at = shard.indices[places]
-            scores[at] += unit[at] * shard.following(query, chosen, places)
-        return scores, errors.masked_fill(is_first, 0.0)
+        of_shards = [each.nonzero().flatten() for each in is_first.split([len(shard.indices) for shard in self._shards])]
+        following = [
+            shard.following(query, chosen, places) for shard, places in zip(self._shards, of_shards, strict=True)
+        ]
+        scores[is_first] += torch.cat(following) * (unit[is_first] if metric == "cosine" else 1.0)
+        return self._in_order(scores), self._in_order(errors.masked_fill(is_first, 0.0))
+
+    def _summed(
+        self, query: Query, projections: list[Projection], chosen: Sequence[int], *, leading: bool = False
+    ) -> tuple[Float[Tensor, "example"], Float[Tensor, "example"]]:
+        """Inner products with a query, by the leading entries or by all, and what makes cosines of them.
+
+        In the order of the shards, and summed over the weights for all of them at once: small operations between large
+        ones find nothing in the cache.
+        """
+        found = torch.cat([shard.inner(query, projections, chosen, leading=leading) for shard in self._shards], 1)
+        norms = torch.cat([shard.norms[chosen] for shard in self._shards], 1)
+        sizes = torch.linalg.vector_norm(norms, dim=0) * query.norms.norm()
+        return query.norms[:, 0] @ (found.double() * norms), inverse(sizes)
+
+    def _in_order(self, of_shards: Float[Tensor, "example"]) -> Float[Tensor, "example"]:
+        """Examples in the order of the data set, from those of the shards."""
+        found = torch.empty_like(of_shards)
+        found[torch.cat([shard.indices for shard in self._shards])] = of_shards
+        return found
 
     def _query(
         self, part: Part, chosen: Sequence[int], metric: Metric, damping: float | None
