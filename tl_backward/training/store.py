@@ -257,7 +257,9 @@ class GradientStore:
             scores, errors = scores * unit, errors * unit
         n_first = min(len(self), max(_BEYOND * n, len(self) // _SHARE))
         is_first = scores >= scores.topk(n_first).values[-1]  # and all that are equal to the last
-        of_shards = [each.nonzero().flatten() for each in is_first.split([len(shard.indices) for shard in self._shards])]
+        of_shards = [
+            each.nonzero().flatten() for each in is_first.split([len(shard.indices) for shard in self._shards])
+        ]
         following = [
             shard.following(query, chosen, places) for shard, places in zip(self._shards, of_shards, strict=True)
         ]
