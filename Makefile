@@ -18,14 +18,16 @@ COMPAT = --config-settings editable_mode=compat
 .venv-lowest/.installed: CONSTRAINTS = constraints-lowest.txt
 # compat: this folder is found by its path. By its name alone Python, started from the folder above a clone called tl_backward, would
 # take the clone itself for a package without contents.
-# torch first and by its pin, or pip may fetch a CUDA build that nothing here needs.
+# torch first and by its pin, or pip may fetch a CUDA build that nothing here needs. Only what is imported is compiled,
+# when it is: compiling all took as long as installing it. Without what is compiled written down no process would start fast.
+unexport PYTHONDONTWRITEBYTECODE
 .venv/.installed .venv-tl4/.installed .venv-lowest/.installed: pyproject.toml constraints.txt constraints-tl4.txt constraints-lowest.txt
 	@echo "Making $(@D) with the tested set of packages: torch, TransformerLens and tools, about 2 GB (minutes, once)."
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	@echo "1 of 2: torch"
-	$(@D)/bin/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) torch
+	$(@D)/bin/pip install -q --no-compile --disable-pip-version-check -c $(CONSTRAINTS) torch
 	@echo "2 of 2: TransformerLens and the rest"
-	$(@D)/bin/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) $(COMPAT) -e '.[dev]'
+	$(@D)/bin/pip install -q --no-compile --disable-pip-version-check -c $(CONSTRAINTS) $(COMPAT) -e '.[dev]'
 	touch $@
 
 demo: .venv/.installed  ## the main job: one edit-shaped question on the shipped model, read in words, as a page
