@@ -40,12 +40,12 @@ test test-tl4 test-lowest coverage test-long architectures: export OMP_NUM_THREA
 test: .venv/.installed  ## all tests on TransformerLens 3.9 (HookedTransformer and TransformerBridge)
 	.venv/bin/python -m pytest $(PYTEST_FLAGS) --durations=25
 
-# What runs no model is the same on every TransformerLens: once is enough.
+# What runs no model, or is answered before one runs, is the same on every TransformerLens: once is enough.
 WITHOUT_MODELS = dissimilarity/test_measures_edges dissimilarity/test_measures_properties \
 	dissimilarity/test_measures_reference dissimilarity/test_measures_registry dissimilarity/test_one_definition \
 	dissimilarity/test_statistics dissimilarity/test_streamed_properties dissimilarity/test_ties gradients/test_gram \
 	render/test_html render/test_pictures support/test_bootstrap support/test_deprecation support/test_storage \
-	training/test_sketch vocabulary/test_extremes vocabulary/test_top_pairs
+	test_wrong_types training/test_sketch vocabulary/test_extremes vocabulary/test_top_pairs
 
 # Types are checked on 3.9, where all of this runs too: checks at each call are a third of the time.
 UNCHECKED = --jaxtyping-packages=nothing,literal_checks.check_types
