@@ -6,7 +6,7 @@ import torch
 
 import tl_backward as tlb
 from tl_backward._support.saved import Saved
-from tl_backward._support.storage import save_tensors
+from tl_backward._support.storage import load_tensors, save_tensors
 
 PROMPTS, TARGETS = ["Anna Berg lives in the city of", "The pet of Anna Berg is a"], [" Oslo", " cat"]
 QUIET = {"show_progress": False}
@@ -158,3 +158,24 @@ def test_plots_and_pages_of_a_lens(model, tmp_path, monkeypatch):
     monkeypatch.setattr("webbrowser.open", opened.append)
     path = lens.show(example=1)
     assert opened == [path.as_uri()] and path.read_text() == str(lens.page(example=1))
+
+
+def test_a_class_that_has_moved_within_its_room_is_found(model, tmp_path):
+    words = tlb.readout(model, model.W_U.T[:3].detach(), k=2)
+    words.save(tmp_path / "a")
+    tensors, about = load_tensors(tmp_path / "a")
+    for kind, is_found in (
+        ("tl_backward.vocabulary.long_ago:Readout", True),  # the module is gone
+        ("tl_backward.vocabulary.extremes:Readout", True),  # there, without the class
+        ("tl_backward.lens.readout:Readout", False),  # in another room
+        ("tl_backward.vocabulary.readout:Readouts", False),
+        ("elsewhere.vocabulary.readout:Readout", False),
+    ):
+        was = "tl_backward.vocabulary.readout:Readout"
+        renamed = {key: value.replace(f'"{was}"', f'"{kind}"') for key, value in about.items()} | {"kind": kind}
+        save_tensors(tmp_path / "b", tensors, renamed)
+        if is_found:
+            assert repr(tlb.load_result(tmp_path / "b", tokenizer=model.tokenizer)) == repr(words)
+        else:
+            with pytest.raises(ValueError, match="of another format|this version knows"):
+                tlb.load_result(tmp_path / "b")

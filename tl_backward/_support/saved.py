@@ -5,6 +5,7 @@ Only classes of this package are made again, by name, and nothing is run that a 
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -87,13 +88,16 @@ def _name(kind: type) -> str:
 
 
 def _class(name: str) -> type[Saved] | None:
-    """A class that is saved, by its name; None where this package has none of that name."""
-    module = name.partition(":")[0]
+    """A class that is saved, by its name, also where it has moved within its room; None where there is none."""
+    module, _, own = name.partition(":")
     if name not in Saved._known and module.startswith("tl_backward."):
-        try:
-            import_module(module)
-        except ImportError:
-            return None
+        room = ".".join(module.split(".")[:2])
+        for each in (room, module):
+            with suppress(ImportError):
+                import_module(each)
+        moved = [known for known in Saved._known if known.startswith(f"{room}.") and known.endswith(f":{own}")]
+        if name not in Saved._known and len(moved) == 1:
+            return Saved._known[moved[0]]
     return Saved._known.get(name)
 
 

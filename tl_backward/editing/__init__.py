@@ -5,16 +5,14 @@ from tl_backward.editing.comparison import (
     LRS,
     SCALES,
     EditComparison,
-    LayerGrid,
     compare_edits,
     edit_methods,
-    find_layer,
     gradient_method,
     shift_method,
-    shift_probabilities,
     tuned_methods,
 )
 from tl_backward.editing.edit import Edit, LostUpdateWarning, Update, load_edit
+from tl_backward.editing.layers import LayerGrid, find_layer, shift_probabilities
 from tl_backward.editing.methods import gradient_edit, rank_one_edit, shift_edit
 from tl_backward.editing.neighbours import neighbour_prompts
 from tl_backward.editing.scores import METRICS, EditEffect, EditScores, edit_effect, evaluate_edit
