@@ -119,7 +119,7 @@ ENTRIES = (
     Entry("lens", "The Backward Lens", "what one step on a prompt would imprint and shift in each layer, in words",
           'tl-backward lens --model facts --prompt "Anna Berg lives in the city of" --target " Oslo"', _lens),
     Entry("sweep", "A sweep", "norms, shares and ranks over many prompts, with intervals, beside an untrained control",
-          "tlb.render.sweep_report(tlb.sweep(model, cases))", _sweep),
+          "tlb.sweep(model, cases).page()", _sweep),
     Entry("similarity", "Similar gradients", "which examples would write the same thing into the weights",
           "tlb.render.similarity_report(tlb.gradient_similarity(model, cases))", _similarity),
     Entry("edits", "Edits compared", "what each way to edit a fact reaches, and what else it changes",

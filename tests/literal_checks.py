@@ -30,6 +30,8 @@ def _jaxtyped(*functions: Any, typechecker: Any) -> Any:
         return lambda function: _jaxtyped(function, typechecker=typechecker)
     (function,) = functions
     by_hook = inspect.isfunction(function) and not (typechecker.__module__ or "").startswith("tl_backward")
+    if by_hook:
+        vars(function).pop("__signature__", None)  # with aliases' names, for help; what is checked is whole
     if by_hook and not any(map(_is_of_arrays, _parts(function.__annotations__.values()))):
         return _MODULE.check_types(function, violation_type=jaxtyping.TypeCheckError)
     return _ALL_CALLS(function, typechecker=typechecker)

@@ -211,9 +211,7 @@ def test_a_result_is_no_picture(model, tmp_path):
 
 
 def test_what_has_no_page_is_not_saved_as_one(model, cache, tmp_path):
-    edit = tlb.shift_edit(model, PROMPT, TARGET, layer=2)
-    sweep = tlb.sweep(model, [(PROMPT, TARGET)], control=None, show_progress=False)
-    for result in (edit, cache, sweep, tlb.readout(model, model.W_U.T[:2], k=2)):
+    for result in (cache, tlb.readout(model, model.W_U.T[:2], k=2)):
         with pytest.raises(ValueError, match=r"ends in \.safetensors \(or \.html for a page, of results that have one"):
             result.save(tmp_path / "name.html")
     assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+import re
 from dataclasses import replace
 
 import pandas
@@ -90,6 +91,36 @@ def test_gradients_say_which_is_largest(model, tmp_path):
     assert largest in cache._repr_html_() and tlb.load_cache(cache.save(tmp_path / "c")).summary() == cache.summary()
     _, none = tlb.run_with_gradient_cache(model, [PROMPT] * 2, tlb.next_token_loss, weights="b_out")
     assert "over 16 tokens of 2 prompts; of the gradients of b_out in layers 0-3 that of " in asked(none)
+
+
+def test_pages_of_results_alone(model, tmp_path, monkeypatch):
+    """Whatever has a page shows it and saves it the same way; what needs its model for one says what to call."""
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    space = tlb.inversion
+    texts = [PROMPT, "Anna Berg lives in", "Anna Berg lives in the city of Graz"]
+    edit = tlb.shift_edit(model, PROMPT, " Oslo", layer=2)
+    preimage = space.pool_preimage(model, PROMPT, ("resid_mid", 1), -1, texts, epsilon=0.5, show_progress=False)
+    results = {
+        "sweep": tlb.sweep(model, tlb.zoo.edit_cases("test")[:3], collect=["answer_rank"], show_progress=False),
+        "effect": tlb.editing.edit_effect(model, edit, PROMPT),
+        "reading": space.read_preimage(model, preimage),
+    }
+    for name, result in results.items():
+        page = result.save(tmp_path / f"{name}.html").read_text()
+        assert page == str(result.page()) and page.startswith("<!DOCTYPE html>") and 'class="finding"' in page
+        assert result.show().read_text() == page and len(opened) == 1 + list(results).index(name)
+        assert result.save(tmp_path / name).stat().st_size and "<!DOCTYPE" not in repr(result)
+    assert tlb.load_sweep(tmp_path / "sweep").summary() == results["sweep"].summary()
+    assert "The edit: " not in str(results["effect"].page())
+    for result, call in (
+        (edit, "edit_effect(model, edit, prompt).save"),
+        (preimage, "read_preimage(model, preimage).save"),
+    ):
+        with pytest.raises(ValueError, match=f"ends in .safetensors, got .*needs its model: tlb.*{re.escape(call)}"):
+            result.save(tmp_path / "other.html")
+        with pytest.raises(ValueError, match="pictures are those of .plot"):
+            result.save(tmp_path / "other.png")
 
 
 def test_names_in_tables_are_escaped(model):

@@ -167,7 +167,7 @@ def test_a_target_of_several_tokens_is_named_whole():
     assert lens.summary().startswith(start)
     page = str(lens.page())
     assert start.replace('"', "&quot;") in page or start in page
-    assert "␣Oslo in</bdi></b>, whose first token is <b>" in page
+    assert "␣Oslo in</span></b>, whose first token is <b>" in page
     several = tlb.backward_lens(model, [prompt, prompt], [target, " Oslo"])
     assert several.whole_target == [target, " Oslo"] and several.summary(0) == lens.summary()
     assert several.summary(1).startswith("One step toward ␣Oslo would write ␣Oslo in ")

@@ -44,7 +44,7 @@ def _array(value: list | tuple) -> np.ndarray | None:
 def tensor_parameters(function: Callable) -> dict[str, bool]:
     """The parameters of a function that take a tensor, and whether it is one of floating-point numbers."""
     found = {}
-    for name, parameter in inspect.signature(function).parameters.items():
+    for name, parameter in inspect.signature(inspect.unwrap(function)).parameters.items():
         kinds = [kind for kind in (parameter.annotation, *get_args(parameter.annotation)) if _of_tensors(kind)]
         if kinds:
             found[name] = any("float32" in kind.dtypes for kind in kinds)

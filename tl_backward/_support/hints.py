@@ -16,10 +16,54 @@ _NAMED: list[tuple[frozenset, str]] = []
 """Hints that have a name of their own, by their members, the largest first."""
 
 
+_ALIASES: list[tuple[frozenset, str]] = []
+"""Hints that help shows by their alias, by their members, the largest first."""
+
+
 def say_as(hint: Any, words: str) -> None:
     """Let what many functions take be said in words, alone and within unions."""
     _NAMED.append((_parts(hint), words))
     _NAMED.sort(key=lambda each: -len(each[0]))
+
+
+def show_as(hint: Any, alias: str) -> None:
+    """Let help show a type that many functions take by its alias, alone and within unions."""
+    _ALIASES.append((_parts(hint), alias))
+    _ALIASES.sort(key=lambda each: -len(each[0]))
+
+
+class _Short:
+    """A hint as help shows it, by the names of its aliases."""
+
+    def __init__(self, hint: Any) -> None:
+        self._hint = hint
+
+    def __repr__(self) -> str:
+        left, said = list(_members_of(self._hint)), []
+        for members, alias in _ALIASES:
+            if members <= {*left}:
+                said.append(alias)
+                left = [part for part in left if part not in members]
+        others = ["None" if part is type(None) else inspect.formatannotation(part) for part in left]
+        return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])", "", " | ".join([*said, *others]))
+
+
+def short_signature(function: Callable) -> inspect.Signature | None:
+    """A function's signature in which long hints have their aliases' names, for help; None where it has none.
+
+    The annotations themselves stay whole: they are what is checked.
+    """
+    hints = getattr(function, "__annotations__", {})
+    if not any(members <= _parts(hint) for hint in hints.values() for members, _ in _ALIASES):
+        return None
+    signature = inspect.signature(function)
+    short = [
+        each.replace(annotation=_Short(each.annotation))
+        if any(members <= _parts(each.annotation) for members, _ in _ALIASES)
+        else each
+        for each in signature.parameters.values()
+    ]
+    return signature.replace(parameters=short)
 
 
 def in_words(hint: Any) -> str:
@@ -70,7 +114,7 @@ def fits(value: object, hint: Any) -> bool:
 
 def order_of(function: Callable, name: str, value: object) -> str:
     """The order of a call, for the end of an error message: where a value is what another argument takes; else ""."""
-    every = inspect.signature(function).parameters
+    every = inspect.signature(inspect.unwrap(function)).parameters
     own = [each for each in every.values() if each.kind is each.POSITIONAL_OR_KEYWORD and each.name != "self"]
     hints = [each.annotation for each in own if each.name != name and not isinstance(each.annotation, str)]
     alone = value is None or isinstance(value, str | int | float) or hasattr(value, "shape")  # most take such
@@ -86,7 +130,11 @@ def _whole(hint: Any) -> str:
 
 
 def _parts(hint: Any) -> frozenset:
-    return frozenset(get_args(hint) if get_origin(hint) in (Union, UnionType) else [hint])
+    return frozenset(_members_of(hint))
+
+
+def _members_of(hint: Any) -> tuple:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def _members(parts: tuple) -> list[str]:

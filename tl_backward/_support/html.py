@@ -2,7 +2,9 @@
 
 Result classes build their ``_repr_html_`` from these functions, so everything here must also show in an
 *untrusted* notebook. JupyterLab then keeps only some tags, attributes and style values: no script, no
-``<style>``, no ``id`` or ``data-*``, no ``var(...)``. Styles are therefore inline, with plain values.
+``<style>``, no ``id`` or ``data-*``, no ``var(...)``. Styles are therefore inline, with plain values. A sanitised
+export (``nbconvert``'s ``sanitize_html``) keeps fewer tags still and shows others (``th``, ``thead``, ``bdi``, ``br``)
+as text: here are only div, span, table, tr and td, of which `with_headers` makes the tables of a page.
 """
 
 import functools
@@ -141,7 +143,7 @@ def token_html(token: str, limit: int | None = 40) -> str:
     Longer than `limit` characters, it is cut and the whole of it is in the hover title.
     """
     shown, full = visible_token(token, limit), visible_token(token)
-    return f"<bdi{_title([full]) if shown != full else ''}>{escape(shown)}</bdi>"
+    return f"{_ISOLATED}{_title([full]) if shown != full else ''}>{escape(shown)}</span>"
 
 
 def plain_number(value: AnyNumber) -> Number:
@@ -254,6 +256,8 @@ class Cell:
 
 TableCell = str | AnyNumber | Cell | None
 
+_ISOLATED = '<span dir="auto"'
+"""The start of what has its own writing direction, as ``bdi`` has."""
 _BORDER = "border:1px solid #9a9a9a"
 _TD = f"{_BORDER};padding:2px 6px;text-align:left;vertical-align:top;white-space:pre;font-size:12px"
 _TD_LONG = _TD.replace("white-space:pre", "white-space:pre-wrap;min-width:11em")
@@ -279,9 +283,10 @@ def _cell_html(cell: TableCell, bound: Number, limit: int, pinned: str = "") -> 
         tokens = [visible_token(each) for each in (cell.text, cell.sub) if each is not None]
         # The cut tokens' own titles would hide the cell's, so the full ones lead its lines.
         lines = [*(each for each in tokens if len(each) > limit), *cell.title]
-        body = f"<bdi{MARK if cell.marked else ''}>{escape(visible_token(cell.text, limit))}</bdi>"
+        body = f"{_ISOLATED}{MARK if cell.marked else ''}>{escape(visible_token(cell.text, limit))}</span>"
         if cell.sub is not None:
-            body += f'<br><bdi style="font-size:10px;opacity:.8">{escape(visible_token(cell.sub, limit))}</bdi>'
+            below = escape(visible_token(cell.sub, limit))
+            body += f'<div dir="auto" style="font-size:10px;opacity:.8">{below}</div>'
         style = f"{_td(tokens, limit)};{MONO}{pinned}"
         if cell.value is not None:
             background = color_for(cell.value, bound, PALE)
@@ -331,14 +336,12 @@ def table(
     of_column = th.replace("white-space:pre", "white-space:pre-wrap")
     frame = f"outline:2px solid #c2185b;outline-offset:-2px;{_STICKY_RIGHT}"
     styles = (f"{of_column};{frame}" if i == marked else of_column for i in range(len(columns)))
-    head = "".join(
-        _header(name, f'scope="col" style="{style}"', limit) for name, style in zip(columns, styles, strict=True)
-    )
+    head = "".join(_header(name, "column", style, limit) for name, style in zip(columns, styles, strict=True))
     if row_names is not None:
-        head = f'<th style="{th};{_STICKY}">{escape(visible_text(corner))}</th>{head}'
+        head = f'<td role="columnheader" style="{th};{_STICKY}">{escape(visible_text(corner))}</td>{head}'
     body = []
     for i, row in enumerate(rows):
-        name = "" if row_names is None else _header(row_names[i], f'scope="row" style="{th};{_STICKY}"', limit)
+        name = "" if row_names is None else _header(row_names[i], "row", f"{th};{_STICKY}", limit)
         cells = (
             _cell_html(cell, bound, limit, f";{_STICKY_RIGHT}" if j == marked else "") for j, cell in enumerate(row)
         )
@@ -347,9 +350,18 @@ def table(
     box = "overflow-x:auto;max-width:100%;margin:4px 0" if scrolls else "margin:4px 0"
     return (
         f'{above}<div style="{box}">'
-        f'<table style="border-collapse:collapse"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
+        f'<table style="border-collapse:collapse"><tr>{head}</tr>{"".join(body)}</table></div>'
     )
+
+
+_HEADER = re.compile(r'<td role="(col|row)\w*header"([^<>]*)>(.*?)</td>', re.DOTALL)
+_TABLE = re.compile(r"(<table[^<>]*>)(<tr>.*?</tr>)(.*?)(?=</table>)", re.DOTALL)
+
+
+def with_headers(html: str) -> str:
+    """HTML of this module with its tables' headers as a page has them: ``th``, and a ``thead`` that paper repeats."""
+    html = _TABLE.sub(r"\1<thead>\2</thead><tbody>\3</tbody>", html)
+    return _HEADER.sub(r'<th scope="\1"\2>\3</th>', html)
 
 
 def frame_table(frame: "pandas.DataFrame", *, caption: str = "", limit: int = 18) -> str:
@@ -357,15 +369,15 @@ def frame_table(frame: "pandas.DataFrame", *, caption: str = "", limit: int = 18
     return table(list(map(str, frame.columns)), frame.astype(object).values.tolist(), caption=caption, limit=limit)
 
 
-def _header(name: str, attributes: str, limit: int) -> str:
-    return f"<th {attributes}{_cut_text(name, limit)}</th>"
+def _header(name: str, of: str, style: str, limit: int) -> str:
+    return f'<td role="{of}header" style="{style}"{_cut_text(name, limit)}</td>'
 
 
 def _cut_text(text: str, limit: int) -> str:
     """The end of an element's tag and its text, with all of the text on hover where it is cut."""
     full = visible_text(text)
     short = _cut(full, limit)
-    return f"{_title([full]) if short != full else ''}><bdi>{escape(short)}</bdi>"
+    return f"{_title([full]) if short != full else ''}>{_ISOLATED}>{escape(short)}</span>"
 
 
 def lens_table(
@@ -421,10 +433,10 @@ def token_strip(
         gap = " " if gaps is not None and gaps[i] else ""
         frame = "outline:2px solid #c2185b;outline-offset:-2px;font-weight:bold;" if i == marked else ""
         spans.append(
-            f'{gap}<bdi style="display:inline-block;max-width:100%;overflow-wrap:break-word;white-space:pre-wrap;'
-            f"border:1px solid #c8c8c8;padding:2px 1px;margin:1px 0;{frame}"
+            f'{gap}{_ISOLATED} style="display:inline-block;max-width:100%;overflow-wrap:break-word;'
+            f"white-space:pre-wrap;border:1px solid #c8c8c8;padding:2px 1px;margin:1px 0;{frame}"
             f'background-color:{background};color:{text_color(background)}"{title}>'
-            f"{escape(visible_token(token, 200))}</bdi>"
+            f"{escape(visible_token(token, 200))}</span>"
         )
     strip = f'<div style="{MONO};font-size:13px;margin:4px 0;max-width:100%">{"".join(spans)}</div>'
     return (legend(value_label, bound, signed=signed, ends=PALE) if with_legend else "") + strip

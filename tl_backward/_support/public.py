@@ -12,7 +12,7 @@ from jaxtyping import TypeCheckError
 from torch import nn
 
 from tl_backward._support.checks import UnknownInputError, close_names, no_model, short
-from tl_backward._support.hints import fits, in_words, order_of
+from tl_backward._support.hints import fits, in_words, order_of, short_signature
 from tl_backward._support.warnings import SAID
 
 T = TypeVar("T", bound=Callable)
@@ -68,6 +68,8 @@ def _speaking(function: Callable) -> Callable:
         finally:
             SAID.reset(outermost)
 
+    if (short := short_signature(function)) is not None:
+        vars(called)["__signature__"] = short
     return called
 
 

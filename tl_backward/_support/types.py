@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tl_backward._support.arrays import tensor_of, tensor_parameters
 from tl_backward._support.checks import no_model
-from tl_backward._support.hints import in_words, order_of, say_as
+from tl_backward._support.hints import in_words, order_of, say_as, short_signature, show_as
 from tl_backward._support.literals import check_types
 
 F = TypeVar("F", bound=Callable)
@@ -48,6 +48,8 @@ def typed(function: F) -> F:
             given = inspect.signature(function).bind(*args, **kwargs).arguments.get(said["name"] or "")
         raise TypeCheckError(_sentence(function, said, given)) from None
 
+    if (short := short_signature(function)) is not None:
+        vars(checked)["__signature__"] = short
     return cast(F, checked)
 
 
@@ -64,7 +66,7 @@ def _sentence(function: Callable, said: re.Match[str], given: object) -> str:
     """What was expected of an argument, or of what is returned, and what came."""
     if said["hint"] == repr(nn.Module):
         return no_model(given)
-    signature = inspect.signature(function)
+    signature = inspect.signature(inspect.unwrap(function))
     hint = signature.parameters[said["name"]].annotation if said["name"] else signature.return_annotation
     got = said["got"] if len(said["got"]) <= 80 and "\n" not in said["got"] else f"{type(given).__name__}"
     known = dict(line.split("=", 1) for line in (said["axes"] or "").splitlines() if "=" in line)
@@ -187,6 +189,8 @@ Prompts: TypeAlias = (
 """One or several: a list of texts, or of rows of ids, is a batch; a list of ids is one prompt."""
 say_as(Prompt, "text | token ids")
 say_as(Prompts, "text | token ids | list of either")
+show_as(Prompt, "Prompt")
+show_as(Prompts, "Prompts")
 DataFrame: TypeAlias = "pandas.DataFrame"
 Series: TypeAlias = "pandas.Series"
 """pandas is imported where a frame is made, not before."""
@@ -194,3 +198,7 @@ HookFn: TypeAlias = Callable[..., Tensor | None]
 Weights: TypeAlias = Callable[[str], bool] | str | Collection[str] | None
 """Which weights: None for the usual ones, a name, a list of names, or a predicate on the full name."""
 NamesFilter: TypeAlias = Callable[[str], bool] | str | list[str] | tuple[str, ...] | None
+show_as(TransformerLensModel, "TransformerLensModel")
+show_as(HookFn, "HookFn")
+show_as(Weights, "Weights")
+show_as(NamesFilter, "NamesFilter")

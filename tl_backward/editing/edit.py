@@ -20,6 +20,7 @@ from tl_backward._support.checks import all_finite
 from tl_backward._support.html import frame_table, visible_text, visible_token
 from tl_backward._support.lengths import frobenius_norm
 from tl_backward._support.public import public
+from tl_backward._support.shown import check_no_page
 from tl_backward._support.storage import check_kind, fingerprint, load_tensors, save_tensors
 from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward._support.warnings import warn_user
@@ -59,7 +60,8 @@ class Edit:
     """Updates of one or several weights of a model, which can be applied and reverted to the bit.
 
     Use it as a context (`with edit: ...`, edited inside) or through `apply()` and `revert()`. While it is applied it
-    keeps a copy of each weight it changed.
+    keeps a copy of each weight it changed. A page is that of what it does to a prompt:
+    `tlb.editing.edit_effect(model, edit, prompt).show()`.
     """
 
     model: TransformerLensModel
@@ -240,7 +242,12 @@ class Edit:
                 self.revert()
 
     def save(self, path: str | Path) -> Path:
-        """Write the factors (a few KB) and how they were made, as safetensors; atomically."""
+        """Write the factors (a few KB) and how they were made, as safetensors; atomically.
+
+        Raises:
+            ValueError: a name that promises a page, a picture or a table.
+        """
+        check_no_page(path, "an edit", "tlb.editing.edit_effect(model, edit, prompt).save(path)")
         tensors = {f"{name}.{side}": getattr(update, side) for name, update in self.updates.items() for side in "xv"}
         return save_tensors(path, tensors, {"format": FORMAT, "how": self.how, "model": _describe(self.model)})
 

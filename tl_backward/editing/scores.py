@@ -19,6 +19,7 @@ from tl_backward._support.checks import check_k
 from tl_backward._support.html import Cell, TableCell, table
 from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
+from tl_backward._support.shown import Shown
 from tl_backward._support.types import DataFrame, Prompt, Tokenizer, TransformerLensModel
 from tl_backward.editing.edit import Edit
 from tl_backward.editing.summary import effect_sentence, scores_sentence
@@ -323,8 +324,10 @@ def sample(
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class EditEffect(Saved):
+class EditEffect(Shown):
     """The result of `edit_effect`."""
+
+    _report = "edit_report"
 
     prompt: str
     before: Float[Tensor, "d_vocab"]

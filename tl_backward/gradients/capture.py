@@ -18,6 +18,7 @@ from tl_backward._support.checks import (
     check_loss,
     nearest,
 )
+from tl_backward._support.hints import show_as
 from tl_backward._support.public import public
 from tl_backward._support.types import HookFn, NamesFilter, Prompts, TransformerLensModel, Weights
 from tl_backward.gradients.cache import FactorMap, GradientCache, GradientMap
@@ -35,6 +36,7 @@ from tl_backward.weights.account import DID_NOT_RUN, account_rows, check_gradien
 from tl_backward.weights.watch import LossWatch
 
 HookList: TypeAlias = Sequence[tuple[str | Callable[[str], bool], HookFn]]
+show_as(HookList, "HookList")
 
 NOTICE_BYTES = 4 * 2**30
 """From how many bytes of factors on a capture says so."""

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_backward._support.checks import NonFiniteError, check_callable_loss, check_loss, short
-from tl_backward._support.hints import say_as
+from tl_backward._support.hints import say_as, show_as
 from tl_backward._support.types import Prompt, TransformerLensModel
 from tl_backward.gradients.cache import GradientCache
 from tl_backward.gradients.capture import run_with_gradient_cache
@@ -43,9 +43,11 @@ _NUMBERS, _LEAST = 16_000_000, 8
 """What a pass holds at most, about (60 to 110 MB), beyond which larger ones gain nothing; but 8 examples always may."""
 
 Losses: TypeAlias = str | Id | Loss | Iterable[str | Id | Loss] | None
+show_as(Losses, "Losses")
 Examples: TypeAlias = Iterable[Prompt] | Iterable[tuple[Prompt, str | Id | Loss]] | Cases
 """Prompts (each a text or its ids), (prompt, target) pairs, or edit cases and the tables and files of them."""
 say_as(Examples, "list of prompts or of (prompt, target) pairs | list, table or file of edit cases")
+show_as(Examples, "Examples")
 Each = TypeVar("Each")
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from tl_backward._support.checks import check_choice, short
-from tl_backward._support.hints import say_as
+from tl_backward._support.hints import say_as, show_as
 from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
 from tl_backward._support.types import TransformerLensModel
@@ -26,11 +26,13 @@ from tl_backward.text.ids import ARRAYS, Id, Ids, as_ids, is_id, one_id
 from tl_backward.text.token_strings import output_size
 
 Loss: TypeAlias = Callable[..., Float[Tensor, ""]]
+show_as(Loss, "Loss")
 say_as(Loss, "loss (logits, tokens) -> scalar tensor")
 Reduction: TypeAlias = Literal["mean", "sum"]
 Positions: TypeAlias = int | tuple[int, ...] | None
 Target: TypeAlias = str | Id | Sequence[str] | Sequence[Id] | Sequence[Sequence[int]] | Sequence[Ids] | Ids
 say_as(Target, "text | token id | list of either")
+show_as(Target, "Target")
 
 
 def takes_mask(loss: Loss) -> bool:

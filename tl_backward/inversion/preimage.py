@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import torch
@@ -14,6 +15,7 @@ from tl_backward._support.html import Cell, TableCell, table, visible_text
 from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
 from tl_backward._support.sentences import count_text, percent
+from tl_backward._support.shown import check_no_page
 from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.inversion._old_calls import is_query, old_options, old_order
 from tl_backward.inversion.options import EPSILON, TEXTS, Closeness, Match, Metric
@@ -54,7 +56,10 @@ class Diagnostics(Saved):
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Preimage(Saved):
-    """Texts inside and outside a query's epsilon-preimage, every distance computed by the probed model."""
+    """Texts inside and outside a query's epsilon-preimage, every distance computed by the probed model.
+
+    A page shows the texts token by token, which the model reads: `tlb.inversion.read_preimage(model, preimage).show()`.
+    """
 
     query: Query
     epsilon: float
@@ -119,6 +124,15 @@ class Preimage(Saved):
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    def save(self, path: str | Path) -> Path:
+        """Write all numbers and texts as safetensors, atomically; `tlb.load_result` reads them.
+
+        Raises:
+            ValueError: a name that promises a page, a picture or a table.
+        """
+        check_no_page(path, "a preimage", "tlb.inversion.read_preimage(model, preimage).save(path)")
+        return super().save(path)
 
     def to_frame(self) -> DataFrame:
         """One row a text: text, distance, position (where it comes nearest), inside, weight."""

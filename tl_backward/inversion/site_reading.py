@@ -11,6 +11,7 @@ from torch import Tensor
 from tl_backward._support.checks import check_at_least_one
 from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
+from tl_backward._support.shown import Shown
 from tl_backward._support.types import DataFrame, TransformerLensModel
 from tl_backward.inversion.activations import collect
 from tl_backward.inversion.features import LEVEL, Feature, FeatureTable, common_features, compare_with_exact
@@ -55,8 +56,10 @@ class ShownText(Saved):
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class SiteReading(Saved):
+class SiteReading(Shown):
     """What one site at one position knows of the query, as a page shows it."""
+
+    _report = "invert_report"
 
     preimage: Preimage
     inside: tuple[ShownText, ...]

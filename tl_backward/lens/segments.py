@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tl_backward._support.hints import show_as
 from tl_backward._support.saved import Saved
 from tl_backward._support.types import TransformerLensModel
 from tl_backward.gradients.losses import TargetLoss
@@ -15,6 +16,7 @@ from tl_backward.text.ids import ARRAYS, Id, Ids, as_ids, is_id
 from tl_backward.vocabulary.readout import predicted_tokens, single_token
 
 Answer: TypeAlias = str | Id | Sequence[str] | Sequence[Id] | Ids | None
+show_as(Answer, "Answer")
 NAMES = ("first", "subject", "last", "other", "target")
 
 

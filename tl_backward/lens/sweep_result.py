@@ -16,6 +16,7 @@ from tl_backward._support.absent import Absent
 from tl_backward._support.bootstrap import Interval, bootstrap
 from tl_backward._support.checks import nearest
 from tl_backward._support.public import public
+from tl_backward._support.shown import Paged, names_page
 from tl_backward._support.storage import check_kind, joined, load_tensors, part_of, save_tensors
 from tl_backward._support.types import DataFrame, Tokenizer
 from tl_backward.lens.control import NO_CONTROL
@@ -43,8 +44,10 @@ _COLUMNS = ("items", "loss", "targets", "answers", "draws")
 
 @public
 @dataclass(frozen=True, repr=False, eq=False)
-class Sweep:
+class Sweep(Paged):
     """The result of `sweep`: one row a prompt that was measured, in the data set's order."""
+
+    _report = "sweep_report"
 
     items: Int[Tensor, "item"]
     """Each prompt's index in the data set."""
@@ -197,7 +200,12 @@ class Sweep:
         return frame_table(self.to_frame(n_boot=200), caption=repr(self))
 
     def save(self, path: str | Path, *, run: str = "") -> Path:
-        """Write everything but the tokenizer as safetensors; atomically. `run` says of which run it is a part."""
+        """Write everything but the tokenizer as safetensors; atomically. `run` says of which run it is a part.
+
+        Where `path` ends in .html, it is a page for people.
+        """
+        if names_page(path):
+            return self.page().save(path)
         tensors = _tensors(self) | (joined(control=_tensors(self.control)) if self.control else {})
         sides = {
             name: {"about": side.about, "skipped": side.skipped, "interrupted": side.interrupted}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias, cast
 
 from tl_backward._support.checks import check_head, check_layers, nearest
-from tl_backward._support.hints import say_as
+from tl_backward._support.hints import say_as, show_as
 from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
 from tl_backward._support.types import TransformerLensModel
@@ -80,7 +80,9 @@ PlaceLike: TypeAlias = (
     | tuple[str, int | None, int | None, int | None]
 )
 say_as(PlaceLike, "hook name | (short name, layer) | (short name, layer, head)")
+show_as(PlaceLike, "PlaceLike")
 Places: TypeAlias = PlaceLike | Sequence[PlaceLike]
+show_as(Places, "Places")
 
 
 @public

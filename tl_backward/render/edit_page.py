@@ -29,12 +29,12 @@ _FOOTER = (
 
 _EFFECT = (
     "One edit: the prompt before and after",
-    "The edit: {}.{} Below, the most likely next tokens and their probabilities, without and with it. It was made for "
+    "{}{}Below, the most likely next tokens and their probabilities, without and with it. It was made for "
     "this very prompt: that it works here says little; `tl-backward edits` scores what else such edits change.",
 )
 _SHIFT = (
-    " Section 7 of the paper writes the target in with one forward pass: it adds to W_out the scale times the outer "
-    "product of its input at the last token and the target's unembedding direction, both of unit norm."
+    "Section 7 of the paper writes the target in with one forward pass: it adds to W_out the scale times the outer "
+    "product of its input at the last token and the target's unembedding direction, both of unit norm. "
 )
 _OTHERS = (
     "What else it changes",
@@ -65,8 +65,8 @@ _COMPARISON = (
 def edit_report(
     effect: EditEffect,
     *,
-    target: str,
-    how: str,
+    target: str = "",
+    how: str = "",
     cells: Float[Tensor, "layer scale"] | None = None,
     layers: Sequence[int] = (),
     scales: Sequence[float] = (),
@@ -81,8 +81,8 @@ def edit_report(
 
     Args:
         effect: from `edit_effect`.
-        target: the new answer.
-        how: the edit in words, such as "shift of W_out in layer 2, scale 0.8".
+        target: the new answer; "" where the page need not name it.
+        how: the edit in words, such as "shift of W_out in layer 2, scale 0.8"; likewise.
         cells: from `shift_probabilities`; with a `grid`, the grid's own.
         layers: of the cells' rows.
         scales: of their columns.
@@ -99,7 +99,8 @@ def edit_report(
         >>> tlb.render.edit_report(effect, target=' Oslo', how='the shift of layer 2', name='facts').title
         'One edit: facts'
     """
-    asked = f'The edit, to make the model say "{visible_token(target)}": {visible_text(how)}.'
+    aim = f', to make the model say "{visible_token(target)}"' if target else ""
+    asked = f"The edit{aim}{': ' if how else ''}{visible_text(how)}." if target or how else ""
     page = Page(
         f"One edit: {name}" if name else "One edit", finding=effect.summary(others), intro=asked, footer=_FOOTER
     )
@@ -134,7 +135,7 @@ def add_edit(
 ) -> None:
     """Append the edit's cells, its own marked, and the effect at the prompt to a page."""
     is_shift = cells is not None or grid is not None  # other edits have no cells
-    text = _EFFECT[1].format(how, _SHIFT if is_shift else "")
+    text = _EFFECT[1].format(f"The edit: {how}. " if how else "", _SHIFT if is_shift else "")
     if grid is not None:
         cells, layers, scales, chosen = grid.probability, grid.layers, grid.scales, grid.best
     if cells is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tl_backward._support.checks import as_path
-from tl_backward._support.html import escape, visible_text
+from tl_backward._support.html import escape, visible_text, with_headers
 from tl_backward._support.storage import fingerprint, replacing
 from tl_backward.render import outline
 from tl_backward.render.libraries import LIBRARIES, Library, inline, library_source
@@ -154,7 +154,7 @@ class Page:
     def to_html(self) -> str:
         """Return the whole file as text."""
         scripts = self._scripts()
-        styles, sections = shared("\n".join(section.html for section in self._sections))
+        styles, sections = shared(with_headers("\n".join(section.html for section in self._sections)))
         hashes = [base64.b64encode(bytes.fromhex(fingerprint(_encode(s)))).decode("ascii") for s in scripts]
         # style: inline styles, and those that the libraries add; img: plotly saves a figure through a blob.
         policy = "; ".join(

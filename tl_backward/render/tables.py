@@ -21,7 +21,9 @@ _FILTER = """(function (key) {
   document.querySelectorAll('[data-tlb="' + key + '"]').forEach(function (place) {
     if (place.dataset.tlbReady) { return; }
     place.dataset.tlbReady = "1";
-    var rows = Array.from(place.querySelectorAll("tbody tr"));
+    var rows = Array.from(place.querySelectorAll("tr")).filter(function (row) {
+      return !row.querySelector('th[scope="col"], [role="columnheader"]');
+    });
     var texts = rows.map(function (row) { return row.textContent.toLowerCase(); });
     var box = document.createElement("input"), count = document.createElement("span");
     box.type = "search";

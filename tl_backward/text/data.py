@@ -8,7 +8,7 @@ from typing import TypeAlias, cast
 import numpy as np
 from torch import Tensor
 
-from tl_backward._support.hints import say_as
+from tl_backward._support.hints import say_as, show_as
 from tl_backward.text.files import as_known
 from tl_backward.text.ids import ARRAYS, Ids, as_ids, as_prompt
 from tl_backward.text.prompts import Batch, given_tokens
@@ -20,6 +20,7 @@ TextData: TypeAlias = (
 """Texts; rows of a `datasets` data set or stream, with a text or with `input_ids`; token ids [batch, pos], all at once
 or batch by batch; lists of ids, one a text; or (tokens, attention_mask) pairs."""
 say_as(TextData, "list of texts | rows with a text each | token ids [batch, pos]")
+show_as(TextData, "TextData")
 Data: TypeAlias = Sequence[str] | Callable[[int], Iterable[str]] | Iterable[Mapping[str, object]]
 """A list of texts, read in a new order each epoch; a function epoch -> texts, called anew each epoch, which may give
 texts without end; or a `datasets` data set or stream, read again each epoch."""

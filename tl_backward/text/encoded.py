@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tl_backward._support.checks import check_at_least_one
+from tl_backward._support.hints import show_as
 from tl_backward._support.saved import Saved
 from tl_backward._support.types import Tokenizer, TransformerLensModel
 from tl_backward.model.checks import model_kind
@@ -73,6 +74,7 @@ class Encoded(Saved):
 
 
 Inputs: TypeAlias = Iterable[str] | Ids | Sequence[Sequence[int] | Ids] | Batch | Encoded
+show_as(Inputs, "Inputs")
 
 
 def encode(model: TransformerLensModel, inputs: Inputs, *, prepend_bos: bool | None = None) -> Encoded:

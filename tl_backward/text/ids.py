@@ -10,14 +10,16 @@ import torch
 from jaxtyping import Bool, Int, Integer
 from torch import Tensor
 
-from tl_backward._support.hints import say_as
+from tl_backward._support.hints import say_as, show_as
 
 Id: TypeAlias = int | np.integer | Integer[Tensor, ""]
 """One of them."""
+show_as(Id, "Id")
 Ids: TypeAlias = Integer[Tensor, "..."] | Integer[np.ndarray, "..."]
 """Token ids of any integer dtype, which `as_ids` makes int64."""
 say_as(Id, "token id")
 say_as(Ids, "tensor or array of token ids")
+show_as(Ids, "Ids")
 ARRAYS = (Tensor, np.ndarray)
 """What `as_ids` takes, or refuses for what it holds."""
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence, Set, Sized
 from typing import SupportsIndex, TypeAlias, cast
 
 from tl_backward._support.checks import is_integer, short
-from tl_backward._support.hints import say_as
+from tl_backward._support.hints import say_as, show_as
 from tl_backward._support.types import Tokenizer
 from tl_backward._support.warnings import warn_user
 from tl_backward.text.extents import Extent, decoded_extents, extents_in_text, plain
@@ -15,7 +15,9 @@ Span: TypeAlias = str | Collection[SupportsIndex] | None
 """A subject's text, or its (start, end) as a tuple, a list or an array, or as range(start, end)."""
 Subject: TypeAlias = Span | Collection[Span]
 say_as(Span, "text | (start, end) tokens | None")
+show_as(Span, "Span")
 say_as(Subject, "text | (start, end) tokens | None | list of these")
+show_as(Subject, "Subject")
 
 
 class SubjectWarning(UserWarning):

@@ -6,7 +6,7 @@ from typing import Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 import numpy as np
 
-from tl_backward._support.hints import say_as
+from tl_backward._support.hints import say_as, show_as
 from tl_backward.text.cases import FILES, EditCase, case_of, load_cases
 from tl_backward.text.files import TEXT_COLUMNS, as_known
 
@@ -31,6 +31,7 @@ Cases: TypeAlias = Iterable[EditCase] | Iterable[Mapping[str, object]] | Frame |
 """Edit cases; a DataFrame, a `datasets` split or rows as dictionaries, with the fields of `EditCase` as columns; or the
 path of a file for `load_cases`."""
 say_as(Cases, "list or table of edit cases | path of a file of them")
+show_as(Cases, "Cases")
 
 
 def cases_of(cases: Cases) -> Sequence[EditCase]:
