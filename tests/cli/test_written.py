@@ -40,7 +40,7 @@ def test_what_is_read_is_what_is_imported(monkeypatch, capsys):
         module, _, name = source.rpartition(".")
         module, _, owner = module.rpartition(".") if module.rpartition(".")[2][:1].isupper() else (module, "", "")
         thing = reduce(getattr, filter(None, (owner, name)), import_module(module))
-        own, read = inspect.signature(thing).parameters, written.signature(source, names)
+        own, read = inspect.signature(inspect.unwrap(thing)).parameters, written.signature(source, names)
         assert written.docstring(source) == inspect.getdoc(thing) and list(read) == [n for n in own if n in names]
         for each in names:
             assert read[each].default == own[each].default, (source, each)

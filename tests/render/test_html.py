@@ -148,6 +148,14 @@ def test_a_cut_header_or_text_never_halves_an_escape() -> None:
         assert not re.search(r"\\(x[0-9a-f]?|u[0-9a-f]{0,3})?…$", text)
 
 
+def test_no_line_ends_within_an_arrow() -> None:
+    long = "x" * 60 + ' "quoted" -> end'
+    html = table(["a"], [["one -> two"], [long]], limit=10)
+    assert html.count('<span style="white-space:nowrap">-&gt;</span>') == 1  # the other's is cut off
+    titles = [value for name, value in read(html).attributes if name == "title"]
+    assert titles == [long] and "".join(read(html).texts).startswith("aone -> two")
+
+
 def test_table_says_what_is_wrong_with_its_shape() -> None:
     with pytest.raises(ValueError, match="one cell per column in every row.*got 2 columns, 1 rows of \\[1\\]"):
         table(["a", "b"], [[1]])

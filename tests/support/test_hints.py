@@ -14,6 +14,9 @@ def test_sets_are_no_lists():
 
 
 SIGNATURES = """
+import inspect
+from typing import get_type_hints
+import tl_backward as tlb
 from tl_backward._support.types import Prompt
 assert get_type_hints(tlb.shift_edit)["prompt"] == Prompt  # whole: what is checked
 for function in (tlb.backward_lens, tlb.shift_edit, tlb.dissimilarity.compare, tlb.readout):

@@ -54,6 +54,8 @@ def short_signature(function: Callable) -> inspect.Signature | None:
     The annotations themselves stay whole: they are what is checked.
     """
     hints = getattr(function, "__annotations__", {})
+    if function.__name__ == "__init__":  # dataclasses are checked by the signatures of theirs
+        return None
     if not any(members <= _parts(hint) for hint in hints.values() for members, _ in _ALIASES):
         return None
     signature = inspect.signature(function)

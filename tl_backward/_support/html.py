@@ -261,6 +261,8 @@ _ISOLATED = '<span dir="auto"'
 _BORDER = "border:1px solid #9a9a9a"
 _TD = f"{_BORDER};padding:2px 6px;text-align:left;vertical-align:top;white-space:pre;font-size:12px"
 _TD_LONG = _TD.replace("white-space:pre", "white-space:pre-wrap;min-width:11em")
+_ARROW = '<span style="white-space:nowrap">-&gt;</span>'
+"""An arrow that no line ends within."""
 _LONG = 20
 """From so many characters on a text wraps rather than push other columns out of view."""
 MARK = ' style="font-weight:bold;outline:2px solid #c2185b;outline-offset:1px"'
@@ -377,7 +379,7 @@ def _cut_text(text: str, limit: int) -> str:
     """The end of an element's tag and its text, with all of the text on hover where it is cut."""
     full = visible_text(text)
     short = _cut(full, limit)
-    return f"{_title([full]) if short != full else ''}>{_ISOLATED}>{escape(short)}</span>"
+    return f"{_title([full]) if short != full else ''}>{_ISOLATED}>{escape(short).replace('-&gt;', _ARROW)}</span>"
 
 
 def lens_table(

@@ -34,7 +34,7 @@ def add_options(
         TypeError: an annotation that no text on a command line stands for.
     """
     named = isinstance(source, str)
-    parameters = written.signature(source, names) if named else inspect.signature(source).parameters
+    parameters = written.signature(source, names) if named else inspect.signature(inspect.unwrap(source)).parameters
     help_of = {**documented(source), **words}
     for name in names or parameters:
         default = defaults.get(name, parameters[name].default)

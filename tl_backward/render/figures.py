@@ -26,8 +26,7 @@ Drawing: TypeAlias = dict[str, Any]
 Numbers = Real[Tensor, "x"] | Sequence[Number]
 
 _LONGEST_LABEL = 16  # characters of a token below an axis; hovering shows all of it
-_LONGEST_ROW = 26  # characters of a name beside one
-_LONGEST_ROW_OF_FEW, _FEW_COLUMNS = 44, 12  # the same where few columns leave it room
+_LONGEST_ROW = 44  # characters of a name beside one
 _PLOT_HEIGHT = 230  # pixels between the axes of a curves figure
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross")
 _FONT = {"family": "system-ui, sans-serif", "size": 12, "color": "#1a1a1a"}
@@ -173,12 +172,10 @@ def heatmap_drawing(
     }
     layout = plot_layout(title, max(24 * len(rows), 120) + _label_height(columns) + 50) | {
         "xaxis": _label_axis(column_title, columns, angle=-60),
-        "yaxis": _label_axis(
-            row_title, rows, angle=0, limit=_LONGEST_ROW_OF_FEW if len(columns) <= _FEW_COLUMNS else _LONGEST_ROW
-        ),
+        "yaxis": _label_axis(row_title, rows, angle=0, limit=_LONGEST_ROW),
         "plot_bgcolor": UNKNOWN,
         # For figure_fragment: below this, the columns' names would run into each other.
-        "meta": {"min_width": _min_width(columns)},
+        "meta": {"min_width": _min_width(columns) + (5 * _longest(rows, _LONGEST_ROW) if len(columns) > 12 else 0)},
     }
     return {"data": [trace], "layout": layout}
 
@@ -189,7 +186,12 @@ def _min_width(labels: Sequence[str]) -> int:
 
 def _label_height(labels: Sequence[str]) -> int:
     """Pixels that slanted labels take below the axis."""
-    return 16 + max((6 * len(visible_token(label, _LONGEST_LABEL)) for label in labels), default=0)
+    return 16 + 6 * _longest(labels, _LONGEST_LABEL)
+
+
+def _longest(labels: Sequence[str], limit: int) -> int:
+    """Characters of the longest label as it is shown."""
+    return max((len(visible_token(label, limit)) for label in labels), default=0)
 
 
 def _label_axis(title: str, names: Sequence[str], angle: int, limit: int = _LONGEST_LABEL) -> dict[str, object]:

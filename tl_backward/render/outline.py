@@ -26,7 +26,7 @@ summary.part h2 { display: inline; }
 [style*="overflow-x:auto"]::-webkit-scrollbar-thumb, [style*="overflow:auto"]::-webkit-scrollbar-thumb {
   background: #8a8a8a; border-radius: 5px; }
 @media (min-width: 1150px) {
-  main { padding-right: 236px; box-sizing: border-box; }
+  main:has(> nav) { padding-right: 236px; box-sizing: border-box; }
   nav { background: none; float: right; position: sticky; top: 16px; width: 200px; margin-right: -220px; }
   nav a { display: block; line-height: 1.35; margin: 0 0 .6em; white-space: normal; }
 }

@@ -156,5 +156,5 @@ def similarity_report(similarity: GradientSimilarity, *, k: int = 20, name: str 
     )
     page.section("All pairs", "", figure_fragment(similarity_heatmap(similarity)))
     for title, largest in (("Most alike", True), ("Least alike", False)):
-        page.section(title, "", Fragment(frame_table(similarity.pairs(k, largest=largest))))
+        page.section(title, "", Fragment(frame_table(similarity.pairs(k, largest=largest), limit=50)))
     return page
