@@ -3,6 +3,7 @@
 import base64
 import math
 import re
+import webbrowser
 from xml.etree import ElementTree
 
 import plain
@@ -243,6 +244,19 @@ def test_a_fragment_needs_no_script_and_its_image_is_the_picture() -> None:
 def test_a_file_of_its_own_is_opaque() -> None:
     svg = heat(torch.eye(2))
     assert still(svg).startswith('<svg xmlns="http://www.w3.org/2000/svg"') and "background:#ffffff" in still(svg)[:600]
+
+
+def test_a_terminal_without_a_browser(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    import plotly.io
+
+    def none(*options: object, **more: object) -> None:
+        raise webbrowser.Error("could not locate runnable browser")
+
+    monkeypatch.setattr(plotly.io.renderers, "default", "browser")
+    monkeypatch.setattr(plotly.io, "show", none)
+    render.heatmap(torch.eye(2), rows=["0", "1"], columns=["a", "b"], title="t", value_title="v")._ipython_display_()
+    said = capsys.readouterr().out
+    assert said.startswith("No browser was found") and "write_html(" in said and said.count("\n") == 1
 
 
 def test_what_a_saved_notebook_gets(monkeypatch: pytest.MonkeyPatch) -> None:

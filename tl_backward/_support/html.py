@@ -261,8 +261,6 @@ _ISOLATED = '<span dir="auto"'
 _BORDER = "border:1px solid #9a9a9a"
 _TD = f"{_BORDER};padding:2px 6px;text-align:left;vertical-align:top;white-space:pre;font-size:12px"
 _TD_LONG = _TD.replace("white-space:pre", "white-space:pre-wrap;min-width:11em")
-_ARROW = '<span style="white-space:nowrap">-&gt;</span>'
-"""An arrow that no line ends within."""
 _LONG = 20
 """From so many characters on a text wraps rather than push other columns out of view."""
 MARK = ' style="font-weight:bold;outline:2px solid #c2185b;outline-offset:1px"'
@@ -371,6 +369,11 @@ def frame_table(frame: "pandas.DataFrame", *, caption: str = "", limit: int = 18
     return table(list(map(str, frame.columns)), frame.astype(object).values.tolist(), caption=caption, limit=limit)
 
 
+def unbroken(escaped: str) -> str:
+    """Escaped text, in whose arrows no line ends."""
+    return escaped.replace(" -&gt; ", ' <span style="white-space:nowrap">-&gt;</span> ')
+
+
 def _header(name: str, of: str, style: str, limit: int) -> str:
     return f'<td role="{of}header" style="{style}"{_cut_text(name, limit)}</td>'
 
@@ -379,7 +382,7 @@ def _cut_text(text: str, limit: int) -> str:
     """The end of an element's tag and its text, with all of the text on hover where it is cut."""
     full = visible_text(text)
     short = _cut(full, limit)
-    return f"{_title([full]) if short != full else ''}>{_ISOLATED}>{escape(short).replace('-&gt;', _ARROW)}</span>"
+    return f"{_title([full]) if short != full else ''}>{_ISOLATED}>{unbroken(escape(short))}</span>"
 
 
 def lens_table(

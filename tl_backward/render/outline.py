@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from tl_backward._support.html import escape, visible_text
+from tl_backward._support.html import escape, unbroken, visible_text
 
 STYLE = """
 main { max-width: 1180px; }
@@ -57,7 +57,7 @@ _SYMBOLS = {"delta": "\u03b4"}
 
 def prose(text: str) -> str:
     """Plain text as HTML: `code` between backticks; x_i, delta_i and |x|^2 as they are typeset."""
-    shown = re.sub("`([^`]+)`", r"<code>\1</code>", escape(visible_text(text)))
+    shown = re.sub("`([^`]+)`", r"<code>\1</code>", unbroken(escape(visible_text(text))))
     shown = re.sub(r"(?<=[\w|)])\^(\d)\b", r"<sup>\1</sup>", shown)
     return re.sub(r"\b(x|y|delta|e|E)_([ijqkst])\b", lambda found: _indexed(*found.groups()), shown)
 

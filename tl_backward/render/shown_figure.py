@@ -1,6 +1,7 @@
 """plotly figures that keep a picture of themselves in a saved notebook."""
 
 import functools
+import webbrowser
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,9 @@ from tl_backward.render.still import picture_output
 
 if TYPE_CHECKING:
     import plotly.graph_objects
+
+NO_BROWSER = "No browser was found to show the figure in: figure.write_html('figure.html') writes it as a page."
+"""What a terminal says in place of plotly's traceback."""
 
 
 def shown(drawing: Mapping[str, Any]) -> "plotly.graph_objects.Figure":
@@ -34,7 +38,10 @@ def _figure_class() -> "type[plotly.graph_objects.Figure]":
             json = self.to_plotly_json()
             # Another renderer than the notebook's was chosen, or this is Colab: plotly knows how to show itself there.
             if "plotly_mimetype" not in str(plotly.io.renderers.default).split("+") or not drawable(json):
-                super()._ipython_display_()
+                try:
+                    super()._ipython_display_()
+                except webbrowser.Error:
+                    print(NO_BROWSER)
                 return
             bundle = plotly.io.renderers["plotly_mimetype"].to_mimebundle(self.to_dict())
             display(bundle | picture_output(json), raw=True)
