@@ -66,9 +66,10 @@ test-long: .venv/.installed .venv-tl4/.installed  ## the tests that take long, o
 	.venv/bin/python -m pytest $(PYTEST_FLAGS) -m long -rP
 	.venv-tl4/bin/python -m pytest $(PYTEST_FLAGS) -m long -rP
 
-test-browser: .venv/.jupyterlab  ## notebooks run live in JupyterLab, and pages' first screens, in Chromium (minutes)
+# JupyterLab brings nbconvert, which the other environments lack.
+test-browser: .venv/.jupyterlab  ## notebooks run live in JupyterLab and converted, and pages' first screens, in Chromium (minutes)
 	.venv/bin/python -m pytest -q -m jupyterlab tests/test_jupyterlab.py
-	.venv/bin/python -m pytest -q tests/render/test_first_screen.py
+	.venv/bin/python -m pytest -q tests/render/test_first_screen.py tests/test_notebook_pictures.py
 
 .venv/.jupyterlab: .venv/.installed
 	.venv/bin/pip install -q --disable-pip-version-check -c constraints.txt $(COMPAT) -e '.[notebooks]'
