@@ -1,7 +1,12 @@
 """Differences of models against dense SVDs in float64, beside noise and a control."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
+from architectures import ROWS
+from architectures.build import bridge as architecture
 from models import BRIDGED, HOOKED, bridge, build, hooked, randomise, worlds
 
 import tl_backward as tlb
@@ -157,3 +162,25 @@ def test_the_sentence_says_what_the_control_does():
     assert alone.endswith(
         "; no control was run, so any training may do the same (training.difference(..., control=...) shows it)."
     )
+
+
+def test_a_part_of_a_parameter_is_measured_alone():
+    """Queries and their gates lie in one parameter: W_Q doubled and its gate made a hundred times as large."""
+    model = architecture(replace(ROWS["Qwen3NextForCausalLM"], eager_experts=True))
+    after = copy.deepcopy(model)
+    sites = tlb.weight_sites(after)
+    name = next(each for each in sites if each.endswith("attn.W_Q"))
+    heads, _, width = sites[name].layout.shape
+    with torch.no_grad():
+        parameter = sites[name].parameter
+        parts = parameter.T.unflatten(1, (heads, 2, width)).clone()
+        parts[:, :, 0] *= 2
+        parts[:, :, 1] *= 100
+        parameter.copy_(parts.flatten(1).T)
+    found = difference(model, after, [name, f"{name}_gate"], k=2, noise=False)
+    assert found.size[name] == pytest.approx(1) and found.size[f"{name}_gate"] == pytest.approx(99)
+
+
+def test_one_direction_is_said_in_the_singular():
+    before = build(worlds()[0])
+    assert " 1 direction holds " in difference(before, changed(build(worlds()[0])), rank=1, noise=False).summary()

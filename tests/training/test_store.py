@@ -544,3 +544,11 @@ def test_nothing_to_learn(world, tmp_path):
     store = GradientStore.build(model, data, out=tmp_path / "store", bytes_per_weight=64, **QUIET)
     found = store.query("w5", "w6", k=0)
     assert not found.scores.any() and not found.stands_out[0]
+
+
+def test_of_equal_exact_scores_the_first_leads(tmp_path):
+    case = tlb.zoo.edit_cases("test")[0]
+    data, model = [(case.prompt, case.target)] * 25, tlb.zoo.load("facts")
+    store = GradientStore.build(model, data, out=tmp_path / "store", **QUIET)
+    found = store.query(*data[0], exact=True, n=5, k=0)
+    assert len(found.scores.unique()) == 1 and found.top.tolist() == [0, 1, 2, 3, 4]

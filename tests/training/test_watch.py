@@ -419,7 +419,7 @@ def test_watched_twice(world):
     ("options", "words"),
     [
         ({"weights": "W_uot"}, "W_uot"),
-        ({"weights": "b_out"}, "Expected matrices that are used as they are stored"),
+        ({"weights": "b_out"}, "Expected matrices, got blocks.0.mlp.b_out, which is a bias; name matrices alone"),
         ({"every": 0}, "Expected every of at least 1"),
         ({"rank": 0}, "Expected rank of at least 1"),
         ({"n_examples": 0}, "Expected n_examples of at least 1"),

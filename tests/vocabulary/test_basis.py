@@ -340,3 +340,30 @@ def test_sae_lens():
     folded = made(normalize_activations="expected_average_only_in")
     folded.fold_activation_norm_scaling_factor(2.0)
     torch.testing.assert_close(tlb.Basis.from_sae(folded).directions, sae.W_dec.detach() / 2)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_dictionary_drawn_with_the_same_seed_is_no_draw(seed):
+    model = tlb.zoo.load("facts")
+    torch.manual_seed(seed)
+    directions = torch.randn(37, model.cfg.d_model)
+    read = tlb.readout(model, directions[8], k=1, basis=tlb.Basis(directions), seed=seed)
+    assert read.top_ids.tolist() == [8] and read.top_stands_out.all() and float(read.high) < 0.6
+    assert "points along latent 8" in read.summary()
+
+
+def test_no_bound_of_a_cosine_lies_beyond_one():
+    model = build(WORLD)
+    read = tlb.readout(model, drawn(50, model.cfg.d_model), k=1, basis=tlb.Basis(drawn(20_000, model.cfg.d_model)))
+    assert (read.high <= 1).all() and (read.low >= -1).all()
+
+
+def test_the_nearest_is_the_nearest():
+    """Without a claim the sentence names the latent of the largest cosine, whatever the bounds."""
+    model = build(WORLD)
+    for number in range(20):
+        directions, v = drawn(37, model.cfg.d_model, number=100 + number), drawn(model.cfg.d_model, number=number)
+        read = tlb.readout(model, v, k=3, basis=tlb.Basis(directions))
+        nearest = int(torch.nn.functional.cosine_similarity(directions, v[None]).abs().argmax())
+        if not read.top_stands_out.any() and not read.bottom_stands_out.any():
+            assert f"the nearest to the vector is latent {nearest} " in read.summary()

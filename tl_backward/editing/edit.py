@@ -18,7 +18,6 @@ from torch import Tensor
 
 from tl_backward._support.checks import all_finite
 from tl_backward._support.html import frame_table, visible_text, visible_token
-from tl_backward._support.lengths import frobenius_norm
 from tl_backward._support.public import public
 from tl_backward._support.shown import check_no_page
 from tl_backward._support.storage import check_kind, fingerprint, load_tensors, save_tensors
@@ -134,7 +133,7 @@ class Edit:
         for name, update in self.updates.items():
             change = GradientFactors(update.x[None], update.v[None], sites[name].layout)
             before = self._saved[name][0] if name in self._saved else sites[name].parameter
-            norm, own = float(change.norm()), frobenius_norm(before)
+            norm, own = float(change.norm()), sites[name].norm_of(before)
             rows.append(
                 {
                     "weight": name,

@@ -178,7 +178,7 @@ def who_wrote(
         weights: as there; None for what each block writes with.
         metric: "cosine", which takes lengths out, or "inner".
         n: examples to read in words.
-        k: words of each.
+        k: words of each; 0 for none, which spares a pass of each.
         random_queries: (prompt, target) pairs of other queries; None for `n_random` examples of the data set, each left
             out of its own interval.
         n_random: how many; no interval below 20.
@@ -199,7 +199,8 @@ def who_wrote(
         >>> found.top[0].item(), round(found.scores[7].item(), 3), found.written.target_rank[0].item()
         (7, 1.0, 0)
     """
-    check_k(k, output_size(model) or model.cfg.d_vocab)
+    if k:
+        check_k(k, output_size(model) or model.cfg.d_vocab)
     for name, value in (("n", n), ("n_random", n_random)):
         if value < (name == "n"):
             raise ValueError(f"Expected {name} of at least {int(name == 'n')}, got {value}.")
@@ -272,7 +273,12 @@ def interval(others: Float[Tensor, "query example"]) -> tuple[Float[Tensor, "exa
 def written(
     model: TransformerLensModel, query: Example, chosen: list[Example], names: tuple[str, ...], k: int
 ) -> TargetReadout | None:
-    """What a step on each example adds, where the query is asked, to what its weights write to the stream."""
+    """What a step on each example adds, where the query is asked, to what its weights write to the stream.
+
+    None where no weight writes there, and where no words (k = 0) are asked for.
+    """
+    if not k:
+        return None
     sites = weight_sites(model)
     writers = stream_writers(model, sites)
     writing = [name for name in names if name in writers and not sites[name].layout.experts]

@@ -14,7 +14,7 @@ from torch import Tensor
 from tl_backward._support.absent import Absent
 from tl_backward._support.checks import check_k, nearest
 from tl_backward._support.lengths import frobenius_norm
-from tl_backward._support.sentences import no_comparison
+from tl_backward._support.sentences import count_text, no_comparison
 from tl_backward._support.shown import Shown
 from tl_backward._support.types import DataFrame, TransformerLensModel, Weights, typed
 from tl_backward.model.checks import check_model
@@ -96,7 +96,7 @@ class Difference(Shown):
         total = sum(each.norm**2 for each in changed.values())
         said = (
             f"{len(changed)} of {len(self.weights)} weights differ, most of all {name} "
-            f"({changed[name].norm ** 2 / total:.0%} of the squared change): {len(changed[name].S)} directions hold "
+            f"({changed[name].norm ** 2 / total:.0%} of the squared change): {_directions_hold(len(changed[name].S))} "
             f"{changed[name].share:.0%} of it"
         )
         if self.control:
@@ -142,6 +142,10 @@ class Difference(Shown):
     def _repr_html_(self) -> str:
         """The first direction of each weight, as a static table."""
         return first_directions(self.to_frame(), self.summary())
+
+
+def _directions_hold(n: int) -> str:
+    return f"{count_text(n, 'direction')} {'holds' if n == 1 else 'hold'}"
 
 
 def _share(each: Directions, j: int) -> float:
@@ -234,7 +238,7 @@ def _difference(
             changes[name] = _decomposed(change, options["rank"], options["seed"])
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        norm = frobenius_norm(stored)
+        norm = site.norm_of(stored)
         size[name] = changes[name].norm / norm if norm else float("nan")
     read = directions_of(model, {name: (change, None) for name, change in changes.items()}, options["k"])
     own = {name: after[name] for name in before}

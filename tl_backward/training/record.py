@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from tl_backward._support.lengths import frobenius_norm
 from tl_backward.training.largest import Largest
 from tl_backward.training.sketch import Sketch
 from tl_backward.weights import WeightSite
@@ -45,9 +44,7 @@ class Record:
     def add(self, stored: Tensor, step: int, scale: float = 1.0, unit: float = 1.0) -> None:
         """Add `scale` times a gradient in the parameter's layout, whose norm is noted in units of `unit`."""
         stored = stored.detach()
-        # Of another layout where the parameter is a part of several: theirs are no part of its norm.
-        counted = stored if self.site.layout.part is None else as_matrix(self.site, stored)
-        norm = unit * frobenius_norm(counted)
+        norm = unit * self.site.norm_of(stored)
         self.norms.append(norm)
         self.steps.append(step)
         if math.isfinite(norm):

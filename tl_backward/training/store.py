@@ -362,13 +362,11 @@ class GradientStore:
             low, high, known = low - errors, high + errors, scores.masked_fill(errors > 0, -float("inf"))
         top = leading(known, n)
         if exact:
-            first = leading(scores, n_first)
+            first = leading(scores, n_first).sort().values  # of equal exact scores the first of the data set leads
             scores[first], low[first], high[first], n_random = self._again(prompt, target, first, names, metric)
             top = first[leading(scores[first], len(top))]
-        words = None
-        if k:
-            of_top = self._encoded([self._pairs[i] for i in top.tolist()])
-            words = written(self._model, self._asked(prompt, target), of_top, names, k)
+        of_top = self._encoded([self._pairs[i] for i in top.tolist()]) if k else []
+        words = written(self._model, self._asked(prompt, target), of_top, names, k)
         asked = prompt_text(self._model, prompt)
         return Authors(asked, target, self.names, scores, low, high, top, words, names, metric, n_random, errors)
 

@@ -28,6 +28,14 @@ from tl_backward.weights.account import check_gradients_pass
 _NOTHING = nullcontext()
 
 
+_KINDS = {
+    "bias": "a bias",
+    "norm": "the scale of a norm",
+    "embedding": "a table of embeddings",
+    "parameter": "no matrix that tokens multiply",
+}
+
+
 class UnwatchedWarning(UserWarning):
     """Something of a training could not be watched; the training itself goes on as it would have."""
 
@@ -324,6 +332,12 @@ def watch(
     chosen = select_sites(known, weights)
     sites = [site for site in chosen.values() if weights is not None or site.parameter.requires_grad]
     computed = [site.name for site in sites if site.is_function or site.computed_from or site.kind != "matrix"]
+    other = next((site for site in sites if site.kind != "matrix"), None)
+    if other is not None and weights is not None:
+        raise ValueError(
+            f"Expected matrices, got {other.name}, which is {_KINDS[other.kind]}; name matrices alone, or leave "
+            "weights out for all of the blocks."
+        )
     if computed and weights is not None:
         raise ValueError(
             f"Expected matrices that are used as they are stored, got {computed[0]}; watch its parameters instead "

@@ -15,6 +15,7 @@ from tl_backward._support.lengths import largest, lengths, units
 from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
 from tl_backward._support.sentences import DRAWS_NEEDED, band, count_text, two_digits
+from tl_backward._support.storage import fingerprint
 from tl_backward._support.types import DataFrame, Tokenizer
 from tl_backward.text.token_strings import text_frame, token_strings
 from tl_backward.vocabulary.basis import Basis, Side
@@ -129,8 +130,9 @@ class LatentReadout(Saved):
         bounds = torch.stack([high, -low], 1).repeat_interleave(k, 1)
         known = self.n_control >= DRAWS_NEEDED
         beyond = cosines - bounds if known else cosines
-        at = int(beyond.argmax())
-        row, column = divmod(at, 2 * k)
+        n_out, chance = int((beyond > 0).any(1).sum()), 0.05 * len(read)
+        claimed = known and n_out > chance
+        row, column = divmod(int((beyond if claimed else cosines).argmax()), 2 * k)
         along = column < k
         latent = int((self.top_ids if along else self.bottom_ids).reshape(-1, k)[read[row], column % k])
         cosine = two_digits(float(cosines[row, column]) * (1 if along else -1))
@@ -146,8 +148,7 @@ class LatentReadout(Saved):
             f"{count_text(self.n_latents, 'random direction')} {'reaches' if self.n_latents == 1 else 'reach'} "
             f"{two_digits(float(low[row]))} to {two_digits(float(high[row]))}"
         )
-        n_out, chance = int((beyond > 0).any(1).sum()), 0.05 * len(read)
-        if n_out <= chance:
+        if not claimed:
             few = "" if not n_out else f", but for {n_out} of {len(read)} vectors, no more than by chance"
             return f"No latent is nearer than random directions come{few}: the nearest to {whose} is {what}; {random}."
         which = "along" if along else "against"
@@ -329,7 +330,8 @@ def _bands(vectors: Tensor, norms: Tensor, n_draws: int, seed: int) -> Tensor:
     bands = vectors.new_full((4, n), torch.nan)
     if n_draws < DRAWS_NEEDED or not n:
         return bands
-    generator = torch.Generator().manual_seed(seed)
+    # A stream of its own: a user's dictionary may have been drawn after torch.manual_seed(seed), and would be a draw.
+    generator = torch.Generator().manual_seed(int(fingerprint(["random directions", seed])[:15], 16))
     reached = vectors.new_zeros(n_draws, 4, n)
     reached[:, 0::2], reached[:, 1::2] = torch.inf, -torch.inf
     tile = max(1, _TILE // max(width, _ROWS))
@@ -348,4 +350,5 @@ def _bands(vectors: Tensor, norms: Tensor, n_draws: int, seed: int) -> Tensor:
     for place, bound in enumerate(bands):
         around = (band(draws, level=_LEVEL) for draws in reached[:, place].T.tolist())
         bound.copy_(torch.tensor([torch.nan if each is None else each[place % 2] for each in around]))
+    bands[:2].clamp_(-1, 1)  # no cosine lies beyond
     return bands

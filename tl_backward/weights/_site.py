@@ -9,6 +9,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
+from tl_backward._support.lengths import frobenius_norm
 from tl_backward.weights.factors import GradientFactors
 from tl_backward.weights.layout import Addend, Layout, joined
 
@@ -167,6 +168,10 @@ class WeightSite:
     def used(self) -> tuple[int, ...]:
         """The ids of the parameters that the used tensor depends on."""
         return tuple(sorted(id(root) for root in self.roots or (self.parameter,)))
+
+    def norm_of(self, stored: Tensor) -> float:
+        """Frobenius norm of a tensor in the parameter's layout; of the weight's own part where others share it."""
+        return frobenius_norm(stored if self.layout.part is None else self.layout.from_stored(stored))
 
     @property
     def by_operation(self) -> bool:
