@@ -99,7 +99,7 @@ def test_cases_and_words_of_facts():
 
 @every_world
 @pytest.mark.parametrize(
-    ("options", "words"), [({"n": 0}, "n of at least 1"), ({"n_random": -1}, "n_random of at least 0"), ({"k": 0}, "k")]
+    ("options", "words"), [({"n": 0}, "n of at least 1"), ({"n_random": -1}, "n_random of at least 0"), ({"k": -1}, "k")]
 )
 def test_bad_input(world, options, words):
     with pytest.raises(ValueError, match=words):
