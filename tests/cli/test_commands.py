@@ -56,7 +56,8 @@ def test_demo_writes_one_page_and_opens_it(capsys, tmp_path, no_browser):
     assert '" Oslo"; the model says " Graz"' in said and str(out) in said
     assert "424 of 424" in said and "0 of 424" in said and "5 untrained networks" in said
     assert no_browser == [out.as_uri()] and [path.name for path in tmp_path.iterdir()] == ["report.html"]
-    assert "Backward Lens: facts" in out.read_text(encoding="utf-8")
+    page = out.read_text(encoding="utf-8")
+    assert "Backward Lens: facts" in page and "Weights as they were trained, not processed" in page.split("<footer>")[1]
 
 
 def test_the_page_is_not_opened_where_it_should_not_be(capsys, tmp_path, no_browser, monkeypatch):

@@ -24,6 +24,7 @@ Commands: TypeAlias = Mapping[str, argparse.ArgumentParser]
 """The parsers of the commands that were given, by name; those of others are left as they are."""
 
 DEFAULT_OUT = "tl-backward-COMMAND-MODEL.html"
+_WEIGHTS = "Weights as they were trained, not processed as TransformerLens's from_pretrained does."
 _INPUTS = ("data", "cases", "model", "model_a", "model_b", "store", "decoder")
 """Options, of any command, that name a file or folder which is read."""
 
@@ -92,7 +93,9 @@ def _run(answer: Callable[[argparse.Namespace], Answer], arguments: argparse.Nam
     path = None
     if out is not None and result.page is not None:
         with redirect_stdout(sys.stderr):
-            path = result.page().save(out).resolve()
+            page = result.page()
+            page.footer = f"{page.footer} {_WEIGHTS}".strip()
+            path = page.save(out).resolve()
     if arguments.json:
         print(json.dumps(finite({**result.data(), "report": path and str(path)}), allow_nan=False))
     else:
