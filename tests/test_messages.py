@@ -205,16 +205,25 @@ def test_a_short_name_that_is_misspelt_among_full_ones():
 
 def test_a_result_is_no_picture(model, tmp_path):
     for name in ("words.png", "words.CSV"):
-        with pytest.raises(ValueError, match=r"ends in \.safetensors .* pictures are those of \.plot\(\)"):
+        with pytest.raises(ValueError, match=r"ends in \.safetensors, got .*; (tables|its numbers)"):
             tlb.readout(model, model.W_U.T[:2], k=2).save(tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
 def test_what_has_no_page_is_not_saved_as_one(model, cache, tmp_path):
     for result in (cache, tlb.readout(model, model.W_U.T[:2], k=2)):
-        with pytest.raises(ValueError, match=r"ends in \.safetensors \(or \.html for a page, of results that have one"):
+        with pytest.raises(ValueError, match=r"ends in \.safetensors, got ") as refused:
             result.save(tmp_path / "name.html")
+        for name in ("plot", "page", "to_frame"):
+            assert (f".{name}()" in str(refused.value)) == (hasattr(result, name) and name != "page")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_page_is_not_loaded(model, tmp_path):
+    page = tlb.backward_lens(model, PROMPT, " Oslo").save(tmp_path / "l.html")
+    for load in (tlb.load_lens, tlb.load_result, tlb.load_sweep):
+        with pytest.raises(ValueError, match=r"got the page .*l\.html.*cannot be loaded: save .* \.safetensors too"):
+            load(page)
 
 
 def test_one_prompt_for_a_classifier(model):

@@ -119,7 +119,7 @@ def test_pages_of_results_alone(model, tmp_path, monkeypatch):
     ):
         with pytest.raises(ValueError, match=f"ends in .safetensors, got .*needs its model: tlb.*{re.escape(call)}"):
             result.save(tmp_path / "other.html")
-        with pytest.raises(ValueError, match="pictures are those of .plot"):
+        with pytest.raises(ValueError, match="ends in .safetensors.*, got .*other.png.*(tables are|so)"):
             result.save(tmp_path / "other.png")
 
 

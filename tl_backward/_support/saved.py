@@ -50,9 +50,8 @@ class Saved:
         """
         tensors = _Tensors()
         tree = _tree(self, tensors, type(self).__name__)
-        return save_tensors(
-            path, tensors.named, {"format": FORMAT, "kind": _name(type(self)), "tree": json.dumps(tree)}
-        )
+        about = {"format": FORMAT, "kind": _name(type(self)), "tree": json.dumps(tree)}
+        return save_tensors(path, tensors.named, about, of=self)
 
 
 def load_result(path: str | Path, *, tokenizer: object = None) -> "Saved":

@@ -58,8 +58,12 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> Path:
+def save_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object], *, of: object = None
+) -> Path:
     """Write `path` atomically: an interruption leaves the file that was there. Metadata but text becomes JSON.
+
+    `of` is the result that is saved: a refusal names what it has in place of the file that was asked for.
 
     Raises:
         ValueError: a name that promises a picture, a table or a page.
@@ -68,10 +72,8 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
 
     path = as_path(path)
     if path.suffix.lower() in OTHER_KINDS:
-        raise ValueError(
-            f"Expected a name that ends in .safetensors (or .html for a page, of results that have one), got "
-            f"{str(path)!r}; pictures are those of .plot(), tables those of .to_frame()."
-        )
+        page = " (or .html for its page)" if hasattr(of, "page") else ""
+        raise ValueError(f"Expected a name that ends in .safetensors{page}, got {str(path)!r}; {_instead(of)}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
@@ -84,6 +86,18 @@ OTHER_KINDS = {
     ".html", ".htm", ".png", ".svg", ".pdf", ".jpg", ".jpeg", ".csv", ".json", ".jsonl", ".xlsx", ".parquet"
 }  # fmt: skip
 """Ends of names that promise something else than safetensors."""
+
+
+def _instead(of: object) -> str:
+    """What a result has that is no file of its numbers."""
+    has = [
+        f"{what} those of .{name}()"
+        for name, what in (("plot", "pictures"), ("to_frame", "tables"))
+        if hasattr(of, name)
+    ]
+    if not has:
+        return "its numbers are kept so"
+    return f"{has[0].replace(' those', ' are those', 1)}{''.join(f', {each}' for each in has[1:])}"
 
 
 def load_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -100,7 +114,7 @@ def load_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tenso
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             metadata = dict(file.metadata() or {})
     except SafetensorError as error:
-        raise ValueError(damaged(path, str(error))) from error
+        raise ValueError(_unreadable(path, str(error))) from error
     if metadata.pop(_CHECKSUM, None) != checksum(tensors, metadata):
         raise ValueError(damaged(path, _OTHER_SUM))
     return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata
@@ -197,6 +211,18 @@ def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 def damaged(path: str | Path, why: str) -> str:
     """The error raised for a file that differs from what was saved."""
     return f"Expected a file that tl_backward saved, got {str(path)!r}, damaged or another's ({why}); make it anew."
+
+
+def _unreadable(path: str | Path, why: str) -> str:
+    """The error raised for a file that is no safetensors at all: a page that `save` wrote, or `damaged`."""
+    with open(path, "rb") as file:
+        start = file.read(256).lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return (
+            f"Expected a file of numbers, got the page {str(path)!r}; a page is for reading and cannot be loaded: save "
+            "the result under a name that ends in .safetensors too, and load that."
+        )
+    return damaged(path, why)
 
 
 def check_kind(path: str | Path, is_so: bool, writer: str, about: Mapping[str, str]) -> None:

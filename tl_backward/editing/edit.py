@@ -248,7 +248,7 @@ class Edit:
         """
         check_no_page(path, "an edit", "tlb.editing.edit_effect(model, edit, prompt).save(path)")
         tensors = {f"{name}.{side}": getattr(update, side) for name, update in self.updates.items() for side in "xv"}
-        return save_tensors(path, tensors, {"format": FORMAT, "how": self.how, "model": _describe(self.model)})
+        return save_tensors(path, tensors, {"format": FORMAT, "how": self.how, "model": _describe(self.model)}, of=self)
 
 
 @contextmanager

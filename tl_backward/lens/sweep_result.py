@@ -212,7 +212,9 @@ class Sweep(Paged):
             for name, side in (("model", self), ("control", self.control))
             if side
         }
-        return save_tensors(path, tensors, {"format": FORMAT, "weights": self.weights, "sides": sides, "run": run})
+        return save_tensors(
+            path, tensors, {"format": FORMAT, "weights": self.weights, "sides": sides, "run": run}, of=self
+        )
 
 
 _BOUNDS = ("mean", "low", "high")
