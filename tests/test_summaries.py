@@ -268,7 +268,7 @@ def test_what_an_activation_keeps():
     assert "(in 97 % of texts near it, at most 10 % of others)" in one
     assert "partly keeps letter" in known_sentence([known(feature("letter", 0.5, 0.4))])
     forgotten = known_sentence([known(feature("letter", 0.12, 0.05))])
-    assert "does not keep any feature more often" in forgotten
+    assert "does not keep any feature clearly more often" in forgotten
     overlapping = known_sentence([known(feature("letter", 0.96, 0.6, prior=0.5, prior_high=0.7))])
     assert "does not keep any feature" in overlapping
     assert "cannot be read" in known_sentence([known(inside=0)])

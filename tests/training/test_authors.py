@@ -99,7 +99,8 @@ def test_cases_and_words_of_facts():
 
 @every_world
 @pytest.mark.parametrize(
-    ("options", "words"), [({"n": 0}, "n of at least 1"), ({"n_random": -1}, "n_random of at least 0"), ({"k": -1}, "k")]
+    ("options", "words"),
+    [({"n": 0}, "n of at least 1"), ({"n_random": -1}, "n_random of at least 0"), ({"k": -1}, "k")],
 )
 def test_bad_input(world, options, words):
     with pytest.raises(ValueError, match=words):
@@ -137,3 +138,19 @@ def test_of_equal_scores_the_first_lead():
     assert found.top.tolist() == [0, 1, 2]
     given = who_wrote(model, *data[0], data, scores=[0, 2, 1, 2, 1], n=5, show_progress=False)
     assert given.top.tolist() == [1, 3, 2, 4, 0]
+
+
+def test_the_sentence_says_no_more_than_the_table():
+    """The nearest gradient need not write the answer itself, and of equal scores none leads."""
+    model = tlb.zoo.load("facts")
+    facts = [(case.prompt, case.target) for case in tlb.zoo.edit_cases("test")[:30]]
+    query = ("The pet of Anna Berg is a", " cat")
+    found = who_wrote(model, *query, facts, n=5, show_progress=False)
+    rank = int(found.written.target_rank[0])
+    assert rank > 0 and found.scores[found.top[0]] > 0
+    word = found.written.top_tokens[0][0].strip()
+    assert "would most favour" in found.summary() and f"would write there is \u2423{word} " in found.summary()
+    assert f"(\u2423cat has rank {rank})" in found.summary()
+    tied = who_wrote(model, *query, facts[:6], k=0, scores=[0.5] * 6, show_progress=False)
+    assert tied.summary().startswith("Of 6 examples 6 have the same largest score for \u2423cat, number 0 (")
+    assert "would most" not in tied.summary()

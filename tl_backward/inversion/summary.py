@@ -83,7 +83,8 @@ def known_sentence(found: Sequence[Known]) -> str:
         return f"{at} cannot be read: the query has none of the features that were asked about."
     rows = kept_features(first.features)
     if first.features is not None and not rows:
-        return f"{at} {'does' if len(same) == 1 else 'do'} not keep any feature more often than other texts have it."
+        do = "does" if len(same) == 1 else "do"
+        return f"{at} {do} not keep any feature clearly more often than other texts have it."
     partly = "partly " if rows and rows[0].rate.value < KEPT else ""
     habit = _HABIT if any(known.by_decoder for known in same) else ""
     keeps = "keeps" if len(same) == 1 else "keep"

@@ -82,27 +82,40 @@ class Authors(Shown):
                 f"Of {len(self.names)} examples none would write {answer}: a step on number {first} ({text!r}), the "
                 f"first, would make it no likelier ({self.metric} {float(self.scores[first]):.3g})."
             )
-        said = (
-            f"Of {len(self.names)} examples a step on number {first} ({text!r}) would most write {answer} "
-            f"({self.metric} {float(self.scores[first]):.3g}"
-        )
+        rank = None if self.written is None else int(self.written.target_rank[0])
+        does = "most write" if rank in (None, 0) else "most favour"
+        there = ""
+        if self.written is not None and rank is not None and rank > 0:
+            first_word = visible_token(self.written.top_tokens[0][0])
+            there = f"; what it would write there is {first_word} ({answer} has rank {rank})"
+        n_tied = int((self.scores == self.scores[first]).sum())
+        said = f"Of {len(self.names)} examples a step on number {first} ({text!r}) would {does} {answer}"
+        if n_tied > 1:
+            said = (
+                f"Of {len(self.names)} examples {n_tied} have the same largest score for {answer}, number {first} "
+                f"({text!r}) the first of them"
+            )
+        said += f" ({self.metric} {float(self.scores[first]):.3g}"
         if self.metric == "score":
-            return f"{said}); of scores that were given it is not known whether that is more than for other answers."
+            return (
+                f"{said}); of scores that were given it is not known whether that is more than for other answers"
+                f"{there}."
+            )
         if self.n_random < _LEAST_QUERIES:
             return (
                 f"{said}); with fewer than {_LEAST_QUERIES} random queries it is not known whether that is more than "
-                "for others."
+                f"for others{there}."
             )
         said += f"; for random queries {float(self.low[first]):.3g} to {float(self.high[first]):.3g})"
         if not self.stands_out[0]:
-            return f"{said}, which is no more than for random queries: none stands out."
+            return f"{said}, which is no more than for random queries: none stands out{there}."
         n = sum(self.stands_out)
         said += f"; {n} of the first {len(self.top)} stand out"
         if self.written is not None:
             ranks = self.written.target_rank[torch.tensor(self.stands_out)]
             n_first = int((ranks == 0).sum())
             said += f", {n_first} of which would write {answer} more than any other word there"
-        return said + "."
+        return f"{said}{there}."
 
     def to_frame(self) -> DataFrame:
         """A row for each of `top`: index, score, the interval for random queries, words and text."""

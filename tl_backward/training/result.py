@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Of: TypeAlias = Literal["gradient", "written"]
 
+_NEAR = 0.9
+"""Of the largest share, from which on another weight's counts as near it."""
 NO_CONTROL = "training.difference(..., control=...)"
 """What sets a training beside another."""
 
@@ -85,7 +87,9 @@ class WatchResult(Shown):
             return f"{self._passes} wrote nothing: no watched weight has changed."
         name = next(iter(shares))
         change = self.written[name]
-        said = f"{self._passes} wrote most into {name} ({shares[name]:.0%} of the squared change)"
+        near = sum(share >= _NEAR * shares[name] for share in shares.values()) - 1
+        beside = f", {count_text(near, 'other')} within a tenth of that" if near else ""
+        said = f"{self._passes} wrote most into {name} ({shares[name]:.0%} of the squared change{beside})"
         side = change.shift or change.imprint
         if side is not None and len(change.S):
             share = float(change.S[0] ** 2) / change.norm**2
