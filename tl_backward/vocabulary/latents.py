@@ -350,5 +350,7 @@ def _bands(vectors: Tensor, norms: Tensor, n_draws: int, seed: int) -> Tensor:
     for place, bound in enumerate(bands):
         around = (band(draws, level=_LEVEL) for draws in reached[:, place].T.tolist())
         bound.copy_(torch.tensor([torch.nan if each is None else each[place % 2] for each in around]))
-    bands[:2].clamp_(-1, 1)  # no cosine lies beyond
+    longest = float(norms.max())
+    bands[:2].clamp_(-1, 1)  # no cosine lies beyond, nor a score
+    bands[2:].clamp_(-longest, longest)
     return bands
