@@ -118,3 +118,11 @@ def test_the_page_of_a_similarity(metric):
     assert figure.data[0].zmin == -figure.data[0].zmax
     html = similarity_report(found, name=HOSTILE).to_html()
     assert "Most alike" in html and texts[2] in html and "onerror=alert(1)>" not in html
+    what = {"inner": "The inner product between", "cosine": "The cosine between"}[metric]
+    assert f"{what} the raw gradients" in html
+
+
+def test_one_space_is_behind_the_arrow_of_an_example():
+    found = tlb.gradient_similarity(model(), [("w5 w6", " w7"), ("w8", "w9")], show_progress=False)
+    (first, second), _ = similarity_heatmap(found).data[0].customdata
+    assert list(first[:2]) == ["w5 w6 -&gt; w7"] * 2 and second[1] == "w8 -&gt; w9"

@@ -159,3 +159,10 @@ def test_the_page_of_authors(world, tmp_path):
     assert str(back.page(name=HOSTILE)) == str(page)
     few = tlb.training.who_wrote(model, *data[3], data, weights="W_Q", n_random=3, n=2, show_progress=False).page()
     assert "no interval" in few.to_html() and "answer&#x27;s rank" not in few.to_html()
+
+
+def test_the_page_of_no_difference_draws_no_axes():
+    model = build(worlds()[0])
+    page = tlb.training.difference(model, model).page()
+    html = page.to_html()
+    assert "No picture is drawn, as nothing differs" in html and "<svg" not in html and "spectrum.csv" not in html

@@ -37,6 +37,7 @@ _WORDS = (
     " that reads the residual stream) or what it comes to write (of one that writes there), and its share of the "
     "squared change{}. Words that the control has too are what any such training writes."
 )
+_NOTHING = "No picture is drawn, as nothing differs: after - before is zero in each of the weights compared, {}."
 _METHOD = (
     "after - before, weight by weight, decomposed as a sum of outer products: an input along U_j comes to write S_j "
     "V_j more. Changes of up to 262,144 entries are decomposed exactly, others by randomized SVD (Halko, Martinsson "
@@ -81,6 +82,9 @@ def difference_report(change: Difference, *, name: str = "") -> Page:
     """
     page = Page("What changed" + (f": {name}" if name else ""), finding=change.summary(), footer=_FOOTER)
     largest = _largest(change)
+    if not change.changes[largest].norm:
+        page.section("How much, and in how few directions", _NOTHING.format(len(change.weights)))
+        return page.section("How this was made", _METHOD, folded=True)
     sides = _sides(change)
     dashed = f" Beside it: {' and '.join(_BESIDE[of] for of in sides if of)}." if len(sides) > 1 else ""
     figures = beside(figure_fragment(_spectrum(change, largest)), figure_fragment(_sizes(change)))

@@ -7,7 +7,7 @@ import torch
 from tl_backward._support.html import Cell, frame_table, visible_text
 from tl_backward._support.public import public
 from tl_backward._support.types import typed
-from tl_backward.gradients.similarity import GradientSimilarity
+from tl_backward.gradients.similarity import GradientSimilarity, Metric
 from tl_backward.lens.segments import NAMES
 from tl_backward.lens.sweep_result import BY_SEGMENT, Quantity, Sweep
 from tl_backward.render.figures import Curve, curves, heatmap
@@ -27,6 +27,7 @@ _TITLES: dict[Quantity, tuple[str, str]] = {
     "answer_rank": ("Rank of the old answer where it is asked for", "mean rank in the raw readout (0 = largest)"),
 }
 _ORDER: tuple[Quantity, ...] = ("answer_rank", "target_rank", "share", "norm", "gradient_norm", "rank")
+_METRICS: dict[Metric, str] = {"inner": "inner product", "cosine": "cosine"}
 _TERMS = (
     "A weight's VJP at a token, delta_i, is how the loss changes with what the weight writes there; its raw readout, "
     "the logits that the model's head gives it, sign unchanged: a descent step pushes down rank 0 and writes the last."
@@ -128,9 +129,9 @@ def similarity_heatmap(similarity: GradientSimilarity) -> "plotly.graph_objects.
         bound = float(matrix.masked_fill(torch.eye(len(matrix), dtype=torch.bool), 0).abs().max()) or None
     return heatmap(
         matrix,
-        rows=[visible_text(name)[:200] for name in similarity.names_a],
-        columns=[visible_text(name)[:200] for name in similarity.names_b],
-        title=f"Gradient similarity: {similarity.metric} over {len(similarity.weights)} weights",
+        rows=[_label(name) for name in similarity.names_a],
+        columns=[_label(name) for name in similarity.names_b],
+        title=f"Gradient similarity: {_METRICS[similarity.metric]} over {len(similarity.weights)} weights",
         value_title=similarity.metric,
         row_title="example",
         column_title="example",
@@ -151,10 +152,15 @@ def similarity_report(similarity: GradientSimilarity, *, k: int = 20, name: str 
     page = Page(
         "Which examples would write the same thing?" + (f" {name}" if name else ""),
         finding=similarity.summary(),
-        intro=f"The {similarity.metric} between the raw gradients of pairs of examples. Positive: a descent step on "
-        "one lowers the loss of the other too, to first order.",
+        intro=f"The {_METRICS[similarity.metric]} between the raw gradients of pairs of examples. Positive: a descent "
+        "step on one lowers the loss of the other too, to first order.",
     )
     page.section("All pairs", "", figure_fragment(similarity_heatmap(similarity)))
     for title, largest in (("Most alike", True), ("Least alike", False)):
         page.section(title, "", Fragment(frame_table(similarity.pairs(k, largest=largest), limit=50)))
     return page
+
+
+def _label(name: str) -> str:
+    """An example as the picture names it: a target that begins with a space has no second one behind its arrow."""
+    return visible_text(name.replace("->  ", "-> "))[:200]

@@ -33,7 +33,9 @@ _MOST_WEIGHTS = 16  # that the table of words shows; the data below it have all
 _MOST_CONTRIBUTORS = 10
 _NORMS = (
     "The norm of each gradient, as it was summed; of longer trainings the root of the mean square of each stretch, "
-    "named by its first gradient. Grey: a weight with fewer gradients than others."
+    "named by its first gradient. Grey: a weight with fewer gradients than others. What was written, of which the "
+    "sentence above speaks, is another quantity: an optimizer may write most where gradients are small. Its shares "
+    "stand in the table of words."
 )
 _WRITTEN = (
     "Each weight's first direction, the weights that changed most first. A change is a sum of outer products: an "
