@@ -154,7 +154,10 @@ def test_caveats():
         plain, coverage=(1.0, 0.08), unknown=(0.0, 0.67), n_truncated=3, first_share=(torch.tensor([0.9, 0.1]), torch.zeros(2))
     )  # fmt: skip
     text = " ".join(caveats(worst))
-    assert "90%" in text and "Only 8%" in text and "67%" in text and "3 texts were cut" in text
+    assert "Only 8% of B's tokens became" in text and "67% of B's tokens are unknown" in text
+    both = " ".join(caveats(replace(plain, coverage=(0.3, 0.4), unknown=(0.2, 0.0))))
+    assert "Only 30% of A's tokens and 40% of B's tokens became" in both and "20% of A's tokens are unknown" in both
+    assert "90%" in text and "3 texts were cut" in text
     assert "90%" not in " ".join(caveats(replace(worst, first_excluded=True)))
 
 

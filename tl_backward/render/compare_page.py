@@ -1,6 +1,7 @@
 """Two models compared, as a page: every measure layer by layer with the best partners marked, and beside chance."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -164,18 +165,23 @@ def caveats(comparison: Comparison) -> list[str]:
         found.append(f"Position 0 makes up {share:.0%} of a layer's sum |x|^2: compare without it too.")
     if min(comparison.coverage) < 0.5:
         found.append(
-            f"Only {min(comparison.coverage):.0%} of one model's tokens became samples, and the result speaks of those "
-            "alone: the others were cut or masked, or end inside a token of the other model."
+            f"Only {_of_models(comparison.coverage, lambda share: share < 0.5)} became samples, and the result speaks "
+            "of those alone: the others were cut or masked, or end inside a token of the other model."
         )
     if max(comparison.unknown) > 0.1:
         found.append(
-            f"{max(comparison.unknown):.0%} of one model's tokens are its unknown token: the texts are not in its "
-            "vocabulary."
+            f"{_of_models(comparison.unknown, lambda share: share > 0.1)} are unknown tokens: the texts are not in "
+            "that vocabulary."
         )
     if comparison.n_truncated:
         texts = "1 text was" if comparison.n_truncated == 1 else f"{comparison.n_truncated} texts were"
         found.append(f"{texts} cut, where the shorter context or max_tokens ends.")
     return found
+
+
+def _of_models(shares: tuple[float, float], told: Callable[[float], bool]) -> str:
+    """Shares of A's and of B's tokens, of which those that are worth it are told."""
+    return " and ".join(f"{share:.0%} of {of}'s tokens" for of, share in zip("AB", shares, strict=True) if told(share))
 
 
 def unit_of(name: str) -> str:
