@@ -1,6 +1,7 @@
 """Token filters against the tokenizer's own word for every token."""
 
 import pytest
+import tokenizers_of_each_kind
 import torch
 from models import build, worlds
 from shared import stories
@@ -8,7 +9,9 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 import tl_backward as tlb
-from tl_backward.embedding_space import VectorOptions, token_mask
+from tl_backward.embedding_space import VectorOptions, token_mask, without_bytes
+from tl_backward.embedding_space.options import is_no_byte
+from tl_backward.text.token_strings import token_string
 
 every_world = pytest.mark.parametrize("world", worlds())
 
@@ -75,6 +78,20 @@ def test_stories(kind):
         model, "W_in", 2, k=4, vector_options=VectorOptions(filters=["ascii", "alphanumeric"]), show_progress=False
     )
     assert all(token.strip().isalnum() and token.isascii() for row in found.top_tokens for token in row)
+
+
+def test_control_characters_are_bytes_too():
+    """Where no other token has them they show as what they are; lines and tabs are in texts."""
+    tokenizer = tokenizers_of_each_kind.sentencepiece(True)
+    model = build(worlds()[0])
+    model.tokenizer = tokenizer
+    left_out = {"\x1f", "\x00", "\x12", "\r", "\x7f"}
+    assert {is_no_byte(text) for text in left_out} == {False} and is_no_byte("\n") and is_no_byte("\t")
+    assert is_no_byte("a\x00") and is_no_byte(" ") and is_no_byte("\r\n")
+    assert token_string(tokenizer, tokenizer.convert_tokens_to_ids("<0x1F>")) == "\x1f"
+    mask = token_mask(model, filters=without_bytes(model)[0])
+    shown = {token_string(tokenizer, i) for i in mask.nonzero().flatten().tolist()}
+    assert "\n" in shown and not shown & left_out
 
 
 @every_world

@@ -4,6 +4,7 @@ Which tokens a projection may name is said by filters on a token's text, or by a
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast, get_args
@@ -107,8 +108,17 @@ def is_alphanumeric(text: str) -> bool:
 
 
 def is_no_byte(text: str) -> bool:
-    """Whether a token is no single byte of a byte-fallback vocabulary (<0x41>): training may never have seen those."""
-    return _BYTE.fullmatch(text) is None
+    """Whether a token is no single byte of a byte-fallback vocabulary (<0x41>): training may never have seen those.
+
+    Control characters alone are bytes too, shown as what they are where no other token has them; not so the line feed
+    and the tab, which texts have.
+    """
+    return _BYTE.fullmatch(text) is None and not _is_control(text)
+
+
+def _is_control(text: str) -> bool:
+    inner = text.strip(f" {_SPACE}")
+    return bool(inner) and all(unicodedata.category(char) == "Cc" and char not in "\n\t" for char in inner)
 
 
 _BY_TEXT: dict[str, Callable[[str], bool]] = {
@@ -130,7 +140,7 @@ def without_bytes(model: TransformerLensModel) -> tuple[tuple[FilterName, ...], 
     """
     tokenizer = getattr(model, "tokenizer", None)
     known = range(0 if tokenizer is None else min(model.W_U.shape[1], len(tokenizer)))
-    if not any(not is_no_byte(token_string(tokenizer, i)) for i in known[:1000]):
+    if not any(_BYTE.fullmatch(token_string(tokenizer, i)) for i in known[:1000]):
         return (), 0
     filters: tuple[FilterName, ...] = ("not_byte", "not_special")
     kept = token_mask(model, filters=filters)
@@ -148,8 +158,8 @@ def token_mask(
         model: its tokenizer says what a token's text is.
         tokens: ids, or texts that are one token each; None for all.
         filters: "ascii", "alphanumeric" (letters and digits, spaces around them aside), "not_special" (neither a
-            special token nor an id that stands for none), "not_byte" (no <0x41> of a byte-fallback vocabulary), a
-            predicate on a token's text, or a list of these.
+            special token nor an id that stands for none), "not_byte" (no <0x41> of a byte-fallback vocabulary, and
+            no control characters alone but line feeds and tabs), a predicate on a token's text, or a list of these.
 
     Raises:
         ValueError: an unknown filter, no tokenizer for filters on text, no token left.
