@@ -18,7 +18,7 @@ from tl_backward.dissimilarity.summary import Alike, comparison_sentence, distan
 from tl_backward.editing.comparison import EditComparison
 from tl_backward.editing.scores import METRICS
 from tl_backward.editing.summary import comparison_sentence as edits_sentence
-from tl_backward.editing.summary import effect_sentence
+from tl_backward.editing.summary import effect_sentence, grid_sentence
 from tl_backward.embedding_space.summary import Above, atlas_sentence, coherence_sentence
 from tl_backward.gradients.summary import cache_sentence, similarity_sentence
 from tl_backward.inversion.features import FeatureConsistency, FeatureTable, Rate
@@ -107,7 +107,14 @@ def test_coherent_vectors_beside_gaussian_ones():
     assert "no clear sign" in coherence_sentence(Above("W_out", 1, 4, 1000), "a")  # one of four is no finding
     every = atlas_sentence([Above("one", 60, 128, 1000), Above("two", 6, 128, 1000)])
     assert "most in one (47 %)" in every
-    assert "no one matrix clearly" in atlas_sentence([Above("one", 60, 128, 1000), Above("two", 60, 128, 1000)])
+    tied = [Above("one", 60, 128, 1000), Above("two", 60, 128, 1000), Above("three", 6, 128, 1000)]
+    assert "5 %; 2 of the matrices have clearly more than that, one and two the most (47 %)." in atlas_sentence(tied)
+    many = [Above(f"W{i}", 60, 128, 1000) for i in range(4)]
+    assert "4 of the matrices have clearly more than that, 4 of them the most (47 %)." in atlas_sentence(many)
+    few = atlas_sentence([Above("small", 1, 2, 1000), Above("one", 60, 128, 1000)])  # one of two vectors is no finding
+    assert "most in one (47 %)" in few
+    spread_out = [Above(f"W{i}", 11, 128, 1000) for i in range(20)]
+    assert "in no one matrix clearly" in atlas_sentence(spread_out)
     assert "no clear sign" in atlas_sentence([Above("one", 6, 128, 1000), Above("two", 7, 128, 1000)])
 
 
@@ -146,6 +153,31 @@ def test_layers_that_correspond():
     assert "2 of 2" in apart and "(0.10 to 0.20, clearly)" in apart and "where samples" in apart
     one = said(alike([[0.9, 0.2], [0.8, 0.1]]))
     assert "1 of 2 layers of run1 is most like the same layer of run2 (0.90, clearly), where samples" in one
+
+
+def test_unlike_models():
+    """Every layer has a most similar one, so that alone is not said to be a finding."""
+    values = [[0.4, 0.1], [0.28, 0.27], [0.3, 0.3]]
+    labels = ("L0", "L1", "L2")
+    some = comparison_sentence(alike(values), labels, LABELS, ("a", "b"))
+    assert (
+        "1 of 3 layers of a is clearly more like one layer of b than like any other (best partners 0.28 to 0.40; 1 is"
+        in some
+    )
+    none = comparison_sentence(alike(values, errors=1.0), labels, LABELS, ("a", "b"))
+    assert "By cka none of 3 layers of a is clearly more like one layer of b than like any other (best" in none
+    both = comparison_sentence(alike([[0.9, 0.1], [0.1, 0.9], [0.9, 0.1]]), labels, LABELS, ("a", "b"))
+    assert (
+        "3 of 3 layers of a are clearly more like one" in both and "(best partners 0.90; 1 is the same), where" in both
+    )
+    unknown = comparison_sentence(alike(values, errors=NAN), labels, LABELS, ("a", "b"))
+    assert (
+        "it is not known, without standard errors, how many of 3 layers of a are clearly most like one of b" in unknown
+    )
+    distance = comparison_sentence(alike(values, similarity=False), labels, LABELS, ("a", "b"))
+    assert "; 0 is the same)" in distance
+    lone = comparison_sentence(alike([[0.4], [0.3], [0.2]]), labels, ("L0",), ("a", "b"))
+    assert "3 layers of a have one layer of b to be like (best partners 0.20 to 0.40; 1 is the same)" in lone
 
 
 def test_layers_that_chance_explains():
@@ -293,6 +325,13 @@ def test_of_many_places_the_most_telling_are_named():
     assert len(text) < 130 and text.count(".") == 1
 
 
+def test_a_grid_of_few_edits_tells_no_cell_from_another():
+    few, enough = (grid_sentence((3, 4.0), 0.93, 2, 20, n) for n in (2, 5))
+    assert few.endswith("does best (harmonic mean 0.93); 2 other cells of 20 come within 0.01 of it; so few edits tell no cell "
+                        "from another.")  # fmt: skip
+    assert enough.endswith("2 other cells of 20 come within 0.01 of it.")
+
+
 # sweeps and similarities
 
 
@@ -305,6 +344,12 @@ def test_a_sweep_s_curve_beside_its_control():
     found = Stands("the old answer's mean rank", [0, 1, 2], own, control, smallest=True)
     assert "lowest in layer 2, 2 (1.5 to 2.5), where untrained networks have 70" in sweep_sentence(found, 9, 5)
     assert "overlaps" in sweep_sentence(replace(found, control=own), 9, 5)
+    near = sweep_sentence(
+        replace(found, own=[Mean(30.0, 20.0, 40.0), Mean(10.0, 2.0, 23.0), Mean(4.2, 0.0, 12.0)]), 6, 5
+    )
+    assert "lowest in layer 2, though not clearly lower than in layer 1: 4.2 (0 to 12), where untrained" in near
+    wide = replace(found, own=means(1.0, 2.0, 3.0, width=5.0), smallest=False)
+    assert "largest in layer 2, though not clearly larger than in any other layer: 3" in sweep_sentence(wide, 6, 5)
     assert "too few to compare" in sweep_sentence(found, 9, 1)
     assert "no control was run" in sweep_sentence(replace(found, control=None), 9, 0)
     assert "the same in every layer" in sweep_sentence(replace(found, own=means(3.0, 3.0, 3.0)), 9, 5)

@@ -62,14 +62,29 @@ def comparison_sentence(found: Alike, layers_a: Sequence[str], layers_b: Sequenc
         alike = f"{some} of {a} {'are' if n > 1 else 'is'} most like the same layer of {b}"
         rows, whose = (rows[same], "") if n else (rows, "best partners ")
     elif len(rows) > 1:
-        alike, whose = f"{count_text(len(rows), 'layer')} of {a} have a most similar layer in {b}", ""
+        alike, whose = _partners(found, rows, best, a, b, layers_b), "best partners "
     else:
         alike, whose = f"{a}'s {layers_a[0]} is most like {layers_b[int(best[0])]} of {b}", ""
     columns = best[rows]
     shown = spread(found.values[rows, columns].tolist(), lambda value: f"{value:.2f}")
-    clearly = _clearly(found, rows, columns) if len(layers_b) > 1 else ""
+    if tuple(layers_a) != tuple(layers_b) and len(rows) > 1:  # every layer has a best partner, alike or not
+        clearly = f"; {'1' if found.is_similarity else '0'} is the same"
+    else:
+        clearly = _clearly(found, rows, columns) if len(layers_b) > 1 else ""
     beside = _beside_chance(found, rows, columns) + _beside_untrained(found, rows, columns)
     return f"By {found.measure} {alike} ({whose}{shown}{clearly}){beside}."
+
+
+def _partners(found: Alike, rows: Tensor, columns: Tensor, a: str, b: str, layers_b: Sequence[str]) -> str:
+    """How many layers of A have one layer of B that is ahead of its others."""
+    layers = count_text(len(rows), "layer")
+    if len(layers_b) == 1:
+        return f"{layers} of {a} have one layer of {b} to be like"
+    if bool(found.errors[rows, columns].isnan().any()):
+        return f"it is not known, without standard errors, how many of {layers} of {a} are clearly most like one of {b}"
+    clear = sum(_is_clear(found, row, column) for row, column in zip(rows.tolist(), columns.tolist(), strict=True))
+    some = f"{clear} of {layers}" if clear else f"none of {layers}"
+    return f"{some} of {a} {'are' if clear > 1 else 'is'} clearly more like one layer of {b} than like any other"
 
 
 def _clearly(found: Alike, rows: Tensor, columns: Tensor) -> str:

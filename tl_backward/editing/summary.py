@@ -143,4 +143,5 @@ def grid_sentence(best: tuple[int, float], value: float, near: int, n_cells: int
     layer, scale = best
     others = f"; {count_text(near, 'other cell')} of {n_cells} come within 0.01 of it" if near else ""
     edits = count_text(n_validation, "other edit")
-    return f"On {edits}, layer {layer} with scale {scale:g} does best (harmonic mean {value:.2f}){others}."
+    few = "; so few edits tell no cell from another" if n_validation < FEWEST else ""
+    return f"On {edits}, layer {layer} with scale {scale:g} does best (harmonic mean {value:.2f}){others}{few}."

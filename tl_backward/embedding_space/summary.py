@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from tl_backward._support.sentences import DRAWS_NEEDED, count_text, percent
+from tl_backward._support.sentences import DRAWS_NEEDED, count_text, listed, percent
 
+_MOST_NAMED = 3
+"""Matrices of one share; of more their number is said."""
 CHANCE = 0.05
 """The share of any vectors that is above the 95th percentile of Gaussian ones."""
 
@@ -52,7 +54,7 @@ def coherence_sentence(found: Above, best: str) -> str:
 
 
 def atlas_sentence(found: Sequence[Above]) -> str:
-    """How many of a model's vectors are coherent, and in which weight most."""
+    """How many of a model's vectors are coherent, and which of its matrices have more such ones than by chance."""
     every = Above("", sum(each.n_above for each in found), sum(each.n for each in found), _fewest(found))
     known = [each for each in found if each.n]
     if not known:
@@ -64,12 +66,18 @@ def atlas_sentence(found: Sequence[Above]) -> str:
     more = every.is_more()
     if more is None:
         return f"{first}; so few Gaussian vectors cannot tell the two apart."
-    best = max(known, key=lambda each: each.share)
-    at_best = best.is_more(among=len(known)) and sum(each.share == best.share for each in known) == 1
-    where = f"most in {best.name} ({percent(best.share)})" if at_best else "in no one matrix clearly"
+    clear = [each for each in known if each.is_more(among=len(known))]
+    # Few vectors reach a large share by chance, so the most is sought among those that are clearly more.
+    most = max((each.share for each in clear), default=math.nan)
+    best = [each.name for each in clear if each.share == most]
+    named = listed(best) if len(best) <= _MOST_NAMED else f"{len(best)} of them"
     if not more:
-        return f"{first}: no clear sign that they stand for words" + (f", but for {best.name}." if at_best else ".")
-    return f"{first}, {where}."
+        return f"{first}: no clear sign that they stand for words" + (f", but for {named}." if clear else ".")
+    if not clear:
+        return f"{first}, in no one matrix clearly."
+    if len(clear) == 1:
+        return f"{first}, most in {named} ({percent(most)})."
+    return f"{first}; {len(clear)} of the matrices have clearly more than that, {named} the most ({percent(most)})."
 
 
 def _fewest(found: Sequence[Above]) -> int:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tl_backward._support.sentences import DRAWS_NEEDED, count_text, overlap, two_digits
+from tl_backward._support.sentences import DRAWS_NEEDED, count_text, layers_text, overlap, two_digits
 
 HOW = "control='random_init'"
 
@@ -40,8 +40,11 @@ def sweep_sentence(found: Stands | None, n_prompts: int, n_draws: int) -> str:
     own, layer = found.own[at], found.layers[at]
     end = "lowest" if found.smallest else "largest"
     means = [each.mean for each in found.own if not math.isnan(each.mean)]
-    where = "the same in every layer" if max(means) == min(means) and len(means) > 1 else f"{end} in layer {layer}"
-    first = f"{over} {found.what} is {where}, {_shown(own)}"
+    if max(means) == min(means) and len(means) > 1:
+        where = "the same in every layer,"
+    else:
+        where = f"{end} in layer {layer}{_beside(found, at)}"
+    first = f"{over} {found.what} is {where} {_shown(own)}"
     if found.control is None or all(math.isnan(each.mean) for each in found.control):
         return f"{first}; no control was run, so an untrained network may do the same ({HOW} shows it)."
     beside = found.control[_extreme(found.control, found.smallest)]
@@ -55,6 +58,16 @@ def sweep_sentence(found: Stands | None, n_prompts: int, n_draws: int) -> str:
 def _extreme(means: Sequence[Mean], smallest: bool) -> int:
     known = [i for i, each in enumerate(means) if not math.isnan(each.mean)]
     return (min if smallest else max)(known, key=lambda i: means[i].mean)
+
+
+def _beside(found: Stands, at: int) -> str:
+    """The layers whose intervals overlap that of the most extreme one."""
+    best, others = found.own[at], [i for i, each in enumerate(found.own) if i != at and not math.isnan(each.mean)]
+    near = [found.layers[i] for i in others if overlap((best.low, best.high), (found.own[i].low, found.own[i].high))]
+    if not near:
+        return ","
+    which = "any other layer" if len(near) == len(others) > 1 else layers_text(near, found.layers)
+    return f", though not clearly {'lower' if found.smallest else 'larger'} than in {which}:"
 
 
 def _shown(of: Mean) -> str:
