@@ -6,6 +6,8 @@ import torch
 from models import bridge, build, hooked, worlds
 from shared import stories
 
+import tl_backward as tlb
+from tl_backward._support.streams import own_stream
 from tl_backward.embedding_space import VectorOptions, parameter_coherence
 from tl_backward.embedding_space import coherence as module
 
@@ -39,7 +41,7 @@ def test_scores_are_mean_cosines_of_top_tokens(world, weight, monkeypatch):
     embedding = unembedding(model)
     expected = mean_cosines(extremes(stored @ embedding, 4)[0], embedding)
     torch.testing.assert_close(found.score, expected, atol=1e-10, rtol=0)
-    noise = torch.randn(7, model.cfg.d_model, generator=torch.Generator().manual_seed(2)).double()
+    noise = torch.randn(7, model.cfg.d_model, generator=own_stream("Gaussian vectors", 2)).double()
     torch.testing.assert_close(
         found.gaussian, mean_cosines(extremes(noise @ embedding, 4)[0], embedding), atol=1e-10, rtol=0
     )
@@ -112,3 +114,17 @@ def test_half_precision():
     model = hooked("ln", dtype=torch.bfloat16) if "hooked" in worlds() else bridge("gpt2", dtype=torch.bfloat16)
     found = parameter_coherence(model, "W_out", 0, k=3, n_gaussian=5, show_progress=False)
     assert found.score.dtype == torch.float32 and found.score.isfinite().all()
+
+
+def test_gaussian_vectors_are_no_embeddings_that_a_user_drew():
+    """After torch.manual_seed(0) an embedding has the numbers of a generator of seed 0, and would be its own chance."""
+    model = tlb.zoo.load("facts")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model.W_E.copy_(0.02 * torch.randn(model.cfg.d_vocab, model.cfg.d_model))
+        model.W_U.copy_(model.W_E.T)
+    drawn = [
+        tlb.embedding_space.parameter_coherence(model, "W_out", 2, seed=seed, n_gaussian=400).gaussian.mean()
+        for seed in (0, 1)
+    ]
+    assert drawn[0] == pytest.approx(float(drawn[1]), rel=0.1)  # of the same numbers 1.8 times as much

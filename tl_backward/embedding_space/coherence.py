@@ -11,6 +11,7 @@ from tl_backward._support.html import Cell, table, visible_token
 from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
 from tl_backward._support.sentences import listed
+from tl_backward._support.streams import own_stream
 from tl_backward._support.types import DataFrame, TransformerLensModel, typed
 from tl_backward.embedding_space.options import OLD_KEYWORDS, VectorOptions
 from tl_backward.embedding_space.projection import Projection, project_parameter, top_tokens
@@ -139,7 +140,7 @@ def parameter_coherence(
     with torch.no_grad():
         embedding = Embedding.of(model, "transpose", vector_options.fold_ln)
         mask = vector_options.mask(model)
-        noise = torch.randn(n_gaussian, len(embedding.matrix), generator=torch.Generator().manual_seed(seed))
+        noise = torch.randn(n_gaussian, len(embedding.matrix), generator=own_stream("Gaussian vectors", seed))
         noise = noise.to(embedding.matrix.device, torch.promote_types(embedding.matrix.dtype, torch.float32))
         drawn = top_tokens(embedding, embedding.folded(noise), k, mask, show_progress=show_progress).top[1]
         mean = embedding.mean_token()

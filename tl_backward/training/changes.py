@@ -16,6 +16,7 @@ from tl_backward._support.checks import check_k, nearest
 from tl_backward._support.lengths import frobenius_norm
 from tl_backward._support.sentences import count_text, no_comparison
 from tl_backward._support.shown import Shown
+from tl_backward._support.streams import own_stream
 from tl_backward._support.types import DataFrame, TransformerLensModel, Weights, typed
 from tl_backward.model.checks import check_model
 from tl_backward.text.token_strings import output_size
@@ -248,7 +249,7 @@ def _difference(
 def _noise(model: TransformerLensModel, result: Difference, options: dict[str, int]) -> Difference:
     changes = {}
     for place, name in enumerate(result.weights):
-        generator = torch.Generator().manual_seed(options["seed"] * 1_000_003 + place)
+        generator = own_stream("noise beside a change", options["seed"], place)
         noise = torch.randn(matrix_shape(result.after[name]), generator=generator, dtype=torch.float64)
         noise *= result.changes[name].norm / frobenius_norm(noise)
         changes[name] = _decomposed(noise, options["rank"], options["seed"]), None

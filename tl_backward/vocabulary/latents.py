@@ -15,7 +15,7 @@ from tl_backward._support.lengths import largest, lengths, units
 from tl_backward._support.public import public
 from tl_backward._support.saved import Saved
 from tl_backward._support.sentences import DRAWS_NEEDED, band, count_text, two_digits
-from tl_backward._support.storage import fingerprint
+from tl_backward._support.streams import own_stream
 from tl_backward._support.types import DataFrame, Tokenizer
 from tl_backward.text.token_strings import text_frame, token_strings
 from tl_backward.vocabulary.basis import Basis, Side
@@ -330,8 +330,7 @@ def _bands(vectors: Tensor, norms: Tensor, n_draws: int, seed: int) -> Tensor:
     bands = vectors.new_full((4, n), torch.nan)
     if n_draws < DRAWS_NEEDED or not n:
         return bands
-    # A stream of its own: a user's dictionary may have been drawn after torch.manual_seed(seed), and would be a draw.
-    generator = torch.Generator().manual_seed(int(fingerprint(["random directions", seed])[:15], 16))
+    generator = own_stream("random directions", seed)
     reached = vectors.new_zeros(n_draws, 4, n)
     reached[:, 0::2], reached[:, 1::2] = torch.inf, -torch.inf
     tile = max(1, _TILE // max(width, _ROWS))
